@@ -1,0 +1,51 @@
+# Every target sets up what it needs: the first one called creates .venv/, later ones re-use it.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all check format evaluate clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv/ with the versions of requirements.lock and this project in place (5.5 GB, minutes)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "PYTHON=$(PYTHON): $$($(PYTHON) --version 2>&1); wanted is Python 3.11 or newer, e.g. make $(MAKECMDGOALS) PYTHON=python3.11"; \
+	  exit 2; }
+	@if [ -x $(PY) ]; then echo "Updating .venv/ to requirements.lock"; \
+	else echo "Creating .venv/ with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; fi
+	@echo "Installing $$(wc -l < requirements.lock) packages of requirements.lock (some minutes the first time)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@echo "Installing classifier-lens itself, editable"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+	@echo "Ready: .venv/bin/python run.py"
+
+demo: $(STAMP) ## Four counterfactuals of the planted world; prints the path of their page
+	@echo "Running: $(PY) run.py"
+	@$(PY) run.py
+
+test: $(STAMP) ## Run the tests but the slow ones
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(STAMP) ## Run all tests
+	$(PY) -m pytest
+
+check: $(STAMP) ## Lint, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP) ## Format the code and mend what the linter can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.flips N=64 SEED=1
+	$(PY) scripts/evaluate.py $(if $(ROWS),rows=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
+
+clean: ## Remove caches and build products; .venv/ and outputs/ stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find . -path ./.venv -prune -o -path ./outputs -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,85 @@
+"""CIFAR-10 photographs, from torchvision's folder or from zips of JPEG files."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.selection import check_choice, check_count, check_position, first_line, shuffled
+from runner.types import Example, UserError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PAIRS = (("airplane", "ship"), ("automobile", "truck"), ("bird", "frog"), ("cat", "dog"), ("deer", "horse"))
+
+
+def load(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
+    """All photographs of a split: images (n, 3, 32, 32) uint8, labels (n,) long, and a name for each.
+
+    `path` holds `cifar-10-batches-py` as torchvision unpacks it, or `train.zip` and `test.zip` with files
+    `<split>/<class>/<number>.jpg`. Raises FileNotFoundError if it holds neither.
+    """
+    path = Path(path)
+    if (folder := path / "cifar-10-batches-py").is_dir():
+        return _load_batches(folder, split)
+    if (archive := path / f"{split}.zip").is_file():
+        return _load_zip(archive, split)
+    raise FileNotFoundError(f"data.path={path}: neither cifar-10-batches-py/ (torchvision) nor {split}.zip is there")
+
+
+def _load_batches(folder: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
+    files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    batches = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in files]
+    images = torch.from_numpy(np.concatenate([b["data"] for b in batches]).reshape(-1, 3, 32, 32))
+    labels = torch.tensor([label for b in batches for label in b["labels"]])
+    return images, labels, [f"{split}-{i:05d}" for i in range(len(labels))]
+
+
+def _load_zip(archive: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
+    images, labels, names = [], [], []
+    with zipfile.ZipFile(archive) as files:
+        for entry in sorted(n for n in files.namelist() if n.endswith(".jpg") and n.startswith(f"{split}/")):
+            _, label, file = entry.split("/")
+            picture = Image.open(io.BytesIO(files.read(entry))).convert("RGB")
+            images.append(np.asarray(picture).transpose(2, 0, 1))
+            labels.append(CLASSES.index(label))
+            names.append(f"{split}-{label}-{Path(file).stem}")
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels), names
+
+
+class Cifar10:
+    """CIFAR-10 photographs as a `runner.types.Dataset`; nobody captioned them.
+
+    path: as for `load`; split: train | test; count: how many, None for all; seed: of their order.
+    """
+
+    labels: tuple[str, ...] = CLASSES
+
+    def __init__(self, path: str | Path, split: str, count: int | None, seed: int) -> None:
+        check_choice("data.split", split, ("train", "test"))
+        try:
+            self._images, self._labels, self._names = load(Path(path).expanduser(), split)
+        except FileNotFoundError as error:
+            raise UserError(str(error)) from error
+        except (OSError, ValueError, KeyError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"data.path={path}: cannot read the {split} split: {first_line(error)}") from error
+        size = len(self._labels)
+        self._order = shuffled(size, seed)[: check_count(count, size)]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, i: int) -> Example:
+        """Photograph `i` of the seed's order, (3, 32, 32), named after its file."""
+        row = self._order[check_position(i, len(self))]
+        return Example(self._names[row], self._images[row].float() / 255, CLASSES[int(self._labels[row])])
+
+    def nearest(self, label: str) -> str | None:
+        """The other class of the pair in `PAIRS`: such as look alike, or stand before a like ground."""
+        return next((b if label == a else a for a, b in PAIRS if label in (a, b)), None)

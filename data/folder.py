@@ -1,0 +1,160 @@
+"""Pictures from files: one picture, or a tree `<label>/<picture>`."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from PIL import ImageFile as pillow_file
+from torch import Tensor
+
+from data.selection import check_position, first_line, shuffled
+from runner.types import Example, UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MIN_SIDE = 16  # pixels
+
+_WANTED = f"a whole picture ({', '.join(suffix[1:] for suffix in SUFFIXES)})"
+# What Pillow raises for a broken file, by format.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def square(image: Float[Tensor, "3 h w"], side: int) -> Float[Tensor, "3 s s"]:
+    """The central square of a picture in [0, 1], resized to `side` pixels (bicubic, antialiased, clamped).
+
+    A picture that has this size already comes back as it is.
+    """
+    height, width = image.shape[-2:]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    crop = image[:, top : top + short, left : left + short]
+    if short == side:
+        return crop
+    return F.interpolate(crop[None], size=(side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
+    """Decode a picture to RGB in [0, 1] at its own size, turned as its EXIF orientation says.
+
+    Transparent parts are laid on white. Raises UserError if the file is missing, no picture, truncated or
+    smaller than 16 pixels on a side.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.path={path}: {'is a folder' if path.is_dir() else 'no such file'}; wanted is {_WANTED}")
+    try:
+        with _truncation_refused(), Image.open(path) as file:
+            picture = _to_rgb(ImageOps.exif_transpose(file))
+    except _BROKEN as error:
+        reason = first_line(error).replace(str(path), "the file")
+        raise UserError(f"data.path={path}: cannot be read ({reason}); wanted is {_WANTED}") from error
+    if min(picture.size) < MIN_SIDE:
+        width, height = picture.size
+        raise UserError(f"data.path={path}: {width} x {height} pixels; allowed are {MIN_SIDE} x {MIN_SIDE} and larger")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255
+
+
+@contextmanager
+def _truncation_refused() -> Iterator[None]:
+    """Pillow's switch is global, and other libraries turn it to tolerate truncated files."""
+    before = pillow_file.LOAD_TRUNCATED_IMAGES
+    pillow_file.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        pillow_file.LOAD_TRUNCATED_IMAGES = before
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Any of Pillow's modes to 8-bit RGB: transparency laid on white, 16-bit grey scaled to 8."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _name(*parts: str) -> str:
+    """A name fit for a folder: letters, digits, `.`, `_` and `-`, at most 60 characters."""
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts)).strip(".-")[:60] or "picture"
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, repeated ones numbered in their order: a, b, a -> a, b, a-2."""
+    result: dict[str, None] = {}
+    for name in names:
+        unique, k = name, 1
+        while unique in result:
+            k += 1
+            unique = f"{name}-{k}"
+        result[unique] = None
+    return list(result)
+
+
+class ImageFile:
+    """One picture as a `runner.types.Dataset`; it is read, and refused if broken, when this is built.
+
+    path: the file; label: what it shows; caption: of the whole picture, None where nobody wrote one.
+    Raises UserError if the path or the label is missing, or as `read_picture` does.
+    """
+
+    def __init__(self, path: str | Path | None, label: str | None, caption: str | None) -> None:
+        if not path:
+            raise UserError(f"data.path is missing: give {_WANTED}, e.g. data.path=goldfish.jpg")
+        if label is None or not str(label).strip():
+            raise UserError(f"data.label is missing: name the class that {path} shows, e.g. data.label='goldfish'")
+        self.labels: tuple[str, ...] = (str(label).strip(),)
+        self._example = Example(_name(Path(path).stem), read_picture(path), self.labels[0], caption)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> Example:
+        check_position(i, 1)
+        return self._example
+
+    def nearest(self, label: str) -> str | None:
+        """None: one picture knows no other class."""
+        return None
+
+
+class ImageFolder:
+    """A tree `<label>/<picture>` as a `runner.types.Dataset`, in the seed's order; nobody captioned it.
+
+    Pictures are read when asked for, at their own size. Raises UserError if the folder is missing or holds no
+    picture, and for a broken picture as `read_picture` does.
+    """
+
+    def __init__(self, path: str | Path | None, seed: int) -> None:
+        if not path:
+            raise UserError("data.path is missing: give a folder of <label>/<picture>, e.g. data.path=pictures")
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise UserError(f"data.path={path}: no such folder; wanted is a folder of <label>/<picture>")
+        files = [f for f in sorted(root.glob("[!.]*/[!.]*")) if f.suffix.lower() in SUFFIXES and f.is_file()]
+        if not files:
+            kinds = ", ".join(SUFFIXES)
+            raise UserError(f"data.path={path}: holds no picture; wanted are files <label>/<picture> ({kinds})")
+        self.labels: tuple[str, ...] = tuple(sorted({f.parent.name for f in files}))
+        names = _unique([_name(f.parent.name, f.stem) for f in files])
+        self._files = [(files[i], names[i]) for i in shuffled(len(files), seed)]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: int) -> Example:
+        file, name = self._files[check_position(i, len(self))]
+        return Example(name, read_picture(file), file.parent.name)
+
+    def nearest(self, label: str) -> str | None:
+        """None: a folder does not say which of its classes are alike."""
+        return None

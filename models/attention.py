@@ -1,0 +1,103 @@
+"""Recording and injecting cross-attention (XA) maps of a diffusers UNet; self-attention stays fused.
+
+Maps are rows of attention probabilities, "b heads q l": q latent pixels, l text tokens. What to record or inject is
+an argument of the UNet's call (`cross_attention_kwargs`), so no network carries state and recomputation is safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from runner.types import UserError
+
+
+@dataclass
+class MapControl:
+    """What one UNet call does with its XA maps of the text half (the last rows of the batch).
+
+    inject: layer -> (b, heads, q, l) maps that replace the network's own where `active`;
+    record: filled by the call with layer -> (b, heads, q, l), for the last `rows` rows of the batch.
+    """
+
+    inject: Mapping[str, Tensor] = field(default_factory=dict)
+    active: Bool[Tensor, " b"] | None = None
+    record: dict[str, Tensor] | None = None
+    rows: int = 0
+
+
+class SelfAttention(AttnProcessor2_0):
+    """diffusers' fused attention, which takes and ignores the map control that every layer is handed."""
+
+    def __call__(self, *args: Any, maps: MapControl | None = None, **kwargs: Any) -> Tensor:
+        return super().__call__(*args, **kwargs)
+
+
+class CrossAttention:
+    """Text attention that is fused unless its maps are recorded or replaced."""
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, maps: MapControl | None = None,
+    ) -> Tensor:  # fmt: skip
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        injected = None if maps is None else maps.inject.get(self.layer)
+        if maps is None or (maps.record is None and injected is None):
+            out = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
+        else:
+            probabilities = (q @ k.transpose(-1, -2) * attn.scale).softmax(dim=-1)
+            if maps.record is not None:
+                maps.record[self.layer] = probabilities[-maps.rows :].detach()
+            if injected is not None and maps.active is not None:
+                rows = len(injected)
+                chosen = torch.where(
+                    maps.active[:, None, None, None], injected.to(probabilities.dtype), probabilities[-rows:]
+                )
+                probabilities = torch.cat([probabilities[:-rows], chosen])
+            out = probabilities @ v
+        out = out.transpose(1, 2).flatten(-2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def install(unet: UNet2DConditionModel) -> list[str]:
+    """Give every layer its processor; returns the names of the text layers in the order of the forward pass."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    text = [name for name in names if name.endswith("attn2")]
+    unet.set_attn_processor(
+        {f"{name}.processor": CrossAttention(name) if name in text else SelfAttention() for name in names}
+    )
+    return text
+
+
+def word_map(
+    recorded: Mapping[str, Tensor], positions: list[list[int]], side: int, window: slice
+) -> Float[Tensor, "b 1 side side"]:
+    """Where the picture attends to a word: the XA maps of one resolution, averaged and divided by their maximum.
+
+    recorded: layer -> (b, t, heads, q, l); positions: per sample the word's tokens; side: the maps' height and
+    width; window: the sampler steps that count. Raises UserError if no layer has maps of that size.
+    """
+    layers = [m for m in recorded.values() if m.shape[3] == side * side]
+    if not layers:
+        sides = sorted({math.isqrt(m.shape[3]) for m in recorded.values()})
+        raise UserError(f"generator.maps.side={side}: allowed are {', '.join(map(str, sides))}")
+    mean = torch.stack([m[:, window].float().mean(dim=(1, 2)) for m in layers]).mean(dim=0)
+    maps = torch.stack([m[..., tokens].mean(dim=-1) for m, tokens in zip(mean, positions, strict=True)])
+    maps = maps / maps.amax(dim=1, keepdim=True)
+    return maps.view(-1, 1, side, side)

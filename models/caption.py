@@ -1,0 +1,20 @@
+"""Captions for pictures: what the inversion is told the picture shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runner.types import Example
+
+
+@dataclass(frozen=True)
+class Template:
+    """The picture's own caption where it has one, else `template` with `{article}` and `{label}` filled in."""
+
+    template: str
+
+    def __call__(self, example: Example) -> str:
+        if example.caption is not None:
+            return example.caption
+        article = "an" if example.label[:1].lower() in tuple("aeiou") else "a"
+        return self.template.format(article=article, label=example.label)

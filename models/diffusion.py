@@ -1,0 +1,290 @@
+"""Stable Diffusion as a differentiable function of its start latent and embeddings (DiG-IN, Section 3, Algorithm 1)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models import attention, invert, words
+from models.inversion_cache import InversionCache
+from models.segment import Softening, usable
+from models.steps import Schedule, ddim_schedule, ddim_step, guide
+from runner.types import Anchor, Controls, Problem, Scene, Segmenter, Start, UserError
+
+RECOMPUTE = ("none", "step", "block")
+REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass(frozen=True)
+class MapWindow:
+    """Which XA maps make the mask: their side in latent pixels, and the part of the chain as shares in [0, 1]."""
+
+    side: int
+    first: float
+    last: float
+
+    def steps(self, total: int) -> slice:
+        """The sampler steps of the window: at least one."""
+        begin = min(math.floor(self.first * total), total - 1)
+        return slice(begin, max(math.ceil(self.last * total), begin + 1))
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Prompt-to-Prompt schedules that are compared once: shares of the chain with injected maps, with and without
+    the background's latents held for the same share."""
+
+    inject: Sequence[float]
+    blend: Sequence[bool]
+
+    def __iter__(self) -> Iterator[tuple[float, float]]:
+        for share in self.inject:
+            for held in self.blend:
+                yield share, share if held else 0.0
+
+
+@dataclass(frozen=True)
+class NullText:
+    """Settings of null-text inversion: see `models.invert.null_text`."""
+
+    rate: float
+    inner_steps: int
+    tolerance: float
+    tolerance_growth: float
+
+
+class LatentDiffusion:
+    """A frozen latent diffusion model with DDIM; calling it renders controls, `begin` inverts pictures."""
+
+    def __init__(
+        self, pipe: StableDiffusionPipeline, digest: str, resolution: int, steps: int, guidance: float, last: int,
+        recompute: str, maps: MapWindow, softening: Softening, schedules: Schedules, null_text: NullText,
+        segmenter: Segmenter, cache: InversionCache, lr_scale: dict[str, float],
+    ) -> None:  # fmt: skip
+        if recompute not in RECOMPUTE:
+            raise UserError(f"generator.recompute={recompute}: allowed are {', '.join(RECOMPUTE)}")
+        if pipe.scheduler.config.prediction_type != "epsilon":
+            raise UserError(f"prediction_type={pipe.scheduler.config.prediction_type}: allowed is epsilon")
+        self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
+        self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
+        self.text_encoder: nn.Module = pipe.text_encoder.requires_grad_(False).eval()
+        self.tokenizer = pipe.tokenizer
+        self.device = pipe.device
+        scheduler = pipe.scheduler
+        self.schedule: Schedule = ddim_schedule(
+            scheduler.alphas_cumprod, steps, scheduler.config.steps_offset, scheduler.final_alpha_cumprod.item()
+        )
+        attention.install(self.unet)
+        if recompute == "block":
+            self.unet.enable_gradient_checkpointing()
+        shrink = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if resolution % shrink:
+            raise UserError(f"generator.resolution={resolution}: allowed are multiples of {shrink}")
+        self.latent_side = resolution // shrink
+        self.digest, self.resolution, self.guidance = digest, resolution, guidance
+        self.last, self.recompute = last, recompute
+        self.maps, self.softening, self.schedules, self.settings = maps, softening, schedules, null_text
+        self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
+
+    # --- the four networks ----------------------------------------------------------------------------------
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
+        """Scaled latents E(x) of images in [0, 1] (the posterior's mean)."""
+        mean = self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode()
+        return mean.float() * self.vae.config.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
+        """Images of scaled latents, cut to [0, 1]; the cut lets the gradient pass."""
+        image = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample.float() / 2 + 0.5
+        return image + (image.clamp(0, 1) - image).detach()
+
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
+        """Text embeddings, padded to the model's length."""
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
+        ).input_ids
+        with torch.no_grad():
+            return self.text_encoder(tokens.to(self.device))[0].float()
+
+    def predict(
+        self, z: Tensor, t: Tensor, text: Tensor, maps: attention.MapControl | None = None
+    ) -> Float[Tensor, "b c y x"]:
+        """The UNet's noise prediction."""
+        dtype = self.unet.dtype
+        kwargs = None if maps is None else {"maps": maps}
+        return self.unet(z.to(dtype), t, text.to(dtype), cross_attention_kwargs=kwargs).sample.float()
+
+    # --- the chain --------------------------------------------------------------------------------------------
+
+    def step(
+        self, z: Tensor, text: Tensor, null: Tensor, i: int, anchor: Anchor | None = None,
+        record: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Guided sampler step i -> (next latent, x0-prediction), with the anchor's injection and blending."""
+        share = i / len(self.schedule)
+        maps = None
+        if record is not None:
+            maps = attention.MapControl(record=record, rows=len(z))
+        elif anchor is not None and bool((active := anchor.inject > share).any()):
+            maps = attention.MapControl(
+                inject={layer: m[:, i] for layer, m in anchor.maps.items() if i < m.shape[1]}, active=active
+            )
+        eps_null, eps_text = self.predict(
+            torch.cat([z, z]), self.schedule.timesteps[i], torch.cat([null, text]), maps
+        ).chunk(2)
+        eps = guide(eps_null, eps_text, self.guidance)
+        z, x0 = ddim_step(z, eps, self.schedule.alphas[i], self.schedule.alphas_next[i])
+        if anchor is not None and bool((held := anchor.blend > share).any()):
+            free = torch.where(held[:, None, None, None], anchor.latent_mask, torch.ones_like(anchor.latent_mask))
+            z = free * z + (1 - free) * anchor.templates[:, i]
+        return z, x0
+
+    def chain(self, controls: Controls, anchor: Anchor) -> list[Float[Tensor, "b c y x"]]:
+        """The x0-predictions of all steps."""
+        z, predictions = controls["latent"], []
+        for i in range(len(self.schedule)):
+            text = anchor.text[:, i] + controls["text"][:, i]
+            null = anchor.null[:, i] + controls["null"][:, i]
+            if self.recompute == "step" and torch.is_grad_enabled():
+                z, x0 = checkpoint(self.step, z, text, null, i, anchor, use_reentrant=False)
+            else:
+                z, x0 = self.step(z, text, null, i, anchor)
+            predictions.append(x0)
+        return predictions
+
+    def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
+        """Scenes of the last `last` x0-predictions; the last one is the picture that counts."""
+        latents = self.chain(controls, anchor)[-self.last :]
+        images = self.decode(torch.cat(latents)).chunk(len(latents))
+        return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
+
+    # --- from pictures to a start -----------------------------------------------------------------------------
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise UserError for what can be seen to fail before anything is computed."""
+        if self.guidance == 1:
+            raise UserError("generator.guidance=1: null-text inversion does nothing there, choose a value above 1")
+        for problem in problems:
+            edit = problem.edit
+            words.word_tokens(self.tokenizer, edit.source, edit.source_words)
+            words.word_tokens(self.tokenizer, edit.target, edit.target_words)
+
+    def invert(
+        self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b t l d"]]:
+        """Null-text inversion of pictures -> start latents and null embeddings; kept per picture in the cache.
+
+        A batch is computed whole unless the cache has every picture of it: its numbers then never depend on
+        what an earlier run left behind.
+        """
+        setting = [self.digest, len(self.schedule), self.guidance, self.settings, len(images), torch.get_num_threads()]
+        keys = [self.cache.key(image, prompt, *setting) for image, prompt in zip(images, prompts, strict=True)]
+        if (found := self.cache.load(keys)) is not None:
+            return found["latent"].to(self.device), found["null"].to(self.device)
+        text, null = self.embed(prompts), self.embed([""] * len(prompts))
+        with torch.no_grad():
+            z0 = self.encode(images)
+        trajectory = invert.ddim_invert(self.predict, z0, text, self.schedule)
+        nulls = invert.null_text(
+            self.predict, trajectory, text, null, self.schedule, self.guidance, self.settings.rate,
+            self.settings.inner_steps, self.settings.tolerance, self.settings.tolerance_growth,
+        )  # fmt: skip
+        self.cache.save(keys, latent=trajectory[:, 0], null=nulls)
+        return trajectory[:, 0], nulls
+
+    @torch.no_grad()
+    def record(
+        self, latent: Tensor, text: Float[Tensor, "b l d"], null: Float[Tensor, "b t l d"]
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "b t c y x"], Tensor]:
+        """One pass with the original prompt -> XA maps per layer (b, t', heads, q, l) of the t' first steps that a
+        mask or an injection needs, latents after each step, and the reconstruction (b, 3, h, w)."""
+        total = len(self.schedule)
+        needed = max(self.maps.steps(total).stop, math.ceil(max(self.schedules.inject) * total))
+        z, steps, templates = latent, [], []
+        for i in range(total):
+            maps: dict[str, Tensor] = {}
+            z, x0 = self.step(z, text, null[:, i], i, record=maps if i < needed else None)
+            if maps:
+                steps.append(maps)
+            templates.append(z)
+        stacked = {layer: torch.stack([m[layer] for m in steps], dim=1) for layer in steps[0]}
+        return stacked, torch.stack(templates, dim=1), self.decode(x0)
+
+    def free_region(
+        self, images: Tensor, recorded: dict[str, Tensor], prompts: Sequence[str], phrases: Sequence[str]
+    ) -> Float[Tensor, "b 1 h w"]:
+        """The segmenter's masks of the phrases' objects, before they are softened."""
+        positions = [words.word_tokens(self.tokenizer, p, w) for p, w in zip(prompts, phrases, strict=True)]
+        maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self.schedule)))
+        return self.segmenter(images, maps)
+
+    @torch.no_grad()
+    def begin(self, problems: Sequence[Problem]) -> Start:
+        """Invert the pictures, find the free region, exchange the words (DiG-IN, Algorithm 2, before the loop)."""
+        edits = [p.edit for p in problems]
+        images = torch.stack([p.image for p in problems]).to(self.device)
+        sources, targets = [e.source for e in edits], [e.target for e in edits]
+        with torch.enable_grad():
+            latent, null = self.invert(images, sources)
+        source_text, target_text = self.embed(sources), self.embed(targets)
+        recorded, templates, _ = self.record(latent, source_text, null)
+        mask, notes = usable(self.free_region(images, recorded, sources, [e.source_words for e in edits]))
+        mask = self.softening(mask)
+        matrices = torch.stack([
+            words.alignment(self.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new)
+            for e, old, new in zip(edits, source_text, target_text, strict=True)
+        ]).to(self.device)  # fmt: skip
+        injected = {layer: torch.einsum("bthqk,bkl->bthql", m, matrices) for layer, m in recorded.items()}
+        n, steps = len(problems), len(self.schedule)
+        base = Anchor(
+            text=target_text[:, None].expand(-1, steps, -1, -1), null=null, norm=latent.flatten(1).norm(dim=1),
+            mask=mask, latent_mask=F.interpolate(mask, size=latent.shape[-2:], mode="area"), original=images,
+            encoded=self.encode(images), templates=templates, maps=injected,
+            inject=torch.zeros(n, device=self.device), blend=torch.zeros(n, device=self.device),
+        )  # fmt: skip
+        anchors = [
+            replace(base, inject=torch.full_like(base.inject, share), blend=torch.full_like(base.blend, held))
+            for share, held in self.schedules
+        ]
+        zeros = torch.zeros_like(base.text)
+        return Start({"latent": latent, "text": zeros, "null": zeros.clone()}, anchors, notes)
+
+
+def load(
+    path: str, revision: str | None, dtype: str, device: str, needs: str, **settings: Any
+) -> LatentDiffusion:  # fmt: skip
+    """Load a pipeline folder or hub id and wrap it; `settings` are the arguments of `LatentDiffusion`.
+
+    Raises UserError in one line if the weights are not there; `needs` says how to get them.
+    """
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            path, revision=revision, torch_dtype=getattr(torch, dtype), safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"generator.path={path}: no weights ({reason}); {needs}; `python run.py` alone needs none"
+        ) from error
+    return LatentDiffusion(pipe.to(device), digest(pipe), **settings)
+
+
+def digest(pipe: StableDiffusionPipeline) -> str:
+    """SHA-256 over the weights of the three networks, in the order of their names."""
+    sha = hashlib.sha256()
+    for network in (pipe.vae, pipe.text_encoder, pipe.unet):
+        for name, value in sorted(network.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

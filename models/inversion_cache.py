@@ -1,0 +1,46 @@
+"""Inversions kept by content, one file per picture, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class InversionCache:
+    """A folder of safetensors files named by the hash of everything an inversion depends on; None keeps nothing."""
+
+    def __init__(self, folder: str | None) -> None:
+        self.folder = None if folder is None else Path(folder)
+
+    def key(self, image: Tensor, *parts: object) -> str:
+        """The hash of a picture's pixels and of whatever else decides the result (by `repr`)."""
+        sha = hashlib.sha256(repr(parts).encode())
+        sha.update(image.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:32]
+
+    def load(self, keys: Sequence[str]) -> dict[str, Tensor] | None:
+        """The stacked tensors of all keys, or None if one of them is missing."""
+        if self.folder is None:
+            return None
+        paths = [self.folder / f"{key}.safetensors" for key in keys]
+        if not all(path.exists() for path in paths):
+            return None
+        parts = [load_file(path) for path in paths]
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def save(self, keys: Sequence[str], **tensors: Tensor) -> None:
+        """Keep row i of each tensor under keys[i]."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for i, key in enumerate(keys):
+            path = self.folder / f"{key}.safetensors"
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({name: t[i].detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
+            temporary.replace(path)

@@ -1,0 +1,67 @@
+"""From a picture's latent to a start latent and null embeddings that reproduce it (null-text inversion)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.steps import Schedule, ddim_step, guide
+
+# (latents, timestep, text embeddings) -> predicted noise
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def ddim_invert(
+    predict: Predict, z0: Float[Tensor, "b c y x"], text: Float[Tensor, "b l d"], schedule: Schedule
+) -> Float[Tensor, "b t1 c y x"]:
+    """DDIM inversion with the text branch alone (guidance 1): all latents from noisy to clean, z_T first, z_0 last.
+
+    The noise at each level is predicted with the timestep of the level it leads to (Mokady et al., 2022).
+    """
+    trajectory = [z0]
+    for i in reversed(range(len(schedule))):
+        z = trajectory[-1]
+        eps = predict(z, schedule.timesteps[i], text)
+        trajectory.append(ddim_step(z, eps, schedule.alphas_next[i], schedule.alphas[i])[0])
+    return torch.stack(trajectory[::-1], dim=1)
+
+
+def null_text(
+    predict: Predict, trajectory: Float[Tensor, "b t1 c y x"], text: Float[Tensor, "b l d"],
+    null: Float[Tensor, "b l d"], schedule: Schedule, w: float, rate: float = 0.01, inner_steps: int = 10,
+    tolerance: float = 1e-5, tolerance_growth: float = 2e-5,
+) -> Float[Tensor, "b t l d"]:  # fmt: skip
+    """Per sampler step an N_t with which the guided chain lands on the recorded latents (Mokady et al., 2022).
+
+    From noisy to clean, each N_t starts from the one before and is fitted by Adam at `rate * (1 - i / 100)`, at
+    most `inner_steps` times. A sample stops for itself below `tolerance + i * tolerance_growth` (mean square).
+    """
+    z, found = trajectory[:, 0], []
+    for i in range(len(schedule)):
+        t, alpha, alpha_next = schedule.timesteps[i], schedule.alphas[i], schedule.alphas_next[i]
+        wanted = trajectory[:, i + 1]
+        with torch.no_grad():
+            eps_text = predict(z, t, text)
+        null = null.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([null], lr=rate * (1 - i / 100))
+        running = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        for _ in range(inner_steps):
+            step, _ = ddim_step(z, guide(predict(z, t, null), eps_text, w), alpha, alpha_next)
+            error = ((step - wanted) ** 2).flatten(1).mean(dim=1)
+            running &= error.detach() >= tolerance + i * tolerance_growth
+            if not running.any():
+                break
+            adam.zero_grad()
+            error.sum().backward()
+            before = null.detach().clone()
+            adam.step()
+            with torch.no_grad():
+                null.copy_(torch.where(running[:, None, None], null, before))
+        found.append(null.detach())
+        with torch.no_grad():
+            z, _ = ddim_step(z, guide(predict(z, t, null), eps_text, w), alpha, alpha_next)
+    return torch.stack(found, dim=1)

@@ -1,0 +1,105 @@
+"""Words and tokens of prompts: which tokens belong to a word, and how XA maps move to a changed prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from runner.types import UserError
+
+
+def find_words(prompt: str, words: str) -> range:
+    """Positions of `words` among the prompt's words, letter case and punctuation at the edges aside.
+
+    Raises UserError if they do not stand there in this order.
+    """
+    plain = [w.strip(".,;:!?\"'()").lower() for w in prompt.split()]
+    wanted = words.lower().split()
+    for start in range(len(plain) - len(wanted) + 1):
+        if wanted and plain[start : start + len(wanted)] == wanted:
+            return range(start, start + len(wanted))
+    raise UserError(f"caption '{prompt}' does not contain '{words}': the words that change must stand in it")
+
+
+def token_spans(tokenizer: Any, prompt: str) -> list[list[int]]:
+    """For each word of the prompt the positions of its tokens, the start token at position 0 counted.
+
+    Byte-pair encoding never crosses a blank, so the words' own tokens joined are the prompt's tokens.
+    Raises UserError if the prompt is longer than the tokenizer allows.
+    """
+    spans, position = [], 1
+    for word in prompt.split():
+        n = len(tokenizer(word, add_special_tokens=False).input_ids)
+        spans.append(list(range(position, position + n)))
+        position += n
+    if position + 1 > tokenizer.model_max_length:
+        raise UserError(f"prompt '{prompt}' has {position + 1} tokens: allowed are {tokenizer.model_max_length}")
+    return spans
+
+
+def word_tokens(tokenizer: Any, prompt: str, words: str) -> list[int]:
+    """Positions of all tokens of `words` in the prompt."""
+    spans = token_spans(tokenizer, prompt)
+    return [t for w in find_words(prompt, words) for t in spans[w]]
+
+
+def word_weights(source: Float[Tensor, "n d"], target: Float[Tensor, "m d"]) -> Float[Tensor, "m n"]:
+    """How much of each old word's map a new word takes; rows sum to 1.
+
+    Equal counts are assigned one to one with the greatest total cosine similarity; otherwise the weights are
+    the similarities themselves, negative ones cut off (all alike if none is positive).
+    """
+    similarity = torch.nn.functional.cosine_similarity(target[:, None], source[None], dim=-1)
+    if len(source) == len(target):
+        rows, columns = linear_sum_assignment(similarity.detach().cpu().double().numpy(), maximize=True)
+        weights = torch.zeros_like(similarity)
+        weights[torch.as_tensor(rows), torch.as_tensor(columns)] = 1.0
+        return weights
+    positive = similarity.clamp(min=0)
+    empty = positive.sum(dim=1, keepdim=True) == 0
+    positive = torch.where(empty, torch.ones_like(positive), positive)
+    return positive / positive.sum(dim=1, keepdim=True)
+
+
+def alignment(
+    tokenizer: Any, source: str, target: str, source_words: str, target_words: str,
+    source_embedding: Float[Tensor, "l d"], target_embedding: Float[Tensor, "l d"],
+) -> Float[Tensor, "l l"]:  # fmt: skip
+    """The matrix A with `new_maps = old_maps @ A` (Prompt-to-Prompt for unequal word counts).
+
+    Every token of a new word takes the weighted mean of the old words' maps, a word's map being the mean over its
+    tokens; all other words, the start token and the padding keep theirs at their shifted positions.
+    """
+    old_spans, new_spans = token_spans(tokenizer, source), token_spans(tokenizer, target)
+    old_words, new_words = find_words(source, source_words), find_words(target, target_words)
+    length = len(source_embedding)
+    matrix = torch.zeros(length, length)
+
+    def mean_embedding(embedding: Tensor, span: list[int]) -> Tensor:
+        return embedding[span].mean(dim=0)
+
+    weights = word_weights(
+        torch.stack([mean_embedding(source_embedding, old_spans[w]) for w in old_words]),
+        torch.stack([mean_embedding(target_embedding, new_spans[w]) for w in new_words]),
+    )
+    for row, word in zip(weights, new_words, strict=True):
+        for new in new_spans[word]:
+            for weight, old_word in zip(row, old_words, strict=True):
+                matrix[old_spans[old_word], new] = weight.item() / len(old_spans[old_word])
+
+    kept_old = [i for i in range(len(old_spans)) if i not in old_words]
+    kept_new = [i for i in range(len(new_spans)) if i not in new_words]
+    if [source.split()[i] for i in kept_old] != [target.split()[i] for i in kept_new]:
+        raise ValueError(f"'{source}' and '{target}' differ in more than '{source_words}' -> '{target_words}'")
+    for i, j in zip(kept_old, kept_new, strict=True):
+        for old, new in zip(old_spans[i], new_spans[j], strict=True):
+            matrix[old, new] = 1.0
+    matrix[0, 0] = 1.0
+    old_end, new_end = 1 + sum(map(len, old_spans)), 1 + sum(map(len, new_spans))
+    for new in range(new_end, length):
+        matrix[min(new - new_end + old_end, length - 1), new] = 1.0
+    return matrix

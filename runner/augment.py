@@ -1,0 +1,55 @@
+"""What the classifier is shown during optimisation: random crops with noise (DiG-IN, Fig. 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Scene
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """crops: views per image; noise: standard deviation in [0, 1] units; power: of the uniform number that sets the
+    side; min_share: the smallest side as a share of the image, where the classifier's own size would cut nothing."""
+
+    crops: int
+    noise: float
+    power: float
+    min_share: float
+
+    def __call__(self, scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
+        """The scene with new views (b, crops, 3, size, size), drawn from each sample's seed and the step alone."""
+        side = scene.image.shape[-1]
+        smallest = size if size <= 0.9 * side else self.min_share * side
+        draws = [torch.Generator().manual_seed(seed * 10_007 + step) for seed in seeds]
+        u = torch.stack([torch.rand(self.crops, 3, generator=g) for g in draws]).to(scene.image.device)
+        noise = torch.stack([torch.randn(self.crops, 3, size, size, generator=g) for g in draws])
+        crop = u[..., 0] ** self.power * (side - smallest) + smallest
+        centre = crop / 2 + u[..., 1:].flip(-1) * (side - crop)[..., None]
+        views = crop_and_resize(scene.image, centre, crop, size)
+        return replace(scene, views=views + self.noise * noise.to(views.device))
+
+
+def crop_and_resize(
+    images: Float[Tensor, "b 3 h h"], centre: Float[Tensor, "b n 2"], side: Float[Tensor, "b n"], size: int
+) -> Float[Tensor, "b n 3 s s"]:
+    """Square crops, centre (x, y) and side in pixels, sampled bilinearly at `size`; shrinking averages over the area."""
+    b, n = side.shape
+    fine = max(1, math.ceil(images.shape[-1] / size - 1e-6))
+    steps = (torch.arange(size * fine, device=images.device) + 0.5) / (size * fine) - 0.5
+    x = centre[..., 0, None] + side[..., None] * steps
+    y = centre[..., 1, None] + side[..., None] * steps
+    grid = torch.stack([x[:, :, None, :].expand(-1, -1, len(steps), -1), y[..., None].expand(-1, -1, -1, len(steps))], -1)
+    grid = grid * 2 / images.shape[-1] - 1
+    # The n crops of an image are stacked along the rows, so that the image itself is not copied n times.
+    views = F.grid_sample(images, grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False)
+    views = views.unflatten(2, (n, len(steps))).transpose(1, 2)
+    return F.avg_pool2d(views.flatten(0, 1), fine).unflatten(0, (b, n)) if fine > 1 else views

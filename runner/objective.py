@@ -1,0 +1,33 @@
+"""A named, weighted sum of terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Objective, Scene
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Per sample: the weighted sum, and each term before its weight."""
+
+    total: Float[Tensor, " b"]
+    parts: dict[str, Float[Tensor, " b"]]
+
+    def bad_term(self, i: int) -> str | None:
+        """The first term that is not finite for sample i."""
+        return next((name for name, value in self.parts.items() if not torch.isfinite(value[i])), None)
+
+
+def evaluate(objective: Objective, scene: Scene) -> Loss:
+    """All terms on a scene. Raises ValueError if a term does not give one value per sample."""
+    parts = {name: term(scene) for name, (_, term) in objective.items()}
+    for name, value in parts.items():
+        if value.shape != scene.image.shape[:1]:
+            raise ValueError(f"term {name} has shape {tuple(value.shape)}, not one value per sample")
+    total = torch.stack([weight * parts[name] for name, (weight, _) in objective.items()]).sum(dim=0)
+    return Loss(total, parts)

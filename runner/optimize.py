@@ -1,0 +1,161 @@
+"""The loop: descend on the controls of a batch, each sample for itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from runner.objective import Loss, evaluate
+from runner.types import Anchor, Controls, Generator, Objective, Scene
+
+# (scene, step) -> the scene with the views that the classifier is shown at this step
+Augment = Callable[[Scene, int], Scene]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed;
+    min_lr: where the cosine ends, per control (equal to lr: constant); clip: largest gradient norm per sample;
+    keep_norm: whether the start latent is scaled back to its initial length after every update."""
+
+    method: Callable[..., torch.optim.Optimizer]
+    steps: int
+    lr: dict[str, float]
+    min_lr: dict[str, float] | None
+    clip: float | None
+    keep_norm: bool
+
+    def rate(self, name: str, k: int) -> float:
+        """The rate of a control at step k: constant, or a cosine from lr to min_lr over the K steps."""
+        if self.min_lr is None:
+            return self.lr[name]
+        low = min(self.min_lr.get(name, 0.0), self.lr[name])
+        return low + (self.lr[name] - low) * (1 + math.cos(math.pi * k / max(self.steps, 1))) / 2
+
+
+@dataclass
+class State:
+    """Where a batch stands before evaluation `step`: controls, the method's moments, the best iterate per sample
+    (its controls, un-augmented total and step), the history of every evaluation, and why a sample was given up."""
+
+    controls: Controls
+    best: Controls
+    best_total: Tensor
+    best_step: Tensor
+    failed: list[str | None]
+    step: int = 0
+    moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    history: list[dict[str, list[float]]] = field(default_factory=list)
+    finished: bool = False
+    seconds: float = 0.0
+
+
+def begin(controls: Controls) -> State:
+    """The state before the first evaluation."""
+    n = len(next(iter(controls.values())))
+    device = next(iter(controls.values())).device
+    best = {name: value.clone() for name, value in controls.items()}
+    infinite = torch.full((n,), math.inf, device=device)
+    return State(dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n)
+
+
+def choose_start(generator: Generator, controls: Controls, anchors: Sequence[Anchor], objective: Objective) -> Anchor:
+    """Per sample the candidate with the lowest un-augmented total (DiG-IN, Algorithm 2: the schedules compared once)."""
+    if len(anchors) == 1:
+        return anchors[0]
+    with torch.no_grad():
+        totals = torch.stack([evaluate(objective, generator(controls, a)[-1]).total for a in anchors])
+    choice = totals.argmin(dim=0)
+    rows = torch.arange(len(choice), device=choice.device)
+    inject, blend = (torch.stack([getattr(a, key) for a in anchors])[choice, rows] for key in ("inject", "blend"))
+    return replace(anchors[0], inject=inject, blend=blend)
+
+
+def optimise(
+    generator: Generator, anchor: Anchor, objective: Objective, augment: Augment, descent: Descent, state: State
+) -> Iterator[State]:
+    """Evaluate and update until K updates are done; yields the state after each of the K + 1 evaluations.
+
+    The loss averages the last x0-predictions with weights growing linearly; the best iterate is the one with the
+    lowest un-augmented total of the last prediction. A sample whose loss is not finite is given up and stands still.
+    """
+    names = [name for name in state.controls if descent.lr.get(name)]
+    leaves = {name: state.controls[name].detach().clone().requires_grad_() for name in names}
+    method = descent.method([{"params": [leaves[name]], "lr": descent.lr[name]} for name in names] or [torch.zeros(0)])
+    method.state.update({leaves[name]: dict(moments) for name, moments in state.moments.items()})
+    while not state.finished:
+        last = state.step == descent.steps
+        with torch.set_grad_enabled(not last):
+            scenes = generator({**state.controls, **leaves}, anchor)
+            losses = [] if last else [evaluate(objective, augment(scene, state.step)) for scene in scenes]
+        with torch.no_grad():
+            _record(state, evaluate(objective, scenes[-1]), leaves)
+        if not last:
+            shares = [(i + 1) / sum(range(len(losses) + 1)) for i in range(len(losses))]
+            total = torch.stack([share * loss.total for share, loss in zip(shares, losses, strict=True)]).sum()
+            for leaf, gradient in zip(leaves.values(), torch.autograd.grad(total, list(leaves.values())), strict=True):
+                leaf.grad = gradient
+            _give_up(state, leaves)
+            _update(method, leaves, descent, state.step, anchor.norm)
+            state.step += 1
+        state.finished = last
+        state.controls = {**state.controls, **{name: leaf.detach() for name, leaf in leaves.items()}}
+        state.moments = {name: dict(method.state[leaf]) for name, leaf in leaves.items() if leaf in method.state}
+        yield state
+
+
+def _record(state: State, loss: Loss, leaves: Controls) -> None:
+    """Append to the history and keep the controls of those samples that are better than ever."""
+    state.history.append({name: v.tolist() for name, v in {**loss.parts, "total": loss.total}.items()})
+    for i, value in enumerate(torch.isfinite(loss.total).tolist()):
+        if not value and state.failed[i] is None:
+            state.failed[i] = f"step {state.step}: the term {loss.bad_term(i)} is not finite"
+    better = loss.total < state.best_total
+    state.best_total = torch.where(better, loss.total, state.best_total)
+    state.best_step = torch.where(better, state.step, state.best_step)
+    for name, value in {**state.controls, **leaves}.items():
+        state.best[name] = torch.where(_rows(better, value), value.detach(), state.best[name])
+
+
+def _give_up(state: State, leaves: Controls) -> None:
+    """Take failed samples out of the descent; a gradient that is not finite fails its sample."""
+    for name, leaf in leaves.items():
+        gradient = leaf.grad
+        assert gradient is not None
+        for i, finite in enumerate(torch.isfinite(gradient).flatten(1).all(dim=1).tolist()):
+            if not finite and state.failed[i] is None:
+                state.failed[i] = f"step {state.step}: the gradient of {name} is not finite"
+        alive = torch.tensor([reason is None for reason in state.failed], device=gradient.device)
+        leaf.grad = torch.where(_rows(alive, gradient), gradient, torch.zeros_like(gradient))
+
+
+@torch.no_grad()
+def _update(
+    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, step: int, norm: Tensor
+) -> None:  # fmt: skip
+    """One step of the method, with clipping, rates and the latent's length per sample."""
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    if descent.clip is not None:
+        length = torch.stack([_norms(g) ** 2 for g in gradients.values()]).sum(dim=0).sqrt()
+        scale = (descent.clip / length.clamp(min=1e-12)).clamp(max=1.0)
+        for gradient in gradients.values():
+            gradient.mul_(_rows(scale, gradient))
+    for group, name in zip(method.param_groups, leaves, strict=False):
+        group["lr"] = descent.rate(name, step)
+    method.step()
+    if descent.keep_norm and "latent" in leaves:
+        latent = leaves["latent"]
+        latent.mul_(_rows(norm / _norms(latent), latent))
+
+
+def _norms(values: Tensor) -> Tensor:
+    return values.flatten(1).norm(dim=1)
+
+
+def _rows(per_sample: Tensor, like: Tensor) -> Tensor:
+    """(b,) shaped to broadcast over the other dimensions of `like`."""
+    return per_sample.view(-1, *[1] * (like.ndim - 1))

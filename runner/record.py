@@ -1,0 +1,116 @@
+"""What a run leaves behind: a folder per problem, results.jsonl, status.json. Every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+# What may differ between two commands that continue the same run.
+NOT_PART_OF_THE_RUN = ("limit", "shard", "checkpoint", "logger", "hydra", "device", "outputs", "command", "environment")
+
+
+def run_key(config: Mapping[str, Any], digests: Sequence[str]) -> str:
+    """Ten letters that follow from the resolved configuration and the weights' hashes."""
+    kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_THE_RUN}
+    text = json.dumps([kept, list(digests)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+def write_png(path: Path, picture: Float[Tensor, "c h w"]) -> None:
+    """Save a picture in [0, 1], three channels or one, with 8 bits."""
+    pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    buffer = BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
+    write(path, buffer.getvalue())
+
+
+def read_png(path: Path) -> Float[Tensor, "3 h w"]:
+    """A saved picture in [0, 1]."""
+    with Image.open(path) as file:
+        return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+
+
+def to_json(value: Any) -> Any:
+    """Numbers that JSON has no word for become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: to_json(v) for k, v in value.items()}
+    return [to_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+class RunFolder:
+    """A run's folder. Problems are done when their `result.json` or `failure.json` exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def problem(self, name: str) -> Path:
+        return self.path / "images" / name
+
+    def checkpoint(self, start: int, stop: int) -> Path:
+        return self.path / "state" / f"problems-{start:05d}-{stop:05d}.safetensors"
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """The resolved configuration; the first command that made the run stays in it."""
+        if not (self.path / "config.yaml").exists():
+            write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+    def done(self, name: str) -> bool:
+        return any((self.problem(name) / file).exists() for file in ("result.json", "failure.json"))
+
+    def write_result(self, name: str, record: Mapping[str, Any]) -> None:
+        write(self.problem(name) / "result.json", json.dumps(to_json(record), indent=1, allow_nan=False))
+
+    def write_failure(self, name: str, error: str) -> None:
+        write(self.problem(name) / "failure.json", json.dumps({"name": name, "error": error}))
+
+    def collect(self, names: Sequence[str], state: str, reason: str) -> dict[str, Any]:
+        """Rebuild results.jsonl in problem order and status.json from the problems' own files; returns the status."""
+        with self._writer():
+            results = [t for n in names if (t := _text(self.problem(n) / "result.json")) is not None]
+            failures = [json.loads(t) for n in names if (t := _text(self.problem(n) / "failure.json")) is not None]
+            lines = [json.dumps(json.loads(text), allow_nan=False) + "\n" for text in results]
+            write(self.path / "results.jsonl", "".join(lines))
+            pending = len(names) - len(results) - len(failures)
+            status = {
+                "state": state, "done": len(results), "failed": len(failures), "pending": pending, "reason": reason,
+                "failures": failures,
+            }  # fmt: skip
+            write(self.path / "status.json", json.dumps(status, indent=1))
+        return status
+
+    @contextmanager
+    def _writer(self) -> Iterator[None]:
+        """One writer at a time, across processes."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None

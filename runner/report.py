@@ -1,0 +1,420 @@
+"""A run folder as one static page, `index.html`: built from the folder's files alone, read without a network.
+
+`python -m runner.report <run folder>` writes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import OmegaConf
+from PIL import Image
+
+from runner.types import UserError
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE = "index.html"
+FILES = ("config.yaml", "results.jsonl", "status.json")
+SMALL = 160  # px; narrower pictures are enlarged with hard pixel edges
+
+# Keys of a result that have a place of their own on its card; what else is a plain value goes into a table.
+PLACED = frozenset(
+    (
+        *("name", "success", "source", "target", "predicted_before", "predicted_after"),
+        *("confidence_before", "confidence_after", "caption", "prompt", "loss", "warnings", "images", "history"),
+    )
+)
+LABELS = {
+    "original": "Original",
+    "best": "Counterfactual",
+    "start": "Start",
+    "difference": "Difference",
+    "mask": "Mask",
+}
+STATES = {"done": "complete", "running": "still running", "failed": "failed", "stopped": "stopped early"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An existing picture of the run folder; `link` is its address relative to the page."""
+
+    key: str
+    label: str
+    alt: str
+    link: str
+    width: int
+    height: int
+
+    @property
+    def small(self) -> bool:
+        return self.width <= SMALL
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A class's confidence before and after, in [0, 1]; None where it was not measured."""
+
+    name: str
+    role: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: where, in the drawing's units, and what it says."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A curve over steps, laid out for a drawing of `WIDTH` x `HEIGHT` units."""
+
+    title: str
+    summary: str
+    line: str
+    x: list[Tick]
+    y: list[Tick]
+    best: Tick | None
+    dot: tuple[float, float] | None
+
+    WIDTH = 340
+    HEIGHT = 168
+    LEFT, RIGHT, TOP, BOTTOM = 42, 330, 30, 134
+
+
+@dataclass(frozen=True)
+class Card:
+    """One problem, ready to be shown."""
+
+    name: str
+    success: bool | None
+    source: str
+    target: str
+    predicted_before: str
+    predicted_after: str
+    caption: str
+    prompt: str
+    pictures: list[Picture]
+    bars: list[Bar]
+    charts: list[Chart]
+    loss: list[tuple[str, str]]
+    values: list[tuple[str, str]]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of successes with its 95 % Wilson interval."""
+
+    successes: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.successes, self.total)
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write the page of a run folder beside its files, in one stroke, and return its path."""
+    if not run_folder.is_dir():
+        raise UserError(f"{run_folder}: no such run folder; give outputs/<task>/<generator>-<classifier>/<hash>")
+    page = run_folder / PAGE
+    _replace(page, render(run_folder))
+    return page
+
+
+def render(run_folder: Path) -> str:
+    """The page as text."""
+    folder = run_folder.resolve()
+    config = _read_config(folder / "config.yaml")
+    records = list(_read_results(folder / "results.jsonl"))
+    status = _read_status(folder / "status.json")
+    cards = [_card(folder, record) for record in records]
+    generator, _, classifier = folder.parent.name.partition("-")
+    judged = [card.success for card in cards if card.success is not None]
+    state = str(status.get("state", ""))
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number}
+    return environment.get_template("report.html.j2").render(
+        task=folder.parent.parent.name,
+        generator=generator,
+        classifier=classifier,
+        key=folder.name,
+        command=str(config.get("command") or ""),
+        config=_text(folder / "config.yaml"),
+        state=STATES.get(state, state),
+        reason=str(status.get("reason") or ""),
+        failed=int(status.get("failed") or 0),
+        pending=int(status.get("pending") or 0),
+        failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
+        seconds=_median_seconds(records),
+        rate=Rate(sum(judged), len(judged)) if judged else None,
+        cards=cards,
+        sources=sorted({card.source for card in cards if card.source}),
+        targets=sorted({card.target for card in cards if card.target}),
+        files=[name for name in FILES if (folder / name).is_file()],
+    )
+
+
+def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share; `z` = 1.959964 gives 95 %. Nothing seen says nothing: (0, 1)."""
+    if total == 0:
+        return 0.0, 1.0
+    share, weight = successes / total, z * z / total
+    centre = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == total else centre + half
+    return low, high
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in [0, 1] as a percentage, with a space that does not break."""
+    return f"{100 * share:.{digits}f}\u00a0%"
+
+
+def number(value: object) -> str:
+    """A plain value in few characters: four significant digits, yes or no, a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], at most `most` of them."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for spacing in (power * factor for factor in (1, 2, 5, 10, 20)):
+        first, last = math.ceil(low / spacing - 1e-9), math.floor(high / spacing + 1e-9)
+        if last - first < most:
+            return [i * spacing for i in range(first, last + 1)]
+    raise AssertionError((low, high, most))
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
+
+
+def _read_status(path: Path) -> Mapping[str, Any]:
+    return _parse(_text(path) or "{}", str(path))
+
+
+def _read_results(path: Path) -> Iterator[Mapping[str, Any]]:
+    for i, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip():
+            yield _parse(line, f"{path}, line {i}")
+
+
+def _parse(text: str, where: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {text[:40]!r} is not a JSON object")
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# --- one problem ---------------------------------------------------------------------------------------------
+
+
+def _card(folder: Path, record: Mapping[str, Any]) -> Card:
+    success = record.get("success")
+    target = str(record.get("target") or "")
+    return Card(
+        name=str(record.get("name", "")),
+        success=success if isinstance(success, bool) else None,
+        source=str(record.get("source") or ""),
+        target=target,
+        predicted_before=str(record.get("predicted_before") or ""),
+        predicted_after=str(record.get("predicted_after") or ""),
+        caption=str(record.get("caption") or ""),
+        prompt=str(record.get("prompt") or ""),
+        pictures=_pictures(folder, record),
+        bars=_bars(record),
+        charts=_charts(record, target),
+        loss=_loss(record.get("loss") or {}),
+        values=[(words(key), number(value)) for key, value in _plain(record)],
+        warnings=[str(warning) for warning in record.get("warnings") or []],
+    )
+
+
+def _pictures(folder: Path, record: Mapping[str, Any]) -> list[Picture]:
+    """The record's pictures that exist within the folder, the known ones first."""
+    images = record.get("images") or {}
+    order = [key for key in LABELS if key in images] + sorted(key for key in images if key not in LABELS)
+    return [picture for key in order if (picture := _picture(folder, record, key, str(images[key])))]
+
+
+def _picture(folder: Path, record: Mapping[str, Any], key: str, path: str) -> Picture | None:
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder) or not file.is_file():
+        return None
+    with Image.open(file) as image:
+        width, height = image.size
+    label = LABELS.get(key, words(key).capitalize())
+    if key == "best" and "original" not in (record.get("images") or {}):
+        label = "Result"
+    of = {"original": record.get("source"), "best": record.get("target")}.get(key)
+    alt = f"{label} of {record.get('name', '')}" + (f": {of}" if of else "")
+    return Picture(key, label, alt, quote(file.relative_to(folder).as_posix()), width, height)
+
+
+def _bars(record: Mapping[str, Any]) -> list[Bar]:
+    """Confidences by class: the target, the source, then the others by what became of them."""
+    before, after = record.get("confidence_before") or {}, record.get("confidence_after") or {}
+    roles = {record.get("source"): "source", record.get("target"): "target"}
+    bars = [Bar(name, roles.get(name, ""), before.get(name), after.get(name)) for name in {**before, **after}]
+    rank = {"target": 0, "source": 1, "": 2}
+    return sorted(bars, key=lambda bar: (rank[bar.role], -(bar.after or 0.0)))
+
+
+def _loss(parts: Mapping[str, Any] | float) -> list[tuple[str, str]]:
+    """The loss by part, the total last; a single number is the total."""
+    if not isinstance(parts, Mapping):
+        return [("total", number(parts))]
+    order = [key for key in parts if key != "total"] + [key for key in parts if key == "total"]
+    return [(words(key), number(parts[key])) for key in order]
+
+
+def _plain(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What has no place of its own and is a number, a text or a truth value, nested ones under joined names."""
+    for key, value in values.items():
+        if not prefix and key in PLACED:
+            continue
+        if isinstance(value, Mapping):
+            yield from _plain(value, f"{prefix}{key}: ")
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            yield f"{prefix}{key}", value
+
+
+def _median_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
+    seconds = [float(r["seconds"]) for r in records if isinstance(r.get("seconds"), (int, float))]
+    return median(seconds) if seconds else None
+
+
+def words(key: str) -> str:
+    """A key as words: "class_log_prob" -> "class log prob"."""
+    return key.replace("_", " ")
+
+
+# --- curves --------------------------------------------------------------------------------------------------
+
+
+def _charts(record: Mapping[str, Any], target: str) -> list[Chart]:
+    """The loss and the target's confidence over steps, where the record kept two steps or more."""
+    best = record.get("best_step")
+    loss = _series(record, "total")
+    confidence = _series(record, "confidence")
+    charts = []
+    if len(loss) > 1:
+        low, high = min(y for _, y in loss), max(y for _, y in loss)
+        margin = 0.06 * (high - low) or 0.5
+        base = 0.0 if 0 <= low < 0.25 * high else low - margin
+        charts.append(chart("Loss, total", loss, (base, high + margin), best))
+    if len(confidence) > 1:
+        title = f"Confidence in {target}" if target else "Confidence"
+        charts.append(chart(title, confidence, (0.0, 1.0), best))
+    return charts
+
+
+def _series(record: Mapping[str, Any], key: str) -> list[tuple[float, float]]:
+    """(step, value) for the steps whose value is a finite number."""
+    rows = [(row.get("step"), row.get(key)) for row in record.get("history") or []]
+    return [
+        (float(x), float(y))
+        for x, y in rows
+        if isinstance(x, (int, float)) and isinstance(y, (int, float)) and math.isfinite(y)
+    ]
+
+
+def chart(title: str, points: Sequence[tuple[float, float]], span: tuple[float, float], best: Any) -> Chart:
+    """Lay out a curve of two points or more, (step, value) in order.
+
+    `span` is what the value's axis covers, `best` a step to mark.
+    """
+    first, last = points[0][0], points[-1][0]
+    low, high = span
+    width, height = Chart.RIGHT - Chart.LEFT, Chart.BOTTOM - Chart.TOP
+
+    def across(x: float) -> float:
+        return round(Chart.LEFT + width * (x - first) / (last - first), 1)
+
+    def down(y: float) -> float:
+        return round(Chart.BOTTOM - height * (y - low) / (high - low), 1)
+
+    marked = next(((x, y) for x, y in points if x == best), None)
+    return Chart(
+        title=title,
+        summary=f"{title} over {len(points)} steps, from {number(points[0][1])} to {number(points[-1][1])}",
+        line=" ".join(f"{across(x)},{down(y)}" for x, y in points),
+        x=[Tick(across(x), f"{x:g}") for x in ticks(first, last, 6) if x == round(x)],
+        y=[Tick(down(y), f"{y:.4g}") for y in ticks(low, high, 5)],
+        best=Tick(across(marked[0]), f"{marked[0]:g}") if marked else None,
+        dot=(across(marked[0]), down(marked[1])) if marked else None,
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page of the run folder named on the command line."""
+    if len(arguments) != 1:
+        print("usage: python -m runner.report <run folder>", file=sys.stderr)
+        return 2
+    try:
+        print(write_report(Path(arguments[0])))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

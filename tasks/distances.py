@@ -1,0 +1,26 @@
+"""How far a scene is from the original where it should stay: one value per sample, zero for the original itself."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Anchor, Scene, Term
+
+
+def latent_distance(anchor: Anchor) -> Term:
+    """m((1 − S_VAE) |z_0 − E(x̂)|²), m the mean over all elements (DiG-IN, Eq. 4)."""
+
+    def term(scene: Scene) -> Float[Tensor, " b"]:
+        return ((1 - anchor.latent_mask) * (scene.latent - anchor.encoded) ** 2).flatten(1).mean(dim=1)
+
+    return term
+
+
+def pixel_distance(anchor: Anchor) -> Term:
+    """m((1 − S_PX) |x − x̂|²), m the mean over all elements, images in [0, 1] (DiG-IN, Eq. 4)."""
+
+    def term(scene: Scene) -> Float[Tensor, " b"]:
+        return ((1 - anchor.mask) * (scene.image - anchor.original) ** 2).flatten(1).mean(dim=1)
+
+    return term

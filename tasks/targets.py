@@ -1,0 +1,74 @@
+"""Rules that choose the class an image should be called."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from runner.types import Classifier, Dataset, Example, UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule may look at: the picture, its data set, the classifier and the problem's seed."""
+
+    example: Example
+    dataset: Dataset
+    classifier: Classifier
+    seed: int
+
+
+def nearest(choice: Choice) -> list[str]:
+    """The class that the data set calls most easily confused with this one."""
+    label = choice.dataset.nearest(choice.example.label)
+    if label is None:
+        raise UserError(f"task.target=nearest: the data set knows none for '{choice.example.label}'; use confusion")
+    return [label]
+
+
+def confusion(choice: Choice) -> list[str]:
+    """The strongest wrong class of the classifier on this picture."""
+    labels = choice.classifier.labels
+    with torch.no_grad():
+        logits = choice.classifier(choice.example.image[None]).logits[0].clone()
+    logits[labels.index(choice.example.label)] = -torch.inf
+    return [labels[int(logits.argmax())]]
+
+
+def random(choice: Choice) -> list[str]:
+    """Any other class, drawn with the problem's seed."""
+    others = every(choice)
+    generator = torch.Generator().manual_seed(choice.seed)
+    return [others[int(torch.randint(len(others), (), generator=generator))]]
+
+
+def every(choice: Choice) -> list[str]:
+    """All other classes."""
+    return [label for label in choice.classifier.labels if label != choice.example.label]
+
+
+RULES: dict[str, Callable[[Choice], list[str]]] = {
+    "nearest": nearest, "confusion": confusion, "random": random, "all": every,
+}  # fmt: skip
+
+
+def targets(rule: str, choice: Choice) -> list[str]:
+    """Targets by a rule's name, or the class of that name. Raises UserError for an unknown one."""
+    if rule in RULES:
+        return RULES[rule](choice)
+    target = known_label("task.target", rule, choice.classifier.labels)
+    if target == choice.example.label:
+        raise UserError(f"task.target={rule}: {choice.example.name} is of this class already; choose another")
+    return [target]
+
+
+def known_label(key: str, label: str, labels: Sequence[str]) -> str:
+    """The class of that name, letter case aside; UserError with the nearest names if there is none."""
+    by_lower = {name.lower(): name for name in labels}
+    if label.lower() in by_lower:
+        return by_lower[label.lower()]
+    near = difflib.get_close_matches(label.lower(), by_lower, n=3, cutoff=0.4) or list(by_lower)[:5]
+    raise UserError(f"{key}={label}: no class of the classifier; nearest are {', '.join(by_lower[n] for n in near)}")

@@ -1,0 +1,112 @@
+"""Tiny models that every test may use; all weights random but seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from data import planted
+from models.diffusion import LatentDiffusion, MapWindow, NullText, Schedules
+from models.inversion_cache import InversionCache
+from models.segment import AttentionSegmenter, Softening
+from runner.types import Edit, Problem, Response
+from scripts.train_generator import train_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeline:
+    """Stable Diffusion's classes at a size that runs in milliseconds: 16 px pictures, 8 x 8 latents."""
+    torch.manual_seed(0)
+    captions = planted.draw_captioned(300, seed=1)[1]
+    tokenizer = train_tokenizer(captions, 100, 32, tmp_path_factory.mktemp("tokenizer"))
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=16,
+        scaling_factor=0.5,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=32, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, projection_dim=16,
+        )
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDiffusion]:
+    """A LatentDiffusion over the tiny pipeline; keyword arguments replace settings."""
+
+    def make(**changes: Any) -> LatentDiffusion:
+        settings: dict[str, Any] = {
+            "resolution": 16, "steps": 4, "guidance": 3.0, "last": 1, "recompute": "none",
+            "maps": MapWindow(8, 0.0, 0.5), "softening": Softening(0, 3, 0.7),
+            "schedules": Schedules([0.3, 0.5], [False, True]), "null_text": NullText(0.01, 3, 1e-5, 2e-5),
+            "segmenter": AttentionSegmenter(0.3, False), "cache": InversionCache(None),
+            "lr_scale": {"latent": 1.0, "text": 1.0, "null": 1.0},
+        }  # fmt: skip
+        return LatentDiffusion(tiny_pipe, "tiny", **{**settings, **changes})
+
+    return make
+
+
+class TinyClassifier:
+    """Ten classes from the mean colours of a picture's quarters, by a fixed random matrix."""
+
+    labels = planted.CLASSES
+    size = 16
+    digest = "tiny"
+
+    def __init__(self) -> None:
+        self.weight = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, images: torch.Tensor) -> Response:
+        features = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        return Response(20 * features @ self.weight.to(images.dtype), features)
+
+
+@pytest.fixture
+def tiny_classifier() -> TinyClassifier:
+    return TinyClassifier()
+
+
+@pytest.fixture
+def make_problems() -> Callable[[int], list[Problem]]:
+    """Planted pictures at 16 px with an exchange of class names of one to three words."""
+
+    def make(n: int) -> list[Problem]:
+        scenes = planted.draw(n, seed=7)
+        images = torch.nn.functional.adaptive_avg_pool2d(planted.render(scenes).image, 16)
+        problems = []
+        for i in range(n):
+            source = int(scenes.label[i])
+            target = (source + 1 + i) % 10 if (1 + i) % 10 else (source + 1) % 10
+            text = planted.caption(scenes, i)
+            names = planted.CLASSES[source], planted.CLASSES[target]
+            problems.append(
+                Problem(f"p{i}", 100 + i, Edit(text, text.replace(*names), *names), images[i], source, target)
+            )
+        return problems
+
+    return make

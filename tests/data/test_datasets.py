@@ -1,0 +1,169 @@
+"""The data sets as the runner sees them: what they offer, in which order, and what they refuse."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from data.cifar10 import CLASSES as CIFAR_CLASSES
+from data.cifar10 import Cifar10
+from data.planted import CLASSES, PAIRS, SPLIT_SEEDS, PlantedDataset, caption, draw, render, split_seed
+from runner.types import Dataset, UserError
+
+CONF = Path(__file__).parents[2] / "conf" / "data"
+
+
+def jpeg(value: int) -> bytes:
+    """A grey 32 x 32 photograph."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (value, value, value)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    """A folder with a test.zip of two photographs per class."""
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as files:
+        for k, name in enumerate(CIFAR_CLASSES):
+            for number in (1, 2):
+                files.writestr(f"test/{name}/{number:04d}.jpg", jpeg(20 * k + number))
+    return tmp_path
+
+
+def test_planted_pictures_are_those_of_the_draw() -> None:
+    data: Dataset = PlantedDataset("test", 20, 0)
+    scenes = draw(20, SPLIT_SEEDS["test"])
+    images = render(scenes).image
+    assert len(data) == 20 and data.labels == CLASSES
+    for i in (0, 12, 19):
+        example = data[i]
+        assert example.name == f"test-{i:05d}"
+        assert example.label == CLASSES[int(scenes.label[i])]
+        assert example.caption == caption(scenes, i)
+        assert torch.equal(example.image, (images[i] * 255).round() / 255)
+
+
+def test_planted_pictures_do_not_depend_on_the_count() -> None:
+    few, many = PlantedDataset("validation", 3, 5), PlantedDataset("validation", 200, 5)
+    assert all(torch.equal(few[i].image, many[i].image) for i in range(3))
+
+
+def test_planted_truth_belongs_to_the_picture() -> None:
+    data = PlantedDataset("test", 10, 0)
+    scenes, rendered = data.truth(7)
+    assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
+    assert data[7].label == CLASSES[int(scenes.label)]
+    assert float((rendered.image[0] - data[7].image).abs().max()) <= 0.5 / 255 + 1e-6
+
+
+def test_planted_seeds_and_splits_share_no_pictures() -> None:
+    seeds = [split_seed(split, seed) for split in SPLIT_SEEDS for seed in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    assert not torch.equal(PlantedDataset("test", 1, 0)[0].image, PlantedDataset("test", 1, 1)[0].image)
+
+
+def test_planted_nearest_is_the_other_of_the_pair() -> None:
+    data = PlantedDataset("test", 1, 0)
+    for a, b in PAIRS:
+        assert data.nearest(a) == b and data.nearest(b) == a
+    assert data.nearest("goldfish") is None
+
+
+def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
+    assert len(PlantedDataset("validation", None, 0)) == 2_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("exam", 5, 0), "data.split=exam: allowed are train, validation, test"),
+        (("test", 0, 0), "data.count=0: allowed are 1 to 10000"),
+        (("test", 10_001, 0), "data.count=10001: allowed are 1 to 10000"),
+        (("test", 5, -1), "seed=-1: allowed are 0 and above"),
+    ],
+)
+def test_planted_refuses(arguments: tuple[str, int, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PlantedDataset(*arguments)
+
+
+def test_a_data_set_ends(cifar: Path) -> None:
+    for data in (PlantedDataset("test", 3, 0), Cifar10(cifar, "test", 3, 0)):
+        assert len(list(data)) == 3  # type: ignore[call-overload]
+        with pytest.raises(IndexError):
+            data[-1]
+
+
+def test_cifar10_offers_every_photograph_once_in_the_seeds_order(cifar: Path) -> None:
+    data: Dataset = Cifar10(cifar, "test", None, 0)
+    examples = [data[i] for i in range(len(data))]
+    assert {e.name for e in examples} == {f"test-{name}-000{n}" for name in CIFAR_CLASSES for n in (1, 2)}
+    for example in examples:
+        k, number = CIFAR_CLASSES.index(example.label), int(example.name[-1])
+        assert example.name == f"test-{example.label}-000{number}" and example.caption is None
+        assert example.image.shape == (3, 32, 32)
+        assert float((example.image * 255 - (20 * k + number)).abs().max()) < 1.01
+    names = [e.name for e in examples]
+    assert [Cifar10(cifar, "test", 5, 0)[i].name for i in range(5)] == names[:5]
+    other = Cifar10(cifar, "test", None, 1)
+    assert [other[i].name for i in range(20)] != names
+    assert data.nearest("cat") == "dog" and data.nearest("goldfish") is None
+    assert all(data.nearest(data.nearest(name) or "") == name for name in CIFAR_CLASSES)
+
+
+def test_cifar10_reads_torchvisions_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels, "labels": [3, 8]}))
+    data = Cifar10(tmp_path, "test", None, 0)
+    found = {data[i].name: data[i] for i in range(2)}
+    assert found["test-00000"].label == "cat" and found["test-00001"].label == "ship"
+    assert torch.equal(found["test-00001"].image, torch.from_numpy(pixels[1].reshape(3, 32, 32)).float() / 255)
+
+
+def test_cifar10_refuses(cifar: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.split=validation: allowed are train, test"):
+        Cifar10(cifar, "validation", None, 0)
+    with pytest.raises(UserError, match=r"data.count=21: allowed are 1 to 20"):
+        Cifar10(cifar, "test", 21, 0)
+    with pytest.raises(UserError, match=r"data.path=.*neither cifar-10-batches-py/ .* nor train.zip"):
+        Cifar10(cifar, "train", None, 0)
+
+
+@pytest.mark.parametrize("content", [b"no archive", b""])
+def test_cifar10_refuses_a_broken_archive(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "test.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"data.path=.*: cannot read the test split"):
+        Cifar10(tmp_path, "test", None, 0)
+
+
+def test_cifar10_refuses_a_truncated_photograph(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as files:
+        files.writestr("test/cat/0001.jpg", jpeg(9)[:300])
+    with pytest.raises(UserError, match=r"data.path=.*: cannot read the test split") as refused:
+        Cifar10(tmp_path, "test", None, 0)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR10", str(cifar))
+    config = OmegaConf.merge({"seed": 0}, {"data": OmegaConf.load(CONF / f"{option}.yaml")})
+    if option in ("image", "folder", "imagenet"):
+        with pytest.raises(hydra.errors.InstantiationException) as failed:
+            hydra.utils.instantiate(config.data, _convert_="all")
+        assert isinstance(failed.value.__cause__, UserError)
+        assert "data.path is missing" in str(failed.value.__cause__)
+    else:
+        data = hydra.utils.instantiate(config.data, _convert_="all")
+        assert data[0].label in data.labels

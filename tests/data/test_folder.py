@@ -1,0 +1,190 @@
+"""Pictures from files: decoded as a viewer shows them, and refused in one line where they are broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL import ImageFile as PillowFile
+
+from data.folder import ImageFile, ImageFolder, read_picture, square
+from runner.types import Dataset, UserError
+
+FORMATS = ("jpg", "png", "webp")
+
+
+def picture(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
+    """A picture that does not compress to nothing."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or picture()).save(path, **options)
+    return path
+
+
+def test_a_picture_is_read_at_its_own_size(tmp_path: Path) -> None:
+    image = read_picture(save(tmp_path / "a.png"))
+    assert image.shape == (3, 24, 40) and image.dtype == torch.float32
+    assert torch.equal(image, torch.from_numpy(np.array(picture())).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_is_read(tmp_path: Path, suffix: str) -> None:
+    image = read_picture(save(tmp_path / f"a.{suffix}"))
+    assert image.shape == (3, 24, 40) and 0 <= float(image.min()) and float(image.max()) <= 1
+
+
+def test_exif_orientation_is_respected(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side, shown turned clockwise
+    image = read_picture(save(tmp_path / "a.png", exif=exif))
+    upright = torch.from_numpy(np.array(picture().rotate(-90, expand=True))).permute(2, 0, 1) / 255
+    assert torch.equal(image, upright)
+
+
+def test_modes_become_rgb(tmp_path: Path) -> None:
+    grey = read_picture(save(tmp_path / "grey.png", Image.new("L", (20, 20), 51)))
+    assert torch.allclose(grey, torch.full((3, 20, 20), 0.2))
+    clear = read_picture(save(tmp_path / "clear.png", Image.new("RGBA", (20, 20), (255, 0, 0, 0))))
+    assert torch.equal(clear, torch.ones(3, 20, 20))
+    deep = Image.fromarray(np.full((20, 20), 257 * 51, dtype=np.uint16))
+    assert torch.allclose(read_picture(save(tmp_path / "deep.png", deep)), torch.full((3, 20, 20), 0.2))
+    print_colours = read_picture(save(tmp_path / "cmyk.jpg", Image.new("CMYK", (20, 20), (0, 0, 0, 0))))
+    assert torch.allclose(print_colours, torch.ones(3, 20, 20), atol=0.01)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_a_truncated_picture_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, share: float, tolerant: bool
+) -> None:
+    monkeypatch.setattr(PillowFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+    path = save(tmp_path / f"a.{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(
+        UserError, match=rf"data.path=.*a\.{suffix}: cannot be read .* wanted is a whole picture"
+    ) as error:
+        read_picture(path)
+    assert "\n" not in str(error.value)
+    assert PillowFile.LOAD_TRUNCATED_IMAGES is tolerant
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "a.jpg"
+    text.write_text("not a picture")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_picture(text)
+    with pytest.raises(UserError, match=r"b\.jpg: no such file"):
+        read_picture(tmp_path / "b.jpg")
+    with pytest.raises(UserError, match="is a folder"):
+        read_picture(tmp_path)
+
+
+@pytest.mark.parametrize(("width", "height", "allowed"), [(15, 40, False), (40, 15, False), (16, 16, True)])
+def test_a_small_picture_is_refused(tmp_path: Path, width: int, height: int, allowed: bool) -> None:
+    path = save(tmp_path / "a.png", picture(width, height))
+    if allowed:
+        assert read_picture(path).shape == (3, height, width)
+        return
+    with pytest.raises(UserError, match=f"{width} x {height} pixels; allowed are 16 x 16 and larger"):
+        read_picture(path)
+
+
+def test_square_takes_the_centre() -> None:
+    image = torch.zeros(3, 20, 40)
+    image[:, :, 10:30] = 1
+    assert torch.equal(square(image, 20), torch.ones(3, 20, 20))
+    assert torch.equal(square(image.transpose(1, 2), 20), torch.ones(3, 20, 20))
+
+
+def test_square_resizes_without_aliasing_and_stays_in_range() -> None:
+    checks = (torch.arange(256)[:, None] + torch.arange(256)) % 2
+    small = square(checks.float().expand(3, 256, 256), 32)
+    assert small.shape == (3, 32, 32)
+    assert torch.allclose(small, torch.full((3, 32, 32), 0.5), atol=0.02)
+    step = torch.zeros(3, 16, 16)
+    step[:, :, 8:] = 1
+    large = square(step, 64)
+    assert float(large.min()) == 0 and float(large.max()) == 1
+
+
+def test_square_leaves_a_picture_of_the_right_size_alone() -> None:
+    image = torch.rand(3, 64, 64)
+    assert torch.equal(square(image, 64), image)
+
+
+def test_one_picture_is_a_data_set(tmp_path: Path) -> None:
+    path = save(tmp_path / "my gold/fish.png")
+    data: Dataset = ImageFile(path, "goldfish", None)
+    assert len(data) == 1 and data.labels == ("goldfish",) and data.nearest("goldfish") is None
+    example = data[0]
+    assert (example.name, example.label, example.caption) == ("fish", "goldfish", None)
+    assert torch.equal(example.image, read_picture(path))
+    assert ImageFile(path, "goldfish", "a goldfish in a bowl")[0].caption == "a goldfish in a bowl"
+    with pytest.raises(IndexError):
+        data[1]
+
+
+@pytest.mark.parametrize("label", [None, "", "  "])
+def test_one_picture_needs_a_label(tmp_path: Path, label: str | None) -> None:
+    with pytest.raises(UserError, match=r"data.label is missing: .*data.label='goldfish'"):
+        ImageFile(save(tmp_path / "a.png"), label, None)
+
+
+def test_a_path_is_needed() -> None:
+    with pytest.raises(UserError, match="data.path is missing"):
+        ImageFile(None, "goldfish", None)
+    with pytest.raises(UserError, match="data.path is missing"):
+        ImageFolder(None, 0)
+
+
+def test_a_folder_offers_every_picture_once_in_the_seeds_order(tmp_path: Path) -> None:
+    for k in range(6):
+        save(tmp_path / "tiger shark" / f"{k}.JPG", picture(seed=k), format="JPEG")
+        save(tmp_path / "viaduct" / f"{k}.webp", picture(seed=k))
+    save(tmp_path / "viaduct" / "0.png")
+    save(tmp_path / ".hidden" / "0.png")
+    (tmp_path / "viaduct" / "notes.txt").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    data: Dataset = ImageFolder(tmp_path, 0)
+    names = [data[i].name for i in range(len(data))]
+    sharks, bridges = {f"tiger-shark-{k}" for k in range(6)}, {f"viaduct-{k}" for k in range(6)}
+    assert len(data) == 13 and data.labels == ("tiger shark", "viaduct")
+    assert set(names) == sharks | bridges | {"viaduct-0-2"}
+    assert all(data[i].label == ("tiger shark" if data[i].name in sharks else "viaduct") for i in range(13))
+    again, other = ImageFolder(tmp_path, 0), ImageFolder(tmp_path, 1)
+    assert [again[i].name for i in range(13)] == names
+    assert [other[i].name for i in range(13)] != names
+    assert data.nearest("viaduct") is None
+
+
+def test_a_broken_picture_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "broken.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"data.path=.*broken\.png: cannot be read"):
+        ImageFolder(tmp_path, 0)[0]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.path=.*: holds no picture; wanted are files <label>/<picture>"):
+        ImageFolder(tmp_path, 0)
+    save(tmp_path / "loose.png")
+    with pytest.raises(UserError, match="holds no picture"):
+        ImageFolder(tmp_path, 0)
+    with pytest.raises(UserError, match="no such folder"):
+        ImageFolder(tmp_path / "absent", 0)
+
+
+@pytest.mark.parametrize("name", ["ünïcode näme", "a?*: b", "x" * 200, "...b"])
+def test_names_are_fit_for_folders(tmp_path: Path, name: str) -> None:
+    shown = ImageFile(save(tmp_path / f"{name}.png"), "a", None)[0].name
+    (tmp_path / shown).mkdir()
+    assert 0 < len(shown) <= 60 and not set(shown) & set(" /?*:")

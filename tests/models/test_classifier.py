@@ -1,0 +1,306 @@
+"""The seam between pictures and classifiers: preprocessing, gradients, checks, and every source of weights."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hydra.utils import get_method, instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from data import cifar10, planted
+from models.classifier import ImageClassifier, ask_logits, digest_of
+from models.zoo import (
+    callable_classifier,
+    cifar10_resnet,
+    imagenet_labels,
+    load_shipped,
+    read_labels,
+    shipped_oracle,
+    timm_classifier,
+)
+from runner.types import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+SHA20 = "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"
+needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="../shared/data/cifar10 is not there")
+SHIPPED_CLASSIFIERS = ("planted_clean", "planted_shortcut")
+ORACLES = ("oracle_convnext", "oracle_mobilenet")
+
+
+def wrap(network: Callable[[Tensor], Tensor], outputs: int = 3, size: int = 8, **changes: Any) -> ImageClassifier:
+    settings: dict[str, Any] = {
+        "labels": [f"c{i}" for i in range(outputs)], "size": size, "mean": [0.0] * 3, "std": [1.0] * 3,
+        "interpolation": "bilinear", "domain": "planted", "ask": ask_logits, "name": "classifier.target=x",
+    }  # fmt: skip
+    return ImageClassifier(network, **(settings | changes))
+
+
+def linear(outputs: int = 3, size: int = 8) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, outputs))
+
+
+def hooks_in(module: nn.Module) -> int:
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
+        for m in module.modules()
+    )
+
+
+def test_preprocessing_by_hand() -> None:
+    sums = lambda x: torch.stack([x.mean((1, 2, 3)), x[:, 0].mean((1, 2))], dim=1)  # noqa: E731
+    classifier = wrap(sums, 2, mean=[0.5, 0.0, 0.0], std=[0.25, 1.0, 1.0])
+    logits = classifier(torch.ones(1, 3, 16, 16)).logits  # red becomes (1 - 0.5) / 0.25 = 2, the others stay 1
+    assert torch.allclose(logits, torch.tensor([[4 / 3, 2.0]]))
+
+
+def test_resizing_is_antialiased() -> None:
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[..., ::2] = 1.0
+    seen = wrap(linear()).prepare(stripes)
+    assert seen.shape[-2:] == (8, 8) and (seen - 0.5).abs().max() < 0.1
+
+
+def test_network_is_frozen_and_stays_in_evaluation_mode() -> None:
+    classifier = wrap(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 3)))
+    assert not any(p.requires_grad for p in classifier.parameters())
+    assert not any(m.training for m in nn.ModuleList([classifier]).train()[0].modules())
+
+
+def test_digest_follows_the_weights() -> None:
+    same, changed = linear(), linear()
+    with torch.no_grad():
+        changed[1].get_parameter("bias")[0] += 1e-3
+    assert wrap(linear()).digest == digest_of(same) != digest_of(changed)
+    assert len(digest_of(imagenet_labels)) == 64
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "said"),
+    [
+        (linear(4), {}, "output size 4 does not match its 3 labels"),
+        (linear(), {"labels": ["a", "b", "a"]}, "stand there twice: a"),
+        (linear(), {"size": 9}, "fails on images of shape (1, 3, 9, 9)"),
+        (lambda x: linear()(x) / 0, {}, "not finite"),
+        (lambda x: linear()(x.detach()).detach(), {}, "gradient"),
+        (lambda x: x, {}, "does not match"),
+        (linear(), {"interpolation": "nearest"}, "allowed are bilinear, bicubic"),
+    ],
+)
+def test_unfit_networks_are_refused_in_one_line(network: Any, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        wrap(network, **changes)
+    assert "classifier.target=x" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture(params=[*SHIPPED_CLASSIFIERS, "timm"], scope="module")
+def classifier(request: pytest.FixtureRequest) -> ImageClassifier:
+    if request.param == "timm":
+        return timm_classifier("test_vit", False, [f"c{i}" for i in range(1000)], None, "imagenet")
+    return load_shipped(request.param)
+
+
+def test_batch_equals_single(classifier: ImageClassifier) -> None:
+    images = planted.render(planted.draw(5, planted.SPLIT_SEEDS["test"])).image
+    together, alone = classifier(images), [classifier(image[None]) for image in images]
+    assert torch.allclose(together.logits, torch.cat([r.logits for r in alone]), atol=1e-4)
+    assert torch.allclose(together.features, torch.cat([r.features for r in alone]), atol=1e-4)
+
+
+def test_features_are_the_input_of_the_last_layer(classifier: ImageClassifier) -> None:
+    response = classifier(torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)))
+    last = classifier.network.get_classifier()
+    assert torch.allclose(last(response.features), response.logits, atol=1e-5)
+
+
+def test_gradient_reaches_the_image_also_under_autocast(classifier: ImageClassifier) -> None:
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(image).logits
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), image)
+    assert logits.dtype == torch.float32 and gradient.isfinite().all() and gradient[0].any() and gradient[1].any()
+    assert all(p.grad is None for p in classifier.parameters())
+
+
+def test_no_hooks_are_left(classifier: ImageClassifier) -> None:
+    classifier(torch.rand(1, 3, 64, 64))
+    assert hooks_in(classifier) == 0
+
+
+@pytest.mark.parametrize("name", SHIPPED_CLASSIFIERS)
+def test_shipped_classifiers_know_the_planted_classes(name: str) -> None:
+    classifier = load_shipped(name)
+    assert classifier.labels == planted.CLASSES and classifier.domain == "planted" and classifier.size == 64
+    with torch.no_grad():
+        shape = classifier.network.forward_features(torch.zeros(1, 3, 64, 64)).shape
+    assert shape[-2:] == (8, 8) and sum(p.numel() for p in classifier.parameters()) < 1e6
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_oracles_read_every_factor(name: str) -> None:
+    oracle = shipped_oracle(name)
+    scenes = planted.draw(300, planted.SPLIT_SEEDS["test"], start=5000)
+    images = planted.render(scenes).image
+    read = oracle.read(images)
+    prop = torch.where(scenes.prop == planted.NONE, len(planted.PROPS), scenes.prop)
+    truth = {"class": scenes.label, "background": scenes.background, "prop": prop, "hue": scenes.hue}
+    assert list(oracle.heads) == list(truth) and oracle.heads["prop"][-1] == "none"
+    right = {head: (read[head].argmax(1) == truth[head]).double().mean().item() for head in truth}
+    assert min(right.values()) > 0.96, right
+    assert oracle.features(images[:2]).shape[0] == 2
+
+
+def test_oracles_are_of_different_families() -> None:
+    assert len({type(shipped_oracle(name).classifier.network) for name in ORACLES}) == 2
+
+
+def test_missing_folder_names_what_is_shipped() -> None:
+    with pytest.raises(UserError, match="planted_clean"):
+        load_shipped("nowhere")
+
+
+def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "models/pretrained/classifiers/planted_clean", tmp_path / "c")
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"classifier\.path=.*cannot be loaded"):
+        load_shipped(folder)
+
+
+@needs_cifar10
+def test_published_resnet20_on_photographs() -> None:
+    classifier = cifar10_resnet(str(CIFAR10), 20, SHA20)
+    images, labels, _ = cifar10.load(CIFAR10, "test")
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:500]
+    with torch.no_grad():
+        response = classifier(images[rows].float() / 255)
+    accuracy = (response.logits.argmax(1) == labels[rows]).double().mean().item()
+    assert 0.74 < accuracy < 0.88, accuracy
+    assert torch.allclose(classifier.network.linear(response.features), response.logits)
+    assert classifier.labels == cifar10.CLASSES and classifier.domain == "cifar10"
+
+
+@needs_cifar10
+def test_another_file_is_refused() -> None:
+    with pytest.raises(UserError, match="SHA-256"):
+        cifar10_resnet(str(CIFAR10 / "resnet32-d509ac18.th"), 20, SHA20)
+
+
+def test_missing_checkpoint_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"fetch_weights\.py fetch cifar10_resnet20.*python run\.py") as caught:
+        cifar10_resnet(str(tmp_path), 20, SHA20)
+    assert "resnet20-12fca82f.th" in str(caught.value)
+
+
+def test_unreachable_hub_says_how_to_get_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.zoo.try_to_load_from_cache", lambda *_: None)
+    session = type("Session", (), {"head": lambda *_, **__: (_ for _ in ()).throw(ConnectionError())})
+    monkeypatch.setattr("models.zoo.get_session", session)
+    name = "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    with pytest.raises(UserError, match=r"fetch_weights\.py fetch timm/vit_base.*python run\.py"):
+        timm_classifier(name, True, "imagenet", None, "imagenet")
+
+
+def test_unknown_timm_names_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no such model; close ones: .*resnet18"):
+        timm_classifier("resnet1", False, "imagenet", None, "imagenet")
+    with pytest.raises(UserError, match="nope"):
+        timm_classifier("resnet18.nope", True, "imagenet", None, "imagenet")
+
+
+def test_timm_labels_must_fit() -> None:
+    with pytest.raises(UserError, match="output size 1000 does not match its 2 labels"):
+        timm_classifier("test_resnet", False, ["a", "b"], None, "imagenet")
+
+
+def test_timm_weights_from_a_file(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "w.pt")
+    classifier = timm_classifier("test_resnet", True, ["a", "b"], str(tmp_path / "w.pt"), "imagenet")
+    data = timm.data.resolve_model_data_config(classifier.network)
+    assert classifier.size == data["input_size"][-1]
+    assert classifier.mean.flatten().tolist() == pytest.approx(data["mean"])
+    with pytest.raises(UserError, match="no such file"):
+        timm_classifier("test_resnet", True, ["a", "b"], str(tmp_path / "none.pt"), "imagenet")
+    (tmp_path / "bad.pt").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        timm_classifier("test_resnet", True, ["a", "b"], str(tmp_path / "bad.pt"), "imagenet")
+
+
+def test_random_weights_are_the_same_in_every_run() -> None:
+    first, second = (timm_classifier("test_resnet", False, "imagenet", None, "imagenet") for _ in range(2))
+    assert first.digest == second.digest
+
+
+def test_imagenet_labels_are_1000_different_names() -> None:
+    labels = imagenet_labels()
+    assert len(labels) == len(set(labels)) == 1000
+    assert (labels[2], labels[134], labels[517], labels[888]) == (
+        "great white shark", "crane bird", "construction crane", "viaduct",
+    )  # fmt: skip
+
+
+def test_labels_file_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"classifier\.labels=.*none\.txt"):
+        read_labels(str(tmp_path / "none.txt"))
+
+
+def test_own_classifier_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/own_classifier.md").read_text()
+    module, python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (command,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("my_network.py").write_text(module)
+    Path("names.txt").write_text("\n".join(planted.CLASSES) + "\n")
+    values: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(python, values)
+    overrides = OmegaConf.from_dotlist([word for word in command.split() if word.startswith("classifier.")])
+    cfg = OmegaConf.merge(
+        {"domain": "planted", "classifier": OmegaConf.load(ROOT / "conf/classifier/callable.yaml")}, overrides
+    )
+    torch.manual_seed(0)
+    built = instantiate(cfg.classifier, _convert_="all")
+    image = torch.rand(2, 3, 64, 64)
+    assert built.labels == planted.CLASSES and built.digest == values["classifier"].digest
+    assert torch.equal(built(image).logits, values["classifier"](image).logits)
+
+
+def test_callables_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+import torch
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+def load(): return network
+def answer(images): return network(images)
+"""
+    (tmp_path / "someones_networks.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    image = torch.rand(1, 3, 8, 8)
+    kinds = [
+        callable_classifier(f"someones_networks:{name}", ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", "planted")
+        for name in ("network", "load", "answer")
+    ]
+    assert len({tuple(kind(image).logits[0].tolist()) for kind in kinds}) == 1 and kinds[0](image).features is None
+    for target, said in (
+        ("someones_networks", "allowed are module:name"),
+        ("nowhere:x", "cannot import nowhere"),
+        ("someones_networks:none", "has no callable none"),
+        ("missing.py:x", "cannot import missing.py"),
+    ):
+        with pytest.raises(UserError, match=said):
+            callable_classifier(target, ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", "planted")
+
+
+@pytest.mark.parametrize("option", sorted((ROOT / "conf/classifier").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_option_binds_its_loader(option: Path) -> None:
+    cfg = OmegaConf.load(option)
+    keys = {str(key) for key in cfg} - {"_target_", "defaults"}
+    assert keys == set(inspect.signature(get_method(cfg._target_)).parameters)

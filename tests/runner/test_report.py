@@ -1,0 +1,261 @@
+"""The page of a run folder: complete without a network, honest about what is missing, safe with any name."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from PIL import Image
+
+from runner.report import PAGE, Chart, Rate, chart, main, number, percent, ticks, wilson, write_report
+from runner.types import UserError
+
+KEYS = ("start", "original", "best", "mask", "difference")
+NASTY = "</script><img src=x onerror=\"alert('1')\"> & co"
+
+
+class Page(HTMLParser):
+    """What a page refers to and says."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.links += [value for key, value in attrs if key in ("src", "href") and value]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str, kind: str | None = None) -> int:
+        """How many tags of this name, and of this class where one is given."""
+        return sum(name == tag and (kind is None or kind in (at.get("class") or "").split()) for name, at in self.tags)
+
+
+def record(i: int, **changes: Any) -> dict[str, Any]:
+    """One finished problem as the runner writes it."""
+    name = f"test-{i:05d}-rock-crab"
+    return {
+        "name": name,
+        "success": True,
+        "source": "fiddler crab",
+        "target": "rock crab",
+        "predicted_before": "fiddler crab",
+        "predicted_after": "rock crab",
+        "confidence_before": {"fiddler crab": 0.98, "rock crab": 0.01},
+        "confidence_after": {"fiddler crab": 0.03, "rock crab": 0.962},
+        "caption": "a photograph of a fiddler crab",
+        "prompt": "a photograph of a rock crab",
+        "loss": {"class_log_prob": 0.1, "total": 0.15, "pixel_distance": 0.05},
+        "steps": 3,
+        "best_step": 2,
+        "seconds": 31.2,
+        "warnings": [],
+        "images": {key: f"images/{name}/{key}.png" for key in KEYS},
+        "history": [{"step": k, "total": 3.0 / (k + 1), "confidence": 0.3 * k} for k in range(4)],
+        "seed": i,
+        **changes,
+    }
+
+
+def run_folder(tmp_path: Path, records: list[dict[str, Any]], size: tuple[int, int] = (64, 64)) -> Path:
+    """A run folder whose records' pictures all exist, apart from those outside it."""
+    folder = tmp_path / "uvce" / "planted_ddim-planted_clean" / "c0ffee"
+    folder.mkdir(parents=True)
+    for path in (path for item in records for path in item.get("images", {}).values()):
+        if not path.startswith(("/", "..")):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", size, "teal").save(folder / path, format="PNG")
+    (folder / "config.yaml").write_text("command: python run.py task=uvce seed=3\nseed: 3\n")
+    (folder / "results.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
+    status = {"state": "done", "done": len(records), "failed": 0, "pending": 0, "reason": "", "failures": []}
+    (folder / "status.json").write_text(json.dumps(status))
+    return folder
+
+
+def read(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_one_card_per_problem(tmp_path: Path, n: int) -> None:
+    folder = run_folder(tmp_path, [record(i, success=i > 0) for i in range(n)])
+    page = read(folder)
+    assert page.count("article") == n
+    assert page.count("img") == 5 * n == page.count("img", "pixels")
+    assert page.count("svg") == 2 * n
+    assert page.count("form") == (n > 1)
+    assert "planted_clean" in page.text and "planted_ddim" in page.text and "complete" in page.text
+    assert "python run.py task=uvce seed=3" in page.text
+    assert ("No problem is finished yet" in page.text) == (n == 0)
+    if n == 3:
+        assert "67\u00a0% 2 of 3; 95\u00a0% interval 21–94\u00a0%" in page.text
+        assert page.count("span", "no") == 1
+
+
+def test_refers_to_its_own_files_only(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, [record(0), record(1, images={"best": "images/a b#1?.png"})], size=(512, 320))
+    path = write_report(folder)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path == folder / PAGE
+    assert page.links
+    for link in page.links:
+        assert (folder / unquote(link)).is_file(), link
+    assert "http:" not in path.read_text() and "https:" not in path.read_text()
+    assert "url(" not in path.read_text() and "@import" not in path.read_text()
+    assert page.count("img", "pixels") == 0
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "results.jsonl", "status.json", "images", PAGE}
+
+
+def test_pictures_carry_size_and_text(tmp_path: Path) -> None:
+    pictures = [attributes for tag, attributes in read(run_folder(tmp_path, [record(0)])).tags if tag == "img"]
+    assert all(picture["alt"] and picture["width"] == "64" for picture in pictures)
+    assert pictures[1]["alt"] == "Counterfactual of test-00000-rock-crab: rock crab"
+
+
+def test_missing_pictures_are_left_out(tmp_path: Path) -> None:
+    bare = record(1)
+    del bare["images"]
+    folder = run_folder(tmp_path, [record(0), bare])
+    (folder / "images/test-00000-rock-crab/mask.png").unlink()
+    page = read(folder)
+    assert page.count("img") == 4
+    assert page.text.count("No pictures were saved") == 1
+
+
+def test_pictures_outside_the_folder_are_left_out(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    images = {"best": "../../../secret.png", "start": str(tmp_path / "secret.png")}
+    assert read(run_folder(tmp_path, [record(0, images=images)])).count("img") == 0
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    texts = {key: NASTY for key in ("name", "source", "target", "predicted_before", "predicted_after", "caption")}
+    item = record(0, **texts, prompt=NASTY, warnings=[NASTY], confidence_after={NASTY: 0.9}, loss={NASTY: 1.0})
+    folder = run_folder(tmp_path, [{**item, NASTY: NASTY}, record(1)])
+    (folder / "config.yaml").write_text(f"command: {json.dumps(NASTY)}\n")
+    failures = [{"name": NASTY, "error": NASTY}]
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": NASTY, "failures": failures}))
+    page = read(folder)
+    assert page.count("img") == 10
+    assert page.count("script") == 1
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert page.text.count(NASTY) >= 10
+
+
+def test_other_tasks_values_are_shown(tmp_path: Path) -> None:
+    item = {
+        "name": "unit-12",
+        "activation_score": 3.14159,
+        "layer": "layer4",
+        "oracle": {"agrees": True, "margins": [1, 2]},
+        "rank": None,
+        "loss": 0.5,
+        "images": {"best": "images/best.png", "heat_map": "images/heat.png"},
+    }
+    page = read(run_folder(tmp_path, [item]))
+    text = " ".join(page.text.split())
+    for shown in ("activation score 3.142", "layer layer4", "oracle: agrees yes", "rank –", "Result", "Heat map"):
+        assert shown.replace(" ", "") in text.replace(" ", ""), shown
+    assert "margins" not in page.text and "Success rate" not in page.text
+    assert page.count("svg") == 0
+
+
+def test_failures_and_reason(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, [record(0, warnings=["the mask was empty"])])
+    status = {
+        "state": "stopped",
+        "failed": 1,
+        "pending": 7,
+        "reason": "SIGTERM",
+        "failures": [{"name": "test-9", "error": "pixel_distance is not finite at step 4"}],
+    }
+    (folder / "status.json").write_text(json.dumps(status))
+    text = read(folder).text
+    for shown in ("stopped early: SIGTERM", "test-9", "not finite at step 4", "the mask was empty"):
+        assert shown in text
+
+
+def test_many_classes_fold_away(tmp_path: Path) -> None:
+    after = {f"class {i}": 0.01 * i for i in range(9)}
+    page = read(run_folder(tmp_path, [record(0, confidence_after=after, confidence_before={})]))
+    assert "4 more" in page.text
+    assert page.text.index("class 8") < page.text.index("class 7") < page.text.index("class 0")
+
+
+def test_a_page_from_an_empty_folder_is_written_again(tmp_path: Path) -> None:
+    assert "No problem is finished yet" in read(tmp_path).text
+    assert "No problem is finished yet" in read(tmp_path).text
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="no such run folder"):
+        write_report(tmp_path / "absent")
+    folder = run_folder(tmp_path, [record(0)])
+    page = write_report(folder).read_text()
+    with (folder / "results.jsonl").open("a") as file:
+        file.write('{"name": "tor')
+    assert main([str(folder)]) == 2
+    assert "results.jsonl, line 2: not JSON" in capsys.readouterr().err
+    assert (folder / PAGE).read_text() == page
+    assert main([]) == 2
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder(tmp_path, [record(0)])
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / PAGE)
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662), (0, 0, 0, 1)],
+)
+def test_wilson_known_values(successes: int, total: int, low: float, high: float) -> None:
+    assert wilson(successes, total) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_rate() -> None:
+    assert Rate(3, 4).value == 0.75
+    assert Rate(0, 0).value == 0.0
+
+
+def test_chart_lies_within_its_frame() -> None:
+    drawn = chart("Loss", [(0, 4.0), (1, 2.0), (2, 1.0)], (0.0, 4.0), best=2)
+    assert drawn.line == "42.0,30.0 186.0,82.0 330.0,108.0"
+    assert drawn.dot == (330.0, 108.0)
+    assert [tick.text for tick in drawn.x] == ["0", "1", "2"]
+    assert [tick.text for tick in drawn.y] == ["0", "1", "2", "3", "4"]
+    assert (drawn.y[0].at, drawn.y[-1].at) == (Chart.BOTTOM, Chart.TOP)
+    assert chart("Loss", [(0, 4.0), (1, 2.0)], (0.0, 4.0), best=None).dot is None
+
+
+def test_values_that_are_not_finite_leave_the_curve(tmp_path: Path) -> None:
+    history = [{"step": k, "total": math.nan if k == 1 else 1.0} for k in range(4)]
+    folder = run_folder(tmp_path, [record(0, history=history), record(1, history=history[:2])])
+    page = read(folder)
+    assert page.count("svg") == 1
+    assert "nan" not in (folder / PAGE).read_text().lower()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.02, 3.61), (-5e-4, 7e-4), (0, 1000), (2, 2.0001), (0, 20)])
+def test_ticks_are_round_few_and_inside(low: float, high: float) -> None:
+    marks = ticks(low, high, 5)
+    assert 2 <= len(marks) <= 5
+    assert low - 1e-9 <= marks[0] and marks[-1] <= high + 1e-9
+    assert ticks(1, 1) == [1]
+
+
+def test_numbers_read_well() -> None:
+    values: list[object] = [None, True, 3, 0.123456, "a"]
+    assert [number(value) for value in values] == ["–", "yes", "3", "0.1235", "a"]
+    assert percent(0.962) == "96.2\u00a0%"
