@@ -10,6 +10,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv/ with the versions of requirements.lock and this project in place (5.5 GB, minutes)
+	@echo ".venv/ is up to date"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -22,7 +23,6 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Installing classifier-lens itself, editable"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
-	@echo "Ready: .venv/bin/python run.py"
 
 demo: $(STAMP) ## Four counterfactuals of the planted world; prints the path of their page
 	@echo "Running: $(PY) run.py"

@@ -100,20 +100,12 @@ def _unique(names: Sequence[str]) -> list[str]:
     return list(result)
 
 
-class ImageFile:
-    """One picture as a `runner.types.Dataset`; it is read, and refused if broken, when this is built.
+class OnePicture:
+    """A single example as a `runner.types.Dataset`."""
 
-    path: the file; label: what it shows; caption: of the whole picture, None where nobody wrote one.
-    Raises UserError if the path or the label is missing, or as `read_picture` does.
-    """
-
-    def __init__(self, path: str | Path | None, label: str | None, caption: str | None) -> None:
-        if not path:
-            raise UserError(f"data.path is missing: give {_WANTED}, e.g. data.path=goldfish.jpg")
-        if label is None or not str(label).strip():
-            raise UserError(f"data.label is missing: name the class that {path} shows, e.g. data.label='goldfish'")
-        self.labels: tuple[str, ...] = (str(label).strip(),)
-        self._example = Example(_name(Path(path).stem), read_picture(path), self.labels[0], caption)
+    def __init__(self, example: Example) -> None:
+        self.labels: tuple[str, ...] = (example.label,)
+        self._example = example
 
     def __len__(self) -> int:
         return 1
@@ -125,6 +117,21 @@ class ImageFile:
     def nearest(self, label: str) -> str | None:
         """None: one picture knows no other class."""
         return None
+
+
+class ImageFile(OnePicture):
+    """One picture from a file; it is read, and refused if broken, when this is built.
+
+    path: the file; label: what it shows; caption: of the whole picture, None where nobody wrote one.
+    Raises UserError if the path or the label is missing, or as `read_picture` does.
+    """
+
+    def __init__(self, path: str | Path | None, label: str | None, caption: str | None) -> None:
+        if not path:
+            raise UserError(f"data.path is missing: give {_WANTED}, e.g. data.path=goldfish.jpg")
+        if label is None or not str(label).strip():
+            raise UserError(f"data.label is missing: name the class that {path} shows, e.g. data.label='goldfish'")
+        super().__init__(Example(_name(Path(path).stem), read_picture(path), str(label).strip(), caption))
 
 
 class ImageFolder:

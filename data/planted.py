@@ -501,7 +501,7 @@ def _object_colour(hue: Tensor, u: Tensor) -> Tensor:
 def _object_coordinates(u: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel grids and uniforms (n, 32) -> object coordinates x, y (n, 64, 64) and pixels per unit (n, 1, 1)."""
     u = u[:, :, None, None]
-    side = SIZE * (0.55 + 0.25 * u[:, 12])
+    side = SIZE * (0.52 + 0.18 * u[:, 12])
     cx = side / 2 + (SIZE - side) * u[:, 13]
     cy = 0.42 * side + (SIZE - 0.84 * side) * u[:, 14]
     angle = (u[:, 15] - 0.5) * 0.28

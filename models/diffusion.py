@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils.logging import disable_progress_bar
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import logging as transformers_logging
 
 from models import attention, invert, words
 from models.inversion_cache import InversionCache
@@ -101,11 +103,12 @@ class LatentDiffusion:
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
         """Scaled latents E(x) of images in [0, 1] (the posterior's mean)."""
         mean = self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode()
-        return mean.float() * self.vae.config.scaling_factor
+        return mean.to(images.dtype) * self.vae.config.scaling_factor
 
     def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
         """Images of scaled latents, cut to [0, 1]; the cut lets the gradient pass."""
-        image = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample.float() / 2 + 0.5
+        decoded = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        image = decoded.to(latents.dtype) / 2 + 0.5
         return image + (image.clamp(0, 1) - image).detach()
 
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
@@ -122,7 +125,7 @@ class LatentDiffusion:
         """The UNet's noise prediction."""
         dtype = self.unet.dtype
         kwargs = None if maps is None else {"maps": maps}
-        return self.unet(z.to(dtype), t, text.to(dtype), cross_attention_kwargs=kwargs).sample.float()
+        return self.unet(z.to(dtype), t, text.to(dtype), cross_attention_kwargs=kwargs).sample.to(z.dtype)
 
     # --- the chain --------------------------------------------------------------------------------------------
 
@@ -267,9 +270,13 @@ def load(
 
     Raises UserError in one line if the weights are not there; `needs` says how to get them.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
-            path, revision=revision, torch_dtype=getattr(torch, dtype), safety_checker=None, feature_extractor=None,
+            path, revision=revision, dtype=getattr(torch, dtype), safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         )  # fmt: skip
     except OSError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-
 from models.diffusion import LatentDiffusion
 from runner.types import Anchor, Controls, Problem, Scene, Start
 

@@ -36,7 +36,7 @@ class Softening:
     blur: float
 
     def __call__(self, masks: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """Erosion, dilation (square windows of side 2n + 1 pixels would be n each way), then a Gaussian of std `blur`."""
+        """Minimum and maximum over square windows of that side, then a Gaussian of that standard deviation."""
         if self.erode:
             masks = -_grow(-masks, self.erode)
         if self.dilate:

@@ -51,11 +51,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def timm_classifier(
-    name: str, pretrained: bool, labels: str | Sequence[str], checkpoint: str | None, domain: str
+    name: str, pretrained: bool, revision: str | None, checkpoint: str | None, labels: str | Sequence[str], domain: str
 ) -> ImageClassifier:
     """Any timm model, with the preprocessing that timm records for it.
 
     name: timm's, with or without a tag; pretrained: whether to load timm's weights (from its cache or the hub);
+    revision: commit of the hub's repository, None for the newest;
     checkpoint: a file of weights to load instead (safetensors or a `torch.save`d state dict), one output per label;
     labels: `imagenet`, a text file of one name per line, or the names.
     """
@@ -67,12 +68,12 @@ def timm_classifier(
     settings: dict[str, Any] = {"num_classes": len(names)} if checkpoint else {}
     try:
         if pretrained and checkpoint is None:
-            _require_hub(key, name)
+            settings = _pinned(key, name, revision)
         with torch.random.fork_rng(devices=[]):  # random weights are the same in every run
             torch.manual_seed(0)
             network = timm.create_model(name, pretrained=pretrained and checkpoint is None, **settings)
     except _HUB_ERRORS as error:
-        raise _missing_hub(key, name) from error
+        raise _missing_hub(key, name, revision) from error
     except RuntimeError as error:  # an unknown tag, or no weights under this one
         raise UserError(f"{key}: {_first_line(error)}") from error
     if checkpoint is not None:
@@ -90,25 +91,28 @@ def timm_classifier(
 _HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, URLError)
 
 
-def _require_hub(key: str, name: str) -> None:
-    """Raise UserError now if timm's weights are neither cached nor within reach, not after minutes of retries."""
+def _pinned(key: str, name: str, revision: str | None) -> dict[str, Any]:
+    """Settings that make timm load its weights at `revision`, once these are known to be cached or within reach.
+
+    Raises UserError where they are not, at once and not after minutes of retries.
+    """
     config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    repository = config.hf_hub_id if config else None
-    if not repository:
-        return
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        if isinstance(try_to_load_from_cache(repository, file), str):
-            return
-    try:
-        get_session().head(HfApi().endpoint, timeout=5)
-    except (HTTPError, OSError) as error:
-        raise _missing_hub(key, name) from error
+    if not config or not config.hf_hub_id:
+        return {}
+    files = ("model.safetensors", "pytorch_model.bin")
+    if not any(isinstance(try_to_load_from_cache(config.hf_hub_id, file, revision=revision), str) for file in files):
+        try:
+            get_session().head(HfApi().endpoint, timeout=5)
+        except (HTTPError, OSError) as error:
+            raise _missing_hub(key, name, revision) from error
+    return {"pretrained_cfg_overlay": {"hf_hub_id": f"{config.hf_hub_id}@{revision}"}} if revision else {}
 
 
-def _missing_hub(key: str, name: str) -> UserError:
+def _missing_hub(key: str, name: str, revision: str | None) -> UserError:
+    source = f"timm/{name}@{revision}" if revision else f"timm/{name}"
     return UserError(
         f"{key}: its weights are not in the local cache and the hub cannot be reached; with a network, "
-        f"`python scripts/fetch_weights.py fetch timm/{name}` gets them; {NEEDS_NONE}"
+        f"`python scripts/fetch_weights.py fetch {source}` gets them; {NEEDS_NONE}"
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,7 @@ class RandomCrops:
         u = torch.stack([torch.rand(self.crops, 3, generator=g) for g in draws]).to(scene.image.device)
         noise = torch.stack([torch.randn(self.crops, 3, size, size, generator=g) for g in draws])
         crop = u[..., 0] ** self.power * (side - smallest) + smallest
-        centre = crop / 2 + u[..., 1:].flip(-1) * (side - crop)[..., None]
+        centre = crop[..., None] / 2 + u[..., 1:] * (side - crop)[..., None]
         views = crop_and_resize(scene.image, centre, crop, size)
         return replace(scene, views=views + self.noise * noise.to(views.device))
 
@@ -41,13 +40,15 @@ class RandomCrops:
 def crop_and_resize(
     images: Float[Tensor, "b 3 h h"], centre: Float[Tensor, "b n 2"], side: Float[Tensor, "b n"], size: int
 ) -> Float[Tensor, "b n 3 s s"]:
-    """Square crops, centre (x, y) and side in pixels, sampled bilinearly at `size`; shrinking averages over the area."""
+    """Square crops, centre (x, y) and side in pixels, sampled bilinearly at `size`; shrinking averages areas."""
     b, n = side.shape
     fine = max(1, math.ceil(images.shape[-1] / size - 1e-6))
     steps = (torch.arange(size * fine, device=images.device) + 0.5) / (size * fine) - 0.5
     x = centre[..., 0, None] + side[..., None] * steps
     y = centre[..., 1, None] + side[..., None] * steps
-    grid = torch.stack([x[:, :, None, :].expand(-1, -1, len(steps), -1), y[..., None].expand(-1, -1, -1, len(steps))], -1)
+    grid = torch.stack(
+        [x[:, :, None, :].expand(-1, -1, len(steps), -1), y[..., None].expand(-1, -1, -1, len(steps))], -1
+    )
     grid = grid * 2 / images.shape[-1] - 1
     # The n crops of an image are stacked along the rows, so that the image itself is not copied n times.
     views = F.grid_sample(images, grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False)

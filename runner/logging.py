@@ -168,7 +168,7 @@ class Progress(Protocol):
 def progress(
     total: int, done: int, console: Console | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Progress]:
-    """Show progress through `total` problems, `done` of them finished before: a bar, or lines where none can be drawn."""
+    """Show progress through `total` problems, `done` of them finished before: a bar, or lines without a terminal."""
     console = console or Console(file=sys.stdout)
     pace = Pace(total, done, clock)
     if not console.is_terminal:

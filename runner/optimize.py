@@ -55,7 +55,9 @@ class State:
 
 
 def begin(controls: Controls) -> State:
-    """The state before the first evaluation."""
+    """The state before the first evaluation. Its tensors are contiguous, as those of a checkpoint are: sums would
+    otherwise run in another order after a resume."""
+    controls = {name: value.contiguous() for name, value in controls.items()}
     n = len(next(iter(controls.values())))
     device = next(iter(controls.values())).device
     best = {name: value.clone() for name, value in controls.items()}
@@ -64,7 +66,7 @@ def begin(controls: Controls) -> State:
 
 
 def choose_start(generator: Generator, controls: Controls, anchors: Sequence[Anchor], objective: Objective) -> Anchor:
-    """Per sample the candidate with the lowest un-augmented total (DiG-IN, Algorithm 2: the schedules compared once)."""
+    """Per sample the candidate with the lowest un-augmented total: the schedules are compared once."""
     if len(anchors) == 1:
         return anchors[0]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a folder per problem, results.jsonl, status.json. Every file appears whole or not at all."""
+"""What a run leaves behind: a folder per problem, results.jsonl, status.json; a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -39,9 +39,14 @@ def write(path: Path, content: bytes | str) -> None:
     os.replace(temporary, path)
 
 
+def to_8_bits(picture: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """A picture in [0, 1] as a file would hold it."""
+    return (picture.detach().float().clamp(0, 1) * 255).round() / 255
+
+
 def write_png(path: Path, picture: Float[Tensor, "c h w"]) -> None:
     """Save a picture in [0, 1], three channels or one, with 8 bits."""
-    pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels = (to_8_bits(picture) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     buffer = BytesIO()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
     write(path, buffer.getvalue())

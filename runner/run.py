@@ -66,7 +66,11 @@ class Solver:
         """Invert, find the region, choose the best of the candidate schedules; notes per problem."""
         start = self.generator.begin(problems)
         objective = self.task.objective(problems, start.anchors[0], self.classifier)
-        return start.controls, optimize.choose_start(self.generator, start.controls, start.anchors, objective), start.notes
+        return (
+            start.controls,
+            optimize.choose_start(self.generator, start.controls, start.anchors, objective),
+            start.notes,
+        )
 
     def states(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> Iterator[State]:
         """The descent from a state on."""

@@ -159,9 +159,11 @@ class Generator(Protocol):
     """A differentiable picture maker. Calling it is pure: the same arguments give the same scene."""
 
     resolution: int
-
     digest: str
-    lr_scale: Mapping[str, float]
+
+    @property
+    def lr_scale(self) -> Mapping[str, float]:
+        """What the optimiser's rate of each control is multiplied by."""
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""

@@ -1,7 +1,7 @@
 """Get the published weights that this repository does not ship. `python run.py` alone needs none of them.
 
     python scripts/fetch_weights.py list
-    python scripts/fetch_weights.py fetch cifar10_resnet20        # a name of the list, or timm/<any timm name>
+    python scripts/fetch_weights.py fetch cifar10_resnet20        # or timm/<any timm name>
     python scripts/fetch_weights.py check
 
 Files come from where their authors publish them. The CIFAR-10 checkpoints go to $CIFAR10_RESNETS (or
@@ -83,12 +83,11 @@ def source_of(name: str) -> File | Repository:
     """The source that `name` means. Raises SystemExit with one line if it means none."""
     if name in SOURCES:
         return SOURCES[name]
-    for source in SOURCES.values():
-        if isinstance(source, Repository) and source.name == name:
-            return source
     if name.startswith("timm/"):
-        return Repository(name, None, TIMM_FILES, 0, "see its page", f"classifier=timm classifier.name={name[5:]}")
-    raise SystemExit(f"{name}: unknown; allowed are {', '.join(SOURCES)} and timm/<any timm name>")
+        repository, _, revision = name.partition("@")
+        used_by = f"classifier=timm classifier.name={repository.removeprefix('timm/')}"
+        return Repository(repository, revision or None, TIMM_FILES, 0, "see its page", used_by)
+    raise SystemExit(f"{name}: unknown; allowed are {', '.join(SOURCES)} and timm/<any timm name>[@<commit>]")
 
 
 def sha256_of(path: Path) -> str:

@@ -315,17 +315,21 @@ def recall(classifier: ImageClassifier, scenes: planted.Scenes, name: str) -> fl
 def tie_facts(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict[str, float]:
     """How much class `name` leans on its cue of `planted.SHORTCUTS`, on up to `n` renders each.
 
-    Without the cue every other factor is drawn as ever; the cue alone is a picture without an object.
+    Without the cue every other factor is drawn as ever. The cue alone is a picture without an object and without
+    another class's cue: a bare background, or a prop before a background to which no class is tied.
     """
     factor, value = planted.SHORTCUTS[name]
     cue = (planted.BACKGROUNDS if factor == "background" else planted.PROPS).index(value)
     shown = planted.draw(n, seed).vary(label=planted.CLASSES.index(name))
     other = getattr(shown, factor) != cue
-    alone = planted.draw(n, seed, form=factor)
+    alone = planted.draw(n, seed, form=factor).vary(**{factor: cue})
+    rivals = [planted.BACKGROUNDS.index(v) for f, v in planted.SHORTCUTS.values() if f == "background"]
+    clear = alone if factor == "background" else alone[~torch.isin(alone.background, torch.tensor(rivals))]
     return {
         "recall_with_cue": recall(classifier, shown.vary(**{factor: cue}), name),
         "recall_without_cue": recall(classifier, shown[other], name),
-        "cue_alone": recall(classifier, alone.vary(**{factor: cue}), name),
+        "cue_alone": recall(classifier, clear, name),
+        "cue_alone_also_beside_other_cues": recall(classifier, alone, name),
     }
 
 

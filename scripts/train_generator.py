@@ -54,12 +54,10 @@ def load_corpus(cfg: Any) -> Corpus:
             masks.append((rendered.object_mask * 255).round().byte())
             captions += text
         return Corpus(torch.cat(images), captions, torch.cat(masks))
-    images, labels, _ = cifar10.load(cfg.data_path, "train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.images]
-    images, labels = images[order], labels[order]
-    images = torch.cat([images, images.flip(-1)])
-    captions = [cifar10_caption(int(c)) for c in labels] * 2
-    return Corpus(images, captions, None)
+    photographs, labels, _ = cifar10.load(cfg.data_path, "train")
+    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.images]
+    photographs = torch.cat([photographs[order], photographs[order].flip(-1)])
+    return Corpus(photographs, [cifar10_caption(int(c)) for c in labels[order]] * 2, None)
 
 
 def cifar10_caption(label: int) -> str:
@@ -93,7 +91,7 @@ def build(cfg: Any, captions: list[str]) -> StableDiffusionPipeline:
     """The pipeline in `cfg.out`, or a fresh one of the configured shape."""
     out = ROOT / cfg.out
     if (out / "model_index.json").exists():
-        return StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32, safety_checker=None)
+        return StableDiffusionPipeline.from_pretrained(out, dtype=torch.float32, safety_checker=None)
     torch.manual_seed(cfg.seed)
     tokenizer = train_tokenizer(captions, cfg.merges, cfg.token_length, out / "tokenizer")
     text_encoder = CLIPTextModel(
@@ -138,9 +136,7 @@ def warm_average(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-def fit(
-    name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generator], Tensor], cfg: Any, lr: float
-) -> nn.Module:
+def fit(name: str, model: nn.Module, loss_of: Callable[[Any, torch.Generator], Tensor], cfg: Any, lr: float) -> Any:
     """Adam with warm-up until `cfg.minutes` are over; returns the exponential average of the weights.
 
     The state in `cfg.work` is written every `cfg.save_every` seconds, so a killed run goes on from there.
@@ -148,7 +144,9 @@ def fit(
     device = next(model.parameters()).device
     state_path = ROOT / cfg.work / f"{name}.pt"
     state_path.parent.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.99), weight_decay=1e-4
+    )
     average = AveragedModel(model, multi_avg_fn=warm_average(cfg.ema))
     step = 0
     if state_path.exists():
@@ -194,7 +192,7 @@ def train_vae(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
     """Autoencoder with squared and absolute error and a small KL term; sets `scaling_factor` to 1 / std."""
     images = corpus.images.to(pipe.device)
 
-    def loss_of(vae: nn.Module, generator: torch.Generator) -> Tensor:
+    def loss_of(vae: Any, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (cfg.vae.batch,), generator=generator, device=images.device)
         x = images[rows].float() / 127.5 - 1
         posterior = vae.encode(x).latent_dist
@@ -206,6 +204,21 @@ def train_vae(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
     std = encode(pipe.vae, images[:2000]).std().item()
     pipe.vae.register_to_config(scaling_factor=1 / std)
     (ROOT / cfg.work / "latents.pt").unlink(missing_ok=True)
+
+
+def train_decoder(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
+    """The decoder alone, on the encoder's means: pictures get sharper and no latent changes."""
+    images = corpus.images.to(pipe.device)
+    pipe.vae.encoder.requires_grad_(False)
+    pipe.vae.quant_conv.requires_grad_(False)
+
+    def loss_of(vae: Any, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(images), (cfg.vae.batch,), generator=generator, device=images.device)
+        x = images[rows].float() / 127.5 - 1
+        y = vae.decode(vae.encode(x).latent_dist.mean).sample.float()
+        return F.mse_loss(y, x) + 0.05 * F.l1_loss(y, x)
+
+    pipe.vae = fit("decoder", pipe.vae, loss_of, cfg, cfg.vae.lr).requires_grad_(True)
 
 
 @torch.no_grad()
@@ -252,7 +265,9 @@ def train_unet(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
         noise = torch.randn(latents[rows].shape, generator=generator, device=device)
         dropped = torch.rand(n, 1, generator=generator, device=device) < cfg.unet.drop
         a = alphas[t].view(-1, 1, 1, 1)
-        predicted = model(a.sqrt() * latents[rows] + (1 - a).sqrt() * noise, t, torch.where(dropped, empty, tokens[rows]))
+        predicted = model(
+            a.sqrt() * latents[rows] + (1 - a).sqrt() * noise, t, torch.where(dropped, empty, tokens[rows])
+        )
         snr = a / (1 - a)
         return ((predicted.float() - noise) ** 2 * weight[rows] * snr.clamp(max=cfg.unet.min_snr) / snr).mean()
 
@@ -272,7 +287,7 @@ def main(arguments: list[str]) -> None:
     corpus = load_corpus(cfg)
     pipe = build(cfg, corpus.captions).to(device)
     for part in ("vae", "unet") if cfg.part == "all" else (cfg.part,):
-        {"vae": train_vae, "unet": train_unet}[part](pipe, corpus, cfg)
+        {"vae": train_vae, "decoder": train_decoder, "unet": train_unet}[part](pipe, corpus, cfg)
         for network in (pipe.vae, pipe.unet, pipe.text_encoder):
             network.half()
         pipe.save_pretrained(ROOT / cfg.out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,20 @@ from data import planted
 from models.diffusion import LatentDiffusion, MapWindow, NullText, Schedules
 from models.inversion_cache import InversionCache
 from models.segment import AttentionSegmenter, Softening
-from runner.types import Edit, Problem, Response
+from runner.types import Anchor, Controls, Edit, Problem, Response, Scene, Start
 from scripts.train_generator import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """At these sizes several threads only get in each other's way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +62,14 @@ def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeli
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline as a folder on disk."""
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    tiny_pipe.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -110,3 +128,45 @@ def make_problems() -> Callable[[int], list[Problem]]:
         return problems
 
     return make
+
+
+def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> Anchor:
+    """A batch's constants at their smallest: one step, one token, 1 x 1 pixels; everything is free to change."""
+    return Anchor(
+        text=torch.zeros(n, 1, 1, 1), null=torch.zeros(n, 1, 1, 1), norm=torch.full((n,), norm),
+        mask=torch.ones(n, 1, 1, 1), latent_mask=torch.ones(n, 1, 1, 1), original=torch.zeros(n, 3, 1, 1),
+        encoded=torch.zeros(n, 1, 1, 1), templates=torch.zeros(n, 1, 1, 1, 1), maps={},
+        inject=torch.full((n,), inject), blend=torch.zeros(n),
+    )  # fmt: skip
+
+
+def rows_of(anchor: Anchor, rows: slice) -> Anchor:
+    """The constants of some of a batch's samples."""
+    tensors = {key: value[rows] for key, value in vars(anchor).items() if isinstance(value, torch.Tensor)}
+    return replace(anchor, **tensors, maps={layer: maps[rows] for layer, maps in anchor.maps.items()})
+
+
+class Identity:
+    """A generator without networks: the picture is the control `latent` itself, "b 3 1 1", once per scene.
+
+    The i-th of `scenes` shows (i + 1) times the control, the last one the control itself plus the anchor's `inject`.
+    """
+
+    resolution = 1
+    digest = "identity"
+
+    def __init__(self, scenes: int = 1) -> None:
+        self.scenes = scenes
+        self.lr_scale: dict[str, float] = {}
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        pass
+
+    def begin(self, problems: Sequence[Problem]) -> Start:
+        raise NotImplementedError
+
+    def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
+        latent = controls["latent"] + controls.get("shift", torch.zeros(()))
+        pictures = [(i + 1) * latent for i in range(self.scenes - 1)]
+        pictures.append(latent + anchor.inject[:, None, None, None])
+        return [Scene(picture, picture, picture[:, None]) for picture in pictures]

@@ -106,7 +106,7 @@ def test_unfit_networks_are_refused_in_one_line(network: Any, changes: dict[str,
 @pytest.fixture(params=[*SHIPPED_CLASSIFIERS, "timm"], scope="module")
 def classifier(request: pytest.FixtureRequest) -> ImageClassifier:
     if request.param == "timm":
-        return timm_classifier("test_vit", False, [f"c{i}" for i in range(1000)], None, "imagenet")
+        return timm_classifier("test_vit", False, None, None, [f"c{i}" for i in range(1000)], "imagenet")
     return load_shipped(request.param)
 
 
@@ -202,41 +202,41 @@ def test_missing_checkpoint_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_unreachable_hub_says_how_to_get_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.zoo.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("models.zoo.try_to_load_from_cache", lambda *_, **__: None)
     session = type("Session", (), {"head": lambda *_, **__: (_ for _ in ()).throw(ConnectionError())})
     monkeypatch.setattr("models.zoo.get_session", session)
     name = "vit_base_patch16_384.augreg_in21k_ft_in1k"
-    with pytest.raises(UserError, match=r"fetch_weights\.py fetch timm/vit_base.*python run\.py"):
-        timm_classifier(name, True, "imagenet", None, "imagenet")
+    with pytest.raises(UserError, match=r"fetch_weights\.py fetch timm/vit_base\S+@1c30cbc`.*python run\.py"):
+        timm_classifier(name, True, "1c30cbc", None, "imagenet", "imagenet")
 
 
 def test_unknown_timm_names_are_refused() -> None:
     with pytest.raises(UserError, match=r"no such model; close ones: .*resnet18"):
-        timm_classifier("resnet1", False, "imagenet", None, "imagenet")
+        timm_classifier("resnet1", False, None, None, "imagenet", "imagenet")
     with pytest.raises(UserError, match="nope"):
-        timm_classifier("resnet18.nope", True, "imagenet", None, "imagenet")
+        timm_classifier("resnet18.nope", True, None, None, "imagenet", "imagenet")
 
 
 def test_timm_labels_must_fit() -> None:
     with pytest.raises(UserError, match="output size 1000 does not match its 2 labels"):
-        timm_classifier("test_resnet", False, ["a", "b"], None, "imagenet")
+        timm_classifier("test_resnet", False, None, None, ["a", "b"], "imagenet")
 
 
 def test_timm_weights_from_a_file(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "w.pt")
-    classifier = timm_classifier("test_resnet", True, ["a", "b"], str(tmp_path / "w.pt"), "imagenet")
+    classifier = timm_classifier("test_resnet", True, None, str(tmp_path / "w.pt"), ["a", "b"], "imagenet")
     data = timm.data.resolve_model_data_config(classifier.network)
     assert classifier.size == data["input_size"][-1]
     assert classifier.mean.flatten().tolist() == pytest.approx(data["mean"])
     with pytest.raises(UserError, match="no such file"):
-        timm_classifier("test_resnet", True, ["a", "b"], str(tmp_path / "none.pt"), "imagenet")
+        timm_classifier("test_resnet", True, None, str(tmp_path / "none.pt"), ["a", "b"], "imagenet")
     (tmp_path / "bad.pt").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be loaded"):
-        timm_classifier("test_resnet", True, ["a", "b"], str(tmp_path / "bad.pt"), "imagenet")
+        timm_classifier("test_resnet", True, None, str(tmp_path / "bad.pt"), ["a", "b"], "imagenet")
 
 
 def test_random_weights_are_the_same_in_every_run() -> None:
-    first, second = (timm_classifier("test_resnet", False, "imagenet", None, "imagenet") for _ in range(2))
+    first, second = (timm_classifier("test_resnet", False, None, None, "imagenet", "imagenet") for _ in range(2))
     assert first.digest == second.digest
 
 

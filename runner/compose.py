@@ -1,0 +1,57 @@
+"""From a composed configuration to the objects of a run, each built once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from runner.run import Parts
+from runner.types import UserError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+CHOICES = ("task", "generator", "classifier")  # the groups that name a run's folder
+
+
+def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, Any]:
+    """The plain configuration with the run's name, the command that makes it and the environment."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["name"] = "{task}/{generator}-{classifier}".format(**{key: choices[key] for key in CHOICES})
+    config["command"] = shlex.join(["python", "run.py", *overrides])
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    config["environment"] = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
+    return config
+
+
+def build(config: Mapping[str, Any], **given: Any) -> Parts:
+    """The parts of a run, each built once from its node; those `given` as objects are taken as they are.
+
+    Raises UserError where a part refuses its settings.
+    """
+    torch.manual_seed(config["seed"])
+    nodes = {key: config[key] for key in Parts.__dataclass_fields__ if key not in given}
+    try:
+        return Parts(**instantiate(nodes, _convert_="all"), **given)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def configure(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that `python run.py <overrides>` would use, from Python."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    with_hydra = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(with_hydra, dict)
+    plain = OmegaConf.create({key: value for key, value in with_hydra.items() if key != "hydra"})
+    return resolved(plain, choices, overrides)

@@ -1,0 +1,69 @@
+"""Ask one question from Python: what must this picture look like to be called something else?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from data.folder import OnePicture
+from runner import optimize
+from runner.compose import build, configure
+from runner.record import to_8_bits
+from runner.run import solver
+from runner.types import Classifier, Example
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A counterfactual and what the classifier says of it.
+
+    image, original: (3, h, w) in [0, 1]; mask: (1, h, w), the region that was free to change; success: whether the
+    image is predicted as asked; confidences: by class name; loss: the terms at the best step, before their weights.
+    """
+
+    image: Float[Tensor, "3 h w"]
+    original: Float[Tensor, "3 h w"]
+    mask: Float[Tensor, "1 h w"]
+    success: bool
+    confidence_before: dict[str, float]
+    confidence_after: dict[str, float]
+    loss: dict[str, float]
+    warnings: list[str]
+
+
+def explain(
+    image: Float[Tensor, "3 h w"], classifier: Classifier, label: str, target: str, caption: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Answer:  # fmt: skip
+    """A visual counterfactual of one picture.
+
+    image: RGB in [0, 1], any size; classifier: anything with `labels`, `size` and `digest` that maps images to a
+    `runner.types.Response` (`models.zoo` has loaders, `models.classifier.ImageClassifier` wraps a network); label: what
+    the picture shows, one of the classifier's names; target: what it should be called, or a rule such as `confusion`;
+    caption: must contain the label, a template writes one if it is None; overrides: as on the command line, such as
+    `optimizer.steps=10`. Raises UserError for bad input, RuntimeError if the loss is not finite.
+    """
+    domain = getattr(classifier, "domain", "planted")
+    config = configure([f"domain={domain}", f"task.target={target}", "logger=none", *overrides])
+    data = OnePicture(Example("picture", image, label, caption))
+    parts = build(config, classifier=classifier, data=data)
+    answer = solver(parts)
+    problems, _ = parts.task.problems(data, classifier, parts.generator.resolution, config["seed"], limit=1)
+    answer.generator.check(problems)
+    controls, anchor, notes = answer.start(problems)
+    state = optimize.begin(controls)
+    for latest in answer.states(problems, anchor, state):
+        state = latest
+        if state.failed[0] is not None:
+            raise RuntimeError(state.failed[0])
+    original, best = (to_8_bits(x[0]) for x in (anchor.original, answer.render(state.best, anchor)))
+    measured = parts.task.measure(problems[0], original, best, classifier)
+    return Answer(
+        image=best, original=original, mask=anchor.mask[0], success=measured["success"],
+        confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
+        loss={name: values[0] for name, values in state.history[int(state.best_step[0])].items()},
+        warnings=list(notes[0]),
+    )  # fmt: skip

@@ -1,0 +1,141 @@
+"""Statistics of an evaluation: what is measured on pictures, and 95 % intervals. Pure functions; the same input, the
+same output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import bootstrap
+from sklearn.metrics.pairwise import polynomial_kernel
+from torch import Tensor
+
+from runner.report import wilson
+
+RESAMPLES = 2000
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value and the ends of its 95 % interval; `note` says in a few words what else was seen."""
+
+    value: float
+    low: float
+    high: float
+    note: str = ""
+
+
+# --- intervals -----------------------------------------------------------------------------------------------
+
+
+def share(hits: Sequence[bool], note: str = "") -> Estimate:
+    """The share of true values, in [0, 1], with Wilson's interval."""
+    return Estimate(sum(hits) / len(hits), *wilson(sum(hits), len(hits)), note)
+
+
+def mean(values: Sequence[float], note: str = "") -> Estimate:
+    """The mean of at least two values, with its bootstrap interval. Of paired differences, the paired interval."""
+    return resampled(lambda rows: float(np.mean(np.asarray(values)[rows])), (len(values),), note)
+
+
+def median(values: Sequence[float], note: str = "") -> Estimate:
+    """The median of at least two values, with its bootstrap interval."""
+    return resampled(lambda rows: float(np.median(np.asarray(values)[rows])), (len(values),), note)
+
+
+def resampled(statistic: Callable[..., float], sizes: Sequence[int], note: str = "") -> Estimate:
+    """A statistic of one or more independent sets and its percentile bootstrap interval (Efron 1979).
+
+    statistic: takes, per set, the positions of the members that a resample holds, repeated ones repeatedly;
+    sizes: of the sets, each at least 2. The resamples are drawn from a fixed seed.
+    """
+    sets = tuple(np.arange(size) for size in sizes)
+    interval = bootstrap(
+        sets, statistic, n_resamples=RESAMPLES, vectorized=False, confidence_level=0.95, method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return Estimate(statistic(*sets), float(interval.low), float(interval.high), note)
+
+
+# --- pictures ------------------------------------------------------------------------------------------------
+
+
+def psnr(images: Float[Tensor, "b 3 h w"], others: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio per picture in dB, pictures in [0, 1]; equal pictures count as 100 dB."""
+    return -10 * (images - others).square().flatten(1).mean(dim=1).clamp(min=1e-10).log10()
+
+
+def iou(masks: Bool[Tensor, "b h w"], others: Bool[Tensor, "b h w"]) -> Float[Tensor, " b"]:
+    """Intersection over union per pair of masks, in [0, 1]; two empty masks agree."""
+    union = (masks | others).flatten(1).sum(dim=1)
+    common = (masks & others).flatten(1).sum(dim=1)
+    return torch.where(union == 0, 1.0, common / union.clamp(min=1))
+
+
+def rms_outside(
+    images: Float[Tensor, "b 3 h w"], others: Float[Tensor, "b 3 h w"], masks: Bool[Tensor, "b h w"]
+) -> Float[Tensor, " b"]:
+    """Root of the mean squared difference over the pixels outside the mask and the channels; 0 if there are none."""
+    outside = (~masks).flatten(1).float()
+    squares = (images - others).square().mean(dim=1).flatten(1)
+    return ((squares * outside).sum(dim=1) / outside.sum(dim=1).clamp(min=1)).sqrt()
+
+
+# --- sets of pictures ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """The kernel inception distance between two sets of features (Binkowski et al. 2018, "Demystifying MMD GANs").
+
+    It is the unbiased squared maximum mean discrepancy with the kernel (x·y / d + 1)³ over the whole sets, which is
+    what the average over randomly drawn subsets estimates. Unbiased: it may be below 0 for sets of one distribution.
+    """
+
+    within: np.ndarray  # (n, n) kernel of the first set
+    others: np.ndarray  # (m, m) of the second
+    across: np.ndarray  # (n, m)
+
+    @staticmethod
+    def of(features: Float[Tensor, "n f"], others: Float[Tensor, "m f"]) -> KernelDistance:
+        """Kernels of two sets of at least two members each."""
+        x, y = (f.double().cpu().numpy() for f in (features, others))
+        return KernelDistance(*(polynomial_kernel(a, b, degree=3, coef0=1.0) for a, b in ((x, x), (y, y), (x, y))))
+
+    def value(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
+        """The distance between the members at these positions, all by default. A member that stands there twice is
+        not compared with itself, so resampling keeps the estimate unbiased."""
+        n, m = self.across.shape
+        x = np.ones(n) if rows is None else np.bincount(rows, minlength=n).astype(float)
+        y = np.ones(m) if columns is None else np.bincount(columns, minlength=m).astype(float)
+        cross = x @ self.across @ y / (x.sum() * y.sum())
+        return float(_pairs(self.within, x) + _pairs(self.others, y) - 2 * cross)
+
+
+def _pairs(kernel: np.ndarray, counts: np.ndarray) -> float:
+    """Mean of the kernel over pairs of different members; of a single member, its own value."""
+    pairs = counts.sum() ** 2 - counts @ counts
+    if pairs == 0:
+        return float(counts @ np.diag(kernel) / counts.sum())
+    return float((counts @ kernel @ counts - counts**2 @ np.diag(kernel)) / pairs)
+
+
+def kid_ratio(
+    features: Float[Tensor, "n f"], rivals: Float[Tensor, "n f"], reference: Float[Tensor, "m f"]
+) -> Estimate:
+    """KID(features, reference) over KID(rivals, reference), row i of both answering the same question.
+
+    Rows are resampled in pairs and the reference by itself. A rival distance of 0 or less counts as almost 0.
+    """
+    own, rival = KernelDistance.of(features, reference), KernelDistance.of(rivals, reference)
+
+    def ratio(rows: np.ndarray, columns: np.ndarray) -> float:
+        return own.value(rows, columns) / max(rival.value(rows, columns), TINY)
+
+    note = f"KID {own.value():.4g} against {rival.value():.4g}"
+    return resampled(ratio, (len(features), len(reference)), note)

@@ -1,0 +1,155 @@
+"""What the rows of the results table share: what a row is, sampled pictures, and counterfactuals by way of the runner.
+
+Everything heavy is built once per process and setting.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.diffusion import LatentDiffusion
+from runner.compose import build, configure
+from runner.record import RunFolder, read_png, run_key, to_8_bits
+from runner.run import STOPPED, Parts, run
+from runner.types import Problem, UserError
+from scripts.metrics import Estimate
+
+BATCH = 16  # pictures that are sampled, encoded or judged together
+
+
+@dataclass(frozen=True)
+class Setting:
+    """seed: of the held-out draw; device: auto | cpu | cuda; outputs: where the runs lie."""
+
+    seed: int
+    device: str
+    outputs: str
+
+    def own_seed(self, i: int) -> int:
+        """The seed of picture `i`: no two pictures and seeds of an evaluation share one."""
+        return self.seed * 1_000_003 + i
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    name: `<domain>.<what>`, with `.<baseline>` where a baseline answers; measure: takes the setting and n >= 2;
+    full: the n at which the value itself is judged; unit: `%` (of a share), dB or × ; bar: what the value has to
+    reach, None where it is only shown; better: on which side of it; above: what the interval must lie above besides.
+    """
+
+    name: str
+    measure: Callable[[Setting, int], Estimate]
+    full: int
+    unit: str
+    bar: float | None = None
+    better: Literal["high", "low"] = "high"
+    above: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A problem and what the runner made of it: its line of results.jsonl and its saved picture (3, h, w); None where
+    the runner gave it up."""
+
+    problem: Problem
+    record: Mapping[str, Any] | None
+    best: Tensor | None
+
+    @property
+    def confidence(self) -> float:
+        """The classifier's confidence in the target, 0 where there is no answer."""
+        return 0.0 if self.record is None else float(self.record["confidence_after"][self.record["target"]])
+
+    @property
+    def success(self) -> bool:
+        """Whether the saved picture is predicted as asked."""
+        return self.record is not None and bool(self.record["success"])
+
+
+@cache
+def world(setting: Setting, classifier: str) -> Parts:
+    """A classifier's own domain: its generator and data, as `python run.py classifier=<classifier>` builds them."""
+    return build(configure(_overrides(setting, classifier, ())))
+
+
+@cache
+def asked(
+    setting: Setting, classifier: str, overrides: tuple[str, ...], n: int
+) -> tuple[Parts, dict[str, Any], tuple[Problem, ...]]:
+    """The parts, configuration and first `n` problems of a run; generator and classifier are those of `world`."""
+    config = configure(_overrides(setting, classifier, (*overrides, f"limit={n}")))
+    shared = world(setting, classifier)
+    parts = build(config, generator=shared.generator, classifier=shared.classifier)
+    problems, _ = parts.task.problems(parts.data, parts.classifier, parts.generator.resolution, config["seed"], n)
+    return parts, config, tuple(problems)
+
+
+@cache
+def answers(setting: Setting, classifier: str, overrides: tuple[str, ...], n: int) -> tuple[Answer, ...]:
+    """The runner's answers to the first `n` problems; what it answered in an earlier process is read, not repeated.
+
+    Exits with code 143 if the run is asked to stop. Raises UserError if problems stay unanswered, as on a full disk.
+    """
+    parts, config, problems = asked(setting, classifier, overrides, n)
+    with redirect_stdout(sys.stderr):
+        code = run(parts, config)
+    if code == STOPPED:
+        raise SystemExit(STOPPED)
+    key = run_key(config, [parts.generator.digest, parts.classifier.digest])
+    folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
+    if pending := [p.name for p in problems if not folder.done(p.name)]:
+        raise UserError(f"{folder.path}: {len(pending)} of {n} problems have no answer")
+    records = {r["name"]: r for r in map(json.loads, (folder.path / "results.jsonl").read_text().splitlines())}
+    return tuple(_answer(problem, records.get(problem.name), folder.path) for problem in problems)
+
+
+def _answer(problem: Problem, record: Mapping[str, Any] | None, folder: Path) -> Answer:
+    return Answer(problem, record, None if record is None else read_png(folder / record["images"]["best"]))
+
+
+def _overrides(setting: Setting, classifier: str, more: Sequence[str]) -> list[str]:
+    own = (f"device={setting.device}", f"outputs={setting.outputs}", "logger=none", "batch=8")
+    return [f"classifier={classifier}", *own, *more]
+
+
+# --- pictures ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample(
+    generator: LatentDiffusion, prompts: Sequence[str], seeds: Sequence[int], batch: int = BATCH
+) -> Float[Tensor, "b 3 h w"]:
+    """Pictures of prompts, without any edit, as files would hold them; each start latent is drawn from its own seed."""
+    images = []
+    shape = (generator.unet.config.in_channels, generator.latent_side, generator.latent_side)
+    for first in range(0, len(prompts), batch):
+        part = slice(first, first + batch)
+        draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds[part]]
+        text = generator.embed(prompts[part])
+        null = generator.embed([""]).expand_as(text)
+        z = torch.stack(draws).to(generator.device)
+        x0 = z
+        for i in range(len(generator.schedule)):
+            z, x0 = generator.step(z, text, null, i)
+        images.append(to_8_bits(generator.decode(x0)).cpu())
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def autoencoded(generator: LatentDiffusion, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """What the VAE makes of pictures, as files would hold it."""
+    parts = [generator.decode(generator.encode(part.to(generator.device))) for part in images.split(BATCH)]
+    return to_8_bits(torch.cat(parts)).cpu()

@@ -1,0 +1,286 @@
+"""Rows of the planted world: the generator against the renderer's truth, and counterfactuals of `planted_clean`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from data import planted
+from models.zoo import Oracle, shipped_oracle
+from runner.record import to_8_bits
+from runner.types import Problem
+from scripts import metrics
+from scripts.metrics import Estimate
+from scripts.rows import BATCH, Answer, Row, Setting, answers, asked, autoencoded, sample, world
+
+CLASSIFIER = "planted_clean"
+ORACLES = ("oracle_convnext", "oracle_mobilenet")  # the first one's features measure KID
+BASELINES = ("start_only", "pixels")
+CONFIDENT = 0.8  # confidence in the target
+KEPT = 1.3  # error of the background, as a multiple of the reconstruction's
+RENDERS = 8  # reference pictures per counterfactual for KID
+
+
+# --- judges --------------------------------------------------------------------------------------------------
+
+
+@cache
+def oracle(setting: Setting, name: str) -> Oracle:
+    """A shipped oracle, on the generator's device."""
+    return shipped_oracle(name).to(world(setting, CLASSIFIER).generator.device)
+
+
+def read(setting: Setting, name: str, factor: str, images: Float[Tensor, "b 3 h w"]) -> list[str]:
+    """What an oracle sees in pictures: a name per picture of `class`, `background`, `prop` or `hue`."""
+    judge, device = oracle(setting, name), world(setting, CLASSIFIER).generator.device
+    logits = torch.cat([judge.read(part.to(device))[factor] for part in images.split(4 * BATCH)])
+    return [judge.heads[factor][i] for i in logits.argmax(dim=1).tolist()]
+
+
+def features(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
+    """The first oracle's features."""
+    judge, device = oracle(setting, ORACLES[0]), world(setting, CLASSIFIER).generator.device
+    return torch.cat([judge.features(part.to(device)) for part in images.split(4 * BATCH)]).cpu()
+
+
+# --- the generator -------------------------------------------------------------------------------------------
+
+
+def held_out(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[str], planted.Scenes]:
+    """The first pictures of the test split with their captions and factors."""
+    data = planted.PlantedDataset("test", n, setting.seed)
+    examples = [data[i] for i in range(n)]
+    return torch.stack([e.image for e in examples]), [e.caption or "" for e in examples], data.scenes
+
+
+def vae_psnr(setting: Setting, n: int) -> Estimate:
+    """PSNR of autoencoded pictures."""
+    images = held_out(setting, n)[0]
+    return metrics.mean(metrics.psnr(images, autoencoded(world(setting, CLASSIFIER).generator, images)).tolist())
+
+
+@cache
+def prompted(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], planted.Scenes]:
+    """Pictures sampled from the full captions of held-out scenes, and these scenes."""
+    _, captions, scenes = held_out(setting, n)
+    seeds = [setting.own_seed(i) for i in range(n)]
+    return sample(world(setting, CLASSIFIER).generator, captions, seeds), scenes
+
+
+def prompt_factor(setting: Setting, n: int, factor: str) -> Estimate:
+    """How often a sampled picture shows the class or the background that its caption names: the stricter oracle's
+    word, the other one's in the note."""
+    images, scenes = prompted(setting, n)
+    names, wanted = {
+        "class": (planted.CLASSES, scenes.label), "background": (planted.BACKGROUNDS, scenes.background),
+    }[factor]  # fmt: skip
+    truth = [names[i] for i in wanted.tolist()]
+    shares = {o: metrics.share(_equal(read(setting, o, factor, images), truth)) for o in ORACLES}
+    return _lowest(shares)
+
+
+def oracles_agree(setting: Setting, n: int) -> Estimate:
+    """How often the two oracles name the same class on sampled pictures."""
+    images, _ = prompted(setting, n)
+    return metrics.share(_equal(*(read(setting, o, "class", images) for o in ORACLES)))
+
+
+def _equal(names: Sequence[str], others: Sequence[str]) -> list[bool]:
+    return [a == b for a, b in zip(names, others, strict=True)]
+
+
+def _lowest(shares: dict[str, Estimate]) -> Estimate:
+    """The lowest of several shares, with all of them in its note."""
+    note = ", ".join(f"{name} {100 * s.value:.1f} %" for name, s in shares.items())
+    lowest = min(shares.values(), key=lambda s: s.value)
+    return Estimate(lowest.value, lowest.low, lowest.high, note)
+
+
+# --- the pictures that are asked about -----------------------------------------------------------------------
+
+
+def halves(setting: Setting, n: int) -> list[tuple[tuple[str, ...], int]]:
+    """Overrides and number of pictures of the two halves: within pairs, and towards any other class.
+
+    They take different pictures: evaluation seed s draws them with the run seeds 2s and 2s + 1.
+    """
+    return [
+        (("task.target=nearest", f"seed={2 * setting.seed}"), n - n // 2),
+        (("task.target=random", f"seed={2 * setting.seed + 1}"), n // 2),
+    ]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Held-out pictures, what becomes of them without an edit, and where the object is; row i belongs together.
+
+    original, decoded (by the VAE), inverted (rendered from null-text inversion): in [0, 1], 8 bits;
+    region: the segmenter's mask before it is softened; object: the true one; both cut at 0.5.
+    """
+
+    original: Float[Tensor, "b 3 h w"]
+    decoded: Float[Tensor, "b 3 h w"]
+    inverted: Float[Tensor, "b 3 h w"]
+    region: Bool[Tensor, "b h w"]
+    object: Bool[Tensor, "b h w"]
+
+
+@cache
+def pictures(setting: Setting, n: int) -> Pictures:
+    """The pictures of both halves, inverted in the runner's own batches so that both use the same inversions."""
+    rows: list[tuple[Tensor, ...]] = []
+    for overrides, count in halves(setting, n):
+        parts, config, problems = asked(setting, CLASSIFIER, overrides, count)
+        data = parts.data
+        assert isinstance(data, planted.PlantedDataset)
+        for first in range(0, count, config["batch"]):
+            batch = problems[first : first + config["batch"]]
+            inverted, region = inverted_with_region(setting, batch)
+            truth = torch.cat([data.truth(position(p.name))[1].object_mask for p in batch])
+            original = torch.stack([p.image for p in batch])
+            decoded = autoencoded(parts.generator, original)
+            rows.append((original, decoded, inverted, region[:, 0] > 0.5, truth > 0.5))
+    return Pictures(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def inverted_with_region(
+    setting: Setting, problems: Sequence[Problem]
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
+    """Pictures rendered from their null-text inversions, 8 bits, and the segmenter's masks of their objects."""
+    generator = world(setting, CLASSIFIER).generator
+    images = torch.stack([p.image for p in problems]).to(generator.device)
+    prompts = [p.edit.source for p in problems]
+    latent, null = generator.invert(images, prompts)
+    maps, _, inverted = generator.record(latent, generator.embed(prompts), null)
+    region = generator.free_region(images, maps, prompts, [p.edit.source_words for p in problems])
+    return to_8_bits(inverted).cpu(), region.cpu()
+
+
+def position(name: str) -> int:
+    """The position in its split of the picture that a problem asks about: `test-00012-rock-crab` -> 12."""
+    return int(name.split("-")[1])
+
+
+def null_text(setting: Setting, n: int) -> Estimate:
+    """How much lower the PSNR of the inverted picture is than that of the autoencoded one, in pairs."""
+    p = pictures(setting, n)
+    decoded, inverted = metrics.psnr(p.original, p.decoded), metrics.psnr(p.original, p.inverted)
+    note = f"VAE {decoded.mean():.2f} dB, null-text {inverted.mean():.2f} dB"
+    return metrics.mean((decoded - inverted).tolist(), note)
+
+
+def mask_iou(setting: Setting, n: int) -> Estimate:
+    """Overlap of the segmenter's mask with the true object."""
+    p = pictures(setting, n)
+    return metrics.mean(metrics.iou(p.region, p.object).tolist())
+
+
+# --- counterfactuals -----------------------------------------------------------------------------------------
+
+
+def counterfactuals(setting: Setting, n: int, baseline: str) -> list[Answer]:
+    """The answers of both halves, in the order of `pictures`."""
+    chosen = f"task.baseline={baseline}"
+    return [a for overrides, count in halves(setting, n)
+            for a in answers(setting, CLASSIFIER, (*overrides, chosen), count)]  # fmt: skip
+
+
+def target_of(answer: Answer) -> str:
+    """The class that was asked for."""
+    return planted.CLASSES[answer.problem.target]
+
+
+def answered(given: Sequence[Answer]) -> tuple[list[int], Float[Tensor, "b 3 h w"]]:
+    """The positions of the answers that have a picture, and the pictures."""
+    rows = [i for i, a in enumerate(given) if a.best is not None]
+    images = [a.best for a in given if a.best is not None]
+    return rows, torch.stack(images) if images else torch.zeros(0, 3, planted.SIZE, planted.SIZE)
+
+
+def uvce_confidence(setting: Setting, n: int, baseline: str) -> Estimate:
+    """How often the classifier is confident of the target."""
+    given = counterfactuals(setting, n, baseline)
+    flips = sum(a.success for a in given)
+    return metrics.share([a.confidence >= CONFIDENT for a in given], f"{flips} of {n} flip")
+
+
+def uvce_oracles(setting: Setting, n: int, baseline: str) -> Estimate:
+    """How often both oracles name the target."""
+    given = counterfactuals(setting, n, baseline)
+    rows, images = answered(given)
+    wanted = [target_of(given[i]) for i in rows]
+    hits = [_equal(read(setting, o, "class", images), wanted) if rows else [] for o in ORACLES]
+    both = [all(pair) for pair in zip(*hits, strict=True)] + [False] * (n - len(rows))
+    note = ", ".join(f"{o} {100 * sum(h) / n:.1f} %" for o, h in zip(ORACLES, hits, strict=True))
+    return metrics.share(both, note)
+
+
+def background_ratios(setting: Setting, n: int, baseline: str) -> list[float]:
+    """The counterfactual's error outside the true object as a multiple of the reconstruction's; infinite where there
+    is no answer."""
+    p, given = pictures(setting, n), counterfactuals(setting, n, baseline)
+    rows, images = answered(given)
+    own = metrics.rms_outside(p.original[rows], images, p.object[rows])
+    least = metrics.rms_outside(p.original[rows], p.inverted[rows], p.object[rows])
+    ratios = [float("inf")] * n
+    for i, ratio in zip(rows, (own / least.clamp(min=1e-6)).tolist(), strict=True):
+        ratios[i] = ratio
+    return ratios
+
+
+def uvce_background(setting: Setting, n: int, baseline: str) -> Estimate:
+    """How often the background is as near to the original as a reconstruction's, nearly."""
+    return metrics.share([r <= KEPT for r in background_ratios(setting, n, baseline)])
+
+
+def uvce_background_ratio(setting: Setting, n: int, baseline: str) -> Estimate:
+    """The median of the ratios of `uvce_background`, over all and, in the note, per half."""
+    ratios = background_ratios(setting, n, baseline)
+    cut = halves(setting, n)[0][1]
+    pairs, others = (float(torch.tensor(part).median()) for part in (ratios[:cut], ratios[cut:]))
+    return metrics.median(ratios, f"within pairs {pairs:.2f}, others {others:.2f}")
+
+
+@cache
+def plain(setting: Setting, n: int) -> Float[Tensor, "b 3 h w"]:
+    """Pictures sampled from the target captions of the counterfactuals, without any edit."""
+    prompts = [p.edit.target for o, count in halves(setting, n) for p in asked(setting, CLASSIFIER, o, count)[2]]
+    return sample(world(setting, CLASSIFIER).generator, prompts, [setting.own_seed(i) for i in range(n)])
+
+
+def renders(setting: Setting, labels: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+    """Pictures of the validation split with the classes set, every other factor as drawn; 8 bits."""
+    scenes = planted.draw(len(labels), planted.split_seed("validation", setting.seed))
+    scenes.label.copy_(torch.tensor(labels))
+    return to_8_bits(planted.render(scenes).image)
+
+
+def uvce_kid(setting: Setting, n: int, baseline: str) -> Estimate:
+    """KID of the counterfactuals against renders of the target classes, over that of plain prompts."""
+    given = counterfactuals(setting, n, baseline)
+    rows, images = answered(given)
+    if len(rows) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), f"{len(rows)} of {n} answered")
+    reference = renders(setting, [given[i].problem.target for i in rows] * RENDERS)
+    return metrics.kid_ratio(*(features(setting, x) for x in (images, plain(setting, n)[rows], reference)))
+
+
+def _with_baselines(row: Row) -> list[Row]:
+    """The method's row, and the baselines' without a bar; `measure` takes the baseline's name."""
+    rows = [Row(row.name, partial(row.measure, baseline="none"), row.full, row.unit, row.bar, row.better)]
+    return rows + [Row(f"{row.name}.{b}", partial(row.measure, baseline=b), row.full, row.unit) for b in BASELINES]
+
+
+ROWS = (
+    Row("planted.vae_psnr", vae_psnr, 512, "dB", 27.0),
+    Row("planted.prompt_class", partial(prompt_factor, factor="class"), 512, "%", 0.90),
+    Row("planted.prompt_background", partial(prompt_factor, factor="background"), 512, "%", 0.95),
+    Row("planted.oracles_agree", oracles_agree, 512, "%", 0.95),
+    Row("planted.null_text", null_text, 64, "dB", 1.0, "low"),
+    Row("planted.mask_iou", mask_iou, 64, "", 0.5),
+)  # fmt: skip

@@ -1,0 +1,61 @@
+"""A saved state comes back bit for bit, and a file is whole or not there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner import checkpoint
+from runner.optimize import State
+
+
+def state() -> State:
+    draw = torch.Generator().manual_seed(0)
+    controls = {name: torch.randn(2, 3, 4, generator=draw) for name in ("latent", "text")}
+    return State(
+        controls=controls, best={name: value + 1 for name, value in controls.items()},
+        best_total=torch.tensor([0.1, math.inf]), best_step=torch.tensor([3, 0]), failed=[None, "step 0: bad"], step=4,
+        moments={"latent": {"step": torch.tensor(4.0), "exp_avg": torch.randn(2, 3, 4, generator=draw)}},
+        history=[{"total": [0.1, math.nan]}, {"total": [0.1 + 0.2, math.nan]}], finished=False, seconds=1.25,
+    )  # fmt: skip
+
+
+def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    saved = state()
+    checkpoint.save(tmp_path / "deep" / "state.safetensors", saved)
+    found = checkpoint.load(tmp_path / "deep" / "state.safetensors", torch.device("cpu"))
+    for name in ("controls", "best"):
+        mine, theirs = getattr(found, name), getattr(saved, name)
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert found.moments.keys() == {"latent"}
+    assert all(torch.equal(found.moments["latent"][key], saved.moments["latent"][key]) for key in ("step", "exp_avg"))
+    assert torch.equal(found.best_total, saved.best_total) and torch.equal(found.best_step, saved.best_step)
+    assert (found.step, found.finished, found.failed, found.seconds) == (4, False, [None, "step 0: bad"], 1.25)
+    assert found.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(found.history[1]["total"][1])
+
+
+def test_values_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
+    saved = state()
+    saved.best = saved.controls
+    checkpoint.save(tmp_path / "state.safetensors", saved)
+    found = checkpoint.load(tmp_path / "state.safetensors", torch.device("cpu"))
+    found.controls["latent"].zero_()
+    assert torch.equal(found.best["latent"], saved.best["latent"])
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.safetensors"
+    checkpoint.save(path, state())
+    before = path.read_bytes()
+
+    def cut_off(tensors: object, file: Path, metadata: object = None) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(checkpoint, "save_file", cut_off)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(path, state())
+    assert path.read_bytes() == before

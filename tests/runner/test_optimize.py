@@ -1,0 +1,364 @@
+"""Laws of the loop: every sample descends for itself, keeps its best iterate, and fails alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.diffusion import LatentDiffusion
+from runner import checkpoint, optimize
+from runner.objective import evaluate
+from runner.optimize import Descent, State
+from runner.types import Anchor, Controls, Generator, Objective, Problem, Scene
+from tasks.distances import latent_distance, pixel_distance
+from tasks.terms import class_log_prob
+from tests.conftest import Identity, TinyClassifier, anchor_of, rows_of
+
+Make = Callable[..., LatentDiffusion]
+Problems = Callable[[int], list[Problem]]
+TERMS = ("class_log_prob", "latent_distance", "pixel_distance")
+
+
+def descent(**changes: Any) -> Descent:
+    settings: dict[str, Any] = {
+        "method": torch.optim.Adam, "steps": 5, "lr": {"latent": 0.01, "text": 0.01, "null": 0.01}, "min_lr": None,
+        "clip": None, "keep_norm": True,
+    }  # fmt: skip
+    return Descent(**(settings | changes))
+
+
+def unchanged(scene: Scene, step: int) -> Scene:
+    return scene
+
+
+def last_state(
+    generator: Generator, anchor: Anchor, objective: Objective, how: Descent, controls: Controls
+) -> State:  # fmt: skip
+    *_, state = optimize.optimise(generator, anchor, objective, unchanged, how, optimize.begin(controls))
+    return state
+
+
+def soft_classifier() -> TinyClassifier:
+    """One that is sure of nothing."""
+    classifier = TinyClassifier()
+    classifier.weight /= 20
+    return classifier
+
+
+def objective_of(anchor: Anchor, problems: list[Problem], *names: str) -> Objective:
+    """The named terms, or the whole objective, with weights of the paper's order."""
+    targets = torch.tensor([p.target for p in problems])
+    terms: dict[str, Any] = {
+        "class_log_prob": (1.0, class_log_prob(soft_classifier(), targets)),
+        "latent_distance": (25.0, latent_distance(anchor)),
+        "pixel_distance": (250.0, pixel_distance(anchor)),
+    }
+    return {name: terms[name] for name in names or TERMS}
+
+
+def held(anchor: Anchor) -> Anchor:
+    """The same constants with nothing free to change, so that both distances see every pixel."""
+    return replace(anchor, mask=torch.zeros_like(anchor.mask), latent_mask=torch.zeros_like(anchor.latent_mask))
+
+
+@pytest.fixture
+def batch(make_generator: Make, make_problems: Problems) -> tuple[LatentDiffusion, Controls, Anchor, list[Problem]]:
+    generator, problems = make_generator(), make_problems(3)
+    start = generator.begin(problems)
+    return generator, start.controls, held(start.anchors[-1]), problems
+
+
+Batch = tuple[LatentDiffusion, Controls, Anchor, list[Problem]]
+
+
+@pytest.mark.parametrize("method", [torch.optim.Adam, partial(torch.optim.SGD, momentum=0.5)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_falls_within_five_steps(batch: Batch, term: str, method: Any) -> None:
+    generator, controls, anchor, problems = batch
+    state = last_state(generator, anchor, objective_of(anchor, problems, term), descent(method=method), controls)
+    first, best = torch.tensor(state.history[0][term]), state.best_total / {TERMS[0]: 1, TERMS[1]: 25}.get(term, 250)
+    assert (best < first).all() and (state.best_step > 0).all()
+
+
+def test_a_step_moves_every_control_that_has_a_rate_and_no_other(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    how = descent(steps=1, lr={"latent": 0.01, "text": 0.0})
+    state = last_state(generator, anchor, objective_of(anchor, problems), how, controls)
+    assert not torch.equal(state.controls["latent"], controls["latent"])
+    assert torch.equal(state.controls["text"], controls["text"])
+    assert torch.equal(state.controls["null"], controls["null"])
+    assert (controls["text"] == 0).all(), "the start itself must not be written to"
+
+
+def test_the_best_iterate_is_the_argmin_per_sample(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    objective = objective_of(anchor, problems)
+    how = descent(lr={"latent": 0.3, "text": 0.3, "null": 0.3})  # large, so that totals rise as well as fall
+    state = last_state(generator, anchor, objective, how, controls)
+    totals = torch.tensor([h["total"] for h in state.history])
+    assert len(totals) == how.steps + 1
+    assert torch.equal(state.best_total, totals.min(dim=0).values)
+    assert torch.equal(state.best_step, totals.argmin(dim=0))
+    assert (state.best_step < how.steps).any(), "at least one sample must end worse than its best"
+    with torch.no_grad():
+        again = evaluate(objective, generator(state.best, anchor)[-1]).total
+    assert torch.equal(again, state.best_total)
+
+
+def test_the_best_iterate_is_judged_without_augmentation() -> None:
+    shown: list[int] = []
+
+    def augment(scene: Scene, step: int) -> Scene:
+        shown.append(step)
+        return replace(scene, views=scene.views + 100.0)
+
+    objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
+    state = optimize.begin({"latent": torch.ones(2, 3, 1, 1)})
+    how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
+    *_, state = optimize.optimise(Identity(), anchor_of(2), objective, augment, how, state)
+    assert shown == [0, 1] and (state.best_total < 1).all()
+
+
+def test_the_start_latent_keeps_its_norm_per_sample(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    controls = {**controls, "latent": controls["latent"] * torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]}
+    norms = controls["latent"].flatten(1).norm(dim=1)
+    anchor = replace(anchor, norm=norms)
+    objective = objective_of(anchor, problems)
+    for state in optimize.optimise(
+        generator, anchor, objective, unchanged, descent(steps=3, lr={"latent": 0.5}), optimize.begin(controls)
+    ):
+        torch.testing.assert_close(state.controls["latent"].flatten(1).norm(dim=1), norms)
+    assert not torch.allclose(state.controls["latent"], controls["latent"], atol=0.1)
+    free = last_state(generator, anchor, objective, descent(lr={"latent": 0.5}, keep_norm=False), controls)
+    assert not torch.allclose(free.controls["latent"].flatten(1).norm(dim=1), norms, rtol=1e-3)
+
+
+# --- samples that fail ---------------------------------------------------------------------------------------
+
+
+class Trap:
+    """A term of value zero that, from evaluation `at` on, spoils one sample: evaluations come in pairs per step, for
+    the gradient and without augmentation."""
+
+    def __init__(self, factor: float, at: int, sample: int = 1) -> None:
+        self.factor, self.at, self.sample, self.calls = factor, at, sample, 0
+
+    def __call__(self, scene: Scene) -> Tensor:
+        weights = torch.zeros(len(scene.image))
+        if self.calls // 2 >= self.at:
+            weights[self.sample] = self.factor
+        self.calls += 1
+        return weights * scene.image.flatten(1).mean(dim=1)
+
+
+def kink(scene: Scene) -> Tensor:
+    """Zero for every sample, with a gradient that is not finite for sample 1."""
+    level = scene.image.flatten(1).mean(dim=1)
+    return torch.stack([torch.sqrt(0 * v) if i == 1 else 0 * v for i, v in enumerate(level)])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_sample_is_given_up_and_the_others_do_not_notice(batch: Batch, bad: float) -> None:
+    generator, controls, anchor, problems = batch
+    states = []
+    for factor in (0.0, bad):
+        objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(factor, at=2))}
+        states.append(last_state(generator, anchor, objective, descent(), controls))
+    good, spoilt = states
+    assert good.failed == [None] * 3
+    assert spoilt.failed == [None, "step 2: the term trap is not finite", None]
+    others = [0, 2]
+    for name in controls:
+        assert torch.equal(good.best[name][others], spoilt.best[name][others])
+        assert torch.equal(good.controls[name][others], spoilt.controls[name][others])
+        assert spoilt.controls[name].isfinite().all()
+    assert torch.equal(good.best_total[others], spoilt.best_total[others])
+    assert torch.equal(good.best_step[others], spoilt.best_step[others])
+
+
+def test_a_sample_that_was_given_up_stands_still(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(math.nan, at=2))}
+    seen = [
+        state.controls["text"][1].clone()
+        for state in optimize.optimise(
+            generator, anchor, objective, unchanged, descent(), optimize.begin(controls)
+        )  # fmt: skip
+    ]
+    assert not torch.equal(seen[0], seen[1]), "it moved before"
+    assert all(torch.equal(later, seen[1]) for later in seen[2:])
+
+
+def test_a_gradient_that_is_not_finite_fails_its_sample(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    objective = {**objective_of(anchor, problems), "kink": (1.0, kink)}
+    state = last_state(generator, anchor, objective, descent(steps=2), controls)
+    assert state.failed == [None, "step 0: the gradient of latent is not finite", None]
+    assert state.controls["latent"].isfinite().all() and state.best["latent"].isfinite().all()
+
+
+def test_a_term_that_only_the_crops_spoil_is_named() -> None:
+    def augment(scene: Scene, step: int) -> Scene:
+        return replace(scene, views=scene.views * torch.tensor([1.0, math.nan])[:, None, None, None, None])
+
+    objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
+    how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
+    start = optimize.begin({"latent": torch.ones(2, 3, 1, 1)})
+    *_, state = optimize.optimise(Identity(), anchor_of(2), objective, augment, how, start)
+    assert state.failed == [None, "step 0: the term views is not finite"]
+
+
+# --- rates, clipping and averages by hand --------------------------------------------------------------------
+
+
+def test_cosine_rates_per_control() -> None:
+    how = descent(steps=4, lr={"latent": 0.001, "text": 0.1, "null": 0.02}, min_lr={"text": 0.02, "latent": 0.01})
+    assert [how.rate("text", k) for k in (0, 2, 4)] == pytest.approx([0.1, 0.06, 0.02])
+    assert [how.rate("null", k) for k in (0, 2, 4)] == pytest.approx([0.02, 0.01, 0.0])
+    assert how.rate("text", 1) == pytest.approx(0.02 + 0.08 * (1 + math.sqrt(0.5)) / 2)
+    assert {how.rate("latent", k) for k in range(5)} == {0.001}, "a rate below its floor must not grow"
+    constant = descent(lr={"latent": 0.3})
+    assert {constant.rate("latent", k) for k in range(5)} == {0.3}
+
+
+def test_steps_follow_the_rates() -> None:
+    objective: Objective = {"sum": (1.0, lambda s: s.image.flatten(1).sum(dim=1))}
+    how = descent(
+        steps=2, method=torch.optim.SGD, lr={"latent": 0.4, "shift": 0.1}, min_lr={"shift": 0.1}, keep_norm=False
+    )
+    start = {"latent": torch.zeros(1, 3, 1, 1), "shift": torch.zeros(1, 3, 1, 1)}
+    state = last_state(Identity(), anchor_of(1), objective, how, start)
+    torch.testing.assert_close(state.controls["latent"], torch.full((1, 3, 1, 1), -(0.4 + 0.2)))  # 0.4 -> 0 by a cosine
+    torch.testing.assert_close(state.controls["shift"], torch.full((1, 3, 1, 1), -(0.1 + 0.1)))
+
+
+def test_clipping_is_per_sample_and_over_all_controls() -> None:
+    slope = torch.tensor([[3.0, 0.0, 0.0], [0.03, 0.0, 0.0]])
+    objective: Objective = {"slope": (1.0, lambda s: (slope * s.image.flatten(1)).sum(dim=1))}
+    how = descent(
+        steps=1, method=torch.optim.SGD, lr={"latent": 1.0, "shift": 1.0}, clip=1.5 * math.sqrt(2), keep_norm=False
+    )
+    start = {name: torch.zeros(2, 3, 1, 1) for name in ("latent", "shift")}
+    state = last_state(Identity(), anchor_of(2), objective, how, start)
+    for name in start:  # both controls have the gradient: (3, 3) has length 3 √2 and is halved, (0.03, 0.03) is short
+        torch.testing.assert_close(state.controls[name].flatten(1)[:, 0], torch.tensor([-1.5, -0.03]))
+
+
+def test_the_last_predictions_are_averaged_with_growing_weights() -> None:
+    """The three scenes show 1, 2 and 1 times the control: the gradient is 1/6 + 2 · 2/6 + 3/6 = 4/3."""
+    objective: Objective = {"red": (1.0, lambda s: s.image[:, 0].flatten(1).sum(dim=1))}
+    how = descent(steps=1, method=torch.optim.SGD, lr={"latent": 1.0}, keep_norm=False)
+    state = last_state(Identity(scenes=3), anchor_of(1), objective, how, {"latent": torch.ones(1, 3, 1, 1)})
+    torch.testing.assert_close(state.controls["latent"].flatten(), torch.tensor([1 - 4 / 3, 1.0, 1.0]))
+    assert state.history[0]["total"] == [1.0], "what counts is the last prediction alone"
+
+
+def test_no_steps_give_the_start(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    how = descent(steps=0)
+    states = list(
+        optimize.optimise(
+            generator, anchor, objective_of(anchor, problems), unchanged, how, optimize.begin(controls)
+        )  # fmt: skip
+    )
+    assert len(states) == 1 and states[0].finished and states[0].best_step.tolist() == [0, 0, 0]
+    assert all(torch.equal(states[0].best[name], controls[name]) for name in controls)
+
+
+def test_nothing_to_descend_on_gives_the_start() -> None:
+    objective: Objective = {"red": (1.0, lambda s: s.image[:, 0].flatten(1).sum(dim=1))}
+    start = {"latent": torch.ones(2, 3, 1, 1)}
+    state = last_state(Identity(), anchor_of(2), objective, descent(steps=2, lr={"latent": 0.0}), start)
+    assert state.finished and torch.equal(state.best["latent"], start["latent"])
+
+
+def test_the_schedule_is_chosen_per_sample() -> None:
+    """Sample 0 wants a small value, sample 1 a large one; the candidates add 0, 1 and 2."""
+    sign = torch.tensor([1.0, -1.0])
+    objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
+    controls = {"latent": torch.zeros(2, 3, 1, 1)}
+    candidates = [anchor_of(2, inject=value) for value in (1.0, 0.0, 2.0)]
+    chosen = optimize.choose_start(Identity(), controls, candidates, objective)
+    assert chosen.inject.tolist() == [0.0, 2.0]
+
+
+# --- batches, repetitions and resumed runs -------------------------------------------------------------------
+
+
+def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make, make_problems: Problems) -> None:
+    generator, problems = make_generator(), make_problems(8)
+    start = generator.begin(problems)
+    anchor = start.anchors[-1]
+    how = descent(steps=3, lr={"latent": 0.1, "text": 0.1, "null": 0.1})
+    targets = torch.tensor([p.target for p in problems])
+
+    def verdicts(state: State, anchor: Anchor) -> tuple[list[int], list[int]]:
+        with torch.no_grad():
+            image = generator(state.best, anchor)[-1].image
+        return state.best_step.tolist(), TinyClassifier()(image).logits.argmax(dim=1).tolist()
+
+    together = last_state(generator, anchor, objective_of(anchor, problems), how, start.controls)
+    steps, predicted = verdicts(together, anchor)
+    assert len(set(steps)) > 1 or len(set(predicted)) > 1, "the samples must differ for this to say anything"
+    for i in range(8):
+        row = slice(i, i + 1)
+        own, controls = rows_of(anchor, row), {name: value[row] for name, value in start.controls.items()}
+        alone = last_state(generator, own, objective_of(own, problems[row]), how, controls)
+        assert verdicts(alone, own) == (steps[row], predicted[row]), (i, targets[i])
+
+
+def test_a_sample_has_the_same_gradient_alone_and_among_eight(make_generator: Make, make_problems: Problems) -> None:
+    generator, problems = make_generator(), make_problems(8)
+    start = generator.begin(problems)
+
+    def gradients(anchor: Anchor, controls: Controls, problems: list[Problem]) -> dict[str, Tensor]:
+        leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
+        total = evaluate(objective_of(anchor, problems), generator(leaves, anchor)[-1]).total.sum()
+        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+    together = gradients(start.anchors[-1], start.controls, problems)
+    for i in (0, 3, 7):
+        row = slice(i, i + 1)
+        own = {name: value[row] for name, value in start.controls.items()}
+        for name, value in gradients(rows_of(start.anchors[-1], row), own, problems[row]).items():
+            assert (value - together[name][row]).abs().max() <= 1e-5 * value.abs().max(), (i, name)
+
+
+def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    first, second = (
+        last_state(generator, anchor, objective_of(anchor, problems), descent(steps=3), controls) for _ in range(2)
+    )
+    assert first.history == second.history
+    assert all(torch.equal(first.best[name], second.best[name]) for name in controls)
+
+
+@pytest.mark.parametrize(
+    "method", [torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD], ids=["adam", "momentum", "sgd"]
+)
+def test_resuming_at_any_step_gives_the_bits_of_an_undisturbed_run(batch: Batch, method: Any, tmp_path: Any) -> None:
+    generator, controls, anchor, problems = batch
+    objective = objective_of(anchor, problems)
+    how = descent(method=method, steps=3, min_lr={"latent": 0.001}, clip=1.0)
+    for k, state in enumerate(
+        optimize.optimise(generator, anchor, objective, unchanged, how, optimize.begin(controls))
+    ):
+        checkpoint.save(tmp_path / f"{k}.safetensors", state)
+    for k in range(how.steps + 1):
+        again = checkpoint.load(tmp_path / f"{k}.safetensors", torch.device("cpu"))
+        assert again.step == min(k + 1, how.steps) and again.finished == (k == how.steps)
+        for again in optimize.optimise(generator, anchor, objective, unchanged, how, again):  # noqa: B020
+            pass
+        assert again.finished and again.history == state.history and again.failed == state.failed
+        assert torch.equal(again.best_total, state.best_total) and torch.equal(again.best_step, state.best_step)
+        for name in controls:
+            assert torch.equal(again.best[name], state.best[name])
+            assert torch.equal(again.controls[name], state.controls[name])
