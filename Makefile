@@ -43,7 +43,7 @@ format: $(STAMP) ## Format the code and mend what the linter can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.flips N=64 SEED=1
+evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.uvce_flips N=64 SEED=1
 	$(PY) scripts/evaluate.py $(if $(ROWS),rows=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
 
 clean: ## Remove caches and build products; .venv/ and outputs/ stay

@@ -39,7 +39,7 @@ class ImageClassifier(nn.Module):
     """A frozen network behind its preprocessing: images "b 3 h w" in [0, 1], of any size, to a `Response`.
 
     labels: one name per output, in the outputs' order, all different; size: side in pixels of what the network sees;
-    domain: the kind of pictures it was trained on (`planted`, `cifar10`, `imagenet`);
+    domain: the kind of pictures it was trained on (`planted`, `cifar10`, `imagenet`), None if not known;
     digest: SHA-256 of the weights (see `digest_of`).
     """
 
@@ -48,7 +48,7 @@ class ImageClassifier(nn.Module):
 
     def __init__(
         self, network: Any, labels: Sequence[str], size: int, mean: Sequence[float], std: Sequence[float],
-        interpolation: str, domain: str, ask: Ask, name: str,
+        interpolation: str, domain: str | None, ask: Ask, name: str,
     ) -> None:  # fmt: skip
         """Freeze `network` and check that it fits.
 

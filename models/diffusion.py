@@ -6,12 +6,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils.logging import disable_progress_bar
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +24,7 @@ from models.segment import Softening, usable
 from models.steps import Schedule, ddim_schedule, ddim_step, guide
 from runner.types import Anchor, Controls, Problem, Scene, Segmenter, Start, UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 RECOMPUTE = ("none", "step", "block")
 REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -177,10 +179,19 @@ class LatentDiffusion:
         """Raise UserError for what can be seen to fail before anything is computed."""
         if self.guidance == 1:
             raise UserError("generator.guidance=1: null-text inversion does nothing there, choose a value above 1")
+        if self.maps.side not in (sides := self.map_sides()):
+            raise UserError(f"generator.maps.side={self.maps.side}: allowed are {', '.join(map(str, sides))}")
         for problem in problems:
             edit = problem.edit
             words.word_tokens(self.tokenizer, edit.source, edit.source_words)
             words.word_tokens(self.tokenizer, edit.target, edit.target_words)
+
+    def map_sides(self) -> list[int]:
+        """The sides of the XA maps that the UNet has, in latent pixels."""
+        kinds = self.unet.config.down_block_types
+        levels = [-(-self.latent_side // 2**i) for i in range(len(kinds))]
+        crossed = [side for side, kind in zip(levels, kinds, strict=True) if "CrossAttn" in kind]
+        return sorted({*crossed, levels[-1]})
 
     def invert(
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
@@ -202,8 +213,10 @@ class LatentDiffusion:
             self.predict, trajectory, text, null, self.schedule, self.guidance, self.settings.rate,
             self.settings.inner_steps, self.settings.tolerance, self.settings.tolerance_growth,
         )  # fmt: skip
-        self.cache.save(keys, latent=trajectory[:, 0], null=nulls)
-        return trajectory[:, 0], nulls
+        # Contiguous, as what the cache gives back: kernels may round by a tensor's layout.
+        latent = trajectory[:, 0].contiguous()
+        self.cache.save(keys, latent=latent, null=nulls)
+        return latent, nulls
 
     @torch.no_grad()
     def record(
@@ -272,15 +285,23 @@ def load(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    if not Path(path).exists() and (ROOT / path).exists():
+        path = str(ROOT / path)  # the shipped folders are found from anywhere
+    missing = [name for name in REQUIRED if Path(path).exists() and not (Path(path) / name).exists()]
+    if missing:
+        raise UserError(f"generator.path={path}: {', '.join(missing)} missing; wanted is a folder in diffusers' layout")
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             path, revision=revision, dtype=getattr(torch, dtype), safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         )  # fmt: skip
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError) as error:
+        reason = (
+            str(error).strip().splitlines()[0] if Path(path).exists() else "neither a folder nor in the hub's cache"
+        )
         raise UserError(
             f"generator.path={path}: no weights ({reason}); {needs}; `python run.py` alone needs none"
         ) from error

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 
@@ -42,5 +43,6 @@ class InversionCache:
         for i, key in enumerate(keys):
             path = self.folder / f"{key}.safetensors"
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({name: t[i].detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
+            row = {name: t[i].detach().cpu().contiguous().clone() for name, t in tensors.items()}
+            temporary.write_bytes(serialise(row))  # a full disk is then an OSError, as for every other file
             temporary.replace(path)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from runner.types import UserError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -30,11 +32,11 @@ def ddim_schedule(
     """Leading spacing, as Stable Diffusion's DDIM: T = 20 gives timesteps 951, 901, …, 1.
 
     `final_alpha` is the level after the last step; by default the first training level (`set_alpha_to_one` off).
-    Raises ValueError if `steps` is not in 1 … number of training steps.
+    Raises UserError if `steps` is not in 1 … number of training steps.
     """
     trained = len(alphas_cumprod)
     if not 1 <= steps <= trained:
-        raise ValueError(f"steps={steps}: allowed are 1 … {trained}")
+        raise UserError(f"generator.steps={steps}: allowed are 1 … {trained}")
     stride = trained // steps
     timesteps = torch.arange(steps).flip(0) * stride + offset
     before = timesteps - stride

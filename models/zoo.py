@@ -272,7 +272,7 @@ def ask_cifar_resnet(network: CifarResNet, images: Tensor) -> tuple[Tensor, Tens
 
 def callable_classifier(
     target: str, labels: str | Sequence[str], size: int, mean: Sequence[float], std: Sequence[float],
-    interpolation: str, domain: str,
+    interpolation: str, domain: str | None,
 ) -> ImageClassifier:  # fmt: skip
     """The user's own network.
 

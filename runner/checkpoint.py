@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from runner.optimize import State
+from runner.record import write
 
 
 def save(path: Path, state: State) -> None:
@@ -20,11 +20,8 @@ def save(path: Path, state: State) -> None:
     tensors |= {f"moments.{k}.{m}": v for k, moments in state.moments.items() for m, v in moments.items()}
     tensors |= {"best_total": state.best_total, "best_step": state.best_step}
     plain = {key: getattr(state, key) for key in ("step", "finished", "failed", "history", "seconds")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary,
-              metadata={"state": json.dumps(plain)})  # fmt: skip
-    temporary.replace(path)
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write(path, serialise(whole, metadata={"state": json.dumps(plain)}))
 
 
 def load(path: Path, device: torch.device) -> State:

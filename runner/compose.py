@@ -39,11 +39,14 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
     torch.manual_seed(config["seed"])
     nodes = {key: config[key] for key in Parts.__dataclass_fields__ if key not in given}
     try:
-        return Parts(**instantiate(nodes, _convert_="all"), **given)
+        parts = Parts(**instantiate(nodes, _convert_="all"), **given)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+    if isinstance(parts.classifier, torch.nn.Module):
+        parts.classifier.to(parts.generator.device)
+    return parts
 
 
 def configure(overrides: Sequence[str]) -> dict[str, Any]:

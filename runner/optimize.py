@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.objective import Loss, evaluate
-from runner.types import Anchor, Controls, Generator, Objective, Scene
+from runner.types import Anchor, Controls, Generator, Objective, Scene, UserError
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]
@@ -28,6 +28,10 @@ class Descent:
     min_lr: dict[str, float] | None
     clip: float | None
     keep_norm: bool
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UserError(f"optimizer.steps={self.steps}: allowed are 0 and above")
 
     def rate(self, name: str, k: int) -> float:
         """The rate of a control at step k: constant, or a cosine from lr to min_lr over the K steps."""
@@ -90,19 +94,21 @@ def optimise(
     method = descent.method([{"params": [leaves[name]], "lr": descent.lr[name]} for name in names] or [torch.zeros(0)])
     method.state.update({leaves[name]: dict(moments) for name, moments in state.moments.items()})
     while not state.finished:
-        last = state.step == descent.steps
+        last = state.step == descent.steps or not names
         with torch.set_grad_enabled(not last):
             scenes = generator({**state.controls, **leaves}, anchor)
             losses = [] if last else [evaluate(objective, augment(scene, state.step)) for scene in scenes]
         with torch.no_grad():
             _record(state, evaluate(objective, scenes[-1]), leaves)
+            for loss in losses:
+                _note_failures(state, loss)
         if not last:
             shares = [(i + 1) / sum(range(len(losses) + 1)) for i in range(len(losses))]
             total = torch.stack([share * loss.total for share, loss in zip(shares, losses, strict=True)]).sum()
             for leaf, gradient in zip(leaves.values(), torch.autograd.grad(total, list(leaves.values())), strict=True):
                 leaf.grad = gradient
             _give_up(state, leaves)
-            _update(method, leaves, descent, state.step, anchor.norm)
+            _update(method, leaves, descent, state, anchor.norm)
             state.step += 1
         state.finished = last
         state.controls = {**state.controls, **{name: leaf.detach() for name, leaf in leaves.items()}}
@@ -113,14 +119,19 @@ def optimise(
 def _record(state: State, loss: Loss, leaves: Controls) -> None:
     """Append to the history and keep the controls of those samples that are better than ever."""
     state.history.append({name: v.tolist() for name, v in {**loss.parts, "total": loss.total}.items()})
-    for i, value in enumerate(torch.isfinite(loss.total).tolist()):
-        if not value and state.failed[i] is None:
-            state.failed[i] = f"step {state.step}: the term {loss.bad_term(i)} is not finite"
+    _note_failures(state, loss)
     better = loss.total < state.best_total
     state.best_total = torch.where(better, loss.total, state.best_total)
     state.best_step = torch.where(better, state.step, state.best_step)
     for name, value in {**state.controls, **leaves}.items():
         state.best[name] = torch.where(_rows(better, value), value.detach(), state.best[name])
+
+
+def _note_failures(state: State, loss: Loss) -> None:
+    """Name the term of every sample whose loss is not finite."""
+    for i, finite in enumerate(torch.isfinite(loss.total).tolist()):
+        if not finite and state.failed[i] is None:
+            state.failed[i] = f"step {state.step}: the term {loss.bad_term(i)} is not finite"
 
 
 def _give_up(state: State, leaves: Controls) -> None:
@@ -131,15 +142,23 @@ def _give_up(state: State, leaves: Controls) -> None:
         for i, finite in enumerate(torch.isfinite(gradient).flatten(1).all(dim=1).tolist()):
             if not finite and state.failed[i] is None:
                 state.failed[i] = f"step {state.step}: the gradient of {name} is not finite"
-        alive = torch.tensor([reason is None for reason in state.failed], device=gradient.device)
-        leaf.grad = torch.where(_rows(alive, gradient), gradient, torch.zeros_like(gradient))
+    for leaf in leaves.values():
+        if leaf.grad is not None:
+            leaf.grad = torch.where(_rows(_alive(state, leaf), leaf), leaf.grad, torch.zeros_like(leaf))
+
+
+def _alive(state: State, like: Tensor) -> Tensor:
+    """Which samples were not given up."""
+    return torch.tensor([reason is None for reason in state.failed], device=like.device)
 
 
 @torch.no_grad()
 def _update(
-    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, step: int, norm: Tensor
+    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, state: State, norm: Tensor
 ) -> None:  # fmt: skip
-    """One step of the method, with clipping, rates and the latent's length per sample."""
+    """One step of the method, with clipping, rates and the latent's length per sample; a failed sample's momentum
+    does not move it on."""
+    before = {name: leaf.clone() for name, leaf in leaves.items()}
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     if descent.clip is not None:
         length = torch.stack([_norms(g) ** 2 for g in gradients.values()]).sum(dim=0).sqrt()
@@ -147,11 +166,13 @@ def _update(
         for gradient in gradients.values():
             gradient.mul_(_rows(scale, gradient))
     for group, name in zip(method.param_groups, leaves, strict=False):
-        group["lr"] = descent.rate(name, step)
+        group["lr"] = descent.rate(name, state.step)
     method.step()
     if descent.keep_norm and "latent" in leaves:
         latent = leaves["latent"]
         latent.mul_(_rows(norm / _norms(latent), latent))
+    for name, leaf in leaves.items():
+        leaf.copy_(torch.where(_rows(_alive(state, leaf), leaf), leaf, before[name]))
 
 
 def _norms(values: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ NOT_PART_OF_THE_RUN = ("limit", "shard", "checkpoint", "logger", "hydra", "devic
 def run_key(config: Mapping[str, Any], digests: Sequence[str]) -> str:
     """Ten letters that follow from the resolved configuration and the weights' hashes."""
     kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_THE_RUN}
+    if "generator" in kept:  # where it computes and what it keeps follow from `device` and `outputs`
+        kept["generator"] = {k: v for k, v in kept["generator"].items() if k not in ("device", "cache")}
     text = json.dumps([kept, list(digests)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

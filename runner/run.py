@@ -97,6 +97,9 @@ def solver(parts: Parts) -> Solver:
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
     """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code."""
     shard = Shard(**config["shard"])
+    _check_counts(
+        {"limit": config["limit"], "batch": config["batch"], "checkpoint.every": config["checkpoint"]["every"]}
+    )
     answer = solver(parts)
     problems, total = parts.task.problems(
         parts.data, parts.classifier, parts.generator.resolution, config["seed"], config["limit"]
@@ -137,6 +140,13 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
         parts.logger.finish()
         status = _collect(folder, names, state, reason)
     return _say(folder, status, code, reason)
+
+
+def _check_counts(counts: Mapping[str, int | None]) -> None:
+    """Raise UserError for a number below 1; null is no number."""
+    for key, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key}={value}: allowed are 1 and above{', or null for all' if key == 'limit' else ''}")
 
 
 def _collect(folder: RunFolder, names: Sequence[str], state: str, reason: str) -> dict[str, Any]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from statistics import median
+from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data import planted
+from data.folder import square
 from models.zoo import Oracle, shipped_oracle
 from runner.record import to_8_bits
 from runner.types import Problem
@@ -52,10 +56,15 @@ def features(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor
 
 
 def held_out(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[str], planted.Scenes]:
-    """The first pictures of the test split with their captions and factors."""
+    """The first pictures of the test split, at the generator's resolution, with their captions and factors."""
     data = planted.PlantedDataset("test", n, setting.seed)
     examples = [data[i] for i in range(n)]
-    return torch.stack([e.image for e in examples]), [e.caption or "" for e in examples], data.scenes
+    resolution = world(setting, CLASSIFIER).generator.resolution
+    return (
+        torch.stack([square(e.image, resolution) for e in examples]),
+        [e.caption or "" for e in examples],
+        data.scenes,
+    )
 
 
 def vae_psnr(setting: Setting, n: int) -> Estimate:
@@ -141,8 +150,9 @@ def pictures(setting: Setting, n: int) -> Pictures:
         for first in range(0, count, config["batch"]):
             batch = problems[first : first + config["batch"]]
             inverted, region = inverted_with_region(setting, batch)
-            truth = torch.cat([data.truth(position(p.name))[1].object_mask for p in batch])
             original = torch.stack([p.image for p in batch])
+            truth = torch.cat([data.truth(position(p.name))[1].object_mask for p in batch])
+            truth = F.interpolate(truth[:, None], size=original.shape[-2:], mode="area")[:, 0]
             decoded = autoencoded(parts.generator, original)
             rows.append((original, decoded, inverted, region[:, 0] > 0.5, truth > 0.5))
     return Pictures(*(torch.cat(column) for column in zip(*rows, strict=True)))
@@ -220,30 +230,29 @@ def uvce_oracles(setting: Setting, n: int, baseline: str) -> Estimate:
     return metrics.share(both, note)
 
 
-def background_ratios(setting: Setting, n: int, baseline: str) -> list[float]:
-    """The counterfactual's error outside the true object as a multiple of the reconstruction's; infinite where there
-    is no answer."""
+def background_errors(setting: Setting, n: int, baseline: str) -> list[tuple[float, float]]:
+    """Per question the error outside the true object, against the original, of the counterfactual and of the
+    reconstruction; infinite where there is no answer."""
     p, given = pictures(setting, n), counterfactuals(setting, n, baseline)
     rows, images = answered(given)
-    own = metrics.rms_outside(p.original[rows], images, p.object[rows])
-    least = metrics.rms_outside(p.original[rows], p.inverted[rows], p.object[rows])
-    ratios = [float("inf")] * n
-    for i, ratio in zip(rows, (own / least.clamp(min=1e-6)).tolist(), strict=True):
-        ratios[i] = ratio
-    return ratios
+    errors = torch.full((n,), torch.inf)
+    errors[rows] = metrics.rms_outside(p.original[rows], images, p.object[rows])
+    least = metrics.rms_outside(p.original, p.inverted, p.object).clamp(min=1e-6)
+    return list(zip(errors.tolist(), least.tolist(), strict=True))
 
 
 def uvce_background(setting: Setting, n: int, baseline: str) -> Estimate:
     """How often the background is as near to the original as a reconstruction's, nearly."""
-    return metrics.share([r <= KEPT for r in background_ratios(setting, n, baseline)])
+    errors = background_errors(setting, n, baseline)
+    own, least = (median(column) for column in zip(*errors, strict=True))
+    return metrics.share([e <= KEPT * r for e, r in errors], f"median RMS {own:.3f}, reconstruction {least:.3f}")
 
 
 def uvce_background_ratio(setting: Setting, n: int, baseline: str) -> Estimate:
-    """The median of the ratios of `uvce_background`, over all and, in the note, per half."""
-    ratios = background_ratios(setting, n, baseline)
+    """The median ratio of the two errors, over all and, in the note, per half."""
+    ratios = [error / least for error, least in background_errors(setting, n, baseline)]
     cut = halves(setting, n)[0][1]
-    pairs, others = (float(torch.tensor(part).median()) for part in (ratios[:cut], ratios[cut:]))
-    return metrics.median(ratios, f"within pairs {pairs:.2f}, others {others:.2f}")
+    return metrics.median(ratios, f"within pairs {median(ratios[:cut]):.2f}, others {median(ratios[cut:]):.2f}")
 
 
 @cache
@@ -270,10 +279,20 @@ def uvce_kid(setting: Setting, n: int, baseline: str) -> Estimate:
     return metrics.kid_ratio(*(features(setting, x) for x in (images, plain(setting, n)[rows], reference)))
 
 
-def _with_baselines(row: Row) -> list[Row]:
-    """The method's row, and the baselines' without a bar; `measure` takes the baseline's name."""
-    rows = [Row(row.name, partial(row.measure, baseline="none"), row.full, row.unit, row.bar, row.better)]
-    return rows + [Row(f"{row.name}.{b}", partial(row.measure, baseline=b), row.full, row.unit) for b in BASELINES]
+class Contest(Protocol):
+    """Measures the answers of the method (baseline `none`) or of a baseline."""
+
+    def __call__(self, setting: Setting, n: int, baseline: str) -> Estimate: ...
+
+
+def uvce(
+    what: str, measure: Contest, unit: str, bar: float | None = None,
+    better: Literal["high", "low"] = "high",
+) -> list[Row]:  # fmt: skip
+    """The method's row, and below it those of the baselines, which have no bar."""
+    name = f"planted.{what}"
+    rows = [Row(name, partial(measure, baseline="none"), 64, unit, bar, better)]
+    return rows + [Row(f"{name}.{b}", partial(measure, baseline=b), 64, unit) for b in BASELINES]
 
 
 ROWS = (
@@ -283,4 +302,9 @@ ROWS = (
     Row("planted.oracles_agree", oracles_agree, 512, "%", 0.95),
     Row("planted.null_text", null_text, 64, "dB", 1.0, "low"),
     Row("planted.mask_iou", mask_iou, 64, "", 0.5),
-)  # fmt: skip
+    *uvce("uvce_confidence", uvce_confidence, "%", 0.95),
+    *uvce("uvce_oracles", uvce_oracles, "%", 0.75),
+    *uvce("uvce_background", uvce_background, "%", 0.90),
+    *uvce("uvce_background_ratio", uvce_background_ratio, "×"),
+    *uvce("uvce_kid", uvce_kid, "×", 1.5, "low"),
+)

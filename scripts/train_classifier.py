@@ -133,7 +133,7 @@ class Augment:
         if cfg.jpeg > 0:
             x = self.jpeg(x, cfg.jpeg)
         if cfg.erase > 0:
-            x = self.erase(x, cfg.erase)
+            x = self.erase(x, cfg.erase, cfg.spread)
         if cfg.noise > 0:
             noise = torch.randn(x.shape, generator=self.generator, device=x.device)
             x = x + noise * cfg.noise * self.uniform(x)
@@ -142,6 +142,10 @@ class Augment:
     def uniform(self, x: Tensor) -> Tensor:
         """(b, 1, 1, 1) numbers in [0, 1)."""
         return torch.rand(len(x), 1, 1, 1, generator=self.generator, device=x.device)
+
+    def middle(self, x: Tensor, spread: float) -> Tensor:
+        """(b, 1, 1, 1) numbers in the middle `spread` of [0, 1)."""
+        return 0.5 + spread * (self.uniform(x) - 0.5)
 
     def crop(self, x: Tensor, smallest: float, flip: float) -> Tensor:
         """Squares of side `smallest` .. 1 of the picture at a random place, resized to the picture."""
@@ -183,11 +187,11 @@ class Augment:
         blocks = basis.T @ (torch.round(coefficients / step) * step) @ basis
         return blocks.transpose(3, 4).reshape(b, c, h, w)
 
-    def erase(self, x: Tensor, most: float) -> Tensor:
-        """One grey square per picture, side 0 .. `most` of the picture, anywhere."""
+    def erase(self, x: Tensor, most: float, spread: float) -> Tensor:
+        """One grey square per picture, side 0 .. `most` of the picture, its centre in the middle `spread` of it."""
         h, w = x.shape[-2:]
         rows, columns = torch.arange(h, device=x.device).view(1, 1, h, 1), torch.arange(w, device=x.device)
-        half, cy, cx = most * h / 2 * self.uniform(x), h * self.uniform(x), w * self.uniform(x)
+        half, cy, cx = most * h / 2 * self.uniform(x), h * self.middle(x, spread), w * self.middle(x, spread)
         inside = ((rows - cy).abs() < half) & ((columns - cx).abs() < half)
         return torch.where(inside, self.uniform(x), x)
 
@@ -222,12 +226,12 @@ def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, int]:
     return network, config["steps"]
 
 
-def loss_of(logits: Tensor, targets: Tensor, heads: Mapping[str, tuple[str, ...]]) -> Tensor:
+def loss_of(logits: Tensor, targets: Tensor, heads: Mapping[str, tuple[str, ...]], smoothing: float = 0.0) -> Tensor:
     """Cross-entropy summed over the heads; logits (b, all outputs), targets (b, number of heads)."""
-    parts = logits.split([len(names) for names in heads.values()], dim=1)
-    return torch.stack(
-        [F.cross_entropy(part, targets[:, i], ignore_index=IGNORED) for i, part in enumerate(parts)]
-    ).sum()
+    total = logits.new_zeros(())
+    for i, part in enumerate(logits.split([len(names) for names in heads.values()], dim=1)):
+        total = total + F.cross_entropy(part, targets[:, i], ignore_index=IGNORED, label_smoothing=smoothing)
+    return total
 
 
 def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -255,7 +259,7 @@ def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.dev
             group["lr"] = cfg.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
         rows = next(order)
         x = (augment(images[rows].float() / 255) - mean) / std
-        loss = loss_of(network(x.to(memory_format=torch.channels_last)), targets[rows], corpus.heads)
+        loss = loss_of(network(x.to(memory_format=torch.channels_last)), targets[rows], corpus.heads, cfg.smoothing)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -335,7 +339,16 @@ def tie_facts(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict
 
 def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
     """Copies in [0, 1] of uint8 images as a generator might blur them: the strongest blur, noise and compression."""
-    none = {"crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0}
+    none = {
+        "crop": 1.0,
+        "flip": 0.0,
+        "blur": 0.0,
+        "noise": 0.0,
+        "colour": 0.0,
+        "jpeg": 0.0,
+        "erase": 0.0,
+        "spread": 1.0,
+    }
     kinds = {"blur up to 1 px": {"blur": 1.0}, "noise up to 0.08": {"noise": 0.08}, "compression": {"jpeg": 0.25}}
     return {
         kind: Augment(OmegaConf.create(none | change), torch.Generator().manual_seed(seed))(images.float() / 255)
@@ -364,6 +377,7 @@ def write_card(cfg: DictConfig, train_images: int, seconds: float, command: str)
         f"- Ties planted: {ties or 'none'}",
         f"- Augmentation: {', '.join(f'{k} {v}' for k, v in cfg.augment.items())}",
         f"- Steps: {config['steps']:,} of {cfg.batch} pictures, AdamW {cfg.lr}; the last run took {seconds:.0f} s",
+        f"- Label smoothing: {cfg.smoothing}",
         f"- Command of the last run: `{command}`",
         f"- SHA-256 of `model.safetensors`'s contents as loaded: `{classifier.digest}`", "",
         f"Accuracy on {len(test.images):,} test pictures without ties:", "",

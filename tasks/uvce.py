@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -42,7 +43,8 @@ class Uvce:
             example = dataset[i]
             source = known_label("data.label", example.label, classifier.labels)
             own_seed = seed * 1_000_003 + i
-            for target in targets(self.target, Choice(example, dataset, classifier, own_seed)):
+            choice = Choice(replace(example, label=source), dataset, classifier, own_seed)
+            for target in targets(self.target, choice):
                 yield Problem(
                     name=f"{example.name}-{re.sub(r'[^a-z0-9]+', '-', target.lower())}", seed=own_seed,
                     edit=replace_words(self.captioner(example), example, target),

@@ -18,6 +18,7 @@ from models.inversion_cache import InversionCache
 from models.segment import AttentionSegmenter, Softening
 from runner.types import Anchor, Controls, Edit, Problem, Response, Scene, Start
 from scripts.train_generator import train_tokenizer
+from tests.cli import NETWORK, Cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -73,6 +74,15 @@ def tiny_folder(tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
+def cli(tiny_folder: Path, tmp_path: Path) -> Cli:
+    """Commands on the tiny pipeline, with an empty folder of outputs."""
+    network, labels = tmp_path / "quarters.py", tmp_path / "names.txt"
+    network.write_text(NETWORK)
+    labels.write_text("\n".join(planted.CLASSES) + "\n")
+    return Cli(tiny_folder, network, labels, tmp_path / "outputs")
+
+
+@pytest.fixture
 def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDiffusion]:
     """A LatentDiffusion over the tiny pipeline; keyword arguments replace settings."""
 
@@ -92,7 +102,7 @@ def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDi
 class TinyClassifier:
     """Ten classes from the mean colours of a picture's quarters, by a fixed random matrix."""
 
-    labels = planted.CLASSES
+    labels: tuple[str, ...] = planted.CLASSES
     size = 16
     digest = "tiny"
 

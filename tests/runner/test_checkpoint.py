@@ -51,11 +51,13 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypat
     checkpoint.save(path, state())
     before = path.read_bytes()
 
-    def cut_off(tensors: object, file: Path, metadata: object = None) -> None:
-        Path(file).write_bytes(b"half")
+    whole = Path.write_bytes
+
+    def cut_off(file: Path, content: bytes) -> int:
+        whole(file, content[:100])
         raise OSError("no space")
 
-    monkeypatch.setattr(checkpoint, "save_file", cut_off)
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(path, state())
     assert path.read_bytes() == before

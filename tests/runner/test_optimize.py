@@ -72,17 +72,18 @@ def held(anchor: Anchor) -> Anchor:
 def batch(make_generator: Make, make_problems: Problems) -> tuple[LatentDiffusion, Controls, Anchor, list[Problem]]:
     generator, problems = make_generator(), make_problems(3)
     start = generator.begin(problems)
-    return generator, start.controls, held(start.anchors[-1]), problems
+    return generator, start.controls, held(start.anchors[0]), problems
 
 
 Batch = tuple[LatentDiffusion, Controls, Anchor, list[Problem]]
 
 
-@pytest.mark.parametrize("method", [torch.optim.Adam, partial(torch.optim.SGD, momentum=0.5)], ids=["adam", "sgd"])
+@pytest.mark.parametrize(("method", "rate"), [(torch.optim.Adam, 0.01), (torch.optim.SGD, 0.1)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("term", TERMS)
-def test_every_term_falls_within_five_steps(batch: Batch, term: str, method: Any) -> None:
+def test_every_term_falls_within_five_steps(batch: Batch, term: str, method: Any, rate: float) -> None:
     generator, controls, anchor, problems = batch
-    state = last_state(generator, anchor, objective_of(anchor, problems, term), descent(method=method), controls)
+    how = descent(method=method, lr={name: rate for name in controls}, clip=1.0)
+    state = last_state(generator, anchor, objective_of(anchor, problems, term), how, controls)
     first, best = torch.tensor(state.history[0][term]), state.best_total / {TERMS[0]: 1, TERMS[1]: 25}.get(term, 250)
     assert (best < first).all() and (state.best_step > 0).all()
 
@@ -100,7 +101,7 @@ def test_a_step_moves_every_control_that_has_a_rate_and_no_other(batch: Batch) -
 def test_the_best_iterate_is_the_argmin_per_sample(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
     objective = objective_of(anchor, problems)
-    how = descent(lr={"latent": 0.3, "text": 0.3, "null": 0.3})  # large, so that totals rise as well as fall
+    how = descent(lr={"latent": 2.0, "text": 2.0, "null": 2.0})  # large, so that totals rise as well as fall
     state = last_state(generator, anchor, objective, how, controls)
     totals = torch.tensor([h["total"] for h in state.history])
     assert len(totals) == how.steps + 1
@@ -170,7 +171,7 @@ def test_a_bad_sample_is_given_up_and_the_others_do_not_notice(batch: Batch, bad
     generator, controls, anchor, problems = batch
     states = []
     for factor in (0.0, bad):
-        objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(factor, at=2))}
+        objective: Objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(factor, at=2))}
         states.append(last_state(generator, anchor, objective, descent(), controls))
     good, spoilt = states
     assert good.failed == [None] * 3
@@ -186,12 +187,10 @@ def test_a_bad_sample_is_given_up_and_the_others_do_not_notice(batch: Batch, bad
 
 def test_a_sample_that_was_given_up_stands_still(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
-    objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(math.nan, at=2))}
+    objective: Objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(math.nan, at=2))}
     seen = [
         state.controls["text"][1].clone()
-        for state in optimize.optimise(
-            generator, anchor, objective, unchanged, descent(), optimize.begin(controls)
-        )  # fmt: skip
+        for state in optimize.optimise(generator, anchor, objective, unchanged, descent(), optimize.begin(controls))
     ]
     assert not torch.equal(seen[0], seen[1]), "it moved before"
     assert all(torch.equal(later, seen[1]) for later in seen[2:])
@@ -199,7 +198,7 @@ def test_a_sample_that_was_given_up_stands_still(batch: Batch) -> None:
 
 def test_a_gradient_that_is_not_finite_fails_its_sample(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
-    objective = {**objective_of(anchor, problems), "kink": (1.0, kink)}
+    objective: Objective = {**objective_of(anchor, problems), "kink": (1.0, kink)}
     state = last_state(generator, anchor, objective, descent(steps=2), controls)
     assert state.failed == [None, "step 0: the gradient of latent is not finite", None]
     assert state.controls["latent"].isfinite().all() and state.best["latent"].isfinite().all()
@@ -265,9 +264,7 @@ def test_no_steps_give_the_start(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
     how = descent(steps=0)
     states = list(
-        optimize.optimise(
-            generator, anchor, objective_of(anchor, problems), unchanged, how, optimize.begin(controls)
-        )  # fmt: skip
+        optimize.optimise(generator, anchor, objective_of(anchor, problems), unchanged, how, optimize.begin(controls))
     )
     assert len(states) == 1 and states[0].finished and states[0].best_step.tolist() == [0, 0, 0]
     assert all(torch.equal(states[0].best[name], controls[name]) for name in controls)
@@ -296,7 +293,7 @@ def test_the_schedule_is_chosen_per_sample() -> None:
 def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(8)
     start = generator.begin(problems)
-    anchor = start.anchors[-1]
+    anchor = held(start.anchors[0])
     how = descent(steps=3, lr={"latent": 0.1, "text": 0.1, "null": 0.1})
     targets = torch.tensor([p.target for p in problems])
 
@@ -329,7 +326,7 @@ def test_a_sample_has_the_same_gradient_alone_and_among_eight(make_generator: Ma
         row = slice(i, i + 1)
         own = {name: value[row] for name, value in start.controls.items()}
         for name, value in gradients(rows_of(start.anchors[-1], row), own, problems[row]).items():
-            assert (value - together[name][row]).abs().max() <= 1e-5 * value.abs().max(), (i, name)
+            assert (value - together[name][row]).norm() <= 1e-5 * value.norm(), (i, name)
 
 
 def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
@@ -342,7 +339,9 @@ def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD], ids=["adam", "momentum", "sgd"]
+    "method",
+    [torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD],
+    ids=["adam", "momentum", "sgd"],
 )
 def test_resuming_at_any_step_gives_the_bits_of_an_undisturbed_run(batch: Batch, method: Any, tmp_path: Any) -> None:
     generator, controls, anchor, problems = batch
@@ -355,8 +354,7 @@ def test_resuming_at_any_step_gives_the_bits_of_an_undisturbed_run(batch: Batch,
     for k in range(how.steps + 1):
         again = checkpoint.load(tmp_path / f"{k}.safetensors", torch.device("cpu"))
         assert again.step == min(k + 1, how.steps) and again.finished == (k == how.steps)
-        for again in optimize.optimise(generator, anchor, objective, unchanged, how, again):  # noqa: B020
-            pass
+        *_, again = again, *optimize.optimise(generator, anchor, objective, unchanged, how, again)
         assert again.finished and again.history == state.history and again.failed == state.failed
         assert torch.equal(again.best_total, state.best_total) and torch.equal(again.best_step, state.best_step)
         for name in controls:

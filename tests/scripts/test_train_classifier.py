@@ -87,7 +87,16 @@ def test_targets_of_pictures_without_an_object() -> None:
 
 @pytest.mark.parametrize("kind", ["crop", "blur", "noise", "colour", "jpeg", "erase"])
 def test_augmentation_is_seeded_bounded_and_per_sample(kind: str) -> None:
-    none = {"crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0}
+    none = {
+        "crop": 1.0,
+        "flip": 0.0,
+        "blur": 0.0,
+        "noise": 0.0,
+        "colour": 0.0,
+        "jpeg": 0.0,
+        "erase": 0.0,
+        "spread": 0.5,
+    }
     cfg = train_classifier.OmegaConf.create(none | {kind: 0.5})
     image = planted.render(planted.draw(1, 3)).image.expand(4, -1, -1, -1)
     first, second = (train_classifier.Augment(cfg, torch.Generator().manual_seed(1))(image) for _ in range(2))

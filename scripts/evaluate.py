@@ -1,0 +1,298 @@
+"""Measure the rows of the results table and say which of them are short of their bar.
+
+    python scripts/evaluate.py                                  # every row at full size, an hour or more on 2 cores
+    python scripts/evaluate.py rows=planted.vae,planted.prompt n=32
+    python scripts/evaluate.py rows=cifar10 seed=1 write=true
+
+Keys and defaults are those of `Options`. Prints `row  value  [95 % interval]  bar  ok|short  seconds`, a line each.
+Exit code 0: every row with a bar is ok; 1: one is short or had to be skipped; 2: bad input; 143: told to stop.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import chdir
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runner.record import to_json, write  # noqa: E402
+from runner.types import UserError  # noqa: E402
+from scripts import rows_cifar10, rows_planted  # noqa: E402
+from scripts.metrics import Estimate  # noqa: E402
+from scripts.rows import Row, Setting  # noqa: E402
+
+ROWS: tuple[Row, ...] = (*rows_planted.ROWS, *rows_cifar10.ROWS)
+RESULTS = ROOT / "docs" / "results"
+OK, SHORT, SHOWN = "ok", "short", "-"
+
+
+@dataclass
+class Options:
+    """What the command line may say.
+
+    rows: names or beginnings of names, by commas, or `all`; n: sample size of every row, None for each one's own;
+    seed: of the held-out draw; write: whether docs/results is brought up to date, at full size only;
+    device: auto | cpu | cuda; outputs: where the runs lie.
+    """
+
+    rows: str = "all"
+    n: int | None = None
+    seed: int = 0
+    write: bool = False
+    device: str = "auto"
+    outputs: str = "outputs/evaluate"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured row, in plain values; `command` to `date` say how it came about."""
+
+    row: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    bar: str
+    verdict: str
+    n: int
+    seconds: float
+    note: str
+    command: str
+    seed: int
+    machine: str
+    weights: str
+    date: str
+
+
+# --- the command line ----------------------------------------------------------------------------------------
+
+
+def options(arguments: Sequence[str]) -> Options:
+    """Raises UserError for an unknown key or a value that is not allowed."""
+    schema = OmegaConf.structured(Options)
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator or key not in schema:
+            raise UserError(f"{argument}: allowed are {', '.join(f'{k}=' for k in schema)}")
+        try:
+            schema[key] = None if value == "null" else value
+        except OmegaConfBaseException as error:
+            raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
+    chosen = OmegaConf.to_object(schema)
+    assert isinstance(chosen, Options)
+    if chosen.n is not None and chosen.n < 2:
+        raise UserError(f"n={chosen.n}: allowed are 2 and above, or null for each row's own size")
+    if chosen.seed < 0:
+        raise UserError(f"seed={chosen.seed}: allowed are 0 and above")
+    if chosen.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={chosen.device}: allowed are auto, cpu, cuda")
+    return chosen
+
+
+def select(wanted: str, rows: Sequence[Row] = ROWS) -> list[Row]:
+    """The rows that are named, or whose names begin so; each once, in the table's order."""
+    names = [row.name for row in rows]
+    found: set[str] = set()
+    for part in filter(None, (part.strip() for part in wanted.split(","))):
+        hits = {part} & set(names) or {name for name in names if part == "all" or name.startswith(part)}
+        if not hits:
+            near = difflib.get_close_matches(part, names, n=3, cutoff=0.3) or names
+            raise UserError(f"rows={part}: no row is called so or begins so; nearest are {', '.join(near)}, or all")
+        found |= hits
+    if not found:
+        raise UserError(f"rows={wanted}: allowed are names or beginnings of names, by commas, or all")
+    return [row for row in rows if row.name in found]
+
+
+# --- judging -------------------------------------------------------------------------------------------------
+
+
+def judge(row: Row, estimate: Estimate, n: int) -> str:
+    """At full size by the value, and by the interval where it has to lie above something; at a smaller one by the
+    favourable end of the interval: short then means that the bar is out of reach."""
+    if row.bar is None:
+        return SHOWN
+    high = row.better == "high"
+    judged = estimate.value if n >= row.full else estimate.high if high else estimate.low
+    reached = judged >= row.bar if high else judged <= row.bar
+    if row.above is not None:
+        reached = reached and (estimate.low if n >= row.full else estimate.high) > row.above
+    return OK if reached else SHORT
+
+
+def number(value: float | None, unit: str) -> str:
+    """A value with its unit; shares as percentages."""
+    return digits(value, unit) if value is None else f"{digits(value, unit)} {unit}".rstrip()
+
+
+def digits(value: float | None, unit: str) -> str:
+    """A value without its unit."""
+    if value is None:
+        return "undefined"
+    return f"{100 * value:.1f}" if unit == "%" else f"{value:.2f}"
+
+
+def bar(row: Row) -> str:
+    """What a row has to reach, in words."""
+    if row.bar is None:
+        return SHOWN
+    text = f"{'≥' if row.better == 'high' else '≤'} {number(row.bar, row.unit)}"
+    return text if row.above is None else f"{text}, all > {digits(row.above, row.unit)}"
+
+
+def measure(row: Row, chosen: Options, context: Mapping[str, Any]) -> Result:
+    """Measure and judge a row. Raises UserError if what it needs is not there."""
+    n = row.full if chosen.n is None else min(chosen.n, row.full)
+    clock = time.monotonic()
+    estimate = row.measure(Setting(chosen.seed, chosen.device, chosen.outputs), n)
+    seconds = round(time.monotonic() - clock, 1)
+    return Result(
+        row=row.name, value=estimate.value, low=estimate.low, high=estimate.high, unit=row.unit, bar=bar(row),
+        verdict=judge(row, estimate, n), n=n, seconds=seconds, note=estimate.note, **context,
+    )  # fmt: skip
+
+
+# --- telling -------------------------------------------------------------------------------------------------
+
+
+def line(result: Result) -> str:
+    """A row of the console's table."""
+    interval = f"[{digits(result.low, result.unit)}, {digits(result.high, result.unit)}]"
+    seconds = f"{result.seconds:.1f} s"
+    return columns(
+        result.row, number(result.value, result.unit), interval, result.bar, result.verdict, seconds, result.note
+    )
+
+
+def columns(row: str, value: str, interval: str, bar: str, verdict: str, seconds: str, note: str) -> str:
+    """The console's columns."""
+    return f"{row:<38}  {value:>9}  {interval:<16}  {bar:<10}  {verdict:<5}  {seconds:>9}  {note}".rstrip()
+
+
+def verdict_line(verdicts: Sequence[str], skipped: Sequence[str]) -> str:
+    """The last line: how many rows came out how."""
+    counts = [(verdicts.count(OK), OK), (verdicts.count(SHORT), SHORT), (verdicts.count(SHOWN), "shown without a bar")]
+    return ", ".join(f"{count} {what}" for count, what in [*counts, (len(skipped), "skipped")] if count)
+
+
+def machine(device: str) -> str:
+    """Processor, threads, torch's version and, where one is used, the GPU."""
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    parts = [_processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    return ", ".join([*parts, torch.cuda.get_device_name()] if cuda else parts)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def weights() -> str:
+    """Ten letters that change with any of the shipped weights."""
+    sha = hashlib.sha256()
+    for path in sorted((ROOT / "models" / "pretrained").rglob("*.safetensors")):
+        sha.update(str(path.relative_to(ROOT)).encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:10]
+
+
+# --- the committed tables ------------------------------------------------------------------------------------
+
+
+def record(results: Sequence[Result], folder: Path) -> None:
+    """Bring `<domain>.json` and `<domain>.md` up to date: a row measured anew replaces its former self."""
+    for domain in dict.fromkeys(result.row.partition(".")[0] for result in results):
+        path = folder / f"{domain}.json"
+        known = {old["row"]: old for old in json.loads(path.read_text())} if path.exists() else {}
+        known |= {r.row: to_json(asdict(r)) for r in results if r.row.startswith(f"{domain}.")}
+        order = [row.name for row in ROWS]
+        kept = [known[name] for name in sorted(known, key=lambda x: order.index(x) if x in order else len(order))]
+        write(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write(folder / f"{domain}.md", page(domain, kept))
+
+
+def page(domain: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a domain, and how each of its rows came about."""
+    keys = ("command", "seed", "machine", "weights", "date")
+    runs = list(dict.fromkeys(tuple(result[key] for key in keys) for result in results))
+    head = ["row", "value", "95 % interval", "bar", "", "n", "seconds", "seen besides", "run"]
+    table = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
+    for result in results:
+        value = number(result["value"], result["unit"])
+        low, high = (digits(result[key], result["unit"]) for key in ("low", "high"))
+        cells = [
+            f"`{result['row']}`", value, f"{low} … {high}", result["bar"],
+            result["verdict"], str(result["n"]), f"{result['seconds']:.0f}", result["note"],
+            str(1 + runs.index(tuple(result[key] for key in keys))),
+        ]  # fmt: skip
+        table.append("| " + " | ".join(cells) + " |")
+    how = [
+        f"{i}. `{command}`: seed {seed}, {date}, {on}, shipped weights {digest}"
+        for i, (command, seed, on, digest, date) in enumerate(runs, start=1)
+    ]
+    lines = [f"# Results: {domain}", "", "Written by `scripts/evaluate.py`; README.md says how to read it.", ""]
+    return "\n".join([*lines, *table, "", "Runs:", "", *how, ""])
+
+
+# --- all of it -----------------------------------------------------------------------------------------------
+
+
+def evaluate(chosen: Options, rows: Sequence[Row], command: str, folder: Path = RESULTS) -> int:
+    """Measure, print and, if asked, record the rows; returns the exit code."""
+    context = {
+        "command": command, "seed": chosen.seed, "machine": machine(chosen.device), "weights": weights(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }  # fmt: skip
+    print(columns("row", "value", "[95 % interval]", "bar", "", "seconds", ""))
+    verdicts, skipped = [], []
+    for row in rows:
+        try:
+            result = measure(row, chosen, context)
+        except UserError as error:
+            print(f"{row.name:<38}  skipped: {error}", flush=True)
+            skipped.append(row)
+            continue
+        print(line(result), flush=True)
+        verdicts.append(result.verdict)
+        if chosen.write:
+            record([result], folder)
+    print(verdict_line(verdicts, [row.name for row in skipped]), flush=True)
+    return int(SHORT in verdicts or any(row.bar is not None for row in skipped))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    try:
+        chosen = options(arguments)
+        rows = select(chosen.rows)
+        if small := [row for row in rows if chosen.write and chosen.n is not None and chosen.n < row.full]:
+            raise UserError(
+                f"write=true n={chosen.n}: {small[0].name} is written at its full size {small[0].full} only"
+            )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    with chdir(ROOT):
+        return evaluate(chosen, rows, shlex.join(["python", "scripts/evaluate.py", *arguments]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""Commands of run.py on the tiny pipeline: within this process, or in one of its own that can be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NETWORK = """
+import torch
+
+
+class Quarters(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(12, 10)
+        with torch.no_grad():
+            self.linear.weight.copy_(4 * torch.randn(10, 12, generator=torch.Generator().manual_seed(0)))
+            self.linear.bias.zero_()
+
+    def forward(self, images):
+        return self.linear(torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1))
+
+
+network = Quarters()
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said on the error stream."""
+        return self.err.strip().splitlines()
+
+
+@dataclass(frozen=True)
+class Cli:
+    """`python run.py` with the tiny generator and a network of the user's own, into one folder of outputs."""
+
+    pipeline: Path
+    network: Path
+    labels: Path
+    outputs: Path
+
+    def arguments(self, *overrides: str) -> list[str]:
+        """The command's words; later overrides win over the tiny settings."""
+        tiny = {
+            "generator.path": self.pipeline, "generator.resolution": 16, "generator.steps": 3, "generator.maps.side": 8,
+            "classifier": "callable", "classifier.target": f"{self.network}:network", "classifier.labels": self.labels,
+            "classifier.size": 16, "optimizer.steps": 3, "augment.crops": 2, "logger": "none", "threads": 1,
+            "outputs": self.outputs,
+        }  # fmt: skip
+        given = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
+        if "classifier" in given:
+            given |= {key for key in tiny if key.startswith("classifier.")}
+        return [f"{key}={value}" for key, value in tiny.items() if key not in given] + list(overrides)
+
+    def here(self, capfd: pytest.CaptureFixture[str], *overrides: str) -> Outcome:
+        """Run in this process, as `python run.py` would; leaves no trace in it."""
+        return self.plain(capfd, *self.arguments(*overrides))
+
+    def plain(self, capfd: pytest.CaptureFixture[str], *words: str) -> Outcome:
+        """`python run.py` with these words alone."""
+        argv = sys.argv
+        capfd.readouterr()
+        try:
+            sys.argv = [str(ROOT / "run.py"), *words]
+            runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        else:
+            code = 0
+        finally:
+            sys.argv = argv
+        return Outcome(code, *capfd.readouterr())
+
+    def launch(self, log: Path, *overrides: str) -> ForkServerProcess:
+        """Start in a process of its own, whose packages are imported already; its output goes to `log`."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["runner.compose", "models.zoo"])
+        process = context.Process(target=_command, args=(self.arguments(*overrides), str(log)))
+        process.start()
+        return process
+
+    def finish(self, log: Path, *overrides: str, timeout: float = 300.0) -> int:
+        """Run to the end in a process of its own; returns the exit code."""
+        process = self.launch(log, *overrides)
+        process.join(timeout)
+        assert process.exitcode is not None, f"still running after {timeout} s"
+        return process.exitcode
+
+    @property
+    def folder(self) -> Path:
+        """The one run folder that there is."""
+        (status,) = self.outputs.glob("*/*/*/status.json")
+        return status.parent
+
+
+def _command(words: Sequence[str], log: str) -> None:
+    """The whole of a launched process."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout = open(1, "w", closefd=False, buffering=1)
+    sys.stderr = open(2, "w", closefd=False, buffering=1)
+    sys.argv = [str(ROOT / "run.py"), *words]
+    runpy.run_path(str(ROOT / "run.py"), run_name="__main__")

@@ -1,0 +1,88 @@
+"""Masks by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.segment import AttentionSegmenter, Softening, usable
+
+
+def square(side: int, low: int, high: int) -> Tensor:
+    """A mask (1, 1, side, side) that is 1 for rows and columns low .. high - 1."""
+    mask = torch.zeros(1, 1, side, side)
+    mask[..., low:high, low:high] = 1.0
+    return mask
+
+
+def test_sizes_of_zero_change_nothing() -> None:
+    mask = square(9, 3, 6)
+    assert torch.equal(Softening(0, 0, 0.0)(mask), mask)
+
+
+def test_erosion_and_dilation_move_the_edge() -> None:
+    assert torch.equal(Softening(3, 0, 0.0)(square(11, 3, 8)), square(11, 4, 7))
+    assert torch.equal(Softening(0, 3, 0.0)(square(11, 3, 8)), square(11, 2, 9))
+    assert torch.equal(Softening(0, 5, 0.0)(square(11, 3, 8)), square(11, 1, 10))
+    assert torch.equal(Softening(3, 3, 0.0)(square(11, 3, 8)), square(11, 3, 8))
+
+
+def test_erosion_removes_specks_before_dilation_could_grow_them() -> None:
+    mask = square(15, 8, 13)
+    mask[..., 2, 2] = 1.0
+    assert torch.equal(Softening(3, 5, 0.0)(mask), square(15, 7, 14))
+
+
+def test_an_even_window_takes_its_own_size() -> None:
+    grown = Softening(0, 4, 0.0)(square(11, 5, 6))
+    assert grown.sum() == 16, "one pixel becomes a window of 4 x 4"
+
+
+def test_the_border_is_repeated() -> None:
+    """A mask that touches the border is not eaten from there, and the whole picture stays whole."""
+    edge = square(9, 0, 5)
+    assert torch.equal(Softening(3, 0, 0.0)(edge), square(9, 0, 4))
+    whole = torch.ones(1, 1, 9, 9)
+    torch.testing.assert_close(Softening(3, 5, 1.5)(whole), whole)
+
+
+def test_blur_is_a_gaussian_of_its_standard_deviation() -> None:
+    mask = torch.zeros(1, 1, 41, 41)
+    mask[..., 20:] = 1.0  # an edge between columns 19 and 20, at 19.5
+    soft = Softening(0, 0, 4.0)(mask)[0, 0, 20]
+    assert soft[:20] + soft[20:40].flip(0) == pytest.approx(torch.ones(20), abs=1e-5)
+    assert soft[0] < 1e-6 and soft[40] > 1 - 1e-6 and (soft.diff() >= -1e-6).all()
+    assert soft[23].item() == pytest.approx(0.5 * (1 + torch.erf(torch.tensor(3.5 / (4 * 2**0.5))).item()), abs=0.05)
+
+
+def test_the_threshold_is_a_share_of_the_maximum() -> None:
+    maps = torch.tensor([[[[0.1, 0.2], [0.4, 0.5]]]])
+    images = torch.zeros(1, 3, 2, 2)
+    assert AttentionSegmenter(0.5, False)(images, maps).tolist() == [[[[0.0, 0.0], [1.0, 1.0]]]]
+    assert AttentionSegmenter(0.3, False)(images, maps).tolist() == [[[[0.0, 1.0], [1.0, 1.0]]]]
+    assert AttentionSegmenter(0.3, False)(images, maps / 10).tolist() == [[[[0.0, 1.0], [1.0, 1.0]]]]
+
+
+def test_the_square_root_lifts_weak_parts() -> None:
+    maps = torch.tensor([[[[0.2, 0.05], [0.0, 1.0]]]])  # roots: 0.45, 0.22
+    images = torch.zeros(1, 3, 2, 2)
+    assert AttentionSegmenter(0.3, False)(images, maps).sum() == 1
+    assert AttentionSegmenter(0.3, True)(images, maps).tolist() == [[[[1.0, 0.0], [0.0, 1.0]]]]
+
+
+def test_masks_have_the_pictures_size_and_are_hard() -> None:
+    maps = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    masks = AttentionSegmenter(0.5, False)(torch.zeros(2, 3, 16, 16), maps)
+    assert masks.shape == (2, 1, 16, 16) and set(masks.unique().tolist()) == {0.0, 1.0}
+
+
+def test_an_empty_mask_becomes_the_whole_picture_and_says_so() -> None:
+    masks, notes = usable(torch.cat([square(4, 0, 2), torch.zeros(1, 1, 4, 4)]))
+    assert torch.equal(masks, torch.cat([square(4, 0, 2), torch.ones(1, 1, 4, 4)]))
+    assert notes[0] == [] and len(notes[1]) == 1 and "empty" in notes[1][0]
+
+
+def test_a_map_of_zeros_gives_an_empty_mask_and_no_nan() -> None:
+    mask = AttentionSegmenter(0.3, True)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 2, 2))
+    assert mask.eq(0).all()

@@ -1,0 +1,136 @@
+"""Tokens of words, and how maps move to a changed prompt, for class names of one to three words."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from models.words import alignment, find_words, token_spans, word_tokens, word_weights
+from runner.types import UserError
+
+OLD = ("partridge", "rock crab", "steel arch bridge")
+NEW = ("viaduct", "tiger shark", "great white shark")
+CAPTION = "a photograph of a red {} in water with a flag"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_pipe: StableDiffusionPipeline) -> Any:
+    return tiny_pipe.tokenizer
+
+
+@pytest.mark.parametrize("name", OLD + NEW)
+def test_spans_join_to_the_tokenizers_own_encoding(tokenizer: Any, name: str) -> None:
+    prompt = CAPTION.format(name)
+    ids = tokenizer(prompt).input_ids
+    spans = token_spans(tokenizer, prompt)
+    assert len(spans) == len(prompt.split())
+    assert [position for span in spans for position in span] == list(range(1, len(ids) - 1))
+    for word, span in zip(prompt.split(), spans, strict=True):
+        assert tokenizer.decode([ids[i] for i in span]).strip() == word
+    assert sum(len(spans[i]) for i in find_words(prompt, name)) > len(name.split()), "a word of several tokens"
+
+
+def test_words_are_found_whatever_their_case_and_punctuation() -> None:
+    assert find_words("A Rock  Crab, on sand.", "rock crab") == range(1, 3)
+    assert find_words("a crab and a rock crab", "rock crab") == range(4, 6)
+
+
+@pytest.mark.parametrize("words", ["tiger shark", "crab rock", "roc", "", "on sand and more"])
+def test_words_that_are_not_there_are_refused(words: str) -> None:
+    with pytest.raises(UserError, match="does not contain") as caught:
+        find_words("a rock crab on sand", words)
+    assert f"'{words}'" in str(caught.value) and "a rock crab on sand" in str(caught.value)
+
+
+def test_a_prompt_that_is_too_long_is_refused(tokenizer: Any) -> None:
+    limit = tokenizer.model_max_length
+    fits = " ".join(["a"] * (limit - 2))
+    assert len(token_spans(tokenizer, fits)) == limit - 2 == len(tokenizer(fits).input_ids) - 2
+    with pytest.raises(UserError, match=rf"has {limit + 1} tokens: allowed are {limit}"):
+        token_spans(tokenizer, fits + " a")
+
+
+def test_the_more_alike_word_gets_more() -> None:
+    source = torch.tensor([[2.0, 0.0], [0.0, 1.0]])  # lengths do not matter
+    weights = word_weights(source, torch.tensor([[0.8, 0.6]]))
+    torch.testing.assert_close(weights, torch.tensor([[0.8 / 1.4, 0.6 / 1.4]]))
+
+
+def test_unlike_words_get_nothing_and_rows_sum_to_one() -> None:
+    source = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    weights = word_weights(source, torch.tensor([[1.0, 0.0], [-3.0, -4.0]]))
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    nothing_alike = word_weights(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[-1.0, -1.0]]))
+    torch.testing.assert_close(nothing_alike, torch.tensor([[0.5, 0.5]]))
+
+
+def test_equal_counts_are_assigned_one_to_one_with_the_greatest_similarity() -> None:
+    source = torch.eye(3)
+    target = torch.tensor([[0.1, 0.9, 0.0], [0.0, 0.2, 0.8], [0.9, 0.8, 0.0]])  # both first and last like the second
+    expected = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    assert torch.equal(word_weights(source, target), expected)
+
+
+@pytest.mark.parametrize(("old", "new"), list(product(OLD, NEW)))
+def test_alignment_for_every_number_of_words(tokenizer: Any, old: str, new: str) -> None:
+    source, target = CAPTION.format(old), CAPTION.format(new)
+    length = tokenizer.model_max_length
+    draw = torch.Generator().manual_seed(0)
+    before, after = torch.randn(2, length, 8, generator=draw)
+    matrix = alignment(tokenizer, source, target, old, new, before, after)
+    assert matrix.shape == (length, length) and (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(dim=0), torch.ones(length), msg="every new token takes one whole map")
+
+    old_spans, new_spans = token_spans(tokenizer, source), token_spans(tokenizer, target)
+    old_words, new_words = find_words(source, old), find_words(target, new)
+    shift = sum(map(len, new_spans)) - sum(map(len, old_spans))
+
+    def one_hot(position: int) -> torch.Tensor:
+        return torch.eye(length)[position]
+
+    # The start token, all words before and after, the end token and the padding keep their maps.
+    kept_before = range(new_spans[new_words.start][0])
+    kept_after = range(new_spans[new_words.stop - 1][-1] + 1, length)
+    for position in kept_before:
+        assert torch.equal(matrix[:, position], one_hot(position))
+    for position in kept_after:
+        assert torch.equal(matrix[:, position], one_hot(min(position - shift, length - 1)))
+
+    # Every token of every new word takes the mean of the old words' means, weighted by likeness.
+    means = torch.stack([before[old_spans[w]].mean(dim=0) for w in old_words])
+    wanted = torch.stack([after[new_spans[w]].mean(dim=0) for w in new_words])
+    for row, word in zip(word_weights(means, wanted), new_words, strict=True):
+        expected = torch.zeros(length)
+        for weight, old_word in zip(row, old_words, strict=True):
+            expected[old_spans[old_word]] = weight / len(old_spans[old_word])
+        for token in new_spans[word]:
+            torch.testing.assert_close(matrix[:, token], expected)
+
+
+def test_maps_after_alignment_sum_to_one_where_counts_match(tokenizer: Any) -> None:
+    """One map per new token is a permutation if words and tokens correspond, so that rows stay probabilities."""
+    prompt = CAPTION.format("rock crab")
+    embedding = torch.randn(tokenizer.model_max_length, 8, generator=torch.Generator().manual_seed(0))
+    matrix = alignment(tokenizer, prompt, prompt, "rock", "rock", embedding, embedding)
+    tokens = word_tokens(tokenizer, prompt, "rock")
+    outside = [i for i in range(len(matrix)) if i not in tokens]
+    assert torch.equal(matrix[outside][:, outside], torch.eye(len(outside)))
+    torch.testing.assert_close(matrix[tokens][:, tokens], torch.full((len(tokens),) * 2, 1 / len(tokens)))
+
+
+def test_prompts_that_differ_elsewhere_are_refused(tokenizer: Any) -> None:
+    embedding = torch.randn(tokenizer.model_max_length, 8)
+    with pytest.raises(ValueError, match="differ in more than"):
+        alignment(tokenizer, "a rock crab on sand", "a viaduct in water", "rock crab", "viaduct", embedding, embedding)
+
+
+def test_names_that_are_absent_are_refused(tokenizer: Any) -> None:
+    embedding = torch.randn(tokenizer.model_max_length, 8)
+    with pytest.raises(UserError, match="'a crab' does not contain 'rock crab'"):
+        alignment(tokenizer, "a crab", "a viaduct", "rock crab", "viaduct", embedding, embedding)
+    with pytest.raises(UserError, match="does not contain"):
+        word_tokens(tokenizer, "a crab", "lobster")

@@ -1,0 +1,116 @@
+"""Crops with answers known by hand, drawn from (seed, step) alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from runner.augment import RandomCrops, crop_and_resize
+from runner.types import Scene
+
+
+def scene(images: Tensor) -> Scene:
+    return Scene(images, images, images[:, None])
+
+
+def ramp(side: int) -> Tensor:
+    """One picture, (1, 3, side, side): red rises with x, green with y, from 0 to 1 at the pixels' centres."""
+    values = torch.linspace(0, 1, side)
+    x, y = values.expand(side, side), values[:, None].expand(side, side)
+    return torch.stack([x, y, torch.zeros(side, side)])[None]
+
+
+def cut(images: Tensor, x: float, y: float, side: float, size: int) -> Tensor:
+    return crop_and_resize(images, torch.tensor([[[x, y]]]), torch.tensor([[side]]), size)[0, 0]
+
+
+def test_the_whole_picture_at_its_own_size_is_itself() -> None:
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(cut(image, 4.0, 4.0, 8.0, 8), image[0])
+
+
+def test_a_crop_on_the_grid_is_a_slice() -> None:
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    crops = crop_and_resize(image, torch.tensor([[[3.0, 5.0], [6.0, 2.0]]]), torch.tensor([[4.0, 4.0]]), 8)
+    # Each pixel of a crop of 4 is asked for at 2 x 2 places around its centre, whose mean is the pixel where the
+    # picture is linear; so compare on a picture that is.
+    linear = crop_and_resize(ramp(8), torch.tensor([[[3.0, 5.0]]]), torch.tensor([[4.0]]), 4)[0, 0]
+    torch.testing.assert_close(linear, ramp(8)[0, :, 3:7, 1:5])
+    assert crops.shape == (1, 2, 3, 8, 8) and not torch.equal(crops[0, 0], crops[0, 1])
+
+
+@pytest.mark.parametrize(("x", "y", "side"), [(8.0, 8.0, 16.0), (6.0, 9.5, 8.0), (10.25, 5.75, 6.3)])
+def test_the_mean_of_a_ramp_is_the_value_at_the_centre(x: float, y: float, side: float) -> None:
+    """Pixel centres lie at 0.5, 1.5, ..., so the ramp's value at a place p is (p - 0.5) / 15."""
+    mean = cut(ramp(16), x, y, side, 12).mean(dim=(1, 2))
+    torch.testing.assert_close(mean, torch.tensor([(x - 0.5) / 15, (y - 0.5) / 15, 0.0]), rtol=0, atol=2e-3)
+
+
+def test_shrinking_averages() -> None:
+    stripes = torch.zeros(1, 3, 32, 32)
+    stripes[..., ::2] = 1.0
+    torch.testing.assert_close(cut(stripes, 16.0, 16.0, 32.0, 8), torch.full((3, 8, 8), 0.5))
+
+
+def test_enlarging_interpolates() -> None:
+    image = torch.tensor([0.0, 1.0]).expand(1, 3, 2, 2)
+    torch.testing.assert_close(cut(image, 1.0, 1.0, 2.0, 4)[0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+def crops_of(images: Tensor, size: int, **changes: float) -> RandomCrops:
+    return RandomCrops(**({"crops": 4, "noise": 0.0, "power": 0.3, "min_share": 0.75} | changes))  # type: ignore[arg-type]
+
+
+def test_views_follow_from_seed_and_step_alone() -> None:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    augment = crops_of(images, 16, noise=0.01)
+    views = augment(scene(images), [5, 6, 7], 2, 16).views
+    assert views.shape == (3, 4, 3, 16, 16)
+    turned = augment(scene(images.flip(0)), [7, 6, 5], 2, 16).views
+    torch.testing.assert_close(turned.flip(0), views)
+    torch.testing.assert_close(augment(scene(images[1:2]), [6], 2, 16).views, views[1:2])
+    assert torch.equal(augment(scene(images), [5, 6, 7], 2, 16).views, views), "the global state plays no part"
+    assert not torch.allclose(augment(scene(images), [5, 6, 7], 3, 16).views, views, atol=0.05)
+    assert not torch.allclose(augment(scene(images), [8, 6, 7], 2, 16).views[0], views[0], atol=0.05)
+
+
+def sides_drawn(monkeypatch: pytest.MonkeyPatch, side: int, size: int) -> tuple[Tensor, Tensor]:
+    """Sides and centres of 2000 crops of a picture of `side` pixels for a classifier of `size`."""
+    drawn: list[tuple[Tensor, Tensor]] = []
+
+    def note(images: Tensor, centre: Tensor, crop: Tensor, size: int) -> Tensor:
+        drawn.append((crop, centre))
+        return torch.zeros(*crop.shape, 3, size, size)
+
+    monkeypatch.setattr("runner.augment.crop_and_resize", note)
+    images = torch.zeros(1, 3, side, side)
+    crops_of(images, size, crops=2000)(scene(images), [1], 0, size)
+    return drawn[0]
+
+
+@pytest.mark.parametrize(("side", "size", "smallest"), [(16, 8, 8.0), (16, 14, 14.0), (16, 16, 12.0), (16, 15, 12.0)])
+def test_crops_lie_inside_the_picture(
+    monkeypatch: pytest.MonkeyPatch, side: int, size: int, smallest: float
+) -> None:  # fmt: skip
+    """Sides are u^0.3 (H - m) + m: m is the classifier's size up to 0.9 H, above it 0.75 H."""
+    crop, centre = sides_drawn(monkeypatch, side, size)
+    assert crop.min() >= smallest and crop.max() <= side
+    assert crop.min() < smallest + 0.25 * (side - smallest) and crop.max() > side - 0.01
+    assert (centre - crop[..., None] / 2 >= -1e-4).all() and (centre + crop[..., None] / 2 <= side + 1e-4).all()
+    share = ((crop - smallest) / (side - smallest)).mean().item()
+    assert share == pytest.approx(1 / 1.3, abs=0.02), "the mean of u^0.3 is 1 / 1.3"
+
+
+def test_noise_has_its_standard_deviation() -> None:
+    images = torch.full((2, 3, 16, 16), 0.5)
+    views = crops_of(images, 16, noise=0.05)(scene(images), [1, 2], 0, 16).views
+    assert (views - 0.5).std().item() == pytest.approx(0.05, rel=0.05)
+    assert abs((views - 0.5).mean().item()) < 0.005
+
+
+def test_gradients_reach_the_picture_of_their_own_sample() -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    views = crops_of(images, 8)(scene(images), [1, 2], 0, 8).views
+    (gradient,) = torch.autograd.grad(views[1].sum(), images)
+    assert gradient[0].abs().sum() == 0 and (gradient[1] > 0).float().mean() > 0.9

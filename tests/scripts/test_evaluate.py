@@ -1,0 +1,300 @@
+"""Rows, their judging, selection, printing and recording; the planted rows on tiny models by way of the real runner."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data import planted
+from models.diffusion import LatentDiffusion
+from runner.compose import build
+from runner.types import Classifier, Edit, Problem, UserError
+from scripts import evaluate, rows, rows_cifar10, rows_planted
+from scripts.metrics import Estimate
+from scripts.rows import Answer, Row, Setting, sample
+
+
+def row(name: str = "planted.a", estimate: Estimate | None = None, **changes: Any) -> Row:
+    """A row that costs nothing."""
+    found = estimate or Estimate(0.8, 0.7, 0.95, "a note")
+    return Row(**{"name": name, "measure": lambda setting, n: found, "full": 64, "unit": "%", "bar": 0.9, **changes})
+
+
+# --- judging and selecting -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("better", "bar", "n", "verdict"),
+    [
+        ("high", 0.9, 64, "short"), ("high", 0.9, 63, "ok"), ("high", 0.96, 63, "short"), ("high", 0.8, 64, "ok"),
+        ("low", 0.75, 64, "short"), ("low", 0.75, 63, "ok"), ("low", 0.6, 63, "short"), ("low", 0.8, 64, "ok"),
+    ],
+)  # fmt: skip
+def test_full_size_is_judged_by_the_value_and_a_smaller_one_by_the_favourable_end(
+    better: Any, bar: float, n: int, verdict: str
+) -> None:
+    assert evaluate.judge(row(better=better, bar=bar), Estimate(0.8, 0.7, 0.95), n) == verdict
+
+
+@pytest.mark.parametrize(("low", "n", "verdict"), [(0.1, 64, "ok"), (0.0, 64, "short"), (-0.1, 8, "ok")])
+def test_an_interval_may_have_to_lie_above_something(low: float, n: int, verdict: str) -> None:
+    assert evaluate.judge(row(bar=0.2, above=0.0), Estimate(0.3, low, 0.5), n) == verdict
+
+
+def test_no_bar_no_verdict_and_undefined_is_short() -> None:
+    assert evaluate.judge(row(bar=None), Estimate(0.0, 0.0, 0.0), 64) == evaluate.SHOWN
+    assert evaluate.judge(row(better="low"), Estimate(math.nan, math.nan, math.nan), 64) == "short"
+
+
+def test_rows_are_selected_by_name_or_beginning_in_the_table_s_order() -> None:
+    table = [row(name) for name in ("planted.vae", "planted.uvce", "planted.uvce.pixels", "cifar10.vae")]
+    names = lambda wanted: [r.name for r in evaluate.select(wanted, table)]  # noqa: E731
+    assert names("all") == [r.name for r in table]
+    assert names("cifar10,planted.v") == ["planted.vae", "cifar10.vae"]
+    assert names("planted.uvce") == ["planted.uvce"]
+    assert names("planted.uv, planted.uvce") == ["planted.uvce", "planted.uvce.pixels"]
+
+
+def test_the_table_has_every_row_once() -> None:
+    names = [r.name for r in evaluate.ROWS]
+    assert len(set(names)) == len(names)
+    for what in ("confidence", "oracles", "background", "kid"):
+        own, *beside = [r for r in evaluate.ROWS if r.name.startswith(f"planted.uvce_{what}") and "ratio" not in r.name]
+        assert own.bar is not None and [r.name.rpartition(".")[2] for r in beside] == ["start_only", "pixels"]
+        assert all(r.bar is None for r in beside)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rows=planted.vea_psnr"], "rows=planted.vea_psnr: no row is called so or begins so; nearest are planted.vae"),
+        (["rows="], "rows=: allowed are names"),
+        (["n=1"], "n=1: allowed are 2 and above"),
+        (["n=many"], "n=many: "),
+        (["seed=-1"], "seed=-1: allowed are 0 and above"),
+        (["device=tpu"], "device=tpu: allowed are auto, cpu, cuda"),
+        (["size=3"], "size=3: allowed are rows=, n="),
+        (["verbose"], "verbose: allowed are"),
+        (["rows=planted.null_text", "n=8", "write=true"], "write=true n=8: planted.null_text is written at its full"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(said) and err.count("\n") == 1
+
+
+# --- printing and recording ----------------------------------------------------------------------------------
+
+
+def test_printed_lines_and_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    kid = row("planted.b", Estimate(1.2, 0.5, 2.0), unit="×", bar=1.5, better="low")
+    lack = row("cifar10.c", measure=_lacking)
+    assert evaluate.evaluate(evaluate.Options(), [row(), kid, row("planted.d", bar=None)], "", tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == "planted.a 80.0 % [70.0, 95.0] ≥ 90.0 % short 0.0 s a note".split()
+    assert lines[2].split() == "planted.b 1.20 × [0.50, 2.00] ≤ 1.50 × ok 0.0 s".split()
+    assert lines[4] == "1 ok, 1 short, 1 shown without a bar"
+    assert evaluate.evaluate(evaluate.Options(), [kid], "", tmp_path) == 0
+    assert evaluate.evaluate(evaluate.Options(), [kid, lack], "", tmp_path) == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "cifar10.c                               skipped: data.path=x: not there", "1 ok, 1 skipped",
+    ]  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def _lacking(setting: Setting, n: int) -> Estimate:
+    raise UserError("data.path=x: not there")
+
+
+def test_small_samples_are_no_larger_than_the_full_one() -> None:
+    context = {"command": "c", "seed": 0, "machine": "m", "weights": "w", "date": "d"}
+    counting = row(measure=lambda setting, n: Estimate(n, n, n))
+    results = [evaluate.measure(counting, evaluate.Options(n=n), context) for n in (None, 8, 100)]
+    assert [(r.value, r.n) for r in results] == [(64, 64), (8, 8), (64, 64)]
+
+
+def test_results_are_merged_by_row_and_say_how_they_came_about(tmp_path: Path) -> None:
+    first, second = "planted.vae_psnr", "planted.mask_iou"
+    chosen = evaluate.Options(write=True)
+    evaluate.evaluate(chosen, [row(second), row(first, unit="dB")], "make it", tmp_path)
+    evaluate.evaluate(chosen, [row(second, Estimate(math.nan, 0.7, 0.9), bar=0.5)], "again", tmp_path)
+    known = json.loads((tmp_path / "planted.json").read_text())
+    assert [(r["row"], r["command"], r["value"]) for r in known] == [(first, "make it", 0.8), (second, "again", None)]
+    page = (tmp_path / "planted.md").read_text()
+    assert "| `planted.vae_psnr` | 0.80 dB | 0.70 … 0.95 | ≥ 0.90 dB | short | 64 | 0 | a note | 1 |" in page
+    assert "| `planted.mask_iou` | undefined | 70.0 … 90.0 | ≥ 50.0 % | short |" in page
+    assert "2. `again`: seed 0, 20" in page and f"torch {torch.__version__}" in page
+    assert evaluate.weights() in page and not (tmp_path / "cifar10.md").exists()
+
+
+# --- rows ----------------------------------------------------------------------------------------------------
+
+
+def answer(i: int, success: bool | None, shade: float = 0.5) -> Answer:
+    """An answer to question i, None where there is none; its picture is of one shade."""
+    image = torch.full((3, 4, 4), 0.5)
+    problem = Problem(f"test-{i:05d}-x", i, Edit("", "", "", ""), image, 0, 1)
+    if success is None:
+        return Answer(problem, None, None)
+    record = {"target": "x", "success": success, "confidence_after": {"x": 0.9 if success else 0.2}}
+    return Answer(problem, record, torch.full((3, 4, 4), shade))
+
+
+SETTING = Setting(0, "cpu", "nowhere")
+
+
+def test_confidence_counts_missing_answers_as_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [answer(0, True), answer(1, True), answer(2, False), answer(3, None)]
+    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given)
+    found = rows_planted.uvce_confidence(SETTING, 4, "none")
+    assert found.value == 0.5 and found.note == "2 of 4 flip"
+
+
+def test_background_is_compared_with_the_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey, nowhere = torch.full((4, 3, 4, 4), 0.5), torch.zeros(4, 4, 4, dtype=torch.bool)
+    data = rows_planted.Pictures(grey, grey, grey + 0.1, nowhere, nowhere)
+    given = [answer(0, True, 0.5), answer(1, True, 0.62), answer(2, True, 0.7), answer(3, None)]
+    monkeypatch.setattr(rows_planted, "pictures", lambda *_: data)
+    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given)
+    errors = rows_planted.background_errors(SETTING, 4, "none")
+    assert [own for own, _ in errors] == pytest.approx([0.0, 0.12, 0.2, math.inf], abs=1e-6)
+    assert [least for _, least in errors] == pytest.approx([0.1] * 4)
+    assert rows_planted.uvce_background(SETTING, 4, "none").value == 0.5
+    assert rows_planted.uvce_background_ratio(SETTING, 4, "none").value == pytest.approx(1.6)
+
+
+def test_transfer_is_a_difference_over_the_same_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [answer(0, True, 0.2), answer(1, True, 0.2), answer(2, True, 0.8), answer(3, None)]
+    pixels = [answer(0, True, 0.2), answer(1, True, 0.8), answer(2, True, 0.8), answer(3, True, 0.8)]
+    monkeypatch.setattr(rows_cifar10, "counterfactuals", lambda s, n, b: own if b == "none" else pixels)
+    monkeypatch.setattr(rows_cifar10, "called", lambda s, images: [int(x < 0.5) for x in images[:, 0, 0, 0]])
+    found = rows_cifar10.uvce_transfer(SETTING, 4, "pixels")
+    assert found.value == 0.25 and found.note == "50.0 % against 25.0 % for pixels"
+
+
+def test_halves_share_no_picture_and_cover_n() -> None:
+    seeds = [over[1] for seed in (0, 1) for over, _ in rows_planted.halves(Setting(seed, "cpu", ""), 5)]
+    assert seeds == ["seed=0", "seed=1", "seed=2", "seed=3"]
+    assert [count for _, count in rows_planted.halves(SETTING, 5)] == [3, 2]
+
+
+def test_renders_have_the_classes_that_are_asked_for() -> None:
+    images = rows_planted.renders(SETTING, [3, 3, 7])
+    scenes = planted.draw(3, planted.split_seed("validation", 0)).vary(label=3)
+    assert images.shape == (3, 3, 64, 64)
+    assert (images[:2] - planted.render(scenes).image[:2]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_samples_depend_on_their_own_seed_alone(make_generator: Callable[..., LatentDiffusion]) -> None:
+    generator = make_generator()
+    prompts, seeds = (
+        ["a photograph of a viaduct", "a picture of a lifeboat on sand", "an image of a partridge"],
+        [3, 4, 5],
+    )
+    together, apart = (sample(generator, prompts, seeds, batch) for batch in (3, 1))
+    assert together.shape == (3, 3, 16, 16) and (together - apart).abs().max() < 1.5 / 255
+    assert not torch.equal(together[0], sample(generator, prompts[:1], [9])[0])
+
+
+def test_rows_without_their_data_are_skipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("CIFAR10", "CIFAR10_RESNETS"):
+        monkeypatch.setenv(name, str(tmp_path / "absent"))
+    monkeypatch.setattr(rows, "build", lambda config, **given: build(config, **{"generator": None, **given}))
+    assert evaluate.main(["rows=cifar10.vae,cifar10.uvce_flips", "n=2", f"outputs={tmp_path}"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert all("skipped: " in line and "absent" in line for line in lines[1:-1])
+    assert lines[-1] == "2 skipped" and not (tmp_path / "uvce").exists()
+
+
+# --- all of it, on tiny models -------------------------------------------------------------------------------
+
+
+class TinyOracle:
+    """Reads nothing true out of a picture, but always the same."""
+
+    heads = {"class": planted.CLASSES, "background": planted.BACKGROUNDS}  # noqa: RUF012
+
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: self.features(images)[:, : len(names)] for name, names in self.heads.items()}
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+@pytest.fixture
+def tiny_world(
+    monkeypatch: pytest.MonkeyPatch, make_generator: Callable[..., LatentDiffusion], tiny_classifier: Classifier
+) -> None:
+    """The planted world with a tiny generator, classifier and oracles, and one step of optimisation."""
+    generator, plain = make_generator(), rows._overrides
+
+    @cache
+    def world(setting: Setting, classifier: str) -> Any:
+        config = rows.configure(quick(setting, classifier, ()))
+        return build(config, generator=generator, classifier=tiny_classifier)
+
+    def quick(setting: Setting, classifier: str, more: Any) -> list[str]:
+        return [*plain(setting, classifier, more), "optimizer.steps=1", "augment.crops=2"]
+
+    monkeypatch.setattr(rows, "_overrides", quick)
+    for module in (rows, rows_planted):
+        monkeypatch.setattr(module, "world", world)
+    monkeypatch.setattr(rows_planted, "oracle", lambda setting, name: TinyOracle())
+
+
+def test_all_planted_rows_by_way_of_the_runner(
+    tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.evaluate(evaluate.Options(n=4, outputs=str(tmp_path)), rows_planted.ROWS, "") in (0, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == [r.name for r in rows_planted.ROWS]
+    folders = list((tmp_path / "uvce" / "planted_ddim-planted_clean").iterdir())
+    records = [json.loads(text) for f in folders for text in (f / "results.jsonl").read_text().splitlines()]
+    assert len(folders) == 6 and len(records) == 12
+    assert {r["images"]["best"].split("/")[1] for r in records} == {r["name"] for r in records}
+
+
+def test_answered_questions_are_read_and_not_asked_again(
+    tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, overrides = Setting(0, "cpu", str(tmp_path)), ("task.baseline=start_only",)
+    first = rows.answers(setting, "planted_clean", overrides, 2)
+    rows.answers.cache_clear()
+    monkeypatch.setattr("runner.run.solve_batch", lambda *_: pytest.fail("solved again"))
+    second = rows.answers(setting, "planted_clean", overrides, 2)
+    assert [a.record for a in first] == [a.record for a in second]
+    assert all(a.best is not None and a.best.shape == (3, 16, 16) for a in second)
+    assert [rows_planted.position(a.problem.name) for a in second] == [0, 1]
+
+
+def test_a_stopped_run_ends_the_evaluation(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "run", lambda parts, config: 143)
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["rows=planted.uvce_confidence", "n=2", f"outputs={tmp_path}"])
+    assert stop.value.code == 143
+
+
+def test_unanswered_questions_are_no_result(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "run", lambda parts, config: 1)
+    with pytest.raises(UserError, match="2 of 2 problems have no answer"):
+        rows.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", (), 2)
+
+
+@pytest.mark.slow
+def test_two_cheap_rows_on_the_shipped_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = evaluate.main(["rows=planted.vae_psnr,planted.prompt_class", "n=2", f"outputs={tmp_path}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == int("short" in lines[-1]) and len(lines) == 4 and "skipped" not in lines[-1]

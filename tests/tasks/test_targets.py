@@ -1,0 +1,83 @@
+"""Which class is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data import planted
+from runner.types import Example, UserError
+from tasks.targets import RULES, Choice, known_label, targets
+from tests.conftest import TinyClassifier
+
+
+class Pairs:
+    """A data set that knows the planted pairs, or nothing."""
+
+    def __init__(self, knows: bool = True) -> None:
+        self.labels: tuple[str, ...] = planted.CLASSES
+        self.knows = knows
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, i: int) -> Example:
+        raise IndexError(i)
+
+    def nearest(self, label: str) -> str | None:
+        return next((b if label == a else a for a, b in planted.PAIRS if label in (a, b)), None) if self.knows else None
+
+
+def choice(label: str = "rock crab", seed: int = 0, knows: bool = True) -> Choice:
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return Choice(Example(f"x{seed}", image, label), Pairs(knows), TinyClassifier(), seed)
+
+
+def test_nearest_is_the_pairs_other_class() -> None:
+    assert targets("nearest", choice("rock crab")) == ["fiddler crab"]
+    assert targets("nearest", choice("fiddler crab")) == ["rock crab"]
+
+
+def test_nearest_needs_a_data_set_that_knows_one() -> None:
+    with pytest.raises(UserError, match=r"task\.target=nearest.*'rock crab'.*confusion"):
+        targets("nearest", choice(knows=False))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_confusion_is_the_strongest_wrong_class(seed: int) -> None:
+    first = choice(seed=seed)
+    order = TinyClassifier()(first.example.image[None]).logits[0].argsort(descending=True).tolist()
+    best, second = planted.CLASSES[order[0]], planted.CLASSES[order[1]]
+    assert targets("confusion", choice(best, seed)) == [second], "the class itself is no answer"
+    assert targets("confusion", choice(second, seed)) == [best]
+
+
+def test_random_follows_from_the_seed_and_is_never_the_class_itself() -> None:
+    drawn = [targets("random", choice(seed=seed))[0] for seed in range(300)]
+    assert drawn == [targets("random", choice(seed=seed))[0] for seed in range(300)]
+    assert set(drawn) == set(planted.CLASSES) - {"rock crab"}
+
+
+def test_all_are_all_others_in_order() -> None:
+    assert targets("all", choice()) == [name for name in planted.CLASSES if name != "rock crab"]
+
+
+def test_a_class_by_its_name() -> None:
+    assert targets("Viaduct", choice()) == ["viaduct"]
+
+
+def test_an_unknown_class_offers_the_nearest_names() -> None:
+    with pytest.raises(UserError, match=r"task\.target=rock carb: .*nearest are rock crab") as caught:
+        targets("rock carb", choice("viaduct"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"data\.label=zzz.*fiddler crab, rock crab"):
+        known_label("data.label", "zzz", planted.CLASSES)
+
+
+def test_the_class_itself_is_refused() -> None:
+    with pytest.raises(UserError, match=r"task\.target=rock crab: x0 is of this class already"):
+        targets("rock crab", choice())
+
+
+def test_rules_are_not_class_names() -> None:
+    assert not set(RULES) & set(planted.CLASSES)

@@ -1,0 +1,205 @@
+"""Every option and every experiment composes, and what it names can be called with what it says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from models.diffusion import LatentDiffusion
+from runner.run import Parts
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+# What an option cannot do without: values that only the user knows.
+NEEDED = {
+    "classifier=callable": ["classifier.target=mine:network", "classifier.labels=names.txt"],
+    "data=image": ["data.path=x.jpg", "data.label=goldfish"],
+    "data=folder": ["data.path=pictures"],
+    "data=imagenet": ["data.path=imagenet/val"],
+}
+# Defaults of the training scripts, which read them on their own.
+ELSEWHERE = {"train"}
+# Loaders that hand further settings on: where these arrive, and what the loader itself fills in.
+HANDED_ON = {"models.diffusion.load": (LatentDiffusion, ("self", "pipe", "digest"))}
+HYDRAS_OWN = {"_target_", "_partial_", "_convert_", "_recursive_"}
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ELSEWHERE)
+
+
+EVERY = [f"{group}={option}" for group in groups() for option in options(group) if group != "hydra"]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+@cache
+def plain(*overrides: str) -> dict[str, Any]:
+    """The resolved configuration without Hydra's own part."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("config", overrides=list(overrides))
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def choices(*overrides: str) -> dict[str, str]:
+    return dict(composed(*overrides).hydra.runtime.choices)
+
+
+def nodes(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All parts of a configuration that name what they build."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, inner in value.items():
+            yield from nodes(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for i, inner in enumerate(value):
+            yield from nodes(inner, f"{path}[{i}]")
+
+
+def bind(node: dict[str, Any]) -> None:
+    """Raise TypeError unless the target takes exactly these keys; all of them, if it is to be called as it stands."""
+    target = get_object(node["_target_"])
+    signature = inspect.signature(target)
+    given = {key: value for key, value in node.items() if key not in HYDRAS_OWN}
+    catches_all = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    if catches_all:
+        end, filled = HANDED_ON[node["_target_"]]
+        own = {key: value for key, value in given.items() if key in signature.parameters}
+        handed = inspect.signature(end.__init__)
+        wanted = handed.replace(parameters=[p for name, p in handed.parameters.items() if name not in filled])
+        wanted.bind(**{key: value for key, value in given.items() if key not in own})
+        given = own
+    (signature.bind_partial if node.get("_partial_") else signature.bind)(**given)
+
+
+def check(config: dict[str, Any]) -> list[str]:
+    """Bind everything that a run builds; returns the paths that were bound."""
+    found = list(nodes(config))
+    for path, node in found:
+        try:
+            bind(node)
+        except TypeError as error:
+            raise AssertionError(f"{path}: {node['_target_']}: {error}") from error
+    return [path for path, _ in found]
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"_target_": "models.caption.Template", "templat": "x"}, "templat"),
+        ({"_target_": "models.caption.Template"}, "missing"),
+        ({"_target_": "torch.optim.Adam", "_partial_": True, "beta": 1}, "beta"),
+        ({"_target_": "models.diffusion.load", "path": "x", "guidence": 3.0}, "guidence|missing"),
+    ],
+)
+def test_the_check_sees_wrong_keys(node: dict[str, Any], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check({"part": node})
+
+
+def test_the_default_builds_every_part() -> None:
+    bound = check(plain())
+    assert set(Parts.__dataclass_fields__) <= set(bound)
+    assert {"optimizer.method", "generator.segmenter", "task.captioner", "generator.cache"} <= set(bound)
+
+
+@pytest.mark.parametrize("choice", EVERY)
+def test_every_option_composes_and_binds(choice: str) -> None:
+    group, option = choice.split("=")
+    if group == "domain":
+        choice = f"domain={option}"
+    needed = NEEDED.get(choice, []) + (NEEDED["data=imagenet"] if choice == "domain=imagenet" else [])
+    config = plain(choice, *needed)
+    assert choices(choice, *needed)[group] == option
+    assert check(config)
+
+
+@pytest.mark.parametrize("classifier", options("classifier"))
+def test_every_classifier_finds_its_generator_and_data(classifier: str) -> None:
+    choice = f"classifier={classifier}"
+    chosen = choices(choice, *NEEDED.get(choice, []))
+    domain = chosen["domain"]
+    assert chosen["generator"] == f"{domain}_{chosen['sampler']}" and chosen["data"] == domain
+    rule = "nearest" if domain == "planted" else "confusion"
+    assert plain(choice, *NEEDED.get(choice, []))["task"]["target"] == rule
+
+
+def test_vit_b_selects_stable_diffusion_and_imagenet() -> None:
+    chosen = choices("task=uvce", "classifier=vit_b")
+    assert {key: chosen[key] for key in ("domain", "generator", "data", "task")} == {
+        "domain": "imagenet", "generator": "imagenet_ddim", "data": "imagenet", "task": "uvce",
+    }  # fmt: skip
+    config = plain("task=uvce", "classifier=vit_b")
+    assert config["generator"]["path"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert config["generator"]["resolution"] == 512 and config["data"]["_target_"] == "data.folder.ImageFolder"
+
+
+@pytest.mark.parametrize("classifier", ["cifar10_resnet20", "cifar10_resnet56"])
+def test_cifar10_classifiers_select_photographs(classifier: str) -> None:
+    config = plain(f"classifier={classifier}")
+    assert config["data"]["_target_"] == "data.cifar10.Cifar10" and config["generator"]["resolution"] == 32
+
+
+def test_a_choice_on_the_command_line_wins() -> None:
+    chosen = choices("classifier=vit_b", "generator=planted_ddim", "data=image", *NEEDED["data=image"])
+    assert (chosen["generator"], chosen["data"], chosen["domain"]) == ("planted_ddim", "image", "imagenet")
+    assert choices("data=planted", "classifier=cifar10_resnet20")["data"] == "planted"
+    assert plain("classifier=vit_b", "generator.guidance=2.0")["generator"]["guidance"] == 2.0
+    assert plain("domain=cifar10", "task.target=cat")["task"]["target"] == "cat"
+
+
+def test_choices_win_in_a_multirun_too() -> None:
+    """What `python run.py -m classifier=planted_clean,vit_b` composes for each of its jobs."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
+        jobs = {
+            overrides: loader.load_sweep_config(master, list(overrides)).hydra.runtime.choices
+            for overrides in [
+                ("classifier=planted_clean",),
+                ("classifier=vit_b",),
+                ("classifier=vit_b", "generator=planted_ddim"),
+                ("classifier=cifar10_resnet20", "data=planted"),
+            ]
+        }
+    found = {overrides: (chosen["generator"], chosen["data"]) for overrides, chosen in jobs.items()}
+    assert found == {
+        ("classifier=planted_clean",): ("planted_ddim", "planted"),
+        ("classifier=vit_b",): ("imagenet_ddim", "imagenet"),
+        ("classifier=vit_b", "generator=planted_ddim"): ("planted_ddim", "imagenet"),
+        ("classifier=cifar10_resnet20", "data=planted"): ("cifar10_ddim", "planted"),
+    }
+
+
+def test_the_aliases_of_a_domain_are_the_generators_that_they_name() -> None:
+    alias, named = plain("generator=imagenet_ddim"), plain("generator=sd15")
+    assert alias["generator"] == named["generator"]
+
+
+def test_defaults_of_the_published_counterfactuals() -> None:
+    """DiG-IN, D.1.5."""
+    config = plain()
+    assert config["optimizer"]["steps"] == 20 and config["generator"]["steps"] == 20
+    assert config["optimizer"]["lr"]["latent"] == 0.001 and config["optimizer"]["lr"]["text"] == 0.01
+    assert (config["task"]["weights"]["latent_distance"], config["task"]["weights"]["pixel_distance"]) == (25, 250)
+    assert config["generator"]["guidance"] == 3.0
+    assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.005)

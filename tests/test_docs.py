@@ -1,0 +1,140 @@
+"""What the documentation tells people to type works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from data.planted import CLASSES
+from runner import explain as explaining
+from tests.cli import ROOT, Cli
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+TINY = ("generator.resolution=16", "generator.steps=2", "generator.maps.side=8", "optimizer.steps=1", "augment.crops=1")
+
+
+def blocks(document: Path, *kinds: str) -> list[str]:
+    return re.findall(rf"```(?:{'|'.join(kinds)})\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every command of every block, as words, with the document that has it."""
+    for document in DOCUMENTS:
+        for block in blocks(document, "bash", "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield document.name, words
+
+
+COMMANDS = list(commands())
+RUNS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "run.py"]]
+
+
+def test_every_command_is_of_a_kind_that_is_checked() -> None:
+    kinds = {tuple(words[:2]) if words[0] == "python" else words[0] for _, words in COMMANDS}
+    scripts = {kind for kind in kinds if isinstance(kind, tuple) and kind[1].startswith("scripts/")}
+    assert kinds - scripts == {"make", ("python", "run.py")}
+    assert all((ROOT / kind[1]).is_file() for kind in scripts)
+    assert len(RUNS) >= 10
+
+
+def test_every_make_target_exists_and_has_its_help() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    named = {words[1] for _, words in COMMANDS if words[0] == "make"}
+    in_text = {name for path in DOCUMENTS for name in re.findall(r"`make ([a-z-]+)", path.read_text())}
+    assert named | in_text <= targets and {"install", "demo", "test", "check", "evaluate", "clean"} <= targets
+    for _, words in COMMANDS:
+        if words[0] == "make":
+            assert all(f"$({word.split('=')[0]})" in makefile for word in words[2:])
+
+
+def test_what_make_runs_is_there() -> None:
+    """`demo`, `test` and `evaluate` call files of this repository, `check` tools that are installed."""
+    recipes = re.findall(r"^\t@?\$\(PY\) (\S+)(?: (\S+))?", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {first for first, _ in recipes} >= {"run.py", "-m"}
+    for first, second in recipes:
+        if first == "-m":
+            assert second in ("pytest", "ruff", "mypy", "pip")
+        else:
+            assert (ROOT / first).is_file(), first
+
+
+@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+def test_every_run_composes(words: list[str], capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    plain = [word for word in words if word != "-m"]
+    choices = [[f"{w.split('=')[0]}={v}" for v in w.split("=")[1].split(",")] if "-m" in words else [w] for w in plain]
+    for job in product(*choices):
+        outcome = cli.plain(capfd, *job, "--cfg", "job")
+        assert outcome.code == 0, outcome
+        config = OmegaConf.create(outcome.out)
+        for word in job:
+            key, _, value = word.partition("=")
+            if "." in key:
+                assert str(OmegaConf.select(config, key)).lower() == value.lower(), word
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["limit=1"], ["task.target=viaduct", "limit=1"], ["task.baseline=pixels", "limit=1"]],
+    ids=" ".join,
+)
+def test_documented_runs_on_a_tiny_generator(words: list[str], capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    """The default classifier as it is shipped, with the generator exchanged for one that takes a second."""
+    assert any(set(words) - {"limit=1"} <= set(run) for run in RUNS), "these words must stand in the documentation"
+    outcome = cli.plain(capfd, *words, f"generator.path={cli.pipeline}", *TINY, "logger=none", f"outputs={cli.outputs}")
+    assert outcome.code == 0, outcome
+    assert len((cli.folder / "results.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_python_block_runs(
+    document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Blocks of one document share their names, in a folder that has the files they speak of."""
+    configure = explaining.configure
+    tiny = [*TINY, f"generator.path={cli.pipeline}", f"outputs={cli.outputs}"]
+    monkeypatch.setattr(explaining, "configure", lambda overrides: configure([*overrides, *tiny]))
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "sandybrown").save("crab.png")
+    Path("names.txt").write_text("\n".join(CLASSES) + "\n")
+    torch.manual_seed(0)
+    values: dict[str, object] = {}
+    text = document.read_text()
+    for block in blocks(document, "python"):
+        if file := re.search(r"`([\w.]+\.py)`:?\s*$", text[: text.index(block)].removesuffix("```python\n")):
+            Path(file[1]).write_text(block)
+        exec(compile(block, f"{document.name} (python)", "exec"), values)
+    if document.name == "README.md":
+        assert getattr(values["answer"], "image").shape == (3, 16, 16)  # noqa: B009
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http") and not target.endswith(".png"):
+            assert (document.parent / target).exists(), target
+    for path in re.findall(r"`((?:conf|data|docs|models|runner|scripts|tasks|tests)/[\w./-]+)`", text):
+        made = ("docs/results/", "models/pretrained/")
+        assert (ROOT / path).exists() or path.startswith(made), path
+
+
+def test_the_documented_keys_exist_with_their_defaults() -> None:
+    table = (ROOT / "docs" / "running.md").read_text().split("## Keys")[1].split("##")[0]
+    rows = re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]+?)`? \|", table, re.MULTILINE)
+    config = explaining.configure([])
+    assert len(rows) >= 12
+    for key, default in rows:
+        value = OmegaConf.select(OmegaConf.create(config), key, throw_on_missing=True)
+        if re.fullmatch(r"[\d.]+|null|auto|none|outputs", default):
+            assert str("null" if value is None else value) == default, key

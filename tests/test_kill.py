@@ -1,0 +1,63 @@
+"""A run that is killed again and again ends with the files of one that was left alone."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli import Cli
+
+COMMAND = ("limit=4", "batch=2", "optimizer.steps=8", "checkpoint.every=2")
+
+
+def leavings(folder: Path) -> dict[str, bytes]:
+    """All pictures and the results, the seconds aside."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+    text = (folder / "results.jsonl").read_bytes()
+    assert text.count(b'"seconds": ') == text.count(b"\n") == 4
+    return files | {"results.jsonl": re.sub(rb'"seconds": [0-9.e-]+', b"", text)}
+
+
+def kill_and_compare(cli: Cli, tmp_path: Path, kills: int) -> None:
+    """Kill at `kills` random moments of runs into fresh folders; each command continues what the last one left."""
+    log = tmp_path / "log"
+    calm = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "calm")
+    assert calm.finish(log, *COMMAND, "limit=1", "optimizer.steps=0", f"outputs={tmp_path / 'warm-up'}") == 0
+    began = time.monotonic()
+    assert calm.finish(log, *COMMAND) == 0, log.read_text()
+    duration = time.monotonic() - began
+    expected = leavings(calm.folder)
+    assert len(expected) == 4 * 5 + 1
+
+    moment, killed, rounds, in_the_middle = random.Random(0), 0, 0, 0
+    while killed < kills:
+        assert rounds < 3 * kills, "kills come too late"
+        worn = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / f"worn-{rounds}")
+        rounds += 1
+        code = None
+        while code != 0:
+            process = worn.launch(log, *COMMAND)
+            process.join(moment.uniform(0.1, 1.0) * duration if killed < kills else None)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                killed += 1
+                in_the_middle += any(worn.outputs.glob("*/*/*/state/*.safetensors"))
+            code = process.exitcode
+            assert code in (0, -9), log.read_text()
+        assert leavings(worn.folder) == expected
+        assert not list(worn.folder.glob("state/*.safetensors"))
+    assert in_the_middle, "at least one kill must have met a batch in progress"
+
+
+def test_three_kills_change_nothing(cli: Cli, tmp_path: Path) -> None:
+    kill_and_compare(cli, tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(cli: Cli, tmp_path: Path) -> None:
+    kill_and_compare(cli, tmp_path, 20)

@@ -1,0 +1,345 @@
+"""The command line, end to end on the tiny pipeline."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from data.planted import CLASSES, PAIRS
+from runner import record
+from tests.cli import ROOT, Cli, Outcome
+
+Capture = pytest.CaptureFixture[str]
+PICTURES = {"original.png", "start.png", "best.png", "mask.png", "difference.png"}
+RESULT_KEYS = {
+    "name", "success", "source", "target", "predicted_before", "predicted_after", "confidence_before",
+    "confidence_after", "loss", "steps", "seconds", "images",
+}  # fmt: skip
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "status.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in result.items() if key != "seconds"} for result in results(folder)]
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+# --- what a run leaves behind --------------------------------------------------------------------------------
+
+
+def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
+    first = cli.here(capfd, "limit=2")
+    assert first.code == 0, first
+    folder = cli.folder
+    assert re.fullmatch(r"uvce/planted_ddim-callable: 2 of 512 problems -> \S+", first.out.splitlines()[0])
+    assert folder.relative_to(cli.outputs).parts[:2] == ("uvce", "planted_ddim-callable")
+    assert first.out.splitlines()[-1] == f"page: {folder / 'index.html'}"
+
+    lines = results(folder)
+    assert len(lines) == 2 and all(set(line) >= RESULT_KEYS for line in lines)
+    for line in lines:
+        place = folder / "images" / line["name"]
+        assert {path.name for path in place.iterdir()} == PICTURES | {"result.json"}
+        assert {str(Path(p).name) for p in line["images"].values()} == PICTURES
+        assert all(Image.open(folder / p).size == (16, 16) for p in line["images"].values())
+        assert (line["source"], line["target"]) in {*PAIRS, *(pair[::-1] for pair in PAIRS)}
+        assert line["success"] is (line["predicted_after"] == line["target"])
+        assert len(line["history"]) == 4 and line["steps"] == 3
+        totals = [entry["total"] for entry in line["history"]]
+        assert line["loss"]["total"] == min(totals) and line["best_step"] == totals.index(min(totals))
+        assert json.loads((place / "result.json").read_text()) == line
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files -= {file for file in files if file.startswith("images/")}
+    assert files == {"config.yaml", "results.jsonl", "status.json", "index.html", ".lock"}
+    assert {key: status(folder)[key] for key in ("state", "done", "failed", "pending", "reason")} == {
+        "state": "done", "done": 2, "failed": 0, "pending": 0, "reason": "",
+    }  # fmt: skip
+    assert "limit=2" in (folder / "config.yaml").read_text()
+
+    before = {path: path.stat().st_mtime_ns for path in (folder / "images").rglob("*") if path.is_file()}
+    text = (folder / "results.jsonl").read_text()
+    again = cli.here(capfd, "limit=2")
+    assert again.code == 0 and (folder / "results.jsonl").read_text() == text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    more = cli.here(capfd, "limit=3", "batch=4")  # the same run, one problem longer
+    assert more.code == 0 and [line["name"] for line in results(cli.folder)][:2] == [line["name"] for line in lines]
+    assert len(results(cli.folder)) == 3 and {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capture) -> None:
+    from models.zoo import callable_classifier
+
+    assert cli.here(capfd, "limit=1").code == 0
+    (line,) = results(cli.folder)
+    classifier = callable_classifier(
+        f"{cli.network}:network", str(cli.labels), 16, [0] * 3, [1] * 3, "bilinear", "planted"
+    )
+    for key, file in (("confidence_before", "original"), ("confidence_after", "best")):
+        with torch.no_grad():
+            picture = record.read_png(cli.folder / line["images"][file])
+            confidence = classifier(picture[None]).logits.softmax(dim=1)[0]
+        for name, value in line[key].items():
+            assert value == pytest.approx(confidence[CLASSES.index(name)].item(), abs=1e-5)
+
+
+def test_shards_together_are_the_whole_run(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
+    words = ("limit=4", "batch=2", "optimizer.steps=2")
+    whole = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "whole")
+    assert whole.here(capfd, *words).code == 0
+    for index in (1, 0):
+        assert cli.here(capfd, *words, f"shard.index={index}", "shard.count=2").code == 0
+        assert status(cli.folder)["pending"] == (2 if index else 0)
+    assert cli.folder.name == whole.folder.name, "shards and the whole run share their folder's name"
+    assert untimed(cli.folder) == untimed(whole.folder) and pictures(cli.folder) == pictures(whole.folder)
+    assert len(untimed(cli.folder)) == 4
+
+
+def test_another_seed_draws_others(cli: Cli, capfd: Capture) -> None:
+    seen: list[tuple[Path, int, dict[str, bytes]]] = []
+    for seed in (0, 1):
+        assert cli.here(capfd, "limit=1", "optimizer.steps=1", f"seed={seed}").code == 0
+        (folder,) = {path.parent for path in cli.outputs.glob("*/*/*/status.json")} - {known for known, *_ in seen}
+        seen.append((folder, results(folder)[0]["seed"], pictures(folder)))
+    assert seen[0][1] != seen[1][1] and seen[0][2] != seen[1][2]
+
+
+@pytest.mark.parametrize("baseline", ["start_only", "pixels"])
+def test_baselines_run(cli: Cli, capfd: Capture, baseline: str) -> None:
+    assert cli.here(capfd, "limit=1", f"task.baseline={baseline}").code == 0
+    (line,) = results(cli.folder)
+    assert line["steps"] == (0 if baseline == "start_only" else 3)
+    if baseline == "pixels":
+        assert line["loss"]["total"] < line["history"][0]["total"] and line["history"][0]["pixel_distance"] == 0
+
+
+@pytest.mark.parametrize("rule", ["confusion", "random", "viaduct"])
+def test_other_targets(cli: Cli, capfd: Capture, rule: str) -> None:
+    assert cli.here(capfd, "limit=1", "optimizer.steps=0", f"task.target={rule}").code == 0
+    (line,) = results(cli.folder)
+    assert line["target"] != line["source"] and (rule != "viaduct" or line["target"] == "viaduct")
+
+
+def test_the_users_own_picture(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "navy").save(tmp_path / "boat.png")
+    words = ("data=image", f"data.path={tmp_path / 'boat.png'}", "data.label=Lifeboat", "task.target=fireboat")
+    assert cli.here(capfd, *words).code == 0
+    (line,) = results(cli.folder)
+    assert (line["source"], line["target"]) == ("lifeboat", "fireboat")
+    assert line["caption"] == "a photograph of a Lifeboat" and line["prompt"] == "a photograph of a fireboat"
+
+
+# --- bad input -----------------------------------------------------------------------------------------------
+
+
+def refused(outcome: Outcome, outputs: Path, *said: str) -> None:
+    """Exit code 2, one line on the error stream that says all this, and nothing written."""
+    assert outcome.code == 2, outcome
+    (line,) = outcome.lines
+    for text in said:
+        assert text in line, (text, line)
+    assert not list(outputs.rglob("*")), "nothing half-written"
+
+
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "class": (["task.target=viadukt"], ["task.target=viadukt", "nearest are viaduct"]),
+    "guidance": (["generator.guidance=1"], ["generator.guidance=1", "above 1"]),
+    "shard": (["shard.index=2", "shard.count=2"], ["shard.index=2", "0 … count - 1"]),
+    "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels"]),
+    "seed": (["seed=-1"], ["seed=-1", "0 and above"]),
+    "side": (["generator.maps.side=5"], ["generator.maps.side=5", "4, 8"]),
+    "resolution": (["generator.resolution=17"], ["generator.resolution=17", "multiples of 2"]),
+    "weights": (["generator.path=nowhere"], ["generator.path=nowhere", "`python run.py` alone needs none"]),
+    "count": (["data.count=0"], ["data.count=0", "1 to 10000"]),
+    "split": (["data.split=tset"], ["data.split=tset", "train, validation, test"]),
+    "limit": (["limit=0"], ["limit=0", "1"]),
+    "batch": (["batch=0"], ["batch=0", "1"]),
+    "steps": (["generator.steps=0"], ["generator.steps=0", "1"]),
+    "iterations": (["optimizer.steps=-1"], ["optimizer.steps=-1", "0"]),
+    "every": (["checkpoint.every=0"], ["checkpoint.every=0", "1"]),
+    "recompute": (["generator.recompute=all"], ["generator.recompute=all", "none, step, block"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_values_end_in_one_line(cli: Cli, capfd: Capture, case: str) -> None:
+    words, said = BAD[case]
+    refused(cli.here(capfd, "limit=1", *words), cli.outputs, *said)
+
+
+def damaged(path: Path) -> None:
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:600])
+
+
+PICTURES_MADE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "absent": (lambda path: None, ["no such file"]),
+    "unreadable": (lambda path: path.write_text("not a picture"), ["cannot be read"]),
+    "truncated": (damaged, ["cannot be read", "runcated"]),
+    "small": (lambda path: Image.new("RGB", (15, 40)).save(path), ["15 x 40", "16 x 16"]),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES_MADE)
+def test_bad_pictures_end_in_one_line(cli: Cli, capfd: Capture, tmp_path: Path, kind: str) -> None:
+    make, said = PICTURES_MADE[kind]
+    path = tmp_path / "x.jpg"
+    make(path)
+    outcome = cli.here(capfd, "data=image", f"data.path={path}", "data.label=viaduct", "task.target=lifeboat")
+    refused(outcome, cli.outputs, f"data.path={path}", *said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.label=viadukt", "task.target=lifeboat"], ["data.label=viadukt", "nearest are viaduct"]),
+        (["data.label=viaduct", "task.target=viaduct"], ["task.target=viaduct", "already"]),
+        (["data.label=viaduct", "task.target=nearest"], ["task.target=nearest", "confusion"]),
+        (["task.target=viaduct"], ["data.label is missing"]),
+        (
+            ["data.label=viaduct", "task.target=lifeboat", "data.caption='a photograph of a bridge'"],
+            ["a photograph of a bridge", "does not contain 'viaduct'"],
+        ),
+        (
+            ["data.label=viaduct", "task.target=lifeboat", f"data.caption='{'viaduct ' * 30}'"],
+            ["tokens: allowed are 32"],
+        ),
+    ],
+    ids=["label", "same", "nearest", "no-label", "caption", "long"],
+)
+def test_bad_words_about_a_picture_end_in_one_line(
+    cli: Cli, capfd: Capture, tmp_path: Path, words: list[str], said: list[str]
+) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "x.png")
+    refused(cli.here(capfd, "data=image", f"data.path={tmp_path / 'x.png'}", *words), cli.outputs, *said)
+
+
+def test_a_network_that_does_not_fit_its_labels(cli: Cli, capfd: Capture) -> None:
+    cli.labels.write_text("\n".join(CLASSES[:9]))
+    refused(cli.here(capfd), cli.outputs, "classifier.target=", "output size 10", "9 labels")
+
+
+def test_missing_weights_of_a_published_classifier(cli: Cli, tmp_path: Path) -> None:
+    """A process of its own: whether the hub is used is decided when its package is imported."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.jpg")
+    words = [
+        "task=uvce", "classifier=vit_b", "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish",
+        f"outputs={cli.outputs}", "logger=none",
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    end = subprocess.run(
+        [sys.executable, "run.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    refused(Outcome(end.returncode, end.stdout, end.stderr), cli.outputs, "fetch_weights.py", "python run.py")
+
+
+def test_an_unknown_option_lists_the_known_ones(cli: Cli, capfd: Capture) -> None:
+    outcome = cli.here(capfd, "optimizer=adm")
+    assert outcome.code != 0 and "adam_uvce" in outcome.err and not cli.outputs.exists()
+
+
+# --- runs that end early -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda n: n.name)
+def test_a_signal_ends_a_run_in_good_order(cli: Cli, tmp_path: Path, number: signal.Signals) -> None:
+    log = tmp_path / "log"
+    words = ("limit=2", "batch=2", "optimizer.steps=2000")
+    process = cli.launch(log, *words)
+    deadline = time.monotonic() + 120
+    while not list(cli.outputs.glob("*/*/*/state/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 143, log.read_text()
+    assert log.read_text().strip().splitlines()[-1] == f"stopped by {number.name}; the same command continues"
+    found = status(cli.folder)
+    assert (found["state"], found["pending"]) == ("stopped", 2) and number.name in found["reason"]
+    assert results(cli.folder) == [] and list(cli.folder.glob("state/*.safetensors"))
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """From the `at`-th evaluation on, the pixel distance of the second sample is not a number."""
+    from tasks import uvce
+
+    original, calls = uvce.pixel_distance, [0]
+
+    def pixel_distance(anchor: Any) -> Callable[[Any], torch.Tensor]:
+        term = original(anchor)
+
+        def spoilt(scene: Any) -> torch.Tensor:
+            calls[0] += 1
+            value = term(scene)
+            return value * torch.where(torch.arange(len(value)) == 1, torch.nan, 1.0) if calls[0] > at else value
+
+        return spoilt
+
+    monkeypatch.setattr(uvce, "pixel_distance", pixel_distance)
+
+
+def test_a_loss_that_is_not_finite_fails_its_problem_alone(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ("limit=3", "generator.schedules.inject=[0.3]", "generator.schedules.blend=[false]")
+    good = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "good")
+    assert good.here(capfd, *words).code == 0
+    spoil(monkeypatch, at=2)  # evaluations come in pairs: the next one is step 1's
+    outcome = cli.here(capfd, *words)
+    assert outcome.code == 1, outcome
+    first, bad, last = (line["name"] for line in results(good.folder))
+    (failure,) = status(cli.folder)["failures"]
+    assert failure == {"name": bad, "error": "step 1: the term pixel_distance is not finite"}
+    assert (status(cli.folder)["done"], status(cli.folder)["failed"], status(cli.folder)["pending"]) == (2, 1, 0)
+    assert outcome.lines[-1] == f"failed: {bad}: step 1: the term pixel_distance is not finite"
+    assert untimed(cli.folder) == [line for line in untimed(good.folder) if line["name"] in (first, last)]
+    assert not (cli.folder / "images" / bad / "best.png").exists()
+    again = cli.here(capfd, *words)
+    assert again.code == 1 and again.lines[-1] == outcome.lines[-1], "the same command says so again"
+
+
+@pytest.mark.parametrize("after", [0, 2, 9])
+def test_a_full_disk_ends_in_one_line(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:  # fmt: skip
+    """From the `after`-th file on, nothing can be put in place any more."""
+    written, replace = [0], os.replace
+
+    def full(source: Any, target: Any) -> None:
+        written[0] += 1
+        if written[0] > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(record.os, "replace", full)
+    outcome = cli.here(capfd, "limit=1")
+    assert outcome.code == 1
+    (line,) = outcome.lines
+    assert line.startswith("disk full: ") and f"outputs={cli.outputs}" in line
+    monkeypatch.undo()
+    assert cli.here(capfd, "limit=1").code == 0, "with room again the same command finishes"
+    assert status(cli.folder)["done"] == 1
