@@ -76,7 +76,7 @@ class ImageClassifier(nn.Module):
 
     def prepare(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """What the network sees: resized to its size with antialiasing (no crop), then normalised."""
-        images = images.float()
+        images = images.to(self.mean.device, torch.float32)
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
         return (images - self.mean) / self.std

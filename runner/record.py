@@ -103,6 +103,8 @@ class RunFolder:
             lines = [json.dumps(json.loads(text), allow_nan=False) + "\n" for text in results]
             write(self.path / "results.jsonl", "".join(lines))
             pending = len(names) - len(results) - len(failures)
+            if state == "done" and pending:  # what is left belongs to other shards
+                state = "pending"
             status = {
                 "state": state, "done": len(results), "failed": len(failures), "pending": pending, "reason": reason,
                 "failures": failures,

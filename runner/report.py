@@ -42,7 +42,13 @@ LABELS = {
     "difference": "Difference",
     "mask": "Mask",
 }
-STATES = {"done": "complete", "running": "still running", "failed": "failed", "stopped": "stopped early"}
+STATES = {
+    "done": "complete",
+    "running": "still running",
+    "failed": "failed",
+    "stopped": "stopped early",
+    "pending": "waiting for other shards",
+}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ HEADS = {
     "hue": planted.HUES,
 }
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
+NO_AUGMENTATION = {
+    "crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0, "spread": 1.0,
+}  # fmt: skip
 COMMAND = "python scripts/train_classifier.py"
 
 
@@ -339,19 +342,11 @@ def tie_facts(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict
 
 def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
     """Copies in [0, 1] of uint8 images as a generator might blur them: the strongest blur, noise and compression."""
-    none = {
-        "crop": 1.0,
-        "flip": 0.0,
-        "blur": 0.0,
-        "noise": 0.0,
-        "colour": 0.0,
-        "jpeg": 0.0,
-        "erase": 0.0,
-        "spread": 1.0,
-    }
     kinds = {"blur up to 1 px": {"blur": 1.0}, "noise up to 0.08": {"noise": 0.08}, "compression": {"jpeg": 0.25}}
     return {
-        kind: Augment(OmegaConf.create(none | change), torch.Generator().manual_seed(seed))(images.float() / 255)
+        kind: Augment(OmegaConf.create(NO_AUGMENTATION | change), torch.Generator().manual_seed(seed))(
+            images.float() / 255
+        )
         for kind, change in kinds.items()
     }
 
