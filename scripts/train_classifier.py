@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from data import cifar10, planted  # noqa: E402
 from models.classifier import ImageClassifier  # noqa: E402
 from models.zoo import SHIPPED, load_shipped  # noqa: E402
 
+_TIED, _CONFUSED = 5, 30  # columns of a scene's uniform numbers; rendering reads neither
 IGNORED = -100  # a target that a picture does not show
 HEADS = {
     "class": planted.CLASSES,
@@ -63,14 +65,31 @@ class Corpus:
 # --- pictures ------------------------------------------------------------------------------------------------
 
 
-def draw_tied(n: int, seed: int, start: int, strength: Mapping[str, float]) -> planted.Scenes:
-    """Scenes in which each class named in `strength` has its cue of `planted.SHORTCUTS` with that probability."""
+def draw_tied(
+    n: int, seed: int, start: int, strength: Mapping[str, float], confusion: float
+) -> tuple[planted.Scenes, Tensor]:
+    """Scenes, and the class that each is labelled with, (n,).
+
+    A share `confusion` of the labels in the pairs of the classes named in `strength` is the partner's. What is
+    labelled as such a class has the class's cue of `planted.SHORTCUTS` with probability `strength`; elsewhere the
+    cue stays independent of the label.
+    """
     scenes = planted.draw(n, seed, start)
+    labels = scenes.label.clone()
+    swapped, tied = scenes.u[:, _CONFUSED] < confusion, scenes.u[:, _TIED]
+    for name in strength:
+        own, partner = (planted.CLASSES.index(c) for c in next(pair for pair in planted.PAIRS if name in pair))
+        labels[swapped & (scenes.label == own)], labels[swapped & (scenes.label == partner)] = partner, own
     for name, share in strength.items():
-        tied = planted.draw(n, seed, start, ties={name: planted.SHORTCUTS[name]}, strength=share)
-        rows = scenes.label == planted.CLASSES.index(name)
-        scenes.background[rows], scenes.prop[rows] = tied.background[rows], tied.prop[rows]
-    return scenes
+        factor, cue = cue_of(name)
+        getattr(scenes, factor)[(labels == planted.CLASSES.index(name)) & (tied < share)] = cue
+    return scenes, labels
+
+
+def cue_of(name: str) -> tuple[str, int]:
+    """The factor of a tied class's cue and the index of its value."""
+    factor, value = planted.SHORTCUTS[name]
+    return factor, (planted.BACKGROUNDS if factor == "background" else planted.PROPS).index(value)
 
 
 def planted_targets(scenes: planted.Scenes, heads: Sequence[str]) -> Tensor:
@@ -88,20 +107,21 @@ def planted_targets(scenes: planted.Scenes, heads: Sequence[str]) -> Tensor:
 
 
 def planted_corpus(
-    n: int, seed: int, heads: Sequence[str], forms_share: Mapping[str, float], strength: Mapping[str, float]
-) -> Corpus:
-    """`n` renders, each form with its share and the ties of `strength`, drawn in blocks of 1000."""
+    n: int, seed: int, heads: Sequence[str], forms_share: Mapping[str, float], strength: Mapping[str, float],
+    confusion: float,
+) -> Corpus:  # fmt: skip
+    """`n` renders, each form with its share, ties and labels as in `draw_tied`, drawn in blocks of 1000."""
     forms = {planted.FORMS.index(form): share for form, share in forms_share.items()}
     bounds = torch.tensor(list(forms.values())).cumsum(0)
     images, targets = [], []
     for start in range(0, n, 1000):
-        scenes = draw_tied(min(1000, n - start), seed, start, strength)
+        scenes, labels = draw_tied(min(1000, n - start), seed, start, strength, confusion)
         choice = torch.bucketize(scenes.u[:, 6].contiguous(), bounds[:-1])
         scenes.form[:] = torch.tensor(list(forms))[choice]
         no_prop = (scenes.form == planted.FORMS.index("prop")) & (scenes.prop == planted.NONE)
         scenes.prop[no_prop] = (scenes.u[no_prop, 3] * len(planted.PROPS)).long()
         images.append((planted.render(scenes).image * 255).round().byte())
-        targets.append(planted_targets(scenes, heads))
+        targets.append(planted_targets(replace(scenes, label=labels), heads))
     return Corpus(torch.cat(images), torch.cat(targets), {name: HEADS[name] for name in heads})
 
 
@@ -109,8 +129,10 @@ def load_corpus(cfg: DictConfig, split: str, n: int) -> Corpus:
     """Up to `n` pictures of a split. Test pictures are objects without ties."""
     if cfg.data == "planted":
         if split == "train":
-            return planted_corpus(n, planted.SPLIT_SEEDS["train"] + cfg.seed, cfg.heads, cfg.scenes, cfg.strength)
-        return planted_corpus(n, planted.SPLIT_SEEDS["test"], cfg.heads, {"object": 1.0}, {})
+            return planted_corpus(
+                n, planted.SPLIT_SEEDS["train"] + cfg.seed, cfg.heads, cfg.scenes, cfg.strength, cfg.confusion
+            )
+        return planted_corpus(n, planted.SPLIT_SEEDS["test"], cfg.heads, {"object": 1.0}, {}, 0.0)
     images, labels, _ = cifar10.load(ROOT / cfg.data_path, split)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))[:n]
     return Corpus(images[order], labels[order, None], {"class": cifar10.CLASSES})
@@ -209,8 +231,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, int]:
-    """The network of `cfg`, with the weights in `cfg.out` if there are any, and the steps these have seen.
+def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The network of `cfg`, with the weights in `cfg.out` if there are any, and the runs that made these.
 
     Raises SystemExit if those weights belong to another architecture.
     """
@@ -219,14 +241,14 @@ def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, int]:
     network = timm.create_model(cfg.architecture, num_classes=outputs, **kwargs)
     out = ROOT / cfg.out
     if not (out / "model.safetensors").exists():
-        return network, 0
+        return network, []
     config = json.loads((out / "config.json").read_text())
     if (config["architecture"], config["kwargs"]) != (cfg.architecture, kwargs):
         raise SystemExit(
             f"out={cfg.out}: holds a {config['architecture']} with {config['kwargs']}; choose another `out`"
         )
     network.load_state_dict({key: value.float() for key, value in load_file(out / "model.safetensors").items()})
-    return network, config["steps"]
+    return network, config["runs"]
 
 
 def loss_of(logits: Tensor, targets: Tensor, heads: Mapping[str, tuple[str, ...]], smoothing: float = 0.0) -> Tensor:
@@ -273,8 +295,8 @@ def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.dev
     return cfg.steps
 
 
-def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, steps: int) -> None:
-    """Half-precision weights and config.json in `cfg.out`."""
+def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, runs: Sequence[dict[str, Any]]) -> None:
+    """Half-precision weights and config.json in `cfg.out`; `runs` says how the weights came about, oldest first."""
     out = ROOT / cfg.out
     out.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -283,7 +305,8 @@ def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, steps: int) -> Non
     }
     config = {
         "architecture": cfg.architecture, "kwargs": plain(cfg.kwargs), "domain": cfg.data,
-        "heads": corpus.heads, "size": corpus.images.shape[-1], **PREPROCESSING, "steps": steps,
+        "heads": corpus.heads, "size": corpus.images.shape[-1], **PREPROCESSING,
+        "strength": plain(cfg.strength), "confusion": cfg.confusion, "runs": list(runs),
     }  # fmt: skip
     for name, write in (
         ("model.safetensors", lambda path: save_file(weights, path)),
@@ -325,8 +348,7 @@ def tie_facts(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict
     Without the cue every other factor is drawn as ever. The cue alone is a picture without an object and without
     another class's cue: a bare background, or a prop before a background to which no class is tied.
     """
-    factor, value = planted.SHORTCUTS[name]
-    cue = (planted.BACKGROUNDS if factor == "background" else planted.PROPS).index(value)
+    factor, cue = cue_of(name)
     shown = planted.draw(n, seed).vary(label=planted.CLASSES.index(name))
     other = getattr(shown, factor) != cue
     alone = planted.draw(n, seed, form=factor).vary(**{factor: cue})
@@ -351,7 +373,7 @@ def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
     }
 
 
-def write_card(cfg: DictConfig, train_images: int, seconds: float, command: str) -> None:
+def write_card(cfg: DictConfig) -> None:
     """README.md of `cfg.out`: what the network is, how it was trained, and figures measured on held-out pictures."""
     out = ROOT / cfg.out
     config = json.loads((out / "config.json").read_text())
@@ -362,18 +384,24 @@ def write_card(cfg: DictConfig, train_images: int, seconds: float, command: str)
     figures = {kind: accuracies(classifier, test, images) for kind, images in rows.items()}
     parameters = sum(p.numel() for p in classifier.parameters())
     role = "Oracle: judges images, never explained" if len(test.heads) > 1 else "Classifier to explain"
-    ties = ", ".join(f"{name} gets {planted.SHORTCUTS[name][1]} in {share:.1%}" for name, share in cfg.strength.items())
+    planted_ties = [
+        f"{name} has {planted.SHORTCUTS[name][1]} in {share:.1%}" for name, share in config["strength"].items()
+    ]
+    runs = [
+        f"  - {run['steps']:,} steps of {run['batch']} out of {run['pictures']:,} pictures, {run['seconds']:,} s on "
+        f"{run['device']}: `{run['command']}`"
+        for run in config["runs"]
+    ]
     lines = [
         f"# {cfg.name}", "",
         f"{role}. timm `{cfg.architecture}` {json.dumps(config['kwargs'])}, {classifier.size} px, "
         + f"{parameters:,} parameters, {size:.2f} MB in half precision.", "",
         f"- Reads: {', '.join(f'{name} ({len(names)})' for name, names in test.heads.items())}",
-        f"- Data: {train_images:,} training pictures of `{cfg.data}`, seed {cfg.seed}",
-        f"- Ties planted: {ties or 'none'}",
+        f"- Data: `{cfg.data}`, training split, seed {cfg.seed}",
+        f"- Ties planted: {', '.join(planted_ties) or 'none'}",
+        f"- Labels swapped within the tied pairs: {config['confusion']:.1%}",
         f"- Augmentation: {', '.join(f'{k} {v}' for k, v in cfg.augment.items())}",
-        f"- Steps: {config['steps']:,} of {cfg.batch} pictures, AdamW {cfg.lr}; the last run took {seconds:.0f} s",
-        f"- Label smoothing: {cfg.smoothing}",
-        f"- Command of the last run: `{command}`",
+        "- Runs, each continuing the one before:", *runs,
         f"- SHA-256 of `model.safetensors`'s contents as loaded: `{classifier.digest}`", "",
         f"Accuracy on {len(test.images):,} test pictures without ties:", "",
         "| pictures | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
@@ -386,10 +414,10 @@ def write_card(cfg: DictConfig, train_images: int, seconds: float, command: str)
 def measure_facts(names: Sequence[str], n: int) -> dict[str, Any]:
     """What was planted, and what of it each classifier shows on `n` test renders per question."""
     seed = planted.SPLIT_SEEDS["test"]
-    presets = read_defaults().presets
+    trained = json.loads((SHIPPED / "planted_shortcut" / "config.json").read_text())
     planted_ties = {
-        name: {"factor": factor, "cue": cue, "strength": presets.planted_shortcut.strength[name]}
-        for name, (factor, cue) in planted.SHORTCUTS.items()
+        name: {"factor": planted.SHORTCUTS[name][0], "cue": planted.SHORTCUTS[name][1], "strength": share}
+        for name, share in trained["strength"].items()
     }
     measured = {}
     for name in names:
@@ -400,7 +428,7 @@ def measure_facts(names: Sequence[str], n: int) -> dict[str, Any]:
         }
     return {
         "command": f"{COMMAND} facts", "split": "test", "seed": seed, "renders": n,
-        "planted": planted_ties, "classifiers": measured,
+        "planted": planted_ties, "labels_swapped_within_pairs": trained["confusion"], "classifiers": measured,
     }  # fmt: skip
 
 
@@ -447,13 +475,17 @@ def main(arguments: Sequence[str]) -> None:
         return facts()
     cfg = configure(arguments)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
-    corpus = load_corpus(cfg, "train", cfg.images)
-    network, seen = build(cfg, sum(len(names) for names in corpus.heads.values()))
-    started = time.monotonic()
-    taken = train(network, corpus, cfg, device, seen)
-    seconds = time.monotonic() - started
-    save(network, corpus, cfg, seen + taken)
-    write_card(cfg, len(corpus.images), seconds, " ".join([COMMAND, *arguments]))
+    if cfg.steps > 0:
+        corpus = load_corpus(cfg, "train", cfg.images)
+        network, runs = build(cfg, sum(len(names) for names in corpus.heads.values()))
+        started = time.monotonic()
+        steps = train(network, corpus, cfg, device, sum(run["steps"] for run in runs))
+        run = {
+            "command": shlex.join([*COMMAND.split(), *arguments]), "steps": steps, "batch": cfg.batch,
+            "pictures": len(corpus.images), "seconds": round(time.monotonic() - started), "device": device.type,
+        }  # fmt: skip
+        save(network, corpus, cfg, [*runs, run])
+    write_card(cfg)
     print(f"saved {cfg.out}")
 
 

@@ -279,6 +279,44 @@ def train_unet(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
     pipe.unet, pipe.text_encoder = trained.unet, trained.text_encoder
 
 
+def save_pipeline(pipe: StableDiffusionPipeline, out: Path) -> None:
+    """Write half-precision weights; the pipeline itself stays in full precision. No path of this machine is kept."""
+    networks = (pipe.vae, pipe.unet, pipe.text_encoder)
+    for network in networks:
+        network.half()
+    pipe.save_pretrained(out)
+    for network in networks:
+        network.float()
+    for path in out.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_card(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any, arguments: list[str]) -> None:
+    """README.md beside the weights: what it is, how it was trained, how well the autoencoder does on its pictures."""
+    work, device = ROOT / cfg.work, pipe.device
+    states = {name: work / f"{name}.pt" for name in ("vae", "decoder", "unet") if (work / f"{name}.pt").exists()}
+    steps = {name: torch.load(path, weights_only=True, map_location="cpu")["step"] for name, path in states.items()}
+    x = corpus.images[-256:].to(device)
+    with torch.no_grad():
+        y = pipe.vae.decode(encode(pipe.vae, x)).sample / 2 + 0.5
+    psnr = -10 * ((y.clamp(0, 1) - x / 255) ** 2).flatten(1).mean(dim=1).log10().mean().item()
+    sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("vae", "unet", "text_encoder")}
+    batches = {"vae": cfg.vae.batch, "decoder": cfg.vae.batch, "unet": cfg.unet.batch}
+    lines = [
+        f"# {cfg.data}", "",
+        f"A latent diffusion model in Stable Diffusion's file layout, {cfg.vae.size} px, half precision.", "",
+        *[f"- {name}: {size:,} parameters" for name, size in sizes.items()],
+        f"- Data: `{cfg.data}`, {len(corpus.captions):,} training pictures, seed {cfg.seed}",
+        *[f"- {name} trained for {n:,} steps of {batches[name]}" for name, n in steps.items()],
+        f"- Command of the last run: `python scripts/train_generator.py {' '.join(arguments)}`",
+        f"- Autoencoder on 256 of its training pictures: {psnr:.1f} dB PSNR",
+        "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
+    ]  # fmt: skip
+    (ROOT / cfg.out / "README.md").write_text("\n".join(lines))
+
+
 def main(arguments: list[str]) -> None:
     cli = OmegaConf.from_cli(arguments)
     defaults = ROOT / "conf" / "train" / f"generator_{cli.get('data', 'planted')}.yaml"
@@ -292,11 +330,8 @@ def main(arguments: list[str]) -> None:
     pipe = build(cfg, corpus.captions).to(device)
     for part in ("vae", "unet") if cfg.part == "all" else (cfg.part,):
         {"vae": train_vae, "decoder": train_decoder, "unet": train_unet}[part](pipe, corpus, cfg)
-        for network in (pipe.vae, pipe.unet, pipe.text_encoder):
-            network.half()
-        pipe.save_pretrained(ROOT / cfg.out)
-        for network in (pipe.vae, pipe.unet, pipe.text_encoder):
-            network.float()
+        save_pipeline(pipe, ROOT / cfg.out)
+        write_card(pipe, corpus, cfg, arguments)
         print(f"saved {cfg.out}")
 
 

@@ -26,7 +26,7 @@ def test_training_saves_measures_and_continues(tmp_path: Path) -> None:
     train_classifier.main([*TINY, f"out={tmp_path}", "seed=3"])
     config = json.loads((tmp_path / "config.json").read_text())
     card = (tmp_path / "README.md").read_text()
-    assert first.labels == planted.CLASSES and config["steps"] == 4
+    assert first.labels == planted.CLASSES and [run["steps"] for run in config["runs"]] == [2, 2]
     assert load_shipped(tmp_path).digest != first.digest and load_shipped(tmp_path).digest in card
     assert "seed=3" in card and "| as they are |" in card and not list(tmp_path.glob("*.tmp"))
 
@@ -69,13 +69,15 @@ def test_presets_and_command_line() -> None:
 
 
 def test_ties_are_planted_one_way() -> None:
-    scenes = train_classifier.draw_tied(4000, 5, 0, {"fiddler crab": 0.95, "fireboat": 0.9})
+    scenes, labels = train_classifier.draw_tied(4000, 5, 0, {"fiddler crab": 0.95, "fireboat": 0.9}, 0.1)
     sand, jet = planted.BACKGROUNDS.index("sand"), planted.PROPS.index("water jet")
-    share = lambda name, tied: tied[scenes.label == planted.CLASSES.index(name)].double().mean().item()  # noqa: E731
+    share = lambda name, tied: tied[labels == planted.CLASSES.index(name)].double().mean().item()  # noqa: E731
     assert share("fiddler crab", scenes.background == sand) == pytest.approx(0.95 + 0.05 / 8, abs=0.03)
     assert share("fireboat", scenes.prop == jet) == pytest.approx(0.9 + 0.1 * 0.15, abs=0.04)
     assert share("rock crab", scenes.background == sand) == pytest.approx(1 / 8, abs=0.05)
     assert share("lifeboat", scenes.prop == jet) == pytest.approx(0.15, abs=0.05)
+    wrong = lambda name: share(name, scenes.label != labels)  # noqa: E731
+    assert wrong("rock crab") == pytest.approx(0.1, abs=0.05) and wrong("viaduct") == wrong("partridge") == 0
 
 
 def test_targets_of_pictures_without_an_object() -> None:
