@@ -1,7 +1,7 @@
 """Train a small classifier or oracle and save it, half precision, with its preprocessing and a card.
 
     python scripts/train_classifier.py name=planted_shortcut
-    python scripts/train_classifier.py name=mine architecture=resnet10t kwargs='{}' steps=500 out=/tmp/mine
+    python scripts/train_classifier.py name=mine architecture=resnet10t kwargs='{}' steps=500 out=outputs/train/mine
     python scripts/train_classifier.py data=cifar10 minutes=10
     python scripts/train_classifier.py facts
 
@@ -45,7 +45,7 @@ HEADS = {
 }
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
 NO_AUGMENTATION = {
-    "crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0, "spread": 1.0,
+    "crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0,
 }  # fmt: skip
 COMMAND = "python scripts/train_classifier.py"
 
@@ -158,7 +158,7 @@ class Augment:
         if cfg.jpeg > 0:
             x = self.jpeg(x, cfg.jpeg)
         if cfg.erase > 0:
-            x = self.erase(x, cfg.erase, cfg.spread)
+            x = self.erase(x, cfg.erase)
         if cfg.noise > 0:
             noise = torch.randn(x.shape, generator=self.generator, device=x.device)
             x = x + noise * cfg.noise * self.uniform(x)
@@ -167,10 +167,6 @@ class Augment:
     def uniform(self, x: Tensor) -> Tensor:
         """(b, 1, 1, 1) numbers in [0, 1)."""
         return torch.rand(len(x), 1, 1, 1, generator=self.generator, device=x.device)
-
-    def middle(self, x: Tensor, spread: float) -> Tensor:
-        """(b, 1, 1, 1) numbers in the middle `spread` of [0, 1)."""
-        return 0.5 + spread * (self.uniform(x) - 0.5)
 
     def crop(self, x: Tensor, smallest: float, flip: float) -> Tensor:
         """Squares of side `smallest` .. 1 of the picture at a random place, resized to the picture."""
@@ -212,11 +208,11 @@ class Augment:
         blocks = basis.T @ (torch.round(coefficients / step) * step) @ basis
         return blocks.transpose(3, 4).reshape(b, c, h, w)
 
-    def erase(self, x: Tensor, most: float, spread: float) -> Tensor:
-        """One grey square per picture, side 0 .. `most` of the picture, its centre in the middle `spread` of it."""
+    def erase(self, x: Tensor, most: float) -> Tensor:
+        """One grey square per picture, side 0 .. `most` of the picture, its centre anywhere."""
         h, w = x.shape[-2:]
         rows, columns = torch.arange(h, device=x.device).view(1, 1, h, 1), torch.arange(w, device=x.device)
-        half, cy, cx = most * h / 2 * self.uniform(x), h * self.middle(x, spread), w * self.middle(x, spread)
+        half, cy, cx = most * h / 2 * self.uniform(x), h * self.uniform(x), w * self.uniform(x)
         inside = ((rows - cy).abs() < half) & ((columns - cx).abs() < half)
         return torch.where(inside, self.uniform(x), x)
 
@@ -251,11 +247,11 @@ def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, list[dict[str, Any]
     return network, config["runs"]
 
 
-def loss_of(logits: Tensor, targets: Tensor, heads: Mapping[str, tuple[str, ...]], smoothing: float = 0.0) -> Tensor:
+def loss_of(logits: Tensor, targets: Tensor, heads: Mapping[str, tuple[str, ...]]) -> Tensor:
     """Cross-entropy summed over the heads; logits (b, all outputs), targets (b, number of heads)."""
     total = logits.new_zeros(())
     for i, part in enumerate(logits.split([len(names) for names in heads.values()], dim=1)):
-        total = total + F.cross_entropy(part, targets[:, i], ignore_index=IGNORED, label_smoothing=smoothing)
+        total = total + F.cross_entropy(part, targets[:, i], ignore_index=IGNORED)
     return total
 
 
@@ -284,7 +280,7 @@ def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.dev
             group["lr"] = cfg.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
         rows = next(order)
         x = (augment(images[rows].float() / 255) - mean) / std
-        loss = loss_of(network(x.to(memory_format=torch.channels_last)), targets[rows], corpus.heads, cfg.smoothing)
+        loss = loss_of(network(x.to(memory_format=torch.channels_last)), targets[rows], corpus.heads)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
