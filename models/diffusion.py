@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,14 @@ class MapWindow:
 
 @dataclass(frozen=True)
 class Schedules:
-    """Prompt-to-Prompt schedules that are compared once: shares of the chain with injected maps, with and without
-    the background's latents held for the same share."""
+    """Prompt-to-Prompt schedules that are compared once, each with each: shares of the chain in which maps are
+    injected, and in which the background's latents are held."""
 
     inject: Sequence[float]
-    blend: Sequence[bool]
+    blend: Sequence[float]
 
     def __iter__(self) -> Iterator[tuple[float, float]]:
-        for share in self.inject:
-            for held in self.blend:
-                yield share, share if held else 0.0
+        return product(self.inject, self.blend)
 
 
 @dataclass(frozen=True)

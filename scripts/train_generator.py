@@ -21,16 +21,19 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models.feature_extraction import create_feature_extractor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import cifar10, planted  # noqa: E402
+from runner.compose import configure  # noqa: E402
 
 
 @dataclass
@@ -189,9 +192,35 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[Any, torch.Generator], T
     return average.module.eval()
 
 
+def reconstruction_loss(cfg: Any, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """(decoded, original), both in [-1, 1], to a loss: squared and absolute error and, where `vae.perceptual` names a
+    classifier, the squared distance between its unit feature vectors, mean over positions, sum over layers (Zhang et
+    al., 2018, without learned weights). What such a network reads then survives, which blur destroys."""
+
+    def pixels(y: Tensor, x: Tensor) -> Tensor:
+        return F.mse_loss(y, x) + 0.05 * F.l1_loss(y, x)
+
+    if cfg.vae.perceptual is None:
+        return pixels
+    judge = instantiate(configure([f"classifier={cfg.vae.perceptual.classifier}"])["classifier"]).to(device)
+    layers = create_feature_extractor(judge.network, list(cfg.vae.perceptual.layers))
+
+    def unit_features(x: Tensor) -> list[Tensor]:
+        return [F.normalize(maps.float(), dim=1) for maps in layers(judge.prepare(x / 2 + 0.5)).values()]
+
+    def loss(y: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = unit_features(x)
+        apart = [((a - b) ** 2).sum(dim=1).mean() for a, b in zip(unit_features(y), wanted, strict=True)]
+        return pixels(y, x) + cfg.vae.perceptual.weight * torch.stack(apart).sum()
+
+    return loss
+
+
 def train_vae(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
-    """Autoencoder with squared and absolute error and a small KL term; sets `scaling_factor` to 1 / std."""
+    """Autoencoder with a reconstruction loss and a small KL term; sets `scaling_factor` to 1 / std."""
     images = corpus.images.to(pipe.device)
+    distance = reconstruction_loss(cfg, pipe.device)
 
     def loss_of(vae: Any, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (cfg.vae.batch,), generator=generator, device=images.device)
@@ -199,7 +228,7 @@ def train_vae(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample.float()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return F.mse_loss(y, x) + 0.05 * F.l1_loss(y, x) + cfg.vae.kl * kl
+        return distance(y, x) + cfg.vae.kl * kl
 
     pipe.vae = fit("vae", pipe.vae, loss_of, cfg, cfg.vae.lr)
     std = encode(pipe.vae, images[:2000]).std().item()
@@ -210,6 +239,7 @@ def train_vae(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
 def train_decoder(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
     """The decoder alone, on the encoder's means: pictures get sharper and no latent changes."""
     images = corpus.images.to(pipe.device)
+    distance = reconstruction_loss(cfg, pipe.device)
     pipe.vae.encoder.requires_grad_(False)
     pipe.vae.quant_conv.requires_grad_(False)
 
@@ -217,7 +247,7 @@ def train_decoder(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> No
         rows = torch.randint(len(images), (cfg.vae.batch,), generator=generator, device=images.device)
         x = images[rows].float() / 127.5 - 1
         y = vae.decode(vae.encode(x).latent_dist.mean).sample.float()
-        return F.mse_loss(y, x) + 0.05 * F.l1_loss(y, x)
+        return distance(y, x)
 
     pipe.vae = fit("decoder", pipe.vae, loss_of, cfg, cfg.vae.lr).requires_grad_(True)
 

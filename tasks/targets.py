@@ -22,11 +22,11 @@ class Choice:
 
 
 def nearest(choice: Choice) -> list[str]:
-    """The class that the data set calls most easily confused with this one."""
+    """The class that the data set calls most easily confused with this one; the classifier must know it."""
     label = choice.dataset.nearest(choice.example.label)
     if label is None:
         raise UserError(f"task.target=nearest: the data set knows none for '{choice.example.label}'; use confusion")
-    return [label]
+    return [known_label("task.target (nearest)", label, choice.classifier.labels)]
 
 
 def confusion(choice: Choice) -> list[str]:

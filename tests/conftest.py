@@ -90,7 +90,7 @@ def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDi
         settings: dict[str, Any] = {
             "resolution": 16, "steps": 4, "guidance": 3.0, "last": 1, "recompute": "none",
             "maps": MapWindow(8, 0.0, 0.5), "softening": Softening(0, 3, 0.7),
-            "schedules": Schedules([0.3, 0.5], [False, True]), "null_text": NullText(0.01, 3, 1e-5, 2e-5),
+            "schedules": Schedules([0.3, 0.5], [0.0, 0.5]), "null_text": NullText(0.01, 3, 1e-5, 2e-5),
             "segmenter": AttentionSegmenter(0.3, False), "cache": InversionCache(None),
             "lr_scale": {"latent": 1.0, "text": 1.0, "null": 1.0},
         }  # fmt: skip

@@ -305,7 +305,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 def test_a_loss_that_is_not_finite_fails_its_problem_alone(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    words = ("limit=3", "generator.schedules.inject=[0.3]", "generator.schedules.blend=[false]")
+    words = ("limit=3", "generator.schedules.inject=[0.3]", "generator.schedules.blend=[0.0]")
     good = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "good")
     assert good.here(capfd, *words).code == 0
     spoil(monkeypatch, at=2)  # evaluations come in pairs: the next one is step 1's

@@ -164,7 +164,7 @@ def test_a_caption_without_its_class_is_refused(make_generator: Make, make_probl
 
 
 def test_blending_holds_the_background(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator(schedules=type(make_generator().schedules)([1.0], [True]))
+    generator = make_generator(schedules=type(make_generator().schedules)([1.0], [1.0]))
     start = generator.begin(make_problems(2))
     anchor = replace(start.anchors[0], latent_mask=torch.zeros_like(start.anchors[0].latent_mask))
     z = start.controls["latent"] + 1.0

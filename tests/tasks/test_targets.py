@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data import planted
-from runner.types import Example, UserError
+from runner.types import Classifier, Example, UserError
 from tasks.targets import RULES, Choice, known_label, targets
 from tests.conftest import TinyClassifier
 
@@ -28,9 +28,9 @@ class Pairs:
         return next((b if label == a else a for a, b in planted.PAIRS if label in (a, b)), None) if self.knows else None
 
 
-def choice(label: str = "rock crab", seed: int = 0, knows: bool = True) -> Choice:
+def choice(label: str = "rock crab", seed: int = 0, knows: bool = True, classifier: Classifier | None = None) -> Choice:
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
-    return Choice(Example(f"x{seed}", image, label), Pairs(knows), TinyClassifier(), seed)
+    return Choice(Example(f"x{seed}", image, label), Pairs(knows), classifier or TinyClassifier(), seed)
 
 
 def test_nearest_is_the_pairs_other_class() -> None:
@@ -41,6 +41,13 @@ def test_nearest_is_the_pairs_other_class() -> None:
 def test_nearest_needs_a_data_set_that_knows_one() -> None:
     with pytest.raises(UserError, match=r"task\.target=nearest.*'rock crab'.*confusion"):
         targets("nearest", choice(knows=False))
+
+
+def test_nearest_needs_a_classifier_that_knows_the_class() -> None:
+    stranger = TinyClassifier()
+    stranger.labels = ("rock crab", "fiddler", "goldfish")
+    with pytest.raises(UserError, match=r"task\.target \(nearest\)=fiddler crab: no class.*fiddler"):
+        targets("nearest", choice(classifier=stranger))
 
 
 @pytest.mark.parametrize("seed", range(5))
