@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -22,9 +24,49 @@ class AttentionSegmenter:
     square_root: bool
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 h w"]:
-        large = F.interpolate(maps, size=images.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        large = large / large.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+        large = enlarged(maps, images)
         return ((large.sqrt() if self.square_root else large) > self.threshold).to(images.dtype)
+
+
+@dataclass(frozen=True)
+class GrabCutSegmenter:
+    """The map cut along the picture's colours and edges (GrabCut, Rother et al., 2004).
+
+    Where the map exceeds `certain` a pixel belongs to the object, below `never` it does not; between them the cut
+    decides in `iterations` rounds, starting from the map cut at `likely`. All in [0, 1].
+    """
+
+    never: float
+    likely: float
+    certain: float
+    iterations: int
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 h w"]:
+        masks = [self._cut(*pair) for pair in zip(images.cpu(), enlarged(maps, images)[:, 0].cpu(), strict=True)]
+        return torch.stack(masks)[:, None].to(images)
+
+    def _cut(self, image: Float[Tensor, "3 h w"], likeness: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+        """One picture; GrabCut's colour clusters start from a fixed seed. What the map leaves no choice in stays."""
+        labels = torch.full(likeness.shape, cv2.GC_PR_BGD, dtype=torch.uint8)
+        labels[likeness > self.likely] = cv2.GC_PR_FGD
+        labels[likeness > self.certain] = cv2.GC_FGD
+        labels[likeness < self.never] = cv2.GC_BGD
+        inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+        if not inside.any() or inside.all():
+            return inside.float()
+        cut = labels.numpy().copy()
+        cv2.setRNGSeed(0)
+        pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        outside_model, inside_model = np.zeros((1, 65)), np.zeros((1, 65))
+        rectangle = (0, 0, 0, 0)  # not read: the labels stand in its place
+        cv2.grabCut(pixels, cut, rectangle, outside_model, inside_model, self.iterations, cv2.GC_INIT_WITH_MASK)
+        return torch.from_numpy((cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)).float()
+
+
+def enlarged(maps: Float[Tensor, "b 1 y x"], images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Maps at the pictures' size, in [0, 1], each with maximum 1."""
+    large = F.interpolate(maps, size=images.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+    return large / large.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)

@@ -310,7 +310,11 @@ def train_unet(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any) -> None:
 
 
 def save_pipeline(pipe: StableDiffusionPipeline, out: Path) -> None:
-    """Write half-precision weights; the pipeline itself stays in full precision. No path of this machine is kept."""
+    """Write half-precision weights; the pipeline itself stays in full precision. No path of this machine is kept.
+
+    The text encoder's configuration asks for full precision, as the other networks are loaded by default: a pipeline
+    loaded without a `dtype` would else mix both.
+    """
     networks = (pipe.vae, pipe.unet, pipe.text_encoder)
     for network in networks:
         network.half()
@@ -319,8 +323,11 @@ def save_pipeline(pipe: StableDiffusionPipeline, out: Path) -> None:
         network.float()
     for path in out.rglob("*.json"):
         content = json.loads(path.read_text())
-        if content.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(content, indent=2) + "\n")
+        clean = {key: value for key, value in content.items() if key != "_name_or_path"}
+        if "dtype" in clean:
+            clean["dtype"] = "float32"
+        if clean != content:
+            path.write_text(json.dumps(clean, indent=2) + "\n")
 
 
 def write_card(pipe: StableDiffusionPipeline, corpus: Corpus, cfg: Any, arguments: list[str]) -> None:

@@ -153,7 +153,7 @@ def test_vit_b_selects_stable_diffusion_and_imagenet() -> None:
     assert config["generator"]["resolution"] == 512 and config["data"]["_target_"] == "data.folder.ImageFolder"
 
 
-@pytest.mark.parametrize("classifier", ["cifar10_resnet20", "cifar10_resnet56"])
+@pytest.mark.parametrize("classifier", ["cifar10_resnet20", "cifar10_resnet32", "cifar10_resnet56"])
 def test_cifar10_classifiers_select_photographs(classifier: str) -> None:
     config = plain(f"classifier={classifier}")
     assert config["data"]["_target_"] == "data.cifar10.Cifar10" and config["generator"]["resolution"] == 32

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.segment import AttentionSegmenter, Softening, usable
+from models.segment import AttentionSegmenter, GrabCutSegmenter, Softening, enlarged, usable
 
 
 def square(side: int, low: int, high: int) -> Tensor:
@@ -86,3 +86,46 @@ def test_an_empty_mask_becomes_the_whole_picture_and_says_so() -> None:
 def test_a_map_of_zeros_gives_an_empty_mask_and_no_nan() -> None:
     mask = AttentionSegmenter(0.3, True)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 2, 2))
     assert mask.eq(0).all()
+
+
+CUT = GrabCutSegmenter(never=0.1, likely=0.45, certain=0.8, iterations=5)
+
+
+def disc(side: int, background: tuple[float, float, float] = (0.2, 0.6, 0.2)) -> tuple[Tensor, Tensor]:
+    """A red disc on a flat ground, (1, 3, side, side), and its mask (1, 1, side, side)."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    mask = (torch.hypot(x - 0.55 * side, y - 0.45 * side) < 0.28 * side).float()[None, None]
+    ground = torch.tensor(background).view(1, 3, 1, 1)
+    return ground + (torch.tensor((0.9, 0.1, 0.1)).view(1, 3, 1, 1) - ground) * mask, mask
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_coarse_map_is_cut_along_the_edge_of_the_object(side: int) -> None:
+    image, mask = disc(side)
+    maps = torch.nn.functional.adaptive_avg_pool2d(mask, 8)
+    coarse = AttentionSegmenter(0.45, False)(image, maps)
+    assert not torch.equal(coarse, mask)
+    assert torch.equal(CUT(image, maps), mask)
+
+
+def test_pictures_are_cut_each_for_itself_and_alike_every_time() -> None:
+    images = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    together = CUT(images, maps)
+    alone = torch.cat([CUT(images[i : i + 1], maps[i : i + 1]) for i in (2, 1, 0)])
+    assert torch.equal(together, alone.flip(0)) and torch.equal(together, CUT(images, maps))
+
+
+def test_what_the_map_is_certain_of_stands() -> None:
+    """Colours that contradict the map move only what lies between its thresholds."""
+    image, mask = disc(64)
+    maps = torch.nn.functional.adaptive_avg_pool2d(mask.flip(-1), 8)
+    cut, large = CUT(image, maps), enlarged(maps, image)
+    assert cut[large > 0.8].all() and not cut[large < 0.1].any()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_map_that_leaves_no_choice_is_taken_as_it_is(value: float) -> None:
+    """An even map says nothing: everything is the object; an empty one says that nothing is."""
+    image, _ = disc(32)
+    assert torch.equal(CUT(image, torch.full((1, 1, 8, 8), value)), torch.full((1, 1, 32, 32), value))

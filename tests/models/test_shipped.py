@@ -1,0 +1,58 @@
+"""What the repository ships: sizes, cards, and that every caption fits its tokenizer."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from data import cifar10, planted
+from models.diffusion import ROOT
+from scripts.train_generator import cifar10_caption
+
+SHIPPED = ROOT / "models" / "pretrained"
+WEIGHTS = sorted(SHIPPED.rglob("*.safetensors"))
+GENERATORS = sorted(path.parent for path in SHIPPED.glob("*/model_index.json"))
+PLANTED = [
+    f"{opening} a {hue} {name} {place} with {prop}"
+    for opening, hue, name, place, prop in product(
+        planted.OPENINGS, planted.HUES, planted.CLASSES, planted.PLACES.values(), planted.PROP_PHRASES.values()
+    )
+]
+CAPTIONS = {"planted": PLANTED, "cifar10": [cifar10_caption(i) for i in range(len(cifar10.CLASSES))]}
+
+
+def test_the_weights_are_small_and_in_half_precision() -> None:
+    assert len(WEIGHTS) >= 7
+    assert sum(path.stat().st_size for path in WEIGHTS) <= 24e6
+    for path in WEIGHTS:
+        with safe_open(path, "pt") as file:
+            types = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+        assert types <= {torch.float16, torch.int64}, path
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: str(path.relative_to(SHIPPED).parent))
+def test_every_network_has_a_card(path: Path) -> None:
+    cards = [folder / "README.md" for folder in (path.parent, path.parent.parent)]
+    assert any(card.is_file() and "Data:" in card.read_text() for card in cards)
+
+
+@pytest.mark.parametrize("folder", GENERATORS, ids=lambda folder: folder.name)
+def test_stable_diffusions_pipeline_loads_it_unchanged(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe(CAPTIONS[folder.name][0], num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape[0] in (32, 64) and picture.std() > 0.02
+    kinds = (*pipe.unet.config.down_block_types, *pipe.unet.config.up_block_types)
+    assert sum("CrossAttn" in kind for kind in kinds) == 6, "cross-attention at three resolutions"
+
+
+@pytest.mark.parametrize("folder", GENERATORS, ids=lambda folder: folder.name)
+def test_every_caption_fits_the_tokenizer(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    longest = max(len(ids) for ids in pipe.tokenizer(CAPTIONS[folder.name]).input_ids)
+    assert longest <= pipe.tokenizer.model_max_length == pipe.text_encoder.config.max_position_embeddings
