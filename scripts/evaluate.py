@@ -164,7 +164,8 @@ def measure(row: Row, chosen: Options, context: Mapping[str, Any]) -> Result:
     seconds = round(time.monotonic() - clock, 1)
     return Result(
         row=row.name, value=estimate.value, low=estimate.low, high=estimate.high, unit=row.unit, bar=bar(row),
-        verdict=judge(row, estimate, n), n=n, seconds=seconds, note=estimate.note, **context,
+        verdict=judge(row, estimate, n), n=n, seconds=seconds, note=estimate.note,
+        weights=weights(row.name.partition(".")[0]), **context,
     )  # fmt: skip
 
 
@@ -205,12 +206,13 @@ def _processor() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def weights() -> str:
-    """Ten letters that change with any of the shipped weights."""
+def weights(domain: str) -> str:
+    """Ten letters that change with the weights of the domain's shipped generator or of any shipped classifier."""
     sha = hashlib.sha256()
-    for path in sorted((ROOT / "models" / "pretrained").rglob("*.safetensors")):
-        sha.update(str(path.relative_to(ROOT)).encode())
-        sha.update(path.read_bytes())
+    for folder in (domain, "classifiers"):
+        for path in sorted((ROOT / "models" / "pretrained" / folder).rglob("*.safetensors")):
+            sha.update(str(path.relative_to(ROOT)).encode())
+            sha.update(path.read_bytes())
     return sha.hexdigest()[:10]
 
 
@@ -258,7 +260,7 @@ def page(domain: str, results: Sequence[Mapping[str, Any]]) -> str:
 def evaluate(chosen: Options, rows: Sequence[Row], command: str, folder: Path = RESULTS) -> int:
     """Measure, print and, if asked, record the rows; returns the exit code."""
     context = {
-        "command": command, "seed": chosen.seed, "machine": machine(chosen.device), "weights": weights(),
+        "command": command, "seed": chosen.seed, "machine": machine(chosen.device),
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     print(columns("row", "value", "[95 % interval]", "bar", "", "seconds", ""))

@@ -31,7 +31,7 @@ def test_the_weights_are_small_and_in_half_precision() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS) <= 24e6
     for path in WEIGHTS:
         with safe_open(path, "pt") as file:
-            types = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+            types = {file.get_tensor(key).dtype for key in file.keys()}
         assert types <= {torch.float16, torch.int64}, path
 
 

@@ -118,7 +118,7 @@ def _lacking(setting: Setting, n: int) -> Estimate:
 
 
 def test_small_samples_are_no_larger_than_the_full_one() -> None:
-    context = {"command": "c", "seed": 0, "machine": "m", "weights": "w", "date": "d"}
+    context = {"command": "c", "seed": 0, "machine": "m", "date": "d"}
     counting = row(measure=lambda setting, n: Estimate(n, n, n))
     results = [evaluate.measure(counting, evaluate.Options(n=n), context) for n in (None, 8, 100)]
     assert [(r.value, r.n) for r in results] == [(64, 64), (8, 8), (64, 64)]
@@ -135,7 +135,7 @@ def test_results_are_merged_by_row_and_say_how_they_came_about(tmp_path: Path) -
     assert "| `planted.vae_psnr` | 0.80 dB | 0.70 … 0.95 | ≥ 0.90 dB | short | 64 | 0 | a note | 1 |" in page
     assert "| `planted.mask_iou` | undefined | 70.0 … 90.0 | ≥ 50.0 % | short |" in page
     assert "2. `again`: seed 0, 20" in page and f"torch {torch.__version__}" in page
-    assert evaluate.weights() in page and not (tmp_path / "cifar10.md").exists()
+    assert evaluate.weights("planted") in page and not (tmp_path / "cifar10.md").exists()
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
