@@ -97,7 +97,8 @@ def _grow(masks: Tensor, side: int) -> Tensor:
 
 
 def usable(masks: Float[Tensor, "b 1 h w"]) -> tuple[Float[Tensor, "b 1 h w"], list[list[str]]]:
-    """Replace empty masks by the whole picture and say so, per sample."""
+    """Replace empty masks by the whole picture, and say so, per sample, where nothing is kept."""
     share = masks.flatten(1).mean(dim=1)
-    notes = [["the mask was empty: the whole picture is free to change"] if s == 0 else [] for s in share.tolist()]
+    reasons = {0.0: "the mask was empty", 1.0: "the mask covers everything"}
+    notes = [[f"{reasons[s]}: the whole picture is free to change"] if s in reasons else [] for s in share.tolist()]
     return torch.where((share == 0)[:, None, None, None], torch.ones_like(masks), masks), notes

@@ -78,9 +78,9 @@ def test_masks_have_the_pictures_size_and_are_hard() -> None:
 
 
 def test_an_empty_mask_becomes_the_whole_picture_and_says_so() -> None:
-    masks, notes = usable(torch.cat([square(4, 0, 2), torch.zeros(1, 1, 4, 4)]))
-    assert torch.equal(masks, torch.cat([square(4, 0, 2), torch.ones(1, 1, 4, 4)]))
-    assert notes[0] == [] and len(notes[1]) == 1 and "empty" in notes[1][0]
+    masks, notes = usable(torch.cat([square(4, 0, 2), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)]))
+    assert torch.equal(masks, torch.cat([square(4, 0, 2), torch.ones(2, 1, 4, 4)]))
+    assert notes[0] == [] and "empty" in notes[1][0] and "everything" in notes[2][0] and len(notes[2]) == 1
 
 
 def test_a_map_of_zeros_gives_an_empty_mask_and_no_nan() -> None:
