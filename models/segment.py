@@ -71,7 +71,7 @@ def enlarged(maps: Float[Tensor, "b 1 y x"], images: Float[Tensor, "b 3 h w"]) -
 
 @dataclass(frozen=True)
 class Softening:
-    """Sizes in pixels of what happens to a mask before it is used; 0 leaves a step out (METHOD: 3, 20, σ 30 at 512)."""
+    """What happens to a mask before it is used, in pixels (published: 3, 20, 30 at 512 px); 0 leaves a step out."""
 
     erode: int
     dilate: int

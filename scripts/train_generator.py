@@ -202,11 +202,11 @@ def reconstruction_loss(cfg: Any, device: torch.device) -> Callable[[Tensor, Ten
 
     if cfg.vae.perceptual is None:
         return pixels
-    judge = instantiate(configure([f"classifier={cfg.vae.perceptual.classifier}"])["classifier"]).to(device)
-    layers = create_feature_extractor(judge.network, list(cfg.vae.perceptual.layers))
+    reader = instantiate(configure([f"classifier={cfg.vae.perceptual.classifier}"])["classifier"]).to(device)
+    layers = create_feature_extractor(reader.network, list(cfg.vae.perceptual.layers))
 
     def unit_features(x: Tensor) -> list[Tensor]:
-        return [F.normalize(maps.float(), dim=1) for maps in layers(judge.prepare(x / 2 + 0.5)).values()]
+        return [F.normalize(maps.float(), dim=1) for maps in layers(reader.prepare(x / 2 + 0.5)).values()]
 
     def loss(y: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
