@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import platform
 import shlex
 import sys
@@ -39,7 +40,7 @@ from scripts.rows import Row, Setting  # noqa: E402
 
 ROWS: tuple[Row, ...] = (*rows_planted.ROWS, *rows_cifar10.ROWS)
 RESULTS = ROOT / "docs" / "results"
-OK, SHORT, SHOWN = "ok", "short", "-"
+OK, SHORT, SHOWN, UNDEFINED = "ok", "short", "-", "undefined"
 
 
 @dataclass
@@ -138,13 +139,14 @@ def judge(row: Row, estimate: Estimate, n: int) -> str:
 
 def number(value: float | None, unit: str) -> str:
     """A value with its unit; shares as percentages."""
-    return digits(value, unit) if value is None else f"{digits(value, unit)} {unit}".rstrip()
+    text = digits(value, unit)
+    return text if text == UNDEFINED else f"{text} {unit}".rstrip()
 
 
 def digits(value: float | None, unit: str) -> str:
     """A value without its unit."""
-    if value is None:
-        return "undefined"
+    if value is None or math.isnan(value):
+        return UNDEFINED
     return f"{100 * value:.1f}" if unit == "%" else f"{value:.2f}"
 
 

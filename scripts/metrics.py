@@ -144,7 +144,8 @@ def kid_ratio(
 ) -> Estimate:
     """KID(features, reference) over KID(rivals, reference), row i of both answering the same question.
 
-    Rows are resampled in pairs and the reference by itself. A rival distance of 0 or less counts as almost 0.
+    Rows are resampled in pairs and the reference by itself; there a rival distance of 0 or less counts as almost 0.
+    Undefined (nan) where the rivals' own distance is 0 or less: they are then as near as samples of the reference.
     """
     own, rival = KernelDistance.of(features, reference), KernelDistance.of(rivals, reference)
 
@@ -152,4 +153,6 @@ def kid_ratio(
         return own.value(rows, columns) / max(rival.value(rows, columns), TINY)
 
     note = f"KID {own.value():.4g} against {rival.value():.4g}"
+    if rival.value() <= 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), note)
     return resampled(ratio, (len(features), len(reference)), note)

@@ -122,5 +122,7 @@ def test_kid_ratio_is_one_for_the_same_and_tells_better_from_worse() -> None:
     assert better.note.startswith("KID ")
 
 
-def test_kid_ratio_of_two_members() -> None:
-    assert np.isfinite(metrics.kid_ratio(normal(2, 1), normal(2, 2), normal(4, 3)).value)
+def test_kid_ratio_is_undefined_where_the_rivals_are_members_of_the_reference() -> None:
+    reference = normal(8, 3)
+    estimate = metrics.kid_ratio(normal(8, 2, 1.0), reference, reference)
+    assert np.isnan([estimate.value, estimate.low, estimate.high]).all() and "against -" in estimate.note
