@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -69,18 +71,36 @@ def cifar10_caption(label: int) -> str:
     return f"a photograph of {'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
+def learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """The first `count` merges of byte-pair encoding (Sennrich et al., 2016) over ASCII words, `</w>` at their ends.
+
+    Of pairs that are equally frequent the alphabetically first is merged. The trainer of `tokenizers` breaks such ties
+    differently in every process, which gives another tokenizer for the same captions.
+    """
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count and (pairs := Counter(pair for word in spelled for pair in pairwise(word))):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelled = [merge(word, best) for word in spelled]
+    return merges
+
+
+def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces of a word with every occurrence of the pair, from the left, made one piece."""
+    result: list[str] = []
+    for piece in pieces:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
+
+
 def train_tokenizer(captions: list[str], merges: int, length: int, folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer (byte-pair encoding, `</w>` ends a word) learned from each distinct word once."""
-    words = sorted({word for text in captions for word in text.split()})
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    """A CLIP tokenizer learned from each distinct word once; equal captions give equal files."""
+    pairs = learn_merges(sorted({word for text in captions for word in text.split()}), merges)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(letters) + merges, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
-    )
-    bpe.train_from_iterator(words, trainer)
-    learned = json.loads(bpe.to_str())["model"]["merges"]
-    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in learned][:merges]
     vocabulary = letters + [f"{letter}</w>" for letter in letters] + ["".join(p) for p in pairs]
     vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
