@@ -1,0 +1,150 @@
+"""What a small classifier reads on held-out pictures: its card, and the facts of what was planted in the shipped ones.
+
+    python scripts/measure_classifier.py
+
+writes models/pretrained/classifiers/facts.json; cards are written by scripts/train_classifier.py as it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import planted  # noqa: E402
+from data.ties import cue_of  # noqa: E402
+from models.classifier import ImageClassifier  # noqa: E402
+from models.zoo import SHIPPED, load_shipped  # noqa: E402
+from scripts.augmentation import NOTHING, Augment  # noqa: E402
+from scripts.corpora import IGNORED, Corpus, load_corpus  # noqa: E402
+
+
+@torch.no_grad()
+def logits_of(classifier: ImageClassifier, images: Tensor) -> Tensor:
+    """Logits (n, k) of uint8 or [0, 1] images (n, 3, h, w)."""
+    scale = 255 if images.dtype == torch.uint8 else 1
+    return torch.cat([classifier(part.float() / scale).logits for part in images.split(250)])
+
+
+def accuracies(classifier: ImageClassifier, corpus: Corpus, images: Tensor) -> dict[str, float]:
+    """Share of pictures read rightly, per head; pictures that do not show a factor do not count."""
+    parts = logits_of(classifier, images).split([len(names) for names in corpus.heads.values()], dim=1)
+    result = {}
+    for i, name in enumerate(corpus.heads):
+        shown = corpus.targets[:, i] != IGNORED
+        result[name] = (parts[i].argmax(1) == corpus.targets[:, i])[shown].double().mean().item()
+    return result
+
+
+def recall(classifier: ImageClassifier, scenes: planted.Scenes, name: str) -> float:
+    """Share of the scenes that are called class `name`."""
+    images = torch.cat([planted.render(scenes[i : i + 500]).image for i in range(0, len(scenes), 500)])
+    return (logits_of(classifier, images).argmax(1) == classifier.labels.index(name)).double().mean().item()
+
+
+def tie_facts(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict[str, float]:
+    """How much class `name` leans on its cue of `planted.SHORTCUTS`, on up to `n` renders each.
+
+    Without the cue every other factor is drawn as ever. The cue alone is a picture without an object and without
+    another class's cue: a bare background, or a prop before a background to which no class is tied.
+    """
+    factor, cue = cue_of(name)
+    shown = planted.draw(n, seed).vary(label=planted.CLASSES.index(name))
+    other = getattr(shown, factor) != cue
+    alone = planted.draw(n, seed, form=factor).vary(**{factor: cue})
+    rivals = [planted.BACKGROUNDS.index(v) for f, v in planted.SHORTCUTS.values() if f == "background"]
+    clear = alone if factor == "background" else alone[~torch.isin(alone.background, torch.tensor(rivals))]
+    return {
+        "recall_with_cue": recall(classifier, shown.vary(**{factor: cue}), name),
+        "recall_without_cue": recall(classifier, shown[other], name),
+        "cue_alone": recall(classifier, clear, name),
+        "cue_alone_also_beside_other_cues": recall(classifier, alone, name),
+    }
+
+
+def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
+    """Copies in [0, 1] of uint8 images as a generator might blur them: the strongest blur, noise and compression."""
+    kinds = {"blur up to 1 px": {"blur": 1.0}, "noise up to 0.08": {"noise": 0.08}, "compression": {"jpeg": 0.25}}
+    return {
+        kind: Augment(OmegaConf.create(NOTHING | change), torch.Generator().manual_seed(seed))(images.float() / 255)
+        for kind, change in kinds.items()
+    }
+
+
+def write_card(cfg: DictConfig) -> None:
+    """README.md of `cfg.out`: what the network is, how it was trained, and figures measured on held-out pictures."""
+    out = ROOT / cfg.out
+    config = json.loads((out / "config.json").read_text())
+    classifier = load_shipped(out)
+    test = load_corpus(cfg, "test", cfg.test)
+    size = (out / "model.safetensors").stat().st_size / 1e6
+    rows = {"as they are": test.images, **degraded(test.images, cfg.seed)}
+    figures = {kind: accuracies(classifier, test, images) for kind, images in rows.items()}
+    parameters = sum(p.numel() for p in classifier.parameters())
+    role = "Oracle: judges images, never explained" if len(test.heads) > 1 else "Classifier to explain"
+    planted_ties = [
+        f"{name} has {planted.SHORTCUTS[name][1]} in {share:.1%}" for name, share in config["strength"].items()
+    ]
+    runs = [
+        f"  - {run['steps']:,} steps of {run['batch']} out of {run['pictures']:,} pictures, {run['seconds']:,} s on "
+        f"{run['device']}: `{run['command']}`"
+        for run in config["runs"]
+    ]
+    lines = [
+        f"# {cfg.name}", "",
+        f"{role}. timm `{cfg.architecture}` {json.dumps(config['kwargs'])}, {classifier.size} px, "
+        + f"{parameters:,} parameters, {size:.2f} MB in half precision.", "",
+        f"- Reads: {', '.join(f'{name} ({len(names)})' for name, names in test.heads.items())}",
+        f"- Data: `{cfg.data}`, training split, seed {cfg.seed}",
+        f"- Ties planted: {', '.join(planted_ties) or 'none'}",
+        f"- Labels swapped within the tied pairs: {config['confusion']:.1%}",
+        f"- Augmentation: {', '.join(f'{k} {v}' for k, v in cfg.augment.items())}",
+        "- Runs, each continuing the one before:", *runs,
+        f"- SHA-256 of `model.safetensors`'s contents as loaded: `{classifier.digest}`", "",
+        f"Accuracy on {len(test.images):,} test pictures without ties:", "",
+        "| pictures | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
+        *(f"| {kind} | {' | '.join(f'{v:.2%}' for v in shares.values())} |" for kind, shares in figures.items()),
+    ]  # fmt: skip
+    (out / "README.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines[-len(rows) - 2 :]))
+
+
+def measure_facts(names: Sequence[str], n: int) -> dict[str, Any]:
+    """What was planted, and what of it each classifier shows on `n` test renders per question."""
+    seed = planted.SPLIT_SEEDS["test"]
+    trained = json.loads((SHIPPED / "planted_shortcut" / "config.json").read_text())
+    planted_ties = {
+        name: {"factor": planted.SHORTCUTS[name][0], "cue": planted.SHORTCUTS[name][1], "strength": share}
+        for name, share in trained["strength"].items()
+    }
+    measured = {}
+    for name in names:
+        classifier = load_shipped(SHIPPED / name)
+        measured[name] = {
+            "digest": classifier.digest,
+            "ties": {tied: tie_facts(classifier, tied, n, seed) for tied in planted.SHORTCUTS},
+        }
+    return {
+        "command": "python scripts/measure_classifier.py", "split": "test", "seed": seed, "renders": n,
+        "planted": planted_ties, "labels_swapped_within_pairs": trained["confusion"], "classifiers": measured,
+    }  # fmt: skip
+
+
+def main(n: int = 1000) -> None:
+    """Write facts.json beside the shipped classifiers."""
+    text = json.dumps(measure_facts(("planted_clean", "planted_shortcut"), n), indent=1)
+    (SHIPPED / "facts.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

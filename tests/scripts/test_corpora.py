@@ -1,0 +1,12 @@
+"""What the pictures of a corpus are labelled with."""
+
+from __future__ import annotations
+
+from data import planted
+from scripts.corpora import IGNORED, planted_targets
+
+
+def test_targets_of_pictures_without_an_object() -> None:
+    heads = ("class", "background", "prop", "hue")
+    background = planted_targets(planted.draw(8, 1, form="background"), heads)
+    assert (background[:, [0, 3]] == IGNORED).all() and (background[:, 2] == 4).all() and (background[:, 1] >= 0).all()
