@@ -107,8 +107,7 @@ def rms_outside(
 class KernelDistance:
     """The kernel inception distance between two sets of features (Binkowski et al. 2018, "Demystifying MMD GANs").
 
-    It is the unbiased squared maximum mean discrepancy with the kernel (x·y / d + 1)³ over the whole sets, which is
-    what the average over randomly drawn subsets estimates. Unbiased: it may be below 0 for sets of one distribution.
+    It is the squared maximum mean discrepancy with the kernel (x·y / d + 1)³ over the whole sets.
     """
 
     within: np.ndarray  # (n, n) kernel of the first set
@@ -121,14 +120,29 @@ class KernelDistance:
         x, y = (f.double().cpu().numpy() for f in (features, others))
         return KernelDistance(*(polynomial_kernel(a, b, degree=3, coef0=1.0) for a, b in ((x, x), (y, y), (x, y))))
 
+    def unbiased(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
+        """The distance without pairs of a member and itself, between the members at these positions, all by default:
+        what the usual average over random subsets estimates. It is below 0 for half of the sets of one distribution.
+
+        A member that stands there twice is not compared with itself, so resampling keeps the estimate unbiased.
+        """
+        x, y = self._counts(rows, columns)
+        return float(_pairs(self.within, x) + _pairs(self.others, y) - 2 * self._cross(x, y))
+
     def value(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
-        """The distance between the members at these positions, all by default. A member that stands there twice is
-        not compared with itself, so resampling keeps the estimate unbiased."""
+        """The distance with these pairs, 0 or more: it has what the sets' sizes alone put between two samples of one
+        distribution, so that a ratio of two distances at equal sizes exists. A repeated member counts as another."""
+        x, y = self._counts(rows, columns)
+        return float(_all(self.within, x) + _all(self.others, y) - 2 * self._cross(x, y))
+
+    def _counts(self, rows: np.ndarray | None, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """How often each member of the two sets stands at the positions."""
         n, m = self.across.shape
         x = np.ones(n) if rows is None else np.bincount(rows, minlength=n).astype(float)
-        y = np.ones(m) if columns is None else np.bincount(columns, minlength=m).astype(float)
-        cross = x @ self.across @ y / (x.sum() * y.sum())
-        return float(_pairs(self.within, x) + _pairs(self.others, y) - 2 * cross)
+        return x, np.ones(m) if columns is None else np.bincount(columns, minlength=m).astype(float)
+
+    def _cross(self, x: np.ndarray, y: np.ndarray) -> float:
+        return float(x @ self.across @ y / (x.sum() * y.sum()))
 
 
 def _pairs(kernel: np.ndarray, counts: np.ndarray) -> float:
@@ -139,20 +153,24 @@ def _pairs(kernel: np.ndarray, counts: np.ndarray) -> float:
     return float((counts @ kernel @ counts - counts**2 @ np.diag(kernel)) / pairs)
 
 
+def _all(kernel: np.ndarray, counts: np.ndarray) -> float:
+    """Mean of the kernel over all pairs, a share 1 / n of them of a member and itself."""
+    own = counts @ np.diag(kernel) / counts.sum()
+    return float(own / counts.sum() + (1 - 1 / counts.sum()) * _pairs(kernel, counts))
+
+
 def kid_ratio(
     features: Float[Tensor, "n f"], rivals: Float[Tensor, "n f"], reference: Float[Tensor, "m f"]
 ) -> Estimate:
     """KID(features, reference) over KID(rivals, reference), row i of both answering the same question.
 
-    Rows are resampled in pairs and the reference by itself; there a rival distance of 0 or less counts as almost 0.
-    Undefined (nan) where the rivals' own distance is 0 or less: they are then as near as samples of the reference.
+    Rows are resampled in pairs and the reference by itself. Pairs of a picture and itself count, see
+    `KernelDistance.value`; the note has the distances without them.
     """
     own, rival = KernelDistance.of(features, reference), KernelDistance.of(rivals, reference)
 
     def ratio(rows: np.ndarray, columns: np.ndarray) -> float:
         return own.value(rows, columns) / max(rival.value(rows, columns), TINY)
 
-    note = f"KID {own.value():.4g} against {rival.value():.4g}"
-    if rival.value() <= 0:
-        return Estimate(float("nan"), float("nan"), float("nan"), note)
+    note = f"KID {own.value():.3f} against {rival.value():.3f}; unbiased {own.unbiased():.3f}, {rival.unbiased():.3f}"
     return resampled(ratio, (len(features), len(reference)), note)

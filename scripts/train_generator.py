@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +23,17 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import cifar10, planted  # noqa: E402
 from runner.compose import configure  # noqa: E402
+from scripts.tokenizer import train_tokenizer  # noqa: E402
 
 
 @dataclass
@@ -69,46 +67,6 @@ def load_corpus(cfg: Any) -> Corpus:
 def cifar10_caption(label: int) -> str:
     name = cifar10.CLASSES[label]
     return f"a photograph of {'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """The first `count` merges of byte-pair encoding (Sennrich et al., 2016) over ASCII words, `</w>` at their ends.
-
-    Of pairs that are equally frequent the alphabetically first is merged. The trainer of `tokenizers` breaks such ties
-    differently in every process, which gives another tokenizer for the same captions.
-    """
-    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
-    merges: list[tuple[str, str]] = []
-    while len(merges) < count and (pairs := Counter(pair for word in spelled for pair in pairwise(word))):
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        spelled = [merge(word, best) for word in spelled]
-    return merges
-
-
-def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """The pieces of a word with every occurrence of the pair, from the left, made one piece."""
-    result: list[str] = []
-    for piece in pieces:
-        if result and (result[-1], piece) == pair:
-            result[-1] += piece
-        else:
-            result.append(piece)
-    return result
-
-
-def train_tokenizer(captions: list[str], merges: int, length: int, folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer learned from each distinct word once; equal captions give equal files."""
-    pairs = learn_merges(sorted({word for text in captions for word in text.split()}), merges)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = letters + [f"{letter}</w>" for letter in letters] + ["".join(p) for p in pairs]
-    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(p) for p in pairs) + "\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length)
-    tokenizer.save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
 
 
 def build(cfg: Any, captions: list[str]) -> StableDiffusionPipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from models.diffusion import LatentDiffusion, MapWindow, NullText, Schedules
 from models.inversion_cache import InversionCache
 from models.segment import AttentionSegmenter, Softening
 from runner.types import Anchor, Controls, Edit, Problem, Response, Scene, Start
-from scripts.train_generator import train_tokenizer
+from scripts.tokenizer import train_tokenizer
 from tests.cli import NETWORK, Cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeli
     """Stable Diffusion's classes at a size that runs in milliseconds: 16 px pictures, 8 x 8 latents."""
     torch.manual_seed(0)
     captions = planted.draw_captioned(300, seed=1)[1]
-    tokenizer = train_tokenizer(captions, 100, 32, tmp_path_factory.mktemp("tokenizer"))
+    tokenizer = train_tokenizer(captions, 100, 40, tmp_path_factory.mktemp("tokenizer"))
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=16,
@@ -51,7 +52,7 @@ def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeli
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=32, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            max_position_embeddings=40, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, projection_dim=16,
         )
     )  # fmt: skip
@@ -148,6 +149,25 @@ def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> Anchor:
         encoded=torch.zeros(n, 1, 1, 1), templates=torch.zeros(n, 1, 1, 1, 1), maps={},
         inject=torch.full((n,), inject), blend=torch.zeros(n),
     )  # fmt: skip
+
+
+def doubled(anchor: Anchor) -> Anchor:
+    """The constants in double precision, the recorded maps apart: these take the network's."""
+    tensors: dict[str, Any] = {k: v.double() for k, v in vars(anchor).items() if isinstance(v, torch.Tensor)}
+    return replace(anchor, **tensors)
+
+
+@contextmanager
+def double_precision(generator: LatentDiffusion) -> Iterator[None]:
+    """VAE and UNet in double precision for a while."""
+    networks = (generator.vae, generator.unet)
+    for network in networks:
+        network.double()
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.float()
 
 
 def rows_of(anchor: Anchor, rows: slice) -> Anchor:

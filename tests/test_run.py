@@ -226,7 +226,7 @@ def test_bad_pictures_end_in_one_line(cli: Cli, capfd: Capture, tmp_path: Path, 
         ),
         (
             ["data.label=viaduct", "task.target=lifeboat", f"data.caption='{'viaduct ' * 30}'"],
-            ["tokens: allowed are 32"],
+            ["tokens: allowed are 40"],
         ),
     ],
     ids=["label", "same", "nearest", "no-label", "caption", "long"],

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from data import planted
-from scripts.train_generator import train_tokenizer
+from scripts.tokenizer import train_tokenizer
 from tests.cli import Cli
 
 # The published files of these components, apart from widths and depths.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from diffusers import DDIMScheduler
 from models import steps
 from models.diffusion import LatentDiffusion
 from runner.types import Anchor, Controls, Problem, UserError
+from tests.conftest import double_precision, doubled
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Problem]]
@@ -22,11 +22,6 @@ def gradients(generator: LatentDiffusion, controls: Controls, anchor: Anchor) ->
     leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
     (generator(leaves, anchor)[-1].image ** 2).sum().backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-
-
-def doubled(anchor: Anchor) -> Anchor:
-    tensors: dict[str, Any] = {k: v.double() for k, v in vars(anchor).items() if isinstance(v, torch.Tensor)}
-    return replace(anchor, **tensors)
 
 
 def test_a_ddim_step_equals_diffusers() -> None:
@@ -76,18 +71,14 @@ def test_recomputed_gradient_equals_plain_gradient(mode: str, make_generator: Ma
 def test_gradient_agrees_with_finite_differences(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(steps=2)
     start = generator.begin(make_problems(1))
-    networks = (generator.vae, generator.unet)
-    for network in networks:
-        network.double()
-    anchor = start.anchors[-1]
-    anchor = doubled(anchor)
+    anchor = doubled(start.anchors[-1])
     controls = {name: value.double() for name, value in start.controls.items()}
 
     def value(leaves: Controls) -> torch.Tensor:
         """Before the cut to [0, 1], which lets gradients pass on purpose."""
         return (generator.vae.decode(generator.chain(leaves, anchor)[-1]).sample ** 2).sum()
 
-    try:
+    with double_precision(generator):
         leaves = {name: x.clone().requires_grad_() for name, x in controls.items()}
         found = dict(zip(leaves, torch.autograd.grad(value(leaves), list(leaves.values())), strict=True))
         for name, gradient in found.items():
@@ -96,9 +87,6 @@ def test_gradient_agrees_with_finite_differences(make_generator: Make, make_prob
             up, down = ({**controls, name: controls[name] + sign * h * direction} for sign in (1, -1))
             numeric = (value(up) - value(down)) / (2 * h)
             torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-4, atol=1e-8)
-    finally:
-        for network in networks:
-            network.float()
 
 
 def test_a_batch_equals_its_samples(make_generator: Make, make_problems: Problems) -> None:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from data import planted
 from scripts import train_generator
-from scripts.train_generator import learn_merges, main, reconstruction_loss
+from scripts.train_generator import main, reconstruction_loss
 from tests.conftest import SHARED
 
 TINY = (
@@ -56,15 +56,6 @@ def test_the_card_counts_the_steps_of_all_calls(trained: Path) -> None:
     steps = torch.load(trained / "work" / "unet.pt", weights_only=True)["step"]
     card = (trained / "out" / "README.md").read_text()
     assert f"unet trained for {steps:,} steps of 4" in card and "64 training pictures" in card
-
-
-def test_merges_are_those_of_byte_pair_encoding() -> None:
-    """By hand: `a b` stands in all three words, then `ab c</w>` twice, the rest once each, in the alphabet's order."""
-    assert learn_merges(["abc", "xabc", "abd"], 10) == [
-        ("a", "b"), ("ab", "c</w>"), ("ab", "d</w>"), ("x", "abc</w>"),
-    ]  # fmt: skip
-    assert learn_merges(["aaa"], 1) == [("a", "a")] and learn_merges(["a"], 5) == []
-    assert learn_merges(["ab", "cd"], 1) == [("a", "b</w>")], "of equally frequent pairs the first of the alphabet"
 
 
 def test_unknown_data_is_refused_in_one_line() -> None:

@@ -1,0 +1,58 @@
+"""A CLIP tokenizer, in the file format of Stable Diffusion's, learned from the captions of a small world."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+from tokenizers import pre_tokenizers
+from transformers import CLIPTokenizer
+
+
+def learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """The first `count` merges of byte-pair encoding (Sennrich et al., 2016) over ASCII words, `</w>` at their ends.
+
+    Of pairs that are equally frequent the one with the fewest letters is merged, then the first of the alphabet. The
+    trainer of `tokenizers` breaks such ties differently in every process, which gives another tokenizer each time.
+    """
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count and (pairs := Counter(pair for word in spelled for pair in pairwise(word))):
+        best = min(pairs, key=lambda pair: (-pairs[pair], len(pair[0] + pair[1]), pair))
+        merges.append(best)
+        spelled = [merge(word, best) for word in spelled]
+    return merges
+
+
+def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces of a word with every occurrence of the pair, from the left, made one piece."""
+    result: list[str] = []
+    for piece in pieces:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
+
+
+def train_tokenizer(captions: list[str], merges: int, length: int, folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer learned from each distinct word once; equal captions give equal files.
+
+    Raises SystemExit if a caption has more than `length` tokens, its two marks counted.
+    """
+    pairs = learn_merges(sorted({word for text in captions for word in text.split()}), merges)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = letters + [f"{letter}</w>" for letter in letters] + ["".join(p) for p in pairs]
+    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(p) for p in pairs) + "\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length)
+    tokenizer.save_pretrained(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    if (longest := max(len(tokenizer(text).input_ids) for text in set(captions))) > length:
+        raise SystemExit(f"token_length={length}: the longest caption has {longest} tokens")
+    return tokenizer
