@@ -71,7 +71,7 @@ class LatentDiffusion:
 
     def __init__(
         self, pipe: StableDiffusionPipeline, digest: str, resolution: int, steps: int, guidance: float, last: int,
-        recompute: str, maps: MapWindow, softening: Softening, schedules: Schedules, null_text: NullText,
+        recompute: str, maps: MapWindow, softening: dict[str, Softening], schedules: Schedules, null_text: NullText,
         segmenter: Segmenter, cache: InversionCache, lr_scale: dict[str, float],
     ) -> None:  # fmt: skip
         if recompute not in RECOMPUTE:
@@ -254,7 +254,7 @@ class LatentDiffusion:
         source_text, target_text = self.embed(sources), self.embed(targets)
         recorded, templates, _ = self.record(latent, source_text, null)
         mask, notes = usable(self.free_region(images, recorded, sources, [e.source_words for e in edits]))
-        mask = self.softening(mask)
+        masks = {kind: soften(mask) for kind, soften in self.softening.items()}
         matrices = torch.stack([
             words.alignment(self.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new)
             for e, old, new in zip(edits, source_text, target_text, strict=True)
@@ -263,8 +263,8 @@ class LatentDiffusion:
         n, steps = len(problems), len(self.schedule)
         base = Anchor(
             text=target_text[:, None].expand(-1, steps, -1, -1), null=null, norm=latent.flatten(1).norm(dim=1),
-            mask=mask, latent_mask=F.interpolate(mask, size=latent.shape[-2:], mode="area"), original=images,
-            encoded=self.encode(images), templates=templates, maps=injected,
+            mask=masks["pixels"], latent_mask=F.interpolate(masks["latents"], size=latent.shape[-2:], mode="area"),
+            original=images, encoded=self.encode(images), templates=templates, maps=injected,
             inject=torch.zeros(n, device=self.device), blend=torch.zeros(n, device=self.device),
         )  # fmt: skip
         anchors = [

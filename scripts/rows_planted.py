@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from statistics import median
 from typing import Literal, Protocol
@@ -230,6 +230,25 @@ def uvce_oracles(setting: Setting, n: int, baseline: str) -> Estimate:
     return metrics.share(both, note)
 
 
+def cut_renders(setting: Setting, n: int) -> Estimate:
+    """How often both oracles name the target in the renderer's own answer: the question's scene with the target's
+    class, seen through the true object alone. More, an editor that touches nothing else can hardly reach."""
+    hits: list[list[bool]] = []
+    for overrides, count in halves(setting, n):
+        parts, _, problems = asked(setting, CLASSIFIER, overrides, count)
+        data = parts.data
+        assert isinstance(data, planted.PlantedDataset)
+        scenes = data.scenes[torch.tensor([position(p.name) for p in problems])]
+        before = planted.render(scenes)
+        after = planted.render(replace(scenes, label=torch.tensor([p.target for p in problems]))).image
+        images = torch.where(before.object_mask[:, None] > 0.5, after, before.image)
+        wanted = [planted.CLASSES[p.target] for p in problems]
+        verdicts = [_equal(read(setting, o, "class", to_8_bits(images)), wanted) for o in ORACLES]
+        hits.append([all(pair) for pair in zip(*verdicts, strict=True)])
+    within, others = (100 * sum(h) / len(h) for h in hits)
+    return metrics.share([*hits[0], *hits[1]], f"within pairs {within:.1f} %, others {others:.1f} %")
+
+
 def background_errors(setting: Setting, n: int, baseline: str) -> list[tuple[float, float]]:
     """Per question the error outside the true object, against the original, of the counterfactual and of the
     reconstruction; infinite where there is no answer."""
@@ -304,6 +323,7 @@ ROWS = (
     Row("planted.mask_iou", mask_iou, 64, "", 0.5),
     *uvce("uvce_confidence", uvce_confidence, "%", 0.95),
     *uvce("uvce_oracles", uvce_oracles, "%", 0.75),
+    Row("planted.cut_renders", cut_renders, 512, "%"),
     *uvce("uvce_background", uvce_background, "%", 0.90),
     *uvce("uvce_background_ratio", uvce_background_ratio, "×"),
     *uvce("uvce_kid", uvce_kid, "×", 1.5, "low"),

@@ -196,10 +196,13 @@ def test_the_aliases_of_a_domain_are_the_generators_that_they_name() -> None:
 
 
 def test_defaults_of_the_published_counterfactuals() -> None:
-    """DiG-IN, D.1.5."""
-    config = plain()
+    """DiG-IN, D.1.5; the small worlds, at other scales, have values of their own."""
+    config = plain("classifier=vit_b")
     assert config["optimizer"]["steps"] == 20 and config["generator"]["steps"] == 20
     assert config["optimizer"]["lr"]["latent"] == 0.001 and config["optimizer"]["lr"]["text"] == 0.01
     assert (config["task"]["weights"]["latent_distance"], config["task"]["weights"]["pixel_distance"]) == (25, 250)
     assert config["generator"]["guidance"] == 3.0
     assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.005)
+    assert config["generator"]["schedules"]["inject"] == [0.3, 0.4, 0.5]
+    assert {config["generator"]["lr_scale"][name] for name in ("latent", "text", "null")} == {1.0}
+    assert config["generator"]["softening"]["latents"] == config["generator"]["softening"]["pixels"]

@@ -74,7 +74,8 @@ def explain(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: P
     outcome = cli.plain(
         capfd, "task=uvce", *classifier, "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish",
         f"generator.path={sd15}", "generator.resolution=64", "generator.steps=4", "generator.maps.side=8",
-        "generator.schedules.inject=[0.5]", "generator.schedules.blend=[0.5]", "generator.softening.blur=3",
+        "generator.schedules.inject=[0.5]", "generator.schedules.blend=[0.5]", "generator.softening.latents.blur=3",
+        "generator.softening.pixels.blur=3",
         "generator.null_text.inner_steps=2", "optimizer.steps=1", "augment.crops=1", "logger=none", "threads=1",
         f"outputs={cli.outputs}",
     )  # fmt: skip
