@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import tempfile
@@ -20,7 +19,9 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import OmegaConf
 from PIL import Image
+from scipy.stats import binomtest
 
+from runner.chart import Chart, charts, number
 from runner.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -78,31 +79,6 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A mark on an axis: where, in the drawing's units, and what it says."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A curve over steps, laid out for a drawing of `WIDTH` x `HEIGHT` units."""
-
-    title: str
-    summary: str
-    line: str
-    x: list[Tick]
-    y: list[Tick]
-    best: Tick | None
-    dot: tuple[float, float] | None
-
-    WIDTH = 340
-    HEIGHT = 168
-    LEFT, RIGHT, TOP, BOTTOM = 42, 330, 30, 134
-
-
-@dataclass(frozen=True)
 class Card:
     """One problem, ready to be shown."""
 
@@ -135,7 +111,10 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.successes, self.total)
+        if self.total == 0:
+            return 0.0, 1.0  # nothing seen says nothing
+        ends = binomtest(self.successes, self.total).proportion_ci(method="wilson")
+        return float(ends.low), float(ends.high)
 
 
 def write_report(run_folder: Path) -> Path:
@@ -186,42 +165,9 @@ def render(run_folder: Path) -> str:
     )
 
 
-def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share; `z` = 1.959964 gives 95 %. Nothing seen says nothing: (0, 1)."""
-    if total == 0:
-        return 0.0, 1.0
-    share, weight = successes / total, z * z / total
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == total else centre + half
-    return low, high
-
-
 def percent(share: float, digits: int = 1) -> str:
     """A share in [0, 1] as a percentage, with a space that does not break."""
     return f"{100 * share:.{digits}f}\u00a0%"
-
-
-def number(value: object) -> str:
-    """A plain value in few characters: four significant digits, yes or no, a dash for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], at most `most` of them."""
-    if not high > low:
-        return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    for spacing in (power * factor for factor in (1, 2, 5, 10, 20)):
-        first, last = math.ceil(low / spacing - 1e-9), math.floor(high / spacing + 1e-9)
-        if last - first < most:
-            return [i * spacing for i in range(first, last + 1)]
-    raise AssertionError((low, high, most))
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -286,7 +232,7 @@ def _card(folder: Path, record: Mapping[str, Any]) -> Card:
         prompt=str(record.get("prompt") or ""),
         pictures=_pictures(folder, record),
         bars=_bars(record),
-        charts=_charts(record, target),
+        charts=charts(record, target),
         loss=_loss(record.get("loss") or {}),
         values=[(words(key), number(value)) for key, value in _plain(record)],
         warnings=[str(warning) for warning in record.get("warnings") or []],
@@ -350,63 +296,6 @@ def _median_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
 def words(key: str) -> str:
     """A key as words: "class_log_prob" -> "class log prob"."""
     return key.replace("_", " ")
-
-
-# --- curves --------------------------------------------------------------------------------------------------
-
-
-def _charts(record: Mapping[str, Any], target: str) -> list[Chart]:
-    """The loss and the target's confidence over steps, where the record kept two steps or more."""
-    best = record.get("best_step")
-    loss = _series(record, "total")
-    confidence = _series(record, "confidence")
-    charts = []
-    if len(loss) > 1:
-        low, high = min(y for _, y in loss), max(y for _, y in loss)
-        margin = 0.06 * (high - low) or 0.5
-        base = 0.0 if 0 <= low < 0.25 * high else low - margin
-        charts.append(chart("Loss, total", loss, (base, high + margin), best))
-    if len(confidence) > 1:
-        title = f"Confidence in {target}" if target else "Confidence"
-        charts.append(chart(title, confidence, (0.0, 1.0), best))
-    return charts
-
-
-def _series(record: Mapping[str, Any], key: str) -> list[tuple[float, float]]:
-    """(step, value) for the steps whose value is a finite number."""
-    rows = [(row.get("step"), row.get(key)) for row in record.get("history") or []]
-    return [
-        (float(x), float(y))
-        for x, y in rows
-        if isinstance(x, (int, float)) and isinstance(y, (int, float)) and math.isfinite(y)
-    ]
-
-
-def chart(title: str, points: Sequence[tuple[float, float]], span: tuple[float, float], best: Any) -> Chart:
-    """Lay out a curve of two points or more, (step, value) in order.
-
-    `span` is what the value's axis covers, `best` a step to mark.
-    """
-    first, last = points[0][0], points[-1][0]
-    low, high = span
-    width, height = Chart.RIGHT - Chart.LEFT, Chart.BOTTOM - Chart.TOP
-
-    def across(x: float) -> float:
-        return round(Chart.LEFT + width * (x - first) / (last - first), 1)
-
-    def down(y: float) -> float:
-        return round(Chart.BOTTOM - height * (y - low) / (high - low), 1)
-
-    marked = next(((x, y) for x, y in points if x == best), None)
-    return Chart(
-        title=title,
-        summary=f"{title} over {len(points)} steps, from {number(points[0][1])} to {number(points[-1][1])}",
-        line=" ".join(f"{across(x)},{down(y)}" for x, y in points),
-        x=[Tick(across(x), f"{x:g}") for x in ticks(first, last, 6) if x == round(x)],
-        y=[Tick(down(y), f"{y:.4g}") for y in ticks(low, high, 5)],
-        best=Tick(across(marked[0]), f"{marked[0]:g}") if marked else None,
-        dot=(across(marked[0]), down(marked[1])) if marked else None,
-    )
 
 
 def main(arguments: Sequence[str]) -> int:

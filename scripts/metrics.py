@@ -14,7 +14,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics.pairwise import polynomial_kernel
 from torch import Tensor
 
-from runner.report import wilson
+from runner.report import Rate
 
 RESAMPLES = 2000
 TINY = 1e-12
@@ -35,7 +35,8 @@ class Estimate:
 
 def share(hits: Sequence[bool], note: str = "") -> Estimate:
     """The share of true values, in [0, 1], with Wilson's interval."""
-    return Estimate(sum(hits) / len(hits), *wilson(sum(hits), len(hits)), note)
+    rate = Rate(sum(hits), len(hits))
+    return Estimate(rate.value, *rate.interval, note)
 
 
 def paired_difference(hits: Sequence[bool], others: Sequence[bool], note: str = "") -> Estimate:

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from runner.report import PAGE, Chart, Rate, chart, main, number, percent, ticks, wilson, write_report
+from runner.chart import Chart, chart, number, ticks
+from runner.report import PAGE, Rate, main, percent, write_report
 from runner.types import UserError
 
 KEYS = ("start", "original", "best", "mask", "difference")
@@ -221,7 +222,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662), (0, 0, 0, 1)],
 )
 def test_wilson_known_values(successes: int, total: int, low: float, high: float) -> None:
-    assert wilson(successes, total) == pytest.approx((low, high), abs=1e-4)
+    assert Rate(successes, total).interval == pytest.approx((low, high), abs=1e-4)
 
 
 def test_rate() -> None:
