@@ -101,3 +101,9 @@ def word_map(
     maps = torch.stack([m[..., tokens].mean(dim=-1) for m, tokens in zip(mean, positions, strict=True)])
     maps = maps / maps.amax(dim=1, keepdim=True)
     return maps.view(-1, 1, side, side)
+
+
+def stretched(maps: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 y x"]:
+    """Maps whose values range from 0 to 1, each; a flat one becomes 0."""
+    low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runner.types import Example
+from runner.types import Example, article
 
 
 @dataclass(frozen=True)
@@ -16,5 +16,4 @@ class Template:
     def __call__(self, example: Example) -> str:
         if example.caption is not None:
             return example.caption
-        article = "an" if example.label[:1].lower() in tuple("aeiou") else "a"
-        return self.template.format(article=article, label=example.label)
+        return self.template.format(article=article(example.label), label=example.label)

@@ -32,11 +32,16 @@ REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "sch
 
 @dataclass(frozen=True)
 class MapWindow:
-    """Which XA maps make the mask: their side in latent pixels, and the part of the chain as shares in [0, 1]."""
+    """Which XA maps make the mask: their side in latent pixels, and the part of the chain as shares in [0, 1].
+
+    stretch: whether a map's minimum becomes 0. Where captions say little but the class, its words are attended to from
+    everywhere, and only the differences show the object.
+    """
 
     side: int
     first: float
     last: float
+    stretch: bool
 
     def steps(self, total: int) -> slice:
         """The sampler steps of the window: at least one."""
@@ -241,7 +246,7 @@ class LatentDiffusion:
         """The segmenter's masks of the phrases' objects, before they are softened."""
         positions = [words.word_tokens(self.tokenizer, p, w) for p, w in zip(prompts, phrases, strict=True)]
         maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self.schedule)))
-        return self.segmenter(images, maps)
+        return self.segmenter(images, attention.stretched(maps) if self.maps.stretch else maps)
 
     @torch.no_grad()
     def begin(self, problems: Sequence[Problem]) -> Start:

@@ -65,6 +65,11 @@ def word_weights(source: Float[Tensor, "n d"], target: Float[Tensor, "m d"]) -> 
     return positive / positive.sum(dim=1, keepdim=True)
 
 
+def _others(prompt: str, kept: list[int]) -> list[str]:
+    """The words that stay, articles made alike."""
+    return ["a" if word.lower() in ("a", "an") else word for word in (prompt.split()[i] for i in kept)]
+
+
 def alignment(
     tokenizer: Any, source: str, target: str, source_words: str, target_words: str,
     source_embedding: Float[Tensor, "l d"], target_embedding: Float[Tensor, "l d"],
@@ -72,7 +77,8 @@ def alignment(
     """The matrix A with `new_maps = old_maps @ A` (Prompt-to-Prompt for unequal word counts).
 
     Every token of a new word takes the weighted mean of the old words' maps, a word's map being the mean over its
-    tokens; all other words, the start token and the padding keep theirs at their shifted positions.
+    tokens; all other words, the start token and the padding keep theirs at their shifted positions. "a" and "an" count
+    as the same word.
     """
     old_spans, new_spans = token_spans(tokenizer, source), token_spans(tokenizer, target)
     old_words, new_words = find_words(source, source_words), find_words(target, target_words)
@@ -93,11 +99,11 @@ def alignment(
 
     kept_old = [i for i in range(len(old_spans)) if i not in old_words]
     kept_new = [i for i in range(len(new_spans)) if i not in new_words]
-    if [source.split()[i] for i in kept_old] != [target.split()[i] for i in kept_new]:
+    if _others(source, kept_old) != _others(target, kept_new):
         raise ValueError(f"'{source}' and '{target}' differ in more than '{source_words}' -> '{target_words}'")
     for i, j in zip(kept_old, kept_new, strict=True):
-        for old, new in zip(old_spans[i], new_spans[j], strict=True):
-            matrix[old, new] = 1.0
+        for k, new in enumerate(new_spans[j]):
+            matrix[old_spans[i][min(k, len(old_spans[i]) - 1)], new] = 1.0
     matrix[0, 0] = 1.0
     old_end, new_end = 1 + sum(map(len, old_spans)), 1 + sum(map(len, new_spans))
     for new in range(new_end, length):

@@ -45,6 +45,11 @@ class Dataset(Protocol):
         """The class most easily confused with `label`, where the data set knows one."""
 
 
+def article(name: str) -> str:
+    """The indefinite article of a name, by its first letter."""
+    return "an" if name[:1].lower() in tuple("aeiou") else "a"
+
+
 @dataclass(frozen=True)
 class Edit:
     """How a prompt changes: `source` describes the picture, `target` the wanted one, and the words that differ.

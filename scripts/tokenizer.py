@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return result
 
 
-def train_tokenizer(captions: list[str], merges: int, length: int, folder: Path) -> CLIPTokenizer:
+def train_tokenizer(captions: Sequence[str], merges: int, length: int, folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer learned from each distinct word once; equal captions give equal files.
 
     Raises SystemExit if a caption has more than `length` tokens, its two marks counted.

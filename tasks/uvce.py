@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.folder import square
-from runner.types import Anchor, Captioner, Classifier, Dataset, Edit, Example, Objective, Problem
+from runner.types import Anchor, Captioner, Classifier, Dataset, Edit, Example, Objective, Problem, article
 from tasks.distances import latent_distance, pixel_distance
 from tasks.targets import Choice, known_label, targets
 from tasks.terms import class_log_prob
@@ -82,6 +82,7 @@ class Uvce:
 
 
 def replace_words(caption: str, example: Example, target: str) -> Edit:
-    """The caption with the target's name in the place of the class's; "a" and "an" stay as they are."""
-    pattern = re.compile(rf"\b{re.escape(example.label)}\b", flags=re.IGNORECASE)
-    return Edit(caption, pattern.sub(target, caption, count=1), example.label, target)
+    """The caption with the target's name in the place of the class's; an article right before it follows the name."""
+    pattern = re.compile(rf"\b(an? )?{re.escape(example.label)}\b", flags=re.IGNORECASE)
+    changed = pattern.sub(lambda found: f"{article(target)} {target}" if found[1] else target, caption, count=1)
+    return Edit(caption, changed, example.label, target)

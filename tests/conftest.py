@@ -90,7 +90,7 @@ def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDi
     def make(**changes: Any) -> LatentDiffusion:
         settings: dict[str, Any] = {
             "resolution": 16, "steps": 4, "guidance": 3.0, "last": 1, "recompute": "none",
-            "maps": MapWindow(8, 0.0, 0.5),
+            "maps": MapWindow(8, 0.0, 0.5, False),
             "softening": dict.fromkeys(("latents", "pixels"), Softening(0, 3, 0.7)),
             "schedules": Schedules([0.3, 0.5], [0.0, 0.5]), "null_text": NullText(0.01, 3, 1e-5, 2e-5),
             "segmenter": AttentionSegmenter(0.3, False), "cache": InversionCache(None),

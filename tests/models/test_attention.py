@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from models import attention
-from models.attention import MapControl, word_map
+from models.attention import MapControl, stretched, word_map
 from models.diffusion import LatentDiffusion
 from runner.types import UserError
 
@@ -172,6 +172,12 @@ def test_a_word_map_by_hand() -> None:
     torch.testing.assert_close(
         word_map({"a": maps}, [[1]], 2, slice(0, 1)), torch.tensor([[[[1.0, 0.5], [0.0, 0.0]]]])
     )  # fmt: skip
+
+
+def test_a_stretched_map_starts_at_zero_and_a_flat_one_is_empty() -> None:
+    maps = torch.tensor([[0.6, 0.7, 0.8, 1.0], [1.0, 1.0, 1.0, 1.0]]).view(2, 1, 2, 2)
+    expected = torch.tensor([[0.0, 0.25, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
+    torch.testing.assert_close(stretched(maps), expected)
 
 
 def test_only_layers_of_the_asked_side_count_and_the_maximum_is_one(

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from data import cifar10, planted
 from models.diffusion import ROOT
-from scripts.train_generator import cifar10_caption
+from scripts.captioned import cifar10_caption
 
 SHIPPED = ROOT / "models" / "pretrained"
 WEIGHTS = sorted(SHIPPED.rglob("*.safetensors"))

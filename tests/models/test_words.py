@@ -122,6 +122,18 @@ def test_maps_after_alignment_sum_to_one_where_counts_match(tokenizer: Any) -> N
     torch.testing.assert_close(matrix[tokens][:, tokens], torch.full((len(tokens),) * 2, 1 / len(tokens)))
 
 
+@pytest.mark.parametrize(("old", "new"), [("an urn", "a crab"), ("a crab", "an urn")])
+def test_an_article_that_follows_its_name_keeps_its_map(tokenizer: Any, old: str, new: str) -> None:
+    source, target = f"an image of {old} on sand", f"an image of {new} on sand"
+    old_word, new_word = old.split()[1], new.split()[1]
+    embedding = torch.randn(tokenizer.model_max_length, 8, generator=torch.Generator().manual_seed(0))
+    matrix = alignment(tokenizer, source, target, old_word, new_word, embedding, embedding)
+    before, after = token_spans(tokenizer, source)[3], token_spans(tokenizer, target)[3]
+    assert {len(before), len(after)} == {1, 2}, "the counts of tokens may differ"
+    for k, new in enumerate(after):
+        assert torch.equal(matrix[:, new], torch.eye(len(matrix))[before[min(k, len(before) - 1)]])
+
+
 def test_prompts_that_differ_elsewhere_are_refused(tokenizer: Any) -> None:
     embedding = torch.randn(tokenizer.model_max_length, 8)
     with pytest.raises(ValueError, match="differ in more than"):

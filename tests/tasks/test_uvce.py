@@ -105,6 +105,21 @@ def test_the_caption_says_what_changes() -> None:
     assert part_of_a_word.target == "a rock crabs", "names are whole words"
 
 
+@pytest.mark.parametrize(
+    ("caption", "label", "target", "changed"),
+    [
+        ("a photograph of an airplane", "airplane", "deer", "a photograph of a deer"),
+        ("a photograph of a deer", "deer", "airplane", "a photograph of an airplane"),
+        ("an image of a red deer", "deer", "airplane", "an image of a red airplane"),
+        ("two deer", "deer", "airplane", "two airplane"),
+        ("banana deer", "deer", "airplane", "banana airplane"),
+        ("a deer", "deer", "dog", "a dog"),
+    ],
+)
+def test_an_article_right_before_the_name_follows_it(caption: str, label: str, target: str, changed: str) -> None:
+    assert replace_words(caption, Example("x", torch.zeros(3, 16, 16), label), target).target == changed
+
+
 def test_the_objective_has_the_three_weighted_terms(
     make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Problem]]
 ) -> None:  # fmt: skip

@@ -1,0 +1,108 @@
+"""A small latent diffusion model as a pipeline folder: its networks, its files, its card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from scripts.captioned import Captioned
+from scripts.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build(cfg: Any, captions: Sequence[str]) -> StableDiffusionPipeline:
+    """The pipeline in `cfg.out`, or a fresh one of the configured shape."""
+    out = ROOT / cfg.out
+    if (out / "model_index.json").exists():
+        return StableDiffusionPipeline.from_pretrained(out, dtype=torch.float32, safety_checker=None)
+    torch.manual_seed(cfg.seed)
+    tokenizer = train_tokenizer(captions, cfg.merges, cfg.token_length, out / "tokenizer")
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=cfg.token_dim, intermediate_size=4 * cfg.token_dim,
+            projection_dim=cfg.token_dim, num_hidden_layers=3, num_attention_heads=4,
+            max_position_embeddings=cfg.token_length, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    depth = len(cfg.vae.channels)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
+        block_out_channels=tuple(cfg.vae.channels), layers_per_block=1, norm_num_groups=8,
+        latent_channels=cfg.vae.latent_channels, sample_size=cfg.vae.size, scaling_factor=1.0,
+    )  # fmt: skip
+    levels = len(cfg.unet.channels)
+    unet = UNet2DConditionModel(
+        sample_size=cfg.vae.size // 2 ** (depth - 1), in_channels=cfg.vae.latent_channels,
+        out_channels=cfg.vae.latent_channels, down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels, block_out_channels=tuple(cfg.unet.channels),
+        layers_per_block=1, cross_attention_dim=cfg.token_dim, attention_head_dim=cfg.unet.heads, norm_num_groups=8,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Posterior means (n, c, h, w) of uint8 images, not yet scaled."""
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mean.float() for x in images.split(100)])
+
+
+def save(pipe: StableDiffusionPipeline, out: Path) -> None:
+    """Write half-precision weights; the pipeline itself stays in full precision. No path of this machine is kept.
+
+    The text encoder's configuration asks for full precision, as the other networks are loaded by default: a pipeline
+    loaded without a `dtype` would else mix both.
+    """
+    networks = (pipe.vae, pipe.unet, pipe.text_encoder)
+    for network in networks:
+        network.half()
+    pipe.save_pretrained(out)
+    for network in networks:
+        network.float()
+    for path in out.rglob("*.json"):
+        content = json.loads(path.read_text())
+        clean = {key: value for key, value in content.items() if key != "_name_or_path"}
+        if "dtype" in clean:
+            clean["dtype"] = "float32"
+        if clean != content:
+            path.write_text(json.dumps(clean, indent=2) + "\n")
+
+
+def write_card(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any, arguments: Sequence[str]) -> None:
+    """README.md beside the weights: what it is, how it was trained, how well the autoencoder does on its pictures."""
+    work, device = ROOT / cfg.work, pipe.device
+    states = {name: work / f"{name}.pt" for name in ("vae", "decoder", "unet") if (work / f"{name}.pt").exists()}
+    steps = {name: torch.load(path, weights_only=True, map_location="cpu")["step"] for name, path in states.items()}
+    x = corpus.images[-256:].to(device)
+    with torch.no_grad():
+        y = pipe.vae.decode(encode(pipe.vae, x)).sample / 2 + 0.5
+    psnr = -10 * ((y.clamp(0, 1) - x / 255) ** 2).flatten(1).mean(dim=1).log10().mean().item()
+    sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("vae", "unet", "text_encoder")}
+    batches = {"vae": cfg.vae.batch, "decoder": cfg.vae.batch, "unet": cfg.unet.batch}
+    lines = [
+        f"# {cfg.data}", "",
+        f"A latent diffusion model in Stable Diffusion's file layout, {cfg.vae.size} px, half precision.", "",
+        *[f"- {name}: {size:,} parameters" for name, size in sizes.items()],
+        f"- Data: `{cfg.data}`, {len(corpus.captions):,} training pictures, seed {cfg.seed}",
+        *[f"- {name} trained for {n:,} steps of {batches[name]}" for name, n in steps.items()],
+        f"- Command of the last run: `python scripts/train_generator.py {' '.join(arguments)}`",
+        f"- Autoencoder on 256 of its training pictures: {psnr:.1f} dB PSNR",
+        "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
+    ]  # fmt: skip
+    (ROOT / cfg.out / "README.md").write_text("\n".join(lines))
