@@ -89,7 +89,9 @@ def world(setting: Setting, classifier: str) -> Parts:
 def asked(
     setting: Setting, classifier: str, overrides: tuple[str, ...], n: int
 ) -> tuple[Parts, dict[str, Any], tuple[Problem, ...]]:
-    """The parts, configuration and first `n` problems of a run; generator and classifier are those of `world`."""
+    """The parts, configuration and first `n` problems of a run; generator and classifier are those of `world`, so the
+    overrides must not concern them."""
+    assert not any(override.startswith(("generator", "classifier")) for override in overrides), overrides
     config = configure(_overrides(setting, classifier, (*overrides, f"limit={n}")))
     shared = world(setting, classifier)
     parts = build(config, generator=shared.generator, classifier=shared.classifier)

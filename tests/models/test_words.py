@@ -130,8 +130,8 @@ def test_an_article_that_follows_its_name_keeps_its_map(tokenizer: Any, old: str
     matrix = alignment(tokenizer, source, target, old_word, new_word, embedding, embedding)
     before, after = token_spans(tokenizer, source)[3], token_spans(tokenizer, target)[3]
     assert {len(before), len(after)} == {1, 2}, "the counts of tokens may differ"
-    for k, new in enumerate(after):
-        assert torch.equal(matrix[:, new], torch.eye(len(matrix))[before[min(k, len(before) - 1)]])
+    for k, token in enumerate(after):
+        assert torch.equal(matrix[:, token], torch.eye(len(matrix))[before[min(k, len(before) - 1)]])
 
 
 def test_prompts_that_differ_elsewhere_are_refused(tokenizer: Any) -> None:
