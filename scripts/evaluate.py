@@ -222,12 +222,14 @@ def weights(domain: str) -> str:
 
 
 def record(results: Sequence[Result], folder: Path) -> None:
-    """Bring `<domain>.json` and `<domain>.md` up to date: a row measured anew replaces its former self."""
+    """Bring `<domain>.json` and `<domain>.md` up to date: a row measured anew replaces its former self, and one that no
+    longer exists goes."""
+    order = [row.name for row in ROWS]
     for domain in dict.fromkeys(result.row.partition(".")[0] for result in results):
         path = folder / f"{domain}.json"
-        known = {old["row"]: old for old in json.loads(path.read_text())} if path.exists() else {}
+        former = json.loads(path.read_text()) if path.exists() else []
+        known = {old["row"]: old for old in former if old["row"] in order}
         known |= {r.row: to_json(asdict(r)) for r in results if r.row.startswith(f"{domain}.")}
-        order = [row.name for row in ROWS]
         kept = [known[name] for name in sorted(known, key=lambda x: order.index(x) if x in order else len(order))]
         write(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         write(folder / f"{domain}.md", page(domain, kept))

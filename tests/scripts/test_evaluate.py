@@ -127,6 +127,7 @@ def test_small_samples_are_no_larger_than_the_full_one() -> None:
 def test_results_are_merged_by_row_and_say_how_they_came_about(tmp_path: Path) -> None:
     first, second = "planted.vae_psnr", "planted.mask_iou"
     chosen = evaluate.Options(write=True)
+    evaluate.evaluate(chosen, [row("planted.of_old")], "long ago", tmp_path)
     evaluate.evaluate(chosen, [row(second), row(first, unit="dB")], "make it", tmp_path)
     evaluate.evaluate(chosen, [row(second, Estimate(math.nan, 0.7, 0.9), bar=0.5)], "again", tmp_path)
     known = json.loads((tmp_path / "planted.json").read_text())
