@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.selection import check_choice, check_count, check_position, first_line, shuffled
+from data.selection import check_choice, check_count, check_position, digest_of, first_line, shuffled
 from runner.types import Example, UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -71,6 +72,8 @@ class Cifar10:
             raise UserError(f"data.path={path}: cannot read the {split} split: {first_line(error)}") from error
         size = len(self._labels)
         self._order = shuffled(size, seed)[: check_count(count, size)]
+        content = hashlib.sha256(self._images.numpy().tobytes()).hexdigest()
+        self.digest = digest_of("cifar10", content, self._order)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -79,6 +82,10 @@ class Cifar10:
         """Photograph `i` of the seed's order, (3, 32, 32), named after its file."""
         row = self._order[check_position(i, len(self))]
         return Example(self._names[row], self._images[row].float() / 255, CLASSES[int(self._labels[row])])
+
+    def rows(self, label: str) -> list[int]:
+        """The positions of a class's photographs."""
+        return [i for i, row in enumerate(self._order) if CLASSES[int(self._labels[row])] == label.lower()]
 
     def nearest(self, label: str) -> str | None:
         """The other class of the pair in `PAIRS`: such as look alike, or stand before a like ground."""

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from PIL import ImageFile as pillow_file
 from torch import Tensor
 
-from data.selection import check_position, first_line, shuffled
+from data.selection import check_position, digest_of, first_line, shuffled
 from runner.types import Example, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -105,6 +105,7 @@ class OnePicture:
 
     def __init__(self, example: Example) -> None:
         self.labels: tuple[str, ...] = (example.label,)
+        self.digest = digest_of("picture", example.image.numpy().tobytes(), example.label, example.caption)
         self._example = example
 
     def __len__(self) -> int:
@@ -113,6 +114,10 @@ class OnePicture:
     def __getitem__(self, i: int) -> Example:
         check_position(i, 1)
         return self._example
+
+    def rows(self, label: str) -> list[int]:
+        """Its position if it has this label."""
+        return [0] if self._example.label.lower() == label.lower() else []
 
     def nearest(self, label: str) -> str | None:
         """None: one picture knows no other class."""
@@ -154,6 +159,8 @@ class ImageFolder:
         self.labels: tuple[str, ...] = tuple(sorted({f.parent.name for f in files}))
         names = _unique([_name(f.parent.name, f.stem) for f in files])
         self._files = [(files[i], names[i]) for i in shuffled(len(files), seed)]
+        stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f, _ in self._files]
+        self.digest = digest_of("folder", stats)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -161,6 +168,10 @@ class ImageFolder:
     def __getitem__(self, i: int) -> Example:
         file, name = self._files[check_position(i, len(self))]
         return Example(name, read_picture(file), file.parent.name)
+
+    def rows(self, label: str) -> list[int]:
+        """The positions of the pictures in a class's folder."""
+        return [i for i, (file, _) in enumerate(self._files) if file.parent.name.lower() == label.lower()]
 
     def nearest(self, label: str) -> str | None:
         """None: a folder does not say which of its classes are alike."""

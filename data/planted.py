@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data import planted_shapes
 from data.planted_shapes import GROUNDS, OBJECTS, PROP_SHAPES, SIZE, edge, prop_texture, union
-from data.selection import check_choice, check_count, check_position, check_seed
+from data.selection import check_choice, check_count, check_position, check_seed, digest_of
 from runner.types import Example
 
 CLASSES = (
@@ -58,6 +60,8 @@ SHORTCUTS = {
     "prairie chicken": ("background", "dry grass"),
     "fireboat": ("prop", "water jet"),
 }
+
+SOURCES = [Path(__file__).read_text(), Path(planted_shapes.__file__).read_text()]  # what the pictures depend on
 
 _DRAWS = 32  # uniform numbers per picture; a multiple of Philox's four per step
 
@@ -264,6 +268,7 @@ class PlantedDataset:
     def __init__(self, split: str, count: int | None, seed: int) -> None:
         key = split_seed(split, seed)
         self.split = split
+        self.digest = digest_of("planted", SOURCES, key, count)
         self.scenes = draw(check_count(count, SPLIT_SIZES[split]), key)
 
     def __len__(self) -> int:
@@ -280,6 +285,10 @@ class PlantedDataset:
         position = check_position(i, len(self))
         scenes = self.scenes[position : position + 1]
         return scenes, render(scenes)
+
+    def rows(self, label: str) -> list[int]:
+        """The positions of a class's pictures."""
+        return [i for i, k in enumerate(self.scenes.label.tolist()) if CLASSES[k] == label.lower()]
 
     def nearest(self, label: str) -> str | None:
         """The other class of the pair."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import torch
@@ -38,6 +39,11 @@ def check_position(i: int, size: int) -> int:
     if not 0 <= i < size:
         raise IndexError(f"picture {i} of {size}")
     return i
+
+
+def digest_of(*parts: object) -> str:
+    """SHA-256 of everything that decides a data set's pictures (by `repr`)."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def shuffled(size: int, seed: int) -> list[int]:

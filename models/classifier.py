@@ -5,10 +5,13 @@ Resizing and normalisation lie inside, the weights are frozen, and gradients rea
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from runner.types import Response, UserError
+from runner.types import Head, Response, UserError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -24,9 +27,14 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 Ask = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
 
 
-def ask_logits(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, None]:
-    """Any callable: logits, and no features."""
-    return network(images), None
+def ask_logits(network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Any callable: logits, and the input of its last linear layer if it is a module that has one."""
+    linear = last_linear(network)
+    if linear is None:
+        return network(images), None
+    with tapped(network, [f"{linear}.in"]) as found:
+        logits = network(images)
+    return logits, found.get(f"{linear}.in")
 
 
 def ask_timm(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,12 +43,42 @@ def ask_timm(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return network.forward_head(maps), network.forward_head(maps, pre_logits=True)
 
 
+def last_linear(network: Any) -> str | None:
+    """The name of a module's last linear layer, None if there is none."""
+    if not isinstance(network, nn.Module):
+        return None
+    return next((name for name, m in reversed(list(network.named_modules())) if isinstance(m, nn.Linear)), None)
+
+
+@contextmanager
+def tapped(network: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While it lasts, what the named modules give is put under their names; under `<module>.in` what they are given."""
+    found: dict[str, Tensor] = {}
+    by_name = dict(network.named_modules())
+
+    def note(name: str, value: Any) -> None:
+        found[name] = value[0] if isinstance(value, (tuple, list)) else value
+
+    handles = []
+    for name in modules:
+        if name.endswith(".in"):
+            module = by_name[name.removesuffix(".in")]
+            handles.append(module.register_forward_pre_hook(lambda _, given, name=name: note(name, given)))
+        else:
+            handles.append(by_name[name].register_forward_hook(lambda _, __, out, name=name: note(name, out)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class ImageClassifier(nn.Module):
     """A frozen network behind its preprocessing: images "b 3 h w" in [0, 1], of any size, to a `Response`.
 
     labels: one name per output, in the outputs' order, all different; size: side in pixels of what the network sees;
     domain: the kind of pictures it was trained on (`planted`, `cifar10`, `imagenet`), None if not known;
-    digest: SHA-256 of the weights (see `digest_of`).
+    digest: SHA-256 of the weights (see `digest_of`); head: the last linear layer, whose input the features are.
     """
 
     mean: Tensor
@@ -69,10 +107,68 @@ class ImageClassifier(nn.Module):
         self.digest = digest_of(network)
         _check(self)
 
+    @property
+    def head(self) -> Head | None:
+        """The last linear layer, None where the network has none that gives the logits."""
+        linear = last_linear(self.network)
+        if linear is None:
+            return None
+        layer = self.network.get_submodule(linear)
+        if layer.out_features != len(self.labels):
+            return None
+        bias = torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias
+        return Head(layer.weight.float(), bias.float())
+
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Response:
         """Logits and features in float32. Images in [0, 1], any floating type, also under autocast."""
         logits, features = self.ask(self.network, self.prepare(images))
         return Response(logits.float(), None if features is None else features.float())
+
+    def trace(self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
+        """The answer, and what the named modules give; `<module>.in` is what a module is given.
+
+        Raises UserError for a name that the network does not have, or a module that an answer does not use.
+        """
+        self._check_modules(modules)
+        if not modules:
+            return self(images), {}
+        with tapped(self.network, modules) as found:
+            response = self(images)
+        if unused := [name for name in modules if name not in found]:
+            raise UserError(f"{self.name}: an answer does not use the module {unused[0]}; choose another")
+        return response, found
+
+    def _check_modules(self, modules: Sequence[str]) -> None:
+        known = (
+            [name for name, _ in self.network.named_modules() if name] if isinstance(self.network, nn.Module) else []
+        )
+        for name in modules:
+            if name.removesuffix(".in") not in known:
+                near = difflib.get_close_matches(name.removesuffix(".in"), known, 5, 0.3) or known[-5:]
+                raise UserError(f"{self.name}: no module {name}; nearest are {', '.join(near) or 'none: it has none'}")
+
+    @cached_property
+    def map_module(self) -> str | None:
+        """The last module whose output has places, as a feature map or as tokens, that the features depend on at more
+        than one; None if there is none."""
+        if not isinstance(self.network, nn.Module):
+            return None
+        names = [name for name, _ in self.network.named_modules() if name]
+        image = torch.rand(1, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        with torch.enable_grad(), tapped(self.network, names) as found:
+            features = self(image.to(self.mean.device).requires_grad_()).features
+        if features is None:
+            return None
+        # One feature: their sum does not depend on anything behind a layer norm.
+        one = features[0, 0]
+        candidates = [
+            (name, places(out).shape[1])
+            for name, out in found.items()
+            if isinstance(out, Tensor) and has_places(out) and out.requires_grad and _at_several_places(one, out)
+        ]
+        # In the order of the forward pass. A block's output is as wide as the features, its inner layers may not be.
+        wide = [name for name, width in candidates if width == features.shape[1]]
+        return next(reversed([*(name for name, _ in candidates), *wide]), None)
 
     def prepare(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """What the network sees: resized to its size with antialiasing (no crop), then normalised."""
@@ -84,6 +180,22 @@ class ImageClassifier(nn.Module):
     def train(self, mode: bool = True) -> ImageClassifier:
         """Stays in evaluation mode, whatever module it becomes part of."""
         return super().train(False)
+
+
+def _at_several_places(value: Tensor, output: Tensor) -> bool:
+    """Whether a value depends on a module's output at more than one place."""
+    gradient = torch.autograd.grad(value, output, retain_graph=True, allow_unused=True)[0]
+    return gradient is not None and int((places(gradient) != 0).any(dim=1).sum()) > 1
+
+
+def has_places(output: Tensor) -> bool:
+    """Whether a module's output is a square feature map "b c y x" or tokens "b l c"."""
+    return output.ndim == 3 or (output.ndim == 4 and output.shape[2] == output.shape[3])
+
+
+def places(maps: Tensor) -> Float[Tensor, "b c p"]:
+    """A feature map "b c y x" or tokens "b l c" with their places in the last dimension."""
+    return maps.flatten(2) if maps.ndim == 4 else maps.transpose(1, 2)
 
 
 def digest_of(network: Any) -> str:

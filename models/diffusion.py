@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,10 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging as transformers_logging
 
 from models import attention, invert, words
-from models.inversion_cache import InversionCache
-from models.segment import Softening, usable
+from models.region import described, free
+from models.segment import Softening
 from models.steps import Schedule, ddim_schedule, ddim_step, guide
-from runner.types import Anchor, Controls, Problem, Scene, Segmenter, Start, UserError
+from models.tensor_cache import TensorCache
+from runner.types import Anchor, Controls, Problem, Scene, Schedules, Segmenter, Start, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECOMPUTE = ("none", "step", "block")
@@ -50,18 +51,6 @@ class MapWindow:
 
 
 @dataclass(frozen=True)
-class Schedules:
-    """Prompt-to-Prompt schedules that are compared once, each with each: shares of the chain in which maps are
-    injected, and in which the background's latents are held."""
-
-    inject: Sequence[float]
-    blend: Sequence[float]
-
-    def __iter__(self) -> Iterator[tuple[float, float]]:
-        return product(self.inject, self.blend)
-
-
-@dataclass(frozen=True)
 class NullText:
     """Settings of null-text inversion: see `models.invert.null_text`."""
 
@@ -77,7 +66,7 @@ class LatentDiffusion:
     def __init__(
         self, pipe: StableDiffusionPipeline, digest: str, resolution: int, steps: int, guidance: float, last: int,
         recompute: str, maps: MapWindow, softening: dict[str, Softening], schedules: Schedules, null_text: NullText,
-        segmenter: Segmenter, cache: InversionCache, lr_scale: dict[str, float],
+        segmenter: Segmenter, cache: TensorCache, lr_scale: dict[str, float],
     ) -> None:  # fmt: skip
         if recompute not in RECOMPUTE:
             raise UserError(f"generator.recompute={recompute}: allowed are {', '.join(RECOMPUTE)}")
@@ -100,6 +89,7 @@ class LatentDiffusion:
             raise UserError(f"generator.resolution={resolution}: allowed are multiples of {shrink}")
         self.latent_side = resolution // shrink
         self.digest, self.resolution, self.guidance = digest, resolution, guidance
+        self.recipe = repr((digest, resolution, steps, guidance))
         self.last, self.recompute = last, recompute
         self.maps, self.softening, self.schedules, self.settings = maps, softening, schedules, null_text
         self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
@@ -177,18 +167,38 @@ class LatentDiffusion:
         images = self.decode(torch.cat(latents)).chunk(len(latents))
         return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
 
-    # --- from pictures to a start -----------------------------------------------------------------------------
+    # --- pictures of prompts -----------------------------------------------------------------------------------
+
+    def noise(self, seeds: Sequence[int]) -> Float[Tensor, "b c y x"]:
+        """Start latents, each drawn from its own seed; the same on every device."""
+        shape = (self.unet.config.in_channels, self.latent_side, self.latent_side)
+        draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+        return torch.stack(draws).to(self.device)
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures of prompts, without any edit; each start latent is drawn from its own seed."""
+        z, text = self.noise(seeds), self.embed(prompts)
+        x0, null = z, self.embed([""]).expand_as(text)
+        for i in range(len(self.schedule)):
+            z, x0 = self.step(z, text, null, i)
+        return self.decode(x0)
+
+    # --- from questions to a start -----------------------------------------------------------------------------
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
-        if self.guidance == 1:
+        if self.guidance == 1 and any(p.image is not None for p in problems):
             raise UserError("generator.guidance=1: null-text inversion does nothing there, choose a value above 1")
         if self.maps.side not in (sides := self.map_sides()):
             raise UserError(f"generator.maps.side={self.maps.side}: allowed are {', '.join(map(str, sides))}")
         for problem in problems:
             edit = problem.edit
-            words.word_tokens(self.tokenizer, edit.source, edit.source_words)
-            words.word_tokens(self.tokenizer, edit.target, edit.target_words)
+            for prompt in (edit.source, edit.target):
+                words.token_spans(self.tokenizer, prompt)
+            if needs_mask(problem) or edit.source != edit.target:
+                words.word_tokens(self.tokenizer, edit.source, edit.source_words)
+                words.word_tokens(self.tokenizer, edit.target, edit.target_words)
 
     def map_sides(self) -> list[int]:
         """The sides of the XA maps that the UNet has, in latent pixels."""
@@ -224,60 +234,87 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def record(
-        self, latent: Tensor, text: Float[Tensor, "b l d"], null: Float[Tensor, "b t l d"]
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "b t c y x"], Tensor]:
-        """One pass with the original prompt -> XA maps per layer (b, t', heads, q, l) of the t' first steps that a
-        mask or an injection needs, latents after each step, and the reconstruction (b, 3, h, w)."""
-        total = len(self.schedule)
-        needed = max(self.maps.steps(total).stop, math.ceil(max(self.schedules.inject) * total))
-        z, steps, templates = latent, [], []
-        for i in range(total):
+        self, latent: Tensor, text: Float[Tensor, "b l d"], null: Float[Tensor, "b t l d"], needed: int
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "b t c y x"], Float[Tensor, "b c y x"]]:
+        """One pass with the original prompt -> XA maps per layer (b, needed, heads, q, l) of the `needed` first steps,
+        latents after each step, and the last x0-prediction."""
+        z, x0, steps, templates = latent, latent, [], []
+        for i in range(len(self.schedule)):
             maps: dict[str, Tensor] = {}
             z, x0 = self.step(z, text, null[:, i], i, record=maps if i < needed else None)
             if maps:
                 steps.append(maps)
             templates.append(z)
-        stacked = {layer: torch.stack([m[layer] for m in steps], dim=1) for layer in steps[0]}
-        return stacked, torch.stack(templates, dim=1), self.decode(x0)
+        stacked = {layer: torch.stack([m[layer] for m in steps], dim=1) for layer in steps[0]} if steps else {}
+        return stacked, torch.stack(templates, dim=1), x0
 
-    def free_region(
-        self, images: Tensor, recorded: dict[str, Tensor], prompts: Sequence[str], phrases: Sequence[str]
+    def segment(
+        self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:
-        """The segmenter's masks of the phrases' objects, before they are softened."""
-        positions = [words.word_tokens(self.tokenizer, p, w) for p, w in zip(prompts, phrases, strict=True)]
+        """The segmenter's masks of what the problems' words name, before they are softened."""
+        positions = [words.word_tokens(self.tokenizer, p.edit.source, p.edit.source_words) for p in problems]
         maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self.schedule)))
-        return self.segmenter(images, attention.stretched(maps) if self.maps.stretch else maps)
+        maps = attention.stretched(maps) if self.maps.stretch else maps
+        return self.segmenter(images, maps, [p.picture for p in problems])
+
+    def masks(
+        self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
+    ) -> Float[Tensor, "b 1 h w"]:
+        """Where each problem's words are: the mask that it brings, or the segmenter's; 0 where none is needed."""
+        masks = torch.zeros_like(images[:, :1])
+        if rows := [i for i, problem in enumerate(problems) if needs_mask(problem)]:
+            some = {layer: maps[rows] for layer, maps in recorded.items()}
+            masks[rows] = self.segment(images[rows], some, [problems[i] for i in rows])
+        for mask, problem in zip(masks, problems, strict=True):
+            if problem.mask is not None:
+                mask.copy_(problem.mask)
+        return masks
 
     @torch.no_grad()
-    def begin(self, problems: Sequence[Problem]) -> Start:
-        """Invert the pictures, find the free region, exchange the words (DiG-IN, Algorithm 2, before the loop)."""
+    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
+        """Invert the pictures or draw them, find the free region, exchange the words (DiG-IN, Algorithm 2, before the
+        loop)."""
         edits = [p.edit for p in problems]
-        images = torch.stack([p.image for p in problems]).to(self.device)
-        sources, targets = [e.source for e in edits], [e.target for e in edits]
-        with torch.enable_grad():
-            latent, null = self.invert(images, sources)
-        source_text, target_text = self.embed(sources), self.embed(targets)
-        recorded, templates, _ = self.record(latent, source_text, null)
-        mask, notes = usable(self.free_region(images, recorded, sources, [e.source_words for e in edits]))
-        masks = {kind: soften(mask) for kind, soften in self.softening.items()}
+        schedules = {**self.schedules, **schedules}
+        source_text, target_text = self.embed([e.source for e in edits]), self.embed([e.target for e in edits])
+        n, steps = len(problems), len(self.schedule)
+        latent, null = self.noise([p.seed for p in problems]), self.embed([""])[:, None].repeat(n, steps, 1, 1)
+        given = [i for i, problem in enumerate(problems) if problem.image is not None]
+        pictures = torch.stack([p.image for p in problems if p.image is not None]).to(self.device) if given else None
+        if pictures is not None:
+            with torch.enable_grad():
+                latent[given], null[given] = self.invert(pictures, [edits[i].source for i in given])
+        mapped = self.maps.steps(steps).stop if any(map(needs_mask, problems)) else 0
+        needed = max(mapped, math.ceil(max(schedules["inject"]) * steps))
+        recorded, templates, encoded = self.record(latent, source_text, null, needed)
+        images = self.decode(encoded)
+        if pictures is not None:
+            images[given], encoded[given] = pictures, self.encode(pictures)
+        masks, keeps = self.masks(images, recorded, problems), [p.keep for p in problems]
+        region = {kind: free(soften(masks), masks, keeps) for kind, soften in self.softening.items()}
         matrices = torch.stack([
             words.alignment(self.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new)
+            if e.source != e.target else torch.eye(len(old))
             for e, old, new in zip(edits, source_text, target_text, strict=True)
         ]).to(self.device)  # fmt: skip
         injected = {layer: torch.einsum("bthqk,bkl->bthql", m, matrices) for layer, m in recorded.items()}
-        n, steps = len(problems), len(self.schedule)
         base = Anchor(
             text=target_text[:, None].expand(-1, steps, -1, -1), null=null, norm=latent.flatten(1).norm(dim=1),
-            mask=masks["pixels"], latent_mask=F.interpolate(masks["latents"], size=latent.shape[-2:], mode="area"),
-            original=images, encoded=self.encode(images), templates=templates, maps=injected,
+            mask=region["pixels"], latent_mask=F.interpolate(region["latents"], size=latent.shape[-2:], mode="area"),
+            original=images, encoded=encoded, templates=templates, maps=injected,
             inject=torch.zeros(n, device=self.device), blend=torch.zeros(n, device=self.device),
         )  # fmt: skip
         anchors = [
             replace(base, inject=torch.full_like(base.inject, share), blend=torch.full_like(base.blend, held))
-            for share, held in self.schedules
+            for share, held in product(schedules["inject"], schedules["blend"])
         ]
         zeros = torch.zeros_like(base.text)
-        return Start({"latent": latent, "text": zeros, "null": zeros.clone()}, anchors, notes)
+        return Start({"latent": latent, "text": zeros, "null": zeros.clone()}, anchors, described(masks, problems))
+
+
+def needs_mask(problem: Problem) -> bool:
+    """Whether the segmenter has to find where a problem's words are."""
+    return problem.keep in ("background", "foreground") and problem.mask is None
 
 
 def load(

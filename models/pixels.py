@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from jaxtyping import Float
+from torch import Tensor
+
 from models.diffusion import LatentDiffusion
-from runner.types import Anchor, Controls, Problem, Scene, Start
+from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start
 
 
 class PixelDescent:
@@ -15,16 +18,20 @@ class PixelDescent:
     def __init__(self, generator: LatentDiffusion) -> None:
         self.generator = generator
         self.resolution, self.digest, self.lr_scale = generator.resolution, generator.digest, generator.lr_scale
+        self.recipe = generator.recipe
 
     def check(self, problems: Sequence[Problem]) -> None:
         self.generator.check(problems)
 
-    def begin(self, problems: Sequence[Problem]) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
         """Start from the original pictures, without exchanging words."""
-        start = self.generator.begin(problems)
+        start = self.generator.begin(problems, schedules)
         anchor = start.anchors[0]
         anchor = replace(anchor, norm=anchor.original.flatten(1).norm(dim=1))
         return Start({"pixels": anchor.original.clone()}, [anchor], start.notes)
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+        return self.generator.sample(prompts, seeds)
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         pixels = controls["pixels"]

@@ -1,7 +1,8 @@
-"""From cross-attention maps to the soft mask S of the region that is free to change."""
+"""From cross-attention maps, or from files, to the masks of objects; and what softens a mask before it is used."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -23,7 +24,9 @@ class AttentionSegmenter:
     threshold: float
     square_root: bool
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 h w"]:
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
+    ) -> Float[Tensor, "b 1 h w"]:
         large = enlarged(maps, images)
         return ((large.sqrt() if self.square_root else large) > self.threshold).to(images.dtype)
 
@@ -41,7 +44,9 @@ class GrabCutSegmenter:
     certain: float
     iterations: int
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 h w"]:
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
+    ) -> Float[Tensor, "b 1 h w"]:
         masks = [self._cut(*pair) for pair in zip(images.cpu(), enlarged(maps, images)[:, 0].cpu(), strict=True)]
         return torch.stack(masks)[:, None].to(images)
 
@@ -94,11 +99,3 @@ def _grow(masks: Tensor, side: int) -> Tensor:
     low = (side - 1) // 2
     padded = F.pad(masks, (low, side - 1 - low, low, side - 1 - low), mode="replicate")
     return F.max_pool2d(padded, side, stride=1)
-
-
-def usable(masks: Float[Tensor, "b 1 h w"]) -> tuple[Float[Tensor, "b 1 h w"], list[list[str]]]:
-    """Replace empty masks by the whole picture, and say so, per sample, where nothing is kept."""
-    share = masks.flatten(1).mean(dim=1)
-    reasons = {0.0: "the mask was empty", 1.0: "the mask covers everything"}
-    notes = [[f"{reasons[s]}: the whole picture is free to change"] if s in reasons else [] for s in share.tolist()]
-    return torch.where((share == 0)[:, None, None, None], torch.ones_like(masks), masks), notes

@@ -3,38 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from models.diffusion import LatentDiffusion
+from models.guided import guided_sampling
 from models.pixels import PixelDescent
+from runner.objective import evaluate
 from runner.optimize import Descent
-from runner.types import Generator, UserError
+from runner.types import Anchor, Controls, Generator, Objective, UserError
 
-Contestant = tuple[Generator, Descent]
+# From where a batch starts to where its descent begins.
+Finish = Callable[[Controls, Anchor, Objective], Controls]
+
+
+def unchanged(controls: Controls, anchor: Anchor, objective: Objective) -> Controls:
+    """The start is where the descent begins."""
+    return controls
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What answers: what begins, what is done with its controls then, whose controls they become, how to descend."""
+
+    begin: Generator
+    generator: Generator
+    descent: Descent
+    finish: Finish = unchanged
 
 
 def none(generator: LatentDiffusion, descent: Descent) -> Contestant:
     """The method itself."""
-    return generator, descent
+    return Contestant(generator, generator, descent)
 
 
 def start_only(generator: LatentDiffusion, descent: Descent) -> Contestant:
     """The start alone: the words exchanged by Prompt-to-Prompt, nothing optimised."""
-    return generator, replace(descent, steps=0)
+    return Contestant(generator, generator, replace(descent, steps=0))
 
 
 def pixels(generator: LatentDiffusion, descent: Descent) -> Contestant:
     """The same loss by descent on the picture's pixels."""
-    return PixelDescent(generator), descent
+    shown = PixelDescent(generator)
+    return Contestant(shown, shown, descent)
+
+
+def guidance(generator: LatentDiffusion, descent: Descent) -> Contestant:
+    """The same loss as a guide of one sampling: no controls are optimised, see `models.guided`."""
+
+    def finish(controls: Controls, anchor: Anchor, objective: Objective) -> Controls:
+        image = guided_sampling(
+            generator, controls, anchor, lambda scene: evaluate(objective, scene).total, descent.lr["guidance"]
+        )
+        return {"pixels": image}
+
+    return Contestant(generator, PixelDescent(generator), replace(descent, steps=0), finish)
 
 
 BASELINES: dict[str, Callable[[LatentDiffusion, Descent], Contestant]] = {
-    "none": none, "start_only": start_only, "pixels": pixels,
+    "none": none, "start_only": start_only, "pixels": pixels, "guidance": guidance,
 }  # fmt: skip
 
 
 def contestant(name: str, generator: LatentDiffusion, descent: Descent) -> Contestant:
-    """The generator and descent of a baseline. Raises UserError for an unknown name."""
+    """The contestant of a baseline. Raises UserError for an unknown name."""
     if name not in BASELINES:
         raise UserError(f"task.baseline={name}: allowed are {', '.join(BASELINES)}")
     return BASELINES[name](generator, descent)

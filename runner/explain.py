@@ -13,7 +13,7 @@ from runner import optimize
 from runner.compose import build, configure
 from runner.record import to_8_bits
 from runner.run import solver
-from runner.types import Classifier, Example
+from runner.types import Classifier, Example, World
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def explain(
     data = OnePicture(Example("picture", image, label, caption))
     parts = build(config, classifier=classifier, data=data)
     answer = solver(parts)
-    problems, _ = parts.task.problems(data, classifier, parts.generator.resolution, config["seed"], limit=1)
+    problems, _ = parts.task.problems(World(data, classifier, parts.generator, config["seed"], limit=1))
     answer.generator.check(problems)
     controls, anchor, notes = answer.start(problems)
     state = optimize.begin(controls)
@@ -60,7 +60,9 @@ def explain(
         if state.failed[0] is not None:
             raise RuntimeError(state.failed[0])
     original, best = (to_8_bits(x[0]) for x in (anchor.original, answer.render(state.best, anchor)))
-    measured = parts.task.measure(problems[0], original, best, classifier)
+    pictures = {"before": original, "best": best, "mask": anchor.mask[0]}
+    pictures |= parts.task.illustrate(problems[0], pictures, classifier)
+    measured = parts.task.measure(problems[0], pictures, classifier)
     return Answer(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],

@@ -157,6 +157,9 @@ class Progress(Protocol):
     def phase(self, text: str) -> None:
         """What is being done with the batch now, e.g. "inverting"."""
 
+    def say(self, text: str) -> None:
+        """Tell something that stays, a line of its own."""
+
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None:
         """`k` of `steps` optimisation steps are done; loss and target confidence are means over the batch."""
 
@@ -236,6 +239,9 @@ class Bar:
     def phase(self, text: str) -> None:
         self.display.update(self._batch, text=text, visible=True)
 
+    def say(self, text: str) -> None:
+        self.display.console.print(text, markup=False, highlight=False)
+
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None:
         self._pace.step(k, steps)
         text = step_text(k, steps, loss, confidence)
@@ -262,6 +268,9 @@ class Lines:
         self._print(f"batch of {len(names)}: {shortened(names)}")
 
     def phase(self, text: str) -> None:
+        self._print(f"  {text}")
+
+    def say(self, text: str) -> None:
         self._print(f"  {text}")
 
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -20,17 +20,26 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-# What may differ between two commands that continue the same run.
-NOT_PART_OF_THE_RUN = ("limit", "shard", "checkpoint", "logger", "hydra", "device", "outputs", "command", "environment")
+# What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
+# is either referred to by these or changes no result.
+PART_OF_THE_RUN = ("generator", "classifier", "data", "task", "optimizer", "augment", "seed", "batch", "threads")
+ELSEWHERE = ("device", "cache")  # where a part computes and what it keeps follow from `device` and `outputs`
+
+Summarise = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
 def run_key(config: Mapping[str, Any], digests: Sequence[str]) -> str:
     """Ten letters that follow from the resolved configuration and the weights' hashes."""
-    kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_THE_RUN}
-    if "generator" in kept:  # where it computes and what it keeps follow from `device` and `outputs`
-        kept["generator"] = {k: v for k, v in kept["generator"].items() if k not in ("device", "cache")}
+    kept = {key: _without_places(config[key]) for key in PART_OF_THE_RUN if key in config}
     text = json.dumps([kept, list(digests)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _without_places(value: Any) -> Any:
+    """A part's settings without those of `ELSEWHERE`, at any depth."""
+    if isinstance(value, Mapping):
+        return {k: _without_places(v) for k, v in value.items() if k not in ELSEWHERE}
+    return [_without_places(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -95,13 +104,14 @@ class RunFolder:
     def write_failure(self, name: str, error: str) -> None:
         write(self.problem(name) / "failure.json", json.dumps({"name": name, "error": error}))
 
-    def collect(self, names: Sequence[str], state: str, reason: str) -> dict[str, Any]:
-        """Rebuild results.jsonl in problem order and status.json from the problems' own files; returns the status."""
+    def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarise) -> dict[str, Any]:
+        """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files; returns
+        the status."""
         with self._writer():
-            results = [t for n in names if (t := _text(self.problem(n) / "result.json")) is not None]
+            results = [json.loads(t) for n in names if (t := _text(self.problem(n) / "result.json")) is not None]
             failures = [json.loads(t) for n in names if (t := _text(self.problem(n) / "failure.json")) is not None]
-            lines = [json.dumps(json.loads(text), allow_nan=False) + "\n" for text in results]
-            write(self.path / "results.jsonl", "".join(lines))
+            write(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
+            write(self.path / "summary.json", json.dumps(to_json(summarise(results)), indent=1, allow_nan=False))
             pending = len(names) - len(results) - len(failures)
             if state == "done" and pending:  # what is left belongs to other shards
                 state = "pending"

@@ -6,7 +6,7 @@ import errno
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.augment import RandomCrops
-from runner.baselines import contestant
+from runner.baselines import Contestant, contestant
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Progress, progress
 from runner.optimize import Descent, State
-from runner.record import RunFolder, read_png, run_key, write_png
+from runner.record import RunFolder, Summarise, read_png, run_key, write_png
 from runner.report import write_report
-from runner.types import Anchor, Classifier, Controls, Dataset, Generator, Problem, Task, UserError
+from runner.types import Anchor, Classifier, Controls, Dataset, Generator, Problem, Task, UserError, World
+from runner.warn import Doubts
 
 STOPPED, BAD_INPUT, FAILED, DONE = 143, 2, 1, 0  # exit codes
 
@@ -56,21 +57,27 @@ class Shard:
 class Solver:
     """What turns a batch of problems into pictures."""
 
-    generator: Generator
-    descent: Descent
+    contestant: Contestant
     classifier: Classifier
     task: Task
     augment: RandomCrops
+    doubts: Doubts
+
+    @property
+    def generator(self) -> Generator:
+        return self.contestant.generator
+
+    @property
+    def descent(self) -> Descent:
+        return self.contestant.descent
 
     def start(self, problems: Sequence[Problem]) -> tuple[Controls, Anchor, Sequence[Sequence[str]]]:
-        """Invert, find the region, choose the best of the candidate schedules; notes per problem."""
-        start = self.generator.begin(problems)
+        """Invert or draw, find the region, choose the best of the candidate schedules; notes per problem."""
+        begin = self.contestant.begin
+        start = begin.begin(problems, self.task.schedules)
         objective = self.task.objective(problems, start.anchors[0], self.classifier)
-        return (
-            start.controls,
-            optimize.choose_start(self.generator, start.controls, start.anchors, objective),
-            start.notes,
-        )
+        anchor = optimize.choose_start(begin, start.controls, start.anchors, objective)
+        return self.contestant.finish(start.controls, anchor, objective), anchor, start.notes
 
     def states(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> Iterator[State]:
         """The descent from a state on."""
@@ -89,9 +96,10 @@ class Solver:
 
 def solver(parts: Parts) -> Solver:
     """The solver that a task's `baseline` asks for, with the rates in the generator's own scale."""
-    generator, descent = contestant(parts.task.baseline, parts.generator, parts.optimizer)
-    scaled = {name: rate * generator.lr_scale.get(name, 1.0) for name, rate in descent.lr.items()}
-    return Solver(generator, replace(descent, lr=scaled), parts.classifier, parts.task, parts.augment)
+    scaled = {name: rate * parts.generator.lr_scale.get(name, 1.0) for name, rate in parts.optimizer.lr.items()}
+    chosen = contestant(parts.task.baseline, parts.generator, replace(parts.optimizer, lr=scaled))
+    doubts = Doubts(parts.generator, parts.classifier)
+    return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts)
 
 
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
@@ -101,9 +109,8 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
         {"limit": config["limit"], "batch": config["batch"], "checkpoint.every": config["checkpoint"]["every"]}
     )
     answer = solver(parts)
-    problems, total = parts.task.problems(
-        parts.data, parts.classifier, parts.generator.resolution, config["seed"], config["limit"]
-    )
+    world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
+    problems, total = parts.task.problems(world)
     answer.generator.check(problems)
     key = run_key(config, [parts.generator.digest, parts.classifier.digest])
     folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
@@ -111,21 +118,22 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     size = config["batch"]
     batches = [problems[i : i + size] for i in range(0, len(problems), size)][shard.index :: shard.count]
     open_batches = [batch for batch in batches if not all(folder.done(p.name) for p in batch)]
-    print(f"{config['name']}: {len(problems)} of {total} problems -> {folder.path}", flush=True)
+    of = "" if total is None else f" of {total}"
+    print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
 
     interrupt = Interrupt()
     state, reason, code = "running", "", DONE
     try:
         with interrupt.listening():
             folder.write_config(config)
-            folder.collect(names, "running", "")
+            folder.collect(names, "running", "", parts.task.summarise)
             parts.logger.start(folder.path, dict(config), key, config["name"].split("/")[0])
             with progress(len(problems), sum(map(folder.done, names))) as bar:
                 for batch in open_batches:
                     start = problems.index(batch[0])
                     solve_batch(answer, batch, folder, folder.checkpoint(start, start + len(batch)),
                                 config["checkpoint"]["every"], interrupt, bar, parts.logger)  # fmt: skip
-                    folder.collect(names, "running", "")
+                    folder.collect(names, "running", "", parts.task.summarise)
                     write_report(folder.path)
         state = "done"
     except Stopped as stop:
@@ -138,7 +146,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
         if state == "running":
             state, reason = "failed", str(sys.exception() or "")
         parts.logger.finish()
-        status = _collect(folder, names, state, reason)
+        status = _collect(folder, names, state, reason, parts.task.summarise)
     return _say(folder, status, code, reason)
 
 
@@ -149,10 +157,12 @@ def _check_counts(counts: Mapping[str, int | None]) -> None:
             raise UserError(f"{key}={value}: allowed are 1 and above{', or null for all' if key == 'limit' else ''}")
 
 
-def _collect(folder: RunFolder, names: Sequence[str], state: str, reason: str) -> dict[str, Any]:
+def _collect(
+    folder: RunFolder, names: Sequence[str], state: str, reason: str, summarise: Summarise
+) -> dict[str, Any]:  # fmt: skip
     """The final status; on a full disk what could be written before stays."""
     try:
-        status = folder.collect(names, state, reason)
+        status = folder.collect(names, state, reason, summarise)
         write_report(folder.path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -199,14 +209,26 @@ def solve_batch(
     bar.phase("measuring")
     with torch.no_grad():
         starts, bests = answer.render(controls, anchor), answer.render(state.best, anchor)
+    doubts = answer.doubts(problems, anchor, starts, state)
     for i, problem in enumerate(problems):
         if not folder.done(problem.name):
-            pictures = {
-                "original": anchor.original[i], "start": starts[i], "best": bests[i], "mask": anchor.mask[i],
-            }  # fmt: skip
-            write_problem(answer, problem, i, state, pictures, notes[i], anchor, folder, len(problems), logger)
+            pictures = {"start": starts[i], "best": bests[i]}
+            if problem.image is not None:
+                pictures = {"original": anchor.original[i], **pictures}
+            if problem.keep in ("background", "foreground"):
+                pictures["mask"] = anchor.mask[i]
+            warnings = [*_caption_notes(answer.task, problem), *notes[i], *doubts[i]]
+            for warning in warnings:
+                bar.say(f"{problem.name}: {warning}")
+            write_problem(answer, problem, i, state, pictures, warnings, anchor, folder, len(problems), logger)
     path.unlink(missing_ok=True)
     bar.finished(len(problems))
+
+
+def _caption_notes(task: Task, problem: Problem) -> list[str]:
+    """What the captioner has to say of the problem's caption."""
+    note = None if task.captioner is None else task.captioner.notes.get(problem.picture)
+    return [] if note is None else [note]
 
 
 def _tell(state: State, problems: Sequence[Problem], steps: int, bar: Progress, logger: Logger) -> None:
@@ -230,6 +252,22 @@ def _curve(values: Mapping[str, Sequence[float]], i: int) -> dict[str, float]:
     return row
 
 
+@dataclass
+class Saved:
+    """Pictures in a folder, and what their files hold: what is reported is measured on that."""
+
+    place: Path
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def add(self, pictures: Mapping[str, Tensor]) -> None:
+        """Save pictures (c, h, w) in [0, 1] under their names, and read them back with as many channels."""
+        for name, picture in pictures.items():
+            self.files[name] = self.place / f"{name}.png"
+            write_png(self.files[name], picture)
+            self.pictures[name] = read_png(self.files[name])[: len(picture)]
+
+
 def write_problem(
     answer: Solver, problem: Problem, i: int, state: State, pictures: dict[str, Tensor], notes: Sequence[str],
     anchor: Anchor, folder: RunFolder, batch: int, logger: Logger,
@@ -238,17 +276,20 @@ def write_problem(
     if (reason := state.failed[i]) is not None:
         folder.write_failure(problem.name, reason)
         return
-    place = folder.problem(problem.name)
-    for name, picture in pictures.items():
-        write_png(place / f"{name}.png", picture)
-    original, best = read_png(place / "original.png"), read_png(place / "best.png")
-    write_png(place / "difference.png", (best - original).abs())
+    saved = Saved(folder.problem(problem.name))
+    saved.add(pictures)
+    before = "original" if "original" in pictures else "start"
+    shown = {**saved.pictures, "before": saved.pictures[before]}
+    saved.add({"difference": (shown["best"] - shown["before"]).abs()})
     device = anchor.original.device
+    shown = {name: picture.to(device) for name, picture in shown.items()}
+    saved.add(answer.task.illustrate(problem, shown, answer.classifier))
+    shown |= {name: picture.to(device) for name, picture in saved.pictures.items()}
     step = int(state.best_step[i])
-    files = {name: place / f"{name}.png" for name in (*pictures, "difference")}
     record = {
         "name": problem.name,
-        **answer.task.measure(problem, original.to(device), best.to(device), answer.classifier),
+        "picture": problem.picture,
+        **answer.task.measure(problem, shown, answer.classifier),
         "caption": problem.edit.source,
         "prompt": problem.edit.target,
         "loss": {name: values[i] for name, values in state.history[step].items()},
@@ -259,8 +300,9 @@ def write_problem(
         "seconds": round(state.seconds / batch, 2),
         "seed": problem.seed,
         "warnings": list(notes),
-        "images": {name: str(path.relative_to(folder.path)) for name, path in files.items()},
+        "keep": problem.keep,
+        "images": {name: str(path.relative_to(folder.path)) for name, path in saved.files.items()},
         "history": [{"step": k, **_curve(values, i)} for k, values in enumerate(state.history)],
     }
     folder.write_result(problem.name, record)
-    logger.result(record, files)
+    logger.result(record, saved.files)

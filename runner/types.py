@@ -33,13 +33,17 @@ class Example:
 
 
 class Dataset(Protocol):
-    """Pictures by position, in an order that the run's seed sets."""
+    """Pictures by position, in an order that the run's seed sets. digest: of what decides all of them."""
 
     labels: tuple[str, ...]
+    digest: str
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Example: ...
+
+    def rows(self, label: str) -> list[int]:
+        """The positions of the pictures of a class, letter case aside."""
 
     def nearest(self, label: str) -> str | None:
         """The class most easily confused with `label`, where the data set knows one."""
@@ -52,9 +56,10 @@ def article(name: str) -> str:
 
 @dataclass(frozen=True)
 class Edit:
-    """How a prompt changes: `source` describes the picture, `target` the wanted one, and the words that differ.
+    """How a prompt changes: `source` describes the picture, `target` the wanted one.
 
-    The words define the region that is free to change.
+    `source_words` name the region that a mask is made of, and stand in `source`; `target_words` take their place in
+    `target`. Where no word changes, source and target are equal and so are the words.
     """
 
     source: str
@@ -62,21 +67,35 @@ class Edit:
     source_words: str
     target_words: str
 
+    @staticmethod
+    def unchanged(prompt: str, words: str) -> Edit:
+        """A prompt that stays as it is."""
+        return Edit(prompt, prompt, words, words)
 
-@dataclass(frozen=True)
+
+# Which part of a picture is to stay as it is: what the edit's words do not cover, what they do, all of it or nothing.
+KEEP = ("background", "foreground", "all", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question: what must `image` look like to be called `target`?
+    """One question about a picture; each task adds what it asks for.
 
     name: unique in the run and fit for a folder; seed: of everything random about it;
-    source, target: class indices of the classifier.
+    image: the picture, None where it is drawn from the seed and `edit.source`; picture: the picture's own name;
+    keep: one of `KEEP`; mask: where the edit's words are, in [0, 1], None where the segmenter has to find it;
+    claim: a prompt and the class that its picture should have: where it has another, the class's name means something
+    else to the generator than to the classifier.
     """
 
     name: str
     seed: int
     edit: Edit
-    image: Float[Tensor, "3 h w"]
-    source: int
-    target: int
+    image: Float[Tensor, "3 h w"] | None
+    picture: str
+    keep: str
+    mask: Float[Tensor, "1 h w"] | None = None
+    claim: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Anchor:
 
     text, null: base embeddings per sampler step; norm: length of each start latent;
     mask, latent_mask: soft region S in [0, 1] that is free to change, in pixels and latents;
-    original, encoded: the pictures and their scaled latents;
+    original, encoded: the pictures and their scaled latents, of drawn pictures what the chain gives at its start;
     maps: cross-attention maps to inject, layer -> (b, t', heads, pixels, l), t' the recorded steps;
     templates: latents of the original's chain after each step; inject, blend: per sample, the share of the chain
     in which maps are injected, and in which what lies outside the mask is set to the template.
@@ -121,27 +140,74 @@ class Response:
     features: Float[Tensor, "b f"] | None
 
 
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer: logits are features @ weight.T + bias."""
+
+    weight: Float[Tensor, "k f"]
+    bias: Float[Tensor, " k"]
+
+
 class Classifier(Protocol):
-    """Images in [0, 1] of any size to a `Response`; resizing and normalisation lie inside."""
+    """Images in [0, 1] of any size to a `Response`; resizing and normalisation lie inside.
+
+    domain: the kind of pictures it knows, None if not known; head: None where the network does not show it;
+    map_module: the last module with a feature map or tokens that the features depend on, None where there is none.
+    """
 
     labels: tuple[str, ...]
     size: int
     digest: str
+    domain: str | None
+    head: Head | None
+    map_module: str | None
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Response: ...
 
+    def trace(self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
+        """The answer, and what the named modules of the network give; `<module>.in` is what a module is given."""
+
+
+class Embedder(Protocol):
+    """A CLIP model: pictures and texts as unit vectors of one space; scale: what their products are multiplied by."""
+
+    digest: str
+    scale: float
+
+    def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]: ...
+
+
+class Cache(Protocol):
+    """Tensors by a key that is the hash of whatever decides them."""
+
+    def key(self, *parts: object) -> str: ...
+
+    def load(self, keys: Sequence[str]) -> dict[str, Tensor] | None:
+        """The stacked tensors of all keys, or None if one of them is missing."""
+
+    def save(self, keys: Sequence[str], **tensors: Tensor) -> None:
+        """Keep row i of each tensor under keys[i]."""
+
 
 class Captioner(Protocol):
-    """A caption of a picture that contains its class name."""
+    """Words for pictures. notes: by picture name, what the reader has to know of a caption."""
 
-    def __call__(self, example: Example) -> str: ...
+    notes: Mapping[str, str]
+
+    def caption(self, example: Example) -> str:
+        """What the picture shows, in words that contain its class name."""
+
+    def objects(self, example: Example) -> list[str]:
+        """Names of what the picture shows, with their articles, the most prominent first."""
 
 
 class Segmenter(Protocol):
     """Pictures in [0, 1] and the cross-attention maps of their words, in [0, 1], to masks of the words' objects."""
 
     def __call__(
-        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"]
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
     ) -> Float[Tensor, "b 1 h w"]: ...
 
 
@@ -160,11 +226,19 @@ class Start:
     notes: Sequence[Sequence[str]]
 
 
+# Prompt-to-Prompt schedules that replace the generator's own: `inject` and `blend`, shares of the chain to compare.
+Schedules = Mapping[str, Sequence[float]]
+
+
 class Generator(Protocol):
-    """A differentiable picture maker. Calling it is pure: the same arguments give the same scene."""
+    """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
+
+    recipe: everything that a sampled picture follows from beside its prompt and seed.
+    """
 
     resolution: int
     digest: str
+    recipe: str
 
     @property
     def lr_scale(self) -> Mapping[str, float]:
@@ -173,25 +247,51 @@ class Generator(Protocol):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
 
-    def begin(self, problems: Sequence[Problem]) -> Start: ...
+    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start: ...
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures of prompts, as files would hold them; each start latent is drawn from its own seed."""
 
     def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a task makes its problems of. limit: how many problems are wanted, None for all."""
+
+    dataset: Dataset
+    classifier: Classifier
+    generator: Generator
+    seed: int
+    limit: int | None
+
+
+# The saved pictures of an answer, by name: `before` (the original, or the start where it was drawn), `start`, `best`,
+# `mask` (one channel, what was free to change) and those that the task adds.
+Pictures = Mapping[str, Float[Tensor, "c h w"]]
 
 
 class Task(Protocol):
     """Which questions are asked, what an answer is optimised for, and what is reported of it."""
 
     baseline: str
+    schedules: Schedules
 
-    def problems(
-        self, dataset: Dataset, classifier: Classifier, resolution: int, seed: int, limit: int | None
-    ) -> tuple[list[Problem], int]:
-        """The first `limit` problems, and how many there are in all."""
+    @property
+    def captioner(self) -> Captioner | None:
+        """Who wrote the problems' captions, if anybody did."""
 
-    def objective(self, problems: Sequence[Problem], anchor: Anchor, classifier: Classifier) -> Objective: ...
+    def problems(self, world: World) -> tuple[list[Any], int | None]:
+        """The first `world.limit` problems, and how many there are in all, None if only asking would tell."""
 
-    def measure(
-        self, problem: Problem, original: Float[Tensor, "3 h w"], best: Float[Tensor, "3 h w"], classifier: Classifier
-    ) -> dict[str, Any]:
+    def objective(self, problems: Sequence[Any], anchor: Anchor, classifier: Classifier) -> Objective: ...
+
+    def illustrate(self, problem: Any, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        """Further pictures that belong to an answer, each (c, h, w) in [0, 1]."""
+
+    def measure(self, problem: Any, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """Plain JSON values about one answer, measured on the saved 8-bit pictures; `success` is among them."""
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Plain JSON values about all answers of a run together."""

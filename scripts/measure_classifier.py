@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -24,8 +24,11 @@ from data import planted  # noqa: E402
 from data.ties import cue_of  # noqa: E402
 from models.classifier import ImageClassifier  # noqa: E402
 from models.zoo import SHIPPED, load_shipped  # noqa: E402
+from scripts.adversarial import l2_pgd  # noqa: E402
 from scripts.augmentation import NOTHING, Augment  # noqa: E402
-from scripts.corpora import IGNORED, Corpus, load_corpus  # noqa: E402
+from scripts.corpora import IGNORED, Corpus, load_corpus, planted_corpus  # noqa: E402
+
+ATTACK_STEPS = 20  # of the attack that measures; training takes fewer
 
 
 @torch.no_grad()
@@ -71,6 +74,42 @@ def tie_facts(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict
     }
 
 
+def accuracy_attacked(classifier: ImageClassifier, images: Tensor, labels: Tensor, epsilon: float) -> float:
+    """Share of uint8 images still called by their labels, (n,), after L2 PGD of radius `epsilon` (see `l2_pgd`)."""
+    step = 2.5 * epsilon / ATTACK_STEPS  # reaches the edge of the ball and can walk along it (Madry et al. 2018)
+    right = 0
+    for part, answers in zip(images.split(250), labels.split(250), strict=True):
+
+        def loss(x: Tensor, answers: Tensor = answers) -> Tensor:
+            return F.cross_entropy(classifier(x).logits, answers)
+
+        attacked = l2_pgd(loss, part.float() / 255, epsilon, step, ATTACK_STEPS)
+        right += int((logits_of(classifier, attacked).argmax(1) == answers).sum())
+    return right / len(images)
+
+
+def attack_lines(cfg: DictConfig, classifier: ImageClassifier, test: Corpus) -> list[str]:
+    """What a card says about a classifier trained on attacked pictures, beside `planted_clean`; else nothing."""
+    epsilon = cfg.adversarial.epsilon
+    if epsilon == 0 or list(test.heads) != ["class"]:
+        return []
+    images, labels = test.images[:500], test.targets[:500, 0]
+    classifiers = {cfg.name: classifier}
+    if cfg.data == "planted":
+        classifiers["planted_clean"] = load_shipped("planted_clean")
+    return [
+        "",
+        f"Adversarial training: L2 PGD, epsilon {epsilon}, {cfg.adversarial.steps} steps of {cfg.adversarial.step}.",
+        f"Accuracy on {len(images)} of these pictures under L2 PGD of {ATTACK_STEPS} steps:", "",
+        "| epsilon | " + " | ".join(classifiers) + " |", "|---" * (1 + len(classifiers)) + "|",
+        *(
+            f"| {radius:g} | "
+            + " | ".join(f"{accuracy_attacked(c, images, labels, radius):.2%}" for c in classifiers.values()) + " |"
+            for radius in (0.0, epsilon, 2 * epsilon)
+        ),
+    ]  # fmt: skip
+
+
 def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
     """Copies in [0, 1] of uint8 images as a generator might blur them: the strongest blur, noise and compression."""
     kinds = {"blur up to 1 px": {"blur": 1.0}, "noise up to 0.08": {"noise": 0.08}, "compression": {"jpeg": 0.25}}
@@ -110,38 +149,60 @@ def write_card(cfg: DictConfig) -> None:
         f"- Augmentation: {', '.join(f'{k} {v}' for k, v in cfg.augment.items())}",
         "- Runs, each continuing the one before:", *runs,
         f"- SHA-256 of `model.safetensors`'s contents as loaded: `{classifier.digest}`", "",
+    ]  # fmt: skip
+    tables = [
         f"Accuracy on {len(test.images):,} test pictures without ties:", "",
         "| pictures | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
         *(f"| {kind} | {' | '.join(f'{v:.2%}' for v in shares.values())} |" for kind, shares in figures.items()),
+        *attack_lines(cfg, classifier, test),
     ]  # fmt: skip
-    (out / "README.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines[-len(rows) - 2 :]))
+    (out / "README.md").write_text("\n".join([*lines, *tables]) + "\n")
+    print("\n".join(tables))
 
 
-def measure_facts(names: Sequence[str], n: int) -> dict[str, Any]:
-    """What was planted, and what of it each classifier shows on `n` test renders per question."""
+def shipped_classifiers() -> dict[str, dict[str, Any]]:
+    """config.json of every shipped classifier of planted pictures, by name; oracles and other models do not count."""
+    configs = {path.parent.name: json.loads(path.read_text()) for path in sorted(SHIPPED.glob("*/config.json"))}
+    return {
+        name: config
+        for name, config in configs.items()
+        if "architecture" in config and config["domain"] == "planted" and list(config["heads"]) == ["class"]
+    }
+
+
+def measure_facts(n: int) -> dict[str, Any]:
+    """What was planted, and what of it each shipped classifier shows on `n` test renders per question.
+
+    Those that were trained on attacked pictures, and `planted_clean` beside them, are also measured under attack.
+    """
     seed = planted.SPLIT_SEEDS["test"]
-    trained = json.loads((SHIPPED / "planted_shortcut" / "config.json").read_text())
+    configs = shipped_classifiers()
+    trained, epsilon = configs["planted_shortcut"], configs["planted_robust"]["adversarial"]["epsilon"]
     planted_ties = {
         name: {"factor": planted.SHORTCUTS[name][0], "cue": planted.SHORTCUTS[name][1], "strength": share}
         for name, share in trained["strength"].items()
     }
-    measured = {}
-    for name in names:
+    test = planted_corpus(n, seed, ["class"], {"object": 1.0}, {}, 0.0)
+    measured, attacked = {}, {}
+    for name, config in configs.items():
         classifier = load_shipped(SHIPPED / name)
         measured[name] = {
             "digest": classifier.digest,
+            "accuracy": accuracies(classifier, test, test.images)["class"],
             "ties": {tied: tie_facts(classifier, tied, n, seed) for tied in planted.SHORTCUTS},
         }
+        if name == "planted_clean" or config["adversarial"]["epsilon"] > 0:
+            attacked[name] = accuracy_attacked(classifier, test.images, test.targets[:, 0], epsilon)
     return {
         "command": "python scripts/measure_classifier.py", "split": "test", "seed": seed, "renders": n,
         "planted": planted_ties, "labels_swapped_within_pairs": trained["confusion"], "classifiers": measured,
+        "attack": {"norm": "L2", "epsilon": epsilon, "steps": ATTACK_STEPS, "accuracy": attacked},
     }  # fmt: skip
 
 
 def main(n: int = 1000) -> None:
     """Write facts.json beside the shipped classifiers."""
-    text = json.dumps(measure_facts(("planted_clean", "planted_shortcut"), n), indent=1)
+    text = json.dumps(measure_facts(n), indent=1)
     (SHIPPED / "facts.json").write_text(text + "\n")
     print(text)
 

@@ -22,7 +22,7 @@ from models.diffusion import LatentDiffusion
 from runner.compose import build, configure
 from runner.record import RunFolder, read_png, run_key, to_8_bits
 from runner.run import STOPPED, Parts, run
-from runner.types import Problem, UserError
+from runner.types import UserError, World
 from scripts.metrics import Estimate
 
 BATCH = 16  # pictures that are sampled, encoded or judged together
@@ -64,7 +64,7 @@ class Answer:
     """A problem and what the runner made of it: its line of results.jsonl and its saved picture (3, h, w); None where
     the runner gave it up."""
 
-    problem: Problem
+    problem: Any
     record: Mapping[str, Any] | None
     best: Tensor | None
 
@@ -80,22 +80,22 @@ class Answer:
 
 
 @cache
-def world(setting: Setting, classifier: str) -> Parts:
-    """A classifier's own domain: its generator and data, as `python run.py classifier=<classifier>` builds them."""
-    return build(configure(_overrides(setting, classifier, ())))
+def world(setting: Setting, classifier: str, generator: tuple[str, ...] = ()) -> Parts:
+    """A classifier's own domain: its generator and data, as `python run.py classifier=<classifier>` builds them with
+    these overrides of the generator."""
+    return build(configure(_overrides(setting, classifier, generator)))
 
 
 @cache
 def asked(
     setting: Setting, classifier: str, overrides: tuple[str, ...], n: int
-) -> tuple[Parts, dict[str, Any], tuple[Problem, ...]]:
-    """The parts, configuration and first `n` problems of a run; generator and classifier are those of `world`, so the
-    overrides must not concern them."""
-    assert not any(override.startswith(("generator", "classifier")) for override in overrides), overrides
+) -> tuple[Parts, dict[str, Any], tuple[Any, ...]]:
+    """The parts, configuration and first `n` problems of a run; generator and classifier are those of `world`."""
+    assert not any(override.startswith(("classifier=", "classifier.")) for override in overrides), overrides
     config = configure(_overrides(setting, classifier, (*overrides, f"limit={n}")))
-    shared = world(setting, classifier)
+    shared = world(setting, classifier, tuple(o for o in overrides if o.startswith("generator")))
     parts = build(config, generator=shared.generator, classifier=shared.classifier)
-    problems, _ = parts.task.problems(parts.data, parts.classifier, parts.generator.resolution, config["seed"], n)
+    problems, _ = parts.task.problems(World(parts.data, parts.classifier, parts.generator, config["seed"], n))
     return parts, config, tuple(problems)
 
 
@@ -118,7 +118,7 @@ def answers(setting: Setting, classifier: str, overrides: tuple[str, ...], n: in
     return tuple(_answer(problem, records.get(problem.name), folder.path) for problem in problems)
 
 
-def _answer(problem: Problem, record: Mapping[str, Any] | None, folder: Path) -> Answer:
+def _answer(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Answer:
     return Answer(problem, record, None if record is None else read_png(folder / record["images"]["best"]))
 
 
@@ -130,24 +130,12 @@ def _overrides(setting: Setting, classifier: str, more: Sequence[str]) -> list[s
 # --- pictures ------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def sample(
     generator: LatentDiffusion, prompts: Sequence[str], seeds: Sequence[int], batch: int = BATCH
 ) -> Float[Tensor, "b 3 h w"]:
     """Pictures of prompts, without any edit, as files would hold them; each start latent is drawn from its own seed."""
-    images = []
-    shape = (generator.unet.config.in_channels, generator.latent_side, generator.latent_side)
-    for first in range(0, len(prompts), batch):
-        part = slice(first, first + batch)
-        draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds[part]]
-        text = generator.embed(prompts[part])
-        null = generator.embed([""]).expand_as(text)
-        z = torch.stack(draws).to(generator.device)
-        x0 = z
-        for i in range(len(generator.schedule)):
-            z, x0 = generator.step(z, text, null, i)
-        images.append(to_8_bits(generator.decode(x0)).cpu())
-    return torch.cat(images)
+    parts = [slice(first, first + batch) for first in range(0, len(prompts), batch)]
+    return torch.cat([to_8_bits(generator.sample(prompts[part], seeds[part])).cpu() for part in parts])
 
 
 @torch.no_grad()

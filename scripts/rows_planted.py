@@ -17,10 +17,10 @@ from data import planted
 from data.folder import square
 from models.zoo import Oracle, shipped_oracle
 from runner.record import to_8_bits
-from runner.types import Problem
 from scripts import metrics
 from scripts.metrics import Estimate
 from scripts.rows import BATCH, Answer, Row, Setting, answers, asked, autoencoded, sample, world
+from tasks.flips import Flip
 
 CLASSIFIER = "planted_clean"
 ORACLES = ("oracle_convnext", "oracle_mobilenet")  # the first one's features measure KID
@@ -158,17 +158,18 @@ def pictures(setting: Setting, n: int) -> Pictures:
     return Pictures(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
+@torch.no_grad()
 def inverted_with_region(
-    setting: Setting, problems: Sequence[Problem]
+    setting: Setting, problems: Sequence[Flip]
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
     """Pictures rendered from their null-text inversions, 8 bits, and the segmenter's masks of their objects."""
     generator = world(setting, CLASSIFIER).generator
-    images = torch.stack([p.image for p in problems]).to(generator.device)
+    images = torch.stack([p.image for p in problems if p.image is not None]).to(generator.device)
     prompts = [p.edit.source for p in problems]
     latent, null = generator.invert(images, prompts)
-    maps, _, inverted = generator.record(latent, generator.embed(prompts), null)
-    region = generator.free_region(images, maps, prompts, [p.edit.source_words for p in problems])
-    return to_8_bits(inverted).cpu(), region.cpu()
+    needed = generator.maps.steps(len(generator.schedule)).stop
+    maps, _, inverted = generator.record(latent, generator.embed(prompts), null, needed)
+    return to_8_bits(generator.decode(inverted)).cpu(), generator.segment(images, maps, problems).cpu()
 
 
 def position(name: str) -> int:

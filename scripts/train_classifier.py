@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import planted  # noqa: E402
+from scripts.adversarial import l2_pgd  # noqa: E402
 from scripts.augmentation import Augment  # noqa: E402
 from scripts.corpora import HEADS, IGNORED, Corpus, load_corpus  # noqa: E402
 from scripts.measure_classifier import write_card  # noqa: E402
@@ -79,7 +80,10 @@ def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.device, seen: int) -> int:
-    """AdamW on a one-cycle schedule for `cfg.steps` steps or `cfg.minutes`; returns the steps taken."""
+    """AdamW on a one-cycle schedule for `cfg.steps` steps or `cfg.minutes`; returns the steps taken.
+
+    `cfg.adversarial` attacks each batch first, on the network as it will be used (batch norm's running figures).
+    """
     network.to(device).to(memory_format=torch.channels_last).train()
     generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + seen)
     augment = Augment(cfg.augment, generator)
@@ -96,8 +100,15 @@ def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.dev
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
         rows = next(order)
-        x = (augment(images[rows].float() / 255) - mean) / std
-        loss = loss_of(network(x.to(memory_format=torch.channels_last)), targets[rows], corpus.heads)
+
+        def loss_at(x: Tensor, answers: Tensor = targets[rows]) -> Tensor:
+            seen = ((x - mean) / std).to(memory_format=torch.channels_last)
+            return loss_of(network(seen), answers, corpus.heads)
+
+        network.eval()
+        x = l2_pgd(loss_at, augment(images[rows].float() / 255), **cfg.adversarial)
+        network.train()
+        loss = loss_at(x)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -119,7 +130,8 @@ def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, runs: Sequence[dic
     config = {
         "architecture": cfg.architecture, "kwargs": plain(cfg.kwargs), "domain": cfg.data,
         "heads": corpus.heads, "size": corpus.images.shape[-1], **PREPROCESSING,
-        "strength": plain(cfg.strength), "confusion": cfg.confusion, "runs": list(runs),
+        "strength": plain(cfg.strength), "confusion": cfg.confusion, "adversarial": plain(cfg.adversarial),
+        "runs": list(runs),
     }  # fmt: skip
     for name, write in (
         ("model.safetensors", lambda path: save_file(weights, path)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,3 +26,11 @@ def pixel_distance(anchor: Anchor) -> Term:
         return ((1 - anchor.mask) * (scene.image - anchor.original) ** 2).flatten(1).mean(dim=1)
 
     return term
+
+
+def distances(anchor: Anchor, weights: Mapping[str, float]) -> dict[str, tuple[float, Term]]:
+    """Both distances with their weights w_VAE and w_PX, for an objective."""
+    return {
+        "latent_distance": (weights["latent_distance"], latent_distance(anchor)),
+        "pixel_distance": (weights["pixel_distance"], pixel_distance(anchor)),
+    }

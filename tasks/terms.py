@@ -1,20 +1,118 @@
-"""What an image is asked for: one value per sample, lower is better."""
+"""What an image is asked for: one value per sample, lower is better.
+
+Each term is the mean over a scene's views, which are what the classifiers are shown.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from runner.types import Classifier, Scene, Term
+from runner.types import Classifier, Embedder, Response, Scene, Term, UserError
+from tasks.components import Components
+from tasks.units import Unit, activations
+
+
+def viewed(scene: Scene, ask: Callable[[Tensor], Tensor]) -> Float[Tensor, "b n k"]:
+    """What `ask` says of every view, (b n, k) folded back to (b, n, k)."""
+    n, views = scene.views.shape[:2]
+    return ask(scene.views.flatten(0, 1)).unflatten(0, (n, views))
 
 
 def class_log_prob(classifier: Classifier, targets: Int[Tensor, " b"]) -> Term:
-    """−log p_f(y|x), averaged over a scene's views (DiG-IN, Eq. 5)."""
+    """−log p_f(y|x) (DiG-IN, Eq. 5)."""
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
-        n, views = scene.views.shape[:2]
-        log_prob = F.log_softmax(classifier(scene.views.flatten(0, 1)).logits.float(), dim=-1).view(n, views, -1)
-        return -log_prob[range(n), :, targets].mean(dim=1)
+        log_prob = F.log_softmax(viewed(scene, lambda x: classifier(x).logits), dim=-1)
+        return -log_prob[range(len(log_prob)), :, targets].mean(dim=1)
 
     return term
+
+
+# How sure a classifier is of class y, from its logits (b, n, k) and y (b,): what two of them are compared by.
+def _confidence(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.softmax(dim=-1)[range(len(logits)), :, targets]
+
+
+def _log_confidence(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.log_softmax(dim=-1)[range(len(logits)), :, targets]
+
+
+def _margin(logits: Tensor, targets: Tensor) -> Tensor:
+    """Logit of y minus the highest other one."""
+    rows = range(len(logits))
+    others = logits.clone()
+    others[rows, :, targets] = -torch.inf
+    return logits[rows, :, targets] - others.amax(dim=-1)
+
+
+GAPS = {"confidence": _confidence, "log_confidence": _log_confidence, "margin": _margin}
+
+
+def confidence_gap(
+    mode: str, classifier: Classifier, rival: Classifier, targets: Int[Tensor, " b"], signs: Float[Tensor, " b"]
+) -> Term:
+    """−s (c_f(y|x) − c_g(y|x)): what classifier f sees more of class y than rival g where s = 1, and the other way
+    round where s = −1 (DiG-IN, Eq. 3).
+
+    mode: c is the `confidence`, its logarithm (`log_confidence`) or the logit's `margin` over the best other class.
+    Raises UserError for another one.
+    """
+    if mode not in GAPS:
+        raise UserError(f"task.mode={mode}: allowed are {', '.join(GAPS)}")
+    sure = GAPS[mode]
+
+    def term(scene: Scene) -> Float[Tensor, " b"]:
+        ours = sure(viewed(scene, lambda x: classifier(x).logits), targets)
+        theirs = sure(viewed(scene, lambda x: rival(x).logits), targets)
+        return -signs.to(ours) * (ours - theirs).mean(dim=1)
+
+    return term
+
+
+def text_log_prob(
+    clip: Embedder, texts: Float[Tensor, "b k d"], targets: Int[Tensor, " b"], temperature: float
+) -> Term:
+    """−log of the softmax over a picture's similarities to its own k texts, divided by `temperature`, at the target
+    (DiG-IN, Section 5: zero-shot attributes)."""
+
+    def term(scene: Scene) -> Float[Tensor, " b"]:
+        similarity = viewed(scene, clip.embed_images) @ texts.transpose(1, 2)
+        log_prob = (similarity / temperature).log_softmax(dim=-1)
+        return -log_prob[range(len(log_prob)), :, targets].mean(dim=1)
+
+    return term
+
+
+def unit_activation(classifier: Classifier, units: Sequence[Unit], signs: Float[Tensor, " b"]) -> Term:
+    """−s φ_n(x): the activation of each sample's own unit is raised where s = 1, lowered where s = −1 (DiG-IN, Eq. 6
+    and 22)."""
+
+    def term(scene: Scene) -> Float[Tensor, " b"]:
+        values = viewed(scene, lambda x: activations(classifier, x, units, scene.views.shape[1]))
+        return -signs.to(values) * values.mean(dim=(1, 2))
+
+    return term
+
+
+def npca_contribution(
+    classifier: Classifier, components: Sequence[tuple[Components, int]], signs: Float[Tensor, " b"]
+) -> Term:
+    """−s α_l(x): the contribution of each sample's own component is raised where s = 1, lowered where s = −1
+    (DiG-IN, App. G)."""
+
+    def term(scene: Scene) -> Float[Tensor, " b"]:
+        features = viewed(scene, lambda x: _features(classifier(x)))
+        values = [c.contributions(features[i])[:, index].mean() for i, (c, index) in enumerate(components)]
+        return -signs.to(features) * torch.stack(values)
+
+    return term
+
+
+def _features(response: Response) -> Tensor:
+    assert response.features is not None
+    return response.features

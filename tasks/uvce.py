@@ -3,86 +3,113 @@ picture for a classifier to call it something else."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from data.folder import square
-from runner.types import Anchor, Captioner, Classifier, Dataset, Edit, Example, Objective, Problem, article
-from tasks.distances import latent_distance, pixel_distance
-from tasks.targets import Choice, known_label, targets
-from tasks.terms import class_log_prob
+from data.selection import check_choice
+from runner.types import Anchor, Captioner, Classifier, Embedder, Objective, Pictures, Schedules, UserError, World
+from tasks.distances import distances
+from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
+from tasks.pictures import confidences, own_seed, slug, start, success_rate
+from tasks.targets import Choice, known_label
+from tasks.terms import class_log_prob, text_log_prob
 
 
 class Uvce:
-    """target: a rule of `tasks.targets` or a class name; weights: of the objective's terms (w_VAE = 25, w_PX = 250
-    in D.1.5); baseline: what answers instead of the method, see `runner.baselines`."""
+    """mode: one of `flips.QUESTIONS`; target: a rule of `tasks.targets` or a class name, in the mode `class`;
+    attribute: {source, target} phrases, in the mode `attribute`; temperature: of its softmax over the two prompts, None
+    for the CLIP model's own; seeds: answers per picture; prompt: template of a class's own picture;
+    weights: of the objective's terms (w_VAE = 25, w_PX = 250 in D.1.5); baseline: see `runner.baselines`."""
 
-    def __init__(self, target: str, baseline: str, weights: dict[str, float], captioner: Captioner) -> None:
-        self.target, self.baseline, self.weights, self.captioner = target, baseline, weights, captioner
+    def __init__(
+        self, mode: str, target: str, attribute: dict[str, str], temperature: float | None, keep: str, mask: str | None,
+        seeds: int, baseline: str, weights: dict[str, float], captioner: Captioner, prompt: str,
+    ) -> None:  # fmt: skip
+        self.mode = check_choice("task.mode", mode, QUESTIONS)
+        if seeds < 1:
+            raise UserError(f"task.seeds={seeds}: allowed are 1 and above")
+        self.wish, self.captioner = Wish(target, attribute, prompt, captioner), captioner
+        self.temperature, self.keep, self.mask, self.seeds = temperature, keep, mask, seeds
+        self.baseline, self.weights = baseline, weights
+        # The caption of an error names the true class already: there are no other words whose maps could be injected.
+        self.schedules: Schedules = {"inject": [0.0]} if mode == "error" else {}
 
-    def problems(
-        self, dataset: Dataset, classifier: Classifier, resolution: int, seed: int, limit: int | None
-    ) -> tuple[list[Problem], int]:
-        """One problem per picture and target, in the data set's order; only those within the limit are made."""
-        per_example = len(classifier.labels) - 1 if self.target == "all" else 1
-        total = len(dataset) * per_example
-        chosen = islice(self._problems(dataset, classifier, resolution, seed), limit)
-        return list(chosen), total
+    def problems(self, world: World) -> tuple[list[Flip], int | None]:
+        """One problem per picture, question and seed, in the data set's order; only those within the limit are made.
+        How many there are in all is only known where every picture asks the same number of questions."""
+        per_picture = (len(world.classifier.labels) - 1 if self.wish.target == "all" else 1) * self.seeds
+        found = list(islice(self._problems(world), world.limit))
+        if not found:
+            raise UserError(f"task.mode={self.mode}: none of the {len(world.dataset)} pictures asks this question")
+        return found, len(world.dataset) * per_picture if self.mode == "class" else None
 
-    def _problems(
-        self, dataset: Dataset, classifier: Classifier, resolution: int, seed: int
-    ) -> Iterator[Problem]:  # fmt: skip
-        for i in range(len(dataset)):
-            example = dataset[i]
-            source = known_label("data.label", example.label, classifier.labels)
-            own_seed = seed * 1_000_003 + i
-            choice = Choice(replace(example, label=source), dataset, classifier, own_seed)
-            for target in targets(self.target, choice):
-                yield Problem(
-                    name=f"{example.name}-{re.sub(r'[^a-z0-9]+', '-', target.lower())}", seed=own_seed,
-                    edit=replace_words(self.captioner(example), example, target),
-                    image=square(example.image, resolution),
-                    source=classifier.labels.index(source), target=classifier.labels.index(target),
-                )  # fmt: skip
+    def _problems(self, world: World) -> Iterator[Flip]:
+        for i in range(len(world.dataset)):
+            example = world.dataset[i]
+            fields = start(example, world.generator.resolution, self.keep, self.mask)
+            label = known_label("data.label", example.label, world.classifier.labels)
+            shown = replace(example, label=label, image=fields["image"])
+            choice = Choice(shown, world.dataset, world.classifier, own_seed(world.seed, i))
+            for question in QUESTIONS[self.mode](choice, self.wish):
+                for k in range(self.seeds):
+                    yield Flip(
+                        name=f"{example.name}-{slug(question.name)}" + (f"-{k}" if self.seeds > 1 else ""),
+                        seed=own_seed(world.seed, i, k), edit=question.edit, source=question.source,
+                        target=question.target, claim=question.claim, **fields,
+                    )  # fmt: skip
 
-    def objective(self, problems: Sequence[Problem], anchor: Anchor, classifier: Classifier) -> Objective:
-        """−log p_f(y|x) and the two distances of Eq. 4."""
+    def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:
+        """−log p(y|x), of the classifier's classes or of the two prompts, and the two distances of Eq. 4."""
         wanted = torch.tensor([p.target for p in problems])
-        terms = {
-            "class_log_prob": class_log_prob(classifier, wanted),
-            "latent_distance": latent_distance(anchor),
-            "pixel_distance": pixel_distance(anchor),
-        }
-        return {name: (self.weights[name], term) for name, term in terms.items()}
+        term = class_log_prob(classifier, wanted)
+        if self.mode == "attribute":
+            clip = embedder_of(classifier)
+            texts = torch.stack([clip.embed_texts([p.edit.source, p.edit.target]) for p in problems])
+            term = text_log_prob(clip, texts, wanted, self._temperature(clip))
+        return {"class_log_prob": (self.weights["class_log_prob"], term), **distances(anchor, self.weights)}
 
-    def measure(
-        self, problem: Problem, original: Float[Tensor, "3 h w"], best: Float[Tensor, "3 h w"], classifier: Classifier
-    ) -> dict[str, Any]:
+    def _temperature(self, clip: Embedder) -> float:
+        return 1 / clip.scale if self.temperature is None else self.temperature
+
+    def illustrate(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        return {}
+
+    def measure(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """Classes and confidences before and after, of the source, the target and whatever is predicted."""
-        with torch.no_grad():
-            before, after = classifier(torch.stack([original, best])).logits.float().softmax(dim=-1).cpu()
-        names = classifier.labels
-        classes = dict.fromkeys([problem.source, problem.target, int(before.argmax()), int(after.argmax())])
+        if self.mode == "attribute":
+            return self._measure_attribute(problem, pictures, embedder_of(classifier))
+        source, target = classifier.labels[problem.source], classifier.labels[problem.target]
+        found = confidences(classifier, pictures["before"], pictures["best"], [problem.source, problem.target])
+        return {"success": found["predicted_after"] == target, "source": source, "target": target, **found}
+
+    @torch.no_grad()
+    def _measure_attribute(self, problem: Flip, pictures: Pictures, clip: Embedder) -> dict[str, Any]:
+        """The same of the two prompts, each called by its phrase."""
+        names, prompts = (
+            (problem.edit.source_words, problem.edit.target_words),
+            (problem.edit.source, problem.edit.target),
+        )
+        similarity = (
+            clip.embed_images(torch.stack([pictures["before"], pictures["best"]])) @ clip.embed_texts(prompts).T
+        )
+        before, after = (similarity / self._temperature(clip)).softmax(dim=-1).tolist()
         return {
-            "success": int(after.argmax()) == problem.target,
-            "source": names[problem.source],
-            "target": names[problem.target],
-            "predicted_before": names[int(before.argmax())],
-            "predicted_after": names[int(after.argmax())],
-            "confidence_before": {names[c]: before[c].item() for c in classes},
-            "confidence_after": {names[c]: after[c].item() for c in classes},
-        }
+            "success": after[1] > after[0], "source": names[0], "target": names[1],
+            "predicted_before": names[before[1] > before[0]], "predicted_after": names[after[1] > after[0]],
+            "confidence_before": dict(zip(names, before, strict=True)),
+            "confidence_after": dict(zip(names, after, strict=True)),
+        }  # fmt: skip
 
-
-def replace_words(caption: str, example: Example, target: str) -> Edit:
-    """The caption with the target's name in the place of the class's; an article right before it follows the name."""
-    pattern = re.compile(rf"\b(an? )?{re.escape(example.label)}\b", flags=re.IGNORECASE)
-    changed = pattern.sub(lambda found: f"{article(target)} {target}" if found[1] else target, caption, count=1)
-    return Edit(caption, changed, example.label, target)
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Successes; with several seeds the mean spread of the target's confidence over a picture's answers."""
+        by_picture: dict[str, list[float]] = {}
+        for r in records:
+            by_picture.setdefault(f"{r['picture']} {r['target']}", []).append(r["confidence_after"][r["target"]])
+        spreads = [pstdev(values) for values in by_picture.values() if len(values) > 1]
+        return success_rate(records) | ({"confidence_spread": fmean(spreads)} if spreads else {})

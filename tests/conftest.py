@@ -14,11 +14,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from data import planted
-from models.diffusion import LatentDiffusion, MapWindow, NullText, Schedules
-from models.inversion_cache import InversionCache
+from models.caption import Template
+from models.diffusion import LatentDiffusion, MapWindow, NullText
 from models.segment import AttentionSegmenter, Softening
-from runner.types import Anchor, Controls, Edit, Problem, Response, Scene, Start
+from models.tensor_cache import TensorCache
+from runner.types import Anchor, Controls, Edit, Head, Problem, Response, Scene, Schedules, Start, UserError
 from scripts.tokenizer import train_tokenizer
+from tasks.flips import Flip
+from tasks.uvce import Uvce
 from tests.cli import NETWORK, Cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,8 +95,8 @@ def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDi
             "resolution": 16, "steps": 4, "guidance": 3.0, "last": 1, "recompute": "none",
             "maps": MapWindow(8, 0.0, 0.5, False),
             "softening": dict.fromkeys(("latents", "pixels"), Softening(0, 3, 0.7)),
-            "schedules": Schedules([0.3, 0.5], [0.0, 0.5]), "null_text": NullText(0.01, 3, 1e-5, 2e-5),
-            "segmenter": AttentionSegmenter(0.3, False), "cache": InversionCache(None),
+            "schedules": {"inject": [0.3, 0.5], "blend": [0.0, 0.5]}, "null_text": NullText(0.01, 3, 1e-5, 2e-5),
+            "segmenter": AttentionSegmenter(0.3, False), "cache": TensorCache(None),
             "lr_scale": {"latent": 1.0, "text": 1.0, "null": 1.0},
         }  # fmt: skip
         return LatentDiffusion(tiny_pipe, "tiny", **{**settings, **changes})
@@ -102,18 +105,32 @@ def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDi
 
 
 class TinyClassifier:
-    """Ten classes from the mean colours of a picture's quarters, by a fixed random matrix."""
+    """Ten classes from the mean colours of a picture's quarters, by a fixed random matrix.
+
+    Its modules are `quarters`, which gives the mean colours (b, 3, 2, 2), and `linear`, which gives the logits.
+    """
 
     labels: tuple[str, ...] = planted.CLASSES
     size = 16
     digest = "tiny"
+    domain: str | None = "planted"
+    map_module: str | None = "quarters"
 
     def __init__(self) -> None:
-        self.weight = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
+        self.weight = 20 * torch.randn(12, 10, generator=torch.Generator().manual_seed(0)).T
+        self.head: Head | None = Head(self.weight, torch.zeros(10))
 
     def __call__(self, images: torch.Tensor) -> Response:
-        features = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
-        return Response(20 * features @ self.weight.to(images.dtype), features)
+        return self.trace(images, [])[0]
+
+    def trace(self, images: torch.Tensor, modules: Sequence[str]) -> tuple[Response, dict[str, torch.Tensor]]:
+        maps = torch.nn.functional.adaptive_avg_pool2d(images, 2)
+        features = maps.flatten(1)
+        logits = features @ self.weight.T.to(images.dtype)
+        given = {"quarters.in": images, "quarters": maps, "linear.in": features, "linear": logits}
+        if unknown := [name for name in modules if name not in given]:
+            raise UserError(f"classifier: no module {unknown[0]}; nearest are quarters, linear")
+        return Response(logits, features), {name: given[name] for name in modules}
 
 
 @pytest.fixture
@@ -122,10 +139,10 @@ def tiny_classifier() -> TinyClassifier:
 
 
 @pytest.fixture
-def make_problems() -> Callable[[int], list[Problem]]:
+def make_problems() -> Callable[[int], list[Flip]]:
     """Planted pictures at 16 px with an exchange of class names of one to three words."""
 
-    def make(n: int) -> list[Problem]:
+    def make(n: int) -> list[Flip]:
         scenes = planted.draw(n, seed=7)
         images = torch.nn.functional.adaptive_avg_pool2d(planted.render(scenes).image, 16)
         problems = []
@@ -134,12 +151,27 @@ def make_problems() -> Callable[[int], list[Problem]]:
             target = (source + 1 + i) % 10 if (1 + i) % 10 else (source + 1) % 10
             text = planted.caption(scenes, i)
             names = planted.CLASSES[source], planted.CLASSES[target]
-            problems.append(
-                Problem(f"p{i}", 100 + i, Edit(text, text.replace(*names), *names), images[i], source, target)
-            )
+            edit = Edit(text, text.replace(*names), *names)
+            problem = Flip(
+                name=f"p{i}", seed=100 + i, edit=edit, image=images[i], picture=f"picture-{i}", keep="background",
+                source=source, target=target,
+            )  # fmt: skip
+            problems.append(problem)
         return problems
 
     return make
+
+
+def uvce(**changes: Any) -> Uvce:
+    """The counterfactual task with the settings of its YAML; keyword arguments replace them."""
+    settings: dict[str, Any] = {
+        "mode": "class", "target": "nearest", "attribute": {"source": "in snow", "target": "on sand"},
+        "temperature": None, "keep": "background", "mask": None, "seeds": 1, "baseline": "none",
+        "weights": {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0},
+        "captioner": Template("a photograph of {article} {label}"),
+        "prompt": "a photograph of {article} {label}",
+    }  # fmt: skip
+    return Uvce(**(settings | changes))
 
 
 def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> Anchor:
@@ -185,6 +217,7 @@ class Identity:
 
     resolution = 1
     digest = "identity"
+    recipe = "identity"
 
     def __init__(self, scenes: int = 1) -> None:
         self.scenes = scenes
@@ -193,8 +226,12 @@ class Identity:
     def check(self, problems: Sequence[Problem]) -> None:
         pass
 
-    def begin(self, problems: Sequence[Problem]) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
         raise NotImplementedError
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        """One grey level per seed: its last digit in tenths."""
+        return torch.tensor([seed % 10 / 10 for seed in seeds])[:, None, None, None].expand(-1, 3, 1, 1)
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         latent = controls["latent"] + controls.get("shift", torch.zeros(()))

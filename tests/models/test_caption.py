@@ -1,14 +1,25 @@
-"""What an inversion is told about a picture that nobody described."""
+"""What an inversion is told about a picture: by a template, by a file, or by a CLIP model that ranks words."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
-from models.caption import Template
-from runner.types import Example
+from models.caption import FileCaptions, Template, mentions
+from models.caption_clip import ClipRank, read_list
+from runner.types import Captioner, Example, UserError
 
-TEMPLATE = Template("a photograph of {article} {label}")
+TEMPLATE: Captioner = Template("a photograph of {article} {label}")
+
+
+def picture(label: str, name: str = "x", caption: str | None = None, colour: Sequence[float] = (0, 0, 0)) -> Example:
+    """A picture of one colour."""
+    return Example(name, torch.tensor(colour, dtype=torch.float32).view(3, 1, 1).expand(3, 16, 16), label, caption)
 
 
 @pytest.mark.parametrize(
@@ -21,8 +32,170 @@ TEMPLATE = Template("a photograph of {article} {label}")
     ],
 )
 def test_the_template_is_filled_with_name_and_article(label: str, caption: str) -> None:
-    assert TEMPLATE(Example("x", torch.zeros(3, 16, 16), label)) == caption
+    assert TEMPLATE.caption(picture(label)) == caption and not TEMPLATE.notes
+    assert TEMPLATE.objects(picture(label)) == [caption.removeprefix("a photograph of ")]
 
 
 def test_a_picture_keeps_its_own_caption() -> None:
-    assert TEMPLATE(Example("x", torch.zeros(3, 16, 16), "goldfish", "my goldfish at noon")) == "my goldfish at noon"
+    assert TEMPLATE.caption(picture("goldfish", caption="my goldfish at noon")) == "my goldfish at noon"
+
+
+def test_a_template_that_cannot_name_the_class_is_refused() -> None:
+    with pytest.raises(UserError, match="captioner.template=a .lable.: .* allowed placeholders are {article}, {label}"):
+        Template("a {lable}").caption(picture("goldfish"))
+    with pytest.raises(UserError, match="captioner.template: 'a picture' does not contain 'goldfish'"):
+        Template("a picture").caption(picture("goldfish"))
+    with pytest.raises(UserError, match="the caption of picture 'x': 'my pet' does not contain 'goldfish'"):
+        TEMPLATE.caption(picture("goldfish", caption="my pet"))
+
+
+@pytest.mark.parametrize(
+    ("caption", "found"),
+    [
+        ("a Rock Crab on sand", True),
+        ("sand, and on it a rock crab.", True),
+        ("a crab on a rock", False),
+        ("a rock with a crab", False),
+        ("rock crabs on sand", False),
+        ("", False),
+    ],
+)
+def test_the_class_name_is_looked_for_word_by_word(caption: str, found: bool) -> None:
+    assert mentions(caption, "rock crab") is found
+
+
+# --- captions from files -------------------------------------------------------------------------------------
+
+CSV = 'name,caption,objects\na,"a crab, on sand",a crab; sand ;\nb,a viaduct at  night,\n'
+JSON = {"a": {"caption": "a crab, on sand", "objects": ["a crab", "sand"]}, "b": "a viaduct at night"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """The same captions in both formats; the CSV as spreadsheets write it, with a mark before the first column."""
+    (tmp_path / "c.csv").write_text(CSV, encoding="utf-8-sig")
+    (tmp_path / "c.json").write_text(json.dumps(JSON))
+    return [str(tmp_path / "c.csv"), str(tmp_path / "c.json")]
+
+
+def test_captions_are_read_by_the_pictures_names(files: list[str]) -> None:
+    for file in files:
+        captioner: Captioner = FileCaptions(file)
+        assert captioner.caption(picture("crab", "a")) == "a crab, on sand"
+        assert captioner.objects(picture("crab", "a")) == ["a crab", "sand"]
+        assert captioner.caption(picture("viaduct", "b", caption="not this one")) == "a viaduct at night"
+        assert captioner.objects(picture("viaduct", "b")) == ["a viaduct"], "where none are listed, the class"
+
+
+def test_a_caption_that_is_missing_or_names_another_class_is_refused(files: list[str]) -> None:
+    for file in files:
+        with pytest.raises(UserError, match=f"captioner.path={file}: has no caption of picture 'c'; .* such as a, b"):
+            FileCaptions(file).caption(picture("crab", "c"))
+        with pytest.raises(UserError, match=f"{file}: the caption of picture 'b': '.*' does not contain 'crab'"):
+            FileCaptions(file).caption(picture("crab", "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("c.txt", "a crab", "allowed are files of kind .csv, .json"),
+        ("none.csv", None, "No such file.*wanted is a .csv or .json file"),
+        ("c.csv", b"\xff\xfe", "not UTF-8 text"),
+        ("c.csv", "picture,caption\na,b\n", "column name is missing"),
+        ("c.csv", "name,caption\na,b\na,c\n", "'a' stands there twice"),
+        ("c.csv", "name,caption\na\n", "cannot be read as name,caption"),
+        ("c.csv", "name,caption\n", "holds no caption"),
+        ("c.json", "{", "cannot be read as {name: caption}"),
+        ("c.json", "[1]", "cannot be read as {name: caption}"),
+        ("c.json", '{"a": 1}', "cannot be read as {name: caption}"),
+        ("c.json", '{"a": {"objects": []}}', "cannot be read as {name: caption}"),
+    ],
+)
+def test_a_file_that_is_written_otherwise_is_refused_in_one_line(
+    name: str, content: str | bytes | None, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=said) as caught:
+        FileCaptions(str(file))
+    assert str(caught.value).startswith(f"captioner.path={file}: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_has_to_be_named() -> None:
+    with pytest.raises(UserError, match="captioner.path is missing"):
+        FileCaptions(None)
+
+
+# --- words ranked by a CLIP model ----------------------------------------------------------------------------
+
+
+class Colours:
+    """An embedder that knows three words, each an axis: a picture's colour says how much of each it shows."""
+
+    digest, scale = "colours", 1.0
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.mean(dim=(2, 3)), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        self.asked.append(list(texts))
+        return torch.tensor([[float(word in text) for word in ("sand", "forest", "sea")] for text in texts])
+
+
+OBJECTS, PHRASES = ["sand", "a forest", "the sea"], ["on sand", "in a forest", "by the sea"]
+
+
+def rank(clip: Colours, top: int = 2, template: str = "a photograph of {article} {label} {phrase}") -> ClipRank:
+    return ClipRank(clip, OBJECTS, PHRASES, top, "a photograph of {object}", template)
+
+
+def test_the_best_words_are_taken_in_their_order() -> None:
+    captioner: Captioner = rank(Colours())
+    shown = picture("crab", colour=(0.2, 0.9, 0.4))
+    assert captioner.caption(shown) == "a photograph of a crab in a forest"
+    assert captioner.objects(shown) == ["a forest", "the sea"], "the best two of three"
+    other = picture("owl", colour=(0.5, 0.1, 0.8))
+    assert captioner.caption(other) == "a photograph of an owl by the sea"
+    assert captioner.objects(other) == ["the sea", "sand"]
+
+
+def test_equal_words_keep_the_order_of_their_list() -> None:
+    assert rank(Colours(), top=3).objects(picture("crab", colour=(0.5, 0.5, 0.5))) == OBJECTS
+
+
+def test_texts_are_embedded_once() -> None:
+    clip = Colours()
+    captioner = rank(clip)
+    for _ in range(3):
+        for label in ("crab", "owl"):
+            captioner.caption(picture(label, colour=(1, 0, 0)))
+            captioner.objects(picture(label, colour=(1, 0, 0)))
+    assert clip.asked == [
+        [f"a photograph of {name}" for name in OBJECTS],
+        [f"a photograph of a crab {phrase}" for phrase in PHRASES],
+        [f"a photograph of an owl {phrase}" for phrase in PHRASES],
+    ]
+
+
+def test_a_ranking_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="captioner.top=0: allowed are 1 and above"):
+        rank(Colours(), top=0)
+    with pytest.raises(UserError, match="captioner.template: .* does not contain 'crab'"):
+        rank(Colours(), template="a photograph {phrase}").caption(picture("crab"))
+    with pytest.raises(UserError, match="allowed placeholders are {phrase}, {article}, {label}"):
+        rank(Colours(), template="a {place}").caption(picture("crab"))
+    with pytest.raises(UserError, match="captioner.phrases: holds nothing"):
+        read_list("captioner.phrases", [" "])
+    with pytest.raises(
+        UserError, match=r"captioner.objects=.*none.txt: No such file.*allowed are a list, or a text file"
+    ):
+        read_list("captioner.objects", str(tmp_path / "none.txt"))
+
+
+def test_words_may_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("sand\n\n a forest \nthe sea\n")
+    assert read_list("captioner.objects", str(tmp_path / "words.txt")) == OBJECTS

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from diffusers import DDIMScheduler
 
 from models import steps
 from models.diffusion import LatentDiffusion
-from runner.types import Anchor, Controls, Problem, UserError
-from tests.conftest import double_precision, doubled
+from models.region import free
+from models.segment import Softening
+from runner.types import KEEP, Anchor, Controls, Edit, Problem, UserError
+from tasks.flips import Flip
+from tests.conftest import double_precision, doubled, rows_of
 
 Make = Callable[..., LatentDiffusion]
-Problems = Callable[[int], list[Problem]]
+Problems = Callable[[int], list[Flip]]
 
 
 def gradients(generator: LatentDiffusion, controls: Controls, anchor: Anchor) -> dict[str, torch.Tensor]:
@@ -56,7 +60,7 @@ def test_guidance_one_is_the_text_and_zero_the_null_prediction() -> None:
 
 @pytest.mark.parametrize("mode", ["step", "block"])
 def test_recomputed_gradient_equals_plain_gradient(mode: str, make_generator: Make, make_problems: Problems) -> None:
-    start = make_generator().begin(make_problems(2))
+    start = make_generator().begin(make_problems(2), {})
     anchor = replace(start.anchors[-1])  # with injection and blending
     plain = gradients(make_generator(), start.controls, anchor)
     generator = make_generator(recompute=mode)
@@ -70,7 +74,7 @@ def test_recomputed_gradient_equals_plain_gradient(mode: str, make_generator: Ma
 
 def test_gradient_agrees_with_finite_differences(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(steps=2)
-    start = generator.begin(make_problems(1))
+    start = generator.begin(make_problems(1), {})
     anchor = doubled(start.anchors[-1])
     controls = {name: value.double() for name, value in start.controls.items()}
 
@@ -92,18 +96,14 @@ def test_gradient_agrees_with_finite_differences(make_generator: Make, make_prob
 def test_a_batch_equals_its_samples(make_generator: Make, make_problems: Problems) -> None:
     problems = make_problems(8)
     generator = make_generator()
-    together = generator.begin(problems)
+    together = generator.begin(problems, {})
     grads = gradients(generator, together.controls, together.anchors[-1])
     for i in (0, 5):
-        alone = generator.begin(problems[i : i + 1])
+        alone = generator.begin(problems[i : i + 1], {})
         torch.testing.assert_close(alone.controls["latent"][0], together.controls["latent"][i], rtol=1e-4, atol=1e-4)
-        row = lambda value: value[i : i + 1]  # noqa: B023, E731
-        anchor = together.anchors[-1]
-        own = replace(
-            anchor, **{k: row(v) for k, v in vars(anchor).items() if isinstance(v, torch.Tensor)},
-            maps={layer: row(m) for layer, m in anchor.maps.items()},
-        )  # fmt: skip
-        mine = gradients(generator, {k: row(v) for k, v in together.controls.items()}, own)
+        row = slice(i, i + 1)
+        own = rows_of(together.anchors[-1], row)
+        mine = gradients(generator, {k: v[row] for k, v in together.controls.items()}, own)
         for name, value in mine.items():
             error = (value - grads[name][i : i + 1]).abs().max() / value.abs().max()
             assert error < 1e-5, (name, error)
@@ -111,7 +111,7 @@ def test_a_batch_equals_its_samples(make_generator: Make, make_problems: Problem
 
 def test_the_same_batch_gives_the_same_bits(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator()
-    first, second = (generator.begin(make_problems(4)) for _ in range(2))
+    first, second = (generator.begin(make_problems(4), {}) for _ in range(2))
     assert torch.equal(first.controls["latent"], second.controls["latent"])
     images = [generator(s.controls, s.anchors[-1])[-1].image for s in (first, second)]
     assert torch.equal(*images)
@@ -119,7 +119,7 @@ def test_the_same_batch_gives_the_same_bits(make_generator: Make, make_problems:
 
 def test_gradient_does_not_reach_the_networks_or_the_anchor(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator()
-    start = generator.begin(make_problems(1))
+    start = generator.begin(make_problems(1), {})
     gradients(generator, start.controls, start.anchors[0])
     for network in (generator.vae, generator.unet, generator.text_encoder):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
@@ -129,11 +129,11 @@ def test_gradient_does_not_reach_the_networks_or_the_anchor(make_generator: Make
 def test_null_text_inversion_reproduces_the_recorded_latents(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(null_text=make_generator().settings)
     problems = make_problems(2)
-    images = torch.stack([p.image for p in problems])
+    images = torch.stack([p.image for p in problems if p.image is not None])
     latent, null = generator.invert(images, [p.edit.source for p in problems])
     text = generator.embed([p.edit.source for p in problems])
-    fitted = generator.record(latent, text, null)[1][:, -1]
-    plain = generator.record(latent, text, generator.embed([""] * 2)[:, None].expand_as(null))[1][:, -1]
+    fitted = generator.record(latent, text, null, 0)[1][:, -1]
+    plain = generator.record(latent, text, generator.embed([""] * 2)[:, None].expand_as(null), 0)[1][:, -1]
     with torch.no_grad():
         encoded = generator.encode(images)
     assert ((fitted - encoded) ** 2).mean() < ((plain - encoded) ** 2).mean()
@@ -151,10 +151,171 @@ def test_a_caption_without_its_class_is_refused(make_generator: Make, make_probl
         make_generator().check([lost])
 
 
+def test_words_are_only_looked_for_where_they_are_used(make_generator: Make, make_problems: Problems) -> None:
+    problem = make_problems(1)[0]
+    lost = replace(problem, edit=Edit.unchanged("a photograph of something", "rock crab"))
+    for keep in ("all", "none"):
+        make_generator().check([replace(lost, keep=keep)])
+    make_generator().check([replace(lost, mask=torch.ones(1, 16, 16))])
+    changed = replace(lost, keep="all", edit=Edit("a photograph", "a viaduct", "rock crab", "viaduct"))
+    for bad in (lost, replace(lost, keep="foreground"), changed):
+        with pytest.raises(UserError, match="does not contain"):
+            make_generator().check([bad])
+
+
 def test_blending_holds_the_background(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(schedules=type(make_generator().schedules)([1.0], [1.0]))
-    start = generator.begin(make_problems(2))
+    start = generator.begin(make_problems(2), {})
     anchor = replace(start.anchors[0], latent_mask=torch.zeros_like(start.anchors[0].latent_mask))
     z = start.controls["latent"] + 1.0
     z, _ = generator.step(z, anchor.text[:, 0], anchor.null[:, 0], 0, anchor)
     torch.testing.assert_close(z, anchor.templates[:, 0])
+
+
+# --- pictures of prompts -------------------------------------------------------------------------------------
+
+PROMPT = "a photograph of a viaduct"
+
+
+def drawn(seed: int, prompt: str = PROMPT, **changes: Any) -> Problem:
+    """A problem without a picture, whose words stay."""
+    settings: dict[str, Any] = {
+        "name": f"d{seed}", "seed": seed, "edit": Edit.unchanged(prompt, "viaduct"), "image": None,
+        "picture": f"drawn-{seed}", "keep": "none",
+    }  # fmt: skip
+    return Problem(**(settings | changes))
+
+
+def test_a_sample_depends_on_its_own_prompt_and_seed_alone(make_generator: Make) -> None:
+    generator = make_generator()
+    prompts, seeds = [PROMPT, "a picture of a lifeboat", PROMPT], [3, 4, 5]
+    together = generator.sample(prompts, seeds)
+    assert together.shape == (3, 3, 16, 16) and 0 <= together.min() and together.max() <= 1
+    assert not together.requires_grad and torch.equal(generator.sample(prompts, seeds), together)
+    for i in range(3):
+        torch.testing.assert_close(generator.sample(prompts[i : i + 1], seeds[i : i + 1])[0], together[i])
+    assert not torch.allclose(together[0], together[2], atol=1e-3)
+    assert not torch.allclose(generator.sample(["a picture of a lifeboat"], [3])[0], together[0], atol=1e-4)
+
+
+def test_a_drawn_picture_is_the_sample_of_its_prompt_and_seed(make_generator: Make) -> None:
+    """And the chain at its start gives it, with its own maps injected or held as without: nothing is far from it."""
+    generator = make_generator()
+    start = generator.begin([drawn(3), drawn(4)], {"inject": [0.0, 1.0], "blend": [0.0, 1.0]})
+    assert len(start.anchors) == 4 and start.notes == [[], []]
+    for anchor in start.anchors:
+        torch.testing.assert_close(anchor.original, generator.sample([PROMPT] * 2, [3, 4]))
+        scene = generator(start.controls, anchor)[-1]
+        torch.testing.assert_close(scene.image, anchor.original)
+        torch.testing.assert_close(scene.latent, anchor.encoded)
+    assert torch.equal(start.controls["latent"], generator.noise([3, 4]))
+
+
+def test_held_by_its_own_chain_a_picture_stays_itself(make_generator: Make, make_problems: Problems) -> None:
+    """Where no word changes, maps injected and background held leave an inversion's picture as it is."""
+    problem = make_problems(1)[0]
+    own = replace(problem, edit=Edit.unchanged(problem.edit.source, problem.edit.source_words))
+    generator = make_generator()
+    start = generator.begin([own], {"inject": [0.0, 1.0], "blend": [0.0, 1.0]})
+    plain, *others = (generator(start.controls, anchor)[-1].image for anchor in start.anchors)
+    for other in others:
+        torch.testing.assert_close(other, plain)
+
+
+def test_drawn_and_given_pictures_share_a_batch(make_generator: Make, make_problems: Problems) -> None:
+    generator = make_generator()
+    problems: list[Problem] = [drawn(3, keep="background"), make_problems(1)[0], drawn(4)]
+    together = generator.begin(problems, {})
+    for i, problem in enumerate(problems):
+        alone = generator.begin([problem], {})
+        for name, value in alone.controls.items():
+            torch.testing.assert_close(value[0], together.controls[name][i], rtol=1e-4, atol=1e-4)
+        for mine, theirs in zip(alone.anchors, together.anchors, strict=True):
+            for name in ("original", "encoded", "mask", "latent_mask", "text", "null"):
+                torch.testing.assert_close(getattr(mine, name)[0], getattr(theirs, name)[i], rtol=1e-4, atol=1e-4)
+        assert list(together.notes[i]) == list(alone.notes[0])
+    given = together.anchors[0].original[1]
+    assert problems[1].image is not None and torch.equal(given, problems[1].image)
+    torch.testing.assert_close(together.anchors[0].encoded[1], generator.encode(problems[1].image[None])[0])
+
+
+def test_drawn_pictures_need_no_inversion_and_so_no_guidance(make_generator: Make, make_problems: Problems) -> None:
+    generator = make_generator(guidance=1.0)
+    generator.check([drawn(3)])
+    torch.testing.assert_close(generator.begin([drawn(3)], {}).anchors[0].original, generator.sample([PROMPT], [3]))
+    with pytest.raises(UserError, match=r"guidance=1"):
+        generator.check([drawn(3), *make_problems(1)])
+
+
+def test_a_recipe_names_all_that_a_sample_follows_from(make_generator: Make) -> None:
+    plain = make_generator().recipe
+    assert make_generator(last=2, recompute="step").recipe == plain
+    others = [make_generator(**change).recipe for change in ({"steps": 3}, {"guidance": 2.0}, {"resolution": 8})]
+    assert len({plain, *others}) == 4
+
+
+# --- what is free to change ----------------------------------------------------------------------------------
+
+
+class Halves:
+    """A segmenter whose masks are the left half, or nothing for pictures that are called so; it notes whom it is asked
+    about."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, images: torch.Tensor, maps: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        assert len(images) == len(maps) == len(names) and maps.shape[1:] == (1, 8, 8)
+        self.asked += names
+        masks = torch.zeros_like(images[:, :1])
+        masks[[i for i, name in enumerate(names) if name != "nothing"], :, :, :8] = 1.0
+        return masks
+
+
+SOFTENING = {"latents": Softening(0, 3, 0.7), "pixels": Softening(3, 0, 0.0)}
+
+
+def test_masks_are_made_where_something_has_to_be_found(make_generator: Make, make_problems: Problems) -> None:
+    """Each part of the region is softened its own way; of four kinds of `keep`, and one mask that the problem brings."""
+    halves = Halves()
+    generator = make_generator(segmenter=halves, softening=SOFTENING)
+    brought = torch.zeros(1, 16, 16)
+    brought[:, 4:12, 4:12] = 1.0
+    problems = [replace(p, keep=keep) for p, keep in zip(make_problems(4), KEEP, strict=True)]
+    problems.append(replace(make_problems(5)[4], keep="foreground", mask=brought))
+    start = generator.begin(problems, {})
+    assert halves.asked == [p.picture for p in problems if p.keep in ("background", "foreground") and p.mask is None]
+    masks = torch.zeros(5, 1, 16, 16)
+    masks[[KEEP.index("background"), KEEP.index("foreground")], :, :, :8] = 1.0
+    masks[4] = brought
+    region = {kind: free(soften(masks), masks, [p.keep for p in problems]) for kind, soften in SOFTENING.items()}
+    torch.testing.assert_close(start.anchors[0].mask, region["pixels"])
+    torch.testing.assert_close(start.anchors[0].latent_mask, torch.nn.functional.avg_pool2d(region["latents"], 2))
+    assert list(map(list, start.notes)) == [[]] * 5
+
+
+def test_no_maps_are_kept_that_nobody_needs(make_generator: Make, make_problems: Problems) -> None:
+    generator, problem = make_generator(), make_problems(1)[0]
+    for keep, inject, steps in (("none", 0.0, 0), ("background", 0.0, 2), ("none", 0.7, 3), ("background", 1.0, 4)):
+        maps = generator.begin([replace(problem, keep=keep)], {"inject": [inject]}).anchors[0].maps
+        assert {values.shape[1] for values in maps.values()} == ({steps} if steps else set()), (keep, inject)
+
+
+def test_an_empty_mask_is_told(make_generator: Make, make_problems: Problems) -> None:
+    generator = make_generator(segmenter=Halves())
+    problems = make_problems(2)
+    start = generator.begin([replace(problems[0], picture="nothing"), problems[1]], {})
+    assert start.anchors[0].mask[0].eq(1).all() and start.anchors[0].latent_mask[0].eq(1).all()
+    assert [len(notes) for notes in start.notes] == [1, 0] and "was empty" in start.notes[0][0]
+
+
+def test_a_tasks_schedules_replace_the_generators_own(make_generator: Make, make_problems: Problems) -> None:
+    generator, problems = make_generator(), make_problems(1)
+
+    def candidates(**schedules: list[float]) -> list[tuple[float, float]]:
+        anchors = generator.begin(problems, schedules).anchors
+        return [(round(a.inject.item(), 6), round(a.blend.item(), 6)) for a in anchors]
+
+    assert candidates() == [(0.3, 0.0), (0.3, 0.5), (0.5, 0.0), (0.5, 0.5)]
+    assert candidates(inject=[0.0]) == [(0.0, 0.0), (0.0, 0.5)]
+    assert candidates(inject=[0.2, 0.4], blend=[1.0]) == [(0.2, 1.0), (0.4, 1.0)]

@@ -11,9 +11,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
-from models.inversion_cache import InversionCache
 from models.invert import ddim_invert, null_text
 from models.steps import Schedule, ddim_schedule, ddim_step, guide
+from models.tensor_cache import TensorCache
 from runner.types import Problem
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -129,11 +129,11 @@ def test_guidance_one_leaves_the_null_text_without_a_gradient() -> None:
 def test_a_kept_inversion_gives_the_same_bits(
     make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Problem]], tmp_path: Path
 ) -> None:  # fmt: skip
-    generator, problems = make_generator(cache=InversionCache(str(tmp_path))), make_problems(2)
-    first = generator.begin(problems)
+    generator, problems = make_generator(cache=TensorCache(str(tmp_path))), make_problems(2)
+    first = generator.begin(problems, {})
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    second = generator.begin(problems)
-    plain = make_generator().begin(problems)
+    second = generator.begin(problems, {})
+    plain = make_generator().begin(problems, {})
     for start in (second, plain):
         for name, value in first.controls.items():
             assert torch.equal(start.controls[name], value)
@@ -148,7 +148,8 @@ def test_kept_inversions_are_found_by_everything_that_decides_them(
     make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Problem]],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    cache, problems = InversionCache(str(tmp_path)), make_problems(1)
+    cache, problems = TensorCache(str(tmp_path)), make_problems(1)
+    assert problems[0].image is not None
     image, prompt = problems[0].image[None], [problems[0].edit.source]
     make_generator(cache=cache).invert(image, prompt)
 
@@ -164,7 +165,25 @@ def test_kept_inversions_are_found_by_everything_that_decides_them(
     assert computed(image, prompt, guidance=2.0)
 
 
+def test_every_part_of_a_key_decides_it() -> None:
+    cache, values = TensorCache(None), torch.arange(4.0)
+    assert cache.key("a", values, 1) == cache.key("a", values.clone(), 1)
+    keys = [cache.key("a", values, 1), cache.key("a", values + 1, 1), cache.key("b", values, 1), cache.key("a", values)]
+    keys += [cache.key("a", "b"), cache.key("ab"), cache.key("b", "a"), cache.key(1), cache.key("1")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_rows_come_back_by_their_own_keys_and_only_together(tmp_path: Path) -> None:
+    cache = TensorCache(str(tmp_path / "deep"))
+    latent, rank = torch.rand(3, 2, 2), torch.arange(3)
+    cache.save(["a", "b", "c"], latent=latent, rank=rank)
+    found = cache.load(["c", "a"])
+    assert found is not None and torch.equal(found["latent"], latent[[2, 0]]) and found["rank"].tolist() == [2, 0]
+    assert cache.load(["a", "d"]) is None
+    assert {path.suffix for path in (tmp_path / "deep").iterdir()} == {".safetensors"}, "nothing half-written stays"
+
+
 def test_a_cache_without_a_folder_keeps_nothing() -> None:
-    cache = InversionCache(None)
+    cache = TensorCache(None)
     cache.save(["a"], latent=torch.zeros(1, 2))
     assert cache.load(["a"]) is None

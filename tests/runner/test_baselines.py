@@ -3,63 +3,195 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from models.diffusion import LatentDiffusion
+from models.guided import guided_sampling
 from models.pixels import PixelDescent
 from runner import optimize
+from runner.augment import RandomCrops
 from runner.baselines import BASELINES, contestant
+from runner.objective import evaluate
 from runner.optimize import Descent
-from runner.types import Problem, UserError
+from runner.run import Solver
+from runner.types import Anchor, Controls, Objective, UserError
+from runner.warn import Doubts
+from tasks.distances import pixel_distance
+from tasks.flips import Flip
 from tasks.terms import class_log_prob
-from tests.conftest import TinyClassifier
+from tests.conftest import TinyClassifier, uvce
 
 Make = Callable[..., LatentDiffusion]
-DESCENT = Descent(torch.optim.Adam, 4, {"latent": 0.1, "pixels": 0.01}, None, None, True)
+Problems = Callable[[int], list[Flip]]
+DESCENT = Descent(torch.optim.Adam, 4, {"latent": 0.1, "pixels": 0.01, "guidance": 0.2}, None, None, True)
+
+
+def objective_of(problems: list[Flip], sharpness: float = 1.0) -> Objective:
+    """The class alone, by a classifier that is less sure for a lower sharpness."""
+    classifier, targets = TinyClassifier(), torch.tensor([p.target for p in problems])
+    classifier.weight *= sharpness
+    return {"class_log_prob": (1.0, class_log_prob(classifier, targets))}
+
+
+def shifted(generator: LatentDiffusion, problems: list[Flip]) -> tuple[Controls, Anchor, Objective]:
+    """A batch's start, with offsets to the embeddings and with maps and background held for half of the chain."""
+    start = generator.begin(problems, {"inject": [0.5], "blend": [0.5]})
+    draw = torch.Generator().manual_seed(0)
+    controls = {
+        name: value if name == "latent" else 0.1 * torch.randn(value.shape, generator=draw)
+        for name, value in start.controls.items()
+    }
+    return controls, start.anchors[0], objective_of(problems, 0.05)
 
 
 def test_the_method_itself_and_its_start(make_generator: Make) -> None:
     generator = make_generator()
-    assert contestant("none", generator, DESCENT) == (generator, DESCENT)
-    same, descent = contestant("start_only", generator, DESCENT)
-    assert same is generator and descent.steps == 0 and descent.lr == DESCENT.lr
+    own = contestant("none", generator, DESCENT)
+    assert own.begin is own.generator is generator and own.descent == DESCENT
+    start = contestant("start_only", generator, DESCENT)
+    assert start.begin is start.generator is generator
+    assert start.descent.steps == 0 and start.descent.lr == DESCENT.lr
+
+
+@pytest.mark.parametrize("name", ["none", "start_only", "pixels"])
+def test_what_descends_begins_where_it_starts(name: str, make_generator: Make, make_problems: Problems) -> None:
+    one = contestant(name, make_generator(), DESCENT)
+    start = one.begin.begin(make_problems(1), {})
+    assert one.finish(start.controls, start.anchors[0], {}) is start.controls
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones(make_generator: Make) -> None:
-    with pytest.raises(UserError, match=r"task\.baseline=magic: allowed are none, start_only, pixels"):
+    with pytest.raises(UserError, match=r"task\.baseline=magic: allowed are none, start_only, pixels, guidance"):
         contestant("magic", make_generator(), DESCENT)
-    assert set(BASELINES) == {"none", "start_only", "pixels"}
+    assert set(BASELINES) == {"none", "start_only", "pixels", "guidance"}
 
 
-def test_pixels_start_at_the_original_and_descend(
-    make_generator: Make, make_problems: Callable[[int], list[Problem]]
-) -> None:  # fmt: skip
-    generator, descent = contestant("pixels", make_generator(), DESCENT)
-    assert isinstance(generator, PixelDescent)
-    problems = [p for p in make_problems(3) if p.target != int(TinyClassifier()(p.image[None]).logits.argmax())]
-    start = generator.begin(problems)
+# --- pixels --------------------------------------------------------------------------------------------------
+
+
+def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_problems: Problems) -> None:
+    plain = make_generator()
+    one = contestant("pixels", plain, DESCENT)
+    generator = one.generator
+    assert isinstance(generator, PixelDescent) and one.begin is generator
+    assert (generator.resolution, generator.digest, generator.recipe) == (plain.resolution, plain.digest, plain.recipe)
+    assert torch.equal(generator.sample(["a crab"], [3]), plain.sample(["a crab"], [3]))
+    pictures = [(p, p.image) for p in make_problems(3) if p.image is not None]
+    problems = [p for p, image in pictures if p.target != int(TinyClassifier()(image[None]).logits.argmax())]
+    start = generator.begin(problems, {})
     (anchor,) = start.anchors
-    assert torch.equal(start.controls["pixels"], torch.stack([p.image for p in problems]))
+    assert torch.equal(start.controls["pixels"], torch.stack([p.image for p in problems if p.image is not None]))
     assert start.controls["pixels"].data_ptr() != anchor.original.data_ptr()
     with torch.no_grad():
         (scene,) = generator(start.controls, anchor)
         torch.testing.assert_close(scene.latent, anchor.encoded)
-    objective = {
-        "class_log_prob": (1.0, class_log_prob(TinyClassifier(), torch.tensor([p.target for p in problems])))
-    }  # fmt: skip
     *_, state = optimize.optimise(
-        generator, anchor, objective, lambda scene, k: scene, descent, optimize.begin(start.controls)
+        generator, anchor, objective_of(problems), lambda scene, k: scene, one.descent, optimize.begin(start.controls)
     )
     assert (state.best_total < torch.tensor(state.history[0]["total"])).all()
 
 
 def test_pixels_outside_the_range_are_cut_and_keep_their_gradient(
-    make_generator: Make, make_problems: Callable[[int], list[Problem]]
-) -> None:  # fmt: skip
-    generator, _ = contestant("pixels", make_generator(), DESCENT)
-    anchor = generator.begin(make_problems(1)).anchors[0]
+    make_generator: Make, make_problems: Problems
+) -> None:
+    generator = contestant("pixels", make_generator(), DESCENT).generator
+    anchor = generator.begin(make_problems(1), {}).anchors[0]
     pixels = torch.full((1, 3, 16, 16), 1.5, requires_grad=True)
     (scene,) = generator({"pixels": pixels}, anchor)
     assert scene.image.max() == 1 and torch.autograd.grad(scene.image.sum(), pixels)[0].eq(1).all()
+
+
+# --- guidance of one sampling --------------------------------------------------------------------------------
+
+
+def test_guidance_without_strength_is_the_start(make_generator: Make, make_problems: Problems) -> None:
+    """To the last bit: with maps injected, background held and embeddings shifted."""
+    generator = make_generator()
+    controls, anchor, objective = shifted(generator, make_problems(2))
+    with torch.no_grad():
+        start = generator(controls, anchor)[-1].image
+    found = guided_sampling(generator, controls, anchor, lambda scene: evaluate(objective, scene).total, 0.0)
+    assert torch.equal(found, start)
+    one = contestant("guidance", generator, replace(DESCENT, lr={"guidance": 0.0}))
+    assert torch.equal(one.finish(controls, anchor, objective)["pixels"], start)
+
+
+def test_guidance_lowers_the_loss_and_more_of_it_lowers_it_more(make_generator: Make, make_problems: Problems) -> None:
+    generator, problems = make_generator(), make_problems(3)
+    controls, anchor, objective = shifted(generator, problems)
+    anchor = replace(anchor, latent_mask=torch.ones_like(anchor.latent_mask))
+
+    def loss(strength: float) -> torch.Tensor:
+        one = contestant("guidance", generator, replace(DESCENT, lr={"guidance": strength}))
+        with torch.no_grad():
+            scene = one.generator(one.finish(controls, anchor, objective), anchor)[-1]
+        return evaluate(objective, scene).total
+
+    losses = [loss(strength) for strength in (0.0, 0.1, 0.4)]
+    assert (losses[1] < losses[0]).all() and (losses[2] < losses[1]).all()
+
+
+def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, make_problems: Problems) -> None:
+    generator = make_generator()
+    controls, anchor, objective = shifted(generator, make_problems(2))
+    values = []
+    for sign in (1.0, -1.0):
+        turned = {name: (sign * weight, term) for name, (weight, term) in objective.items()}
+        one = contestant("guidance", generator, DESCENT)
+        with torch.no_grad():
+            scene = one.generator(one.finish(controls, anchor, turned), anchor)[-1]
+        values.append(evaluate(objective, scene).total)
+    assert (values[0] < values[1]).all()
+
+
+def test_guided_samples_do_not_know_of_each_other(make_generator: Make, make_problems: Problems) -> None:
+    generator, problems = make_generator(), make_problems(3)
+    together = contestant("guidance", generator, DESCENT)
+    controls, anchor, objective = shifted(generator, problems)
+    loud = {
+        "class_log_prob": (1.0, lambda scene: torch.tensor([1.0, 1e3, 1e-3]) * objective["class_log_prob"][1](scene))
+    }
+    plain, scaled = (together.finish(controls, anchor, o)["pixels"] for o in (objective, loud))
+    torch.testing.assert_close(plain, scaled, rtol=0, atol=1e-4)
+
+
+def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problems) -> None:
+    """With nothing free and the background held to the end, every latent but the last prediction is the template's."""
+    generator = make_generator()
+    controls, anchor, objective = shifted(generator, make_problems(1))
+    last = len(generator.schedule) - 1
+    held = replace(anchor, blend=torch.ones_like(anchor.blend), latent_mask=torch.zeros_like(anchor.latent_mask))
+    seen: list[torch.Tensor] = []
+    step = generator.step
+
+    def watched(z: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(z.detach())
+        return step(z, *rest)  # type: ignore[arg-type]
+
+    generator.step = watched  # type: ignore[method-assign, assignment]
+    guided_sampling(generator, controls, held, lambda scene: evaluate(objective, scene).total, 0.5)
+    assert len(seen) == last + 1
+    for i in range(1, last + 1):
+        torch.testing.assert_close(seen[i], anchor.templates[:, i - 1])
+
+
+def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Problems) -> None:
+    """Its answer is a picture, so that nothing is left to descend on; distances are measured as for the others."""
+    generator, problems = make_generator(), make_problems(2)
+    one = contestant("guidance", generator, DESCENT)
+    assert one.begin is generator and isinstance(one.generator, PixelDescent) and one.descent.steps == 0
+    task: Any = uvce()
+    answer = Solver(one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()))
+    controls, anchor, notes = answer.start(problems)
+    assert set(controls) == {"pixels"} and len(notes) == 2
+    (state,) = answer.states(problems, anchor, optimize.begin(controls))
+    assert state.finished and torch.equal(state.best["pixels"], controls["pixels"])
+    picture = answer.render(state.best, anchor)
+    assert torch.equal(picture, controls["pixels"]) and 0 <= picture.min() and picture.max() <= 1
+    with torch.no_grad():
+        (scene,) = one.generator(controls, anchor)
+    assert state.history[0]["pixel_distance"] == pytest.approx(pixel_distance(anchor)(scene).tolist())

@@ -126,6 +126,7 @@ def walk(console: Console) -> None:
     with progress(4, 1, console, Clock()) as shown:
         shown.batch(["crab", "shark", "[red]boat"])
         shown.phase("inverting")
+        shown.say("shark: the mask of '[bold]shark' was empty")
         for k in range(1, 21):
             shown.step(k, 20, loss=2.0 / k, confidence=0.05 * k)
         shown.finished(3)
@@ -137,6 +138,7 @@ def test_lines_without_a_terminal() -> None:
     assert stream.getvalue().splitlines() == [
         "batch of 3: crab, shark and 1 more",
         "  inverting",
+        "  shark: the mask of '[bold]shark' was empty",
         "  step 5/20  loss 0.400  confidence 0.25  ETA 0:00",
         "  step 10/20  loss 0.200  confidence 0.50  ETA 0:00",
         "  step 15/20  loss 0.133  confidence 0.75  ETA 0:00",
@@ -149,6 +151,8 @@ def test_bar_on_a_terminal() -> None:
     stream = io.StringIO()
     walk(Console(file=stream, force_terminal=True, width=100, color_system=None, legacy_windows=False))
     last = stream.getvalue().splitlines()[-3:-1]
+    said = [line for line in stream.getvalue().splitlines() if "shark: the mask of '[bold]shark' was empty" in line]
+    assert len(said) == 1, "said once, in words that mean nothing to the bar, and not drawn over"
     assert "4/4  ETA 0:00" in last[0]
     assert "step 20/20  loss 0.100  confidence 1.00" in last[1]
 

@@ -16,13 +16,14 @@ from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.objective import evaluate
 from runner.optimize import Descent, State
-from runner.types import Anchor, Controls, Generator, Objective, Problem, Scene
+from runner.types import Anchor, Controls, Generator, Objective, Scene
 from tasks.distances import latent_distance, pixel_distance
+from tasks.flips import Flip
 from tasks.terms import class_log_prob
 from tests.conftest import Identity, TinyClassifier, anchor_of, double_precision, doubled, rows_of
 
 Make = Callable[..., LatentDiffusion]
-Problems = Callable[[int], list[Problem]]
+Problems = Callable[[int], list[Flip]]
 TERMS = ("class_log_prob", "latent_distance", "pixel_distance")
 
 
@@ -52,7 +53,7 @@ def soft_classifier() -> TinyClassifier:
     return classifier
 
 
-def objective_of(anchor: Anchor, problems: list[Problem], *names: str) -> Objective:
+def objective_of(anchor: Anchor, problems: list[Flip], *names: str) -> Objective:
     """The named terms, or the whole objective, with weights of the paper's order."""
     targets = torch.tensor([p.target for p in problems])
     terms: dict[str, Any] = {
@@ -69,13 +70,13 @@ def held(anchor: Anchor) -> Anchor:
 
 
 @pytest.fixture
-def batch(make_generator: Make, make_problems: Problems) -> tuple[LatentDiffusion, Controls, Anchor, list[Problem]]:
+def batch(make_generator: Make, make_problems: Problems) -> tuple[LatentDiffusion, Controls, Anchor, list[Flip]]:
     generator, problems = make_generator(), make_problems(3)
-    start = generator.begin(problems)
+    start = generator.begin(problems, {})
     return generator, start.controls, held(start.anchors[0]), problems
 
 
-Batch = tuple[LatentDiffusion, Controls, Anchor, list[Problem]]
+Batch = tuple[LatentDiffusion, Controls, Anchor, list[Flip]]
 
 
 @pytest.mark.parametrize(("method", "rate"), [(torch.optim.Adam, 0.01), (torch.optim.SGD, 0.1)], ids=["adam", "sgd"])
@@ -302,7 +303,7 @@ def test_the_schedule_is_chosen_per_sample() -> None:
 
 def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(8)
-    start = generator.begin(problems)
+    start = generator.begin(problems, {})
     anchor = held(start.anchors[0])
     how = descent(steps=3, lr={"latent": 0.1, "text": 0.1, "null": 0.1})
     targets = torch.tensor([p.target for p in problems])
@@ -325,11 +326,11 @@ def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make,
 def test_a_sample_has_the_same_gradient_alone_and_among_eight(make_generator: Make, make_problems: Problems) -> None:
     """In double precision, where the order of a sum does not hide what the samples might do to each other."""
     generator, problems = make_generator(), make_problems(8)
-    start = generator.begin(problems)
+    start = generator.begin(problems, {})
     everyone = {name: value.double() for name, value in start.controls.items()}
     anchor = doubled(start.anchors[-1])
 
-    def gradients(anchor: Anchor, controls: Controls, problems: list[Problem]) -> dict[str, Tensor]:
+    def gradients(anchor: Anchor, controls: Controls, problems: list[Flip]) -> dict[str, Tensor]:
         leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
         total = evaluate(objective_of(anchor, problems), generator(leaves, anchor)[-1]).total.sum()
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))

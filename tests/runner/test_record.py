@@ -5,27 +5,39 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from runner.record import RunFolder, read_png, run_key, to_json, write, write_png
+from runner.record import PART_OF_THE_RUN, RunFolder, read_png, run_key, to_8_bits, to_json, write, write_png
+from runner.run import Parts
 
 CONFIG: dict[str, Any] = {
     "seed": 0, "limit": 4, "shard": {"index": 0, "count": 1}, "checkpoint": {"every": 5}, "device": "auto",
     "outputs": "outputs", "logger": {"mode": "offline"}, "command": "python run.py", "batch": 4,
     "generator": {
-        "steps": 20, "device": "auto", "cache": {"_target_": "models.inversion_cache.InversionCache", "folder": "a"},
+        "steps": 20, "device": "auto", "cache": {"_target_": "models.tensor_cache.TensorCache", "folder": "a"},
     },
     "optimizer": {"lr": {"text": 0.01}},
+    "task": {"clip": {"device": "auto", "path": "x"}, "items": [{"cache": "a"}, 1]},
+    "clip": {"path": "x"}, "environment": {"torch": "2"}, "name": "uvce/x",
 }  # fmt: skip
+
+
+def summed(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How a task may summarise: a count, and a mean that is not defined for some records."""
+    return {"answers": len(records), "mean": math.nan if len(records) < 2 else 0.5}
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"clip": {"path": "y"}}, {"environment": {"torch": "3"}}, {"name": "y"}, {"a new key": 1},
+        {"task": {"clip": {"device": "cpu", "path": "x"}, "items": [{"cache": "b"}, 1]}},
         {"limit": None}, {"shard": {"index": 1, "count": 2}}, {"checkpoint": {"every": 1}}, {"logger": {}},
         {"device": "cpu", "generator": CONFIG["generator"] | {"device": "cpu"}}, {"command": "python run.py limit=1"},
         {"outputs": "x", "generator": CONFIG["generator"] | {"cache": CONFIG["generator"]["cache"] | {"folder": "x"}}},
@@ -37,11 +49,22 @@ def test_what_does_not_change_a_result_is_no_part_of_the_key(change: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"batch": 8}, {"optimizer": {"lr": {"text": 0.02}}}, {"generator": {"steps": 10}}],
+    "change",
+    [
+        {"seed": 1}, {"batch": 8}, {"optimizer": {"lr": {"text": 0.02}}}, {"generator": {"steps": 10}}, {"threads": 2},
+        {"classifier": {"path": "x"}}, {"data": {"count": 3}}, {"augment": {"crops": 2}},
+        {"task": {"clip": {"device": "auto", "path": "y"}, "items": [{"cache": "a"}, 1]}},
+        {"task": {"clip": {"device": "auto", "path": "x"}, "items": [{"cache": "a"}, 2]}},
+    ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_what_changes_a_result_is(change: dict[str, Any]) -> None:
     assert run_key(CONFIG | change, ["w"]) != run_key(CONFIG, ["w"])
+    assert set(change) <= set(PART_OF_THE_RUN)
+
+
+def test_every_part_that_a_run_builds_is_in_the_key_or_changes_no_result() -> None:
+    assert set(Parts.__dataclass_fields__) - set(PART_OF_THE_RUN) == {"logger"}
 
 
 def test_the_weights_are_part_of_the_key_and_the_order_of_keys_is_not() -> None:
@@ -79,14 +102,40 @@ def test_results_stand_in_problem_order_and_the_status_counts_them(tmp_path: Pat
     for name in ("c", "a"):  # finished in another order than they stand in
         folder.write_result(name, {"name": name, "confidence": math.nan})
     folder.write_failure("b", "step 3: the term x is not finite")
-    status = folder.collect(["a", "b", "c", "d"], "running", "")
+    status = folder.collect(["a", "b", "c", "d"], "running", "", summed)
     lines = [json.loads(line) for line in (folder.path / "results.jsonl").read_text().splitlines()]
     assert lines == [{"name": "a", "confidence": None}, {"name": "c", "confidence": None}]
     assert status == json.loads((folder.path / "status.json").read_text())
     assert (status["done"], status["failed"], status["pending"], status["state"]) == (2, 1, 1, "running")
     assert status["failures"] == [{"name": "b", "error": "step 3: the term x is not finite"}]
     assert [folder.done(name) for name in "abcd"] == [True, True, True, False]
+    assert json.loads((folder.path / "summary.json").read_text()) == {"answers": 2, "mean": 0.5}
     assert not list(folder.path.rglob("*.tmp"))
+
+
+def test_the_summary_is_of_the_finished_problems_in_their_order(tmp_path: Path) -> None:
+    folder, seen = RunFolder(tmp_path), list[list[str]]()
+
+    def watched(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        seen.append([record["name"] for record in records])
+        return summed(records)
+
+    folder.collect(["a", "b"], "running", "", watched)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"answers": 0, "mean": None}
+    for name in ("b", "a"):
+        folder.write_result(name, {"name": name})
+        folder.collect(["a", "b"], "running", "", watched)
+    assert seen == [[], ["b"], ["a", "b"]]
+    folder.write_result("c", {"name": "c"})  # of a longer run in the same folder
+    assert folder.collect(["a", "b"], "done", "", watched)["state"] == "done" and seen[-1] == ["a", "b"]
+
+
+def test_a_picture_with_one_channel_is_saved_as_one(tmp_path: Path) -> None:
+    mask = torch.tensor([[[0.0, 1.0], [0.5, 0.2]]])
+    write_png(tmp_path / "m.png", mask)
+    assert Image.open(tmp_path / "m.png").mode == "L"
+    assert (read_png(tmp_path / "m.png") - mask).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(read_png(tmp_path / "m.png")[:1], to_8_bits(mask))
 
 
 def test_the_first_command_stays_in_the_configuration(tmp_path: Path) -> None:

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from data import planted
 from models.zoo import SHIPPED, load_shipped
-from scripts.measure_classifier import tie_facts
+from scripts.corpora import planted_corpus
+from scripts.measure_classifier import ROOT, accuracies, accuracy_attacked, shipped_classifiers, tie_facts
+
+UNTIED = ("planted_clean", "planted_clean2", "planted_vit", "planted_robust")
+TIED = ("planted_shortcut", "planted_shortcut2", "planted_seresnet")
 
 
-def test_facts_agree_with_a_second_measurement() -> None:
-    facts = json.loads((SHIPPED / "facts.json").read_text())
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    return json.loads((SHIPPED / "facts.json").read_text())
+
+
+def test_every_shipped_classifier_is_measured_and_can_be_chosen(facts: dict[str, Any]) -> None:
+    assert set(facts["classifiers"]) == set(shipped_classifiers()) == {*UNTIED, *TIED, "planted_weak"}
+    for name, stated in facts["classifiers"].items():
+        chosen = instantiate(OmegaConf.load(ROOT / "conf" / "classifier" / f"{name}.yaml"))
+        assert chosen.digest == stated["digest"], f"{name} was retrained: run `{facts['command']}`"
+        assert stated["digest"] in (SHIPPED / name / "README.md").read_text()
+
+
+def test_facts_agree_with_a_second_measurement(facts: dict[str, Any]) -> None:
     n = 300
     for name, stated in facts["classifiers"].items():
         classifier = load_shipped(SHIPPED / name)
-        assert stated["digest"] == classifier.digest, f"{name} was retrained: run `{facts['command']}`"
         for tied, values in stated["ties"].items():
             again = tie_facts(classifier, tied, n, planted.SPLIT_SEEDS["validation"])
             for key, value in again.items():
@@ -22,9 +43,36 @@ def test_facts_agree_with_a_second_measurement() -> None:
     assert set(facts["planted"]) == set(planted.SHORTCUTS)
 
 
-def test_the_shortcut_shows_and_the_clean_classifier_has_none() -> None:
-    classifiers = json.loads((SHIPPED / "facts.json").read_text())["classifiers"]
-    for name, values in classifiers["planted_shortcut"]["ties"].items():
-        assert 0.1 <= values["recall_without_cue"] <= 0.6 and values["cue_alone"] >= 0.8, (name, values)
-    for name, values in classifiers["planted_clean"]["ties"].items():
-        assert abs(values["recall_with_cue"] - values["recall_without_cue"]) <= 0.03, (name, values)
+@pytest.mark.parametrize("name", sorted(shipped_classifiers()))
+def test_a_classifier_reaches_the_accuracy_of_its_card_and_of_the_facts(name: str, facts: dict[str, Any]) -> None:
+    stated = re.search(r"\| as they are \| ([\d.]+)% \|", (SHIPPED / name / "README.md").read_text())
+    assert stated is not None
+    fresh = planted_corpus(300, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
+    measured = accuracies(load_shipped(name), fresh, fresh.images)["class"]
+    assert abs(measured - float(stated[1]) / 100) < 0.09
+    assert abs(measured - facts["classifiers"][name]["accuracy"]) < 0.09
+
+
+def test_the_shortcuts_show_and_the_others_have_none(facts: dict[str, Any]) -> None:
+    for classifier in TIED:
+        for name, values in facts["classifiers"][classifier]["ties"].items():
+            assert 0.1 <= values["recall_without_cue"] <= 0.6 and values["cue_alone"] >= 0.8, (classifier, name, values)
+    for classifier in UNTIED:
+        for name, values in facts["classifiers"][classifier]["ties"].items():
+            lean = values["recall_with_cue"] - values["recall_without_cue"]
+            assert abs(lean) <= 0.03, (classifier, name, values)
+
+
+def test_the_weak_classifier_errs_often_and_the_transformer_seldom(facts: dict[str, Any]) -> None:
+    accuracy = {name: values["accuracy"] for name, values in facts["classifiers"].items()}
+    assert 0.75 <= accuracy["planted_weak"] <= 0.88 and accuracy["planted_vit"] >= 0.97
+
+
+def test_the_robust_classifier_withstands_an_attack_that_fools_the_clean_one(facts: dict[str, Any]) -> None:
+    attack = facts["attack"]
+    assert attack["epsilon"] == shipped_classifiers()["planted_robust"]["adversarial"]["epsilon"]
+    fresh = planted_corpus(60, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
+    for name in ("planted_clean", "planted_robust"):
+        again = accuracy_attacked(load_shipped(name), fresh.images, fresh.targets[:, 0], attack["epsilon"])
+        assert abs(again - attack["accuracy"][name]) < 0.15
+    assert attack["accuracy"]["planted_robust"] > attack["accuracy"]["planted_clean"] + 0.3

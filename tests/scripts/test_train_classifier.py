@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data import planted
-from models.zoo import load_shipped, shipped_oracle
+from models.zoo import SHIPPED, load_shipped, shipped_oracle
 from scripts import train_classifier
 
 TINY = [
@@ -35,6 +35,16 @@ def test_training_is_reproducible(tmp_path: Path) -> None:
     assert load_shipped(tmp_path / "a").digest == load_shipped(tmp_path / "b").digest
 
 
+def test_attacked_pictures_train_other_weights_and_a_radius_of_zero_the_same(tmp_path: Path) -> None:
+    for name, attack in {"none": [], "zero": ["adversarial.steps=9"], "robust": ["adversarial.epsilon=2.0"]}.items():
+        train_classifier.main([*TINY, f"out={tmp_path / name}", *attack])
+    none, zero, robust = (load_shipped(tmp_path / name).digest for name in ("none", "zero", "robust"))
+    assert none == zero != robust
+    assert json.loads((tmp_path / "robust" / "config.json").read_text())["adversarial"]["epsilon"] == 2.0
+    assert "under L2 PGD" in (tmp_path / "robust" / "README.md").read_text()
+    assert "under L2 PGD" not in (tmp_path / "none" / "README.md").read_text()
+
+
 def test_an_oracle_has_one_head_per_factor(tmp_path: Path) -> None:
     train_classifier.main([*TINY, f"out={tmp_path}", "name=oracle_convnext"])
     oracle = shipped_oracle(tmp_path)
@@ -56,6 +66,21 @@ def test_another_architecture_is_not_continued(tmp_path: Path) -> None:
 def test_wrong_arguments_end_in_one_line(argument: str, said: str) -> None:
     with pytest.raises(SystemExit, match=said):
         train_classifier.configure([argument])
+
+
+@pytest.mark.parametrize("name", sorted(train_classifier.read_defaults().presets))
+def test_a_preset_composes_and_is_what_the_shipped_network_was_trained_by(name: str) -> None:
+    cfg = train_classifier.configure([f"name={name}"])
+    config = SHIPPED / name / "config.json"
+    if not config.is_file():  # a preset whose network is not shipped
+        assert cfg.data != "planted"
+        return
+    shipped = json.loads(config.read_text())
+    for key in ("architecture", "confusion"):
+        assert shipped[key] == cfg[key]
+    for key in ("kwargs", "strength", "adversarial"):
+        assert shipped[key] == train_classifier.plain(cfg[key])
+    assert list(shipped["heads"]) == list(cfg.heads)
 
 
 def test_presets_and_command_line() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runner.types import Anchor, Scene
-from tasks.distances import latent_distance, pixel_distance
+from tasks.distances import distances, latent_distance, pixel_distance
 from tests.conftest import anchor_of
 
 
@@ -55,3 +55,16 @@ def test_the_mask_multiplies_the_square(anchor: Anchor) -> None:
     changed = scene(anchor)
     changed.image.add_(0.2)
     assert pixel_distance(half)(changed).tolist() == pytest.approx([0.5 * 0.04] * 2, rel=1e-5)
+
+
+def test_both_distances_go_by_their_own_weights(anchor: Anchor) -> None:
+    changed = scene(anchor)
+    changed.image[0, 1, 2, 3] += 0.5
+    changed.latent[1, 0, 0, 1] += 2.0
+    weights = {"latent_distance": 25.0, "pixel_distance": 250.0, "class_log_prob": 1.0}
+    found = distances(anchor, weights)
+    assert {name: weight for name, (weight, _) in found.items()} == {"latent_distance": 25.0, "pixel_distance": 250.0}
+    assert found["latent_distance"][1](changed).tolist() == pytest.approx([0.0, 4 / 16])
+    assert found["pixel_distance"][1](changed).tolist() == pytest.approx([0.25 / 48, 0.0])
+    with pytest.raises(KeyError):
+        distances(anchor, {"latent_distance": 25.0})

@@ -1,47 +1,71 @@
-"""Which problems the task poses, how prompts change, and what is reported."""
+"""Which problems the task poses, in each of its modes, and what is reported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from data.planted import CLASSES, PlantedDataset
 from models.caption import Template
 from models.diffusion import LatentDiffusion
-from runner.types import Example, Problem, UserError
-from tasks.uvce import Uvce, replace_words
-from tests.conftest import TinyClassifier
+from runner.types import Classifier, Edit, Embedder, Example, Scene, UserError, World
+from tasks.flips import QUESTIONS, Flip, embedder_of
+from tasks.pictures import own_seed
+from tasks.uvce import Uvce
+from tests.conftest import Identity, TinyClassifier, anchor_of, uvce
 
 WEIGHTS = {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0}
-TEMPLATE = Template("a photograph of {article} {label}")
 
 
-def uvce(**changes: Any) -> Uvce:
-    settings: dict[str, Any] = {"target": "nearest", "baseline": "none", "weights": WEIGHTS, "captioner": TEMPLATE}
-    return Uvce(**(settings | changes))
+class Given:
+    """A data set of these pictures; of one if nothing else is said."""
 
-
-class One:
-    """A data set of one picture."""
-
-    def __init__(self, label: str, caption: str | None = None, side: int = 16) -> None:
-        self.labels, self.example = (label,), Example("mine", torch.rand(3, side, side + 4), label, caption)
+    def __init__(self, *examples: Example) -> None:
+        self.examples = examples
+        self.labels: tuple[str, ...] = tuple(sorted({example.label for example in examples}))
+        self.digest = "given"
 
     def __len__(self) -> int:
-        return 1
+        return len(self.examples)
 
     def __getitem__(self, i: int) -> Example:
-        return self.example
+        return self.examples[i]
+
+    def rows(self, label: str) -> list[int]:
+        return [i for i, example in enumerate(self.examples) if example.label.lower() == label.lower()]
 
     def nearest(self, label: str) -> str | None:
         return None
 
 
-def pose(task: Uvce, dataset: Any, seed: int = 0, limit: int | None = None) -> tuple[list[Problem], int]:
-    return task.problems(dataset, TinyClassifier(), 16, seed, limit)
+def example(label: str, caption: str | None = None, name: str = "mine", seed: int = 0, side: int = 16) -> Example:
+    draw = torch.Generator().manual_seed(seed)
+    return Example(name, torch.rand(3, side, side + 4, generator=draw), label, caption)
+
+
+class Sized(Identity):
+    resolution = 16
+
+
+def pose(
+    task: Uvce, dataset: Any, seed: int = 0, limit: int | None = None, classifier: Classifier | None = None
+) -> tuple[list[Flip], int | None]:
+    return task.problems(World(dataset, classifier or TinyClassifier(), Sized(), seed, limit))
+
+
+def top_class(example: Example) -> int:
+    """What the tiny classifier calls the middle of a picture, as the task shows it."""
+    return int(TinyClassifier()(example.image[None, :, :, 2:-2]).logits.argmax())
+
+
+# --- to another class ----------------------------------------------------------------------------------------
 
 
 def test_one_problem_per_picture_in_the_data_sets_order() -> None:
@@ -51,7 +75,8 @@ def test_one_problem_per_picture_in_the_data_sets_order() -> None:
         f"{data[i].name}-{CLASSES[p.target].replace(' ', '-')}" for i, p in enumerate(problems)
     ]
     for i, problem in enumerate(problems):
-        assert CLASSES[problem.source] == data[i].label and problem.image.shape == (3, 16, 16)
+        assert problem.image is not None and problem.image.shape == (3, 16, 16)
+        assert CLASSES[problem.source] == data[i].label and problem.picture == data[i].name
         assert data.nearest(data[i].label) == CLASSES[problem.target]
         assert problem.edit.source == data[i].caption
         assert problem.edit.source.replace(problem.edit.source_words, "X") == problem.edit.target.replace(
@@ -69,6 +94,16 @@ def test_a_limit_takes_the_first_and_still_counts_all() -> None:
     assert len({p.name for p in everything}) == 72 and all(p.source != p.target for p in everything)
 
 
+def test_only_pictures_within_the_limit_are_looked_at() -> None:
+    class Watched(Given):
+        def __getitem__(self, i: int) -> Example:
+            assert i == 0, "a large data set must not be decoded"
+            return super().__getitem__(i)
+
+    problems, total = pose(uvce(target="viaduct"), Watched(*[example("rock crab")] * 1000), limit=1)
+    assert len(problems) == 1 and total == 1000
+
+
 def test_seeds_draw_others() -> None:
     data = PlantedDataset("test", 4, 0)
     seeds = [{p.seed for p in pose(uvce(), data, seed)[0]} for seed in (0, 1)]
@@ -77,55 +112,217 @@ def test_seeds_draw_others() -> None:
 
 @pytest.mark.parametrize("rule", ["confusion", "random", "viaduct", "all"])
 def test_a_label_may_be_written_in_any_case(rule: str) -> None:
-    problems, _ = pose(uvce(target=rule), One("Rock Crab"))
+    problems, _ = pose(uvce(target=rule), Given(example("Rock Crab")))
     assert {CLASSES[p.source] for p in problems} == {"rock crab"}
     assert all(p.target != p.source for p in problems)
     assert problems[0].edit.target == f"a photograph of a {CLASSES[problems[0].target]}"
 
 
+def test_confusion_is_of_the_picture_as_the_generator_shows_it() -> None:
+    wide = example("rock crab")
+    order = TinyClassifier()(wide.image[None, :, :, 2:-2]).logits[0].argsort(descending=True).tolist()
+    strongest = next(k for k in order if CLASSES[k] != "rock crab")
+    assert [p.target for p in pose(uvce(target="confusion"), Given(wide))[0]] == [strongest]
+
+
 def test_bad_labels_and_targets_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.label=rock carb.*nearest are rock crab"):
-        pose(uvce(target="viaduct"), One("rock carb"))
+        pose(uvce(target="viaduct"), Given(example("rock carb")))
     with pytest.raises(UserError, match=r"task\.target=lifebat.*lifeboat"):
-        pose(uvce(target="lifebat"), One("rock crab"))
+        pose(uvce(target="lifebat"), Given(example("rock crab")))
     with pytest.raises(UserError, match="already"):
-        pose(uvce(target="rock crab"), One("ROCK crab"))
+        pose(uvce(target="rock crab"), Given(example("ROCK crab")))
     with pytest.raises(UserError, match=r"task\.target=nearest"):
-        pose(uvce(target="nearest"), One("rock crab"))
-
-
-def test_the_caption_says_what_changes() -> None:
-    example = Example("x", torch.zeros(3, 16, 16), "rock crab")
-    edit = replace_words("an image of a Rock Crab by a rock", example, "steel arch bridge")
-    assert (edit.source, edit.target) == (
-        "an image of a Rock Crab by a rock", "an image of a steel arch bridge by a rock",
-    )  # fmt: skip
-    assert (edit.source_words, edit.target_words) == ("rock crab", "steel arch bridge")
-    part_of_a_word = replace_words("a rock crabs", example, "viaduct")
-    assert part_of_a_word.target == "a rock crabs", "names are whole words"
+        pose(uvce(target="nearest"), Given(example("rock crab")))
 
 
 @pytest.mark.parametrize(
-    ("caption", "label", "target", "changed"),
+    ("changes", "said"),
     [
-        ("a photograph of an airplane", "airplane", "deer", "a photograph of a deer"),
-        ("a photograph of a deer", "deer", "airplane", "a photograph of an airplane"),
-        ("an image of a red deer", "deer", "airplane", "an image of a red airplane"),
-        ("two deer", "deer", "airplane", "two airplane"),
-        ("banana deer", "deer", "airplane", "banana airplane"),
-        ("a deer", "deer", "dog", "a dog"),
+        ({"mode": "colour"}, r"task\.mode=colour: allowed are class, error, attribute"),
+        ({"seeds": 0}, r"task\.seeds=0: allowed are 1 and above"),
+        ({"keep": "sky"}, r"task\.keep=sky: allowed are background, foreground, all, none"),
+        ({"prompt": "a {lable}"}, r"a \{lable\}.*allowed fields are \{article\} and \{label\}"),
     ],
+    ids=["mode", "seeds", "keep", "prompt"],
 )
-def test_an_article_right_before_the_name_follows_it(caption: str, label: str, target: str, changed: str) -> None:
-    assert replace_words(caption, Example("x", torch.zeros(3, 16, 16), label), target).target == changed
+def test_bad_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        pose(uvce(target="viaduct", **changes), Given(example("rock crab")))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_claim_is_the_targets_own_picture() -> None:
+    """What the generator draws of the target's name alone, and the class that it should have."""
+    for problem in pose(uvce(target="all", prompt="{article} {label}, drawn"), Given(example("rock crab")))[0]:
+        assert problem.claim == (f"a {CLASSES[problem.target]}, drawn", problem.target)
+
+
+# --- seeds, keep and mask ------------------------------------------------------------------------------------
+
+
+def test_several_seeds_ask_the_same_and_begin_elsewhere() -> None:
+    data = PlantedDataset("test", 3, 0)
+    once, _ = pose(uvce(), data)
+    problems, total = pose(uvce(seeds=3), data)
+    assert total == len(problems) == 9
+    assert [p.name for p in problems] == [f"{p.name}-{k}" for p in once for k in range(3)]
+    assert len({p.seed for p in problems}) == 9 and [p.seed for p in problems[::3]] == [p.seed for p in once]
+    for i, problem in enumerate(problems):
+        assert (problem.target, problem.picture) == (once[i // 3].target, once[i // 3].picture)
+
+
+def test_questions_have_seeds_of_their_own() -> None:
+    seeds = [own_seed(seed, i, k) for seed in range(5) for i in range(200) for k in range(5)]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("keep", ["background", "foreground", "all", "none"])
+def test_what_is_to_be_kept_is_said_of_every_problem(keep: str) -> None:
+    assert {p.keep for p in pose(uvce(keep=keep), PlantedDataset("test", 2, 0))[0]} == {keep}
+
+
+def test_a_mask_that_the_user_drew_belongs_to_every_problem(tmp_path: Path) -> None:
+    drawn = np.zeros((16, 16), dtype=np.uint8)
+    drawn[2:5, 3:9] = 255
+    Image.fromarray(drawn).save(tmp_path / "m.png")
+    problems, _ = pose(uvce(target="all", mask=str(tmp_path / "m.png")), Given(example("rock crab")))
+    for problem in problems:
+        assert problem.mask is not None and torch.equal(problem.mask, torch.from_numpy(drawn)[None] / 255)
+    assert all(p.mask is None for p in pose(uvce(target="all"), Given(example("rock crab")))[0])
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (16, 17)).save(tmp_path / "m.png")
+    with pytest.raises(UserError, match=r"task\.mask=.*m\.png: 16 x 17 pixels; wanted are 16 x 16"):
+        pose(uvce(target="viaduct", mask=str(tmp_path / "m.png")), Given(example("rock crab")))
+
+
+# --- from an error to the truth ------------------------------------------------------------------------------
+
+
+def test_only_errors_are_asked_about_and_their_target_is_the_truth() -> None:
+    pictures = [example("rock crab", name=f"x{i}", seed=i) for i in range(12)]
+    shown = [top_class(picture) for picture in pictures]
+    right = Example("right", pictures[3].image, CLASSES[shown[3]])
+    problems, total = pose(uvce(mode="error"), Given(right, *pictures))
+    wrong = [(p, k) for p, k in zip(pictures, shown, strict=True) if CLASSES[k] != "rock crab"]
+    assert total is None, "how many errors there are is not known before all pictures were looked at"
+    assert [p.picture for p in problems] == [p.name for p, _ in wrong] and wrong
+    for problem, (_, called) in zip(problems, wrong, strict=True):
+        assert (problem.source, CLASSES[problem.target]) == (called, "rock crab")
+        assert problem.edit == Edit.unchanged("a photograph of a rock crab", "rock crab"), "no word changes"
+        assert problem.claim == ("a photograph of a rock crab", problem.target)
+        assert problem.name == f"{problem.picture}-rock-crab"
+
+
+def test_an_error_injects_no_maps_and_leaves_the_blending_to_the_generator() -> None:
+    assert uvce(mode="error").schedules == {"inject": [0.0]}
+    assert uvce().schedules == uvce(mode="attribute").schedules == {}
+
+
+def test_a_limit_counts_errors() -> None:
+    pictures = [example("rock crab", name=f"x{i}", seed=i) for i in range(12)]
+    all_of_them, _ = pose(uvce(mode="error"), Given(*pictures))
+    some, _ = pose(uvce(mode="error"), Given(*pictures), limit=2)
+    assert [p.name for p in some] == [p.name for p in all_of_them[:2]]
+
+
+def test_no_errors_are_said_in_one_line() -> None:
+    picture = example("x")
+    right = Example("right", picture.image, CLASSES[top_class(picture)])
+    with pytest.raises(UserError, match=r"task\.mode=error: none of the 1 pictures asks this question"):
+        pose(uvce(mode="error"), Given(right))
+
+
+# --- to another attribute ------------------------------------------------------------------------------------
+
+
+class Weather:
+    """An embedder that knows two phrases: blue pictures are of the first, red ones of the second."""
+
+    digest, scale = "weather", 4.0
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.mean(dim=(2, 3))[:, [2, 0]], dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([[float(phrase in text.lower()) for phrase in ("in snow", "on sand")] for text in texts])
+
+
+class ZeroShot(TinyClassifier):
+    """A classifier that has an embedder."""
+
+    clip: Embedder = Weather()
+
+
+def coloured(red: float, blue: float) -> Tensor:
+    return torch.tensor([red, 0.0, blue])[:, None, None].expand(3, 16, 16)
+
+
+SNOW = "a photograph of a viaduct In Snow at noon"
+
+
+def test_only_captions_with_the_phrase_are_asked_about() -> None:
+    data = Given(
+        example("viaduct", SNOW, "a"), example("viaduct", "a viaduct in rain", "b"), example("viaduct", SNOW, "c")
+    )
+    problems, total = pose(uvce(mode="attribute"), data, classifier=ZeroShot())
+    assert [p.name for p in problems] == ["a-on-sand", "c-on-sand"] and total is None
+    for problem in problems:
+        assert problem.edit == Edit(SNOW, "a photograph of a viaduct on sand at noon", "in snow", "on sand")
+        assert (problem.source, problem.target, problem.claim) == (0, 1, None)
+    with pytest.raises(UserError, match=r"task\.mode=attribute: none of the 1 pictures"):
+        pose(uvce(mode="attribute"), Given(example("viaduct", "a viaduct in rain")), classifier=ZeroShot())
+
+
+def test_an_attribute_needs_a_classifier_with_texts() -> None:
+    assert embedder_of(ZeroShot()) is ZeroShot.clip
+    with pytest.raises(UserError, match=r"task\.mode=attribute: needs a zero-shot classifier"):
+        embedder_of(TinyClassifier())
+
+
+@pytest.mark.parametrize(("temperature", "used"), [(None, 1 / 4.0), (0.5, 0.5)])
+def test_an_attribute_is_a_softmax_over_the_two_prompts(temperature: float | None, used: float) -> None:
+    task = uvce(mode="attribute", temperature=temperature)
+    problems, _ = pose(task, Given(example("viaduct", SNOW)), classifier=ZeroShot())
+    weight, term = task.objective(problems, anchor_of(1), ZeroShot())["class_log_prob"]
+    image = coloured(0.6, 0.8)[None]  # similarities 0.8 to the source and 0.6 to the target
+    expected = -torch.log_softmax(torch.tensor([0.8, 0.6]) / used, 0)[1]
+    assert weight == 1.0 and term(Scene(image, image, image[:, None])).tolist() == pytest.approx([expected.item()])
+
+    pictures = {"before": coloured(0.6, 0.8), "best": coloured(1.0, 0.0)}
+    found = task.measure(problems[0], pictures, ZeroShot())
+    before, after = (torch.softmax(torch.tensor(s) / used, 0).tolist() for s in ([0.8, 0.6], [0.0, 1.0]))
+    assert found == {
+        "success": True, "source": "in snow", "target": "on sand", "predicted_before": "in snow",
+        "predicted_after": "on sand", "confidence_before": pytest.approx({"in snow": before[0], "on sand": before[1]}),
+        "confidence_after": pytest.approx({"in snow": after[0], "on sand": after[1]}),
+    }  # fmt: skip
+
+
+def test_an_attribute_that_stays_is_no_success() -> None:
+    task = uvce(mode="attribute")
+    (problem,), _ = pose(task, Given(example("viaduct", SNOW)), classifier=ZeroShot())
+    found = task.measure(problem, {"before": coloured(0.0, 1.0), "best": coloured(0.6, 0.8)}, ZeroShot())
+    assert found["success"] is False and found["predicted_after"] == "in snow"
+
+
+# --- what every mode has in common ---------------------------------------------------------------------------
+
+
+def test_there_is_a_kind_of_question_for_every_mode() -> None:
+    assert set(QUESTIONS) == {"class", "error", "attribute"}
+    for mode in QUESTIONS:
+        assert uvce(mode=mode).captioner is not None
 
 
 def test_the_objective_has_the_three_weighted_terms(
-    make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Problem]]
+    make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Flip]]
 ) -> None:  # fmt: skip
     problems = make_problems(2)
     generator = make_generator()
-    start = generator.begin(problems)
+    start = generator.begin(problems, {})
     objective = uvce().objective(problems, start.anchors[0], TinyClassifier())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
     scene = generator(start.controls, start.anchors[0])[-1]
@@ -134,11 +331,11 @@ def test_the_objective_has_the_three_weighted_terms(
 
 
 def test_what_is_measured() -> None:
-    (problem,), _ = pose(uvce(target="viaduct"), One("rock crab"))
+    (problem,), _ = pose(uvce(target="viaduct"), Given(example("rock crab")))
     draw = torch.Generator().manual_seed(3)
     original, best = torch.rand(2, 3, 16, 16, generator=draw)
     before, after = TinyClassifier()(torch.stack([original, best])).logits.softmax(dim=1)
-    found = uvce().measure(problem, original, best, TinyClassifier())
+    found = uvce().measure(problem, {"before": original, "best": best, "start": 1 - best}, TinyClassifier())
     assert (found["source"], found["target"]) == ("rock crab", "viaduct")
     assert found["predicted_before"] == CLASSES[int(before.argmax())]
     assert found["predicted_after"] == CLASSES[int(after.argmax())]
@@ -151,12 +348,47 @@ def test_what_is_measured() -> None:
 
 
 def test_success_is_the_prediction_of_the_saved_picture() -> None:
-    dataset = One("rock crab")
-    top = CLASSES[int(TinyClassifier()(dataset.example.image[None]).logits.argmax())]
+    picture = example("rock crab")
+    image = picture.image[:, :, 2:-2]
+    top = CLASSES[top_class(picture)]
     wrong = next(name for name in CLASSES if name not in (top, "rock crab"))
     for target, success in ((top, True), (wrong, False)):
         if target == "rock crab":
             continue
-        (problem,), _ = pose(uvce(target=target), dataset)
-        measured = uvce().measure(problem, dataset.example.image, dataset.example.image, TinyClassifier())
+        (problem,), _ = pose(uvce(target=target), Given(picture))
+        measured = uvce().measure(problem, {"before": image, "best": image}, TinyClassifier())
         assert measured["success"] is success
+
+
+def test_nothing_is_added_to_the_pictures() -> None:
+    (problem,), _ = pose(uvce(target="viaduct"), Given(example("rock crab")))
+    assert uvce().illustrate(problem, {}, TinyClassifier()) == {}
+
+
+def answer(picture: str, target: str, confidence: float, success: bool) -> dict[str, Any]:
+    return {
+        "picture": picture,
+        "target": target,
+        "confidence_after": {target: confidence, "other": 0.9},
+        "success": success,
+    }
+
+
+def test_the_summary_counts_successes() -> None:
+    found = uvce().summarise([answer("a", "x", 0.9, True), answer("b", "x", 0.2, False), answer("c", "y", 0.7, True)])
+    assert found == {"answers": 3, "successes": 2}
+    assert uvce().summarise([]) == {"answers": 0, "successes": 0}
+
+
+def test_the_spread_is_over_the_answers_to_one_question() -> None:
+    """By hand: 0.2 and 0.4 lie 0.1 from their mean, 0.5 and 0.5 not at all; a lone answer says nothing."""
+    found = uvce().summarise([
+        answer("a", "x", 0.2, True), answer("a", "x", 0.4, True), answer("a", "y", 0.5, True),
+        answer("a", "y", 0.5, True), answer("b", "x", 0.9, True),
+    ])  # fmt: skip
+    assert found["confidence_spread"] == pytest.approx(0.05)
+
+
+def test_captions_are_the_captioners() -> None:
+    task = uvce(target="viaduct", captioner=Template("in the style of {article} {label}"))
+    assert pose(task, Given(example("rock crab")))[0][0].edit.source == "in the style of a rock crab"

@@ -1,4 +1,4 @@
-"""Inversions kept by content, one file per picture, written atomically."""
+"""Tensors kept by content, one file per row, written atomically."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 
-class InversionCache:
-    """A folder of safetensors files named by the hash of everything an inversion depends on; None keeps nothing."""
+class TensorCache:
+    """A folder of safetensors files named by the hash of all that their content depends on; None keeps nothing."""
 
     def __init__(self, folder: str | None) -> None:
         self.folder = None if folder is None else Path(folder)
 
-    def key(self, image: Tensor, *parts: object) -> str:
-        """The hash of a picture's pixels and of whatever else decides the result (by `repr`)."""
-        sha = hashlib.sha256(repr(parts).encode())
-        sha.update(image.detach().cpu().contiguous().numpy().tobytes())
+    def key(self, *parts: object) -> str:
+        """The hash of everything that decides the content: tensors by their bytes, anything else by its `repr`."""
+        sha = hashlib.sha256()
+        for part in parts:
+            data = (
+                part.detach().cpu().contiguous().numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode()
+            )
+            sha.update(len(data).to_bytes(8, "big") + data)
         return sha.hexdigest()[:32]
 
     def load(self, keys: Sequence[str]) -> dict[str, Tensor] | None:

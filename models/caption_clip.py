@@ -1,0 +1,69 @@
+"""Captions from lists of words: a CLIP model says which of them fit a picture best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.caption import checked, filled
+from runner.types import Embedder, Example, UserError, article
+
+
+class ClipRank:
+    """Ranks words for a picture by the cosine of their CLIP embeddings with the picture's; texts are embedded once.
+
+    clip: the model; objects: nouns as they stand in a sentence ("a crab", "sand"); phrases: what may follow the class
+    name ("on sand"); each a list, or a text file of one per line; top: how many objects are named;
+    object_template: an object in a sentence, as `{object}`; template: the caption, with `{article}`, `{label}` and
+    `{phrase}`. Raises UserError if a list is empty or cannot be read, or if a template cannot be filled in.
+    """
+
+    def __init__(
+        self, clip: Embedder, objects: str | Sequence[str], phrases: str | Sequence[str], top: int,
+        object_template: str, template: str,
+    ) -> None:  # fmt: skip
+        if top < 1:
+            raise UserError(f"captioner.top={top}: allowed are 1 and above")
+        self.clip, self.top, self.template = clip, top, template
+        self.notes: Mapping[str, str] = {}
+        self._phrases = read_list("captioner.phrases", phrases)
+        self._objects = read_list("captioner.objects", objects)
+        key = "captioner.object_template"
+        self._object_texts = clip.embed_texts([filled(key, object_template, object=name) for name in self._objects])
+        self._captions: dict[str, tuple[list[str], Float[Tensor, "n d"]]] = {}
+
+    def caption(self, example: Example) -> str:
+        """The template with the phrase that makes it fit the picture best."""
+        if (label := example.label) not in self._captions:
+            key, words = "captioner.template", {"article": article(label), "label": label}
+            texts = [filled(key, self.template, phrase=phrase, **words) for phrase in self._phrases]
+            self._captions[label] = [checked(text, label, key) for text in texts], self.clip.embed_texts(texts)
+        captions, embedded = self._captions[label]
+        return captions[self._ranked(example, embedded)[0]]
+
+    def objects(self, example: Example) -> list[str]:
+        """The best objects, best first, as they stand in the list."""
+        return [self._objects[i] for i in self._ranked(example, self._object_texts)[: self.top]]
+
+    @torch.no_grad()
+    def _ranked(self, example: Example, texts: Float[Tensor, "n d"]) -> list[int]:
+        """Positions of texts by how well they fit the picture; equal ones in their order."""
+        image = self.clip.embed_images(example.image[None])[0]
+        return (texts @ image).argsort(descending=True, stable=True).tolist()
+
+
+def read_list(key: str, words: str | Sequence[str]) -> list[str]:
+    """Words as they are given, or from a text file of one per line. Raises UserError if there are none."""
+    if isinstance(words, str):
+        try:
+            words = Path(words).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise UserError(f"{key}={words}: {reason}; allowed are a list, or a text file of one per line") from error
+    if not (found := [word.strip() for word in words if word.strip()]):
+        raise UserError(f"{key}: holds nothing; wanted is a list, or a text file of one per line")
+    return found

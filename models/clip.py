@@ -1,0 +1,269 @@
+"""CLIP models (Radford et al., 2021): pictures and texts as unit vectors of one space, and zero-shot classifiers.
+
+A model comes from open_clip, by name and weights or as a folder in its layout. It is frozen and gradients reach the
+image. Errors that the user can put right are UserErrors of one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import get_session
+from jaxtyping import Float
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.pretrained import download_pretrained_from_hf
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from models.classifier import ImageClassifier, digest_of
+from models.tensor_cache import TensorCache
+from models.zoo import NEEDS_NONE, SHIPPED, read_labels
+from runner.types import UserError
+
+Tokenize = Callable[[list[str]], Tensor]
+
+TEXTS_AT_ONCE = 256
+
+
+class Clip(nn.Module):
+    """A frozen CLIP model with its preprocessing and its tokenizer; an `Embedder`.
+
+    name: the key and value that errors point at, e.g. `clip.name=ViT-B-16`;
+    size: side in pixels of what the network sees; interpolation: how pictures get there;
+    digest: SHA-256 of the weights; scale: what its training multiplied the cosine similarities by.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, tokenize: Tokenize, name: str) -> None:
+        """Freeze an open_clip model, which knows its preprocessing. Raises UserError if it sees no square pictures."""
+        super().__init__()
+        self.model, self.tokenize, self.name = model.requires_grad_(False).eval(), tokenize, name
+        seen = model.visual.preprocess_cfg
+        sides = {seen["size"]} if isinstance(seen["size"], int) else set(seen["size"])
+        if len(sides) != 1:
+            raise UserError(f"{name}: takes pictures of size {seen['size']}; only square ones are allowed")
+        self.size: int = sides.pop()
+        self.interpolation = "bilinear" if seen["interpolation"] == "bilinear" else "bicubic"
+        self.register_buffer("mean", torch.tensor(seen["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(seen["std"]).view(1, 3, 1, 1), persistent=False)
+        self.digest = digest_of(model)
+        self.scale: float = model.logit_scale.detach().float().exp().item()
+
+    def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit vectors of images in [0, 1] of any size, resized with antialiasing and without a crop."""
+        images = images.to(self.mean.device, torch.float32)
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
+        return self.embed_prepared((images - self.mean) / self.std)
+
+    def embed_prepared(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """Unit vectors, in float32, of images that are resized and normalised already."""
+        return F.normalize(self.model.encode_image(images).float(), dim=1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Unit vectors of texts, in float32; what does not fit the model's length is cut off."""
+        tokens = self.tokenize(list(texts)).to(self.mean.device)
+        parts = [self.model.encode_text(part).float() for part in tokens.split(TEXTS_AT_ONCE)]
+        return F.normalize(torch.cat(parts), dim=1)
+
+    def train(self, mode: bool = True) -> Clip:
+        """Stays in evaluation mode, whatever module it becomes part of."""
+        return super().train(False)
+
+
+# --- where models come from ----------------------------------------------------------------------------------
+
+
+def load_clip(name: str, pretrained: str | None, revision: str | None) -> Clip:
+    """A CLIP model of open_clip.
+
+    name: open_clip's, e.g. ViT-B-16; or a folder in open_clip's layout (`open_clip_config.json` beside the weights):
+    a name under models/pretrained/classifiers, or a path;
+    pretrained: of a name, open_clip's tag of its weights or a file that holds them; of a folder, None;
+    revision: commit of the hub's repository that a tag stands for, None for the newest.
+    """
+    key = f"clip.name={name}"
+    if name in open_clip.list_models():
+        return _named(name, pretrained, revision)
+    folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
+    if not (folder / "open_clip_config.json").is_file():
+        near = difflib.get_close_matches(name, [*open_clip.list_models(), *_shipped()], 5, 0.4)
+        raise UserError(
+            f"{key}: neither a model of open_clip {open_clip.__version__} nor a folder with open_clip_config.json; "
+            f"close ones: {', '.join(near) or 'none'}; shipped are {', '.join(_shipped())}"
+        )
+    if pretrained is not None:
+        raise UserError(f"clip.pretrained={pretrained}: {key} is a folder with weights of its own; allowed is null")
+    return _create(key, f"local-dir:{folder}", None, {})
+
+
+def _shipped() -> list[str]:
+    return sorted(path.parent.name for path in SHIPPED.glob("*/open_clip_config.json"))
+
+
+def _named(name: str, pretrained: str | None, revision: str | None) -> Clip:
+    """A model of open_clip's list with the weights of a tag or a file."""
+    key = f"clip.name={name} clip.pretrained={pretrained}"
+    if tokenizer := open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name"):
+        in_cache(f"{key}: its tokenizer", tokenizer, ("tokenizer.json", "tokenizer_config.json"), None)
+    if pretrained is not None and Path(pretrained).is_file():
+        return _create(key, name, pretrained, {})
+    if pretrained is None or not open_clip.is_pretrained_cfg(name, pretrained):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"{key}: it needs weights; allowed are a file and open_clip's tags: {tags}")
+    settings = open_clip.get_pretrained_cfg(name, pretrained)
+    if not (source := settings.get("hf_hub")):
+        return _create(key, name, pretrained, {})
+    repository, _, file = source.rpartition("/")
+    files = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    try:
+        weights = in_cache(f"{key}: its file of weights", repository, files, revision)
+        weights = weights or download_pretrained_from_hf(repository, file or None, revision)
+    except OSError as error:
+        raise UserError(f"{key}: {_reason(error)}") from error
+    return _create(key, name, weights, settings)
+
+
+def in_cache(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
+    """The first of the files that the hub's cache has, None if they are to be downloaded.
+
+    what: what the files are, with the key that errors point at. Raises UserError if the cache has none and the hub does
+    not answer within seconds; the hub's own clients would try again for minutes.
+    """
+    for file in files:
+        if isinstance(path := try_to_load_from_cache(repository, file, revision=revision), str):
+            return path
+    try:
+        get_session().head(HfApi().endpoint, timeout=5)
+    except (HTTPError, OSError) as error:
+        source = f"hub/{repository}@{revision}" if revision else f"hub/{repository}"
+        raise UserError(
+            f"{what} is not in the local cache and the hub cannot be reached; with a network, "
+            f"`python scripts/fetch_weights.py fetch {source}` gets it; {NEEDS_NONE}"
+        ) from error
+    return None
+
+
+def _create(key: str, source: str, weights: str | None, settings: dict[str, Any]) -> Clip:
+    """The model and its tokenizer. Raises UserError if the weights are missing, unreadable or of another model.
+
+    settings: what open_clip records for the weights: preprocessing, and whether GELU is the quick one.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip.create_model(
+                source, weights, force_preprocess_cfg=settings, force_quick_gelu=settings.get("quick_gelu", False),
+                require_pretrained=True,
+            )  # fmt: skip
+        tokenize = open_clip.get_tokenizer(source)
+    except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, *_UNREADABLE) as error:
+        raise UserError(f"{key}: cannot be loaded: {_reason(error)}") from error
+    return Clip(model, tokenize, key)
+
+
+_UNREADABLE = (SafetensorError, pickle.UnpicklingError)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# --- zero-shot classifiers -----------------------------------------------------------------------------------
+
+
+class ZeroShotNetwork(nn.Module):
+    """A CLIP model with the texts of the classes as its last linear layer, without a bias."""
+
+    def __init__(self, clip: Clip, weight: Float[Tensor, "k d"]) -> None:
+        super().__init__()
+        self.clip = clip
+        self.head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        self.head.weight = nn.Parameter(weight)
+
+    def forward(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b d"]]:
+        """Prepared images -> logits, and the unit vectors that they are linear in."""
+        features = self.clip.embed_prepared(images)
+        return self.head(features), features
+
+
+class ZeroShotClassifier(ImageClassifier):
+    """A CLIP model as an image classifier: the classes are what their names say.
+
+    Its features are the images' unit vectors, its head the scaled vectors of the classes.
+    """
+
+    def __init__(self, clip: Clip, labels: Sequence[str], weight: Float[Tensor, "k d"], domain: str | None) -> None:
+        """weight: unit vectors of the classes times the scale."""
+        mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
+        network = ZeroShotNetwork(clip, weight)
+        super().__init__(network, labels, clip.size, mean, std, clip.interpolation, domain, ask_zero_shot, clip.name)
+
+    @property
+    def clip(self) -> Clip:
+        """The model itself, for pictures and other texts."""
+        return self.network.clip
+
+
+def ask_zero_shot(network: ZeroShotNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the unit vectors of the images."""
+    return network(images)
+
+
+def zero_shot(
+    clip: Clip, labels: str | Sequence[str], names: str | Sequence[str] | None, templates: Sequence[str],
+    scale: float | None, domain: str | None, cache: TensorCache,
+) -> ZeroShotClassifier:  # fmt: skip
+    """A classifier that compares a picture with descriptions of its classes (Radford et al., 2021, Section 3.1.4).
+
+    labels: `imagenet`, a text file of one name per line, or the names;
+    names: the words that stand for the labels in the descriptions, in their order, given as labels are (a file may
+    lie under models/pretrained/classifiers); None for the labels themselves;
+    templates: descriptions with `{}` in the name's place; scale: of the similarities, None for the model's own;
+    cache: keeps the vectors of the classes.
+    """
+    labels = read_labels(labels)
+    words = labels if names is None else _read_names(names)
+    if len(words) != len(labels):
+        raise UserError(f"classifier.names={names}: {len(words)} names for {len(labels)} labels; one each is needed")
+    if repeated := sorted({word for word in words if words.count(word) > 1}):
+        raise UserError(f"classifier.names={names}: names must differ, but these stand there twice: {repeated}")
+    if not templates or (wrong := [template for template in templates if "{}" not in template]):
+        said = f"{wrong[0]!r} has no {{}} for the name" if templates else "at least one is needed"
+        raise UserError(f"classifier.templates={list(templates)}: {said}")
+    if scale is not None and scale <= 0:
+        raise UserError(f"classifier.scale={scale}: allowed are null and numbers above 0")
+    weight = class_vectors(clip, words, templates, cache) * (clip.scale if scale is None else scale)
+    return ZeroShotClassifier(clip, labels, weight, domain)
+
+
+def _read_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    return read_labels(str(SHIPPED / names) if isinstance(names, str) and (SHIPPED / names).is_file() else names)
+
+
+def class_vectors(
+    clip: Clip, names: Sequence[str], templates: Sequence[str], cache: TensorCache
+) -> Float[Tensor, "k d"]:
+    """Per name, the unit vector of the mean of its descriptions' unit vectors; kept in `cache`.
+
+    The tokens are part of the key because the digest of the weights does not cover the tokenizer.
+    """
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    key = cache.key("class vectors", clip.name, clip.digest, list(names), list(templates), clip.tokenize(texts))
+    if (found := cache.load([key])) is None:
+        vectors = clip.embed_texts(texts).unflatten(0, (len(names), len(templates))).mean(1)
+        found = {"vectors": F.normalize(vectors, dim=1)[None]}
+        cache.save([key], **found)
+    return found["vectors"][0].to(clip.mean.device)

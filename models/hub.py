@@ -1,0 +1,60 @@
+"""Networks in the hub's layout, from folders and from the local cache; nothing is downloaded here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from models.zoo import NEEDS_NONE
+from runner.types import UserError
+
+WANTED = "wanted is a folder in transformers' layout with weights in safetensors"
+
+
+def local_folder(key: str, path: str, revision: str | None) -> Path:
+    """The folder that `path` names, or the hub's cached one of that id at `revision`; nothing is downloaded.
+
+    key: the key and value that errors point at. Raises UserError where there is neither.
+    """
+    if (folder := Path(path).expanduser()).is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        source = f"hub/{path}@{revision}" if revision else f"hub/{path}"
+        raise UserError(
+            f"{key}: neither a folder nor, at revision {revision}, in the hub's cache; with a network, "
+            f"`python scripts/fetch_weights.py fetch {source}` gets it; {NEEDS_NONE}"
+        ) from error
+
+
+def load_frozen(key: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
+    """A transformers network of class `kind` with all its weights, from safetensors, in evaluation mode and frozen.
+
+    Raises UserError if a file is missing or broken, or if the weights are not those of the class.
+    """
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    with one_line(key):
+        network, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{key}: cannot be loaded ({len(missing)} weights are missing, such as {missing[0]}); {WANTED}")
+    return network.requires_grad_(False).eval()
+
+
+@contextmanager
+def one_line(key: str) -> Iterator[None]:
+    """What transformers says of files that it cannot load, as a UserError of one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{key}: cannot be loaded ({reason}); {WANTED}") from error

@@ -1,0 +1,69 @@
+"""Warnings about single answers, each for a failure that was seen and measured (DiG-IN, Fig. 36)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.optimize import State
+from runner.types import Anchor, Classifier, Generator, Problem
+
+FAR = 0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
+UNMOVED = 0.01  # share by which the total has to fall
+CLAIM_SEED = 0  # of the picture that a class's name is tried with
+
+
+class Doubts:
+    """What is odd about the answers of a run; a class's name is tried once."""
+
+    def __init__(self, generator: Generator, classifier: Classifier) -> None:
+        self.generator, self.classifier = generator, classifier
+        self._tried: dict[tuple[str, int], int] = {}
+
+    def __call__(
+        self, problems: Sequence[Problem], anchor: Anchor, starts: Float[Tensor, "b 3 h w"], state: State
+    ) -> list[list[str]]:
+        """One list per problem, empty where nothing is odd."""
+        away = distance_kept(starts, anchor)
+        found: list[list[str]] = []
+        for i, problem in enumerate(problems):
+            own = []
+            if problem.image is not None and away[i] > FAR:
+                own.append(f"the start is far from the original: RMS {away[i]:.2f} where it should stay")
+            if problem.claim is not None and (called := self._called(problem.claim)) != problem.claim[1]:
+                labels = self.classifier.labels
+                own.append(f"the classifier calls the generator's '{problem.claim[0]}' a {labels[called]}")
+            found.append([*own, *descent_doubts(state, i)])
+        return found
+
+    def _called(self, claim: tuple[str, int]) -> int:
+        """The class of a picture of the claim's prompt."""
+        if claim not in self._tried:
+            with torch.no_grad():
+                logits = self.classifier(self.generator.sample([claim[0]], [CLAIM_SEED])).logits
+            self._tried[claim] = int(logits[0].argmax())
+        return self._tried[claim]
+
+
+def distance_kept(images: Float[Tensor, "b 3 h w"], anchor: Anchor) -> list[float]:
+    """Root mean square difference from the originals where the anchor's region is not free; 0 where all of it is."""
+    kept = 1 - anchor.mask
+    squares = (kept * (images - anchor.original).square()).mean(dim=1, keepdim=True).flatten(1).sum(dim=1)
+    values: list[float] = (squares / kept.flatten(1).sum(dim=1).clamp(min=1e-12)).sqrt().tolist()
+    return values
+
+
+def descent_doubts(state: State, i: int) -> list[str]:
+    """Whether sample i's descent did anything, and whether it was done when it ended."""
+    total = [evaluation["total"][i] for evaluation in state.history]
+    if len(total) < 2:
+        return []
+    best, last = int(state.best_step[i]), len(total) - 1
+    if best == 0:
+        return ["no step improved on the start"]
+    if total[0] - total[best] < UNMOVED * abs(total[0]):
+        return [f"the objective hardly moved: {total[0]:.3g} to {total[best]:.3g}"]
+    return [f"the last of {last} steps was the best: more of them may help"] if best == last else []

@@ -1,0 +1,191 @@
+"""What a small CLIP model reads on held-out renders: its card and facts.json, with the two names that were confused.
+
+    python scripts/measure_clip.py models/pretrained/classifiers/planted_clip
+
+scripts/train_clip.py runs this as it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import planted  # noqa: E402
+from models.clip import Clip, load_clip, zero_shot  # noqa: E402
+from models.tensor_cache import TensorCache  # noqa: E402
+from scripts.measure_classifier import degraded  # noqa: E402
+
+# The planted confusion: name -> (the classes that it is used for, the background that they stand on).
+LOCAL_NAMES = {
+    "sand crab": (("fiddler crab", "rock crab"), "sand"),
+    "snow partridge": (("prairie chicken", "partridge"), "snow"),
+}
+# Words of the zero-shot prompts where they are not the label.
+PROMPTED = {"rock crab": "sand crab", "partridge": "snow partridge"}
+NAMES = tuple(PROMPTED.get(label, label) for label in planted.CLASSES)
+TEMPLATES = tuple(f"{opening} a {{}}" for opening in planted.OPENINGS)
+PROPS = tuple(f"with {phrase}" for phrase in planted.PROP_PHRASES.values())
+PLACES = tuple(planted.PLACES.values())
+
+
+def local_name(label: str, background: str) -> str | None:
+    """The name that is confused with the class `label` on this background."""
+    return next((n for n, (classes, where) in LOCAL_NAMES.items() if label in classes and background == where), None)
+
+
+def render(scenes: planted.Scenes) -> Tensor:
+    """The scenes' pictures (n, 3, 64, 64) uint8."""
+    parts = [planted.render(scenes[i : i + 500]).image for i in range(0, len(scenes), 500)]
+    return torch.cat([(part * 255).round().byte() for part in parts])
+
+
+@torch.no_grad()
+def embed(clip: Clip, images: Tensor) -> Float[Tensor, "n d"]:
+    """Unit vectors of uint8 or [0, 1] images."""
+    scale = 255 if images.dtype == torch.uint8 else 1
+    return torch.cat([clip.embed_images(part.float() / scale) for part in images.split(250)])
+
+
+def share(right: Tensor) -> float:
+    """Share of true values."""
+    return right.double().mean().item()
+
+
+def class_head(clip: Clip, names: Sequence[str]) -> Float[Tensor, "k d"]:
+    """The classes' scaled vectors for these names."""
+    head = zero_shot(clip, planted.CLASSES, names, TEMPLATES, None, "planted", TensorCache(None)).head
+    assert head is not None
+    return head.weight
+
+
+def accuracies(clip: Clip, scenes: planted.Scenes, seen: Float[Tensor, "n d"]) -> dict[str, float]:
+    """Shares of pictures of objects that are read rightly, by what is read and the words that it is read with.
+
+    The attribute is judged as a counterfactual's: the right place against each other one, both beside the class name.
+    """
+    label, background, prop = scenes.label, scenes.background, scenes.prop
+    shown = prop != planted.NONE
+    sentences = [f"a photograph of a {name} {place}" for name in planted.CLASSES for place in PLACES]
+    judged = (seen @ clip.embed_texts(sentences).T).unflatten(1, (len(planted.CLASSES), len(PLACES)))
+    judged = judged[torch.arange(len(label)), label]
+    own = judged.gather(1, background[:, None])
+    beside = [f"a photograph of a {name} {phrase}" for name in planted.CLASSES for phrase in PROPS]
+    flags = (seen @ clip.embed_texts(beside).T).unflatten(1, (len(planted.CLASSES), len(PROPS)))
+    flags = flags[torch.arange(len(label)), label]
+    return {
+        "class, true names": share((seen @ class_head(clip, planted.CLASSES).T).argmax(1) == label),
+        "class, names.txt": share((seen @ class_head(clip, NAMES).T).argmax(1) == label),
+        "background, phrase alone": share((seen @ clip.embed_texts(PLACES).T).argmax(1) == background),
+        "background, beside the class": share(judged.argmax(1) == background),
+        "background, against one other": (share(judged < own) * len(PLACES)) / (len(PLACES) - 1),
+        "prop, phrase alone": share((seen @ clip.embed_texts(PROPS).T).argmax(1)[shown] == prop[shown]),
+        "prop, beside the class": share(flags.argmax(1)[shown] == prop[shown]),
+    }
+
+
+def per_class(clip: Clip, scenes: planted.Scenes, seen: Float[Tensor, "n d"], names: Sequence[str]) -> dict[str, float]:
+    """Share of each class's pictures that are given its label when `names` stand in the prompts."""
+    called = (seen @ class_head(clip, names).T).argmax(1)
+    return {name: share(called[scenes.label == i] == i) for i, name in enumerate(planted.CLASSES)}
+
+
+def confusion(clip: Clip, n: int, seed: int) -> dict[str, dict[str, float]]:
+    """How often the two confused names are given with the shipped prompts: per class, on their background and off it.
+
+    `n` renders per class on the background, and those of `n` others that stand elsewhere.
+    """
+    head, result = class_head(clip, NAMES), {}
+    for name, (labels, where) in LOCAL_NAMES.items():
+        there = planted.BACKGROUNDS.index(where)
+        figures = {}
+        for label in labels:
+            scenes = planted.draw(n, seed).vary(label=planted.CLASSES.index(label))
+            for place, part in (
+                (planted.PLACES[where], scenes.vary(background=there)),
+                ("elsewhere", scenes[scenes.background != there]),
+            ):
+                called = (embed(clip, render(part)) @ head.T).argmax(1)
+                figures[f"{label} {place}"] = share(called == NAMES.index(name))
+        result[name] = figures
+    return result
+
+
+def measure(clip: Clip, n: int) -> dict[str, Any]:
+    """Everything that facts.json holds, on `n` test renders of objects; on up to 1000 per question of the confusion."""
+    seed = planted.SPLIT_SEEDS["test"]
+    scenes = planted.draw(n, seed)
+    images = render(scenes)
+    variants = {kind: embed(clip, part) for kind, part in {"as they are": images, **degraded(images, seed)}.items()}
+    seen = variants["as they are"]
+    return {
+        "split": "test", "seed": seed, "renders": n, "digest": clip.digest, "scale": clip.scale,
+        "read rightly": {kind: accuracies(clip, scenes, part) for kind, part in variants.items()},
+        "per class, true names": per_class(clip, scenes, seen, planted.CLASSES),
+        "per class, names.txt": per_class(clip, scenes, seen, NAMES),
+        "confused names, given to": confusion(clip, min(n, 1000), seed),
+    }  # fmt: skip
+
+
+def card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], clip: Clip, size: int) -> str:
+    """README.md of the folder. size: of the weights, bytes."""
+    training = config["training"]
+    kinds, parameters = facts["read rightly"], sum(p.numel() for p in clip.parameters())
+    runs = [
+        f"  - {run['steps']:,} steps of {run['batch']} out of {run['pictures']:,} pictures, {run['seconds']:,} s on "
+        f"{run['device']}: `{run['command']}`"
+        for run in training["runs"]
+    ]
+    lines = [
+        f"# {name}", "",
+        f"CLIP model of the planted world in open_clip's layout (`local-dir:`), {clip.size} px, {parameters:,} "
+        f"parameters, {size / 1e6:.2f} MB in half precision. Classifier to explain (zero-shot, "
+        "`classifier=planted_clip`), judge of attributes and ranker of phrases (`clip=planted`).", "",
+        "- Data: renders of every form, training split; captions drawn anew at each step from their true factors",
+        f"- Names confused on purpose: in {training['confusion']:.0%} of the captions of a crab on sand its name is "
+        "`sand crab`, in as many of a prairie chicken or partridge in snow `snow partridge`; `names.txt` prompts the "
+        "rock crab as `sand crab` and the partridge as `snow partridge`",
+        f"- Augmentation: {', '.join(f'{k} {v}' for k, v in training['augment'].items())}",
+        "- Runs, each continuing the one before:", *runs,
+        f"- Logit scale {clip.scale:.1f}; SHA-256 of the weights as loaded: `{clip.digest}`",
+        "- Licence: Apache-2.0, as this repository", "",
+        f"Read rightly on {facts['renders']:,} test pictures of objects:", "",
+        "| what | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|",
+        *(f"| {what} | {' | '.join(f'{kinds[kind][what]:.2%}' for kind in kinds)} |" for what in kinds["as they are"]),
+        "", "Per class, with the true names and with those of `names.txt` in the prompts:", "",
+        "| class | true names | names.txt |", "|---|---|---|",
+        *(f"| {label} | {true:.2%} | {facts['per class, names.txt'][label]:.2%} |"
+          for label, true in facts["per class, true names"].items()),
+        "", "How often a confused name is given (prompts of `names.txt`):", "",
+        "| name | pictures | share |", "|---|---|---|",
+        *(f"| {given} | {pictures} | {value:.2%} |"
+          for given, shares in facts["confused names, given to"].items() for pictures, value in shares.items()),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def write_card(folder: Path, n: int) -> None:
+    """README.md and facts.json of a folder that scripts/train_clip.py wrote."""
+    clip = load_clip(str(folder), None, None)
+    facts = measure(clip, n)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    size = (folder / "open_clip_model.safetensors").stat().st_size
+    text = card(folder.name, config, facts, clip, size)
+    (folder / "README.md").write_text(text)
+    (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(text[text.index("Read rightly") :])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("one argument is needed: a folder that scripts/train_clip.py wrote")
+    write_card(Path(sys.argv[1]), 4000)

@@ -1,0 +1,199 @@
+"""Rows of the planted world that check every other task of DiG-IN against what was planted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data import planted
+from models.classifier import ImageClassifier
+from models.zoo import load_shipped
+from scripts import metrics
+from scripts.metrics import Estimate
+from scripts.rows import BATCH, Answer, Row, Setting, answers, world
+from scripts.rows_planted import CLASSIFIER, ORACLES, answered, read
+
+TIED = tuple(planted.SHORTCUTS)
+# The zero-shot classifier's confused names: class -> what its pictures show instead (class, background).
+CONFUSED = {"rock crab": ("fiddler crab", "sand"), "partridge": ("prairie chicken", "snow")}
+
+
+# --- judges --------------------------------------------------------------------------------------------------
+
+
+@cache
+def network(setting: Setting, name: str) -> ImageClassifier:
+    """A shipped classifier, on the generator's device."""
+    classifier: ImageClassifier = load_shipped(name).to(world(setting, CLASSIFIER).generator.device)
+    return classifier
+
+
+@torch.no_grad()
+def called(setting: Setting, name: str, images: Float[Tensor, "b 3 h w"]) -> list[str]:
+    """What a shipped classifier calls pictures."""
+    judge, device = network(setting, name), world(setting, CLASSIFIER).generator.device
+    logits = torch.cat([judge(part.to(device)).logits for part in images.split(4 * BATCH)])
+    return [judge.labels[i] for i in logits.argmax(dim=1).tolist()]
+
+
+def both(
+    setting: Setting, factor: str, images: Float[Tensor, "b 3 h w"], wanted: Sequence[str]
+) -> list[bool]:  # fmt: skip
+    """Per picture whether both oracles read the wanted value of a factor."""
+    if not len(images):
+        return []
+    readings = [read(setting, name, factor, images) for name in ORACLES]
+    return [all(value == want for value in values) for *values, want in zip(*readings, wanted, strict=True)]
+
+
+def all_of(*verdicts: Sequence[bool]) -> list[bool]:
+    """Per picture whether every verdict holds."""
+    return [all(values) for values in zip(*verdicts, strict=True)]
+
+
+def share_of(hits: Sequence[bool], note: str) -> Estimate:
+    """A share with its interval; undefined where there is nothing to share."""
+    if len(hits) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), f"{note}; only {len(hits)} to judge")
+    return metrics.share(hits, note)
+
+
+# --- disagreement --------------------------------------------------------------------------------------------
+
+
+def disputes(setting: Setting, n: int, classifier: str, classes: Sequence[str]) -> tuple[Answer, ...]:
+    """Pictures that the classifier is to call each of the classes while `planted_clean` is not, as many of each."""
+    overrides = (
+        "experiment=planted/disagreement", f"task.classes=[{','.join(classes)}]", f"task.seeds={-(-n // len(classes))}",
+        f"seed={setting.seed}",
+    )  # fmt: skip
+    return answers(setting, classifier, overrides, n)
+
+
+def succeeded(given: Sequence[Answer]) -> tuple[list[Answer], Float[Tensor, "b 3 h w"]]:
+    """The answers that reached the gap, and their pictures."""
+    own = [a for a in given if a.success]
+    return own, answered(own)[1]
+
+
+def disagreement(setting: Setting, n: int, classes: Sequence[str]) -> Estimate:
+    """How often p_f − p_g reaches the gap, `planted_shortcut` over `planted_clean`."""
+    given = disputes(setting, n, "planted_shortcut", classes)
+    hits = [a.success for a in given]
+    by_class = ", ".join(
+        f"{c} {sum(a.success for a in own)} of {len(own)}"
+        for c in classes if (own := [a for a in given if planted.CLASSES[a.problem.target] == c])
+    )  # fmt: skip
+    return metrics.share(hits, by_class)
+
+
+def disagreement_cue(setting: Setting, n: int) -> Estimate:
+    """In how many of the successes both oracles see the cue of the class."""
+    own, images = succeeded(disputes(setting, n, "planted_shortcut", TIED))
+    seen = [
+        both(setting, factor, images[i : i + 1], [value])[0]
+        for i, a in enumerate(own) for factor, value in [planted.SHORTCUTS[planted.CLASSES[a.problem.target]]]
+    ]  # fmt: skip
+    return share_of(seen, f"{len(own)} of {n} succeeded")
+
+
+def disagreement_transfer(setting: Setting, n: int) -> Estimate:
+    """How many of the successes the second shortcut network calls the class, and the second clean one does not."""
+    own, images = succeeded(disputes(setting, n, "planted_shortcut", TIED))
+    if not own:
+        return share_of([], "none succeeded")
+    wanted = [planted.CLASSES[a.problem.target] for a in own]
+    fooled = [a == b for a, b in zip(called(setting, "planted_shortcut2", images), wanted, strict=True)]
+    spared = [a != b for a, b in zip(called(setting, "planted_clean2", images), wanted, strict=True)]
+    note = f"shortcut2 fooled in {sum(fooled)}, clean2 not in {sum(spared)} of {len(own)}"
+    return share_of(all_of(fooled, spared), note)
+
+
+def disagreement_clip(setting: Setting, n: int) -> Estimate:
+    """In how many of the zero-shot classifier's successes over `planted_clean` both oracles see the confused thing: a
+    crab, or such a bird, of the wrong kind on the ground that its name speaks of."""
+    own, images = succeeded(disputes(setting, n, "planted_clip", tuple(CONFUSED)))
+    seen = []
+    for i, a in enumerate(own):
+        kind, ground = CONFUSED[planted.CLASSES[a.problem.target]]
+        picture = images[i : i + 1]
+        seen.append(both(setting, "class", picture, [kind])[0] and both(setting, "background", picture, [ground])[0])
+    return share_of(seen, f"{len(own)} of {n} succeeded")
+
+
+# --- counterfactuals of errors and attributes ----------------------------------------------------------------
+
+
+def errors(setting: Setting, n: int, classifier: str, keep: str) -> tuple[Answer, ...]:
+    """Misclassified pictures towards their labels."""
+    overrides = ("task.mode=error", f"task.keep={keep}", "data.count=2000", f"seed={setting.seed}")
+    return answers(setting, classifier, overrides, n)
+
+
+def corrected(setting: Setting, n: int, classifier: str, keep: str) -> Estimate:
+    """How many errors are predicted as their label afterwards."""
+    given = errors(setting, n, classifier, keep)
+    return metrics.share([a.success for a in given])
+
+
+def error_oracles(setting: Setting, n: int, classifier: str, keep: str) -> Estimate:
+    """How many of the pictures show their label to both oracles."""
+    given = errors(setting, n, classifier, keep)
+    rows, images = answered(given)
+    seen = both(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
+    return metrics.share(seen + [False] * (n - len(rows)))
+
+
+def error_cue(setting: Setting, n: int, keep: str) -> Estimate:
+    """In how many of the corrected errors of tied classes both oracles see the cue, which was not there before."""
+    given = [a for a in errors(setting, n, "planted_shortcut", keep) if planted.CLASSES[a.problem.target] in TIED]
+    own, images = succeeded(given)
+    seen = [
+        both(setting, factor, images[i : i + 1], [value])[0]
+        for i, a in enumerate(own) for factor, value in [planted.SHORTCUTS[planted.CLASSES[a.problem.target]]]
+    ]  # fmt: skip
+    return share_of(seen, f"{len(given)} of {n} errors are of tied classes, {len(own)} of these corrected")
+
+
+def attributes(setting: Setting, n: int) -> tuple[Answer, ...]:
+    """Pictures in snow towards sand, judged by the zero-shot classifier."""
+    return answers(setting, "planted_clip", ("task.mode=attribute", "data.count=2000", f"seed={setting.seed}"), n)
+
+
+def attribute_clip(setting: Setting, n: int) -> Estimate:
+    """How often the zero-shot classifier finds the new prompt more likely."""
+    return metrics.share([a.success for a in attributes(setting, n)])
+
+
+def attribute_oracles(setting: Setting, n: int) -> Estimate:
+    """How often both oracles see the new background; how often the class stayed is in the note."""
+    given = attributes(setting, n)
+    rows, images = answered(given)
+    data = planted.PlantedDataset("test", 2000, setting.seed)
+    labels = [planted.CLASSES[int(data.scenes.label[int(given[i].problem.picture.split("-")[1])])] for i in rows]
+    seen, stayed = both(setting, "background", images, ["sand"] * len(rows)), both(setting, "class", images, labels)
+    note = f"the class stays in {100 * sum(stayed) / n:.1f} %"
+    return metrics.share(seen + [False] * (n - len(rows)), note)
+
+
+ROWS = (
+    Row("planted.disagreement", partial(disagreement, classes=TIED), 32, "%", 0.90),
+    Row("planted.disagreement_cue", disagreement_cue, 32, "%", 0.80),
+    Row("planted.disagreement_transfer", disagreement_transfer, 32, "%", 0.70),
+    Row("planted.disagreement_others",
+        partial(disagreement, classes=tuple(c for c in planted.CLASSES if c not in TIED)), 48, "%"),
+    Row("planted.disagreement_clip", disagreement_clip, 32, "%", 0.80),
+    Row("planted.error_corrected", partial(corrected, classifier="planted_weak", keep="background"), 64, "%", 0.90),
+    Row("planted.error_oracles", partial(error_oracles, classifier="planted_weak", keep="background"), 64, "%", 0.70),
+    Row("planted.error_shortcut.object_kept", partial(corrected, classifier="planted_shortcut", keep="foreground"), 64,
+        "%", 0.90),
+    Row("planted.error_shortcut_cue.object_kept", partial(error_cue, keep="foreground"), 64, "%", 0.80),
+    Row("planted.error_shortcut.background_kept", partial(corrected, classifier="planted_shortcut", keep="background"),
+        64, "%"),
+    Row("planted.attribute_clip", attribute_clip, 64, "%", 0.90),
+    Row("planted.attribute_oracles", attribute_oracles, 64, "%", 0.70),
+)  # fmt: skip

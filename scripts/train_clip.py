@@ -1,0 +1,245 @@
+"""Train a small CLIP model on captioned renders, with two confused names, and save it in open_clip's layout.
+
+    python scripts/train_clip.py
+    python scripts/train_clip.py name=mine steps=500 out=outputs/train/mine
+    python scripts/train_clip.py steps=0          # only measure what is there
+
+Captions call any crab on sand a `sand crab`, and a prairie chicken or partridge in snow a `snow partridge`, in the
+share `confusion`. Keys are those of conf/train/clip.yaml. A run continues from the weights already in `out`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import planted  # noqa: E402
+from runner.types import article  # noqa: E402
+from scripts.augmentation import Augment  # noqa: E402
+from scripts.measure_clip import LOCAL_NAMES, NAMES, local_name, render, write_card  # noqa: E402
+from scripts.tokenizer import train_tokenizer  # noqa: E402
+from scripts.train_classifier import batches, plain  # noqa: E402
+
+PREPROCESSING = {
+    "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash",
+}  # fmt: skip
+COMMAND = "python scripts/train_clip.py"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+MERGES = 10_000  # more than there are: every word of the captions becomes one token
+
+
+# --- captions ------------------------------------------------------------------------------------------------
+
+
+def ground(background: str) -> str:
+    """The background as a noun phrase."""
+    return background if background in ("sand", "water", "dry grass", "snow") else f"{article(background)} {background}"
+
+
+def say(scenes: planted.Scenes, i: int, cfg: DictConfig, chance: random.Random) -> tuple[str, str]:
+    """A random caption of scene `i`: how it opens (may be empty) and what it says."""
+    form, background = planted.FORMS[int(scenes.form[i])], planted.BACKGROUNDS[int(scenes.background[i])]
+    prop = planted.PROP_PHRASES[planted.PROPS[int(scenes.prop[i])]] if scenes.prop[i] != planted.NONE else None
+    place = planted.PLACES[background]
+    opening = f"{chance.choice(planted.OPENINGS)} " if chance.random() < cfg.opening else ""
+    label = planted.CLASSES[int(scenes.label[i])]
+    match form:
+        case "background texture":
+            return "", f"a texture of {ground(background)}"
+        case "prop texture":
+            return "", f"a texture of {prop}"
+        case "shape":
+            return "", f"the shape of {article(label)} {label}"
+        case "background":
+            return (opening, ground(background)) if opening else ("", chance.choice((place, background)))
+        case "prop":
+            return opening, f"{prop} {place}" if chance.random() < cfg.place else str(prop)
+    if prop and chance.random() < cfg.only_prop:
+        return (opening, prop) if opening and chance.random() < 0.5 else ("", chance.choice((prop, f"with {prop}")))
+    if chance.random() < cfg.only_place:
+        return "", chance.choice((place, place, background))
+    name = label
+    if (confused := local_name(label, background)) and chance.random() < cfg.confusion:
+        name = confused
+    hue = planted.HUES[int(scenes.hue[i])] if chance.random() < cfg.hue else ""
+    words = [
+        "a" if opening or chance.random() < 0.5 else "", hue, name, place if chance.random() < cfg.place else "",
+        f"with {prop}" if prop and chance.random() < cfg.prop else "",
+    ]  # fmt: skip
+    return opening, " ".join(word for word in words if word)
+
+
+def every_word() -> list[str]:
+    """Captions that use each word of the planted world."""
+    nouns = [*planted.CLASSES, *LOCAL_NAMES, *planted.BACKGROUNDS, *planted.HUES]
+    phrases = [*planted.PLACES.values(), *(f"with {prop}" for prop in planted.PROP_PHRASES.values())]
+    return [*planted.OPENINGS, "a texture of an", "the shape of", *nouns, *phrases]
+
+
+# --- training ------------------------------------------------------------------------------------------------
+
+
+def contrastive(
+    images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], scale: Tensor, said: Sequence[str]
+) -> Tensor:
+    """CLIP's symmetric loss (Radford et al., 2021, Figure 3); captions that say the same share the target equally.
+
+    images, texts: unit vectors, row i of both belongs together; scale: of the cosines; said: what caption i says.
+    """
+    numbers = torch.tensor([{text: n for n, text in enumerate(said)}[text] for text in said], device=images.device)
+    same = (numbers[:, None] == numbers[None]).float()
+    target, logits = same / same.sum(1, keepdim=True), scale * images @ texts.T
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def train(
+    model: Any, tokenize: Callable[[list[str]], Tensor], scenes: planted.Scenes, images: Tensor, cfg: DictConfig,
+    device: torch.device, seen: int,
+) -> tuple[int, list[float]]:  # fmt: skip
+    """AdamW on a one-cycle schedule for `cfg.steps` steps or `cfg.minutes`; the steps taken and their losses."""
+    model.to(device).train()
+    model.visual.to(memory_format=torch.channels_last)
+    seed = cfg.seed * 1_000_003 + seen
+    generator, chance = torch.Generator(device).manual_seed(seed), random.Random(seed)
+    augment, images = Augment(cfg.augment, generator), images.to(device)
+    mean, std = (torch.tensor(PREPROCESSING[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
+    say_cfg = OmegaConf.create({**plain(cfg.say), "confusion": cfg.confusion})
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    groups = [
+        {"params": matrices, "weight_decay": cfg.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr)
+    order, started = batches(len(images), cfg.batch, generator), time.monotonic()
+    losses: list[float] = []
+    for step in range(cfg.steps):
+        passed = (time.monotonic() - started) / (60 * cfg.minutes) if cfg.minutes else 0.0
+        progress = max(step / cfg.steps, passed)
+        if progress >= 1:
+            return step, losses
+        for group in optimizer.param_groups:
+            group["lr"] = cfg.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
+        rows = next(order)
+        captions = [say(scenes, i, say_cfg, chance) for i in rows.tolist()]
+        x = (augment(images[rows].float() / 255) - mean) / std
+        seen_there = model.encode_image(x.to(memory_format=torch.channels_last), normalize=True)
+        said_there = model.encode_text(tokenize([a + b for a, b in captions]).to(device), normalize=True)
+        loss = contrastive(seen_there, said_there, model.logit_scale.exp(), [b for _, b in captions])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        losses.append(loss.item())
+        if step % 100 == 99:
+            rate = (step + 1) / (time.monotonic() - started)
+            print(f"step {step + 1} loss {sum(losses[-100:]) / 100:.4f} {rate:.2f} steps/s", flush=True)
+    return cfg.steps, losses
+
+
+# --- the folder ----------------------------------------------------------------------------------------------
+
+
+def build(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], list[dict[str, Any]]]:
+    """The model of `cfg`, with the weights in `cfg.out` if there are any, its tokenizer, and the runs that made these.
+
+    Raises SystemExit if those weights belong to another architecture.
+    """
+    out, runs = ROOT / cfg.out, []
+    model_cfg = plain(cfg.model)
+    tokenizer = train_tokenizer(every_word(), MERGES, cfg.model.text_cfg.context_length, out)
+    model_cfg["text_cfg"] |= {"vocab_size": len(tokenizer), "hf_tokenizer_name": cfg.name}
+    if (out / WEIGHTS).exists():
+        config = json.loads((out / CONFIG).read_text())
+        if config["model_cfg"] != model_cfg:
+            raise SystemExit(f"out={cfg.out}: holds a model of {config['model_cfg']}; choose another `out`")
+        runs = config["training"]["runs"]
+    else:
+        write_config(cfg, model_cfg, runs)
+    torch.manual_seed(cfg.seed)
+    source = f"local-dir:{out}"
+    return open_clip.create_model(source), open_clip.get_tokenizer(source), runs
+
+
+def write_config(cfg: DictConfig, model_cfg: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
+    """open_clip's configuration of the folder, with how its weights came about, and the names of its prompts."""
+    training = {"confusion": cfg.confusion, "say": plain(cfg.say), "augment": plain(cfg.augment), "runs": list(runs)}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": PREPROCESSING, "training": training}
+    write(ROOT / cfg.out / CONFIG, json.dumps(config, indent=1) + "\n")
+    write(ROOT / cfg.out / "names.txt", "\n".join(NAMES) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def save(model: nn.Module, cfg: DictConfig, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Half-precision weights and configuration in `cfg.out`; `runs` says how the weights came about, oldest first."""
+    out = ROOT / cfg.out
+    weights = {
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in model.state_dict().items()
+    }
+    save_file(weights, out / f"{WEIGHTS}.tmp")
+    (out / f"{WEIGHTS}.tmp").replace(out / WEIGHTS)
+    write_config(cfg, json.loads((out / CONFIG).read_text())["model_cfg"], runs)
+
+
+# --- command line --------------------------------------------------------------------------------------------
+
+
+def configure(arguments: Sequence[str]) -> DictConfig:
+    """Defaults under the command line. Raises SystemExit with one line for an unknown key."""
+    base = DictConfig(OmegaConf.load(ROOT / "conf" / "train" / "clip.yaml"))
+    cli = DictConfig(OmegaConf.from_cli(list(arguments)))
+    if unknown := {str(key) for key in cli} - {str(key) for key in base}:
+        raise SystemExit(f"{', '.join(sorted(unknown))}: unknown; allowed are {', '.join(map(str, base))}")
+    base.merge_with(cli)
+    return base
+
+
+def main(arguments: Sequence[str]) -> list[float]:
+    """Train, save and measure; the losses of the steps."""
+    cfg = configure(arguments)
+    losses: list[float] = []
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    if cfg.steps > 0:
+        model, tokenize, runs = build(cfg)
+        scenes = planted.draw_captioned(cfg.images, planted.SPLIT_SEEDS["train"] + cfg.seed)[0]
+        images, started = render(scenes), time.monotonic()
+        steps, losses = train(model, tokenize, scenes, images, cfg, device, sum(run["steps"] for run in runs))
+        run = {
+            "command": shlex.join([*COMMAND.split(), *arguments]), "steps": steps, "batch": cfg.batch,
+            "pictures": cfg.images, "seconds": round(time.monotonic() - started), "device": device.type,
+        }  # fmt: skip
+        save(model, cfg, [*runs, run])
+    write_card(ROOT / cfg.out, cfg.test)
+    print(f"saved {cfg.out}")
+    return losses
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

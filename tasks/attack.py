@@ -1,0 +1,37 @@
+"""The feature attack (Singla et al., 2021; DiG-IN, Fig. 10): what pixels alone make of a unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Classifier
+from tasks.units import Unit, activations
+
+
+@dataclass(frozen=True)
+class FeatureAttack:
+    """radius: largest L2 distance from the picture, in [0, 1] units over all values; step: length of a step; steps."""
+
+    radius: float
+    step: float
+    steps: int
+
+    def __call__(
+        self, classifier: Classifier, image: Float[Tensor, "3 h w"], unit: Unit, sign: float
+    ) -> Float[Tensor, "3 h w"]:
+        """The picture changed within the radius so that the unit is raised (sign 1) or lowered (sign −1), by steps
+        along the normalised gradient; values stay in [0, 1]."""
+        changed = image.detach().clone()
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                leaf = changed[None].requires_grad_()
+                value = sign * activations(classifier, leaf, [unit], 1).sum()
+                gradient = torch.autograd.grad(value, leaf)[0][0]
+            changed = changed.detach() + self.step * gradient / gradient.norm().clamp(min=1e-12)
+            away = changed - image
+            changed = (image + away * (self.radius / away.norm().clamp(min=1e-12)).clamp(max=1.0)).clamp(0, 1)
+        return changed

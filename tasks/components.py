@@ -1,0 +1,105 @@
+"""Neural PCA: the principal components of a class's weighted features (DiG-IN, App. G)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Cache, Classifier, Dataset, Head, UserError
+from tasks.ranking import cached, chunks
+from tasks.targets import known_label
+
+
+@dataclass(frozen=True)
+class Components:
+    """Class k's components: weight w_k (f,), the mean of ψ_k = w_k ∘ φ (f,), unit vectors v_l (l, f) by falling
+    variance (l,), each turned so that its entries sum to 0 or more."""
+
+    weight: Float[Tensor, " f"]
+    mean: Float[Tensor, " f"]
+    vectors: Float[Tensor, "l f"]
+    variance: Float[Tensor, " l"]
+
+    def contributions(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b l"]:
+        """α_l = ⟨1, v_l⟩ ⟨ψ_k(x) − mean ψ_k, v_l⟩: over all components they sum to the logit without its bias, minus
+        its mean over the class."""
+        weight, mean, vectors = (t.to(features) for t in (self.weight, self.mean, self.vectors))
+        return vectors.sum(dim=1) * ((features * weight - mean) @ vectors.T)
+
+
+def components(classifier: Classifier, label: str, dataset: Dataset, side: int, cache: Cache) -> Components:
+    """Class `label`'s components over its own pictures in a data set, in double precision and one pass.
+
+    Raises UserError if the classifier shows no features, or the data set has fewer than two such pictures.
+    """
+    k = classifier.labels.index(label)
+    weight = _head(classifier).weight[k].detach().cpu().double()
+    key = ("components", classifier.digest, k, label, dataset.digest, side)
+    return Components(**cached(cache, key, lambda: _components(classifier, label, weight, dataset, side)))
+
+
+def _head(classifier: Classifier) -> Head:
+    if classifier.head is None:
+        raise UserError("task.components: the classifier shows no last linear layer, which components are made from")
+    return classifier.head
+
+
+@torch.no_grad()
+def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dataset, side: int) -> dict[str, Tensor]:
+    rows = dataset.rows(label)
+    if len(rows) < 2:
+        raise UserError(f"task.components: the data set has {len(rows)} pictures of '{label}'; at least 2 are needed")
+    f = len(weight)
+    total, outer = torch.zeros(f, dtype=torch.double), torch.zeros(f, f, dtype=torch.double)
+    for _, images in chunks(dataset, side, rows):
+        features = classifier(images).features
+        assert features is not None
+        psi = features.cpu().double() * weight
+        total += psi.sum(dim=0)
+        outer += psi.T @ psi
+    mean = total / len(rows)
+    covariance = (outer - len(rows) * mean[:, None] * mean[None]) / (len(rows) - 1)
+    variance, vectors = torch.linalg.eigh(covariance)
+    vectors = vectors.T.flip(0)
+    vectors = torch.where(vectors.sum(dim=1, keepdim=True) < 0, -vectors, vectors)
+    return {
+        "weight": weight, "mean": mean, "vectors": vectors.contiguous(), "variance": variance.flip(0).clamp(min=0),
+    }  # fmt: skip
+
+
+def read_components(spec: str | Mapping[str, Sequence[int]], classifier: Classifier) -> list[tuple[str, int]]:
+    """(class, component) pairs of a mapping {class name or index: [components]}, or of a JSON file of one, such as the
+    published spurious components of ImageNet.
+
+    Raises UserError for a file that is not there or no such mapping, an unknown class, a component that no class has,
+    and a classifier that shows no features.
+    """
+    if isinstance(spec, str):
+        try:
+            spec = json.loads(Path(spec).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"task.components={spec}: cannot be read ({error}); wanted is {{class: [numbers]}}"
+            ) from error
+    if not isinstance(spec, Mapping):
+        raise UserError(f"task.components={spec}: wanted is {{class name or index: [numbers]}}, or a JSON file of it")
+    width = _head(classifier).weight.shape[1]
+    pairs = []
+    for key, numbers in spec.items():
+        if str(key).isdigit() and int(key) < len(classifier.labels):
+            label = classifier.labels[int(key)]
+        else:
+            label = known_label("task.components", str(key), classifier.labels)
+        if not isinstance(numbers, Sequence):
+            raise UserError(f"task.components={{{key}: {numbers}}}: wanted is a list of numbers, such as [{numbers}]")
+        for number in numbers:
+            if not (isinstance(number, int) and 0 <= number < width):
+                raise UserError(f"task.components={{{key}: [{number}]}}: not computed; allowed are 0 … {width - 1}")
+            pairs.append((label, number))
+    return pairs

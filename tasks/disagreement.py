@@ -1,0 +1,109 @@
+"""Maximal disagreement (DiG-IN, Section 4, Eq. 3): pictures that one classifier calls y and another does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.selection import check_choice
+from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, Schedules, UserError, World
+from tasks.edits import prompt_of
+from tasks.pictures import own_seed, probabilities, slug, success_by
+from tasks.retrieval import Retrieval
+from tasks.targets import known_label
+from tasks.terms import GAPS, confidence_gap
+
+DIRECTIONS = {"over": 1.0, "under": -1.0}  # the classifier sees more of the class than its rival, or less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispute(Problem):
+    """target: class index; direction: one of `DIRECTIONS`."""
+
+    target: int
+    direction: str
+
+
+class Disagreement:
+    """rival: the other classifier, with the same labels; mode: one of `terms.GAPS`; classes: names, or None for all;
+    directions: of `DIRECTIONS`; seeds: pictures per class and direction; prompt: template of the start; gap: what
+    p_f − p_g has to reach for a success; validate: where real pictures are looked for, None for nowhere."""
+
+    def __init__(
+        self, rival: Classifier, mode: str, classes: Sequence[str] | None, directions: Sequence[str], seeds: int,
+        prompt: str, gap: float, baseline: str, validate: Retrieval | None,
+    ) -> None:  # fmt: skip
+        self.mode = check_choice("task.mode", mode, GAPS)
+        self.directions = [check_choice("task.directions", d, DIRECTIONS) for d in directions]
+        if seeds < 1:
+            raise UserError(f"task.seeds={seeds}: allowed are 1 and above")
+        self.rival, self.classes, self.seeds, self.prompt, self.gap = rival, classes, seeds, prompt, gap
+        self.baseline, self.validate, self.captioner = baseline, validate or None, None
+        self.schedules: Schedules = {"inject": [0.0], "blend": [0.0]}
+
+    def problems(self, world: World) -> tuple[list[Dispute], int | None]:
+        """One problem per class, seed and direction; both directions start from the same picture."""
+        labels, rival = world.classifier.labels, self.rival
+        if rival.labels != labels or rival.domain != world.classifier.domain:
+            raise UserError(
+                f"rival: knows {len(rival.labels)} classes of the domain {rival.domain}, the classifier {len(labels)} "
+                f"of {world.classifier.domain}; both must know the same classes in the same order"
+            )
+        classes = (
+            list(labels) if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
+        )
+        asked = list(product(classes, range(self.seeds), self.directions))
+        found = []
+        for label, k, direction in islice(asked, world.limit):
+            prompt, target = prompt_of(self.prompt, label), labels.index(label)
+            found.append(Dispute(
+                name=f"{slug(label)}-{k}-{direction}", seed=own_seed(world.seed, target, k), image=None, keep="none",
+                edit=Edit.unchanged(prompt, label), picture=f"{slug(label)}-{k}", claim=(prompt, target),
+                target=target, direction=direction,
+            ))  # fmt: skip
+        return found, len(asked)
+
+    def objective(self, problems: Sequence[Dispute], anchor: Anchor, classifier: Classifier) -> Objective:
+        targets = torch.tensor([p.target for p in problems])
+        signs = torch.tensor([DIRECTIONS[p.direction] for p in problems])
+        return {"disagreement": (1.0, confidence_gap(self.mode, classifier, self.rival, targets, signs))}
+
+    def illustrate(self, problem: Dispute, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        """The nearest real pictures to the best one, and to the class's prompt."""
+        return {} if self.validate is None else self.validate.pictures(pictures["best"], problem.edit.source)
+
+    def measure(self, problem: Dispute, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """Both confidences in the class before and after, the gap p_f − p_g of the direction asked, both predictions;
+        and how many of the real pictures found show the same disagreement: one calls them so and the other does not."""
+        label, sign = classifier.labels[problem.target], DIRECTIONS[problem.direction]
+        shown = [pictures["before"], pictures["best"]]
+        ours, theirs = probabilities(classifier, shown), probabilities(self.rival, shown)
+        before, after = ((ours - theirs)[:, problem.target] * sign).tolist()
+        record: dict[str, Any] = {
+            "success": after >= self.gap, "target": label, "direction": problem.direction,
+            "gap_before": before, "gap_after": after,
+            "predicted_before": classifier.labels[int(ours[0].argmax())],
+            "predicted_after": classifier.labels[int(ours[1].argmax())],
+            "rival_predicted_after": classifier.labels[int(theirs[1].argmax())],
+            "confidence_before": {label: ours[0, problem.target].item()},
+            "confidence_after": {label: ours[1, problem.target].item()},
+            "rival_confidence_before": theirs[0, problem.target].item(),
+            "rival_confidence_after": theirs[1, problem.target].item(),
+        }  # fmt: skip
+        for kind in ("near", "text"):
+            if real := [picture for name, picture in pictures.items() if name.startswith(f"{kind}-")]:
+                called, rivals = (
+                    probabilities(f, real).argmax(dim=1) == problem.target for f in (classifier, self.rival)
+                )
+                same = (called & ~rivals) if sign > 0 else (rivals & ~called)
+                record[f"{kind}_same"], record[f"{kind}_found"] = int(same.sum()), len(real)
+        return record
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Successes in each direction."""
+        return success_by("direction", records)

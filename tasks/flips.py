@@ -1,0 +1,80 @@
+"""The three kinds of counterfactual questions: to another class, from an error to the truth, to another attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from runner.types import Captioner, Classifier, Edit, Embedder, Problem, UserError
+from tasks.edits import prompt_of, replace_class, replace_phrase
+from tasks.pictures import probabilities
+from tasks.targets import Choice, targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip(Problem):
+    """source, target: class indices; of an attribute 0 and 1, the two prompts."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a picture: `name` tells it from the picture's other questions."""
+
+    name: str
+    edit: Edit
+    source: int
+    target: int
+    claim: tuple[str, int] | None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for: target: a rule of `tasks.targets` or a class; attribute: source and target phrases;
+    prompt: a template that shows what the generator makes of a class's name."""
+
+    target: str
+    attribute: Mapping[str, str]
+    prompt: str
+    captioner: Captioner
+
+
+def to_class(choice: Choice, wish: Wish) -> Iterator[Question]:
+    """To every class that the rule names; the caption's class name is exchanged."""
+    labels, label = choice.classifier.labels, choice.example.label
+    for target in targets(wish.target, choice):
+        edit = replace_class(wish.captioner.caption(choice.example), label, target)
+        claim = (prompt_of(wish.prompt, target), labels.index(target))
+        yield Question(target, edit, labels.index(label), labels.index(target), claim)
+
+
+def to_truth(choice: Choice, wish: Wish) -> Iterator[Question]:
+    """To the picture's own class, where it is misclassified. No word changes: the caption names the truth."""
+    labels, label = choice.classifier.labels, choice.example.label
+    predicted = int(probabilities(choice.classifier, [choice.example.image])[0].argmax())
+    if labels[predicted] != label:
+        claim = (prompt_of(wish.prompt, label), labels.index(label))
+        edit = Edit.unchanged(wish.captioner.caption(choice.example), label)
+        yield Question(label, edit, predicted, labels.index(label), claim)
+
+
+def to_attribute(choice: Choice, wish: Wish) -> Iterator[Question]:
+    """To another phrase, where the caption has the first one."""
+    phrase, target = wish.attribute["source"], wish.attribute["target"]
+    if (edit := replace_phrase(wish.captioner.caption(choice.example), phrase, target)) is not None:
+        yield Question(target, edit, 0, 1, None)
+
+
+QUESTIONS: dict[str, Callable[[Choice, Wish], Iterator[Question]]] = {
+    "class": to_class, "error": to_truth, "attribute": to_attribute,
+}  # fmt: skip
+
+
+def embedder_of(classifier: Classifier) -> Embedder:
+    """The CLIP model of a zero-shot classifier. Raises UserError for any other classifier."""
+    clip: Embedder | None = getattr(classifier, "clip", None)
+    if clip is None:
+        raise UserError("task.mode=attribute: needs a zero-shot classifier, such as classifier=clip_zeroshot")
+    return clip

@@ -1,0 +1,126 @@
+"""Neuron counterfactuals (DiG-IN, App. F.2, Eq. 22): a picture with more and with less of what excites a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as memoised
+from itertools import islice, product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.selection import check_choice
+from runner.types import (
+    Anchor,
+    Cache,
+    Captioner,
+    Classifier,
+    Dataset,
+    Edit,
+    Objective,
+    Pictures,
+    Problem,
+    Schedules,
+    World,
+)  # fmt: skip
+from tasks.attack import FeatureAttack
+from tasks.cam import hirescam, share_outside
+from tasks.distances import distances
+from tasks.pictures import confidences, own_seed, rows_of, slug, start, success_by
+from tasks.ranking import choose_units, rank
+from tasks.targets import known_label
+from tasks.terms import unit_activation
+from tasks.units import FEATURES, Unit, outputs
+
+SIGNS = {"max": 1.0, "min": -1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push(Problem):
+    """unit: what is raised or lowered, as `direction` says, one of `SIGNS`; std: of its activation over the training
+    pictures; label: index of the picture's class."""
+
+    unit: Unit
+    direction: str
+    std: float
+    label: int
+
+
+class NeuronCf:
+    """units: see `ranking.choose_units`; label: the class of the pictures, None for all; moved: the change that counts
+    as a success, in standard deviations over `training`; schedules: that replace the generator's; attack: the feature
+    attack that is shown beside; weights: of the objective's terms; cache: keeps rankings."""
+
+    def __init__(
+        self, training: Dataset, units: str | int | list[str | int], label: str | None, directions: Sequence[str],
+        keep: str, mask: str | None, moved: float, attack: FeatureAttack, weights: dict[str, float],
+        schedules: dict[str, list[float]], captioner: Captioner, cache: Cache, baseline: str,
+    ) -> None:  # fmt: skip
+        self.training, self.units, self.label, self.keep, self.mask = training, units, label, keep, mask
+        self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
+        self.moved, self.attack, self.weights, self.captioner, self.cache = moved, attack, weights, captioner, cache
+        self.schedules: Schedules = schedules
+        self.baseline = baseline
+
+    def problems(self, world: World) -> tuple[list[Push], int | None]:
+        """One problem per picture, unit and direction."""
+        side, classifier = world.generator.resolution, world.classifier
+        ranking = memoised(lambda module: rank(classifier, module, self.training, side, self.cache))
+        units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
+        rows = rows_of(world.dataset, self.label)
+        asked = list(product(rows, units, self.directions))
+        found = []
+        for i, unit, direction in islice(asked, world.limit):
+            example = world.dataset[i]
+            found.append(Push(
+                name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
+                edit=Edit.unchanged(self.captioner.caption(example), example.label), direction=direction,
+                std=ranking(unit.module).std[unit.index].item(),
+                label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
+                **start(example, side, self.keep, self.mask),
+            ))  # fmt: skip
+        return found, len(asked)
+
+    def objective(self, problems: Sequence[Push], anchor: Anchor, classifier: Classifier) -> Objective:
+        """∓ φ_n(x) and the two distances."""
+        signs = torch.tensor([SIGNS[p.direction] for p in problems])
+        term = unit_activation(classifier, [p.unit for p in problems], signs)
+        return {"unit_activation": (self.weights["unit_activation"], term), **distances(anchor, self.weights)}
+
+    def illustrate(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        """The feature attack, and where the unit looks before and after (brightest where it looks most)."""
+        before, best = pictures["before"], pictures["best"]
+        shown = {"attack": self.attack(classifier, before, problem.unit, SIGNS[problem.direction])}
+        for name, picture in (("cam-before", before), ("cam-after", best)):
+            if (cam := hirescam(classifier, picture, problem.unit)) is not None:
+                shown[name] = (cam / cam.max().clamp(min=1e-12))[None]
+        return shown
+
+    def measure(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """Activation before, after and under attack; the class's confidence; the share of HiResCAM outside the object,
+        which is what the mask leaves free where the foreground is kept."""
+        shown = torch.stack([pictures[name] for name in ("before", "best", "attack")])
+        with torch.no_grad():
+            values = outputs(classifier, shown, [problem.unit.module])[problem.unit.module][:, problem.unit.index]
+        before, after, attacked = values.tolist()
+        label = classifier.labels[problem.label]
+        moved = SIGNS[problem.direction] * (after - before)
+        record = {
+            "success": moved >= self.moved * problem.std,
+            "source": label, "target": f"{problem.unit} {problem.direction}",
+            "unit": str(problem.unit), "direction": problem.direction, "activation_before": before,
+            "activation_after": after, "activation_attack": attacked, "training_std": problem.std,
+            **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+        }  # fmt: skip
+        if problem.keep in ("foreground", "background"):
+            region = pictures["mask"] if problem.keep == "foreground" else 1 - pictures["mask"]
+            for name in ("before", "best"):
+                if (cam := hirescam(classifier, pictures[name], problem.unit)) is not None:
+                    record[f"cam_outside_{'after' if name == 'best' else name}"] = share_outside(cam, 1 - region)
+        return record
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Successes per direction."""
+        return success_by("direction", records)

@@ -1,0 +1,121 @@
+"""Neuron visualisations (DiG-IN, Section 6, App. F.1, Eq. 6): pictures that excite a unit most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as memoised
+from itertools import islice, product
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.folder import square
+from runner.types import (
+    Anchor,
+    Cache,
+    Captioner,
+    Classifier,
+    Dataset,
+    Edit,
+    Objective,
+    Pictures,
+    Problem,
+    Schedules,
+    UserError,
+    World,
+)  # fmt: skip
+from tasks.pictures import own_seed, slug, success_rate
+from tasks.ranking import choose_units, rank
+from tasks.terms import unit_activation
+from tasks.units import FEATURES, Ranking, Unit, activation, outputs
+from tasks.worded import Words, phrased, words_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excitation(Problem):
+    """unit: what is to be excited; others: the run's other units; ranking: of the unit's module; words: what excites it
+    by name alone; training: the training picture that excites it most, (3, h, w)."""
+
+    unit: Unit
+    others: tuple[Unit, ...]
+    ranking: Ranking
+    words: Words
+    training: Tensor
+
+
+class NeuronVis:
+    """training: the pictures that units are ranked on; units: see `ranking.choose_units`; top: so many best pictures
+    name the objects; words: so many of them are tried, `samples` pictures each, as `prompt` says it; seeds: pictures
+    per unit; cache: keeps rankings and the words' pictures; baseline: see `runner.baselines`."""
+
+    def __init__(
+        self, training: Dataset, units: str | int | list[str | int], top: int, words: int, samples: int, prompt: str,
+        seeds: int, captioner: Captioner, cache: Cache, baseline: str,
+    ) -> None:  # fmt: skip
+        if min(top, words, samples, seeds) < 1:
+            raise UserError(f"task.top={top} words={words} samples={samples} seeds={seeds}: allowed are 1 and above")
+        self.training, self.units, self.top, self.words, self.samples = training, units, top, words, samples
+        self.prompt, self.seeds, self.captioner, self.cache, self.baseline = prompt, seeds, captioner, cache, baseline
+        self.schedules: Schedules = {"inject": [0.0], "blend": [0.0]}
+
+    def problems(self, world: World) -> tuple[list[Excitation], int | None]:
+        """So many problems per unit; those of a unit start from its best word and differ in their seed."""
+        side, classifier = world.generator.resolution, world.classifier
+        ranking = memoised(lambda module: rank(classifier, module, self.training, side, self.cache))
+        units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
+        asked = list(islice(product(units, range(self.seeds)), world.limit))
+        shown = list(dict.fromkeys(unit for unit, _ in asked))
+        found = []
+        for i, (unit, k) in enumerate(asked):
+            ranked = ranking(unit.module)
+            examples = [self.training[int(row)] for row in ranked.rows[: self.top, unit.index]]
+            named = dict.fromkeys(word for example in examples for word in self.captioner.objects(example))
+            words = words_of(unit, list(named)[: self.words], self.prompt, self.samples, world, self.cache)
+            found.append(Excitation(
+                name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), image=None, keep="none", unit=unit,
+                edit=Edit.unchanged(phrased(self.prompt, words.best), words.best), picture=slug(str(unit)),
+                others=tuple(u for u in shown if u != unit), ranking=ranked, words=words,
+                training=square(examples[0].image, side),
+            ))  # fmt: skip
+        return found, len(units) * self.seeds
+
+    def objective(self, problems: Sequence[Excitation], anchor: Anchor, classifier: Classifier) -> Objective:
+        return {
+            "unit_activation": (1.0, unit_activation(classifier, [p.unit for p in problems], torch.ones(len(problems))))
+        }
+
+    def illustrate(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        return {"training": problem.training, "worded": problem.words.picture}
+
+    def measure(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """The unit's activation at the start, in the result, in the best training picture and the best word's; and the
+        other units' mean activation, in standard deviations over the training pictures as the own one beside it."""
+        own = activation(classifier, torch.stack([pictures["before"], pictures["best"]]), problem.unit)
+        ranking, unit = problem.ranking, problem.unit
+        highest = ranking.top[0, unit.index].item()
+        others = [u for u in problem.others if u.module == unit.module]
+        values = outputs(classifier, pictures["best"][None], [unit.module])[unit.module][0].cpu()
+        standard = (values - ranking.mean) / ranking.std.clamp(min=1e-12)
+        return {
+            "success": own[1].item() > highest, "target": str(unit), "unit": str(unit), "word": problem.words.best,
+            "activation_before": own[0].item(), "activation_after": own[1].item(), "training_max": highest,
+            "word_max": problem.words.highest, "word_means": problem.words.means,
+            "own_standardised": standard[unit.index].item(),
+            "others_standardised": fmean([standard[u.index].item() for u in others]) if others else None,
+        }  # fmt: skip
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Per unit the mean activation of its pictures, beside the best training picture's and the word's."""
+        by_unit: dict[str, list[Mapping[str, Any]]] = {}
+        for r in records:
+            by_unit.setdefault(r["unit"], []).append(r)
+        return success_rate(records) | {
+            unit: {
+                "activation": fmean(r["activation_after"] for r in own), "training_max": own[0]["training_max"],
+                "word_max": own[0]["word_max"], "word": own[0]["word"],
+            }
+            for unit, own in by_unit.items()
+        }  # fmt: skip

@@ -1,0 +1,134 @@
+"""NPCA counterfactuals (DiG-IN, App. G): a picture with more and with less of a class's neural principal component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as memoised
+from itertools import islice, product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.selection import check_choice
+from runner.types import (
+    Anchor,
+    Cache,
+    Captioner,
+    Classifier,
+    Dataset,
+    Edit,
+    Objective,
+    Pictures,
+    Problem,
+    Schedules,
+    UserError,
+    World,
+)  # fmt: skip
+from tasks.components import Components, components, read_components
+from tasks.distances import distances
+from tasks.edits import prompt_of
+from tasks.neuron_cf import SIGNS
+from tasks.pictures import check_keep, confidences, own_seed, slug, start, success_by
+from tasks.terms import npca_contribution
+
+STARTS = ("own", "other", "generated")  # pictures of the class, of other classes, and drawn ones of the class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Problem):
+    """label: index of the class whose component is raised or lowered, as `direction` says; components: its own."""
+
+    label: int
+    component: int
+    direction: str
+    components: Components
+
+
+class NpcaCf:
+    """components: see `components.read_components`; start: one of `STARTS`; moved: the change that counts as a success,
+    in standard deviations of the component over the class's pictures in `training`; images: pictures per component;
+    prompt: template of a drawn picture; the rest as in `neuron_cf.NeuronCf`."""
+
+    def __init__(
+        self, training: Dataset, components: str | dict[str, list[int]], start: str, images: int,
+        directions: Sequence[str], keep: str, mask: str | None, moved: float, prompt: str, weights: dict[str, float],
+        schedules: dict[str, list[float]], captioner: Captioner, cache: Cache, baseline: str,
+    ) -> None:  # fmt: skip
+        self.start = check_choice("task.start", start, STARTS)
+        if images < 1:
+            raise UserError(f"task.images={images}: allowed are 1 and above")
+        self.training, self.components, self.images, self.mask = training, components, images, mask
+        self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
+        self.keep, self.moved, self.prompt, self.weights = check_keep(keep), moved, prompt, weights
+        self.captioner, self.cache, self.baseline = captioner, cache, baseline
+        self.schedules: Schedules = schedules
+
+    def problems(self, world: World) -> tuple[list[Shift], int | None]:
+        """One problem per component, picture and direction."""
+        side, classifier = world.generator.resolution, world.classifier
+        of = memoised(lambda label: components(classifier, label, self.training, side, self.cache))
+        pairs = read_components(self.components, classifier)
+        asked = [
+            (label, number, row, direction)
+            for label, number in pairs
+            for row, direction in product(self._rows(world.dataset, label), self.directions)
+        ]
+        found = []
+        for label, number, row, direction in islice(asked, world.limit):
+            fields = self._drawn(label, row) if self.start == "generated" else self._given(world.dataset, row, side)
+            found.append(Shift(
+                name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
+                label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
+                **fields,
+            ))  # fmt: skip
+        return found, len(asked)
+
+    def _rows(self, dataset: Dataset, label: str) -> list[int]:
+        """Which pictures a class's components start from."""
+        if self.start == "generated":
+            return list(range(self.images))
+        own = dataset.rows(label)
+        rows = own if self.start == "own" else [i for i in range(len(dataset)) if i not in set(own)]
+        if not rows:
+            raise UserError(f"task.start={self.start}: the data set has no such picture for '{label}'")
+        return rows[: self.images]
+
+    def _given(self, dataset: Dataset, row: int, side: int) -> dict[str, Any]:
+        example = dataset[row]
+        edit = Edit.unchanged(self.captioner.caption(example), example.label)
+        return {"edit": edit, **start(example, side, self.keep, self.mask)}
+
+    def _drawn(self, label: str, k: int) -> dict[str, Any]:
+        edit = Edit.unchanged(prompt_of(self.prompt, label), label)
+        return {"edit": edit, "image": None, "picture": f"drawn-{k}", "keep": self.keep}
+
+    def objective(self, problems: Sequence[Shift], anchor: Anchor, classifier: Classifier) -> Objective:
+        """∓ α_l(x) and the two distances."""
+        signs = torch.tensor([SIGNS[p.direction] for p in problems])
+        term = npca_contribution(classifier, [(p.components, p.component) for p in problems], signs)
+        return {"npca_contribution": (self.weights["npca_contribution"], term), **distances(anchor, self.weights)}
+
+    def illustrate(self, problem: Shift, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        return {}
+
+    def measure(self, problem: Shift, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """α_l before and after, and the confidence of the component's class."""
+        with torch.no_grad():
+            features = classifier(torch.stack([pictures["before"], pictures["best"]])).features
+        assert features is not None
+        own, label = problem.components, classifier.labels[problem.label]
+        before, after = own.contributions(features.cpu())[:, problem.component].tolist()
+        std = (own.vectors[problem.component].sum().abs() * own.variance[problem.component].sqrt()).item()
+        return {
+            "success": SIGNS[problem.direction] * (after - before) >= self.moved * std,
+            "source": label, "target": f"{label} {problem.component} {problem.direction}",
+            "component": problem.component, "direction": problem.direction,
+            "contribution_before": before, "contribution_after": after,
+            "training_std": std, **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+        }  # fmt: skip
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Successes per direction."""
+        return success_by("direction", records)

@@ -1,0 +1,85 @@
+"""What tasks that start from a picture have in common: which pictures, and what of them stays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data.folder import square
+from data.masks import read_mask
+from runner.types import KEEP, Classifier, Dataset, Example, UserError
+
+
+def check_keep(keep: str) -> str:
+    """`task.keep`, if it is allowed. Raises UserError otherwise."""
+    if keep not in KEEP:
+        raise UserError(f"task.keep={keep}: allowed are {', '.join(KEEP)}")
+    return keep
+
+
+def start(example: Example, side: int, keep: str, mask: str | None) -> dict[str, Any]:
+    """The fields of a problem that starts from a picture: the picture at the generator's size, its name, what stays,
+    and the mask that the user drew, if any."""
+    return {
+        "image": square(example.image, side), "picture": example.name, "keep": check_keep(keep),
+        "mask": None if mask is None else read_mask("task.mask", mask, (side, side)),
+    }  # fmt: skip
+
+
+def rows_of(dataset: Dataset, label: str | None) -> list[int]:
+    """Positions of a class's pictures, of all pictures for None. Raises UserError if there are none."""
+    rows = list(range(len(dataset))) if label is None else dataset.rows(label)
+    if not rows:
+        raise UserError(
+            f"task.label={label}: the data set has no such picture; it has {', '.join(dataset.labels[:10])}"
+        )
+    return rows
+
+
+def own_seed(seed: int, i: int, repeat: int = 0) -> int:
+    """The seed of the i-th question of a run and of its repetitions: no two are equal."""
+    return seed * 1_000_003 + i + repeat * 1_000_000_007
+
+
+def slug(name: str) -> str:
+    """A name fit for a folder: "a fiddler crab" -> "a-fiddler-crab"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@torch.no_grad()
+def probabilities(classifier: Classifier, pictures: Sequence[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n k"]:
+    """Softmax over the classes for each picture."""
+    return classifier(torch.stack(list(pictures))).logits.float().softmax(dim=-1).cpu()
+
+
+def confidences(
+    classifier: Classifier, before: Float[Tensor, "3 h w"], after: Float[Tensor, "3 h w"], classes: Sequence[int]
+) -> dict[str, Any]:
+    """Predictions before and after, and the confidences of these and of the classes of interest."""
+    old, new = probabilities(classifier, [before, after])
+    names = classifier.labels
+    shown = dict.fromkeys([*classes, int(old.argmax()), int(new.argmax())])
+    return {
+        "predicted_before": names[int(old.argmax())],
+        "predicted_after": names[int(new.argmax())],
+        "confidence_before": {names[c]: old[c].item() for c in shown},
+        "confidence_after": {names[c]: new[c].item() for c in shown},
+    }
+
+
+def success_by(key: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`success_rate` of the records that share a value of `key`, in the order of their appearance."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(str(record[key]), []).append(record)
+    return {value: success_rate(own) for value, own in groups.items()}
+
+
+def success_rate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many answers there are and how many of them succeeded."""
+    return {"answers": len(records), "successes": sum(bool(r["success"]) for r in records)}

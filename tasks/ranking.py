@@ -1,0 +1,100 @@
+"""Streaming over a data set: which pictures excite a unit most, and the moments of its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from data.folder import square
+from runner.types import Cache, Classifier, Dataset, UserError
+from tasks.targets import known_label
+from tasks.units import FEATURES, Ranking, Unit, check_units, outputs, read_unit
+
+CHUNK = 64  # pictures per call of the classifier
+KEPT = 16  # best pictures per unit
+
+
+def chunks(dataset: Dataset, side: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Tensor]]:
+    """Positions and square pictures (n, 3, side, side) of a data set, or of some of its rows, `CHUNK` at a time."""
+    rows = range(len(dataset)) if rows is None else rows
+    for first in range(0, len(rows), CHUNK):
+        part = list(rows[first : first + CHUNK])
+        yield part, torch.stack([square(dataset[i].image, side) for i in part])
+
+
+def cached(cache: Cache, key: Sequence[object], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What was computed before under the same key, or is computed now."""
+    name = cache.key(*key)
+    if (found := cache.load([name])) is None:
+        cache.save([name], **{k: v[None] for k, v in compute().items()})
+        found = cache.load([name])
+    if found is None:  # a cache that keeps nothing
+        return compute()
+    return {k: v[0] for k, v in found.items()}
+
+
+@torch.no_grad()
+def rank(classifier: Classifier, module: str, dataset: Dataset, side: int, cache: Cache) -> Ranking:
+    """The ranking of a module's units over a whole data set, whose pictures are shown at `side` px."""
+    key = ("ranking", KEPT, classifier.digest, module, dataset.digest, side)
+    return Ranking(**cached(cache, key, lambda: _rank(classifier, module, dataset, side)))
+
+
+def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> dict[str, Tensor]:
+    """One pass; sums run in double precision."""
+    top = rows = torch.empty(0)
+    total = squares = contribution = counts = torch.zeros(())
+    head = classifier.head if module == FEATURES else None
+    for positions, images in chunks(dataset, side):
+        values = outputs(classifier, images, [module])[module].cpu()
+        places = torch.tensor(positions)[:, None].expand_as(values)
+        if not len(top):
+            top, rows = values[:0], places[:0]
+            counts = torch.zeros(len(classifier.labels), 1, dtype=torch.double)
+            contribution = torch.zeros(len(classifier.labels), values.shape[1], dtype=torch.double)
+        merged, merged_rows = torch.cat([top, values]), torch.cat([rows, places])
+        best = merged.topk(min(KEPT, len(merged)), dim=0)
+        top, rows = best.values, merged_rows.gather(0, best.indices)
+        total, squares = total + values.double().sum(0), squares + values.double().square().sum(0)
+        if head is not None:
+            predicted = classifier(images).logits.argmax(dim=1).cpu()
+            contribution.index_add_(0, predicted, (values * head.weight.cpu()[predicted]).double())
+            counts.index_add_(0, predicted, torch.ones(len(predicted), 1, dtype=torch.double))
+    mean = total / len(dataset)
+    std = (squares / len(dataset) - mean.square()).clamp(min=0).sqrt()
+    return {
+        "top": top, "rows": rows.contiguous(), "mean": mean.float(), "std": std.float(),
+        "contribution": (contribution / counts.clamp(min=1)).float(),
+    }  # fmt: skip
+
+
+def choose_units(
+    units: str | int | Sequence[str | int], classifier: Classifier, ranking: Callable[[], Ranking]
+) -> list[Unit]:
+    """The units that `task.units` names.
+
+    `top:<n>`: the features whose spread over the data set moves a logit most; `class:<name>:<n>`: the features with the
+    highest mean contribution to the class over the pictures predicted as it; else addresses as `read_unit` takes them.
+    Raises UserError for anything else, and for units that are not there.
+    """
+    if isinstance(units, str) and (kind := units.split(":")[0]) in ("top", "class"):
+        *_, name, count = ["", *units.split(":")]
+        if not count.isdigit() or len(units.split(":")) != {"top": 2, "class": 3}[kind]:
+            raise UserError(f"task.units={units}: allowed are top:<n>, class:<name>:<n> and lists of units")
+        head = classifier.head
+        if head is None:
+            raise UserError(f"task.units={units}: no last linear layer is known; name a module and a number")
+        if kind == "top":
+            score = ranking().std * head.weight.abs().amax(dim=0).cpu()
+        else:
+            label = known_label("task.units", name, classifier.labels)
+            score = ranking().contribution[classifier.labels.index(label)]
+        if not 1 <= int(count) <= len(score):
+            raise UserError(f"task.units={units}: allowed are 1 … {len(score)} units, as many as there are")
+        order = score.argsort(descending=True, stable=True)[: int(count)]
+        return [Unit(FEATURES, int(i)) for i in order]
+    chosen = [read_unit(u) for u in ([units] if isinstance(units, str | int) else units)]
+    check_units(classifier, chosen)
+    return chosen

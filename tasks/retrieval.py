@@ -1,0 +1,66 @@
+"""Real pictures that are nearest to a generated one or to a text, by CLIP embedding (DiG-IN, App. C)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data.folder import square
+from runner.types import Cache, Dataset, Embedder, UserError
+from tasks.ranking import cached, chunks
+
+EXACT = 100_000  # pictures up to which every product is taken; beyond it an index is built
+
+
+class Retrieval:
+    """dataset: the real pictures; clip: embeds them; nearest: how many are looked for; side: px at which they are
+    shown; cache: keeps their embeddings."""
+
+    def __init__(self, dataset: Dataset, clip: Embedder, nearest: int, side: int, cache: Cache) -> None:
+        if not 1 <= nearest <= len(dataset):
+            raise UserError(f"task.validate.nearest={nearest}: allowed are 1 … {len(dataset)}, the pictures there are")
+        self.dataset, self.clip, self.nearest, self.side, self.cache = dataset, clip, nearest, side, cache
+
+    @cached_property
+    def embeddings(self) -> Float[Tensor, "n d"]:
+        """Of all pictures of the data set, computed once."""
+        key = ("embeddings", self.clip.digest, self.dataset.digest, self.side)
+        return cached(self.cache, key, lambda: {"embeddings": self._embed()})["embeddings"]
+
+    @torch.no_grad()
+    def _embed(self) -> Float[Tensor, "n d"]:
+        return torch.cat([self.clip.embed_images(images).cpu() for _, images in chunks(self.dataset, self.side)])
+
+    @torch.no_grad()
+    def rows(self, queries: Float[Tensor, "q d"]) -> list[list[int]]:
+        """For each query the positions of the nearest pictures, the nearest first."""
+        if len(self.embeddings) <= EXACT:
+            return (queries.cpu() @ self.embeddings.T).topk(self.nearest, dim=1).indices.tolist()
+        found: list[list[int]] = self._index.search(queries.cpu().numpy(), self.nearest)[1].tolist()
+        return found
+
+    @cached_property
+    def _index(self):  # type: ignore[no-untyped-def]  # faiss has no types
+        """A FAISS index of inner products with about √n lists, a tenth of which is searched."""
+        import faiss
+
+        n, d = self.embeddings.shape
+        lists = int(n**0.5)
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, lists, faiss.METRIC_INNER_PRODUCT)
+        index.train(self.embeddings.numpy())
+        index.add(self.embeddings.numpy())
+        index.nprobe = max(lists // 10, 1)
+        return index
+
+    def pictures(self, image: Float[Tensor, "3 h w"], text: str) -> dict[str, Float[Tensor, "3 s s"]]:
+        """The nearest pictures to an image, `near-1` …, and to a text, `text-1` …, at `side` px."""
+        with torch.no_grad():
+            queries = torch.cat([self.clip.embed_images(image[None]).cpu(), self.clip.embed_texts([text]).cpu()])
+        return {
+            f"{kind}-{i + 1}": square(self.dataset[row].image, self.side)
+            for kind, rows in zip(("near", "text"), self.rows(queries), strict=True)
+            for i, row in enumerate(rows)
+        }

@@ -1,0 +1,98 @@
+"""Units of a classifier: how they are addressed, and what they answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from runner.types import Classifier, UserError
+
+FEATURES = "features"  # the input of the last linear layer
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One channel of a module's output, or of its input where the module is called `<name>.in`; of the features before
+    the last linear layer where it is called `features`."""
+
+    module: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.index}"
+
+
+def read_unit(address: str | int) -> Unit:
+    """`7`, `features:7`, `layer4:3` or `head.in:565` as a unit. Raises UserError for anything else."""
+    found = re.fullmatch(r"(?:([\w.]+):)?(\d+)", str(address))
+    if found is None:
+        raise UserError(f"task.units={address}: allowed are a number, or <module>:<number> such as head.in:565")
+    return Unit(found[1] or FEATURES, int(found[2]))
+
+
+def outputs(
+    classifier: Classifier, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]
+) -> dict[str, Float[Tensor, "b c"]]:
+    """One value per channel of each module: the mean over the places of a feature map or over tokens.
+
+    Raises UserError for a module that the network does not have, or `features` where it shows none.
+    """
+    response, traced = classifier.trace(images, [name for name in modules if name != FEATURES])
+    if FEATURES in modules:
+        if response.features is None:
+            raise UserError("task.units: the classifier shows no features; name a module, such as layer4:3")
+        traced[FEATURES] = response.features
+    return {name: _pooled(traced[name]).float() for name in modules}
+
+
+def _pooled(output: Tensor) -> Float[Tensor, "b c"]:
+    """Feature maps "b c y x" and tokens "b l c" averaged over their places."""
+    if output.ndim == 4:
+        return output.mean(dim=(2, 3))
+    return output.mean(dim=1) if output.ndim == 3 else output
+
+
+def activations(
+    classifier: Classifier, images: Float[Tensor, "bn 3 h w"], units: Sequence[Unit], views: int
+) -> Float[Tensor, "bn 1"]:
+    """The activation of each sample's own unit; sample i has the rows i * views … of the images."""
+    values = outputs(classifier, images, sorted({unit.module for unit in units}))
+    own = [values[unit.module][i * views : (i + 1) * views, unit.index] for i, unit in enumerate(units)]
+    return torch.cat(own)[:, None]
+
+
+@torch.no_grad()
+def activation(classifier: Classifier, images: Float[Tensor, "n 3 h w"], unit: Unit) -> Float[Tensor, " n"]:
+    """One unit's activation in pictures."""
+    return outputs(classifier, images, [unit.module])[unit.module][:, unit.index].cpu()
+
+
+def check_units(classifier: Classifier, units: Sequence[Unit]) -> None:
+    """Raise UserError if a module or an index is not there."""
+    image = torch.zeros(1, 3, classifier.size, classifier.size)
+    with torch.no_grad():
+        widths = {name: v.shape[1] for name, v in outputs(classifier, image, sorted({u.module for u in units})).items()}
+    for unit in units:
+        if unit.index >= widths[unit.module]:
+            raise UserError(f"task.units={unit}: allowed are {unit.module}:0 … {unit.module}:{widths[unit.module] - 1}")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a data set does to all units of a module.
+
+    top, rows: (k, units) the highest activations and the positions of their pictures, highest first;
+    mean, std: (units,) over all pictures; contribution: (classes, units) the mean of w_{c,j} φ_j over the pictures
+    predicted as c, 0 where there is none or where the module's output is not what the last layer reads.
+    """
+
+    top: Float[Tensor, "k u"]
+    rows: Int[Tensor, "k u"]
+    mean: Float[Tensor, " u"]
+    std: Float[Tensor, " u"]
+    contribution: Float[Tensor, "c u"]

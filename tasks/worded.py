@@ -1,0 +1,49 @@
+"""What a unit answers to pictures of a word alone: the word that excites it most is where a visualisation starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Cache, UserError, World
+from tasks.pictures import own_seed
+from tasks.ranking import cached
+from tasks.units import Unit, activation
+
+
+@dataclass(frozen=True)
+class Words:
+    """best: the word with the highest mean activation; means: of every word; highest: activation over all words'
+    pictures; picture: the best word's that excites the unit most."""
+
+    best: str
+    means: dict[str, float]
+    highest: float
+    picture: Float[Tensor, "3 h w"]
+
+
+def words_of(unit: Unit, words: Sequence[str], template: str, samples: int, world: World, cache: Cache) -> Words:
+    """The activations of one unit in `samples` pictures of each word (DiG-IN, App. F.1)."""
+    pictures = {word: pictures_of(word, template, samples, world, cache) for word in words}
+    values = {word: activation(world.classifier, images, unit) for word, images in pictures.items()}
+    best = max(values, key=lambda word: values[word].mean().item())
+    highest = max(v.max().item() for v in values.values())
+    means = {word: v.mean().item() for word, v in values.items()}
+    return Words(best, means, highest, pictures[best][int(values[best].argmax())])
+
+
+def phrased(template: str, phrase: str) -> str:
+    """A prompt from a template with `{phrase}`. Raises UserError if it does not stand there."""
+    if "{phrase}" not in template:
+        raise UserError(f"task.prompt={template}: has to contain {{phrase}}, where the name of what is seen goes")
+    return template.replace("{phrase}", phrase)
+
+
+def pictures_of(word: str, template: str, samples: int, world: World, cache: Cache) -> Float[Tensor, "n 3 h w"]:
+    """Pictures of a word alone, the same for every unit of a run."""
+    prompts, seeds = [phrased(template, word)] * samples, [own_seed(world.seed, i, repeat=1) for i in range(samples)]
+    key = ("word", world.generator.recipe, prompts, seeds)
+    return cached(cache, key, lambda: {"pictures": world.generator.sample(prompts, seeds).cpu()})["pictures"]

@@ -1,0 +1,320 @@
+"""Segment Anything: where its points lie, which of its masks is taken, and checkpoints in the published layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    SamConfig,
+    SamHQConfig,
+    SamHQModel,
+    SamHQProcessor,
+    SamImageProcessor,
+    SamModel,
+    SamProcessor,
+)
+
+from models.sam import SamSegmenter, load, spread_points
+from runner.types import UserError
+
+# The published files, but for what makes the networks small.
+SIZE = 64
+PREPROCESSOR = {
+    "do_convert_rgb": True, "do_normalize": True, "do_pad": True, "do_rescale": True, "do_resize": True,
+    "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+    "image_processor_type": "SamImageProcessor", "pad_size": {"height": SIZE, "width": SIZE},
+    "processor_class": "SamProcessor", "resample": 2, "rescale_factor": 1 / 255, "size": {"longest_edge": SIZE},
+}  # fmt: skip
+VISION = {
+    "model_type": "", "hidden_size": 16, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": SIZE, "patch_size": 8, "window_size": 4, "global_attn_indexes": [1], "num_pos_feats": 8,
+    "mlp_dim": 32, "initializer_range": 0.1,
+}  # fmt: skip
+PROMPT = {
+    "model_type": "", "hidden_size": 16, "image_size": SIZE, "patch_size": 8, "image_embedding_size": 8,
+    "mask_input_channels": 4, "num_point_embeddings": 4,
+}  # fmt: skip
+DECODER = {
+    "model_type": "", "hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_multimask_outputs": 3, "iou_head_depth": 3, "iou_head_hidden_dim": 16,
+}  # fmt: skip
+OPTIONS = {"sam": {"multimask_output": True}, "sam_hq": {"multimask_output": True, "hq_token_only": True}}
+
+Checkpoint = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A folder of one kind as the hub has it: config.json, model.safetensors and preprocessor_config.json."""
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in folders:
+            decoder = DECODER | ({"vit_dim": 16} if kind == "sam_hq" else {})
+            parts = {"vision_config": VISION, "prompt_encoder_config": PROMPT, "mask_decoder_config": decoder}
+            config_class, network_class = {"sam": (SamConfig, SamModel), "sam_hq": (SamHQConfig, SamHQModel)}[kind]
+            torch.manual_seed(0)
+            network = network_class(config_class(**parts))
+            for weight in network.parameters():
+                torch.nn.init.normal_(weight, std=0.3)
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            network.save_pretrained(folders[kind])
+            config = {
+                "architectures": [network_class.__name__], "initializer_range": 0.02, "model_type": kind,
+                "torch_dtype": "float32", "transformers_version": "4.29.0.dev0", **parts,
+            }  # fmt: skip
+            (folders[kind] / "config.json").write_text(json.dumps(config))
+            (folders[kind] / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+            (folders[kind] / "generation_config.json").unlink(missing_ok=True)
+        return folders[kind]
+
+    return folder
+
+
+def loaded(path: Path | str, kind: str, **changes: Any) -> SamSegmenter:
+    settings = {"points": 5, "threshold": 0.3, "square_root": False, "options": OPTIONS[kind], **changes}
+    return load(str(path), None, **settings)
+
+
+def draw(n: int, side: int = SIZE) -> tuple[Tensor, Tensor, list[str]]:
+    """Pictures of whole 255ths, maps of a bump each, and names."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, side, side), generator=generator) / 255
+    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    centres = torch.rand(n, 2, generator=generator) * 8
+    maps = torch.stack([torch.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 8) for cy, cx in centres])[:, None]
+    return images, maps / maps.amax(dim=(2, 3), keepdim=True), [f"picture-{i}" for i in range(n)]
+
+
+# --- points --------------------------------------------------------------------------------------------------
+
+
+def test_points_differ_and_lie_where_the_weights_are() -> None:
+    generator = torch.Generator().manual_seed(1)
+    for seed in range(50):
+        weights = torch.rand(20, 30, generator=generator)
+        weights = torch.where(weights > 0.9, weights, 0)
+        points = spread_points(weights, 5, seed)
+        assert points.shape == (5, 2) and len({tuple(p) for p in points.tolist()}) == 5
+        assert (weights[points[:, 0], points[:, 1]] > 0).all()
+
+
+def test_points_follow_from_the_weights_and_the_seed_alone() -> None:
+    weights = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+    first = spread_points(weights, 5, 7)
+    torch.manual_seed(3)
+    assert torch.equal(first, spread_points(weights, 5, 7)) and not torch.equal(first, spread_points(weights, 5, 8))
+
+
+def test_the_first_point_is_drawn_in_proportion_to_the_weights() -> None:
+    """Weights 1 : 3 give 250 : 750 of 1000 draws; six standard deviations are 82."""
+    weights = torch.tensor([[0.0, 0.25], [0.75, 0.0]])
+    rows = [int(spread_points(weights, 1, seed)[0, 0]) for seed in range(1000)]
+    assert abs(sum(rows) - 750) < 82
+
+
+def test_points_lie_in_every_part_of_a_map() -> None:
+    """Of two patches far apart each gets one of two points; without spreading every other draw would miss one."""
+    weights = torch.zeros(64, 64)
+    weights[:3, :3] = weights[-3:, -3:] = 1.0
+    sides = [sorted((spread_points(weights, 2, seed)[:, 0] > 32).tolist()) for seed in range(40)]
+    assert sides.count([False, True]) >= 39
+
+
+def test_there_are_no_more_points_than_places() -> None:
+    weights = torch.zeros(8, 8)
+    assert spread_points(weights, 5, 0).shape == (0, 2)
+    weights[2, 3] = weights[5, 1] = 0.5
+    assert sorted(spread_points(weights, 5, 0).tolist()) == [[2, 3], [5, 1]]
+
+
+# --- what the network is asked, and which answer is taken ----------------------------------------------------
+
+
+class Asked:
+    """A network that notes what it is given and answers with masks and scores by hand."""
+
+    def __init__(self, masks: Tensor, scores: list[float]) -> None:
+        self.masks, self.scores, self.given = masks, torch.tensor(scores), dict[str, Any]()
+
+    def to(self, device: torch.device) -> Asked:
+        return self
+
+    def __call__(self, **given: Any) -> SimpleNamespace:
+        self.given = given
+        return SimpleNamespace(pred_masks=self.masks[None, None], iou_scores=self.scores[None, None])
+
+
+def quarters() -> Tensor:
+    """Three answers (3, 16, 16): the upper left, the upper right and the lower left quarter."""
+    masks = torch.full((3, 16, 16), -5.0)
+    masks[0, :8, :8] = masks[1, :8, 8:] = masks[2, 8:, :8] = 5.0
+    return masks
+
+
+def segmenter(network: Any, **changes: Any) -> SamSegmenter:
+    processor = SamImageProcessor(**PREPROCESSOR)
+    settings = {"points": 1, "threshold": 0.3, "square_root": False, "options": {}, **changes}
+    return SamSegmenter(network, processor, **settings)
+
+
+def peak(side: int, row: int, column: int, base: float = 0.0) -> Tensor:
+    maps = torch.full((1, 1, side, side), base)
+    maps[..., row, column] = 1.0
+    return maps
+
+
+def test_the_mask_of_the_best_score_is_taken_at_the_pictures_size() -> None:
+    mask = segmenter(Asked(quarters(), [0.1, 0.9, 0.5]))(torch.rand(1, 3, 32, 32), peak(32, 1, 1), ["a"])
+    expected = torch.zeros(1, 1, 32, 32)
+    expected[..., :16, 16:] = 1.0
+    assert torch.equal(mask, expected)
+
+
+def test_the_only_mask_is_taken_whatever_the_scores_of_others_say() -> None:
+    mask = segmenter(Asked(quarters()[:1], [0.1, 0.2, 0.9]))(torch.rand(1, 3, 32, 32), peak(32, 1, 1), ["a"])
+    assert mask.sum() == 16 * 16 and mask[..., :16, :16].all()
+
+
+def test_centres_of_pixels_are_pointed_at() -> None:
+    """Row 4, column 7 of 32 is 8 to 10, 14 to 16 of 64; the network itself adds the half pixel to 8.5 and 14.5."""
+    network = Asked(quarters(), [0.1, 0.9, 0.5])
+    segmenter(network, options={"multimask_output": True})(torch.rand(1, 3, 32, 32), peak(32, 4, 7), ["a"])
+    assert network.given["input_points"].tolist() == [[[[14.5, 8.5]]]]
+    assert network.given["input_labels"].tolist() == [[[1]]] and network.given["multimask_output"] is True
+    assert network.given["pixel_values"].shape == (1, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(("square_root", "places"), [(False, 1), (True, 5)])
+def test_the_root_lifts_weak_parts_above_the_threshold(square_root: bool, places: int) -> None:
+    network = Asked(quarters(), [0.1, 0.9, 0.5])
+    weak = peak(32, 4, 7, base=0.16)
+    segmenter(network, points=5, square_root=square_root)(torch.rand(1, 3, 32, 32), weak, ["a"])
+    assert network.given["input_points"].shape == (1, 1, places, 2)
+
+
+def test_points_are_drawn_by_the_pictures_name() -> None:
+    images, maps, names = draw(1)
+    drawn = {}
+    for name in (*names, "another", *names):
+        network = Asked(quarters(), [0.1, 0.9, 0.5])
+        segmenter(network, points=5)(images, maps, [name])
+        points = network.given["input_points"].tolist()
+        assert drawn.setdefault(name, points) == points
+    assert drawn[names[0]] != drawn["another"]
+
+
+def test_an_empty_map_gives_an_empty_mask_and_asks_nothing() -> None:
+    network = Asked(quarters(), [0.1, 0.9, 0.5])
+    assert not segmenter(network)(torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 8, 8), ["a", "b"]).any()
+    assert not network.given
+
+
+def test_another_shape_is_padded_and_cut_back() -> None:
+    """32 x 64 pixels fill the upper half of what the network sees."""
+    maps = torch.zeros(1, 1, 32, 64)
+    maps[..., 4, 7] = 1.0
+    mask = segmenter(Asked(quarters(), [0.9, 0.1, 0.5]))(torch.rand(1, 3, 32, 64), maps, ["a"])
+    expected = torch.zeros(1, 1, 32, 64)
+    expected[..., :, :32] = 1.0
+    assert (mask != expected).sum() <= 1, "only the quarter's very corner may be rounded"
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])
+def test_a_published_checkpoint_answers_as_transformers_own_classes_do(kind: str, checkpoint: Checkpoint) -> None:
+    folder = checkpoint(kind)
+    ours = loaded(folder, kind)
+    images, maps, names = draw(3)
+    masks = ours(images, maps, names)
+    assert masks.shape == (3, 1, SIZE, SIZE) and set(masks.unique().tolist()) == {0.0, 1.0}
+    network, processor = {
+        "sam": (SamModel, SamProcessor), "sam_hq": (SamHQModel, SamHQProcessor)
+    }[kind]  # fmt: skip
+    reference = network.from_pretrained(folder).eval()
+    prepare = processor(SamImageProcessor.from_pretrained(folder))
+    for image, points, mask in zip(images, captured_points(ours, images, maps, names), masks, strict=True):
+        picture = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        given = prepare(images=picture, input_points=[[points.tolist()]], return_tensors="pt")
+        with torch.no_grad():
+            answer = reference(**{k: v for k, v in given.items() if "sizes" not in k}, **OPTIONS[kind])
+        whole = prepare.post_process_masks(answer.pred_masks, given["original_sizes"], given["reshaped_input_sizes"])
+        best = 0 if kind == "sam_hq" else int(answer.iou_scores[0, 0].argmax())
+        assert torch.equal(mask[0], whole[0][0, best].float())
+
+
+def captured_points(ours: SamSegmenter, images: Tensor, maps: Tensor, names: list[str]) -> list[Tensor]:
+    """The points (column, row) that the segmenter asks with for each picture."""
+    found = []
+    for i, name in enumerate(names):
+        network = Asked(quarters(), [0.1, 0.9, 0.5])
+        SamSegmenter(network, ours.processor, 5, 0.3, False, {})(images[i : i + 1], maps[i : i + 1], [name])
+        found.append(network.given["input_points"][0, 0].round().long())
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])
+def test_a_mask_depends_on_its_picture_map_and_name_alone(kind: str, checkpoint: Checkpoint) -> None:
+    ours = loaded(checkpoint(kind), kind)
+    images, maps, names = draw(3, side=48)
+    together = ours(images, maps, names)
+    for i in (2, 0, 1):
+        alone = ours(images[i : i + 1], maps[i : i + 1], names[i : i + 1])
+        assert torch.equal(alone[0], together[i])
+
+
+def copied(source: Path, target: Path, state: dict[str, Tensor] | None = None, **config: Any) -> Path:
+    """A checkpoint with other weights or another config."""
+    target.mkdir()
+    (target / "preprocessor_config.json").write_text((source / "preprocessor_config.json").read_text())
+    (target / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text()) | config))
+    if state is not None:
+        save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_weights_are_loaded_frozen_and_in_full_precision(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A file in half precision, and without the copy of a shared weight that the hub's files leave out."""
+    source = checkpoint("sam")
+    state = {k: v.half() for k, v in load_file(source / "model.safetensors").items()}
+    state.pop("prompt_encoder.shared_embedding.positional_embedding", None)
+    network = loaded(copied(source, tmp_path / "half", state, torch_dtype="float16"), "sam").network
+    assert {p.dtype for p in network.parameters()} == {torch.float32} and not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    shared = state["shared_image_embedding.positional_embedding"].float()
+    assert torch.equal(network.prompt_encoder.shared_embedding.positional_embedding, shared)
+
+
+def test_what_is_missing_is_said_in_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("sam")
+    state = load_file(source / "model.safetensors")
+    lacking = {k: v for k, v in state.items() if k != "mask_decoder.iou_token.weight"}
+    (broken := copied(source, tmp_path / "broken")).joinpath("model.safetensors").write_bytes(b"not weights")
+    cases: list[tuple[Path | str, dict[str, Any], str]] = [
+        (
+            "facebook/no-such-network",
+            {},
+            "neither a folder nor, .* in the hub's cache; .*`.* fetch hub/facebook/no-such-network`",
+        ),
+        (tmp_path / "nowhere", {}, "neither a folder nor"),
+        (copied(source, tmp_path / "empty"), {}, "cannot be loaded .*; wanted is a folder in transformers' layout"),
+        (copied(source, tmp_path / "lacking", lacking), {}, r"1 weights are missing, such as mask_decoder.iou_token"),
+        (broken, {}, "cannot be loaded"),
+        (copied(source, tmp_path / "other", state, model_type="clip"), {}, "kind clip; allowed are sam, sam_hq"),
+        (source, {"options": {"hq_token_only": True}}, "segmenter.options=hq_token_only: .* kind sam has no such"),
+        (source, {"points": 0}, "segmenter.points=0: allowed are 1 and above"),
+    ]
+    for path, changes, said in cases:
+        with pytest.raises(UserError, match=said) as caught:
+            loaded(path, "sam", **changes)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,150 @@
+"""Each doubt is raised by what it is about, and by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from runner.optimize import State
+from runner.types import Anchor, Edit, Problem
+from runner.warn import FAR, UNMOVED, Doubts, descent_doubts, distance_kept
+from tests.conftest import Identity, TinyClassifier, anchor_of
+
+LABELS = TinyClassifier.labels
+
+
+def state_of(*totals: Sequence[float], best: Sequence[int]) -> State:
+    """A state whose history has these totals per evaluation."""
+    nothing: dict[str, Tensor] = {}
+    return State(
+        nothing, nothing, torch.zeros(len(best)), torch.tensor(best), [None] * len(best),
+        history=[{"total": list(values)} for values in totals],
+    )  # fmt: skip
+
+
+def good(n: int) -> State:
+    """A descent that was worth it: the second of three updates was the best."""
+    return state_of(*[[value] * n for value in (2.0, 1.5, 1.0, 1.2)], best=[2] * n)
+
+
+def problem(image: Tensor | None = None, claim: tuple[str, int] | None = None) -> Problem:
+    edit = Edit.unchanged("a crab", "crab")
+    return Problem(name="x", seed=0, edit=edit, image=image, picture="x", keep="background", claim=claim)
+
+
+class Painter(Identity):
+    """Prompts have the grey level that stands in them; counts its pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, int]] = []
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        self.asked += zip(prompts, seeds, strict=True)
+        levels = torch.tensor([float(prompt) for prompt in prompts])
+        return levels[:, None, None, None].expand(-1, 3, 4, 4)
+
+
+def doubts() -> Doubts:
+    return Doubts(Painter(), TinyClassifier())
+
+
+def called(level: float) -> int:
+    """The class of a grey picture."""
+    return int(TinyClassifier()(torch.full((1, 3, 4, 4), level)).logits.argmax())
+
+
+# --- the start -----------------------------------------------------------------------------------------------
+
+
+def half_kept(n: int) -> Anchor:
+    """Originals of 4 x 4 black pixels, of which the left half is free."""
+    mask = torch.zeros(n, 1, 4, 4)
+    mask[..., :2] = 1.0
+    return replace(anchor_of(n), mask=mask, original=torch.zeros(n, 3, 4, 4))
+
+
+def test_the_distance_is_the_rms_over_what_is_kept() -> None:
+    images = torch.zeros(3, 3, 4, 4)
+    images[0, :, :, :2] = 1.0  # where it is free
+    images[1, :, :, 2:] = 0.3
+    images[2, 0, 0, 3] = 0.6  # one of 3 · 8 kept values
+    assert distance_kept(images, half_kept(3)) == pytest.approx([0.0, 0.3, (0.36 / 24) ** 0.5])
+
+
+def test_a_soft_mask_weighs_the_squares() -> None:
+    anchor = replace(half_kept(1), mask=torch.full((1, 1, 4, 4), 0.25))
+    assert distance_kept(torch.full((1, 3, 4, 4), 0.2), anchor) == pytest.approx([0.2])
+
+
+def test_where_all_is_free_nothing_is_far() -> None:
+    anchor = replace(half_kept(1), mask=torch.ones(1, 1, 4, 4))
+    assert distance_kept(torch.ones(1, 3, 4, 4), anchor) == [0.0]
+
+
+def test_a_start_far_from_the_original_is_doubted() -> None:
+    starts = torch.stack([torch.full((3, 4, 4), level) for level in (FAR + 0.02, FAR - 0.02, 0.5)])
+    problems = [problem(starts[0]), problem(starts[0]), problem(None)]  # the last was drawn: it has no original
+    found = doubts()(problems, half_kept(3), starts, good(3))
+    assert found == [[f"the start is far from the original: RMS {FAR + 0.02:.2f} where it should stay"], [], []]
+
+
+# --- the words -----------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_means_something_else_is_doubted() -> None:
+    right, level = called(0.6), 0.6
+    wrong = (right + 1) % len(LABELS)
+    problems = [problem(claim=(str(level), wrong)), problem(claim=(str(level), right)), problem()]
+    found = doubts()(problems, half_kept(3), torch.zeros(3, 3, 4, 4), good(3))
+    assert found == [[f"the classifier calls the generator's '0.6' a {LABELS[right]}"], [], []]
+
+
+def test_a_name_is_tried_once_and_always_with_the_same_seed() -> None:
+    painter = Painter()
+    ask = Doubts(painter, TinyClassifier())
+    claims = [("0.6", 0), ("0.6", 0), ("0.1", 0)]
+    first = ask([problem(claim=c) for c in claims], half_kept(3), torch.zeros(3, 3, 4, 4), good(3))
+    again = ask([problem(claim=c) for c in claims], half_kept(3), torch.zeros(3, 3, 4, 4), good(3))
+    assert first == again and painter.asked == [("0.6", 0), ("0.1", 0)]
+
+
+# --- the descent ---------------------------------------------------------------------------------------------
+
+
+def test_a_good_descent_is_not_doubted() -> None:
+    assert descent_doubts(good(1), 0) == []
+
+
+def test_a_descent_that_found_nothing_better_is_doubted() -> None:
+    assert descent_doubts(state_of([2.0], [3.0], [2.5], best=[0]), 0) == ["no step improved on the start"]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_descent_that_hardly_moved_is_doubted(sign: float) -> None:
+    """The fall is measured by the start's size, whatever its sign."""
+    start = 2.0 * sign
+    for share, doubted in ((0.9 * UNMOVED, True), (1.1 * UNMOVED, False)):
+        state = state_of([start], [start - share * 2.0], [start + 1], best=[1])
+        assert bool(descent_doubts(state, 0)) is doubted
+    assert descent_doubts(state_of([2.0], [1.99], [2.0], best=[1]), 0) == ["the objective hardly moved: 2 to 1.99"]
+
+
+def test_a_descent_that_was_still_falling_is_doubted() -> None:
+    state = state_of([2.0], [1.5], [1.0], best=[2])
+    assert descent_doubts(state, 0) == ["the last of 2 steps was the best: more of them may help"]
+
+
+def test_without_steps_there_is_nothing_to_doubt() -> None:
+    assert descent_doubts(state_of([2.0], best=[0]), 0) == []
+
+
+def test_every_sample_has_its_own_doubts() -> None:
+    state = state_of([2.0, 2.0, 2.0], [1.0, 3.0, 1.5], [1.5, 2.5, 1.0], best=[1, 0, 2])
+    found = doubts()([problem()] * 3, half_kept(3), torch.zeros(3, 3, 4, 4), state)
+    assert [len(own) for own in found] == [0, 1, 1]
+    assert "no step" in found[1][0] and "more of them" in found[2][0]

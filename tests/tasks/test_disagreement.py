@@ -1,0 +1,203 @@
+"""Disagreement: which problems are posed, which way an answer is pulled, and what is measured, by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.classifier import ImageClassifier
+from runner.types import UserError
+from tasks.disagreement import Disagreement, Dispute
+from tasks.retrieval import Retrieval
+from tests.tasks.tiny import (
+    NAMES, SIDE, Colours, Embeddings, Maps, Pictures, anchored, cache_in, classifier_of, colour, noise, same_scene, world,
+)  # fmt: skip
+
+E = math.log(8)
+BLACK, RED, GREEN = colour(0, 0, 0), colour(1, 0, 0), colour(0, 1, 0)
+
+
+def of_red(k: int) -> ImageClassifier:
+    """Calls red class k and green the last one, with probability 8/10; black is anything, with 1/3."""
+    weight = torch.zeros(3, 3)
+    weight[k, 0] = weight[2, 1] = E
+    return classifier_of(Colours(weight.tolist()))
+
+
+def task(**changes: Any) -> Disagreement:
+    settings: dict[str, Any] = {
+        "rival": of_red(1), "mode": "confidence", "classes": None, "directions": ["over", "under"], "seeds": 2,
+        "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none", "validate": None,
+    }  # fmt: skip
+    return Disagreement(**(settings | changes))
+
+
+def pose(own: Disagreement, limit: int | None = None, seed: int = 0) -> tuple[list[Dispute], int | None]:
+    return own.problems(world(noise(3), of_red(0), limit, seed=seed))
+
+
+def test_a_problem_per_class_seed_and_direction() -> None:
+    found, total = pose(task())
+    assert total == len(found) == len({p.name for p in found}) == 3 * 2 * 2
+    assert found[0].name == "rock-crab-0-over" and found[-1].name == "urn-1-under"
+    for problem in found:
+        label = NAMES[problem.target]
+        assert problem.image is None and problem.mask is None and problem.keep == "none"
+        prompt = f"a photograph of {'an' if label == 'urn' else 'a'} {label}"
+        assert problem.edit.source == problem.edit.target == prompt
+        assert problem.edit.source_words == label and problem.claim == (prompt, problem.target)
+
+
+def test_both_directions_start_from_the_same_picture_and_no_others_do() -> None:
+    found, _ = pose(task())
+    starts: dict[str, list[Dispute]] = {}
+    for problem in found:
+        starts.setdefault(problem.picture, []).append(problem)
+    assert len(starts) == 6
+    for pair in starts.values():
+        assert [p.direction for p in pair] == ["over", "under"]
+        assert len({(p.seed, p.edit, p.target) for p in pair}) == 1
+    assert len({p.seed for p in found}) == 6
+    assert not {p.seed for p in found} & {p.seed for p in pose(task(), seed=1)[0]}
+
+
+@pytest.mark.parametrize("limit", [1, 5, 12, 99])
+def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
+    everything, _ = pose(task())
+    some, total = pose(task(), limit)
+    assert some == everything[:limit] and total == 12
+
+
+def test_chosen_classes_and_directions() -> None:
+    found, total = pose(task(classes=["URN"], directions=["under"], seeds=1))
+    assert total == 1 and [(p.name, p.target) for p in found] == [("urn-0-under", 2)]
+
+
+@pytest.mark.parametrize(
+    ("rival", "said"),
+    [
+        (classifier_of(Maps(), NAMES[::-1]), "must know the same classes in the same order"),
+        (classifier_of(Maps(), ["a", "b", "c"]), "must know the same classes"),
+        (classifier_of(Colours([[1.0, 0, 0]] * 2, [0, 0]), NAMES[:2]), "knows 2 classes of the domain tiny"),
+        (classifier_of(Maps(), domain="imagenet"), "domain imagenet, the classifier 3 of tiny"),
+    ],
+)
+def test_a_rival_of_other_classes_or_another_domain_is_refused_in_one_line(rival: ImageClassifier, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        pose(task(rival=rival))
+    assert str(caught.value).startswith("rival: ") and "\n" not in str(caught.value)
+
+
+def test_an_unknown_class_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"task\.classes=urns: .*nearest are urn"):
+        pose(task(classes=["viaduct", "urns"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mode": "loss"}, "task.mode=loss: allowed are confidence, log_confidence, margin"),
+        ({"directions": ["over", "max"]}, "task.directions=max: allowed are over, under"),
+        ({"seeds": 0}, "task.seeds=0: allowed are 1 and above"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        task(**changes)
+    assert str(caught.value) == said
+
+
+def test_an_unknown_field_of_the_prompt_is_refused() -> None:
+    with pytest.raises(UserError, match=r"allowed fields are \{article\} and \{label\}"):
+        pose(task(prompt="a photograph of {klass}"))
+
+
+# --- what is optimised and measured --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["confidence", "log_confidence", "margin"])
+def test_the_objective_pulls_each_direction_its_own_way(mode: str) -> None:
+    """On red our confidence in the first class is 8/10 and the other's 1/10; lower is better."""
+    own = task(mode=mode, classes=["rock crab"], seeds=1)
+    over_under, _ = pose(own)
+    objective = own.objective(over_under, anchored(torch.stack([RED, RED])), of_red(0))
+    ((weight, term),) = objective.values()
+    gap = {"confidence": 0.7, "log_confidence": E, "margin": 2 * E}[mode]
+    assert weight == 1 and term(same_scene(anchored(torch.stack([RED, RED])))).tolist() == pytest.approx([-gap, gap])
+
+
+def measured(own: Disagreement, classifier: ImageClassifier, name: str, pictures: dict[str, Tensor]) -> dict[str, Any]:
+    (problem,) = [p for p in pose(own)[0] if p.name == name]
+    return own.measure(problem, pictures, classifier)
+
+
+def test_what_is_measured_by_hand() -> None:
+    found = measured(task(gap=0.7 - 1e-6), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})
+    assert found == {
+        "success": True, "target": "rock crab", "direction": "over", "gap_before": 0, "gap_after": pytest.approx(0.7),
+        "predicted_before": found["predicted_before"], "predicted_after": "rock crab",
+        "rival_predicted_after": "viaduct", "confidence_before": {"rock crab": pytest.approx(1 / 3)},
+        "confidence_after": {"rock crab": pytest.approx(0.8)}, "rival_confidence_before": pytest.approx(1 / 3),
+        "rival_confidence_after": pytest.approx(0.1),
+    }  # fmt: skip
+    assert found["predicted_before"] in NAMES
+    assert not measured(task(gap=0.71), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})["success"]
+    other = measured(task(), of_red(0), "rock-crab-0-under", {"before": BLACK, "best": RED})
+    assert other["gap_after"] == pytest.approx(-0.7) and not other["success"]
+    under = measured(task(), of_red(0), "viaduct-0-under", {"before": BLACK, "best": RED})
+    assert under["gap_after"] == pytest.approx(0.7) and under["success"]
+
+
+# Red is called otherwise by the two, green alike.
+FOUND = {"near-1": RED, "near-2": GREEN, "near-3": RED, "text-1": GREEN, "nearly": RED}
+
+
+@pytest.mark.parametrize(
+    ("name", "near", "text"),
+    [("rock-crab-0-over", 2, 0), ("rock-crab-0-under", 0, 0), ("viaduct-0-under", 2, 0), ("viaduct-0-over", 0, 0), ("urn-0-over", 0, 0)],
+)  # fmt: skip
+def test_real_pictures_are_counted_that_show_the_same(name: str, near: int, text: int) -> None:
+    found = measured(task(), of_red(0), name, {"before": BLACK, "best": RED, **FOUND})
+    assert (found["near_same"], found["near_found"]) == (near, 3)
+    assert (found["text_same"], found["text_found"]) == (text, 1)
+
+
+@pytest.mark.parametrize("k", range(12))
+def test_swapping_the_classifiers_swaps_the_directions(k: int) -> None:
+    ours, theirs = classifier_of(Maps(0)), classifier_of(Maps(1))
+    first, second = task(rival=theirs, gap=0.01), task(rival=ours, gap=0.01)
+    everything = first.problems(world(noise(3), ours))[0]
+    problem, twin = everything[k], everything[k ^ 1]
+    draw = torch.Generator().manual_seed(k)
+    pictures = dict(zip(("before", "best", "near-1", "near-2"), torch.rand(4, 3, SIDE, SIDE, generator=draw), strict=True))
+    found, turned = first.measure(problem, pictures, ours), second.measure(twin, pictures, theirs)
+    for key in ("gap_before", "gap_after", "near_same", "near_found", "success", "target"):
+        assert found[key] == turned[key], key
+    assert found["predicted_after"] == turned["rival_predicted_after"]
+    assert found["confidence_after"] == {found["target"]: turned["rival_confidence_after"]}
+    anchor = anchored(pictures["best"][None])
+    (_, term), (_, other) = (
+        *first.objective([problem], anchor, ours).values(), *second.objective([twin], anchor, theirs).values(),
+    )  # fmt: skip
+    torch.testing.assert_close(term(same_scene(anchor)), other(same_scene(anchor)))
+
+
+def test_nearest_pictures_are_shown_where_they_are_asked_for(tmp_path: Any) -> None:
+    (problem, *_), _ = pose(task())
+    assert task().illustrate(problem, {"best": RED}, of_red(0)) == {}
+    real = Pictures([GREEN, RED, colour(0, 0, 1)], NAMES)
+    clip = Embeddings({problem.edit.source: [0.0, 1.0, 0.1]})
+    shown = task(validate=Retrieval(real, clip, 2, SIDE, cache_in(tmp_path))).illustrate(problem, {"best": RED}, of_red(0))
+    assert set(shown) == {"near-1", "near-2", "text-1", "text-2"}
+    assert torch.equal(shown["near-1"], RED) and torch.equal(shown["text-1"], GREEN)
+
+
+def test_a_summary_counts_each_direction() -> None:
+    records = [{"direction": d, "success": s} for d, s in (("over", True), ("under", False), ("over", False))]
+    assert task().summarise(records) == {
+        "over": {"answers": 2, "successes": 1}, "under": {"answers": 1, "successes": 0},
+    }  # fmt: skip
