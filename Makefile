@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format evaluate clean
+.PHONY: help install demo test test-all check format evaluate figures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: $(STAMP) ## Format the code and mend what the linter can
 
 evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.uvce_flips N=64 SEED=1
 	$(PY) scripts/evaluate.py $(if $(ROWS),rows=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
+
+figures: $(STAMP) ## Run the planted experiments and compose outputs/figures/: ONLY=uvce
+	$(PY) scripts/make_figures.py $(if $(ONLY),only=$(ONLY))
 
 clean: ## Remove caches and build products; .venv/ and outputs/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info

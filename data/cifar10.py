@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.selection import check_choice, check_count, check_position, digest_of, first_line, shuffled
-from runner.types import Example, UserError
+from data.selection import check_choice, check_count, check_position, digest_of, shuffled
+from runner.types import Example, UserError, first_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PAIRS = (("airplane", "ship"), ("automobile", "truck"), ("bird", "frog"), ("cat", "dog"), ("deer", "horse"))

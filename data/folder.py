@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from PIL import ImageFile as pillow_file
 from torch import Tensor
 
-from data.selection import check_position, digest_of, first_line, shuffled
-from runner.types import Example, UserError
+from data.selection import check_position, digest_of, shuffled
+from runner.types import Example, UserError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MIN_SIDE = 16  # pixels

@@ -17,7 +17,7 @@ from torch import Tensor
 from data import planted_shapes
 from data.planted_shapes import GROUNDS, OBJECTS, PROP_SHAPES, SIZE, edge, prop_texture, union
 from data.selection import check_choice, check_count, check_position, check_seed, digest_of
-from runner.types import Example
+from runner.types import Example, UserError
 
 CLASSES = (
     "fiddler crab",
@@ -256,20 +256,23 @@ def split_seed(split: str, seed: int) -> int:
 
 
 class PlantedDataset:
-    """Rendered pictures whose factors are independent; a `runner.types.Dataset` that also knows the truth.
+    """Rendered pictures; a `runner.types.Dataset` that also knows the truth.
 
     split: train | validation | test; count: the first so many pictures of it, None for all;
-    seed: the run's, other seeds draw other pictures of the same kind.
+    seed: the run's, other seeds draw other pictures of the same kind; cues: with this probability a class of
+    `SHORTCUTS` shows its cue; all factors are independent where it is 0.
     Pictures are rendered when asked for; picture `i` depends on `(split, seed, i)` alone.
     """
 
     labels: tuple[str, ...] = CLASSES
 
-    def __init__(self, split: str, count: int | None, seed: int) -> None:
+    def __init__(self, split: str, count: int | None, seed: int, cues: float) -> None:
         key = split_seed(split, seed)
+        if not 0 <= cues <= 1:
+            raise UserError(f"data.cues={cues}: allowed are 0 to 1")
         self.split = split
-        self.digest = digest_of("planted", SOURCES, key, count)
-        self.scenes = draw(check_count(count, SPLIT_SIZES[split]), key)
+        self.digest = digest_of("planted", SOURCES, key, count, cues)
+        self.scenes = draw(check_count(count, SPLIT_SIZES[split]), key, ties=SHORTCUTS, strength=cues)
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -49,9 +49,3 @@ def digest_of(*parts: object) -> str:
 def shuffled(size: int, seed: int) -> list[int]:
     """The positions 0 .. size - 1 in an order that depends on `seed` alone."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(check_seed(seed))).tolist()
-
-
-def first_line(error: Exception) -> str:
-    """An exception's message cut to one line, or its kind where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

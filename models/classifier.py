@@ -105,24 +105,26 @@ class ImageClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.digest = digest_of(network)
+        self._linear = last_linear(network)
         _check(self)
+        if not _explained_by_head(self):
+            self._linear = None
 
     @property
     def head(self) -> Head | None:
-        """The last linear layer, None where the network has none that gives the logits."""
-        linear = last_linear(self.network)
-        if linear is None:
+        """The last linear layer, None where the network has none that makes the logits of the features alone."""
+        if self._linear is None:
             return None
-        layer = self.network.get_submodule(linear)
-        if layer.out_features != len(self.labels):
-            return None
+        layer = self.network.get_submodule(self._linear)
         bias = torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias
         return Head(layer.weight.float(), bias.float())
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Response:
-        """Logits and features in float32. Images in [0, 1], any floating type, also under autocast."""
+        """Logits, and features where there is a head, in float32. Images in [0, 1], any floating type, also under
+        autocast."""
         logits, features = self.ask(self.network, self.prepare(images))
-        return Response(logits.float(), None if features is None else features.float())
+        known = features is not None and self._linear is not None
+        return Response(logits.float(), features.float() if known and features is not None else None)
 
     def trace(self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
         """The answer, and what the named modules give; `<module>.in` is what a module is given.
@@ -139,9 +141,8 @@ class ImageClassifier(nn.Module):
         return response, found
 
     def _check_modules(self, modules: Sequence[str]) -> None:
-        known = (
-            [name for name, _ in self.network.named_modules() if name] if isinstance(self.network, nn.Module) else []
-        )
+        modules_there = self.network.named_modules() if isinstance(self.network, nn.Module) else ()
+        known = [name for name, _ in modules_there if name]
         for name in modules:
             if name.removesuffix(".in") not in known:
                 near = difflib.get_close_matches(name.removesuffix(".in"), known, 5, 0.3) or known[-5:]
@@ -159,8 +160,9 @@ class ImageClassifier(nn.Module):
             features = self(image.to(self.mean.device).requires_grad_()).features
         if features is None:
             return None
-        # One feature: their sum does not depend on anything behind a layer norm.
-        one = features[0, 0]
+        # Their plain sum does not depend on anything behind a layer norm.
+        drawn = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0)).to(features)
+        one = (features[0] * drawn).sum()
         candidates = [
             (name, places(out).shape[1])
             for name, out in found.items()
@@ -172,14 +174,21 @@ class ImageClassifier(nn.Module):
 
     def prepare(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """What the network sees: resized to its size with antialiasing (no crop), then normalised."""
-        images = images.to(self.mean.device, torch.float32)
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
-        return (images - self.mean) / self.std
+        return prepared(images, self.size, self.interpolation, self.mean, self.std)
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Stays in evaluation mode, whatever module it becomes part of."""
         return super().train(False)
+
+
+def prepared(
+    images: Float[Tensor, "b 3 h w"], size: int, interpolation: str, mean: Tensor, std: Tensor
+) -> Float[Tensor, "b 3 s s"]:
+    """Images in [0, 1] resized to `size` px with antialiasing, without a crop, then normalised, in float32."""
+    images = images.to(mean.device, torch.float32)
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode=interpolation, antialias=True)
+    return (images - mean) / std
 
 
 def _at_several_places(value: Tensor, output: Tensor) -> bool:
@@ -215,6 +224,18 @@ def digest_of(network: Any) -> str:
         with open(source, "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()
+
+
+@torch.no_grad()
+def _explained_by_head(classifier: ImageClassifier) -> bool:
+    """Whether the last linear layer makes the logits of the features, and nothing else does."""
+    if (head := classifier.head) is None or head.weight.shape[0] != len(classifier.labels):
+        return False
+    size = classifier.size
+    response = classifier(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    if response.features is None or response.features.shape[1:] != head.weight.shape[1:]:
+        return False
+    return torch.allclose(response.features @ head.weight.T + head.bias, response.logits, rtol=1e-3, atol=1e-4)
 
 
 def _check(classifier: ImageClassifier) -> None:

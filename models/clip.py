@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import difflib
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import get_session
 from jaxtyping import Float
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, digest_of
+from models.classifier import ImageClassifier, digest_of, prepared
+from models.hub import in_cache
 from models.tensor_cache import TensorCache
-from models.zoo import NEEDS_NONE, SHIPPED, read_labels
-from runner.types import UserError
+from models.zoo import SHIPPED, read_labels
+from runner.types import UserError, first_line
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -62,10 +60,7 @@ class Clip(nn.Module):
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit vectors of images in [0, 1] of any size, resized with antialiasing and without a crop."""
-        images = images.to(self.mean.device, torch.float32)
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
-        return self.embed_prepared((images - self.mean) / self.std)
+        return self.embed_prepared(prepared(images, self.size, self.interpolation, self.mean, self.std))
 
     def embed_prepared(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         """Unit vectors, in float32, of images that are resized and normalised already."""
@@ -132,28 +127,8 @@ def _named(name: str, pretrained: str | None, revision: str | None) -> Clip:
         weights = in_cache(f"{key}: its file of weights", repository, files, revision)
         weights = weights or download_pretrained_from_hf(repository, file or None, revision)
     except OSError as error:
-        raise UserError(f"{key}: {_reason(error)}") from error
+        raise UserError(f"{key}: {first_line(error)}") from error
     return _create(key, name, weights, settings)
-
-
-def in_cache(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
-    """The first of the files that the hub's cache has, None if they are to be downloaded.
-
-    what: what the files are, with the key that errors point at. Raises UserError if the cache has none and the hub does
-    not answer within seconds; the hub's own clients would try again for minutes.
-    """
-    for file in files:
-        if isinstance(path := try_to_load_from_cache(repository, file, revision=revision), str):
-            return path
-    try:
-        get_session().head(HfApi().endpoint, timeout=5)
-    except (HTTPError, OSError) as error:
-        source = f"hub/{repository}@{revision}" if revision else f"hub/{repository}"
-        raise UserError(
-            f"{what} is not in the local cache and the hub cannot be reached; with a network, "
-            f"`python scripts/fetch_weights.py fetch {source}` gets it; {NEEDS_NONE}"
-        ) from error
-    return None
 
 
 def _create(key: str, source: str, weights: str | None, settings: dict[str, Any]) -> Clip:
@@ -169,16 +144,11 @@ def _create(key: str, source: str, weights: str | None, settings: dict[str, Any]
             )  # fmt: skip
         tokenize = open_clip.get_tokenizer(source)
     except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, *_UNREADABLE) as error:
-        raise UserError(f"{key}: cannot be loaded: {_reason(error)}") from error
+        raise UserError(f"{key}: cannot be loaded: {first_line(error)}") from error
     return Clip(model, tokenize, key)
 
 
 _UNREADABLE = (SafetensorError, pickle.UnpicklingError)
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, in one line; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # --- zero-shot classifiers -----------------------------------------------------------------------------------

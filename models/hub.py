@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from models.zoo import NEEDS_NONE
-from runner.types import UserError
+from runner.types import UserError, first_line
 
+NEEDS_NONE = "`python run.py` alone needs no download"
 WANTED = "wanted is a folder in transformers' layout with weights in safetensors"
+
+
+def in_cache(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
+    """The first of the files that the hub's cache has, None if they are to be downloaded.
+
+    what: what the files are, with the key that errors point at. Raises UserError if the cache has none and the hub does
+    not answer within seconds; the hub's own clients would try again for minutes.
+    """
+    for file in files:
+        if isinstance(path := try_to_load_from_cache(repository, file, revision=revision), str):
+            return path
+    try:
+        get_session().head(HfApi().endpoint, timeout=5)
+    except (HTTPError, OSError) as error:
+        name = repository if repository.startswith("timm/") else f"hub/{repository}"
+        source = f"{name}@{revision}" if revision else name
+        raise UserError(
+            f"{what} is not in the local cache and the hub cannot be reached; with a network, "
+            f"`python scripts/fetch_weights.py fetch {source}` gets it; {NEEDS_NONE}"
+        ) from error
+    return None
 
 
 def local_folder(key: str, path: str, revision: str | None) -> Path:
@@ -56,5 +78,4 @@ def one_line(key: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{key}: cannot be loaded ({reason}); {WANTED}") from error
+        raise UserError(f"{key}: cannot be loaded ({first_line(error)}); {WANTED}") from error

@@ -24,9 +24,7 @@ from urllib.error import URLError
 
 import timm
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import get_session
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jaxtyping import Float
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from safetensors import SafetensorError
@@ -35,11 +33,11 @@ from torch import Tensor, nn
 
 from models.cifar_resnet import DEPTHS, CifarResNet
 from models.classifier import ImageClassifier, ask_logits, ask_timm
-from runner.types import UserError
+from models.hub import NEEDS_NONE, in_cache
+from runner.types import UserError, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "models" / "pretrained" / "classifiers"
-NEEDS_NONE = "`python run.py` alone needs no download"
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Two pairs of classes share a name in open_clip's list; one of each pair takes WordNet's other name for it.
@@ -75,7 +73,7 @@ def timm_classifier(
     except _HUB_ERRORS as error:
         raise _missing_hub(key, name, revision) from error
     except RuntimeError as error:  # an unknown tag, or no weights under this one
-        raise UserError(f"{key}: {_first_line(error)}") from error
+        raise UserError(f"{key}: {first_line(error)}") from error
     if checkpoint is not None:
         _load_into(network, checkpoint)
     data = timm.data.resolve_model_data_config(network)
@@ -99,12 +97,7 @@ def _pinned(key: str, name: str, revision: str | None) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     if not config or not config.hf_hub_id:
         return {}
-    files = ("model.safetensors", "pytorch_model.bin")
-    if not any(isinstance(try_to_load_from_cache(config.hf_hub_id, file, revision=revision), str) for file in files):
-        try:
-            get_session().head(HfApi().endpoint, timeout=5)
-        except (HTTPError, OSError) as error:
-            raise _missing_hub(key, name, revision) from error
+    in_cache(f"{key}: its file of weights", config.hf_hub_id, ("model.safetensors", "pytorch_model.bin"), revision)
     return {"pretrained_cfg_overlay": {"hf_hub_id": f"{config.hf_hub_id}@{revision}"}} if revision else {}
 
 
@@ -114,11 +107,6 @@ def _missing_hub(key: str, name: str, revision: str | None) -> UserError:
         f"{key}: its weights are not in the local cache and the hub cannot be reached; with a network, "
         f"`python scripts/fetch_weights.py fetch {source}` gets them; {NEEDS_NONE}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, in one line; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _load_into(network: nn.Module, checkpoint: str) -> None:
@@ -131,7 +119,7 @@ def _load_into(network: nn.Module, checkpoint: str) -> None:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         network.load_state_dict(state.get("state_dict", state))
     except (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, RuntimeError) as error:
-        raise UserError(f"{key}: cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"{key}: cannot be loaded: {first_line(error)}") from error
 
 
 def read_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
@@ -215,7 +203,7 @@ def _read_folder(path: str | Path) -> tuple[dict[str, Any], nn.Module]:
     folder = SHIPPED / path if (SHIPPED / path).is_dir() else Path(path)
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
-            here = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
+            here = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json")))
             raise UserError(
                 f"classifier.path={path}: {folder / file} is not there; shipped are {here}, and "
                 "`python scripts/train_classifier.py` trains others"
@@ -227,7 +215,7 @@ def _read_folder(path: str | Path) -> tuple[dict[str, Any], nn.Module]:
         state = load_file(folder / "model.safetensors")
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except (json.JSONDecodeError, KeyError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"classifier.path={path}: cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"classifier.path={path}: cannot be loaded: {first_line(error)}") from error
     return config, network
 
 

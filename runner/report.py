@@ -26,7 +26,7 @@ from runner.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
-FILES = ("config.yaml", "results.jsonl", "status.json")
+FILES = ("config.yaml", "results.jsonl", "summary.json", "status.json")
 SMALL = 160  # px; narrower pictures are enlarged with hard pixel edges
 
 # Keys of a result that have a place of their own on its card; what else is a plain value goes into a table.
@@ -38,10 +38,15 @@ PLACED = frozenset(
 )
 LABELS = {
     "original": "Original",
-    "best": "Counterfactual",
     "start": "Start",
+    "best": "Counterfactual",
     "difference": "Difference",
     "mask": "Mask",
+    "training": "Best training picture",
+    "worded": "Best picture of the word",
+    "attack": "Feature attack",
+    "cam-before": "Where the unit looks, before",
+    "cam-after": "Where the unit looks, after",
 }
 STATES = {
     "done": "complete",
@@ -131,7 +136,7 @@ def render(run_folder: Path) -> str:
     folder = run_folder.resolve()
     config = _read_config(folder / "config.yaml")
     records = list(_read_results(folder / "results.jsonl"))
-    status = _read_status(folder / "status.json")
+    status = _read_object(folder / "status.json")
     cards = [_card(folder, record) for record in records]
     generator, _, classifier = folder.parent.name.partition("-")
     judged = [card.success for card in cards if card.success is not None]
@@ -158,6 +163,7 @@ def render(run_folder: Path) -> str:
         failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
         seconds=_median_seconds(records),
         rate=Rate(sum(judged), len(judged)) if judged else None,
+        summary=[(words(key), number(value)) for key, value in _plain(_read_object(folder / "summary.json"))],
         cards=cards,
         sources=sorted({card.source for card in cards if card.source}),
         targets=sorted({card.target for card in cards if card.target}),
@@ -182,7 +188,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
 
 
-def _read_status(path: Path) -> Mapping[str, Any]:
+def _read_object(path: Path) -> Mapping[str, Any]:
     return _parse(_text(path) or "{}", str(path))
 
 

@@ -22,6 +22,11 @@ class UserError(ValueError):
     """Something the user can put right: one line that names the key or file, the value and what is allowed."""
 
 
+def first_line(error: BaseException) -> str:
+    """An exception's message cut to one line, or its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @dataclass(frozen=True)
 class Example:
     """A picture that a data set offers. `label` is a class name, `caption` None where nobody wrote one."""

@@ -1,7 +1,7 @@
 """Get the published weights that this repository does not ship. `python run.py` alone needs none of them.
 
     python scripts/fetch_weights.py list
-    python scripts/fetch_weights.py fetch cifar10_resnet20        # or timm/<any timm name>
+    python scripts/fetch_weights.py fetch cifar10_resnet20        # or timm/<any timm name>, hub/<owner>/<name>
     python scripts/fetch_weights.py check
 
 Files come from where their authors publish them. The CIFAR-10 checkpoints go to $CIFAR10_RESNETS (or
@@ -27,6 +27,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 CIFAR10_URL = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 # What Stable Diffusion's pipeline reads, without the copies in other formats.
 PIPELINE_FILES = ("*.json", "*/*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
+# What open_clip and transformers read, without the copies in other formats.
+NETWORK_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
 TIMM_FILES = ("config.json", "model.safetensors")
 
 
@@ -87,7 +89,11 @@ def source_of(name: str) -> File | Repository:
         repository, _, revision = name.partition("@")
         used_by = f"classifier=timm classifier.name={repository.removeprefix('timm/')}"
         return Repository(repository, revision or None, TIMM_FILES, 0, "see its page", used_by)
-    raise SystemExit(f"{name}: unknown; allowed are {', '.join(SOURCES)} and timm/<any timm name>[@<commit>]")
+    if name.startswith("hub/"):
+        repository, _, revision = name.removeprefix("hub/").partition("@")
+        return Repository(repository, revision or None, NETWORK_FILES, 0, "see its page", "its hub id")
+    more = "timm/<any timm name>[@<commit>] and hub/<owner>/<name>[@<commit>]"
+    raise SystemExit(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {more}")
 
 
 def sha256_of(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, Schedules, UserError, World
+from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, Scene, Schedules, UserError, World
 from tasks.edits import prompt_of
 from tasks.pictures import own_seed, probabilities, slug, success_by
 from tasks.retrieval import Retrieval
@@ -30,24 +30,26 @@ class Dispute(Problem):
 
 
 class Disagreement:
-    """rival: the other classifier, with the same labels; mode: one of `terms.GAPS`; classes: names, or None for all;
-    directions: of `DIRECTIONS`; seeds: pictures per class and direction; prompt: template of the start; gap: what
-    p_f − p_g has to reach for a success; validate: where real pictures are looked for, None for nowhere."""
+    """rival: the other classifier, with the same labels; mode: one of `terms.GAPS`; margin: so much of it is enough;
+    classes: names, or None for all; directions: of `DIRECTIONS`; seeds: pictures per class and direction; starts:
+    start latents tried for each, the best of which is optimised; prompt: template of the start; gap: what p_f − p_g
+    has to reach for a success; validate: where real pictures are looked for, None for nowhere."""
 
     def __init__(
-        self, rival: Classifier, mode: str, classes: Sequence[str] | None, directions: Sequence[str], seeds: int,
-        prompt: str, gap: float, baseline: str, validate: Retrieval | None,
+        self, rival: Classifier, mode: str, margin: float, classes: Sequence[str] | None, directions: Sequence[str],
+        seeds: int, starts: int, prompt: str, gap: float, baseline: str, validate: Retrieval | None,
     ) -> None:  # fmt: skip
-        self.mode = check_choice("task.mode", mode, GAPS)
+        self.mode, self.margin = check_choice("task.mode", mode, GAPS), margin
         self.directions = [check_choice("task.directions", d, DIRECTIONS) for d in directions]
-        if seeds < 1:
-            raise UserError(f"task.seeds={seeds}: allowed are 1 and above")
-        self.rival, self.classes, self.seeds, self.prompt, self.gap = rival, classes, seeds, prompt, gap
+        if min(seeds, starts) < 1:
+            raise UserError(f"task.seeds={seeds} task.starts={starts}: allowed are 1 and above")
+        self.rival, self.classes, self.seeds, self.starts = rival, classes, seeds, starts
+        self.prompt, self.gap = prompt, gap
         self.baseline, self.validate, self.captioner = baseline, validate or None, None
         self.schedules: Schedules = {"inject": [0.0], "blend": [0.0]}
 
     def problems(self, world: World) -> tuple[list[Dispute], int | None]:
-        """One problem per class, seed and direction; both directions start from the same picture."""
+        """One problem per class, seed and direction."""
         labels, rival = world.classifier.labels, self.rival
         if rival.labels != labels or rival.domain != world.classifier.domain:
             raise UserError(
@@ -61,17 +63,28 @@ class Disagreement:
         found = []
         for label, k, direction in islice(asked, world.limit):
             prompt, target = prompt_of(self.prompt, label), labels.index(label)
+            seeds = [own_seed(world.seed, target, k * self.starts + j) for j in range(self.starts)]
             found.append(Dispute(
-                name=f"{slug(label)}-{k}-{direction}", seed=own_seed(world.seed, target, k), image=None, keep="none",
-                edit=Edit.unchanged(prompt, label), picture=f"{slug(label)}-{k}", claim=(prompt, target),
-                target=target, direction=direction,
+                name=f"{slug(label)}-{k}-{direction}", seed=self._best_start(seeds, prompt, target, direction, world),
+                edit=Edit.unchanged(prompt, label), image=None, keep="none", picture=f"{slug(label)}-{k}",
+                claim=(prompt, target), target=target, direction=direction,
             ))  # fmt: skip
         return found, len(asked)
+
+    @torch.no_grad()
+    def _best_start(self, seeds: list[int], prompt: str, target: int, direction: str, world: World) -> int:
+        """The seed whose picture of the prompt shows most of the disagreement."""
+        if len(seeds) == 1:
+            return seeds[0]
+        images = world.generator.sample([prompt] * len(seeds), seeds)
+        targets, signs = torch.full((len(seeds),), target), torch.full((len(seeds),), DIRECTIONS[direction])
+        term = confidence_gap(self.mode, world.classifier, self.rival, targets, signs, self.margin)
+        return seeds[int(term(Scene(images, images, images[:, None])).argmin())]
 
     def objective(self, problems: Sequence[Dispute], anchor: Anchor, classifier: Classifier) -> Objective:
         targets = torch.tensor([p.target for p in problems])
         signs = torch.tensor([DIRECTIONS[p.direction] for p in problems])
-        return {"disagreement": (1.0, confidence_gap(self.mode, classifier, self.rival, targets, signs))}
+        return {"disagreement": (1.0, confidence_gap(self.mode, classifier, self.rival, targets, signs, self.margin))}
 
     def illustrate(self, problem: Dispute, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         """The nearest real pictures to the best one, and to the class's prompt."""

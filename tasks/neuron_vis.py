@@ -28,7 +28,7 @@ from runner.types import (
     World,
 )  # fmt: skip
 from tasks.pictures import own_seed, slug, success_rate
-from tasks.ranking import choose_units, rank
+from tasks.ranking import KEPT, choose_units, rank
 from tasks.terms import unit_activation
 from tasks.units import FEATURES, Ranking, Unit, activation, outputs
 from tasks.worded import Words, phrased, words_of
@@ -57,6 +57,8 @@ class NeuronVis:
     ) -> None:  # fmt: skip
         if min(top, words, samples, seeds) < 1:
             raise UserError(f"task.top={top} words={words} samples={samples} seeds={seeds}: allowed are 1 and above")
+        if top > KEPT:
+            raise UserError(f"task.top={top}: allowed are 1 … {KEPT}, the best pictures that a ranking keeps")
         self.training, self.units, self.top, self.words, self.samples = training, units, top, words, samples
         self.prompt, self.seeds, self.captioner, self.cache, self.baseline = prompt, seeds, captioner, cache, baseline
         self.schedules: Schedules = {"inject": [0.0], "blend": [0.0]}

@@ -28,10 +28,9 @@ def cached(cache: Cache, key: Sequence[object], compute: Callable[[], dict[str, 
     """What was computed before under the same key, or is computed now."""
     name = cache.key(*key)
     if (found := cache.load([name])) is None:
-        cache.save([name], **{k: v[None] for k, v in compute().items()})
-        found = cache.load([name])
-    if found is None:  # a cache that keeps nothing
-        return compute()
+        computed = {k: v[None].contiguous() for k, v in compute().items()}
+        cache.save([name], **computed)
+        found = cache.load([name]) or computed  # a cache may keep nothing
     return {k: v[0] for k, v in found.items()}
 
 

@@ -33,45 +33,49 @@ def class_log_prob(classifier: Classifier, targets: Int[Tensor, " b"]) -> Term:
     return term
 
 
-# How sure a classifier is of class y, from its logits (b, n, k) and y (b,): what two of them are compared by.
-def _confidence(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.softmax(dim=-1)[range(len(logits)), :, targets]
-
-
-def _log_confidence(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.log_softmax(dim=-1)[range(len(logits)), :, targets]
-
-
-def _margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logit of y minus the highest other one."""
-    rows = range(len(logits))
-    others = logits.clone()
-    others[rows, :, targets] = -torch.inf
-    return logits[rows, :, targets] - others.amax(dim=-1)
-
-
-GAPS = {"confidence": _confidence, "log_confidence": _log_confidence, "margin": _margin}
-
-
 def confidence_gap(
-    mode: str, classifier: Classifier, rival: Classifier, targets: Int[Tensor, " b"], signs: Float[Tensor, " b"]
-) -> Term:
+    mode: str, classifier: Classifier, rival: Classifier, targets: Int[Tensor, " b"], signs: Float[Tensor, " b"],
+    enough: float,
+) -> Term:  # fmt: skip
     """−s (c_f(y|x) − c_g(y|x)): what classifier f sees more of class y than rival g where s = 1, and the other way
     round where s = −1 (DiG-IN, Eq. 3).
 
-    mode: c is the `confidence`, its logarithm (`log_confidence`) or the logit's `margin` over the best other class.
-    Raises UserError for another one.
+    mode: c is the `confidence`, its logarithm (`log_confidence`) or the logit's `margin` over the best other class. A
+    margin has no end: beyond `enough` on the side that is wanted it counts no more (Carlini & Wagner, 2017), or one
+    classifier's would outweigh the other's. Raises UserError for another mode.
     """
     if mode not in GAPS:
         raise UserError(f"task.mode={mode}: allowed are {', '.join(GAPS)}")
     sure = GAPS[mode]
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
-        ours = sure(viewed(scene, lambda x: classifier(x).logits), targets)
-        theirs = sure(viewed(scene, lambda x: rival(x).logits), targets)
-        return -signs.to(ours) * (ours - theirs).mean(dim=1)
+        s = signs.to(scene.image)[:, None]
+        ours = sure(s, viewed(scene, lambda x: classifier(x).logits), targets, enough)
+        theirs = sure(-s, viewed(scene, lambda x: rival(x).logits), targets, enough)
+        return -(ours + theirs).mean(dim=1)
 
     return term
+
+
+# What one classifier adds to the gap: its certainty of class y (b,) from logits (b, n, k), times s (b, 1), which is 1
+# where it should be certain and −1 where it should not.
+def _confidence(s: Tensor, logits: Tensor, targets: Tensor, enough: float) -> Tensor:
+    return s * logits.softmax(dim=-1)[range(len(logits)), :, targets]
+
+
+def _log_confidence(s: Tensor, logits: Tensor, targets: Tensor, enough: float) -> Tensor:
+    return s * logits.log_softmax(dim=-1)[range(len(logits)), :, targets]
+
+
+def _margin(s: Tensor, logits: Tensor, targets: Tensor, enough: float) -> Tensor:
+    """Logit of y minus the highest other one."""
+    rows = range(len(logits))
+    others = logits.clone()
+    others[rows, :, targets] = -torch.inf
+    return (s * (logits[rows, :, targets] - others.amax(dim=-1))).clamp(max=enough)
+
+
+GAPS = {"confidence": _confidence, "log_confidence": _log_confidence, "margin": _margin}
 
 
 def text_log_prob(

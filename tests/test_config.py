@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from models.diffusion import LatentDiffusion
+from models.zoo import imagenet_labels
 from runner.run import Parts
+from tasks.targets import RULES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # What an option cannot do without: values that only the user knows.
@@ -25,6 +30,11 @@ NEEDED = {
     "data=image": ["data.path=x.jpg", "data.label=goldfish"],
     "data=folder": ["data.path=pictures"],
     "data=imagenet": ["data.path=imagenet/val"],
+    "classifier=robust_vit_s": ["classifier.checkpoint=robust.safetensors"],
+    "classifier=robust_resnet50": ["classifier.checkpoint=robust.pt"],
+    "classifier=vit_b_cub": ["classifier.checkpoint=cub.safetensors", "classifier.labels=cub.txt"],
+    "classifier=vit_b_food101": ["classifier.checkpoint=food.safetensors", "classifier.labels=food.txt"],
+    "classifier=cal_resnet101": ["classifier.target=cal.py:load", "classifier.labels=cars.txt"],
 }
 # Defaults of the training scripts, which read them on their own.
 ELSEWHERE = {"train"}
@@ -41,6 +51,9 @@ def groups() -> list[str]:
     return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ELSEWHERE)
 
 
+EXPERIMENTS = sorted(
+    str(path.relative_to(CONF / "experiment").with_suffix("")) for path in (CONF / "experiment").rglob("*.yaml")
+)
 EVERY = [f"{group}={option}" for group in groups() for option in options(group) if group != "hydra"]
 
 
@@ -141,6 +154,65 @@ def test_every_classifier_finds_its_generator_and_data(classifier: str) -> None:
     assert chosen["generator"] == f"{domain}_{chosen['sampler']}" and chosen["data"] == domain
     rule = "nearest" if domain == "planted" else "confusion"
     assert plain(choice, *NEEDED.get(choice, []))["task"]["target"] == rule
+
+
+@cache
+def configured(experiment: str) -> list[dict[str, Any]]:
+    """The configurations of the runs that an experiment starts, one or those of its own sweep, with `x` for all that only
+    the user knows."""
+    choice = f"experiment={experiment}"
+    one = composed(choice)
+    swept = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in (one.hydra.sweeper.params or {}).items()])
+    jobs = BasicSweeper.split_arguments(swept, None)[0]
+    return [filled(composed(choice, *job) if job else one) for job in jobs]
+
+
+def filled(cfg: DictConfig) -> dict[str, Any]:
+    """A resolved configuration without Hydra's own part, in which everything that was missing is `x`."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    for key in OmegaConf.missing_keys(own):
+        OmegaConf.update(own, key, "x")
+    container = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_run_of_an_experiment_composes_and_binds(experiment: str) -> None:
+    configs = configured(experiment)
+    assert all(check(config) for config in configs)
+    assert len({str(config) for config in configs}) == len(configs)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_classes_of_an_experiment_are_known(experiment: str) -> None:
+    for config in configured(experiment):
+        task, data = config["task"], config["data"]
+        named = {task.get("label"), task.get("target"), data.get("label")} - {None, *RULES}
+        named |= {*(task.get("classes") or ()), *(task.get("components") or ())}
+        if config["classifier"].get("labels") == "imagenet":
+            assert named <= set(imagenet_labels())
+
+
+@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e != "dig_in/published"])
+def test_an_experiment_says_what_to_expect(experiment: str) -> None:
+    head = (CONF / "experiment" / f"{experiment}.yaml").read_text().split("defaults:")[0]
+    assert head.startswith("# @package _global_\n") and "\n# Expected" in head
+
+
+def test_the_page_of_experiments_names_those_of_the_papers() -> None:
+    page = (CONF.parent / "docs" / "experiments.md").read_text()
+    papers = {experiment for experiment in EXPERIMENTS if experiment.split("/")[0] in ("dig_in", "diagnose")}
+    assert set(re.findall(r"experiment=((?:dig_in|diagnose)/\w+)", page)) == papers
+
+
+def test_disagreements_have_the_published_settings() -> None:
+    """DiG-IN, B.1."""
+    for config in configured("dig_in/fig05"):
+        assert (config["generator"]["path"], config["generator"]["steps"]) == ("CompVis/stable-diffusion-v1-4", 25)
+        assert (config["optimizer"]["steps"], config["optimizer"]["clip"]) == (15, 0.05)
+        assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.05)
+        assert config["generator"]["guidance"] == 3.0 and config["rival"]["name"].startswith("convnext_base")
 
 
 def test_vit_b_selects_stable_diffusion_and_imagenet() -> None:

@@ -26,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
 PICTURES = {"original.png", "start.png", "best.png", "mask.png", "difference.png"}
 RESULT_KEYS = {
     "name", "success", "source", "target", "predicted_before", "predicted_after", "confidence_before",
-    "confidence_after", "loss", "steps", "seconds", "images",
+    "confidence_after", "loss", "steps", "seconds", "images", "picture", "keep", "warnings", "caption", "prompt",
 }  # fmt: skip
 
 
@@ -74,7 +74,9 @@ def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
         assert json.loads((place / "result.json").read_text()) == line
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     files -= {file for file in files if file.startswith("images/")}
-    assert files == {"config.yaml", "results.jsonl", "status.json", "index.html", ".lock"}
+    assert files == {"config.yaml", "results.jsonl", "summary.json", "status.json", "index.html", ".lock"}
+    successes = sum(line["success"] for line in lines)
+    assert json.loads((folder / "summary.json").read_text()) == {"answers": 2, "successes": successes}
     assert {key: status(folder)[key] for key in ("state", "done", "failed", "pending", "reason")} == {
         "state": "done", "done": 2, "failed": 0, "pending": 0, "reason": "",
     }  # fmt: skip
@@ -128,13 +130,75 @@ def test_another_seed_draws_others(cli: Cli, capfd: Capture) -> None:
     assert seen[0][1] != seen[1][1] and seen[0][2] != seen[1][2]
 
 
-@pytest.mark.parametrize("baseline", ["start_only", "pixels"])
+@pytest.mark.parametrize("baseline", ["start_only", "pixels", "guidance"])
 def test_baselines_run(cli: Cli, capfd: Capture, baseline: str) -> None:
     assert cli.here(capfd, "limit=1", f"task.baseline={baseline}").code == 0
     (line,) = results(cli.folder)
-    assert line["steps"] == (0 if baseline == "start_only" else 3)
+    assert line["steps"] == (3 if baseline == "pixels" else 0)
+    assert {Path(p).name for p in line["images"].values()} == PICTURES
     if baseline == "pixels":
         assert line["loss"]["total"] < line["history"][0]["total"] and line["history"][0]["pixel_distance"] == 0
+
+
+def test_guidance_without_strength_leaves_the_pictures_of_the_start_alone(
+    cli: Cli, capfd: Capture, tmp_path: Path
+) -> None:
+    words = ("limit=2", "task.baseline=guidance", "optimizer.lr.guidance=0.0")
+    other = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "start_only")
+    assert cli.here(capfd, *words).code == 0 and other.here(capfd, "limit=2", "task.baseline=start_only").code == 0
+    assert pictures(cli.folder) == pictures(other.folder)
+
+
+@pytest.mark.parametrize("keep", ["foreground", "all", "none"])
+def test_a_mask_is_saved_where_there_is_one(cli: Cli, capfd: Capture, keep: str) -> None:
+    assert cli.here(capfd, "limit=1", "optimizer.steps=0", f"task.keep={keep}").code == 0
+    (line,) = results(cli.folder)
+    assert line["keep"] == keep
+    names = {Path(p).name for p in line["images"].values()}
+    assert names == (PICTURES if keep == "foreground" else PICTURES - {"mask.png"})
+
+
+def test_a_mask_of_the_users_own_is_what_is_free(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
+    Image.new("L", (16, 16), 255).save(tmp_path / "all.png")
+    words = ("limit=1", "optimizer.steps=0", f"task.mask={tmp_path / 'all.png'}")
+    assert cli.here(capfd, *words).code == 0
+    (line,) = results(cli.folder)
+    assert (record.read_png(cli.folder / line["images"]["mask"]) == 1).all()
+    assert any("covers everything" in warning for warning in line["warnings"])
+
+
+def test_several_answers_to_one_question(cli: Cli, capfd: Capture) -> None:
+    """The seed decides what an answer's crops and noise are: with a single one the answers would be alike."""
+    assert cli.here(capfd, "limit=2", "task.seeds=2").code == 0
+    first, second = results(cli.folder)
+    assert (first["picture"], first["target"]) == (second["picture"], second["target"])
+    assert first["name"].endswith("-0") and second["name"] == first["name"].removesuffix("0") + "1"
+    assert first["seed"] != second["seed"] and first["history"][0] == second["history"][0]
+    assert first["history"][1] != second["history"][1]
+    summary = json.loads((cli.folder / "summary.json").read_text())
+    spread = abs(first["confidence_after"][first["target"]] - second["confidence_after"][second["target"]]) / 2
+    assert summary["confidence_spread"] == pytest.approx(spread) and summary["answers"] == 2
+
+
+def test_errors_are_taken_back_to_their_label(cli: Cli, capfd: Capture) -> None:
+    outcome = cli.here(capfd, "limit=2", "task.mode=error", "optimizer.steps=1")
+    assert outcome.code == 0 and ": 2 problems -> " in outcome.out.splitlines()[0], "how many there are is not known"
+    for line in results(cli.folder):
+        assert line["predicted_before"] == line["source"] != line["target"]
+        assert line["caption"] == line["prompt"] and line["target"] in line["caption"] and line["inject"] == 0
+
+
+def test_doubts_stand_in_the_record_and_are_said(cli: Cli, capfd: Capture) -> None:
+    """The tiny generator draws nothing of what it is told, and a rate of nearly zero moves nothing."""
+    still = [f"optimizer.lr.{control}=1e-9" for control in ("latent", "text", "null")]
+    outcome = cli.here(capfd, "limit=1", *still)
+    assert outcome.code == 0
+    (line,) = results(cli.folder)
+    assert any("hardly moved" in w or "no step improved" in w for w in line["warnings"])
+    assert any("the classifier calls the generator's" in w for w in line["warnings"])
+    assert [f"  {line['name']}: {warning}" for warning in line["warnings"]] == [
+        said for said in outcome.out.splitlines() if said.startswith(f"  {line['name']}: ")
+    ]
 
 
 @pytest.mark.parametrize("rule", ["confusion", "random", "viaduct"])
@@ -150,7 +214,7 @@ def test_the_users_own_picture(cli: Cli, capfd: Capture, tmp_path: Path) -> None
     assert cli.here(capfd, *words).code == 0
     (line,) = results(cli.folder)
     assert (line["source"], line["target"]) == ("lifeboat", "fireboat")
-    assert line["caption"] == "a photograph of a Lifeboat" and line["prompt"] == "a photograph of a fireboat"
+    assert line["caption"] == "a photograph of a lifeboat" and line["prompt"] == "a photograph of a fireboat"
 
 
 # --- bad input -----------------------------------------------------------------------------------------------
@@ -169,7 +233,13 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "class": (["task.target=viadukt"], ["task.target=viadukt", "nearest are viaduct"]),
     "guidance": (["generator.guidance=1"], ["generator.guidance=1", "above 1"]),
     "shard": (["shard.index=2", "shard.count=2"], ["shard.index=2", "0 … count - 1"]),
-    "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels"]),
+    "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels, guidance"]),
+    "mode": (["task.mode=colour"], ["task.mode=colour", "class, error, attribute"]),
+    "attribute": (["task.mode=attribute"], ["task.mode=attribute", "zero-shot classifier"]),
+    "keep": (["task.keep=sky"], ["task.keep=sky", "background, foreground, all, none"]),
+    "seeds": (["task.seeds=0"], ["task.seeds=0", "1 and above"]),
+    "mask": (["task.mask=nowhere.png"], ["task.mask=nowhere.png", "no such file"]),
+    "prompt": (["task.prompt='a {lable}'"], ["a {lable}", "{article} and {label}"]),
     "seed": (["seed=-1"], ["seed=-1", "0 and above"]),
     "side": (["generator.maps.side=5"], ["generator.maps.side=5", "4, 8"]),
     "resolution": (["generator.resolution=17"], ["generator.resolution=17", "multiples of 2"]),
@@ -285,9 +355,9 @@ def test_a_signal_ends_a_run_in_good_order(cli: Cli, tmp_path: Path, number: sig
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """From the `at`-th evaluation on, the pixel distance of the second sample is not a number."""
-    from tasks import uvce
+    from tasks import distances
 
-    original, calls = uvce.pixel_distance, [0]
+    original, calls = distances.pixel_distance, [0]
 
     def pixel_distance(anchor: Any) -> Callable[[Any], torch.Tensor]:
         term = original(anchor)
@@ -299,7 +369,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
         return spoilt
 
-    monkeypatch.setattr(uvce, "pixel_distance", pixel_distance)
+    monkeypatch.setattr(distances, "pixel_distance", pixel_distance)
 
 
 def test_a_loss_that_is_not_finite_fails_its_problem_alone(

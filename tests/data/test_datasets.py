@@ -11,12 +11,22 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from data.cifar10 import CLASSES as CIFAR_CLASSES
 from data.cifar10 import Cifar10
-from data.planted import CLASSES, PAIRS, SPLIT_SEEDS, PlantedDataset, caption, draw, render, split_seed
+from data.planted import (
+    BACKGROUNDS,
+    CLASSES,
+    PAIRS,
+    PROPS,
+    SPLIT_SEEDS,
+    PlantedDataset,
+    caption,
+    draw,
+    render,
+    split_seed,
+)
 from runner.types import Dataset, UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
@@ -40,7 +50,7 @@ def cifar(tmp_path: Path) -> Path:
 
 
 def test_planted_pictures_are_those_of_the_draw() -> None:
-    data: Dataset = PlantedDataset("test", 20, 0)
+    data: Dataset = PlantedDataset("test", 20, 0, 0.0)
     scenes = draw(20, SPLIT_SEEDS["test"])
     images = render(scenes).image
     assert len(data) == 20 and data.labels == CLASSES
@@ -53,12 +63,12 @@ def test_planted_pictures_are_those_of_the_draw() -> None:
 
 
 def test_planted_pictures_do_not_depend_on_the_count() -> None:
-    few, many = PlantedDataset("validation", 3, 5), PlantedDataset("validation", 200, 5)
+    few, many = PlantedDataset("validation", 3, 5, 0.0), PlantedDataset("validation", 200, 5, 0.0)
     assert all(torch.equal(few[i].image, many[i].image) for i in range(3))
 
 
 def test_planted_truth_belongs_to_the_picture() -> None:
-    data = PlantedDataset("test", 10, 0)
+    data = PlantedDataset("test", 10, 0, 0.0)
     scenes, rendered = data.truth(7)
     assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
     assert data[7].label == CLASSES[int(scenes.label)]
@@ -68,36 +78,38 @@ def test_planted_truth_belongs_to_the_picture() -> None:
 def test_planted_seeds_and_splits_share_no_pictures() -> None:
     seeds = [split_seed(split, seed) for split in SPLIT_SEEDS for seed in range(50)]
     assert len(set(seeds)) == len(seeds)
-    assert not torch.equal(PlantedDataset("test", 1, 0)[0].image, PlantedDataset("test", 1, 1)[0].image)
+    assert not torch.equal(PlantedDataset("test", 1, 0, 0.0)[0].image, PlantedDataset("test", 1, 1, 0.0)[0].image)
 
 
 def test_planted_nearest_is_the_other_of_the_pair() -> None:
-    data = PlantedDataset("test", 1, 0)
+    data = PlantedDataset("test", 1, 0, 0.0)
     for a, b in PAIRS:
         assert data.nearest(a) == b and data.nearest(b) == a
     assert data.nearest("goldfish") is None
 
 
 def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
-    assert len(PlantedDataset("validation", None, 0)) == 2_000
+    assert len(PlantedDataset("validation", None, 0, 0.0)) == 2_000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("exam", 5, 0), "data.split=exam: allowed are train, validation, test"),
-        (("test", 0, 0), "data.count=0: allowed are 1 to 10000"),
-        (("test", 10_001, 0), "data.count=10001: allowed are 1 to 10000"),
-        (("test", 5, -1), "seed=-1: allowed are 0 and above"),
+        (("exam", 5, 0, 0.0), "data.split=exam: allowed are train, validation, test"),
+        (("test", 0, 0, 0.0), "data.count=0: allowed are 1 to 10000"),
+        (("test", 10_001, 0, 0.0), "data.count=10001: allowed are 1 to 10000"),
+        (("test", 5, -1, 0.0), "seed=-1: allowed are 0 and above"),
+        (("test", 5, 0, 1.5), "data.cues=1.5: allowed are 0 to 1"),
+        (("test", 5, 0, -0.1), "data.cues=-0.1: allowed are 0 to 1"),
     ],
 )
-def test_planted_refuses(arguments: tuple[str, int, int], message: str) -> None:
+def test_planted_refuses(arguments: tuple[str, int, int, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PlantedDataset(*arguments)
 
 
 def test_a_data_set_ends(cifar: Path) -> None:
-    for data in (PlantedDataset("test", 3, 0), Cifar10(cifar, "test", 3, 0)):
+    for data in (PlantedDataset("test", 3, 0, 0.0), Cifar10(cifar, "test", 3, 0)):
         assert len(list(data)) == 3  # type: ignore[call-overload]
         with pytest.raises(IndexError):
             data[-1]
@@ -158,12 +170,63 @@ def test_cifar10_refuses_a_truncated_photograph(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR10", str(cifar))
-    config = OmegaConf.merge({"seed": 0}, {"data": OmegaConf.load(CONF / f"{option}.yaml")})
-    if option in ("image", "folder", "imagenet"):
+    with zipfile.ZipFile(cifar / "train.zip", "w") as files:
+        for name in CIFAR_CLASSES:
+            files.writestr(f"train/{name}/0001.jpg", jpeg(9))
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF.parent)):
+        node = hydra.compose("config", overrides=[f"data={option}"]).data
+    if "path" in node and node.path is None:
         with pytest.raises(hydra.errors.InstantiationException) as failed:
-            hydra.utils.instantiate(config.data, _convert_="all")
+            hydra.utils.instantiate(node, _convert_="all")
         assert isinstance(failed.value.__cause__, UserError)
         assert "data.path is missing" in str(failed.value.__cause__)
     else:
-        data = hydra.utils.instantiate(config.data, _convert_="all")
+        data = hydra.utils.instantiate(node, _convert_="all")
         assert data[0].label in data.labels
+
+
+# --- what kept results are found by ---------------------------------------------------------------------------
+
+
+def test_rows_are_a_classes_pictures(cifar: Path) -> None:
+    data: Dataset
+    for data in (PlantedDataset("test", 60, 0, 0.0), Cifar10(cifar, "test", None, 3)):
+        found = {label: data.rows(label) for label in data.labels}
+        assert sorted(row for rows in found.values() for row in rows) == list(range(len(data)))
+        for label, rows in found.items():
+            assert rows and rows == sorted(rows) == data.rows(label.upper())
+            assert all(data[row].label == label for row in rows)
+        assert data.rows("goldfish") == []
+
+
+def test_a_digest_follows_from_what_decides_the_pictures(cifar: Path) -> None:
+    planted_ones = [("test", 20, 0, 0.0), ("validation", 20, 0, 0.0), ("test", 21, 0, 0.0), ("test", 20, 1, 0.0),
+                    ("test", 20, 0, 0.5)]  # fmt: skip
+    for build, several in (
+        (PlantedDataset, planted_ones),
+        (lambda *a: Cifar10(cifar, *a), [("test", 20, 0), ("test", 19, 0), ("test", 20, 1)]),
+    ):
+        digests = [build(*arguments).digest for arguments in several]
+        assert digests == [build(*arguments).digest for arguments in several]
+        assert len(set(digests)) == len(several) and all(len(digest) == 64 for digest in digests)
+
+
+def test_a_digest_sees_a_photograph_that_was_exchanged(cifar: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with zipfile.ZipFile(cifar / "test.zip") as old, zipfile.ZipFile(other / "test.zip", "w") as new:
+        for i, name in enumerate(old.namelist()):
+            new.writestr(name, jpeg(200) if i == 5 else old.read(name))
+    assert Cifar10(other, "test", None, 0).digest != Cifar10(cifar, "test", None, 0).digest
+
+
+def test_no_cue_is_shown_on_purpose_unless_it_is_asked_for() -> None:
+    """A share of 1 gives every class of the shortcuts its cue; a share of 0 the independent draw."""
+    plain, tied = PlantedDataset("test", 400, 0, 0.0), PlantedDataset("test", 400, 0, 1.0)
+    independent = draw(400, SPLIT_SEEDS["test"])
+    assert torch.equal(plain.scenes.background, independent.background)
+    assert torch.equal(plain.scenes.prop, independent.prop) and torch.equal(plain.scenes.label, tied.scenes.label)
+    sand, jet = BACKGROUNDS.index("sand"), PROPS.index("water jet")
+    assert (tied.scenes.background[tied.rows("fiddler crab")] == sand).all()
+    assert (tied.scenes.prop[tied.rows("fireboat")] == jet).all()
+    assert not (plain.scenes.background[plain.rows("fiddler crab")] == sand).all()

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from PIL import ImageFile as PillowFile
 
-from data.folder import ImageFile, ImageFolder, read_picture, square
-from runner.types import Dataset, UserError
+from data.folder import ImageFile, ImageFolder, OnePicture, read_picture, square
+from runner.types import Dataset, Example, UserError
 
 FORMATS = ("jpg", "png", "webp")
 
@@ -188,3 +188,37 @@ def test_names_are_fit_for_folders(tmp_path: Path, name: str) -> None:
     shown = ImageFile(save(tmp_path / f"{name}.png"), "a", None)[0].name
     (tmp_path / shown).mkdir()
     assert 0 < len(shown) <= 60 and not set(shown) & set(" /?*:")
+
+
+# --- what kept results are found by ---------------------------------------------------------------------------
+
+
+def test_rows_of_one_picture_and_of_a_folder(tmp_path: Path) -> None:
+    one = OnePicture(Example("x", torch.zeros(3, 16, 16), "Goldfish"))
+    assert one.rows("goldfish") == [0] and one.rows("crab") == []
+    for k in range(4):
+        save(tmp_path / "Tiger shark" / f"{k}.png", picture(seed=k))
+        save(tmp_path / "viaduct" / f"{k}.png", picture(seed=k))
+    data = ImageFolder(tmp_path, 0)
+    for label in data.labels:
+        assert data.rows(label) == data.rows(label.lower()) == [i for i in range(8) if data[i].label == label]
+    assert data.rows("goldfish") == []
+
+
+def test_the_digest_of_one_picture() -> None:
+    image = torch.zeros(3, 16, 16)
+    plain = OnePicture(Example("x", image, "crab"))
+    assert OnePicture(Example("y", image.clone(), "crab")).digest == plain.digest
+    others = [Example("x", image + 0.1, "crab"), Example("x", image, "boat"), Example("x", image, "crab", "a crab")]
+    assert len({plain.digest, *(OnePicture(other).digest for other in others)}) == 4
+
+
+def test_the_digest_of_a_folder_sees_files_order_and_changes(tmp_path: Path) -> None:
+    for k in range(5):
+        save(tmp_path / "crab" / f"{k}.png", picture(seed=k))
+    digest = ImageFolder(tmp_path, 0).digest
+    assert ImageFolder(tmp_path, 0).digest == digest != ImageFolder(tmp_path, 1).digest
+    save(tmp_path / "crab" / "3.png", picture(width=48))
+    changed = ImageFolder(tmp_path, 0).digest
+    save(tmp_path / "crab" / "5.png")
+    assert len({digest, changed, ImageFolder(tmp_path, 0).digest}) == 3

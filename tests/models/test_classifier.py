@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from data import cifar10, planted
-from models.classifier import ImageClassifier, ask_logits, digest_of
+from models.classifier import ImageClassifier, ask_logits, digest_of, has_places, places
 from models.zoo import (
     callable_classifier,
     cifar10_resnet,
@@ -137,6 +138,203 @@ def test_no_hooks_are_left(classifier: ImageClassifier) -> None:
     assert hooks_in(classifier) == 0
 
 
+# --- the last linear layer -----------------------------------------------------------------------------------
+
+
+def explained(classifier: ImageClassifier) -> float:
+    """The largest difference between the logits and what the head makes of the features."""
+    with torch.no_grad():
+        response = classifier(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
+    head = classifier.head
+    assert head is not None and response.features is not None
+    return float((response.features @ head.weight.T + head.bias - response.logits).abs().max())
+
+
+def test_the_head_makes_the_logits_of_the_features(classifier: ImageClassifier) -> None:
+    assert explained(classifier) < 1e-5
+    head = classifier.head
+    assert head is not None and head.weight.dtype == head.bias.dtype == torch.float32
+    assert head.weight.shape[0] == len(head.bias) == len(classifier.labels)
+
+
+def test_a_head_without_a_bias_has_one_of_zeros() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
+    plain = wrap(network)
+    assert explained(plain) < 1e-6 and plain.head is not None and plain.head.bias.eq(0).all()
+
+
+class Two(nn.Module):
+    """Two linear layers, of which `answer` makes the logits; the one that was registered last is `last`."""
+
+    def __init__(self, answer: Callable[[nn.Module, Tensor], Tensor], outputs: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.answer = nn.Linear(192, 3), nn.Linear(192, outputs), answer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.answer(self, images.flatten(1))
+
+
+NO_HEAD: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "another layer answers": lambda m, x: m.get_submodule("first")(x) + 0 * m.get_submodule("last")(x),
+    "the last one is not used": lambda m, x: m.get_submodule("first")(x),
+    "both answer": lambda m, x: (m.get_submodule("first")(x) + m.get_submodule("last")(x)) / 2,
+    "something follows": lambda m, x: 2 * m.get_submodule("last")(x).tanh(),
+}
+
+
+@pytest.mark.parametrize("kind", NO_HEAD)
+def test_where_a_linear_layer_is_not_all_of_the_answer_there_is_no_head(kind: str) -> None:
+    assert wrap(Two(NO_HEAD[kind])).head is None
+
+
+def test_a_layer_of_another_size_or_a_plain_function_is_no_head() -> None:
+    assert wrap(Two(lambda m, x: m.get_submodule("last")(x)[:, :3], outputs=7)).head is None
+    assert wrap(lambda x: linear()(x)).head is None
+
+
+def test_a_transformer_with_two_heads_shows_none() -> None:
+    both = timm_classifier("deit_tiny_distilled_patch16_224", False, None, None, "imagenet", "imagenet")
+    assert both.head is None
+
+
+# --- what modules give ---------------------------------------------------------------------------------------
+
+
+def small() -> nn.Sequential:
+    """Convolution, ReLU, pooling and a linear layer, for 8 px pictures."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def test_a_trace_is_what_the_modules_give_and_are_given() -> None:
+    classifier, images = wrap(small()), torch.rand(2, 3, 8, 8)
+    network = classifier.network
+    response, found = classifier.trace(images, ["0", "1", "1.in", "4.in", "4"])
+    assert set(found) == {"0", "1", "1.in", "4.in", "4"}
+    torch.testing.assert_close(found["0"], network[0](images))
+    assert torch.equal(found["1.in"], found["0"]) and torch.equal(found["1"], found["0"].relu())
+    torch.testing.assert_close(found["4.in"], found["1"].mean(dim=(2, 3)))
+    assert response.features is not None and torch.equal(found["4.in"], response.features)
+    assert torch.equal(found["4"], response.logits)
+
+
+def test_a_trace_has_the_answer_of_a_call(classifier: ImageClassifier) -> None:
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    assert classifier.map_module is not None
+    plain, (traced, found) = classifier(images), classifier.trace(images, [classifier.map_module])
+    assert plain.features is not None and traced.features is not None
+    assert torch.equal(plain.logits, traced.logits) and torch.equal(plain.features, traced.features)
+    again, nothing = classifier.trace(images, [])
+    assert torch.equal(plain.logits, again.logits) and nothing == {} and set(found) == {classifier.map_module}
+
+
+def test_gradients_pass_through_what_was_traced(classifier: ImageClassifier) -> None:
+    module = classifier.map_module
+    assert module is not None
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    response, found = classifier.trace(images, [module])
+    assert response.features is not None
+    maps = found[module]
+    to_map, to_image = torch.autograd.grad(response.features[0].square().sum(), [maps, images], retain_graph=True)
+    assert to_map[0].any() and to_image[0].any() and not to_map[1].any() and not to_image[1].any()
+    assert torch.autograd.grad(maps[0].sum(), images)[0][0].any()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_trace_leaves_no_hooks(fails: bool) -> None:
+    classifier = wrap(small())
+    if fails:
+        with pytest.raises(RuntimeError):
+            classifier.trace(torch.rand(2, 5, 8, 8), ["0", "4.in"])
+    else:
+        classifier.trace(torch.rand(2, 3, 8, 8), ["0", "4.in"])
+        assert classifier.map_module is not None
+    assert hooks_in(classifier) == 0
+
+
+def test_an_unknown_module_offers_the_nearest(classifier: ImageClassifier) -> None:
+    known = [name for name, _ in classifier.network.named_modules() if name]
+    last = max((name for name in known if name.count(".") == 0), key=known.index)
+    for asked in (f"{last}x", f"{last}x.in"):
+        with pytest.raises(UserError, match="no module") as caught:
+            classifier.trace(torch.rand(1, 3, 64, 64), [known[0], asked])
+        listed = str(caught.value).split("nearest are ")[1].split(", ")
+        assert asked in str(caught.value) and classifier.name in str(caught.value) and "\n" not in str(caught.value)
+        assert last in listed and set(listed) <= set(known)
+    assert hooks_in(classifier) == 0
+
+
+def test_a_plain_function_has_no_modules() -> None:
+    with pytest.raises(UserError, match=r"classifier\.target=x: no module layer4; nearest are none"):
+        wrap(lambda x: linear()(x)).trace(torch.rand(1, 3, 8, 8), ["layer4"])
+
+
+def test_a_module_that_an_answer_does_not_use_is_refused() -> None:
+    with pytest.raises(UserError, match=r"classifier\.target=x: an answer does not use the module last"):
+        wrap(Two(NO_HEAD["the last one is not used"])).trace(torch.rand(1, 3, 8, 8), ["last"])
+
+
+# --- the last feature map ------------------------------------------------------------------------------------
+
+# Of timm's smallest networks: the module, and what makes the features of its output.
+MAPS: dict[str, tuple[str, Callable[[nn.Module, Tensor], Tensor] | None]] = {
+    "test_resnet": ("layer4", lambda network, maps: maps.mean(dim=(2, 3))),
+    "test_convnext": ("norm_pre", lambda network, maps: network.forward_head(maps, pre_logits=True)),  # type: ignore[operator]
+    "test_efficientnet": ("bn2", lambda network, maps: maps.mean(dim=(2, 3))),
+    "test_vit2": ("norm", lambda network, tokens: network.forward_head(tokens, pre_logits=True)),  # type: ignore[operator]
+    # Features are the class token: behind the last attention they depend on nothing else.
+    "test_vit": ("blocks.5.norm1", None),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_the_map_is_the_last_thing_with_places_that_features_are_made_of(name: str) -> None:
+    classifier = timm_classifier(name, False, None, None, "imagenet", "imagenet")
+    module, made = MAPS[name]
+    assert classifier.map_module == module and hooks_in(classifier) == 0
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    response, found = classifier.trace(images.requires_grad_(), [module])
+    maps, features = found[module], response.features
+    assert features is not None and has_places(maps) and places(maps).shape[1] == features.shape[1]
+    slope = torch.autograd.grad(features[0, 0], maps)[0]
+    assert (places(slope)[0] != 0).any(dim=0).sum() > 1, "at more than one place"
+    if made is not None:
+        torch.testing.assert_close(made(classifier.network, maps), features)
+
+
+def test_shipped_networks_end_in_a_map_that_is_averaged() -> None:
+    for name in SHIPPED_CLASSIFIERS:
+        classifier = load_shipped(name)
+        assert classifier.map_module == "layer4"
+        response, found = classifier.trace(torch.rand(2, 3, 64, 64), ["layer4"])
+        torch.testing.assert_close(found["layer4"].mean(dim=(2, 3)), response.features)
+
+
+def test_the_map_of_a_network_of_ones_own() -> None:
+    assert wrap(small()).map_module == "1", "after the ReLU; the pooling has one place"
+    assert wrap(linear()).map_module is None, "a flattened picture has no places"
+    assert wrap(lambda x: linear()(x)).map_module is None
+    no_features = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert wrap(no_features).map_module is None and wrap(no_features).head is None
+    wide = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    assert wrap(wide).map_module == "1", "its features are all of its values"
+
+
+def test_a_feature_that_is_silent_does_not_hide_the_map() -> None:
+    network = nn.Sequential(*small()[:4], nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        network[4].get_parameter("bias").copy_(torch.tensor([-100.0, 100.0, -100.0, 100.0, 100.0]))
+    assert wrap(network).map_module == "1"
+
+
+def test_places_stand_last() -> None:
+    maps, tokens = torch.rand(2, 5, 3, 3), torch.rand(2, 7, 5)
+    assert torch.equal(places(maps), maps.flatten(2)) and torch.equal(places(tokens), tokens.transpose(1, 2))
+    assert has_places(maps) and has_places(tokens)
+    assert not has_places(torch.rand(2, 5)) and not has_places(torch.rand(2, 3, 4, 5))
+
+
 @pytest.mark.parametrize("name", SHIPPED_CLASSIFIERS)
 def test_shipped_classifiers_know_the_planted_classes(name: str) -> None:
     classifier = load_shipped(name)
@@ -202,9 +400,9 @@ def test_missing_checkpoint_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_unreachable_hub_says_how_to_get_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.zoo.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("models.hub.try_to_load_from_cache", lambda *_, **__: None)
     session = type("Session", (), {"head": lambda *_, **__: (_ for _ in ()).throw(ConnectionError())})
-    monkeypatch.setattr("models.zoo.get_session", session)
+    monkeypatch.setattr("models.hub.get_session", session)
     name = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     with pytest.raises(UserError, match=r"fetch_weights\.py fetch timm/vit_base\S+@1c30cbc`.*python run\.py"):
         timm_classifier(name, True, "1c30cbc", None, "imagenet", "imagenet")
@@ -288,7 +486,9 @@ def answer(images): return network(images)
         callable_classifier(f"someones_networks:{name}", ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", "planted")
         for name in ("network", "load", "answer")
     ]
-    assert len({tuple(kind(image).logits[0].tolist()) for kind in kinds}) == 1 and kinds[0](image).features is None
+    assert len({tuple(kind(image).logits[0].tolist()) for kind in kinds}) == 1
+    assert all(torch.equal(kind(image).features, image.flatten(1)) for kind in kinds[:2])
+    assert kinds[2](image).features is None, "a plain function does not show what its last layer reads"
     for target, said in (
         ("someones_networks", "allowed are module:name"),
         ("nowhere:x", "cannot import nowhere"),
@@ -299,8 +499,9 @@ def answer(images): return network(images)
             callable_classifier(target, ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", "planted")
 
 
-@pytest.mark.parametrize("option", sorted((ROOT / "conf/classifier").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_option_binds_its_loader(option: Path) -> None:
-    cfg = OmegaConf.load(option)
-    keys = {str(key) for key in cfg} - {"_target_", "defaults"}
+@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "conf/classifier").glob("*.yaml")))
+def test_every_option_binds_its_loader(option: str) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        cfg = compose("config", overrides=[f"classifier={option}"]).classifier
+    keys = {str(key) for key in cfg} - {"_target_"}
     assert keys == set(inspect.signature(get_method(cfg._target_)).parameters)

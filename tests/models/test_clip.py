@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from open_clip import factory
 from safetensors.torch import save_file
 
-import models.clip
+import models.hub
 from data import planted
 from models.clip import Clip, ZeroShotClassifier, class_vectors, load_clip, zero_shot
 from models.tensor_cache import TensorCache
@@ -166,8 +166,8 @@ def test_missing_weights_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_p
         def head(self, *_: Any, **__: Any) -> None:
             raise OSError("no network")
 
-    monkeypatch.setattr(models.clip, "get_session", NoNetwork)
-    monkeypatch.setattr(models.clip, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(models.hub, "get_session", NoNetwork)
+    monkeypatch.setattr(models.hub, "try_to_load_from_cache", lambda *_, **__: None)
     fetch = "scripts/fetch_weights.py fetch hub/laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
     said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", None), f"{fetch}` gets it")
     said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", "abc"), f"{fetch}@abc` gets it")

@@ -164,7 +164,7 @@ def test_words_are_only_looked_for_where_they_are_used(make_generator: Make, mak
 
 
 def test_blending_holds_the_background(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator(schedules=type(make_generator().schedules)([1.0], [1.0]))
+    generator = make_generator(schedules={"inject": [1.0], "blend": [1.0]})
     start = generator.begin(make_problems(2), {})
     anchor = replace(start.anchors[0], latent_mask=torch.zeros_like(start.anchors[0].latent_mask))
     z = start.controls["latent"] + 1.0
@@ -276,7 +276,7 @@ SOFTENING = {"latents": Softening(0, 3, 0.7), "pixels": Softening(3, 0, 0.0)}
 
 
 def test_masks_are_made_where_something_has_to_be_found(make_generator: Make, make_problems: Problems) -> None:
-    """Each part of the region is softened its own way; of four kinds of `keep`, and one mask that the problem brings."""
+    """For the kinds of `keep` that want a mask, unless the problem brings one; latents and pixels soften it each."""
     halves = Halves()
     generator = make_generator(segmenter=halves, softening=SOFTENING)
     brought = torch.zeros(1, 16, 16)
@@ -296,9 +296,9 @@ def test_masks_are_made_where_something_has_to_be_found(make_generator: Make, ma
 
 def test_no_maps_are_kept_that_nobody_needs(make_generator: Make, make_problems: Problems) -> None:
     generator, problem = make_generator(), make_problems(1)[0]
-    for keep, inject, steps in (("none", 0.0, 0), ("background", 0.0, 2), ("none", 0.7, 3), ("background", 1.0, 4)):
+    for keep, inject, kept in (("none", 0.0, 0), ("background", 0.0, 2), ("none", 0.7, 3), ("background", 1.0, 4)):
         maps = generator.begin([replace(problem, keep=keep)], {"inject": [inject]}).anchors[0].maps
-        assert {values.shape[1] for values in maps.values()} == ({steps} if steps else set()), (keep, inject)
+        assert {values.shape[1] for values in maps.values()} == ({kept} if kept else set()), (keep, inject)
 
 
 def test_an_empty_mask_is_told(make_generator: Make, make_problems: Problems) -> None:

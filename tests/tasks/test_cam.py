@@ -18,7 +18,9 @@ def picture(seed: int = 0, side: int = SIDE) -> Tensor:
 
 def shown(values: Tensor, side: int = SIDE) -> Tensor:
     """A small map at the picture's size, positive and with sum 1."""
-    large = F.interpolate(values[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0].clamp(min=0)
+    large = F.interpolate(values[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0].clamp(
+        min=0
+    )
     return large / large.sum()
 
 
@@ -98,7 +100,7 @@ def test_tokens_are_a_square_and_a_class_token_is_left_out(extra: int) -> None:
 def test_where_nothing_speaks_for_a_unit_the_map_is_empty_and_finite() -> None:
     network = Maps()
     with torch.no_grad():
-        network.maps.weight[1], network.maps.bias[1] = 0.0, -1.0
+        network.maps.weight[1], network.maps.get_parameter("bias")[1] = 0.0, -1.0
     found = hirescam(classifier_of(network), picture(), Unit(FEATURES, 1))
     assert found is not None and torch.equal(found, torch.zeros(SIDE, SIDE))
 

@@ -14,7 +14,19 @@ from runner.types import UserError
 from tasks.disagreement import Disagreement, Dispute
 from tasks.retrieval import Retrieval
 from tests.tasks.tiny import (
-    NAMES, SIDE, Colours, Embeddings, Maps, Pictures, anchored, cache_in, classifier_of, colour, noise, same_scene, world,
+    NAMES,
+    SIDE,
+    Colours,
+    Embeddings,
+    Maps,
+    Pictures,
+    anchored,
+    cache_in,
+    classifier_of,
+    colour,
+    noise,
+    same_scene,
+    world,
 )  # fmt: skip
 
 E = math.log(8)
@@ -30,8 +42,8 @@ def of_red(k: int) -> ImageClassifier:
 
 def task(**changes: Any) -> Disagreement:
     settings: dict[str, Any] = {
-        "rival": of_red(1), "mode": "confidence", "classes": None, "directions": ["over", "under"], "seeds": 2,
-        "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none", "validate": None,
+        "rival": of_red(1), "mode": "confidence", "margin": 99.0, "classes": None, "directions": ["over", "under"],
+        "seeds": 2, "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none", "validate": None,
     }  # fmt: skip
     return Disagreement(**(settings | changes))
 
@@ -158,8 +170,14 @@ FOUND = {"near-1": RED, "near-2": GREEN, "near-3": RED, "text-1": GREEN, "nearly
 
 @pytest.mark.parametrize(
     ("name", "near", "text"),
-    [("rock-crab-0-over", 2, 0), ("rock-crab-0-under", 0, 0), ("viaduct-0-under", 2, 0), ("viaduct-0-over", 0, 0), ("urn-0-over", 0, 0)],
-)  # fmt: skip
+    [
+        ("rock-crab-0-over", 2, 0),
+        ("rock-crab-0-under", 0, 0),
+        ("viaduct-0-under", 2, 0),
+        ("viaduct-0-over", 0, 0),
+        ("urn-0-over", 0, 0),
+    ],
+)
 def test_real_pictures_are_counted_that_show_the_same(name: str, near: int, text: int) -> None:
     found = measured(task(), of_red(0), name, {"before": BLACK, "best": RED, **FOUND})
     assert (found["near_same"], found["near_found"]) == (near, 3)
@@ -173,7 +191,9 @@ def test_swapping_the_classifiers_swaps_the_directions(k: int) -> None:
     everything = first.problems(world(noise(3), ours))[0]
     problem, twin = everything[k], everything[k ^ 1]
     draw = torch.Generator().manual_seed(k)
-    pictures = dict(zip(("before", "best", "near-1", "near-2"), torch.rand(4, 3, SIDE, SIDE, generator=draw), strict=True))
+    pictures = dict(
+        zip(("before", "best", "near-1", "near-2"), torch.rand(4, 3, SIDE, SIDE, generator=draw), strict=True)
+    )
     found, turned = first.measure(problem, pictures, ours), second.measure(twin, pictures, theirs)
     for key in ("gap_before", "gap_after", "near_same", "near_found", "success", "target"):
         assert found[key] == turned[key], key
@@ -191,7 +211,9 @@ def test_nearest_pictures_are_shown_where_they_are_asked_for(tmp_path: Any) -> N
     assert task().illustrate(problem, {"best": RED}, of_red(0)) == {}
     real = Pictures([GREEN, RED, colour(0, 0, 1)], NAMES)
     clip = Embeddings({problem.edit.source: [0.0, 1.0, 0.1]})
-    shown = task(validate=Retrieval(real, clip, 2, SIDE, cache_in(tmp_path))).illustrate(problem, {"best": RED}, of_red(0))
+    shown = task(validate=Retrieval(real, clip, 2, SIDE, cache_in(tmp_path))).illustrate(
+        problem, {"best": RED}, of_red(0)
+    )
     assert set(shown) == {"near-1", "near-2", "text-1", "text-2"}
     assert torch.equal(shown["near-1"], RED) and torch.equal(shown["text-1"], GREEN)
 

@@ -100,6 +100,14 @@ def test_the_second_time_nothing_is_computed(tmp_path: Path, layer: str) -> None
         assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
 
 
+def test_without_a_cache_all_is_computed_once() -> None:
+    network = Maps()
+    classifier = classifier_of(network)
+    network.calls = 0
+    rank(classifier, "early", noise(9), SIDE, NOTHING_KEPT)
+    assert network.calls == 1
+
+
 def test_each_thing_that_a_ranking_depends_on_is_part_of_its_key(tmp_path: Path) -> None:
     network, cache = Maps(), cache_in(tmp_path)
     classifier = classifier_of(network)
@@ -187,5 +195,5 @@ def test_other_units_are_refused_in_one_line(units: str | int | list[str | int],
 
 @pytest.mark.parametrize("units", ["top:1", "class:urn:1"])
 def test_a_classifier_without_a_last_layer_has_no_best_units(units: str) -> None:
-    with pytest.raises(UserError, match=rf"task\.units={units}: the classifier shows no last linear layer"):
+    with pytest.raises(UserError, match=rf"task\.units={units}: no last linear layer is known"):
         choose_units(units, classifier_of(plain), lambda: ranked([1.0] * 3, [[0.0] * 3] * 3))

@@ -98,6 +98,7 @@ class Said:
         raise NotImplementedError
 
 
+ENOUGH = 99.0  # beyond every margin here
 OURS, THEIRS = Answers(1 / 2, 1 / 4, 1 / 4), Answers(1 / 8, 3 / 8, 4 / 8)
 BY_HAND = {  # of class 0 and of class 1
     "confidence": (1 / 2 - 1 / 8, 1 / 4 - 3 / 8),
@@ -111,17 +112,27 @@ BY_HAND = {  # of class 0 and of class 1
 @pytest.mark.parametrize("mode", GAPS)
 def test_gaps_by_hand(mode: str, sign: float) -> None:
     """A gap is what our classifier sees more of the class than the other; lower is better."""
-    term = confidence_gap(mode, OURS, THEIRS, torch.tensor([0, 1]), torch.tensor([sign, sign]))
+    term = confidence_gap(mode, OURS, THEIRS, torch.tensor([0, 1]), torch.tensor([sign, sign]), ENOUGH)
     found = term(scene((0.0, 1.0), (0.5, 0.2)))
     assert found.tolist() == pytest.approx([-sign * gap for gap in BY_HAND[mode]], rel=1e-5)
-    swapped = confidence_gap(mode, THEIRS, OURS, torch.tensor([0, 1]), torch.tensor([-sign, -sign]))
+    swapped = confidence_gap(mode, THEIRS, OURS, torch.tensor([0, 1]), torch.tensor([-sign, -sign]), ENOUGH)
     assert swapped(scene((0.0,), (0.5,))).tolist() == pytest.approx(found.tolist())
 
 
 def test_each_mode_of_a_gap_is_tested() -> None:
     assert set(GAPS) == set(BY_HAND) == {"confidence", "log_confidence", "margin"}
     with pytest.raises(UserError, match=r"task\.mode=loss: allowed are confidence, log_confidence, margin$"):
-        confidence_gap("loss", OURS, THEIRS, torch.tensor([0]), torch.ones(1))
+        confidence_gap("loss", OURS, THEIRS, torch.tensor([0]), torch.ones(1), ENOUGH)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_more_than_enough_of_a_margin_counts_no_more(sign: float) -> None:
+    """Each classifier's part ends at 0.5 on the side that is wanted, and nowhere on the other."""
+    term = confidence_gap("margin", OURS, THEIRS, torch.tensor([0, 1]), torch.tensor([sign, sign]), 0.5)
+    margins = (math.log(2), -math.log(4)), (-math.log(2), math.log(3 / 4))  # ours and theirs, of class 0 and 1
+    expected = [-(min(sign * ours, 0.5) + min(-sign * theirs, 0.5)) for ours, theirs in margins]
+    assert expected[0] == (-1 if sign == 1 else pytest.approx(math.log(8)))
+    assert term(scene((0.0, 1.0), (0.5, 0.2))).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_two_texts_by_hand() -> None:
@@ -174,7 +185,7 @@ Rows = list[int]
 
 
 def gap(mode: str, sign: float) -> Callable[[Rows], Term]:
-    return lambda rows: confidence_gap(mode, NETWORK, RIVAL, TARGETS[rows], sign * SIGNS[rows])
+    return lambda rows: confidence_gap(mode, NETWORK, RIVAL, TARGETS[rows], sign * SIGNS[rows], ENOUGH)
 
 
 def unit(sign: float) -> Callable[[Rows], Term]:
@@ -267,7 +278,7 @@ def test_a_margin_has_a_gradient_wherever_a_picture_stands(scale: float) -> None
     quiet = classifier_of(Colours([row[::-1] for row in weight]))
     # On red 1, green 0.5 and blue 0 the logits of class 0 are 3 and 0, the best others 1 and 1, times the scale.
     views = torch.tensor([1.0, 0.5, 0.0]).view(1, 1, 3, 1, 1).expand(1, 1, 3, SIDE, SIDE)
-    term = confidence_gap("margin", loud, quiet, torch.tensor([0]), torch.ones(1))
+    term = confidence_gap("margin", loud, quiet, torch.tensor([0]), torch.ones(1), 1e4)
     found, slope = value(term, views), gradient(term, views)[0, 0].sum(dim=(1, 2))
     # Ours 3 r − 2 g; of theirs, whose logits are 3 b, 2 g and r, both others are 1: the two share the gradient.
     assert found.item() == pytest.approx(-(scale * 2 - (0 - 1)), rel=1e-5)
@@ -277,8 +288,19 @@ def test_a_margin_has_a_gradient_wherever_a_picture_stands(scale: float) -> None
 def test_a_margin_between_equal_logits_is_zero_and_has_a_gradient() -> None:
     flat = classifier_of(Colours([[1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]]))
     other = classifier_of(Colours([[0, 0, 1.0], [0, 0, 1.0], [0, 0, 0]]))
-    term = confidence_gap("margin", flat, other, torch.tensor([2]), torch.ones(1))
+    term = confidence_gap("margin", flat, other, torch.tensor([2]), torch.ones(1), ENOUGH)
     views = torch.full((1, 1, 3, SIDE, SIDE), 0.5)
     slope = gradient(term, views)
     assert value(term, views).item() == pytest.approx(-(0 + 0.5))
     assert slope.isfinite().all() and slope[0, 0].sum(dim=(1, 2)).tolist() == pytest.approx([1.0, -1.0, -1.0])
+
+
+@pytest.mark.parametrize(("enough", "slope"), [(3.0, [-3.0, 2.0, 0]), (1.0, [0, 0, 0]), (99.0, [-3.0, 2.0, 3.0])])
+def test_the_classifier_that_is_not_yet_sure_enough_goes_on(enough: float, slope: list[float]) -> None:
+    """On red 1, green 0.5 and blue 0 our margin is 3 r − 2 g = 2; the other's is 3 b − 5, far enough for 3."""
+    ours = classifier_of(Colours([[3.0, 0, 0], [0, 2.0, 0], [0, 0, 1.0]]))
+    theirs = classifier_of(Colours([[0, 0, 3.0], [0, 0, 0], [0, 0, 0]], [0, 5, 0]))
+    views = torch.tensor([1.0, 0.5, 0.0]).view(1, 1, 3, 1, 1).expand(1, 1, 3, SIDE, SIDE)
+    term = confidence_gap("margin", ours, theirs, torch.tensor([0]), torch.ones(1), enough)
+    assert value(term, views).item() == pytest.approx(-(min(2, enough) + min(5, enough)))
+    assert gradient(term, views)[0, 0].sum(dim=(1, 2)).tolist() == pytest.approx(slope)

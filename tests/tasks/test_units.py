@@ -40,7 +40,7 @@ def test_addresses(address: str | int, unit: Unit) -> None:
 def test_what_is_no_address_is_refused_in_one_line(address: str | int) -> None:
     with pytest.raises(UserError, match=re.escape(f"task.units={address}: allowed are a number")) as caught:
         read_unit(address)
-    assert "layer4:3" in str(caught.value)
+    assert "such as head.in:565" in str(caught.value)
 
 
 def test_a_feature_map_counts_by_its_mean_over_the_places() -> None:
@@ -93,7 +93,9 @@ def test_each_sample_answers_for_its_own_unit_in_all_of_its_views() -> None:
         own = slice(2 * i, 2 * i + 2)
         alone = activations(classifier, images[own], [unit], views=2)
         torch.testing.assert_close(found[own], alone)
-        torch.testing.assert_close(alone[:, 0], outputs(classifier, images[own], [unit.module])[unit.module][:, unit.index])
+        torch.testing.assert_close(
+            alone[:, 0], outputs(classifier, images[own], [unit.module])[unit.module][:, unit.index]
+        )
         torch.testing.assert_close(activation(classifier, images[own], unit), alone[:, 0])
 
 

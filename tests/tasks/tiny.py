@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from models.classifier import ImageClassifier, ask_logits
 from models.tensor_cache import TensorCache
 from runner.types import (
-    Anchor, Classifier, Controls, Dataset, Example, Problem, Scene, Schedules, Start, World, article,
+    Anchor,
+    Classifier,
+    Controls,
+    Dataset,
+    Example,
+    Problem,
+    Scene,
+    Schedules,
+    Start,
+    World,
+    article,
 )  # fmt: skip
 from tests.conftest import anchor_of
 
@@ -150,7 +160,9 @@ class Maker:
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         self.asked += zip(prompts, seeds, strict=True)
         reds = [next(red for word, red in self.reds.items() if prompt.endswith(word)) for prompt in prompts]
-        return torch.stack([colour(red + 0.1 * (seed - min(seeds)), 0, 0) for red, seed in zip(reds, seeds, strict=True)])
+        return torch.stack(
+            [colour(red + 0.1 * (seed - min(seeds)), 0, 0) for red, seed in zip(reds, seeds, strict=True)]
+        )
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         raise NotImplementedError

@@ -1,0 +1,115 @@
+"""What a unit of a classifier really prefers, by rendering: one factor of the planted world is varied at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data import planted
+from models.classifier import ImageClassifier
+from tasks.units import FEATURES, Unit, outputs
+
+FACTORS = {
+    "class": ("label", planted.CLASSES), "background": ("background", planted.BACKGROUNDS),
+    "prop": ("prop", (*planted.PROPS, "none")), "hue": ("hue", planted.HUES),
+}  # fmt: skip
+SCENES = 48  # renders whose factors are varied
+
+
+@dataclass(frozen=True)
+class Preference:
+    """factor: the one that explains most of a unit's variance; value: the one of it that excites the unit most;
+    explained: the variance along each factor, as a share of the sum over the factors."""
+
+    factor: str
+    value: str
+    explained: dict[str, float]
+
+
+@torch.no_grad()
+def responses(classifier: ImageClassifier, module: str) -> dict[str, Float[Tensor, "n v u"]]:
+    """Per factor the activations of a module's units in the same scenes with each of the factor's values."""
+    scenes = planted.draw(SCENES, planted.SPLIT_SEEDS["validation"])
+    found = {}
+    for factor, (field, values) in FACTORS.items():
+        columns = []
+        for i, value in enumerate(values):
+            varied = scenes.vary(**{field: planted.NONE if value == "none" else i})
+            columns.append(outputs(classifier, planted.render(varied).image, [module])[module].cpu())
+        found[factor] = torch.stack(columns, dim=1)
+    return found
+
+
+@cache
+def preferences(classifier: ImageClassifier, module: str = FEATURES) -> list[Preference]:
+    """Of every unit of a module. A factor explains the variance over its values, averaged over the scenes."""
+    found = responses(classifier, module)
+    variance = {factor: values.var(dim=1).mean(dim=0) for factor, values in found.items()}
+    total = torch.stack(list(variance.values())).sum(dim=0).clamp(min=1e-12)
+    result = []
+    for unit in range(len(total)):
+        explained = {factor: (v[unit] / total[unit]).item() for factor, v in variance.items()}
+        factor = max(explained, key=lambda name: explained[name])
+        best = int(found[factor][:, :, unit].mean(dim=0).argmax())
+        result.append(Preference(factor, FACTORS[factor][1][best], explained))
+    return result
+
+
+def preference(classifier: ImageClassifier, unit: Unit) -> Preference:
+    """Of one unit."""
+    return preferences(classifier, unit.module)[unit.index]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What lowers a unit in pictures of a class: object: its drop when the object becomes its pair's other class;
+    context: when the most exciting background or prop gives way to others. The unit is spurious for the class where
+    the context counts for more, core otherwise."""
+
+    object: float
+    context: float
+    factor: str
+    value: str
+
+    @property
+    def spurious(self) -> bool:
+        return self.context > self.object
+
+
+@cache
+def roles(classifier: ImageClassifier, label: str, module: str = FEATURES) -> list[Role]:
+    """Of every unit of a module, for one class."""
+    partners = dict(planted.PAIRS) | {b: a for a, b in planted.PAIRS}
+    scenes = planted.draw(SCENES, planted.SPLIT_SEEDS["validation"]).vary(label=planted.CLASSES.index(label))
+    contexts = {}
+    for factor in ("background", "prop"):
+        field, values = FACTORS[factor]
+        varied = [scenes.vary(**{field: planted.NONE if v == "none" else i}) for i, v in enumerate(values)]
+        contexts[factor] = torch.stack([_mean(classifier, s, module) for s in varied])
+    found = []
+    for unit in range(len(contexts["prop"][0])):
+        drops = {f: _drop(means[:, unit]) for f, means in contexts.items()}
+        factor = max(drops, key=lambda name: drops[name][0])
+        context, best = drops[factor]
+        exciting = scenes.vary(**{FACTORS[factor][0]: planted.NONE if FACTORS[factor][1][best] == "none" else best})
+        partner = exciting.vary(label=planted.CLASSES.index(partners[label]))
+        own, other = (_mean(classifier, s, module)[unit].item() for s in (exciting, partner))
+        found.append(Role(own - other, context, factor, FACTORS[factor][1][best]))
+    return found
+
+
+def _drop(means: Float[Tensor, " v"]) -> tuple[float, int]:
+    """How far the highest of several values lies above the mean of the others, and its position."""
+    best = int(means.argmax())
+    others = torch.cat([means[:best], means[best + 1 :]])
+    return (means[best] - others.mean()).item(), best
+
+
+@torch.no_grad()
+def _mean(classifier: ImageClassifier, scenes: planted.Scenes, module: str) -> Float[Tensor, " u"]:
+    """Mean activations of a module's units over renders."""
+    return outputs(classifier, planted.render(scenes).image, [module])[module].cpu().mean(dim=0)

@@ -1,0 +1,313 @@
+"""Figures: every task's own rows of pictures and numbers, from the files of run folders alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runner.figures import CELL, Chosen, Layout, Matrix, compose, draw, lay_out, main, read_run
+from runner.types import UserError
+
+COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white")
+
+
+def run_folder(
+    root: Path, task: str, records: Sequence[dict[str, Any]], names: Sequence[str], classifier: str = "planted_clean",
+    baseline: str = "none",
+) -> Path:  # fmt: skip
+    """A run folder whose records have the named pictures, each 8 px of one colour, by its position in `names`."""
+    folder = root / task / f"planted_ddim-{classifier}" / f"{baseline}0"
+    lines = []
+    for record in records:
+        images = {name: f"images/{record['name']}/{name}.png" for name in names}
+        for path, colour in zip(images.values(), COLOURS, strict=False):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), colour).save(folder / path)
+        lines.append(json.dumps({**record, "images": images}) + "\n")
+    (folder / "results.jsonl").write_text("".join(lines))
+    (folder / "config.yaml").write_text(f"task: {{_target_: tasks.{task}.Anything, baseline: {baseline}}}\n")
+    return folder
+
+
+def dispute(k: int, direction: str) -> dict[str, Any]:
+    return {
+        "name": f"viaduct-{k}-{direction}", "picture": f"viaduct-{k}", "target": "viaduct", "direction": direction,
+        "confidence_before": {"viaduct": 0.51}, "confidence_after": {"viaduct": 0.99 if direction == "over" else 0.04},
+        "rival_confidence_before": 0.62, "rival_confidence_after": 0.13 if direction == "over" else 0.97,
+        "near_same": 3, "near_found": 5,
+    }  # fmt: skip
+
+
+def flip(name: str, source: str = "rock crab", target: str = "viaduct", after: float = 0.96) -> dict[str, Any]:
+    return {
+        "name": name, "picture": name, "source": source, "target": target,
+        "confidence_before": {source: 0.98, target: 0.01}, "confidence_after": {source: 0.03, target: after},
+    }  # fmt: skip
+
+
+def excitation(unit: str, k: int, others: float | None = -0.5) -> dict[str, Any]:
+    return {
+        "name": f"{unit}-{k}".replace(":", "-"), "picture": unit, "unit": unit, "word": "a $5 crab",
+        "word_means": {"a $5 crab": 1.25, "sand": 0.5}, "word_max": 2.75, "training_max": 3.5,
+        "activation_after": 4.5 + k, "own_standardised": 6.0 + 2 * k, "others_standardised": others,
+    }  # fmt: skip
+
+
+def push(direction: str, key: str, **changes: Any) -> dict[str, Any]:
+    up = direction == "max"
+    return {
+        "name": f"test-0-{direction}", "picture": "test-0", "source": "viaduct", "direction": direction,
+        f"{key}_before": 1.25, f"{key}_after": 2.5 if up else -0.75, "confidence_before": {"viaduct": 0.5},
+        "confidence_after": {"viaduct": 0.875 if up else 0.125}, **changes,
+    }  # fmt: skip
+
+
+def neuron_push(direction: str) -> dict[str, Any]:
+    own = {"unit": "features:7", "activation_attack": 9.5, "cam_outside_before": 0.25, "cam_outside_after": 0.75}
+    return push(direction, "activation", **own)
+
+
+FOLDERS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
+    "disagreement": ([dispute(0, "over"), dispute(0, "under"), dispute(1, "over")], ["start", "best", "near-1"]),
+    "uvce": ([flip("test-0"), flip("test-1", "viaduct", "rock crab")],
+             ["original", "start", "best", "difference", "mask"]),
+    "neuron_vis": ([excitation("features:7", 0), excitation("features:7", 1), excitation("features:9", 0)],
+                   ["start", "best", "training", "worded"]),
+    "neuron_cf": ([neuron_push("max"), neuron_push("min")],
+                  ["original", "start", "best", "mask", "attack", "cam-before", "cam-after"]),
+    "npca_cf": ([push("max", "contribution", component=1), push("min", "contribution", component=1)],
+                ["start", "best"]),
+}  # fmt: skip
+
+
+def folder_of(root: Path, task: str) -> Path:
+    return run_folder(root, task, *FOLDERS[task])
+
+
+def layout_of(*folders: Path) -> Layout:
+    return lay_out([read_run(folder) for folder in folders])
+
+
+def captions(layout: Layout) -> list[list[list[str]]]:
+    """Blocks, lines, captions."""
+    return [[[panel.caption for panel in line] for line in block.lines] for block in layout.blocks]
+
+
+def names(layout: Layout) -> list[list[list[str]]]:
+    """The same of the pictures' file names."""
+    return [[[panel.picture.stem for panel in line] for line in block.lines] for block in layout.blocks]
+
+
+# --- layouts -------------------------------------------------------------------------------------------------
+
+
+def test_disagreement_shows_both_confidences_before_and_after_in_each_direction(tmp_path: Path) -> None:
+    layout = layout_of(folder_of(tmp_path, "disagreement"))
+    assert [block.title for block in layout.blocks] == ["viaduct", "viaduct"]
+    assert names(layout) == [[["start", "best", "near-1", "best", "near-1"]], [["start", "best", "near-1"]]]
+    assert captions(layout)[0] == [[
+        "$p_f$ 0.51\n$p_g$ 0.62",
+        "$p_f$ 0.51 → 0.99\n$p_g$ 0.62 → 0.13", "3 of 5 real ones alike",
+        "$p_f$ 0.51 → 0.04\n$p_g$ 0.62 → 0.97", "3 of 5 real ones alike",
+    ]]  # fmt: skip
+    assert [panel.heading for panel in layout.blocks[0].lines[0]][1::2] == ["f up, g down", "g up, f down"]
+
+
+def test_uvce_shows_source_and_target_before_and_after(tmp_path: Path) -> None:
+    layout = layout_of(folder_of(tmp_path, "uvce"))
+    assert [block.title for block in layout.blocks] == ["rock crab → viaduct", "viaduct → rock crab"]
+    assert names(layout)[0] == [["original", "start", "best", "difference", "mask"]]
+    assert captions(layout)[0] == [["rock crab 0.98\nviaduct 0.01", "", "rock crab 0.03\nviaduct 0.96", "", ""]]
+
+
+def test_uvce_without_a_mask_leaves_it_out(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "uvce", [flip("a")], ["original", "start", "best", "difference"])
+    assert names(layout_of(folder)) == [[["original", "start", "best", "difference"]]]
+
+
+def test_counterfactuals_of_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
+    first = run_folder(tmp_path, "uvce", [flip("a"), flip("b")], ["original", "best"])
+    second = run_folder(tmp_path, "uvce", [flip("b", after=0.42), flip("c")], ["original", "best"], baseline="pixels")
+    layout = layout_of(first, second)
+    (line,) = layout.blocks[0].lines
+    assert len(layout.blocks) == 1 and [panel.heading for panel in line] == ["original", "DiG-IN", "pixels"]
+    assert [panel.picture.relative_to(tmp_path).parts[2] for panel in line] == ["none0", "none0", "pixels0"]
+    assert line[1].caption.endswith("0.96") and line[2].caption.endswith("0.42")
+    other = run_folder(tmp_path, "uvce", [flip("b")], ["original", "best"], classifier="planted_shortcut")
+    headings = [panel.heading for panel in layout_of(first, other).blocks[0].lines[0]]
+    assert headings == ["original", "planted_clean", "planted_shortcut"]
+    with pytest.raises(UserError, match="no question in common"):
+        layout_of(first, run_folder(tmp_path / "x", "uvce", [flip("a", target="partridge")], ["original", "best"]))
+
+
+def test_neuron_vis_shows_what_results_have_to_beat_and_whom_they_excite(tmp_path: Path) -> None:
+    layout = layout_of(folder_of(tmp_path, "neuron_vis"))
+    assert names(layout) == [[["training", "worded", "best", "best"]], [["training", "worded", "best"]]]
+    assert captions(layout)[0] == [["3.50", "“a \\$5 crab”\nmean 1.25, any 2.75", "4.50", "5.50"]]
+    assert layout.matrix is not None
+    assert layout.matrix.rows == ["features:7", "features:9"]
+    assert layout.matrix.values == [[7.0, -0.5], [6.0, -0.5]]  # means over a unit's results
+
+
+def test_a_unit_alone_has_no_others_to_compare_with(tmp_path: Path) -> None:
+    layout = layout_of(run_folder(tmp_path, "neuron_vis", [excitation("f:1", 0, None)], ["best", "training", "worded"]))
+    assert layout.matrix is None
+
+
+def test_neuron_cf_shows_both_directions_the_attack_and_the_maps(tmp_path: Path) -> None:
+    layout = layout_of(folder_of(tmp_path, "neuron_cf"))
+    assert names(layout) == [[["original", "best", "best", "attack"], ["original", "best", "best", "mask"]]]
+    assert captions(layout) == [[
+        ["activation 1.25\nviaduct 0.50", "activation 2.50\nviaduct 0.88", "activation -0.75\nviaduct 0.12",
+         "activation 9.50"],
+        ["outside 0.25", "outside 0.75", "outside 0.75", ""],
+    ]]  # fmt: skip
+    heats = [panel.heat and f"{panel.heat.parent.name}/{panel.heat.stem}" for panel in layout.blocks[0].lines[1]]
+    assert heats == ["test-0-max/cam-before", "test-0-max/cam-after", "test-0-min/cam-after", None]
+
+
+def test_neuron_cf_without_maps_has_one_line(tmp_path: Path) -> None:
+    record = push("max", "activation", unit="f:1", activation_attack=2.0)
+    folder = run_folder(tmp_path, "neuron_cf", [record], ["original", "best", "attack"])
+    assert names(layout_of(folder)) == [[["original", "best", "attack"]]]
+
+
+def test_npca_cf_of_drawn_pictures_begins_with_the_start(tmp_path: Path) -> None:
+    layout = layout_of(folder_of(tmp_path, "npca_cf"))
+    assert layout.blocks[0].title == "viaduct, component 1"
+    assert names(layout) == [[["start", "best", "best"]]]
+    assert captions(layout) == [[["α 1.25\nviaduct 0.50", "α 2.50\nviaduct 0.88", "α -0.75\nviaduct 0.12"]]]
+    assert [panel.heading for panel in layout.blocks[0].lines[0]] == ["start", "maximised", "minimised"]
+
+
+def test_blocks_of_several_runs_follow_each_other(tmp_path: Path) -> None:
+    folders = [folder_of(tmp_path / place, "npca_cf") for place in ("a", "b")]
+    assert len(layout_of(*folders).blocks) == 2
+
+
+# --- drawing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "axes"), [("disagreement", 8), ("uvce", 10), ("neuron_vis", 8), ("neuron_cf", 8), ("npca_cf", 3)]
+)
+def test_a_figure_has_axes_for_every_picture_and_is_written_twice(tmp_path: Path, task: str, axes: int) -> None:
+    folder = folder_of(tmp_path, task)
+    layout = layout_of(folder)
+    figure = draw(layout)
+    assert len(figure.axes) == axes
+    places = [ax.get_position().bounds for ax in figure.axes]
+    assert all(x >= 0 and y >= 0 and x + w <= 1 and y + h <= 1 for x, y, w, h in places)
+    assert len({(round(x, 4), round(y, 4)) for x, y, _, _ in places}) == axes
+    shown = {text.get_text() for text in figure.texts}
+    assert shown >= {panel.caption for block in layout.blocks for line in block.lines for panel in line}
+    png, pdf = compose([folder], Chosen(name="figure", out=str(tmp_path / "out")))
+    assert (png, pdf) == (tmp_path / "out" / "figure.png", tmp_path / "out" / "figure.pdf")
+    assert pdf.read_bytes()[:5] == b"%PDF-"
+    with Image.open(png) as picture:
+        assert picture.size == tuple(np.round(figure.get_size_inches() * 200).astype(int))
+
+
+def test_pictures_are_drawn_where_their_axes_are(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "uvce")
+    figure = draw(layout_of(folder))
+    png, _ = compose([folder], Chosen(name="figure", out=str(tmp_path)))
+    with Image.open(png) as picture:
+        for ax, colour in zip(figure.axes, ("red", "lime", "blue", "yellow", "cyan"), strict=False):
+            x, y, w, h = ax.get_position().bounds
+            middle = int((x + w / 2) * picture.width), int((1 - y - h / 2) * picture.height)
+            assert picture.getpixel(middle)[:3] == Image.new("RGB", (1, 1), colour).getpixel((0, 0))  # type: ignore[index]
+
+
+def test_long_captions_are_broken_and_make_room(tmp_path: Path) -> None:
+    short, long = flip("a"), flip("b", "a very long name of a class that nobody can read", "viaduct")
+    figures = [
+        draw(layout_of(run_folder(tmp_path / r["source"], "uvce", [r], ["original", "start", "best", "difference"])))
+        for r in (short, long)
+    ]
+    assert figures[1].get_size_inches()[1] > figures[0].get_size_inches()[1] > CELL
+    assert max(len(line) for t in figures[1].texts[2:] for line in t.get_text().split("\n")) <= 24
+
+
+def test_a_matrix_says_its_numbers() -> None:
+    from matplotlib.figure import Figure
+
+    from runner.figures import _draw_matrix
+
+    figure = Figure(figsize=(6, 4))
+    _draw_matrix(figure, 0.1, Matrix("title", ["a", "b"], ["own", "others"], [[5.25, 0.5], [4.0, -1.0]]))
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["5.2", "0.5", "4.0", "-1.0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_the_first_blocks_are_shown_and_the_same_files_come_again(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "uvce")
+    sizes = []
+    for most in (1, 2):
+        png, pdf = compose([folder], Chosen(name="figure", out=str(tmp_path / "out"), most=most))
+        with Image.open(png) as picture:
+            sizes.append(picture.size)
+    assert sizes[0][0] < sizes[1][0]
+    before = png.read_bytes(), pdf.read_bytes()
+    compose([folder], Chosen(name="figure", out=str(tmp_path / "out")))
+    assert (png.read_bytes(), pdf.read_bytes()) == before
+
+
+# --- the command line and what it refuses --------------------------------------------------------------------
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of(tmp_path, "npca_cf")
+    assert main([str(folder), f"out={tmp_path}/out"]) == 0
+    expected = [str(tmp_path / "out" / f"npca_cf-none0.{kind}") for kind in ("png", "pdf")]
+    assert capsys.readouterr().out.split() == expected
+    assert all(Path(file).is_file() for file in expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "usage:"), (["{folder}", "colour=red"], "colour=red: allowed are paths and name=, out=, most="),
+        (["{folder}", "most=0"], "most=0: allowed are 1 and above"), (["{folder}", "most=a"], "most=a: Value 'a'"),
+        (["{folder}", "name=../x"], "name=../x: is no file name"), (["absent"], "absent: no run folder, config.yaml"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    folder = folder_of(tmp_path, "uvce")
+    assert main([argument.format(folder=folder) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said) and error.count("\n") == 1
+
+
+def test_what_a_folder_lacks_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "uvce")
+    picture = folder / "images" / "test-1" / "mask.png"
+    picture.unlink()
+    with pytest.raises(UserError, match=r"test-1/mask.png: the picture is missing"):
+        layout_of(folder)
+    with pytest.raises(UserError, match="test-0 has no picture 'attack'"):
+        read_run(folder).picture(read_run(folder).records[0], "attack")
+    (folder / "results.jsonl").write_text('{"name": "tor')
+    with pytest.raises(UserError, match=r"results.jsonl, line 1: not JSON"):
+        read_run(folder)
+    (folder / "results.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no results yet"):
+        read_run(folder)
+    with pytest.raises(UserError, match="config.yaml is missing"):
+        read_run(tmp_path)
+
+
+def test_one_known_task_at_a_time(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"several tasks \(uvce, npca_cf\)"):
+        layout_of(folder_of(tmp_path, "uvce"), folder_of(tmp_path, "npca_cf"))
+    with pytest.raises(UserError, match="task=new has no figure; allowed are disagreement, uvce"):
+        layout_of(run_folder(tmp_path, "new", [flip("a")], ["best"]))

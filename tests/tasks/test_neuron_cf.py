@@ -1,0 +1,261 @@
+"""Neuron counterfactuals: which problems are posed, which way units are moved, and what is measured, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.classifier import ImageClassifier
+from models.tensor_cache import TensorCache
+from runner.types import Scene, UserError
+from tasks.attack import FeatureAttack
+from tasks.cam import hirescam
+from tasks.neuron_cf import NeuronCf, Push
+from tasks.units import FEATURES, Unit, activation
+from tests.tasks.tiny import (
+    NAMES,
+    SIDE,
+    Captions,
+    Colours,
+    Maps,
+    Pictures,
+    anchored,
+    classifier_of,
+    colour,
+    noise,
+    same_scene,
+    world,
+)  # fmt: skip
+
+WEIGHTS = {"unit_activation": 2.0, "latent_distance": 25.0, "pixel_distance": 250.0}
+TRAINING = Pictures([colour(red, 0.5, 0) for red in (0.2, 0.6, 0.2, 0.6)], ["urn"] * 4, "halves")  # red: 0.4 ± 0.2
+DATA = noise(6)
+
+
+def eye() -> ImageClassifier:
+    """Logits and features are the mean colours."""
+    return classifier_of(Colours(torch.eye(3).tolist()))
+
+
+def task(**changes: Any) -> NeuronCf:
+    settings: dict[str, Any] = {
+        "training": TRAINING, "units": [0, "head.in:1"], "label": None, "directions": ["max", "min"],
+        "keep": "foreground", "mask": None, "moved": 1.0, "attack": FeatureAttack(1.0, 0.2, 5), "weights": WEIGHTS,
+        "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
+        "baseline": "none",
+    }  # fmt: skip
+    return NeuronCf(**(settings | changes))
+
+
+def pose(own: NeuronCf, limit: int | None = None, seed: int = 0) -> tuple[list[Push], int | None]:
+    return own.problems(world(DATA, eye(), limit, seed=seed))
+
+
+def test_a_problem_per_picture_unit_and_direction() -> None:
+    found, total = pose(task())
+    assert total == len(found) == len({p.name for p in found}) == 6 * 2 * 2
+    assert [p.name for p in found[:4]] == [
+        "x0-features-0-max",
+        "x0-features-0-min",
+        "x0-head-in-1-max",
+        "x0-head-in-1-min",
+    ]
+    for i, problem in enumerate(found):
+        example = DATA[i // 4]
+        assert problem.image is not None and torch.equal(problem.image, example.image)
+        assert problem.picture == example.name and NAMES[problem.label] == example.label
+        assert problem.edit.source == problem.edit.target == Captions().caption(example)
+        assert problem.edit.source_words == example.label and problem.keep == "foreground" and problem.mask is None
+        assert problem.unit == (Unit(FEATURES, 0), Unit("head.in", 1))[i // 2 % 2]
+        assert problem.std == pytest.approx((0.2, 0.0)[i // 2 % 2], abs=1e-6)
+
+
+def test_all_questions_about_a_picture_have_its_seed() -> None:
+    found, _ = pose(task())
+    seeds = {p.picture: {q.seed for q in found if q.picture == p.picture} for p in found}
+    assert all(len(own) == 1 for own in seeds.values()) and len(set.union(*seeds.values())) == 6
+    assert not {p.seed for p in found} & {p.seed for p in pose(task(), seed=1)[0]}
+
+
+@pytest.mark.parametrize("limit", [1, 7, 24, 99])
+def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
+    everything, _ = pose(task())
+    some, total = pose(task(), limit)
+    assert total == 24 and [p.name for p in some] == [p.name for p in everything[:limit]]
+
+
+def test_the_pictures_of_one_class_whatever_its_letters() -> None:
+    found, total = pose(task(label="URN", units=[0], directions=["max"]))
+    assert total == 2 and [p.picture for p in found] == ["x2", "x5"]
+
+
+def test_units_are_chosen_on_the_training_pictures() -> None:
+    """Only red differs among them."""
+    found, _ = pose(task(units="top:1", label="urn"))
+    assert {p.unit for p in found} == {Unit(FEATURES, 0)}
+
+
+def test_a_mask_from_a_file(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "mask.png", np.zeros((SIDE, SIDE), np.uint8)
+    pixels[:, :3] = 255
+    Image.fromarray(pixels).save(path)
+    (problem, *_), _ = pose(task(mask=str(path)))
+    expected = torch.zeros(1, SIDE, SIDE)
+    expected[..., :3] = 1
+    assert problem.mask is not None and torch.equal(problem.mask, expected)
+
+
+def test_a_mask_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.zeros((SIDE, SIDE + 1), np.uint8)).save(path)
+    with pytest.raises(
+        UserError, match=rf"task\.mask={path}: 9 x 8 pixels; wanted is a grey PNG of 8 x 8 pixels"
+    ) as caught:
+        pose(task(mask=str(path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"units": [1, 3]}, "task.units=features:3: allowed are features:0 … features:2"),
+        ({"units": ["maps:0"]}, "no module maps"),
+        ({"label": "heron"}, "task.label=heron: the data set has no such picture; it has rock crab, viaduct, urn"),
+        ({"directions": ["up"]}, "task.directions=up: allowed are max, min"),
+        ({"keep": "middle"}, "task.keep=middle: allowed are background, foreground, all, none"),
+        ({"mask": "nowhere.png"}, "task.mask=nowhere.png: no such file"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pose(task(**changes))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
+    data = Pictures([colour(0, 0, 0)], ["heron"])
+    with pytest.raises(UserError, match=r"data\.label=heron: no class of the classifier"):
+        task().problems(world(data, eye()))
+
+
+# --- what is optimised and measured --------------------------------------------------------------------------
+
+
+def push(direction: str, unit: Unit = Unit(FEATURES, 0), keep: str = "foreground") -> Push:  # noqa: B008
+    (first, *_), _ = pose(task(directions=[direction]))
+    return replace(first, unit=unit, keep=keep)
+
+
+def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
+    image = colour(0.8, 0.1, 0)
+    anchor = anchored(torch.stack([image, image]))
+    objective = task().objective([push("max"), push("min")], anchor, eye())
+    assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
+    assert objective["unit_activation"][1](same_scene(anchor)).tolist() == pytest.approx([-0.8, 0.8]), "lower is better"
+    for name in ("latent_distance", "pixel_distance"):
+        assert objective[name][1](same_scene(anchor)).tolist() == [0, 0]
+    moved = Scene(anchor.original + 0.1, anchor.encoded, anchor.original[:, None] + 0.1)
+    assert objective["pixel_distance"][1](moved).tolist() == pytest.approx([0.01, 0.01])
+
+
+def seen(before: Tensor, best: Tensor, attack: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    pictures = {"before": before, "best": best, "attack": attack}
+    return pictures if mask is None else pictures | {"mask": mask}
+
+
+def test_what_is_measured_by_hand() -> None:
+    pictures = seen(colour(0.2, 0.6, 0), colour(0.7, 0.6, 0), colour(0.9, 0.6, 0), torch.ones(1, SIDE, SIDE))
+    found = task().measure(push("max"), pictures, eye())
+    before, after = (torch.tensor([[0.2, 0.6, 0.0], [0.7, 0.6, 0.0]])).softmax(dim=1).tolist()
+    assert found == {
+        "success": True, "source": "rock crab", "target": "features:0 max", "unit": "features:0", "direction": "max",
+        "activation_before": pytest.approx(0.2), "activation_after": pytest.approx(0.7),
+        "activation_attack": pytest.approx(0.9), "training_std": pytest.approx(0.2),
+        "predicted_before": "viaduct", "predicted_after": "rock crab",
+        "confidence_before": pytest.approx(dict(zip(NAMES[:2], before, strict=False))),
+        "confidence_after": pytest.approx(dict(zip(NAMES[:2], after, strict=False))),
+    }  # fmt: skip  # this network has no map: nothing is said about where the unit looks
+
+
+@pytest.mark.parametrize(
+    ("direction", "moved", "red", "success"),
+    [("max", 1.0, 0.69, False), ("max", 1.0, 0.71, True), ("max", 2.0, 0.89, False), ("max", 2.0, 0.91, True),
+     ("max", 1.0, 0.2, False), ("min", 1.0, 0.31, False), ("min", 1.0, 0.29, True), ("min", 1.0, 0.9, False)],
+)  # fmt: skip
+def test_a_success_is_a_change_the_right_way_in_standard_deviations(
+    direction: str, moved: float, red: float, success: bool
+) -> None:
+    """From red 0.5, with a standard deviation of 0.2."""
+    pictures = seen(colour(0.5, 0, 0), colour(red, 0, 0), colour(0, 0, 0), torch.ones(1, SIDE, SIDE))
+    assert task(moved=moved).measure(push(direction), pictures, eye())["success"] is success
+
+
+@pytest.fixture
+def shown() -> dict[str, Tensor]:
+    """Random pictures; the left quarter is free to change."""
+    draw = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    free = torch.zeros(1, SIDE, SIDE)
+    free[..., : SIDE // 4] = 1
+    return seen(draw[0], draw[1], draw[2], free)
+
+
+def test_the_share_outside_the_object_is_what_a_kept_foreground_leaves_free(shown: dict[str, Tensor]) -> None:
+    classifier, unit = classifier_of(Maps()), Unit(FEATURES, 1)
+    found = task().measure(push("max", unit), shown, classifier)
+    for key, name in (("cam_outside_before", "before"), ("cam_outside_after", "best")):
+        cam = hirescam(classifier, shown[name], unit)
+        assert cam is not None and 0.01 < found[key] < 0.99
+        assert found[key] == pytest.approx(cam[:, : SIDE // 4].sum().item(), abs=1e-6)
+    # Where the background is kept, the object is what is free.
+    turned = task().measure(push("max", unit, "background"), shown, classifier)
+    assert turned["cam_outside_after"] == pytest.approx(1 - found["cam_outside_after"], abs=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_where_no_object_was_looked_for_there_is_no_share(keep: str, shown: dict[str, Tensor]) -> None:
+    """There is no mask then."""
+    del shown["mask"]
+    found = task().measure(push("max", Unit(FEATURES, 1), keep), shown, classifier_of(Maps()))
+    assert not [key for key in found if key.startswith("cam")]
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("max", 1), ("min", -1)])
+def test_the_attack_and_the_maps_are_shown(direction: str, sign: int, shown: dict[str, Tensor]) -> None:
+    classifier, unit = classifier_of(Maps()), Unit(FEATURES, 1)
+    found = task().illustrate(push(direction, unit), shown, classifier)
+    assert set(found) == {"attack", "cam-before", "cam-after"}
+    before, attacked = activation(classifier, torch.stack([shown["before"], found["attack"]]), unit).tolist()
+    assert sign * (attacked - before) > 1e-4 and (found["attack"] - shown["before"]).norm() <= 1 + 1e-5
+    for key, name in (("cam-before", "before"), ("cam-after", "best")):
+        assert found[key].shape == (1, SIDE, SIDE) and found[key].max() == 1 and found[key].min() >= 0
+        cam = hirescam(classifier, shown[name], unit)
+        assert cam is not None
+        torch.testing.assert_close(found[key][0], cam / cam.max())
+    assert set(task().illustrate(push(direction), shown, eye())) == {"attack"}, "a network without a map"
+
+
+def test_a_unit_before_the_last_map_can_be_asked_for(shown: dict[str, Tensor]) -> None:
+    classifier, problem = classifier_of(Maps()), push("min", Unit("early", 2))
+    pictures = shown | task().illustrate(problem, shown, classifier)
+    found = task().measure(problem, pictures, classifier)
+    expected = activation(classifier, torch.stack([shown["before"], shown["best"]]), Unit("early", 2)).tolist()
+    assert [found["activation_before"], found["activation_after"]] == pytest.approx(expected)
+    assert 0 <= found["cam_outside_before"] <= 1
+
+
+def test_a_summary_counts_each_direction() -> None:
+    records = [{"direction": d, "success": s} for d, s in (("max", True), ("min", False), ("max", False))]
+    assert task().summarise(records) == {
+        "max": {"answers": 2, "successes": 1}, "min": {"answers": 1, "successes": 0},
+    }  # fmt: skip
+
+
+def test_its_schedules_replace_the_generators() -> None:
+    assert task(schedules={"inject": [0.2], "blend": [0.0]}).schedules == {"inject": [0.2], "blend": [0.0]}

@@ -1,0 +1,225 @@
+"""NPCA counterfactuals: which problems are posed, which way components are moved, and what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.classifier import ImageClassifier
+from models.tensor_cache import TensorCache
+from runner.types import UserError
+from tasks.components import Components, components
+from tasks.npca_cf import NpcaCf, Shift
+from tests.tasks.tiny import (
+    NAMES,
+    SIDE,
+    Captions,
+    Colours,
+    Maps,
+    Pictures,
+    anchored,
+    classifier_of,
+    colour,
+    noise,
+    plain,
+    same_scene,
+    world,
+)  # fmt: skip
+
+WEIGHTS = {"npca_contribution": 2.0, "latent_distance": 25.0, "pixel_distance": 250.0}
+TRAINING, DATA = noise(30, seed=1, digest="training"), noise(9)
+NETWORK = classifier_of(Maps())
+
+
+def task(**changes: Any) -> NpcaCf:
+    settings: dict[str, Any] = {
+        "training": TRAINING, "components": {"viaduct": [1, 0], "0": [2]}, "start": "own", "images": 2,
+        "directions": ["max", "min"], "keep": "foreground", "mask": None, "moved": 1.0,
+        "prompt": "a photograph of {article} {label}", "weights": WEIGHTS,
+        "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
+        "baseline": "none",
+    }  # fmt: skip
+    return NpcaCf(**(settings | changes))
+
+
+def pose(own: NpcaCf, limit: int | None = None, seed: int = 0) -> tuple[list[Shift], int | None]:
+    return own.problems(world(DATA, NETWORK, limit, seed=seed))
+
+
+def test_a_problem_per_component_picture_and_direction() -> None:
+    found, total = pose(task())
+    assert total == len(found) == len({p.name for p in found}) == 3 * 2 * 2
+    assert [p.name for p in found[:5]] == [
+        "x1-viaduct-1-max", "x1-viaduct-1-min", "x4-viaduct-1-max", "x4-viaduct-1-min", "x1-viaduct-0-max",
+    ]  # fmt: skip
+    assert [(p.label, p.component) for p in found[::4]] == [(1, 1), (1, 0), (0, 2)]
+    for problem in found:
+        label = NAMES[problem.label]
+        (example,) = [e for e in DATA.examples if e.name == problem.picture]
+        assert example.label == label and problem.keep == "foreground"
+        assert problem.image is not None and torch.equal(problem.image, example.image)
+        assert problem.edit.source == problem.edit.target == Captions().caption(example)
+        own = components(NETWORK, label, TRAINING, SIDE, TensorCache(None))
+        assert torch.equal(problem.components.vectors, own.vectors), "made of the training pictures"
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+def test_own_pictures_are_of_the_class_and_others_are_not(images: int) -> None:
+    for start, rows in (("own", [1, 4, 7]), ("other", [0, 2, 3, 5, 6, 8])):
+        found, _ = pose(task(components={"Viaduct": [0]}, start=start, images=images, directions=["max"]))
+        assert [p.picture for p in found] == [f"x{i}" for i in rows[:images]]
+        assert {p.label for p in found} == {1}, "the component's class, whatever the picture's"
+        for problem in found:
+            (example,) = [e for e in DATA.examples if e.name == problem.picture]
+            assert problem.edit.source_words == example.label
+
+
+def test_drawn_pictures_differ_in_their_seed_and_show_the_class() -> None:
+    found, total = pose(task(components={"urn": [0, 1]}, start="generated", images=3))
+    assert total == len({p.name for p in found}) == 2 * 3 * 2
+    for problem in found:
+        assert problem.image is None and problem.keep == "foreground" and problem.edit.source_words == "urn"
+        assert problem.edit.source == problem.edit.target == "a photograph of an urn"
+    seeds = {p.picture: {q.seed for q in found if q.picture == p.picture} for p in found}
+    assert list(seeds) == ["drawn-0", "drawn-1", "drawn-2"]
+    assert all(len(own) == 1 for own in seeds.values()) and len(set.union(*seeds.values())) == 3
+
+
+def test_all_questions_about_a_picture_have_its_seed() -> None:
+    found, _ = pose(task())
+    seeds = {p.picture: {q.seed for q in found if q.picture == p.picture} for p in found}
+    assert all(len(own) == 1 for own in seeds.values()) and len(set.union(*seeds.values())) == len(seeds) == 4
+    assert not {p.seed for p in found} & {p.seed for p in pose(task(), seed=1)[0]}
+
+
+@pytest.mark.parametrize("limit", [1, 5, 12, 99])
+def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
+    everything, _ = pose(task())
+    some, total = pose(task(), limit)
+    assert total == 12 and [p.name for p in some] == [p.name for p in everything[:limit]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"components": {"viaduct": [4]}}, "task.components={viaduct: [4]}: not computed; allowed are 0 … 3"),
+        ({"components": {"heron": [0]}}, "task.components=heron: no class of the classifier"),
+        ({"components": "nowhere.json"}, "task.components=nowhere.json: cannot be read"),
+        ({"training": noise(3)}, "task.components: the data set has 1 pictures of 'viaduct'; at least 2 are needed"),
+        ({"start": "drawn"}, "task.start=drawn: allowed are own, other, generated"),
+        ({"images": 0}, "task.images=0: allowed are 1 and above"),
+        ({"directions": ["up"]}, "task.directions=up: allowed are max, min"),
+        ({"keep": "middle"}, "task.keep=middle: allowed are background, foreground, all, none"),
+        ({"start": "generated", "prompt": "{klass}"}, "allowed fields are {article} and {label}"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pose(task(**changes))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("start", "label"), [("own", "viaduct"), ("other", "urn")])
+def test_a_data_set_without_such_a_picture_is_refused_in_one_line(start: str, label: str) -> None:
+    urns = Pictures([colour(0, 0, 0)] * 2, ["urn", "urn"])
+    own = task(start=start, components={label: [0]})
+    with pytest.raises(UserError, match=rf"task\.start={start}: the data set has no such picture for '{label}'"):
+        own.problems(world(urns, NETWORK))
+
+
+def test_a_mask_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.zeros((SIDE + 2, SIDE), np.uint8)).save(path)
+    with pytest.raises(UserError, match=rf"task\.mask={path}: 8 x 10 pixels; wanted is a grey PNG of 8 x 8 pixels"):
+        pose(task(mask=str(path)))
+
+
+def test_a_classifier_without_a_last_layer_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"task\.components: the classifier shows no last linear layer") as caught:
+        task().problems(world(DATA, classifier_of(plain)))
+    assert "\n" not in str(caught.value)
+
+
+# --- what is optimised and measured --------------------------------------------------------------------------
+
+# Features (r, g, b), w = (2, 1, 1), mean 0: ψ = (2 r, g, b). v_0 sums to 1.4 and has a variance of 0.04, v_1 to −0.2.
+BY_HAND = Components(
+    torch.tensor([2.0, 1.0, 1.0]), torch.zeros(3), torch.tensor([[0.6, 0.8, 0.0], [0.6, -0.8, 0.0], [0.0, 0.0, 1.0]]),
+    torch.tensor([0.04, 0.01, 0.0]),
+)  # fmt: skip
+
+
+def eye() -> ImageClassifier:
+    return classifier_of(Colours(torch.eye(3).tolist()))
+
+
+def shift(direction: str, component: int = 0) -> Shift:
+    (first, *_), _ = pose(task(directions=[direction]))
+    return replace(first, components=BY_HAND, component=component)
+
+
+def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
+    """At red 0.5 and green 1, α_0 = 1.4 · 1.4 and α_1 = −0.2 · −0.2."""
+    asked = [shift("max"), shift("min"), shift("max", 1), shift("min", 1)]
+    anchor = anchored(torch.stack([colour(0.5, 1, 0)] * 4))
+    objective = task().objective(asked, anchor, eye())
+    assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
+    found = objective["npca_contribution"][1](same_scene(anchor)).tolist()
+    assert found == pytest.approx([-1.96, 1.96, -0.04, 0.04]), "lower is better"
+    for name in ("latent_distance", "pixel_distance"):
+        assert objective[name][1](same_scene(anchor)).tolist() == [0] * 4
+
+
+def test_what_is_measured_by_hand() -> None:
+    found = task().measure(shift("max"), {"before": colour(0.5, 0, 0), "best": colour(0.5, 1, 0)}, eye())
+    before, after = torch.tensor([[0.5, 0.0, 0.0], [0.5, 1.0, 0.0]]).softmax(dim=1).tolist()
+    assert found == {
+        "success": True, "source": "viaduct", "target": "viaduct 0 max", "component": 0, "direction": "max",
+        "contribution_before": pytest.approx(1.4 * 0.6), "contribution_after": pytest.approx(1.4 * 1.4),
+        "training_std": pytest.approx(1.4 * 0.2), "predicted_before": "rock crab", "predicted_after": "viaduct",
+        "confidence_before": pytest.approx(dict(zip(NAMES[:2], before, strict=False))),
+        "confidence_after": pytest.approx(dict(zip(NAMES[:2], after, strict=False))),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("direction", "moved", "change", "success"),
+    [("max", 1.0, 0.99, False), ("max", 1.0, 1.01, True), ("max", 2.0, 1.9, False), ("max", 2.0, 2.1, True),
+     ("min", 1.0, -0.99, False), ("min", 1.0, -1.01, True), ("min", 1.0, 1.5, False), ("max", 1.0, -1.5, False)],
+)  # fmt: skip
+def test_a_success_is_a_change_the_right_way_in_standard_deviations(
+    direction: str, moved: float, change: float, success: bool
+) -> None:
+    """α_0 = 1.4 · (1.2 r + 0.8 g) has a standard deviation of 1.4 · 0.2: one is 0.25 of green."""
+    pictures = {"before": colour(0, 0.5, 0), "best": colour(0, 0.5 + 0.25 * change, 0)}
+    assert task(moved=moved).measure(shift(direction), pictures, eye())["success"] is success
+
+
+def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> None:
+    found, _ = pose(task())
+    images = torch.stack([TRAINING[i].image for i in TRAINING.rows("viaduct")])
+    problem = found[0]
+    alpha = problem.components.contributions(NETWORK(images).features.double())[:, problem.component]
+    pictures = {"before": images[0], "best": images[1]}
+    measured = task().measure(problem, pictures, NETWORK)
+    assert measured["training_std"] == pytest.approx(alpha.std().item(), rel=1e-4)
+    assert [measured["contribution_before"], measured["contribution_after"]] == pytest.approx(
+        alpha[:2].tolist(), rel=1e-4
+    )
+
+
+def test_nothing_further_is_shown() -> None:
+    assert task().illustrate(shift("max"), {}, eye()) == {}
+
+
+def test_a_summary_counts_each_direction() -> None:
+    records = [{"direction": d, "success": s} for d, s in (("max", True), ("min", False), ("max", False))]
+    assert task().summarise(records) == {
+        "max": {"answers": 2, "successes": 1}, "min": {"answers": 1, "successes": 0},
+    }  # fmt: skip
