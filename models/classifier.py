@@ -56,8 +56,12 @@ def tapped(network: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Ten
     found: dict[str, Tensor] = {}
     by_name = dict(network.named_modules())
 
-    def note(name: str, value: Any) -> None:
-        found[name] = value[0] if isinstance(value, (tuple, list)) else value
+    def note(name: str, value: Any) -> Any:
+        """Keep the value and pass on a copy: later layers may write over what they are given."""
+        first, *rest = value if isinstance(value, (tuple, list)) else (value,)
+        found[name] = first
+        passed = first.clone() if isinstance(first, Tensor) else first
+        return (passed, *rest) if isinstance(value, (tuple, list)) else passed
 
     handles = []
     for name in modules:
@@ -78,7 +82,8 @@ class ImageClassifier(nn.Module):
 
     labels: one name per output, in the outputs' order, all different; size: side in pixels of what the network sees;
     domain: the kind of pictures it was trained on (`planted`, `cifar10`, `imagenet`), None if not known;
-    digest: SHA-256 of the weights (see `digest_of`); head: the last linear layer, whose input the features are.
+    digest: SHA-256 of the weights (see `digest_of`); recipe: everything that an answer follows from; head: the last
+    linear layer, whose input the features are.
     """
 
     mean: Tensor
@@ -105,6 +110,7 @@ class ImageClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.digest = digest_of(network)
+        self.recipe = repr((self.digest, size, tuple(mean), tuple(std), interpolation))
         self._linear = last_linear(network)
         _check(self)
         if not _explained_by_head(self):

@@ -207,6 +207,7 @@ class LatentDiffusion:
         crossed = [side for side, kind in zip(levels, kinds, strict=True) if "CrossAttn" in kind]
         return sorted({*crossed, levels[-1]})
 
+    @torch.enable_grad()
     def invert(
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b t l d"]]:
@@ -282,8 +283,7 @@ class LatentDiffusion:
         given = [i for i, problem in enumerate(problems) if problem.image is not None]
         pictures = torch.stack([p.image for p in problems if p.image is not None]).to(self.device) if given else None
         if pictures is not None:
-            with torch.enable_grad():
-                latent[given], null[given] = self.invert(pictures, [edits[i].source for i in given])
+            latent[given], null[given] = self.invert(pictures, [edits[i].source for i in given])
         mapped = self.maps.steps(steps).stop if any(map(needs_mask, problems)) else 0
         needed = max(mapped, math.ceil(max(schedules["inject"]) * steps))
         recorded, templates, encoded = self.record(latent, source_text, null, needed)

@@ -44,8 +44,9 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    if isinstance(parts.classifier, torch.nn.Module):
-        parts.classifier.to(parts.generator.device)
+    for network in (parts.classifier, *parts.task.networks):
+        if isinstance(network, torch.nn.Module):
+            network.to(parts.generator.device)
     return parts
 
 

@@ -67,5 +67,5 @@ def explain(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
         loss={name: values[0] for name, values in state.history[int(state.best_step[0])].items()},
-        warnings=list(notes[0]),
+        warnings=[*notes[0], *answer.doubts(problems, anchor, answer.render(controls, anchor), state)[0]],
     )  # fmt: skip

@@ -239,11 +239,12 @@ def _mean(records: Sequence[Record], key: str) -> float | None:
 
 def _unit(run: Run, own: Sequence[Record]) -> list[Panel]:
     first = own[0]
-    words = f"“{escaped(first['word'])}”\nmean {first['word_means'][first['word']]:.2f}, any {first['word_max']:.2f}"
+    mean, highest = first["word_means"][first["word"]], first["word_max"]
+    words = f"“{escaped(first['word'])}”\nmean {mean:.2f}\nany word ≤ {highest:.2f}"
     return [
-        Panel("best training picture", run.picture(first, "training"), f"{first['training_max']:.2f}"),
+        Panel("best training picture", run.picture(first, "training"), f"activation {first['training_max']:.2f}"),
         Panel("best word", run.picture(first, "worded"), words),
-        *(Panel("result", run.picture(r, "best"), f"{r['activation_after']:.2f}") for r in own),
+        *(Panel("result", run.picture(r, "best"), f"activation {r['activation_after']:.2f}") for r in own),
     ]
 
 

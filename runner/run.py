@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,12 @@ class Parts:
     optimizer: Descent
     augment: RandomCrops
     logger: Logger
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the weights that results follow from."""
+        others = [network.digest for network in self.task.networks]
+        return [self.generator.digest, self.classifier.digest, *others]
 
 
 @dataclass(frozen=True)
@@ -112,9 +119,11 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
     problems, total = parts.task.problems(world)
     answer.generator.check(problems)
-    key = run_key(config, [parts.generator.digest, parts.classifier.digest])
+    key = run_key(config, parts.digests)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
     names = [p.name for p in problems]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{config['name']}: {twice[0]} is asked {names.count(twice[0])} times; name it once")
     size = config["batch"]
     batches = [problems[i : i + size] for i in range(0, len(problems), size)][shard.index :: shard.count]
     open_batches = [batch for batch in batches if not all(folder.done(p.name) for p in batch)]

@@ -156,6 +156,7 @@ class Head:
 class Classifier(Protocol):
     """Images in [0, 1] of any size to a `Response`; resizing and normalisation lie inside.
 
+    recipe: everything that an answer follows from beside the images;
     domain: the kind of pictures it knows, None if not known; head: None where the network does not show it;
     map_module: the last module with a feature map or tokens that the features depend on, None where there is none.
     """
@@ -163,9 +164,14 @@ class Classifier(Protocol):
     labels: tuple[str, ...]
     size: int
     digest: str
+    recipe: str
     domain: str | None
-    head: Head | None
-    map_module: str | None
+
+    @property
+    def head(self) -> Head | None: ...
+
+    @property
+    def map_module(self) -> str | None: ...
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Response: ...
 
@@ -255,7 +261,7 @@ class Generator(Protocol):
     def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start: ...
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures of prompts, as files would hold them; each start latent is drawn from its own seed."""
+        """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
 
     def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""
@@ -281,7 +287,14 @@ class Task(Protocol):
     """Which questions are asked, what an answer is optimised for, and what is reported of it."""
 
     baseline: str
-    schedules: Schedules
+
+    @property
+    def schedules(self) -> Schedules:
+        """What replaces the generator's own."""
+
+    @property
+    def networks(self) -> Sequence[Classifier]:
+        """Those that answers depend on beside the classifier that is explained."""
 
     @property
     def captioner(self) -> Captioner | None:

@@ -101,6 +101,21 @@ def rms_outside(
     return ((squares * outside).sum(dim=1) / outside.sum(dim=1).clamp(min=1)).sqrt()
 
 
+def auc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
+    """The area under the ROC curve with which a value tells positives (high) from negatives; both are resampled.
+    Undefined where either is empty."""
+    note = f"{len(positives)} against {len(negatives)}"
+    if not positives or not negatives:
+        return Estimate(float("nan"), float("nan"), float("nan"), note)
+    high, low = np.array(positives), np.array(negatives)
+
+    def area(rows: np.ndarray, columns: np.ndarray) -> float:
+        above, below = high[rows][:, None], low[columns][None]
+        return float(((above > below) + 0.5 * (above == below)).mean())
+
+    return resampled(area, (len(high), len(low)), f"{note}; medians {np.median(high):.2f}, {np.median(low):.2f}")
+
+
 # --- sets of pictures ----------------------------------------------------------------------------------------
 
 

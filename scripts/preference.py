@@ -67,13 +67,14 @@ def preference(classifier: ImageClassifier, unit: Unit) -> Preference:
 @dataclass(frozen=True)
 class Role:
     """What lowers a unit in pictures of a class: object: its drop when the object becomes its pair's other class;
-    context: when the most exciting background or prop gives way to others. The unit is spurious for the class where
-    the context counts for more, core otherwise."""
+    context: when the most exciting background or prop, `value` of `factor`, gives way to others; activation: before.
+    The unit is spurious for the class where the context counts for more, core otherwise."""
 
     object: float
     context: float
     factor: str
     value: str
+    activation: float
 
     @property
     def spurious(self) -> bool:
@@ -98,7 +99,7 @@ def roles(classifier: ImageClassifier, label: str, module: str = FEATURES) -> li
         exciting = scenes.vary(**{FACTORS[factor][0]: planted.NONE if FACTORS[factor][1][best] == "none" else best})
         partner = exciting.vary(label=planted.CLASSES.index(partners[label]))
         own, other = (_mean(classifier, s, module)[unit].item() for s in (exciting, partner))
-        found.append(Role(own - other, context, factor, FACTORS[factor][1][best]))
+        found.append(Role(own - other, context, factor, FACTORS[factor][1][best], own))
     return found
 
 

@@ -61,12 +61,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """A problem and what the runner made of it: its line of results.jsonl and its saved picture (3, h, w); None where
-    the runner gave it up."""
+    """A problem and what the runner made of it: its line of results.jsonl, its saved picture (3, h, w) and its mask (1,
+    h, w), 1 where it was free; None where the runner gave it up, or there is no mask."""
 
     problem: Any
     record: Mapping[str, Any] | None
     best: Tensor | None
+    mask: Tensor | None
 
     @property
     def confidence(self) -> float:
@@ -110,7 +111,7 @@ def answers(setting: Setting, classifier: str, overrides: tuple[str, ...], n: in
         code = run(parts, config)
     if code == STOPPED:
         raise SystemExit(STOPPED)
-    key = run_key(config, [parts.generator.digest, parts.classifier.digest])
+    key = run_key(config, parts.digests)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
     if pending := [p.name for p in problems if not folder.done(p.name)]:
         raise UserError(f"{folder.path}: {len(pending)} of {n} problems have no answer")
@@ -119,7 +120,10 @@ def answers(setting: Setting, classifier: str, overrides: tuple[str, ...], n: in
 
 
 def _answer(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Answer:
-    return Answer(problem, record, None if record is None else read_png(folder / record["images"]["best"]))
+    if record is None:
+        return Answer(problem, None, None, None)
+    best, mask = (read_png(folder / record["images"][k]) if k in record["images"] else None for k in ("best", "mask"))
+    return Answer(problem, record, best, None if mask is None else mask[:1])
 
 
 def _overrides(setting: Setting, classifier: str, more: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Classifier
+from runner.types import Classifier, Pictures
 from tasks.units import FEATURES, Unit
 
 
@@ -48,3 +48,16 @@ def _square(tokens: Float[Tensor, " l"]) -> Float[Tensor, "s s"]:
 def share_outside(cam: Float[Tensor, "h w"], mask: Float[Tensor, "1 h w"]) -> float:
     """Share of a map with sum 1 that lies outside a mask in [0, 1] (spurious units: high, core units: low)."""
     return float((cam * (1 - mask[0].to(cam))).sum())
+
+
+def cam_shares(classifier: Classifier, pictures: Pictures, unit: Unit, keep: str) -> dict[str, float]:
+    """The share of a unit's map outside the object, before and after. The object is what the mask frees where the
+    background is kept, and what it does not free where the foreground is; nothing is known of it elsewhere."""
+    if keep not in ("background", "foreground"):
+        return {}
+    region = pictures["mask"] if keep == "background" else 1 - pictures["mask"]
+    cams = {
+        "before": hirescam(classifier, pictures["before"], unit),
+        "after": hirescam(classifier, pictures["best"], unit),
+    }
+    return {f"cam_outside_{name}": share_outside(cam, region) for name, cam in cams.items() if cam is not None}

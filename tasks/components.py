@@ -40,7 +40,7 @@ def components(classifier: Classifier, label: str, dataset: Dataset, side: int, 
     """
     k = classifier.labels.index(label)
     weight = _head(classifier).weight[k].detach().cpu().double()
-    key = ("components", classifier.digest, k, label, dataset.digest, side)
+    key = ("components", classifier.recipe, k, label, dataset.digest, side)
     return Components(**cached(cache, key, lambda: _components(classifier, label, weight, dataset, side)))
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, Scene, Schedules, UserError, World
+from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, Scene, UserError, World
 from tasks.edits import prompt_of
-from tasks.pictures import own_seed, probabilities, slug, success_by
-from tasks.retrieval import Retrieval
+from tasks.pictures import at_least_one, own_seed, probabilities, slug, success_by
+from tasks.retrieval import Retrieval, same_disagreement
 from tasks.targets import known_label
 from tasks.terms import GAPS, confidence_gap
 
@@ -41,12 +41,12 @@ class Disagreement:
     ) -> None:  # fmt: skip
         self.mode, self.margin = check_choice("task.mode", mode, GAPS), margin
         self.directions = [check_choice("task.directions", d, DIRECTIONS) for d in directions]
-        if min(seeds, starts) < 1:
-            raise UserError(f"task.seeds={seeds} task.starts={starts}: allowed are 1 and above")
-        self.rival, self.classes, self.seeds, self.starts = rival, classes, seeds, starts
+        self.seeds, self.starts = at_least_one("task.seeds", seeds), at_least_one("task.starts", starts)
+        self.rival, self.classes = rival, classes
         self.prompt, self.gap = prompt, gap
         self.baseline, self.validate, self.captioner = baseline, validate or None, None
-        self.schedules: Schedules = {"inject": [0.0], "blend": [0.0]}
+        self.networks = (rival,)
+        self.schedules = {"inject": [0.0], "blend": [0.0]}
 
     def problems(self, world: World) -> tuple[list[Dispute], int | None]:
         """One problem per class, seed and direction."""
@@ -73,12 +73,12 @@ class Disagreement:
 
     @torch.no_grad()
     def _best_start(self, seeds: list[int], prompt: str, target: int, direction: str, world: World) -> int:
-        """The seed whose picture of the prompt shows most of the disagreement."""
+        """The seed whose picture of the prompt has the largest gap of confidences, whatever is optimised afterwards."""
         if len(seeds) == 1:
             return seeds[0]
         images = world.generator.sample([prompt] * len(seeds), seeds)
         targets, signs = torch.full((len(seeds),), target), torch.full((len(seeds),), DIRECTIONS[direction])
-        term = confidence_gap(self.mode, world.classifier, self.rival, targets, signs, self.margin)
+        term = confidence_gap("confidence", world.classifier, self.rival, targets, signs, self.margin)
         return seeds[int(term(Scene(images, images, images[:, None])).argmin())]
 
     def objective(self, problems: Sequence[Dispute], anchor: Anchor, classifier: Classifier) -> Objective:
@@ -108,14 +108,7 @@ class Disagreement:
             "rival_confidence_before": theirs[0, problem.target].item(),
             "rival_confidence_after": theirs[1, problem.target].item(),
         }  # fmt: skip
-        for kind in ("near", "text"):
-            if real := [picture for name, picture in pictures.items() if name.startswith(f"{kind}-")]:
-                called, rivals = (
-                    probabilities(f, real).argmax(dim=1) == problem.target for f in (classifier, self.rival)
-                )
-                same = (called & ~rivals) if sign > 0 else (rivals & ~called)
-                record[f"{kind}_same"], record[f"{kind}_found"] = int(same.sum()), len(real)
-        return record
+        return record | same_disagreement(pictures, classifier, self.rival, problem.target, sign)
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Successes in each direction."""

@@ -19,12 +19,12 @@ def replace_phrase(caption: str, phrase: str, target: str) -> Edit | None:
     pattern = re.compile(rf"\b{re.escape(phrase)}\b", flags=re.IGNORECASE)
     if pattern.search(caption) is None:
         return None
-    return Edit(caption, pattern.sub(target, caption, count=1), phrase, target)
+    return Edit(caption, pattern.sub(lambda _: target, caption, count=1), phrase, target)
 
 
 def prompt_of(template: str, name: str) -> str:
     """A prompt from a template with `{article}` and `{label}`. Raises UserError for other fields."""
     try:
         return template.format(article=article(name), label=name)
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"template '{template}': allowed fields are {{article}} and {{label}}") from error

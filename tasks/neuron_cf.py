@@ -12,23 +12,11 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import (
-    Anchor,
-    Cache,
-    Captioner,
-    Classifier,
-    Dataset,
-    Edit,
-    Objective,
-    Pictures,
-    Problem,
-    Schedules,
-    World,
-)  # fmt: skip
+from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Objective, Pictures, Problem, World
 from tasks.attack import FeatureAttack
-from tasks.cam import hirescam, share_outside
+from tasks.cam import cam_shares, hirescam
 from tasks.distances import distances
-from tasks.pictures import confidences, own_seed, rows_of, slug, start, success_by
+from tasks.pictures import confidences, own_seed, rows_of, slug, success_by, unchanged
 from tasks.ranking import choose_units, rank
 from tasks.targets import known_label
 from tasks.terms import unit_activation
@@ -61,7 +49,8 @@ class NeuronCf:
         self.training, self.units, self.label, self.keep, self.mask = training, units, label, keep, mask
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
         self.moved, self.attack, self.weights, self.captioner, self.cache = moved, attack, weights, captioner, cache
-        self.schedules: Schedules = schedules
+        self.schedules = schedules
+        self.networks = ()
         self.baseline = baseline
 
     def problems(self, world: World) -> tuple[list[Push], int | None]:
@@ -76,10 +65,10 @@ class NeuronCf:
             example = world.dataset[i]
             found.append(Push(
                 name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
-                edit=Edit.unchanged(self.captioner.caption(example), example.label), direction=direction,
+                direction=direction,
                 std=ranking(unit.module).std[unit.index].item(),
                 label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
-                **start(example, side, self.keep, self.mask),
+                **unchanged(example, self.captioner, side, self.keep, self.mask),
             ))  # fmt: skip
         return found, len(asked)
 
@@ -92,34 +81,28 @@ class NeuronCf:
     def illustrate(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         """The feature attack, and where the unit looks before and after (brightest where it looks most)."""
         before, best = pictures["before"], pictures["best"]
-        shown = {"attack": self.attack(classifier, before, problem.unit, SIGNS[problem.direction])}
-        for name, picture in (("cam-before", before), ("cam-after", best)):
-            if (cam := hirescam(classifier, picture, problem.unit)) is not None:
-                shown[name] = (cam / cam.max().clamp(min=1e-12))[None]
-        return shown
+        cams = {
+            "cam-before": hirescam(classifier, before, problem.unit),
+            "cam-after": hirescam(classifier, best, problem.unit),
+        }
+        shown = {name: (cam / cam.max().clamp(min=1e-12))[None] for name, cam in cams.items() if cam is not None}
+        return {"attack": self.attack(classifier, before, problem.unit, SIGNS[problem.direction]), **shown}
 
     def measure(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """Activation before, after and under attack; the class's confidence; the share of HiResCAM outside the object,
-        which is what the mask leaves free where the foreground is kept."""
+        """Activation before, after and under attack; the class's confidence; HiResCAM's share outside the object."""
         shown = torch.stack([pictures[name] for name in ("before", "best", "attack")])
         with torch.no_grad():
             values = outputs(classifier, shown, [problem.unit.module])[problem.unit.module][:, problem.unit.index]
         before, after, attacked = values.tolist()
         label = classifier.labels[problem.label]
-        moved = SIGNS[problem.direction] * (after - before)
-        record = {
-            "success": moved >= self.moved * problem.std,
+        return {
+            "success": SIGNS[problem.direction] * (after - before) >= self.moved * problem.std,
             "source": label, "target": f"{problem.unit} {problem.direction}",
             "unit": str(problem.unit), "direction": problem.direction, "activation_before": before,
             "activation_after": after, "activation_attack": attacked, "training_std": problem.std,
             **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+            **cam_shares(classifier, pictures, problem.unit, problem.keep),
         }  # fmt: skip
-        if problem.keep in ("foreground", "background"):
-            region = pictures["mask"] if problem.keep == "foreground" else 1 - pictures["mask"]
-            for name in ("before", "best"):
-                if (cam := hirescam(classifier, pictures[name], problem.unit)) is not None:
-                    record[f"cam_outside_{'after' if name == 'best' else name}"] = share_outside(cam, 1 - region)
-        return record
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Successes per direction."""

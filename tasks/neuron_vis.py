@@ -23,11 +23,10 @@ from runner.types import (
     Objective,
     Pictures,
     Problem,
-    Schedules,
     UserError,
     World,
-)  # fmt: skip
-from tasks.pictures import own_seed, slug, success_rate
+)
+from tasks.pictures import at_least_one, own_seed, slug, success_rate
 from tasks.ranking import KEPT, choose_units, rank
 from tasks.terms import unit_activation
 from tasks.units import FEATURES, Ranking, Unit, activation, outputs
@@ -55,13 +54,14 @@ class NeuronVis:
         self, training: Dataset, units: str | int | list[str | int], top: int, words: int, samples: int, prompt: str,
         seeds: int, captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
-        if min(top, words, samples, seeds) < 1:
-            raise UserError(f"task.top={top} words={words} samples={samples} seeds={seeds}: allowed are 1 and above")
+        for key, count in {"words": words, "samples": samples, "seeds": seeds, "top": top}.items():
+            at_least_one(f"task.{key}", count)
         if top > KEPT:
             raise UserError(f"task.top={top}: allowed are 1 … {KEPT}, the best pictures that a ranking keeps")
         self.training, self.units, self.top, self.words, self.samples = training, units, top, words, samples
         self.prompt, self.seeds, self.captioner, self.cache, self.baseline = prompt, seeds, captioner, cache, baseline
-        self.schedules: Schedules = {"inject": [0.0], "blend": [0.0]}
+        self.schedules = {"inject": [0.0], "blend": [0.0]}
+        self.networks = ()
 
     def problems(self, world: World) -> tuple[list[Excitation], int | None]:
         """So many problems per unit; those of a unit start from its best word and differ in their seed."""
@@ -69,7 +69,6 @@ class NeuronVis:
         ranking = memoised(lambda module: rank(classifier, module, self.training, side, self.cache))
         units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
         asked = list(islice(product(units, range(self.seeds)), world.limit))
-        shown = list(dict.fromkeys(unit for unit, _ in asked))
         found = []
         for i, (unit, k) in enumerate(asked):
             ranked = ranking(unit.module)
@@ -79,22 +78,21 @@ class NeuronVis:
             found.append(Excitation(
                 name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), image=None, keep="none", unit=unit,
                 edit=Edit.unchanged(phrased(self.prompt, words.best), words.best), picture=slug(str(unit)),
-                others=tuple(u for u in shown if u != unit), ranking=ranked, words=words,
+                others=tuple(u for u in units if u != unit), ranking=ranked, words=words,
                 training=square(examples[0].image, side),
             ))  # fmt: skip
         return found, len(units) * self.seeds
 
     def objective(self, problems: Sequence[Excitation], anchor: Anchor, classifier: Classifier) -> Objective:
-        return {
-            "unit_activation": (1.0, unit_activation(classifier, [p.unit for p in problems], torch.ones(len(problems))))
-        }
+        term = unit_activation(classifier, [p.unit for p in problems], torch.ones(len(problems)))
+        return {"unit_activation": (1.0, term)}
 
     def illustrate(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         return {"training": problem.training, "worded": problem.words.picture}
 
     def measure(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """The unit's activation at the start, in the result, in the best training picture and the best word's; and the
-        other units' mean activation, in standard deviations over the training pictures as the own one beside it."""
+        """The unit's activation before, after, in the best training picture and of the words; its own and the other
+        units' mean, in standard deviations over the training pictures."""
         own = activation(classifier, torch.stack([pictures["before"], pictures["best"]]), problem.unit)
         ranking, unit = problem.ranking, problem.unit
         highest = ranking.top[0, unit.index].item()

@@ -12,28 +12,13 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import (
-    Anchor,
-    Cache,
-    Captioner,
-    Classifier,
-    Dataset,
-    Edit,
-    Objective,
-    Pictures,
-    Problem,
-    Schedules,
-    UserError,
-    World,
-)  # fmt: skip
+from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Edit, Objective, Pictures, Problem, World
 from tasks.components import Components, components, read_components
 from tasks.distances import distances
 from tasks.edits import prompt_of
 from tasks.neuron_cf import SIGNS
-from tasks.pictures import check_keep, confidences, own_seed, slug, start, success_by
+from tasks.pictures import STARTS, at_least_one, confidences, drawn, own_seed, slug, starts_of, success_by, unchanged
 from tasks.terms import npca_contribution
-
-STARTS = ("own", "other", "generated")  # pictures of the class, of other classes, and drawn ones of the class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +42,13 @@ class NpcaCf:
         schedules: dict[str, list[float]], captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.start = check_choice("task.start", start, STARTS)
-        if images < 1:
-            raise UserError(f"task.images={images}: allowed are 1 and above")
-        self.training, self.components, self.images, self.mask = training, components, images, mask
+        self.training, self.components, self.mask = training, components, mask
+        self.images = at_least_one("task.images", images)
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
-        self.keep, self.moved, self.prompt, self.weights = check_keep(keep), moved, prompt, weights
+        self.keep, self.moved, self.prompt, self.weights = keep, moved, prompt, weights
         self.captioner, self.cache, self.baseline = captioner, cache, baseline
-        self.schedules: Schedules = schedules
+        self.schedules = schedules
+        self.networks = ()
 
     def problems(self, world: World) -> tuple[list[Shift], int | None]:
         """One problem per component, picture and direction."""
@@ -73,11 +58,14 @@ class NpcaCf:
         asked = [
             (label, number, row, direction)
             for label, number in pairs
-            for row, direction in product(self._rows(world.dataset, label), self.directions)
+            for row, direction in product(starts_of(world.dataset, label, self.start, self.images), self.directions)
         ]
         found = []
         for label, number, row, direction in islice(asked, world.limit):
-            fields = self._drawn(label, row) if self.start == "generated" else self._given(world.dataset, row, side)
+            if self.start == "generated":
+                fields = self._drawn(label, row, side)
+            else:
+                fields = unchanged(world.dataset[row], self.captioner, side, self.keep, self.mask)
             found.append(Shift(
                 name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
                 label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
@@ -85,24 +73,9 @@ class NpcaCf:
             ))  # fmt: skip
         return found, len(asked)
 
-    def _rows(self, dataset: Dataset, label: str) -> list[int]:
-        """Which pictures a class's components start from."""
-        if self.start == "generated":
-            return list(range(self.images))
-        own = dataset.rows(label)
-        rows = own if self.start == "own" else [i for i in range(len(dataset)) if i not in set(own)]
-        if not rows:
-            raise UserError(f"task.start={self.start}: the data set has no such picture for '{label}'")
-        return rows[: self.images]
-
-    def _given(self, dataset: Dataset, row: int, side: int) -> dict[str, Any]:
-        example = dataset[row]
-        edit = Edit.unchanged(self.captioner.caption(example), example.label)
-        return {"edit": edit, **start(example, side, self.keep, self.mask)}
-
-    def _drawn(self, label: str, k: int) -> dict[str, Any]:
+    def _drawn(self, label: str, k: int, side: int) -> dict[str, Any]:
         edit = Edit.unchanged(prompt_of(self.prompt, label), label)
-        return {"edit": edit, "image": None, "picture": f"drawn-{k}", "keep": self.keep}
+        return {"edit": edit, **drawn(f"drawn-{k}", side, self.keep, self.mask)}
 
     def objective(self, problems: Sequence[Shift], anchor: Anchor, classifier: Classifier) -> Objective:
         """∓ α_l(x) and the two distances."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.folder import square
 from data.masks import read_mask
-from runner.types import KEEP, Classifier, Dataset, Example, UserError
+from runner.types import KEEP, Captioner, Classifier, Dataset, Edit, Example, UserError
 
 
 def check_keep(keep: str) -> str:
@@ -22,13 +22,29 @@ def check_keep(keep: str) -> str:
     return keep
 
 
+def at_least_one(key: str, count: int) -> int:
+    """A number of things, if there is any. Raises UserError naming the configuration's key otherwise."""
+    if count < 1:
+        raise UserError(f"{key}={count}: allowed are 1 and above")
+    return count
+
+
 def start(example: Example, side: int, keep: str, mask: str | None) -> dict[str, Any]:
     """The fields of a problem that starts from a picture: the picture at the generator's size, its name, what stays,
     and the mask that the user drew, if any."""
-    return {
-        "image": square(example.image, side), "picture": example.name, "keep": check_keep(keep),
-        "mask": None if mask is None else read_mask("task.mask", mask, (side, side)),
-    }  # fmt: skip
+    return {**drawn(example.name, side, keep, mask), "image": square(example.image, side)}
+
+
+def drawn(name: str, side: int, keep: str, mask: str | None) -> dict[str, Any]:
+    """The same fields where the picture is drawn."""
+    given = None if mask is None else read_mask("task.mask", mask, (side, side))
+    return {"image": None, "picture": name, "keep": check_keep(keep), "mask": given}
+
+
+def unchanged(example: Example, captioner: Captioner, side: int, keep: str, mask: str | None) -> dict[str, Any]:
+    """The fields of `start` and a caption of which no word changes."""
+    edit = Edit.unchanged(captioner.caption(example), example.label)
+    return {"edit": edit, **start(example, side, keep, mask)}
 
 
 def rows_of(dataset: Dataset, label: str | None) -> list[int]:
@@ -39,6 +55,22 @@ def rows_of(dataset: Dataset, label: str | None) -> list[int]:
             f"task.label={label}: the data set has no such picture; it has {', '.join(dataset.labels[:10])}"
         )
     return rows
+
+
+# Pictures of a class, of other classes, and drawn ones of the class.
+STARTS = ("own", "other", "generated")
+
+
+def starts_of(dataset: Dataset, label: str, start: str, count: int) -> list[int]:
+    """The first `count` positions of the pictures that a class's questions start from, as one of `STARTS` says; numbers
+    where pictures are drawn. Raises UserError if the data set has none."""
+    if start == "generated":
+        return list(range(count))
+    own = set(dataset.rows(label))
+    rows = [i for i in range(len(dataset)) if (i in own) == (start == "own")]
+    if not rows:
+        raise UserError(f"task.start={start}: the data set has no such picture for '{label}'")
+    return rows[:count]
 
 
 def own_seed(seed: int, i: int, repeat: int = 0) -> int:

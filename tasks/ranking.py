@@ -37,7 +37,7 @@ def cached(cache: Cache, key: Sequence[object], compute: Callable[[], dict[str, 
 @torch.no_grad()
 def rank(classifier: Classifier, module: str, dataset: Dataset, side: int, cache: Cache) -> Ranking:
     """The ranking of a module's units over a whole data set, whose pictures are shown at `side` px."""
-    key = ("ranking", KEPT, classifier.digest, module, dataset.digest, side)
+    key = ("ranking", KEPT, classifier.recipe, module, dataset.digest, side)
     return Ranking(**cached(cache, key, lambda: _rank(classifier, module, dataset, side)))
 
 
@@ -90,6 +90,8 @@ def choose_units(
         else:
             label = known_label("task.units", name, classifier.labels)
             score = ranking().contribution[classifier.labels.index(label)]
+            if not score.any():
+                raise UserError(f"task.units={units}: no training picture is predicted as '{label}'")
         if not 1 <= int(count) <= len(score):
             raise UserError(f"task.units={units}: allowed are 1 … {len(score)} units, as many as there are")
         order = score.argsort(descending=True, stable=True)[: int(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cached_property
 
 import torch
@@ -9,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.folder import square
-from runner.types import Cache, Dataset, Embedder, UserError
+from runner.types import Cache, Classifier, Dataset, Embedder, Pictures, UserError
+from tasks.pictures import probabilities
 from tasks.ranking import cached, chunks
 
 EXACT = 100_000  # pictures up to which every product is taken; beyond it an index is built
@@ -22,6 +24,8 @@ class Retrieval:
     def __init__(self, dataset: Dataset, clip: Embedder, nearest: int, side: int, cache: Cache) -> None:
         if not 1 <= nearest <= len(dataset):
             raise UserError(f"task.validate.nearest={nearest}: allowed are 1 … {len(dataset)}, the pictures there are")
+        if len(dataset) > EXACT and importlib.util.find_spec("faiss") is None:
+            raise UserError(f"task.validate: more than {EXACT} pictures need an index: pip install faiss-cpu")
         self.dataset, self.clip, self.nearest, self.side, self.cache = dataset, clip, nearest, side, cache
 
     @cached_property
@@ -64,3 +68,17 @@ class Retrieval:
             for kind, rows in zip(("near", "text"), self.rows(queries), strict=True)
             for i, row in enumerate(rows)
         }
+
+
+def same_disagreement(
+    pictures: Pictures, classifier: Classifier, rival: Classifier, target: int, sign: float
+) -> dict[str, int]:  # fmt: skip
+    """How many pictures `Retrieval.pictures` found, of each kind, and how many of these one classifier calls the target
+    and the other does not, the one that `sign` names (1: not the rival)."""
+    counts: dict[str, int] = {}
+    for kind in ("near", "text"):
+        if real := [picture for name, picture in pictures.items() if name.startswith(f"{kind}-")]:
+            ours, theirs = (probabilities(f, real).argmax(dim=1) == target for f in (classifier, rival))
+            same = (ours & ~theirs) if sign > 0 else (theirs & ~ours)
+            counts |= {f"{kind}_same": int(same.sum()), f"{kind}_found": len(real)}
+    return counts

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Captioner, Classifier, Embedder, Objective, Pictures, Schedules, UserError, World
+from runner.types import Anchor, Captioner, Classifier, Embedder, Objective, Pictures, UserError, World
 from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
-from tasks.pictures import confidences, own_seed, slug, start, success_rate
+from tasks.pictures import at_least_one, confidences, own_seed, slug, start, success_rate
 from tasks.targets import Choice, known_label
 from tasks.terms import class_log_prob, text_log_prob
 
@@ -32,17 +32,19 @@ class Uvce:
         seeds: int, baseline: str, weights: dict[str, float], captioner: Captioner, prompt: str,
     ) -> None:  # fmt: skip
         self.mode = check_choice("task.mode", mode, QUESTIONS)
-        if seeds < 1:
-            raise UserError(f"task.seeds={seeds}: allowed are 1 and above")
         self.wish, self.captioner = Wish(target, attribute, prompt, captioner), captioner
-        self.temperature, self.keep, self.mask, self.seeds = temperature, keep, mask, seeds
+        self.temperature, self.keep, self.mask = temperature, keep, mask
+        self.seeds = at_least_one("task.seeds", seeds)
         self.baseline, self.weights = baseline, weights
+        self.networks = ()
         # The caption of an error names the true class already: there are no other words whose maps could be injected.
-        self.schedules: Schedules = {"inject": [0.0]} if mode == "error" else {}
+        self.schedules = {"inject": [0.0]} if mode == "error" else {}
 
     def problems(self, world: World) -> tuple[list[Flip], int | None]:
         """One problem per picture, question and seed, in the data set's order; only those within the limit are made.
         How many there are in all is only known where every picture asks the same number of questions."""
+        if self.mode == "attribute":
+            embedder_of(world.classifier)
         per_picture = (len(world.classifier.labels) - 1 if self.wish.target == "all" else 1) * self.seeds
         found = list(islice(self._problems(world), world.limit))
         if not found:

@@ -112,7 +112,7 @@ class TinyClassifier:
 
     labels: tuple[str, ...] = planted.CLASSES
     size = 16
-    digest = "tiny"
+    digest = recipe = "tiny"
     domain: str | None = "planted"
     map_module: str | None = "quarters"
 

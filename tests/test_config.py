@@ -158,8 +158,7 @@ def test_every_classifier_finds_its_generator_and_data(classifier: str) -> None:
 
 @cache
 def configured(experiment: str) -> list[dict[str, Any]]:
-    """The configurations of the runs that an experiment starts, one or those of its own sweep, with `x` for all that only
-    the user knows."""
+    """The configurations of the runs that an experiment starts, one or those of its own sweep."""
     choice = f"experiment={experiment}"
     one = composed(choice)
     swept = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in (one.hydra.sweeper.params or {}).items()])

@@ -203,7 +203,7 @@ def test_the_root_lifts_weak_parts_above_the_threshold(square_root: bool, places
 
 def test_points_are_drawn_by_the_pictures_name() -> None:
     images, maps, names = draw(1)
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for name in (*names, "another", *names):
         network = Asked(quarters(), [0.1, 0.9, 0.5])
         segmenter(network, points=5)(images, maps, [name])

@@ -149,7 +149,9 @@ def test_counterfactuals_of_several_runs_stand_beside_each_other(tmp_path: Path)
 def test_neuron_vis_shows_what_results_have_to_beat_and_whom_they_excite(tmp_path: Path) -> None:
     layout = layout_of(folder_of(tmp_path, "neuron_vis"))
     assert names(layout) == [[["training", "worded", "best", "best"]], [["training", "worded", "best"]]]
-    assert captions(layout)[0] == [["3.50", "“a \\$5 crab”\nmean 1.25, any 2.75", "4.50", "5.50"]]
+    assert captions(layout)[0] == [[
+        "activation 3.50", "“a \\$5 crab”\nmean 1.25\nany word ≤ 2.75", "activation 4.50", "activation 5.50",
+    ]]  # fmt: skip
     assert layout.matrix is not None
     assert layout.matrix.rows == ["features:7", "features:9"]
     assert layout.matrix.values == [[7.0, -0.5], [6.0, -0.5]]  # means over a unit's results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.tasks.tiny import (
     SIDE,
     Colours,
     Embeddings,
+    Maker,
     Maps,
     Pictures,
     anchored,
@@ -43,7 +45,8 @@ def of_red(k: int) -> ImageClassifier:
 def task(**changes: Any) -> Disagreement:
     settings: dict[str, Any] = {
         "rival": of_red(1), "mode": "confidence", "margin": 99.0, "classes": None, "directions": ["over", "under"],
-        "seeds": 2, "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none", "validate": None,
+        "seeds": 2, "starts": 1, "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none",
+        "validate": None,
     }  # fmt: skip
     return Disagreement(**(settings | changes))
 
@@ -75,6 +78,33 @@ def test_both_directions_start_from_the_same_picture_and_no_others_do() -> None:
         assert len({(p.seed, p.edit, p.target) for p in pair}) == 1
     assert len({p.seed for p in found}) == 6
     assert not {p.seed for p in found} & {p.seed for p in pose(task(), seed=1)[0]}
+
+
+class Reds(Maker):
+    """Of three seeds the second gives the reddest picture, the first the palest."""
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        self.asked += zip(prompts, seeds, strict=True)
+        return torch.stack([colour(red, 0, 0) for red in (0.2, 0.9, 0.5)[: len(seeds)]])
+
+
+@pytest.mark.parametrize("mode", ["confidence", "log_confidence", "margin"])
+def test_of_several_starts_each_direction_takes_the_one_that_shows_most_of_it(mode: str) -> None:
+    """The redder a picture, the more our classifier calls it the first class, and the less its rival does."""
+    maker = Reds()
+    own = task(classes=["rock crab"], starts=3, mode=mode)
+    found, total = own.problems(world(noise(3), of_red(0), generator=maker))
+    assert total == 4 and {prompt for prompt, _ in maker.asked} == {"a photograph of a rock crab"}
+    seeds = [seed for _, seed in maker.asked]
+    tried = [seeds[i : i + 3] for i in range(0, 12, 3)]
+    assert tried[0] == tried[1] and tried[2] == tried[3] and len({*seeds}) == 6, "both directions have the same choice"
+    assert [p.seed for p in found] == [tried[0][1], tried[1][0], tried[2][1], tried[3][0]]
+
+
+def test_a_single_start_is_not_drawn_beforehand() -> None:
+    maker = Maker()
+    task().problems(world(noise(3), of_red(0), generator=maker))
+    assert maker.asked == []
 
 
 @pytest.mark.parametrize("limit", [1, 5, 12, 99])
@@ -115,6 +145,7 @@ def test_an_unknown_class_is_refused_with_the_nearest() -> None:
         ({"mode": "loss"}, "task.mode=loss: allowed are confidence, log_confidence, margin"),
         ({"directions": ["over", "max"]}, "task.directions=max: allowed are over, under"),
         ({"seeds": 0}, "task.seeds=0: allowed are 1 and above"),
+        ({"starts": 0}, "task.starts=0: allowed are 1 and above"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:

@@ -22,7 +22,7 @@ class Constant:
 
     labels: tuple[str, ...] = ("a", "b", "c")
     size = 4
-    digest = "constant"
+    digest = recipe = "constant"
     domain: str | None = None
     head: Head | None = None
     map_module: str | None = None
