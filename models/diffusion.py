@@ -196,7 +196,9 @@ class LatentDiffusion:
             edit = problem.edit
             for prompt in (edit.source, edit.target):
                 words.token_spans(self.tokenizer, prompt)
-            if needs_mask(problem) or edit.source != edit.target:
+            if needs_mask(problem):
+                words.word_tokens(self.tokenizer, edit.source, problem.region)
+            if edit.source != edit.target:
                 words.word_tokens(self.tokenizer, edit.source, edit.source_words)
                 words.word_tokens(self.tokenizer, edit.target, edit.target_words)
 
@@ -253,7 +255,7 @@ class LatentDiffusion:
         self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:
         """The segmenter's masks of what the problems' words name, before they are softened."""
-        positions = [words.word_tokens(self.tokenizer, p.edit.source, p.edit.source_words) for p in problems]
+        positions = [words.word_tokens(self.tokenizer, p.edit.source, p.region) for p in problems]
         maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self.schedule)))
         maps = attention.stretched(maps) if self.maps.stretch else maps
         return self.segmenter(images, maps, [p.picture for p in problems])

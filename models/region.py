@@ -40,7 +40,7 @@ def described(masks: Float[Tensor, "b 1 h w"], problems: Sequence[Problem]) -> l
 
 
 def _described(share: float, problem: Problem) -> list[str]:
-    words = problem.edit.source_words
+    words = problem.region
     if share == 0:
         return [f"the mask of '{words}' was empty: the whole picture is free to change"]
     if share == 1:

@@ -8,7 +8,6 @@ beside each other instead, for the problems that all of them answered. Needs mat
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from runner.record import write
-from runner.report import SMALL
+from runner.report import SMALL, parse_json
 from runner.types import UserError
 
 if TYPE_CHECKING:
@@ -124,17 +123,6 @@ def read_run(folder: Path) -> Run:
     if not records:
         raise UserError(f"{folder}: holds no results yet; the same command continues the run")
     return Run(folder, config["task"]["_target_"].split(".")[-2], config, records)
-
-
-def parse_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object. Raises UserError if it is none; `where` says where it stands."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {text[:40]!r} is not a JSON object")
-    return value
 
 
 def groups(records: Sequence[Record], *keys: str) -> list[list[Record]]:

@@ -189,16 +189,16 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
-    return _parse(_text(path) or "{}", str(path))
+    return parse_json(_text(path) or "{}", str(path))
 
 
 def _read_results(path: Path) -> Iterator[Mapping[str, Any]]:
     for i, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
-            yield _parse(line, f"{path}, line {i}")
+            yield parse_json(line, f"{path}, line {i}")
 
 
-def _parse(text: str, where: str) -> Mapping[str, Any]:
+def parse_json(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

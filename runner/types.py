@@ -63,8 +63,8 @@ def article(name: str) -> str:
 class Edit:
     """How a prompt changes: `source` describes the picture, `target` the wanted one.
 
-    `source_words` name the region that a mask is made of, and stand in `source`; `target_words` take their place in
-    `target`. Where no word changes, source and target are equal and so are the words.
+    `source_words` stand in `source`, `target_words` take their place in `target`. Where no word changes, source and
+    target are equal and so are the words.
     """
 
     source: str
@@ -78,7 +78,7 @@ class Edit:
         return Edit(prompt, prompt, words, words)
 
 
-# Which part of a picture is to stay as it is: what the edit's words do not cover, what they do, all of it or nothing.
+# Which part of a picture is to stay as it is: what the problem's words do not cover, what they do, all of it, nothing.
 KEEP = ("background", "foreground", "all", "none")
 
 
@@ -88,7 +88,8 @@ class Problem:
 
     name: unique in the run and fit for a folder; seed: of everything random about it;
     image: the picture, None where it is drawn from the seed and `edit.source`; picture: the picture's own name;
-    keep: one of `KEEP`; mask: where the edit's words are, in [0, 1], None where the segmenter has to find it;
+    keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in [0, 1],
+    None where the segmenter has to find it;
     claim: a prompt and the class that its picture should have: where it has another, the class's name means something
     else to the generator than to the classifier.
     """
@@ -99,8 +100,14 @@ class Problem:
     image: Float[Tensor, "3 h w"] | None
     picture: str
     keep: str
+    words: str | None = None
     mask: Float[Tensor, "1 h w"] | None = None
     claim: tuple[str, int] | None = None
+
+    @property
+    def region(self) -> str:
+        """The words whose place the mask shows."""
+        return self.edit.source_words if self.words is None else self.words
 
 
 @dataclass(frozen=True)

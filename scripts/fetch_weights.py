@@ -74,6 +74,9 @@ SOURCES: dict[str, File | Repository] = {
         "timm/vit_base_patch16_384.augreg_in21k_ft_in1k", "1c30cbc7ec35e68529522c0c2ac55692f83cff18", TIMM_FILES,
         347e6, "Apache-2.0", "classifier=vit_b",
     ),
+    "sd14": Repository(
+        "CompVis/stable-diffusion-v1-4", None, PIPELINE_FILES, 5.5e9, "CreativeML OpenRAIL-M", "generator=sd14",
+    ),
     "sd15": Repository(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", PIPELINE_FILES,
         5.5e9, "CreativeML OpenRAIL-M", "generator=sd15",

@@ -43,7 +43,7 @@ def solve(name: str, overrides: Sequence[str]) -> tuple[Path, int]:
     config = configure([f"experiment={GROUP}/{name}", *overrides])
     parts = build(config)
     code = run(parts, config)
-    key = run_key(config, [parts.generator.digest, parts.classifier.digest])
+    key = run_key(config, parts.digests)
     return RunFolder(Path(config["outputs"]) / config["name"] / key).path, code
 
 

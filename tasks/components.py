@@ -73,9 +73,11 @@ def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dat
     }  # fmt: skip
 
 
-def read_components(spec: str | Mapping[str, Sequence[int]], classifier: Classifier) -> list[tuple[str, int]]:
+def read_components(
+    spec: str | Mapping[str, Sequence[int]] | None, classifier: Classifier
+) -> list[tuple[str, int]]:  # fmt: skip
     """(class, component) pairs of a mapping {class name or index: [components]}, or of a JSON file of one, such as the
-    published spurious components of ImageNet.
+    published spurious components of ImageNet; None: every class's first.
 
     Raises UserError for a file that is not there or no such mapping, an unknown class, a component that no class has,
     and a classifier that shows no features.
@@ -87,6 +89,8 @@ def read_components(spec: str | Mapping[str, Sequence[int]], classifier: Classif
             raise UserError(
                 f"task.components={spec}: cannot be read ({error}); wanted is {{class: [numbers]}}"
             ) from error
+    if spec is None:
+        spec = {str(i): [0] for i in range(len(classifier.labels))}
     if not isinstance(spec, Mapping):
         raise UserError(f"task.components={spec}: wanted is {{class name or index: [numbers]}}, or a JSON file of it")
     width = _head(classifier).weight.shape[1]

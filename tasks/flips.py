@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from data.selection import check_choice
 from runner.types import Captioner, Classifier, Edit, Embedder, Problem, UserError
 from tasks.edits import prompt_of, replace_class, replace_phrase
 from tasks.pictures import probabilities
@@ -21,19 +22,20 @@ class Flip(Problem):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a picture: `name` tells it from the picture's other questions."""
+    """What is asked of a picture: `name` tells it from the picture's other questions; words: see `Problem`."""
 
     name: str
     edit: Edit
     source: int
     target: int
     claim: tuple[str, int] | None
+    words: str | None = None
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asked for: target: a rule of `tasks.targets` or a class; attribute: source and target phrases;
-    prompt: a template that shows what the generator makes of a class's name."""
+    """What the user asked for: target: a rule of `tasks.targets` or a class; attribute: source and target phrases, and
+    the words whose region is masked, `changed` or those of the `class`; prompt: a template that shows what the generator makes of a class's name."""
 
     target: str
     attribute: Mapping[str, str]
@@ -64,7 +66,9 @@ def to_attribute(choice: Choice, wish: Wish) -> Iterator[Question]:
     """To another phrase, where the caption has the first one."""
     phrase, target = wish.attribute["source"], wish.attribute["target"]
     if (edit := replace_phrase(wish.captioner.caption(choice.example), phrase, target)) is not None:
-        yield Question(target, edit, 0, 1, None)
+        words = {"changed": None, "class": choice.example.label}
+        region = check_choice("task.attribute.words", wish.attribute["words"], words)
+        yield Question(target, edit, 0, 1, None, words[region])
 
 
 QUESTIONS: dict[str, Callable[[Choice, Wish], Iterator[Question]]] = {

@@ -37,7 +37,7 @@ class NpcaCf:
     prompt: template of a drawn picture; the rest as in `neuron_cf.NeuronCf`."""
 
     def __init__(
-        self, training: Dataset, components: str | dict[str, list[int]], start: str, images: int,
+        self, training: Dataset, components: str | dict[str, list[int]] | None, start: str, images: int,
         directions: Sequence[str], keep: str, mask: str | None, moved: float, prompt: str, weights: dict[str, float],
         schedules: dict[str, list[float]], captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
