@@ -88,8 +88,8 @@ class Problem:
 
     name: unique in the run and fit for a folder; seed: of everything random about it;
     image: the picture, None where it is drawn from the seed and `edit.source`; picture: the picture's own name;
-    keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in [0, 1],
-    None where the segmenter has to find it;
+    keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in
+    [0, 1], None where the segmenter has to find it;
     claim: a prompt and the class that its picture should have: where it has another, the class's name means something
     else to the generator than to the classifier.
     """

@@ -35,7 +35,8 @@ class Question:
 @dataclass(frozen=True)
 class Wish:
     """What the user asked for: target: a rule of `tasks.targets` or a class; attribute: source and target phrases, and
-    the words whose region is masked, `changed` or those of the `class`; prompt: a template that shows what the generator makes of a class's name."""
+    the words whose region is masked, `changed` or those of the `class`; prompt: a template that shows what the
+    generator makes of a class's name."""
 
     target: str
     attribute: Mapping[str, str]

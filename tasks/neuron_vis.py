@@ -35,13 +35,13 @@ from tasks.worded import Words, phrased, words_of
 
 @dataclass(frozen=True, kw_only=True)
 class Excitation(Problem):
-    """unit: what is to be excited; others: the run's other units; ranking: of the unit's module; words: what excites it
-    by name alone; training: the training picture that excites it most, (3, h, w)."""
+    """unit: what is to be excited; others: the run's other units; ranking: of its module; worded: what it answers to
+    words alone; training: the picture that excites it most, (3, h, w)."""
 
     unit: Unit
     others: tuple[Unit, ...]
     ranking: Ranking
-    words: Words
+    worded: Words
     training: Tensor
 
 
@@ -78,7 +78,7 @@ class NeuronVis:
             found.append(Excitation(
                 name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), image=None, keep="none", unit=unit,
                 edit=Edit.unchanged(phrased(self.prompt, words.best), words.best), picture=slug(str(unit)),
-                others=tuple(u for u in units if u != unit), ranking=ranked, words=words,
+                others=tuple(u for u in units if u != unit), ranking=ranked, worded=words,
                 training=square(examples[0].image, side),
             ))  # fmt: skip
         return found, len(units) * self.seeds
@@ -88,7 +88,7 @@ class NeuronVis:
         return {"unit_activation": (1.0, term)}
 
     def illustrate(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
-        return {"training": problem.training, "worded": problem.words.picture}
+        return {"training": problem.training, "worded": problem.worded.picture}
 
     def measure(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """The unit's activation before, after, in the best training picture and of the words; its own and the other
@@ -100,18 +100,16 @@ class NeuronVis:
         values = outputs(classifier, pictures["best"][None], [unit.module])[unit.module][0].cpu()
         standard = (values - ranking.mean) / ranking.std.clamp(min=1e-12)
         return {
-            "success": own[1].item() > highest, "target": str(unit), "unit": str(unit), "word": problem.words.best,
+            "success": own[1].item() > highest, "target": str(unit), "unit": str(unit), "word": problem.worded.best,
             "activation_before": own[0].item(), "activation_after": own[1].item(), "training_max": highest,
-            "word_max": problem.words.highest, "word_means": problem.words.means,
+            "word_max": problem.worded.highest, "word_means": problem.worded.means,
             "own_standardised": standard[unit.index].item(),
             "others_standardised": fmean([standard[u.index].item() for u in others]) if others else None,
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Per unit the mean activation of its pictures, beside the best training picture's and the word's."""
-        by_unit: dict[str, list[Mapping[str, Any]]] = {}
-        for r in records:
-            by_unit.setdefault(r["unit"], []).append(r)
+        by_unit = {r["unit"]: [other for other in records if other["unit"] == r["unit"]] for r in records}
         return success_rate(records) | {
             unit: {
                 "activation": fmean(r["activation_after"] for r in own), "training_max": own[0]["training_max"],

@@ -73,7 +73,7 @@ def test_so_many_problems_per_unit_that_differ_in_their_seed() -> None:
 def test_a_unit_starts_from_the_word_that_excites_it_most() -> None:
     """The reddest pictures are x4, x2 and x6, which show crab, sand, sky and a flag; sand is the reddest word."""
     (first, *_), _ = pose(task())
-    assert list(first.words.means) == ["a crab", "sand", "the sky", "a flag"] and first.words.best == "sand"
+    assert list(first.worded.means) == ["a crab", "sand", "the sky", "a flag"] and first.worded.best == "sand"
     assert first.edit.source == first.edit.target == "a photograph of sand" and first.edit.source_words == "sand"
     assert torch.equal(first.training, TRAINING[4].image)
 
@@ -93,14 +93,14 @@ def test_only_the_best_pictures_are_asked_for_words_and_each_is_tried_once(
 ) -> None:
     maker = Maker(REDS)
     (first,), _ = pose(task(units=[0], seeds=1, **changes), maker=maker)
-    assert list(first.words.means) == words
+    assert list(first.worded.means) == words
     asked = [prompt.removeprefix("a photograph of ") for prompt, _ in maker.asked]
     assert asked == [word for word in words for _ in range(2)], "two samples each"
 
 
 def test_another_unit_has_other_best_pictures() -> None:
     found, _ = pose(task())
-    assert torch.equal(found[2].training, TRAINING[1].image) and list(found[2].words.means) == [
+    assert torch.equal(found[2].training, TRAINING[1].image) and list(found[2].worded.means) == [
         "grass",
         "a crab",
         "urn",
@@ -218,7 +218,7 @@ def test_rankings_and_pictures_of_words_are_kept(tmp_path: Path) -> None:
     maker, cache = Maker(REDS), TensorCache(str(tmp_path))
     first, _ = pose(task(cache=cache), maker=maker)
     drawn = len(maker.asked)
-    words = {word for problem in first for word in problem.words.means}
+    words = {word for problem in first for word in problem.worded.means}
     assert drawn == 2 * len(words), "each word's two pictures, for both units and seeds"
     again, _ = pose(task(cache=cache), maker=maker)
-    assert len(maker.asked) == drawn and [p.words.means for p in again] == [p.words.means for p in first]
+    assert len(maker.asked) == drawn and [p.worded.means for p in again] == [p.worded.means for p in first]
