@@ -24,7 +24,7 @@ from tasks.flips import Flip
 
 CLASSIFIER = "planted_clean"
 ORACLES = ("oracle_convnext", "oracle_mobilenet")  # the first one's features measure KID
-BASELINES = ("start_only", "pixels")
+BASELINES = ("start_only", "pixels", "guidance")
 CONFIDENT = 0.8  # confidence in the target
 KEPT = 1.3  # error of the background, as a multiple of the reconstruction's
 RENDERS = 8  # reference pictures per counterfactual for KID

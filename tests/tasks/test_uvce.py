@@ -392,3 +392,14 @@ def test_the_spread_is_over_the_answers_to_one_question() -> None:
 def test_captions_are_the_captioners() -> None:
     task = uvce(target="viaduct", captioner=Template("in the style of {article} {label}"))
     assert pose(task, Given(example("rock crab")))[0][0].edit.source == "in the style of a rock crab"
+
+
+def test_an_attributes_region_may_be_the_objects() -> None:
+    data = PlantedDataset("test", 40, 0, 0.0)
+    own = {"source": "in snow", "target": "on sand"}
+    changed, _ = pose(uvce(mode="attribute", attribute={**own, "words": "changed"}), data, classifier=ZeroShot())
+    objects, _ = pose(uvce(mode="attribute", attribute={**own, "words": "class"}), data, classifier=ZeroShot())
+    assert len(changed) == len(objects) > 1 and {p.region for p in changed} == {"in snow"}
+    assert all(p.region in CLASSES and p.region in p.edit.source for p in objects)
+    with pytest.raises(UserError, match=r"task\.attribute\.words=all: allowed are changed, class"):
+        pose(uvce(mode="attribute", attribute={**own, "words": "all"}), data, classifier=ZeroShot())

@@ -1,0 +1,108 @@
+"""Every task with every family of classifiers, and the laws of runs for each task, on a tiny generator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.cli import Cli
+from tests.test_docs import TINY
+
+FAMILIES = {"ResNet": "planted_clean", "SE-ResNet": "planted_seresnet", "ViT": "planted_vit", "CLIP": "planted_clip"}
+TRAINED = ("training.count=60",)  # pictures that units are ranked on and components computed from
+TASKS: dict[str, tuple[str, ...]] = {
+    "uvce": ("task=uvce",),
+    "seeds": ("task=uvce", "task.seeds=2"),
+    "error": ("task=uvce", "task.mode=error", "data.count=400"),
+    "guidance": ("task=uvce", "task.baseline=guidance"),
+    "disagreement": ("task=disagreement", "classifier@rival=planted_shortcut", "task.mode=margin"),
+    "neuron_vis": ("task=neuron_vis", "task.units=top:2", "task.samples=1", "task.words=2", "task.seeds=2", *TRAINED),
+    "neuron_cf": ("task=neuron_cf", "task.units=[3]", "task.attack.steps=1", *TRAINED),
+    "npca_cf": ("task=npca_cf", "task.components={viaduct:[0]}", *TRAINED),
+    "npca_cf drawn": ("task=npca_cf", "task.components={viaduct:[0]}", "task.start=generated", *TRAINED),
+}
+
+
+def answers(cli: Cli) -> list[dict[str, Any]]:
+    """What the one run folder says, apart from what may differ between equal runs."""
+    lines = (cli.folder / "results.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def words(cli: Cli, task: str, classifier: str, *more: str) -> list[str]:
+    # The tiny generator's pictures are 16 px, the smallest that the shipped networks can be shown.
+    own = (f"generator.path={cli.pipeline}", *TINY, "logger=none", "threads=1", f"outputs={cli.outputs}")
+    return [f"classifier={classifier}", *own, *TASKS[task], *more]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_runs_with_every_family(task: str, family: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    if (task, family) == ("error", "CLIP"):
+        pytest.skip("its errors are those of its names")
+    classifier = "planted_weak" if (task, family) == ("error", "ResNet") else FAMILIES[family]
+    outcome = cli.plain(capfd, *words(cli, task, classifier, "limit=2", "batch=2"))
+    assert outcome.code == 0, outcome
+    found = answers(cli)
+    assert len(found) == 2 and all(isinstance(r["success"], bool) for r in found)
+    for record in found:
+        for path in record["images"].values():
+            with Image.open(cli.folder / path) as picture:
+                assert picture.size == (16, 16)
+    assert json.loads((cli.folder / "summary.json").read_text())
+    assert (cli.folder / "index.html").is_file()
+
+
+def test_attributes_are_asked_of_clip_alone(capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    asked = (*words(cli, "uvce", "planted_clip"), "task.mode=attribute", "limit=1")
+    outcome = cli.plain(capfd, *asked)
+    assert outcome.code == 0, outcome
+    (record,) = answers(cli)
+    assert record["target"] == "on sand" and record["prompt"].replace("on sand", "in snow") == record["caption"]
+    assert sum(record["confidence_after"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_shards_and_a_second_command_leave_what_one_run_leaves(
+    task: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+) -> None:
+    classifier = "planted_weak" if task == "error" else "planted_seresnet"
+    whole, parts = (Cli(cli.pipeline, cli.network, cli.labels, tmp_path / name) for name in ("whole", "parts"))
+    assert cli.plain(capfd, *words(whole, task, classifier, "limit=4", "batch=2")).code == 0
+    for more in (("limit=2",), ("limit=4", "shard.index=1", "shard.count=2")):
+        assert cli.plain(capfd, *words(parts, task, classifier, "batch=2", *more)).code == 0
+    assert whole.folder.name == parts.folder.name
+    assert answers(whole) == answers(parts) and len(answers(whole)) == 4
+
+
+BAD = {
+    "a unit out of range": (
+        ("neuron_cf", "task.units=[99]"), "task.units=features:99: allowed are features:0 … features:63"
+    ),
+    "no such module": (("neuron_cf", "task.units=[layer5:0]"), "no module layer5; nearest are layer"),
+    "a rival with other labels": (("disagreement", "classifier@rival=cifar10_resnet20"), "rival"),
+    "a component that is not computed": (("npca_cf", "task.components={viaduct:[64]}"), "allowed are 0 … 63"),
+    "a mask of another size": (("uvce", "task.mask={mask}"), "task.mask={mask}: 5 x 4 pixels; wanted is a grey PNG"),
+    "no such way to keep": (("uvce", "task.keep=sky"), "task.keep=sky: allowed are background, foreground, all, none"),
+    "an attribute without CLIP": (("uvce", "task.mode=attribute"), "needs a zero-shot classifier"),
+    "an unknown mode": (("disagreement", "task.mode=loud"), "task.mode=loud: allowed are confidence"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+) -> None:
+    (task, *overrides), said = BAD[case]
+    mask = tmp_path / "mask.png"
+    Image.new("L", (5, 4), 255).save(mask)
+    outcome = cli.plain(
+        capfd, *words(cli, task, "planted_seresnet", *(o.format(mask=mask) if "mask" in o else o for o in overrides))
+    )
+    assert outcome.code == 2, outcome
+    assert len(outcome.lines) == 1 and said.format(mask=mask) in outcome.lines[0], outcome.err
+    assert not list(cli.outputs.glob("*/*/*/status.json"))
