@@ -166,7 +166,8 @@ def uvce(**changes: Any) -> Uvce:
     """The counterfactual task with the settings of its YAML; keyword arguments replace them."""
     settings: dict[str, Any] = {
         "mode": "class", "target": "nearest", "temperature": None,
-        "attribute": {"source": "in snow", "target": "on sand", "words": "changed"}, "keep": "background", "mask": None, "seeds": 1, "baseline": "none",
+        "attribute": {"source": "in snow", "target": "on sand", "words": "changed"},
+        "keep": "background", "mask": None, "seeds": 1, "baseline": "none",
         "weights": {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0},
         "captioner": Template("a photograph of {article} {label}"),
         "prompt": "a photograph of {article} {label}",

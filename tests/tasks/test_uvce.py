@@ -20,29 +20,18 @@ from tasks.flips import QUESTIONS, Flip, embedder_of
 from tasks.pictures import own_seed
 from tasks.uvce import Uvce
 from tests.conftest import Identity, TinyClassifier, anchor_of, uvce
+from tests.tasks.tiny import Pictures
 
 WEIGHTS = {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0}
 
 
-class Given:
-    """A data set of these pictures; of one if nothing else is said."""
+class Given(Pictures):
+    """A data set of these examples."""
 
     def __init__(self, *examples: Example) -> None:
-        self.examples = examples
+        self.examples = list(examples)
         self.labels: tuple[str, ...] = tuple(sorted({example.label for example in examples}))
         self.digest = "given"
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, i: int) -> Example:
-        return self.examples[i]
-
-    def rows(self, label: str) -> list[int]:
-        return [i for i, example in enumerate(self.examples) if example.label.lower() == label.lower()]
-
-    def nearest(self, label: str) -> str | None:
-        return None
 
 
 def example(label: str, caption: str | None = None, name: str = "mine", seed: int = 0, side: int = 16) -> Example:
