@@ -167,7 +167,8 @@ def error_cue(setting: Setting, n: int, keep: str) -> Estimate:
 
 def attributes(setting: Setting, n: int) -> tuple[Answer, ...]:
     """Pictures in snow towards sand, judged by the zero-shot classifier."""
-    return answers(setting, "planted_clip", ("task.mode=attribute", "data.count=2000", f"seed={setting.seed}"), n)
+    overrides = ("experiment=planted/attribute", "data.count=2000", f"seed={setting.seed}")
+    return answers(setting, "planted_clip", overrides, n)
 
 
 def attribute_clip(setting: Setting, n: int) -> Estimate:
