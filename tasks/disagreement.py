@@ -51,7 +51,8 @@ class Disagreement:
     def problems(self, world: World) -> tuple[list[Dispute], int | None]:
         """One problem per class, seed and direction."""
         labels, rival = world.classifier.labels, self.rival
-        if rival.labels != labels or rival.domain != world.classifier.domain:
+        domains = {rival.domain, world.classifier.domain} - {None}
+        if rival.labels != labels or len(domains) > 1:
             raise UserError(
                 f"rival: knows {len(rival.labels)} classes of the domain {rival.domain}, the classifier {len(labels)} "
                 f"of {world.classifier.domain}; both must know the same classes in the same order"

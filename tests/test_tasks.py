@@ -84,7 +84,13 @@ BAD = {
         ("neuron_cf", "task.units=[99]"), "task.units=features:99: allowed are features:0 … features:63"
     ),
     "no such module": (("neuron_cf", "task.units=[layer5:0]"), "no module layer5; nearest are layer"),
-    "a rival with other labels": (("disagreement", "classifier@rival=cifar10_resnet20"), "rival"),
+    "a rival with other labels": (
+        (
+            "disagreement", "classifier@rival=callable", "rival.target={network}:network", "rival.size=16",
+            "rival.labels=[a,b,c,d,e,f,g,h,i,j]",
+        ),
+        "both must know the same classes in the same order",
+    ),
     "a component that is not computed": (("npca_cf", "task.components={viaduct:[64]}"), "allowed are 0 … 63"),
     "a mask of another size": (("uvce", "task.mask={mask}"), "task.mask={mask}: 5 x 4 pixels; wanted is a grey PNG"),
     "no such way to keep": (("uvce", "task.keep=sky"), "task.keep=sky: allowed are background, foreground, all, none"),
@@ -100,9 +106,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (task, *overrides), said = BAD[case]
     mask = tmp_path / "mask.png"
     Image.new("L", (5, 4), 255).save(mask)
-    outcome = cli.plain(
-        capfd, *words(cli, task, "planted_seresnet", *(o.format(mask=mask) if "mask" in o else o for o in overrides))
-    )
+    places = {"{mask}": str(mask), "{network}": str(cli.network)}
+    for name, place in places.items():
+        overrides = [override.replace(name, place) for override in overrides]
+    outcome = cli.plain(capfd, *words(cli, task, "planted_seresnet", *overrides))
     assert outcome.code == 2, outcome
-    assert len(outcome.lines) == 1 and said.format(mask=mask) in outcome.lines[0], outcome.err
+    assert len(outcome.lines) == 1 and said.replace("{mask}", str(mask)) in outcome.lines[0], outcome.err
     assert not list(cli.outputs.glob("*/*/*/status.json"))
