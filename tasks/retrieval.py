@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -47,7 +48,7 @@ class Retrieval:
         return found
 
     @cached_property
-    def _index(self):  # type: ignore[no-untyped-def]  # faiss has no types
+    def _index(self) -> Any:
         """A FAISS index of inner products with about √n lists, a tenth of which is searched."""
         import faiss
 

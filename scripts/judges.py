@@ -1,0 +1,63 @@
+"""Who judges the answers of the planted world: shipped classifiers, and both oracles together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data import planted
+from models.classifier import ImageClassifier
+from models.zoo import load_shipped
+from scripts import metrics
+from scripts.metrics import Estimate
+from scripts.rows import BATCH, Answer, Setting, world
+from scripts.rows_planted import CLASSIFIER, ORACLES, answered, read
+
+TIED = tuple(planted.SHORTCUTS)
+
+
+@cache
+def network(setting: Setting, name: str) -> ImageClassifier:
+    """A shipped classifier, on the generator's device."""
+    classifier: ImageClassifier = load_shipped(name).to(world(setting, CLASSIFIER).generator.device)
+    return classifier
+
+
+@torch.no_grad()
+def called(setting: Setting, name: str, images: Float[Tensor, "b 3 h w"]) -> list[str]:
+    """What a shipped classifier calls pictures."""
+    judge, device = network(setting, name), world(setting, CLASSIFIER).generator.device
+    logits = torch.cat([judge(part.to(device)).logits for part in images.split(4 * BATCH)])
+    return [judge.labels[i] for i in logits.argmax(dim=1).tolist()]
+
+
+def both(
+    setting: Setting, factor: str, images: Float[Tensor, "b 3 h w"], wanted: Sequence[str]
+) -> list[bool]:  # fmt: skip
+    """Per picture whether both oracles read the wanted value of a factor."""
+    if not len(images):
+        return []
+    readings = [read(setting, name, factor, images) for name in ORACLES]
+    return [all(value == want for value in values) for *values, want in zip(*readings, wanted, strict=True)]
+
+
+def all_of(*verdicts: Sequence[bool]) -> list[bool]:
+    """Per picture whether every verdict holds."""
+    return [all(values) for values in zip(*verdicts, strict=True)]
+
+
+def share_of(hits: Sequence[bool], note: str) -> Estimate:
+    """A share with its interval; undefined where there is nothing to share."""
+    if len(hits) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), f"{note}; only {len(hits)} to judge")
+    return metrics.share(hits, note)
+
+
+def succeeded(given: Sequence[Answer]) -> tuple[list[Answer], Float[Tensor, "b 3 h w"]]:
+    """The answers that reached the gap, and their pictures."""
+    own = [a for a in given if a.success]
+    return own, answered(own)[1]

@@ -1,0 +1,214 @@
+"""Rows of the planted world that check units and components against what they truly hang on, found by rendering."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from statistics import fmean, median
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data import planted
+from models.classifier import ImageClassifier
+from scripts import metrics
+from scripts.judges import TIED, both, network
+from scripts.metrics import Estimate
+from scripts.preference import FACTORS, preference, roles
+from scripts.rows import Answer, Row, Setting, answers, asked
+from scripts.rows_planted import ORACLES, answered, read
+from tasks.components import components
+from tasks.npca_cf import NpcaCf
+
+NEURONS = "planted_seresnet"
+UNITS = 24  # that are visualised
+PER_CLASS = 3  # units of a class that are moved
+
+
+def visualised(setting: Setting, n: int) -> tuple[Answer, ...]:
+    """One picture each of the first `n` units, those that move a logit most."""
+    overrides = ("experiment=planted/neuron_vis", f"task.units=top:{max(n, UNITS)}", f"seed={setting.seed}")
+    return answers(setting, NEURONS, overrides, n)
+
+
+def vis_training(setting: Setting, n: int) -> Estimate:
+    """How often a picture excites its unit more than the best of 20,000 training renders."""
+    given = visualised(setting, n)
+    ratios = [a.record["activation_after"] / a.record["training_max"] for a in given if a.record is not None]
+    return metrics.share([a.success for a in given], f"median {median(ratios):.2f} times the best render's")
+
+
+def vis_word(setting: Setting, n: int) -> Estimate:
+    """How often a picture excites its unit more than every picture of a word alone."""
+    records = [a.record for a in visualised(setting, n)]
+    return metrics.share([r is not None and r["activation_after"] > r["word_max"] for r in records])
+
+
+def vis_preference(setting: Setting, n: int) -> Estimate:
+    """How often both oracles see what the unit truly prefers, found by rendering."""
+    given = visualised(setting, n)
+    rows, images = answered(given)
+    wanted = [preference(network(setting, NEURONS), given[i].problem.unit) for i in rows]
+    hits = [
+        both(setting, want.factor, image[None], [want.value])[0] for image, want in zip(images, wanted, strict=True)
+    ]
+    kinds = ", ".join(f"{count} by {factor}" for factor, count in Counter(w.factor for w in wanted).items())
+    return metrics.share(hits + [False] * (n - len(rows)), kinds)
+
+
+def units_of(setting: Setting, label: str, spurious: bool, count: int) -> list[int]:
+    """The features that contribute most to a class among those that are truly spurious for it, or truly core."""
+    classifier = network(setting, NEURONS)
+    assert classifier.head is not None
+    weight, own = classifier.head.weight[planted.CLASSES.index(label)].cpu(), roles(classifier, label)
+    fit = [i for i, role in enumerate(own) if role.spurious == spurious and weight[i] * role.activation > 0]
+    if spurious:
+        fit = [i for i in fit if own[i].value == planted.SHORTCUTS[label][1]]
+    return sorted(fit, key=lambda i: -float(weight[i]) * own[i].activation)[:count]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An answer about a tied class's cue: label: the class; up: whether the cue was to appear or to vanish."""
+
+    answer: Answer
+    label: str
+    up: bool
+
+
+def moved(setting: Setting, n: int, classifier: str, overrides: Callable[[str], Sequence[str]]) -> list[Moved]:
+    """Per tied class a quarter of the answers: half of them upwards from pictures without its cue, half downwards from
+    pictures with it."""
+    found = []
+    for label in TIED:
+        for direction, cues in (("max", 0.0), ("min", 1.0)):
+            more = (f"task.directions=[{direction}]", f"data.cues={cues}", f"seed={setting.seed}", *overrides(label))
+            given = answers(setting, classifier, more, max(n // (2 * len(TIED)), 1))
+            found += [Moved(a, label, direction == "max") for a in given]
+    return found
+
+
+def by_units(setting: Setting, n: int) -> list[Moved]:
+    """Answers about units that hang on a tied class's cue."""
+    return moved(setting, n, NEURONS, lambda label: (
+        "experiment=planted/neuron_cf", f"task.units={units_of(setting, label, True, 2)}", f"task.label={label}",
+    ))  # fmt: skip
+
+
+def by_components(setting: Setting, n: int) -> list[Moved]:
+    """Answers about the component of a tied class that its cue moves most."""
+    return moved(setting, n, "planted_shortcut", lambda label: (
+        "experiment=planted/npca_cf", f"task.components={{{label}: [{cue_component(setting, label)}]}}",
+        f"task.images={n}",
+    ))  # fmt: skip
+
+
+@cache
+def cue_component(setting: Setting, label: str) -> int:
+    """Of a class's first components the one that its cue moves most, in standard deviations, by rendering."""
+    parts = asked(setting, "planted_shortcut", ("experiment=planted/npca_cf",), 1)[0]
+    task, classifier = parts.task, network(setting, "planted_shortcut")
+    assert isinstance(task, NpcaCf)
+    own = components(classifier, label, task.training, parts.generator.resolution, task.cache)
+    factor, cue = planted.SHORTCUTS[label]
+    field, values = FACTORS[factor]
+    scenes = planted.draw(64, planted.SPLIT_SEEDS["validation"]).vary(label=planted.CLASSES.index(label))
+    there = own.contributions(features_of(classifier, scenes.vary(**{field: values.index(cue)})))
+    usual = own.contributions(features_of(classifier, scenes))
+    std = own.vectors.sum(dim=1).abs() * own.variance.sqrt()
+    effect = (there.mean(dim=0) - usual.mean(dim=0)) / std.clamp(min=1e-6)
+    return int(effect[:5].argmax())
+
+
+@torch.no_grad()
+def features_of(classifier: ImageClassifier, scenes: planted.Scenes) -> Float[Tensor, "n f"]:
+    """A classifier's features of renders."""
+    found = classifier(planted.render(scenes).image).features
+    assert found is not None
+    return found.cpu()
+
+
+Answers = Callable[[Setting, int], list[Moved]]
+
+
+def cue_moves(setting: Setting, n: int, given: Answers) -> Estimate:
+    """How often the cue is there to both oracles after it was asked for, and to neither after it was not."""
+    hits = []
+    for m in (found := given(setting, n)):
+        factor, cue = planted.SHORTCUTS[m.label]
+        seen = (
+            [] if m.answer.best is None else [read(setting, o, factor, m.answer.best[None])[0] == cue for o in ORACLES]
+        )
+        hits.append(bool(seen) and (all(seen) if m.up else not any(seen)))
+    shares = {way: [hit for hit, m in zip(hits, found, strict=True) if m.up == up] for way, up in WAYS.items()}
+    return metrics.share(hits, ", ".join(f"{way} {sum(own)} of {len(own)}" for way, own in shares.items()))
+
+
+WAYS = {"appears": True, "vanishes": False}
+
+
+def class_stays(setting: Setting, n: int, given: Answers) -> Estimate:
+    """How often both oracles still see the picture's class."""
+    found = given(setting, n)
+    hits = [m.answer.best is not None and both(setting, "class", m.answer.best[None], [m.label])[0] for m in found]
+    return metrics.share(hits)
+
+
+def confidence_follows(setting: Setting, n: int, given: Answers) -> Estimate:
+    """How often the class's confidence rises where the cue was to appear, and falls where it was to vanish."""
+    hits, changes = [], {True: [0.0], False: [0.0]}
+    for m in given(setting, n):
+        record = m.answer.record
+        change = 0.0 if record is None else record["confidence_after"][m.label] - record["confidence_before"][m.label]
+        hits.append(change > 0 if m.up else change < 0)
+        changes[m.up].append(change)
+    means = ", ".join(f"{way} {sum(changes[up]) / max(len(changes[up]) - 1, 1):+.2f}" for way, up in WAYS.items())
+    return metrics.share(hits, f"mean change where the cue {means}")
+
+
+def cam_separates(setting: Setting, n: int) -> Estimate:
+    """The area under the ROC curve with which HiResCAM's share outside the object tells spurious from core units, both
+    by rendering: spurious ones of the tied classes, core ones of the others. Each unit's mean over its counterfactuals,
+    those apart whose object covers less than 2 % or more than 60 % of the picture."""
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    untied = [label for label in planted.CLASSES if label not in TIED][: len(TIED)]
+    for label in (*TIED, *untied):
+        units = units_of(setting, label, label in TIED, PER_CLASS)
+        if not units:
+            continue
+        pictures = max(n // (2 * len(TIED) * PER_CLASS), 1)
+        overrides = (
+            "experiment=planted/neuron_cf", f"task.units={units}", f"task.label={label}", "task.directions=[max]",
+            f"seed={setting.seed}",
+        )  # fmt: skip
+        given = answers(setting, NEURONS, overrides, pictures * len(units))
+        for unit in units:
+            own = [
+                a.record["cam_outside_after"] for a in given
+                if a.record is not None and a.problem.unit.index == unit and 0.02 < object_share(a) < 0.6
+            ]  # fmt: skip
+            if own:
+                shares[label in TIED].append(fmean(own))
+    return metrics.auc(shares[True], shares[False])
+
+
+def object_share(answer: Answer) -> float:
+    """Share of the picture that the object's mask covers."""
+    return 1.0 if answer.mask is None else float(1 - answer.mask.mean())
+
+
+ROWS = (
+    Row("planted.neuron_vis_training", vis_training, UNITS, "%", 0.90),
+    Row("planted.neuron_vis_word", vis_word, UNITS, "%", 1.0),
+    Row("planted.neuron_vis_preference", vis_preference, UNITS, "%", 0.80),
+    *(
+        Row(f"planted.{task}_{what}", partial(measure, given=given), 64, "%", bar)
+        for task, given in (("neuron_cf", by_units), ("npca_cf", by_components))
+        for what, measure, bar in (("cue", cue_moves, 0.80), ("class", class_stays, 0.85),
+                                   ("confidence", confidence_follows, None))
+    ),
+    Row("planted.neuron_cf_cam", cam_separates, 48, "", 0.9),
+)  # fmt: skip
