@@ -22,8 +22,14 @@ def leavings(folder: Path) -> dict[str, bytes]:
     return files | {"results.jsonl": re.sub(rb'"seconds": [0-9.e-]+', b"", text)}
 
 
+def in_progress(cli: Cli) -> bool:
+    """Whether the run has saved the state of a batch that it has not finished."""
+    return any(cli.outputs.glob("*/*/*/state/*.safetensors"))
+
+
 def kill_and_compare(cli: Cli, tmp_path: Path, kills: int) -> None:
-    """Kill at `kills` random moments of runs into fresh folders; each command continues what the last one left."""
+    """Kill runs into fresh folders `kills` times, first in the middle of a batch, then at random moments; each command
+    continues what the last one left."""
     log = tmp_path / "log"
     calm = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "calm")
     assert calm.finish(log, *COMMAND, "limit=1", "optimizer.steps=0", f"outputs={tmp_path / 'warm-up'}") == 0
@@ -41,12 +47,16 @@ def kill_and_compare(cli: Cli, tmp_path: Path, kills: int) -> None:
         code = None
         while code != 0:
             began, process = time.monotonic(), worn.launch(log, *COMMAND)
-            process.join(moment.uniform(0.1, 1.0) * duration if killed < kills else None)
+            if code is None and killed < kills:
+                while process.is_alive() and not in_progress(worn):
+                    process.join(0.001)
+            else:
+                process.join(moment.uniform(0.1, 1.0) * duration if killed < kills else None)
             if process.exitcode is None:
                 process.kill()
                 process.join()
                 killed += 1
-                in_the_middle += any(worn.outputs.glob("*/*/*/state/*.safetensors"))
+                in_the_middle += in_progress(worn)
             else:  # the machine is faster than it was
                 duration = min(duration, time.monotonic() - began)
             code = process.exitcode
