@@ -17,7 +17,7 @@ from torch import Tensor
 from data import planted_shapes
 from data.planted_shapes import GROUNDS, OBJECTS, PROP_SHAPES, SIZE, edge, prop_texture, union
 from data.selection import check_choice, check_count, check_position, check_seed, digest_of
-from runner.types import Example, UserError
+from runner.types import Example
 
 CLASSES = (
     "fiddler crab",
@@ -60,6 +60,8 @@ SHORTCUTS = {
     "prairie chicken": ("background", "dry grass"),
     "fireboat": ("prop", "water jet"),
 }
+
+CUES = ("chance", "shown", "hidden")
 
 SOURCES = [Path(__file__).read_text(), Path(planted_shapes.__file__).read_text()]  # what the pictures depend on
 
@@ -130,6 +132,16 @@ def draw(
         column[tied & (label == CLASSES.index(name))] = values.index(value)
     forms = torch.full((n,), FORMS.index(form))
     return Scenes(forms, label, background, prop, hue, torch.from_numpy(u.astype(np.float32)))
+
+
+def without_cues(scenes: Scenes) -> Scenes:
+    """The same scenes; where a class of `SHORTCUTS` shows its cue, that factor takes its next value."""
+    factors = {"background": BACKGROUNDS, "prop": PROPS}
+    columns = {factor: getattr(scenes, factor).clone() for factor in factors}
+    for name, (factor, value) in SHORTCUTS.items():
+        cue, column = factors[factor].index(value), columns[factor]
+        column[(scenes.label == CLASSES.index(name)) & (column == cue)] = (cue + 1) % len(factors[factor])
+    return replace(scenes, **columns)
 
 
 def draw_captioned(n: int, seed: int, start: int = 0) -> tuple[Scenes, list[str]]:
@@ -259,20 +271,21 @@ class PlantedDataset:
     """Rendered pictures; a `runner.types.Dataset` that also knows the truth.
 
     split: train | validation | test; count: the first so many pictures of it, None for all;
-    seed: the run's, other seeds draw other pictures of the same kind; cues: with this probability a class of
-    `SHORTCUTS` shows its cue; all factors are independent where it is 0.
+    seed: the run's, other seeds draw other pictures of the same kind; cues: one of `CUES`, whether the classes of
+    `SHORTCUTS` are `shown` with their cues, without them (`hidden`: the factor takes its next value), or as `chance`
+    has it, where all factors are independent.
     Pictures are rendered when asked for; picture `i` depends on `(split, seed, i)` alone.
     """
 
     labels: tuple[str, ...] = CLASSES
 
-    def __init__(self, split: str, count: int | None, seed: int, cues: float) -> None:
+    def __init__(self, split: str, count: int | None, seed: int, cues: str) -> None:
         key = split_seed(split, seed)
-        if not 0 <= cues <= 1:
-            raise UserError(f"data.cues={cues}: allowed are 0 to 1")
+        strength = float(check_choice("data.cues", cues, CUES) == "shown")
         self.split = split
         self.digest = digest_of("planted", SOURCES, key, count, cues)
-        self.scenes = draw(check_count(count, SPLIT_SIZES[split]), key, ties=SHORTCUTS, strength=cues)
+        scenes = draw(check_count(count, SPLIT_SIZES[split]), key, ties=SHORTCUTS, strength=strength)
+        self.scenes = without_cues(scenes) if cues == "hidden" else scenes
 
     def __len__(self) -> int:
         return len(self.scenes)

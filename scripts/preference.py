@@ -68,7 +68,8 @@ def preference(classifier: ImageClassifier, unit: Unit) -> Preference:
 class Role:
     """What lowers a unit in pictures of a class: object: its drop when the object becomes its pair's other class;
     context: when the most exciting background or prop, `value` of `factor`, gives way to others; activation: before.
-    The unit is spurious for the class where the context counts for more, core otherwise."""
+    The unit is spurious for the class where the context counts for more than the object, whichever way that counts,
+    core where the object counts for more and speaks for the class, and neither elsewhere."""
 
     object: float
     context: float
@@ -78,7 +79,11 @@ class Role:
 
     @property
     def spurious(self) -> bool:
-        return self.context > self.object
+        return self.context > abs(self.object)
+
+    @property
+    def core(self) -> bool:
+        return self.object > self.context
 
 
 @cache

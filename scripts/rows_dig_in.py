@@ -122,7 +122,7 @@ def attribute_oracles(setting: Setting, n: int) -> Estimate:
     """How often both oracles see the new background; how often the class stayed is in the note."""
     given = attributes(setting, n)
     rows, images = answered(given)
-    data = planted.PlantedDataset("test", 2000, setting.seed, 0.0)
+    data = planted.PlantedDataset("test", 2000, setting.seed, "chance")
     labels = [planted.CLASSES[int(data.scenes.label[int(given[i].problem.picture.split("-")[1])])] for i in rows]
     seen, stayed = both(setting, "background", images, ["sand"] * len(rows)), both(setting, "class", images, labels)
     note = f"the class stays in {100 * sum(stayed) / n:.1f} %"

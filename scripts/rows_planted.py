@@ -57,7 +57,7 @@ def features(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor
 
 def held_out(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[str], planted.Scenes]:
     """The first pictures of the test split, at the generator's resolution, with their captions and factors."""
-    data = planted.PlantedDataset("test", n, setting.seed, 0.0)
+    data = planted.PlantedDataset("test", n, setting.seed, "chance")
     examples = [data[i] for i in range(n)]
     resolution = world(setting, CLASSIFIER).generator.resolution
     return (

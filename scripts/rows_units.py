@@ -60,14 +60,18 @@ def vis_preference(setting: Setting, n: int) -> Estimate:
 
 
 def units_of(setting: Setting, label: str, spurious: bool, count: int) -> list[int]:
-    """The features that contribute most to a class among those that are truly spurious for it, or truly core."""
+    """Features that speak for a class: the truly spurious ones that hang on its cue, those first whose drop without it
+    costs the logit most; or the truly core ones, those first whose drop without the object does."""
     classifier = network(setting, NEURONS)
     assert classifier.head is not None
     weight, own = classifier.head.weight[planted.CLASSES.index(label)].cpu(), roles(classifier, label)
-    fit = [i for i, role in enumerate(own) if role.spurious == spurious and weight[i] * role.activation > 0]
-    if spurious:
-        fit = [i for i in fit if own[i].value == planted.SHORTCUTS[label][1]]
-    return sorted(fit, key=lambda i: -float(weight[i]) * own[i].activation)[:count]
+    costs = {}
+    for i, role in enumerate(own):
+        if spurious and role.spurious and role.value == planted.SHORTCUTS[label][1]:
+            costs[i] = float(weight[i]) * role.context
+        elif not spurious and role.core:
+            costs[i] = float(weight[i]) * role.object
+    return sorted((i for i in costs if costs[i] > 0), key=lambda i: -costs[i])[:count]
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def moved(setting: Setting, n: int, classifier: str, overrides: Callable[[str], 
     pictures with it."""
     found = []
     for label in TIED:
-        for direction, cues in (("max", 0.0), ("min", 1.0)):
+        for direction, cues in (("max", "hidden"), ("min", "shown")):
             more = (f"task.directions=[{direction}]", f"data.cues={cues}", f"seed={setting.seed}", *overrides(label))
             given = answers(setting, classifier, more, max(n // (2 * len(TIED)), 1))
             found += [Moved(a, label, direction == "max") for a in given]

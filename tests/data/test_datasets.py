@@ -20,6 +20,7 @@ from data.planted import (
     CLASSES,
     PAIRS,
     PROPS,
+    SHORTCUTS,
     SPLIT_SEEDS,
     PlantedDataset,
     caption,
@@ -50,7 +51,7 @@ def cifar(tmp_path: Path) -> Path:
 
 
 def test_planted_pictures_are_those_of_the_draw() -> None:
-    data: Dataset = PlantedDataset("test", 20, 0, 0.0)
+    data: Dataset = PlantedDataset("test", 20, 0, "chance")
     scenes = draw(20, SPLIT_SEEDS["test"])
     images = render(scenes).image
     assert len(data) == 20 and data.labels == CLASSES
@@ -63,12 +64,12 @@ def test_planted_pictures_are_those_of_the_draw() -> None:
 
 
 def test_planted_pictures_do_not_depend_on_the_count() -> None:
-    few, many = PlantedDataset("validation", 3, 5, 0.0), PlantedDataset("validation", 200, 5, 0.0)
+    few, many = PlantedDataset("validation", 3, 5, "chance"), PlantedDataset("validation", 200, 5, "chance")
     assert all(torch.equal(few[i].image, many[i].image) for i in range(3))
 
 
 def test_planted_truth_belongs_to_the_picture() -> None:
-    data = PlantedDataset("test", 10, 0, 0.0)
+    data = PlantedDataset("test", 10, 0, "chance")
     scenes, rendered = data.truth(7)
     assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
     assert data[7].label == CLASSES[int(scenes.label)]
@@ -78,38 +79,38 @@ def test_planted_truth_belongs_to_the_picture() -> None:
 def test_planted_seeds_and_splits_share_no_pictures() -> None:
     seeds = [split_seed(split, seed) for split in SPLIT_SEEDS for seed in range(50)]
     assert len(set(seeds)) == len(seeds)
-    assert not torch.equal(PlantedDataset("test", 1, 0, 0.0)[0].image, PlantedDataset("test", 1, 1, 0.0)[0].image)
+    images = [PlantedDataset("test", 1, seed, "chance")[0].image for seed in (0, 1)]
+    assert not torch.equal(*images)
 
 
 def test_planted_nearest_is_the_other_of_the_pair() -> None:
-    data = PlantedDataset("test", 1, 0, 0.0)
+    data = PlantedDataset("test", 1, 0, "chance")
     for a, b in PAIRS:
         assert data.nearest(a) == b and data.nearest(b) == a
     assert data.nearest("goldfish") is None
 
 
 def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
-    assert len(PlantedDataset("validation", None, 0, 0.0)) == 2_000
+    assert len(PlantedDataset("validation", None, 0, "chance")) == 2_000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("exam", 5, 0, 0.0), "data.split=exam: allowed are train, validation, test"),
-        (("test", 0, 0, 0.0), "data.count=0: allowed are 1 to 10000"),
-        (("test", 10_001, 0, 0.0), "data.count=10001: allowed are 1 to 10000"),
-        (("test", 5, -1, 0.0), "seed=-1: allowed are 0 and above"),
-        (("test", 5, 0, 1.5), "data.cues=1.5: allowed are 0 to 1"),
-        (("test", 5, 0, -0.1), "data.cues=-0.1: allowed are 0 to 1"),
+        (("exam", 5, 0, "chance"), "data.split=exam: allowed are train, validation, test"),
+        (("test", 0, 0, "chance"), "data.count=0: allowed are 1 to 10000"),
+        (("test", 10_001, 0, "chance"), "data.count=10001: allowed are 1 to 10000"),
+        (("test", 5, -1, "chance"), "seed=-1: allowed are 0 and above"),
+        (("test", 5, 0, "seen"), "data.cues=seen: allowed are chance, shown, hidden"),
     ],
 )
-def test_planted_refuses(arguments: tuple[str, int, int, float], message: str) -> None:
+def test_planted_refuses(arguments: tuple[str, int, int, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PlantedDataset(*arguments)
 
 
 def test_a_data_set_ends(cifar: Path) -> None:
-    for data in (PlantedDataset("test", 3, 0, 0.0), Cifar10(cifar, "test", 3, 0)):
+    for data in (PlantedDataset("test", 3, 0, "chance"), Cifar10(cifar, "test", 3, 0)):
         assert len(list(data)) == 3  # type: ignore[call-overload]
         with pytest.raises(IndexError):
             data[-1]
@@ -190,7 +191,7 @@ def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, m
 
 def test_rows_are_a_classes_pictures(cifar: Path) -> None:
     data: Dataset
-    for data in (PlantedDataset("test", 60, 0, 0.0), Cifar10(cifar, "test", None, 3)):
+    for data in (PlantedDataset("test", 60, 0, "chance"), Cifar10(cifar, "test", None, 3)):
         found = {label: data.rows(label) for label in data.labels}
         assert sorted(row for rows in found.values() for row in rows) == list(range(len(data)))
         for label, rows in found.items():
@@ -200,8 +201,10 @@ def test_rows_are_a_classes_pictures(cifar: Path) -> None:
 
 
 def test_a_digest_follows_from_what_decides_the_pictures(cifar: Path) -> None:
-    planted_ones = [("test", 20, 0, 0.0), ("validation", 20, 0, 0.0), ("test", 21, 0, 0.0), ("test", 20, 1, 0.0),
-                    ("test", 20, 0, 0.5)]  # fmt: skip
+    planted_ones = [
+        ("test", 20, 0, "chance"), ("validation", 20, 0, "chance"), ("test", 21, 0, "chance"),
+        ("test", 20, 1, "chance"), ("test", 20, 0, "shown"), ("test", 20, 0, "hidden"),
+    ]  # fmt: skip
     for build, several in (
         (PlantedDataset, planted_ones),
         (lambda *a: Cifar10(cifar, *a), [("test", 20, 0), ("test", 19, 0), ("test", 20, 1)]),
@@ -220,13 +223,19 @@ def test_a_digest_sees_a_photograph_that_was_exchanged(cifar: Path, tmp_path: Pa
     assert Cifar10(other, "test", None, 0).digest != Cifar10(cifar, "test", None, 0).digest
 
 
-def test_no_cue_is_shown_on_purpose_unless_it_is_asked_for() -> None:
-    """A share of 1 gives every class of the shortcuts its cue; a share of 0 the independent draw."""
-    plain, tied = PlantedDataset("test", 400, 0, 0.0), PlantedDataset("test", 400, 0, 1.0)
+def test_cues_are_shown_hidden_or_left_to_chance() -> None:
+    plain, tied, bare = (PlantedDataset("test", 400, 0, cues) for cues in ("chance", "shown", "hidden"))
     independent = draw(400, SPLIT_SEEDS["test"])
     assert torch.equal(plain.scenes.background, independent.background)
-    assert torch.equal(plain.scenes.prop, independent.prop) and torch.equal(plain.scenes.label, tied.scenes.label)
-    sand, jet = BACKGROUNDS.index("sand"), PROPS.index("water jet")
-    assert (tied.scenes.background[tied.rows("fiddler crab")] == sand).all()
-    assert (tied.scenes.prop[tied.rows("fireboat")] == jet).all()
-    assert not (plain.scenes.background[plain.rows("fiddler crab")] == sand).all()
+    assert torch.equal(plain.scenes.prop, independent.prop)
+    for name, (factor, cue) in SHORTCUTS.items():
+        value = {"background": BACKGROUNDS, "prop": PROPS}[factor].index(cue)
+        by_chance, with_cue, without = (getattr(d.scenes, factor)[d.rows(name)] for d in (plain, tied, bare))
+        assert 0 < (by_chance == value).sum() < len(by_chance)
+        assert (with_cue == value).all() and not (without == value).any()
+        assert torch.equal(without[by_chance != value], by_chance[by_chance != value])
+    untied = [i for name in CLASSES if name not in SHORTCUTS for i in plain.rows(name)]
+    for other in (tied, bare):
+        assert torch.equal(plain.scenes.label, other.scenes.label)
+        assert torch.equal(plain.scenes.background[untied], other.scenes.background[untied])
+        assert torch.equal(plain.scenes.prop[untied], other.scenes.prop[untied])
