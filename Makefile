@@ -46,7 +46,7 @@ format: $(STAMP) ## Format the code and mend what the linter can
 evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.uvce_flips N=64 SEED=1
 	$(PY) scripts/evaluate.py $(if $(ROWS),rows=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
 
-figures: $(STAMP) ## Run the planted experiments and compose outputs/figures/: ONLY=uvce
+figures: $(STAMP) ## Run the planted miniatures and compose outputs/figures/: ONLY=fig06
 	$(PY) scripts/make_figures.py $(if $(ONLY),only=$(ONLY))
 
 clean: ## Remove caches and build products; .venv/ and outputs/ stay

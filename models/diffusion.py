@@ -251,6 +251,23 @@ class LatentDiffusion:
         stacked = {layer: torch.stack([m[layer] for m in steps], dim=1) for layer in steps[0]} if steps else {}
         return stacked, torch.stack(templates, dim=1), x0
 
+    @torch.no_grad()
+    def word_maps(
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str
+    ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
+        """Where a picture, inverted and rendered again, attends to each word of its prompt, and to a phrase of it.
+
+        Maps of side `maps.side`, averaged over heads, layers and the steps of `maps`, each divided by its maximum;
+        the phrase's is the one that a mask of it is made from. The picture is a batch of its own, so that its maps do
+        not depend on neighbours: where `begin` had it alone, too, its inversion comes from the cache.
+        """
+        latent, null = self.invert(image[None].to(self.device), [prompt])
+        window = self.maps.steps(len(self.schedule))
+        recorded, _, _ = self.record(latent, self.embed([prompt]), null, window.stop)
+        spans = [*words.token_spans(self.tokenizer, prompt), words.word_tokens(self.tokenizer, prompt, phrase)]
+        maps = torch.cat([attention.word_map(recorded, [span], self.maps.side, window) for span in spans])[:, 0]
+        return maps[:-1], maps[-1]
+
     def segment(
         self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:

@@ -33,6 +33,11 @@ class PixelDescent:
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
         return self.generator.sample(prompts, seeds)
 
+    def word_maps(
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str
+    ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
+        return self.generator.word_maps(image, prompt, phrase)
+
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         pixels = controls["pixels"]
         image = pixels + (pixels.clamp(0, 1) - pixels).detach()

@@ -8,36 +8,25 @@ beside each other instead, for the problems that all of them answered. Needs mat
 
 from __future__ import annotations
 
+import math
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from PIL import Image
 
-from runner.record import write
-from runner.report import SMALL, parse_json
+from runner.drawing import Block, Layout, Matrix, Panel, escaped, save
+from runner.report import parse_json
 from runner.types import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]  # a line of results.jsonl
 Options = TypeVar("Options")
 
 WANTED = "give outputs/<task>/<generator>-<classifier>/<hash>"
-CELL, GAP, BETWEEN, MARGIN = 1.25, 0.08, 0.3, 0.12  # inches: a picture's side, gaps within and between blocks, the rim
-TITLE, HEADING, LINE = 0.18, 0.16, 0.125  # inches: heights of a block's title, a heading and a line of a caption
-WIDE, CHARACTERS = 10, 24  # pictures beside each other at most; letters of a caption's line
-DPI = 200
 
 
 @dataclass
@@ -71,42 +60,6 @@ class Run:
     def start(self, record: Record) -> Path:
         """What a problem began with: its original, or the picture that was drawn."""
         return self.picture(record, "original" if "original" in record["images"] else "start")
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A picture between its heading and its caption. heat: a map laid over it, bright where it is high."""
-
-    heading: str
-    picture: Path
-    caption: str = ""
-    heat: Path | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """What belongs together: a title over one or more lines of panels."""
-
-    title: str
-    lines: Sequence[Sequence[Panel]]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Numbers shown as colours, one list per row."""
-
-    title: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: Sequence[Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A figure before it is drawn."""
-
-    blocks: Sequence[Block]
-    matrix: Matrix | None = None
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -212,17 +165,17 @@ def neuron_vis(runs: Sequence[Run]) -> Layout:
     """Per unit the training picture that excites it most, the best word's and the results (Fig. 29 to 31), and how far
     the results excite their own unit and the others (Fig. 9)."""
     units = [(run, own) for run in runs for own in groups(run.records, "unit")]
-    measured = [(own[0]["unit"], *(_mean(own, f"{whose}_standardised") for whose in ("own", "others")))
-                for _, own in units]  # fmt: skip
-    rows = [(unit, [mine, others]) for unit, mine, others in measured if mine is not None and others is not None]
-    title = "activation in results, standard deviations over training pictures"
-    matrix = Matrix(title, [u for u, _ in rows], ["own unit", "others, mean"], [v for _, v in rows]) if rows else None
+    names = list(dict.fromkeys(own[0]["unit"] for _, own in units))
+    rows = [[_mean_activation(own, name) for name in names] for _, own in units]
+    title = "mean activation of every unit (column) in the results of each (row)"
+    matrix = Matrix(title, [own[0]["unit"] for _, own in units], names, rows) if len(names) > 1 else None
     return Layout([Block(f"unit {own[0]['unit']}", [_unit(run, own)]) for run, own in units], matrix)
 
 
-def _mean(records: Sequence[Record], key: str) -> float | None:
-    values = [r[key] for r in records if r[key] is not None]
-    return fmean(values) if values else None
+def _mean_activation(records: Sequence[Record], unit: str) -> float:
+    """NaN where the unit is of another module, or of another run."""
+    values = [r["activations"][unit] for r in records if unit in r["activations"]]
+    return fmean(values) if values else math.nan
 
 
 def _unit(run: Run, own: Sequence[Record]) -> list[Panel]:
@@ -247,7 +200,10 @@ def neuron_cf(runs: Sequence[Run]) -> Layout:
 
 def _push(run: Run, own: Sequence[Record]) -> tuple[list[Panel], list[Panel]]:
     first = own[0]
-    attack = Panel("feature attack", run.picture(first, "attack"), f"activation {first['activation_attack']:.2f}")
+    attacked = (
+        f"activation {first['activation_attack']:.2f}\n{escaped(first['source'])} {first['confidence_attack']:.2f}"
+    )
+    attack = Panel("feature attack", run.picture(first, "attack"), attacked)
     pictures = [*_steered(run, own, "activation", "activation"), attack]
     shown = [("before", first, run.start(first)), *(("after", r, run.picture(r, "best")) for r in own)]
     cams = [
@@ -290,13 +246,52 @@ def _source_and_target(r: Record, when: str) -> str:
     return "\n".join(f"{escaped(name)} {r[f'confidence_{when}'][name]:.2f}" for name in (r["source"], r["target"]))
 
 
-def escaped(name: str) -> str:
-    """A name whose dollars are no formulas."""
-    return name.replace("$", r"\$")
+WORDS = 7  # maps of words on a line at most
+
+
+def attention_maps(runs: Sequence[Run]) -> Layout:
+    """Per picture its reconstruction, the map of the class's words and the mask, below them every word's map (Fig. 12),
+    with the share of each map on the object."""
+    return Layout([Block(r["caption"], _attention(run, r)) for run in runs for r in run.records])
+
+
+def _attention(run: Run, r: Record) -> list[list[Panel]]:
+    picture = run.picture(r, "original")
+    first = [
+        Panel("original", picture, f"object {r['area']:.2f}"),
+        Panel("reconstruction", run.picture(r, "best"), f"{r['psnr']:.1f} dB"),
+        Panel("class", picture, f"on object {r['within_class']:.2f}", run.picture(r, "class")),
+        Panel("white is free", run.picture(r, "mask")),
+    ]
+    maps = [
+        Panel(word, picture, f"on object {share:.2f}", run.picture(r, name))
+        for word, (name, share) in zip(r["words"], r["within"].items(), strict=True)
+    ]
+    each = -(-len(maps) // -(-len(maps) // WORDS))  # lines of the same length
+    return [first, *(maps[i : i + each] for i in range(0, len(maps), each))]
+
+
+def input_gradients(runs: Sequence[Run]) -> Layout:
+    """Per picture the mask and the target's gradient under each augmentation (Fig. 13), with the share of it on the
+    object and the target's probability."""
+    return Layout([
+        Block(f"{r['source']} → {r['target']}", [_gradients(run, r)]) for run in runs for r in run.records
+    ])  # fmt: skip
+
+
+def _gradients(run: Run, r: Record) -> list[Panel]:
+    panels = [
+        Panel(name.replace("_", " "), run.picture(r, f"gradient-{name}"),
+              f"on object {share:.2f}\np {r['probability'][name]:.2g}")
+        for name, share in r["within"].items()
+    ]  # fmt: skip
+    original = Panel("original", run.picture(r, "original"), f"object {r['area']:.2f}")
+    return [original, Panel("white is free", run.picture(r, "mask")), *panels]
 
 
 LAYOUTS: dict[str, Callable[[Sequence[Run]], Layout]] = {
     "disagreement": disagreement, "uvce": uvce, "neuron_vis": neuron_vis, "neuron_cf": neuron_cf, "npca_cf": npca_cf,
+    "attention_maps": attention_maps, "input_gradients": input_gradients,
 }  # fmt: skip
 
 
@@ -310,101 +305,7 @@ def lay_out(runs: Sequence[Run]) -> Layout:
     return LAYOUTS[tasks[0]](runs)
 
 
-# --- drawing -------------------------------------------------------------------------------------------------
-
-
-def draw(layout: Layout) -> Figure:
-    """Blocks beside and below each other, as many side by side as `WIDE` allows, then the matrix."""
-    from matplotlib.figure import Figure
-
-    depth = max(len(block.lines) for block in layout.blocks)
-    lines = [[block.lines[i] for block in layout.blocks if i < len(block.lines)] for i in range(depth)]
-    texts = [LINE * max(len(_wrapped(panel.caption)) for line in level for panel in line) for level in lines]
-    heights = [HEADING + CELL + text + GAP for text in texts]
-    columns = max(len(line) for level in lines for line in level)
-    across = min(len(layout.blocks), max(1, WIDE // columns))
-    width, height = columns * (CELL + GAP) - GAP + BETWEEN, TITLE + sum(heights) + GAP
-    down = -(-len(layout.blocks) // across)
-    below = 0.0 if layout.matrix is None else TITLE + HEADING + 2 * LINE * len(layout.matrix.rows) + GAP
-    size = (max(across * width - BETWEEN, 3 * CELL) + 2 * MARGIN, down * height + below + 2 * MARGIN)
-    figure = Figure(figsize=size)
-    for i, block in enumerate(layout.blocks):
-        left, top = MARGIN + i % across * width, MARGIN + i // across * height
-        _text(figure, left, top, block.title, weight="bold", parse_math=False)
-        top += TITLE
-        for line, level in zip(block.lines, heights, strict=False):
-            for k, panel in enumerate(line):
-                _draw_panel(figure, left + k * (CELL + GAP), top, panel)
-            top += level
-    if layout.matrix is not None:
-        _draw_matrix(figure, MARGIN + down * height, layout.matrix)
-    return figure
-
-
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place that is measured in inches from the top left corner."""
-    w, h = figure.get_size_inches()
-    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
-
-
-def _text(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
-    w, h = figure.get_size_inches()
-    figure.text(left / w, 1 - top / h, text, va="top", **style)
-
-
-def _draw_panel(figure: Figure, left: float, top: float, panel: Panel) -> None:
-    _text(figure, left, top, panel.heading, color="0.35", parse_math=False)
-    axes = _axes(figure, left, top + HEADING, CELL, CELL)
-    with Image.open(panel.picture) as file:
-        pixels = np.asarray(file.convert("RGB"))
-    side = (0, 1, 0, 1)  # a map of another size covers the same square
-    sharp = "nearest" if pixels.shape[1] <= SMALL else "antialiased"
-    axes.imshow(pixels, interpolation=sharp, extent=side)
-    if panel.heat is not None:
-        with Image.open(panel.heat) as file:
-            axes.imshow(np.asarray(file.convert("L")), cmap="inferno", alpha=0.6, extent=side, interpolation=sharp)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():  # without a frame a white picture has no edge
-        spine.set(color="0.8", linewidth=0.4)
-    _text(figure, left, top + HEADING + CELL + 0.03, "\n".join(_wrapped(panel.caption)), linespacing=1.15)
-
-
-def _wrapped(caption: str) -> list[str]:
-    """A caption's lines, none longer than a picture is wide."""
-    return [part for line in caption.split("\n") for part in textwrap.wrap(line, CHARACTERS) or [""]]
-
-
-def _draw_matrix(figure: Figure, top: float, matrix: Matrix) -> None:
-    _text(figure, MARGIN, top, matrix.title, weight="bold", parse_math=False)
-    left = MARGIN + CELL
-    axes = _axes(figure, left, top + TITLE + HEADING, CELL * len(matrix.columns), 2 * LINE * len(matrix.rows))
-    values = np.array(matrix.values)
-    axes.imshow(values, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(matrix.columns)), matrix.columns)
-    axes.set_yticks(range(len(matrix.rows)), matrix.rows)
-    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    middle = (values.min() + values.max()) / 2
-    for (row, column), value in np.ndenumerate(values):
-        ink = "white" if value < middle else "black"
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
-
-
-def save(layout: Layout, path: Path, subject: str) -> list[Path]:
-    """Draw a figure and write it as `path` with the endings png and pdf. Raises UserError without matplotlib."""
-    try:
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise UserError("matplotlib is missing: pip install -e '.[figures]'") from error
-    described = {"png": {"Title": subject}, "pdf": {"Title": subject, "CreationDate": None}}
-    files = []
-    with rc_context({"font.family": "DejaVu Sans", "font.size": 7, "pdf.fonttype": 42}):  # 42: a PDF's words stay words
-        figure = draw(layout)
-        for kind, metadata in described.items():
-            buffer = BytesIO()
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-            files.append(path.with_name(f"{path.name}.{kind}"))
-            write(files[-1], buffer.getvalue())
-    return files
+# --- files ---------------------------------------------------------------------------------------------------
 
 
 def compose(folders: Sequence[Path], chosen: Chosen) -> list[Path]:

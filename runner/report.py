@@ -39,7 +39,7 @@ PLACED = frozenset(
 LABELS = {
     "original": "Original",
     "start": "Start",
-    "best": "Counterfactual",
+    "best": "Result",
     "difference": "Difference",
     "mask": "Mask",
     "training": "Best training picture",

@@ -270,6 +270,12 @@ class Generator(Protocol):
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
         """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
 
+    def word_maps(
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str
+    ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
+        """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
+        map divided by its maximum."""
+
     def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""
 

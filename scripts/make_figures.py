@@ -1,11 +1,13 @@
-"""Run the planted experiments of conf/experiment/planted and compose a figure of each.
+"""Run the miniatures of conf/experiment/planted and compose a figure of each.
 
     python scripts/make_figures.py
-    python scripts/make_figures.py only=uvce,error
-    python scripts/make_figures.py only=uvce figures=/tmp/figures limit=2 optimizer.steps=5
+    python scripts/make_figures.py only=fig06,fig19
+    python scripts/make_figures.py only=fig06 figures=/tmp/figures limit=2 optimizer.steps=5
 
 Each is `python run.py experiment=planted/<name>` with what else is given, so that what is done already is not done
-again. Figures are `<figures>/<name>.png` and `.pdf`. Exit code: the highest of the runs'.
+again; the runs of an experiment's own sweep make one figure together. Without `only` these are the figures and tables
+of the papers; it may name any other file of the folder too. Figures are `<figures>/<name>.png` and `.pdf`. Exit code:
+the highest of the runs'.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import chdir
+from itertools import product
 from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,25 +34,48 @@ from runner.types import UserError  # noqa: E402
 
 GROUP = "planted"
 EXPERIMENTS = CONF / "experiment" / GROUP
+MINIATURES = ("fig", "tab", "workshop")  # how the names of the papers' figures and tables begin
 
 
 def select(only: str | None, folder: Path = EXPERIMENTS) -> list[str]:
-    """The experiments of a folder, or those of them that are named, by commas. Raises UserError for another name."""
+    """The figures and tables of a folder, or the experiments of it that are named, by commas. Raises UserError for
+    another name."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    wanted = names if only is None else [name.strip() for name in only.split(",")]
+    miniatures = [name for name in names if name.startswith(MINIATURES)]
+    wanted = miniatures if only is None else [name.strip() for name in only.split(",")]
     for name in wanted:
         if name not in names:
             raise UserError(f"only={name}: no such experiment; allowed are {', '.join(names)}")
     return wanted
 
 
-def solve(name: str, overrides: Sequence[str]) -> tuple[Path, int]:
-    """Run an experiment, or what of it is not done yet; returns its run folder and its exit code."""
-    config = configure([f"experiment={GROUP}/{name}", *overrides])
-    parts = build(config)
-    code = run(parts, config)
-    key = run_key(config, parts.digests)
-    return RunFolder(Path(config["outputs"]) / config["name"] / key).path, code
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run that `python run.py <overrides>` starts: itself, or those of the experiment's sweep."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        hydra = hydra_compose("config", overrides=list(overrides), return_hydra_config=True).hydra
+    if hydra.mode != RunMode.MULTIRUN:
+        return [list(overrides)]
+    swept = OverridesParser.create().parse_overrides(
+        [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    )
+    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept]
+    return [[*overrides, *job] for job in product(*choices)]
+
+
+def solve(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
+    """Run an experiment, or what of it is not done yet; returns its run folders and the highest of the exit codes.
+
+    A run that is stopped is the last one.
+    """
+    folders, codes = [], [DONE]
+    for job in jobs([f"experiment={GROUP}/{name}", *overrides]):
+        config = configure(job)
+        parts = build(config)
+        codes.append(run(parts, config))
+        folders.append(RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests)).path)
+        if codes[-1] == STOPPED:
+            break
+    return folders, max(codes)
 
 
 def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -> int:
@@ -52,11 +83,11 @@ def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -
     codes = [DONE]
     for name in names:
         try:
-            folder, code = solve(name, overrides)
+            folders, code = solve(name, overrides)
             codes.append(code)
             if code == STOPPED:
                 break
-            for file in compose([folder], Chosen(name=name, out=figures)):
+            for file in compose(folders, Chosen(name=name, out=figures)):
                 print(f"figure: {file}", flush=True)
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)

@@ -102,11 +102,15 @@ def asked(
 
 @cache
 def answers(setting: Setting, classifier: str, overrides: tuple[str, ...], n: int) -> tuple[Answer, ...]:
-    """The runner's answers to the first `n` problems; what it answered in an earlier process is read, not repeated.
+    """The runner's answers to the first `n` problems of a run."""
+    return solved(*asked(setting, classifier, overrides, n))
+
+
+def solved(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tuple[Answer, ...]:
+    """The runner's answers to problems; what it answered in an earlier process is read, not repeated.
 
     Exits with code 143 if the run is asked to stop. Raises UserError if problems stay unanswered, as on a full disk.
     """
-    parts, config, problems = asked(setting, classifier, overrides, n)
     with redirect_stdout(sys.stderr):
         code = run(parts, config)
     if code == STOPPED:
@@ -114,7 +118,7 @@ def answers(setting: Setting, classifier: str, overrides: tuple[str, ...], n: in
     key = run_key(config, parts.digests)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
     if pending := [p.name for p in problems if not folder.done(p.name)]:
-        raise UserError(f"{folder.path}: {len(pending)} of {n} problems have no answer")
+        raise UserError(f"{folder.path}: {len(pending)} of {len(problems)} problems have no answer")
     records = {r["name"]: r for r in map(json.loads, (folder.path / "results.jsonl").read_text().splitlines())}
     return tuple(_answer(problem, records.get(problem.name), folder.path) for problem in problems)
 

@@ -78,8 +78,12 @@ def disagreement_clip(setting: Setting, n: int) -> Estimate:
 
 def errors(setting: Setting, n: int, classifier: str, keep: str) -> tuple[Answer, ...]:
     """Misclassified pictures towards their labels."""
-    overrides = ("task.mode=error", f"task.keep={keep}", "data.count=2000", f"seed={setting.seed}")
-    return answers(setting, classifier, overrides, n)
+    return answers(setting, classifier, error_overrides(setting, keep), n)
+
+
+def error_overrides(setting: Setting, keep: str) -> tuple[str, ...]:
+    """The run of `errors`."""
+    return ("experiment=planted/error", f"task.keep={keep}", "data.count=2000", f"seed={setting.seed}")
 
 
 def corrected(setting: Setting, n: int, classifier: str, keep: str) -> Estimate:
@@ -134,8 +138,8 @@ ROWS = (
     Row("planted.disagreement_cue", disagreement_cue, 32, "%", 0.80),
     Row("planted.disagreement_transfer", disagreement_transfer, 32, "%", 0.70),
     Row("planted.disagreement_others",
-        partial(disagreement, classes=tuple(c for c in planted.CLASSES if c not in TIED)), 48, "%"),
-    Row("planted.disagreement_clip", disagreement_clip, 32, "%", 0.80),
+        partial(disagreement, classes=tuple(c for c in planted.CLASSES if c not in TIED)), 24, "%"),
+    Row("planted.disagreement_clip", disagreement_clip, 16, "%", 0.80),
     Row("planted.error_corrected", partial(corrected, classifier="planted_weak", keep="background"), 64, "%", 0.90),
     Row("planted.error_oracles", partial(error_oracles, classifier="planted_weak", keep="background"), 64, "%", 0.70),
     Row("planted.error_shortcut.object_kept", partial(corrected, classifier="planted_shortcut", keep="foreground"), 64,

@@ -209,10 +209,10 @@ ROWS = (
     Row("planted.neuron_vis_word", vis_word, UNITS, "%", 1.0),
     Row("planted.neuron_vis_preference", vis_preference, UNITS, "%", 0.80),
     *(
-        Row(f"planted.{task}_{what}", partial(measure, given=given), 64, "%", bar)
+        Row(f"planted.{task}_{what}", partial(measure, given=given), 32, "%", bar)
         for task, given in (("neuron_cf", by_units), ("npca_cf", by_components))
         for what, measure, bar in (("cue", cue_moves, 0.80), ("class", class_stays, 0.85),
                                    ("confidence", confidence_follows, None))
     ),
-    Row("planted.neuron_cf_cam", cam_separates, 48, "", 0.9),
+    Row("planted.neuron_cf_cam", cam_separates, 24, "", 0.9),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runner.types import Classifier, Pictures
+from tasks.shares import KEPT, object_region, share_within
 from tasks.units import FEATURES, Unit
 
 
@@ -45,19 +46,13 @@ def _square(tokens: Float[Tensor, " l"]) -> Float[Tensor, "s s"]:
     return tokens[len(tokens) - side * side :].view(side, side)
 
 
-def share_outside(cam: Float[Tensor, "h w"], mask: Float[Tensor, "1 h w"]) -> float:
-    """Share of a map with sum 1 that lies outside a mask in [0, 1] (spurious units: high, core units: low)."""
-    return float((cam * (1 - mask[0].to(cam))).sum())
-
-
 def cam_shares(classifier: Classifier, pictures: Pictures, unit: Unit, keep: str) -> dict[str, float]:
-    """The share of a unit's map outside the object, before and after. The object is what the mask frees where the
-    background is kept, and what it does not free where the foreground is; nothing is known of it elsewhere."""
-    if keep not in ("background", "foreground"):
+    """The share of a unit's map outside the object, before and after; nothing where no mask shows the object."""
+    if keep not in KEPT:
         return {}
-    region = pictures["mask"] if keep == "background" else 1 - pictures["mask"]
+    region = object_region(pictures, keep)
     cams = {
         "before": hirescam(classifier, pictures["before"], unit),
         "after": hirescam(classifier, pictures["best"], unit),
     }
-    return {f"cam_outside_{name}": share_outside(cam, region) for name, cam in cams.items() if cam is not None}
+    return {f"cam_outside_{name}": share_within(cam, 1 - region) for name, cam in cams.items() if cam is not None}

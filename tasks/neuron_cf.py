@@ -16,7 +16,7 @@ from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Objectiv
 from tasks.attack import FeatureAttack
 from tasks.cam import cam_shares, hirescam
 from tasks.distances import distances
-from tasks.pictures import confidences, own_seed, rows_of, slug, success_by, unchanged
+from tasks.pictures import confidences, own_seed, probabilities, rows_of, slug, success_by, unchanged
 from tasks.ranking import choose_units, rank
 from tasks.targets import known_label
 from tasks.terms import unit_activation
@@ -89,7 +89,7 @@ class NeuronCf:
         return {"attack": self.attack(classifier, before, problem.unit, SIGNS[problem.direction]), **shown}
 
     def measure(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """Activation before, after and under attack; the class's confidence; HiResCAM's share outside the object."""
+        """Activation and the class's confidence before, after and under attack; HiResCAM's share outside the object."""
         shown = torch.stack([pictures[name] for name in ("before", "best", "attack")])
         with torch.no_grad():
             values = outputs(classifier, shown, [problem.unit.module])[problem.unit.module][:, problem.unit.index]
@@ -101,6 +101,7 @@ class NeuronCf:
             "unit": str(problem.unit), "direction": problem.direction, "activation_before": before,
             "activation_after": after, "activation_attack": attacked, "training_std": problem.std,
             **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+            "confidence_attack": probabilities(classifier, [pictures["attack"]])[0, problem.label].item(),
             **cam_shares(classifier, pictures, problem.unit, problem.keep),
         }  # fmt: skip
 

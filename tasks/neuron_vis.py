@@ -91,8 +91,8 @@ class NeuronVis:
         return {"training": problem.training, "worded": problem.worded.picture}
 
     def measure(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """The unit's activation before, after, in the best training picture and of the words; its own and the other
-        units' mean, in standard deviations over the training pictures."""
+        """The unit's activation before, after, in the best training picture and of the words; that of the run's units
+        of its module; its own and the others' mean in standard deviations over the training pictures."""
         own = activation(classifier, torch.stack([pictures["before"], pictures["best"]]), problem.unit)
         ranking, unit = problem.ranking, problem.unit
         highest = ranking.top[0, unit.index].item()
@@ -105,6 +105,7 @@ class NeuronVis:
             "word_max": problem.worded.highest, "word_means": problem.worded.means,
             "own_standardised": standard[unit.index].item(),
             "others_standardised": fmean([standard[u.index].item() for u in others]) if others else None,
+            "activations": {str(u): values[u.index].item() for u in (unit, *others)},
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -234,6 +234,9 @@ class Identity:
         """One grey level per seed: its last digit in tenths."""
         return torch.tensor([seed % 10 / 10 for seed in seeds])[:, None, None, None].expand(-1, 3, 1, 1)
 
+    def word_maps(self, image: torch.Tensor, prompt: str, phrase: str) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         latent = controls["latent"] + controls.get("shift", torch.zeros(()))
         pictures = [(i + 1) * latent for i in range(self.scenes - 1)]

@@ -24,6 +24,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     "neuron_cf": ("task=neuron_cf", "task.units=[3]", "task.attack.steps=1", *TRAINED),
     "npca_cf": ("task=npca_cf", "task.components={viaduct:[0]}", *TRAINED),
     "npca_cf drawn": ("task=npca_cf", "task.components={viaduct:[0]}", "task.start=generated", *TRAINED),
+    "attention_maps": ("task=attention_maps", "optimizer.steps=0"),
+    "input_gradients": ("task=input_gradients", "optimizer.steps=0"),
 }
 
 
@@ -96,6 +98,10 @@ BAD = {
     "no such way to keep": (("uvce", "task.keep=sky"), "task.keep=sky: allowed are background, foreground, all, none"),
     "an attribute without CLIP": (("uvce", "task.mode=attribute"), "needs a zero-shot classifier"),
     "an unknown mode": (("disagreement", "task.mode=loud"), "task.mode=loud: allowed are confidence"),
+    "maps without a mask": (("attention_maps", "task.keep=all"), "task.keep=all: allowed are background, foreground"),
+    "an unknown augmentation": (
+        ("input_gradients", "task.judged=blur"), "task.judged=blur: allowed are crops, noise, much_noise"
+    ),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runner.figures import CELL, Chosen, Layout, Matrix, compose, draw, lay_out, main, read_run
+from runner.drawing import CELL, Layout, Matrix, draw
+from runner.figures import Chosen, compose, lay_out, main, read_run
 from runner.types import UserError
 
-COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white")
+COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white", *["grey"] * 9)
 
 
 def run_folder(
@@ -51,11 +53,11 @@ def flip(name: str, source: str = "rock crab", target: str = "viaduct", after: f
     }  # fmt: skip
 
 
-def excitation(unit: str, k: int, others: float | None = -0.5) -> dict[str, Any]:
+def excitation(unit: str, k: int, **others: float) -> dict[str, Any]:
     return {
         "name": f"{unit}-{k}".replace(":", "-"), "picture": unit, "unit": unit, "word": "a $5 crab",
         "word_means": {"a $5 crab": 1.25, "sand": 0.5}, "word_max": 2.75, "training_max": 3.5,
-        "activation_after": 4.5 + k, "own_standardised": 6.0 + 2 * k, "others_standardised": others,
+        "activation_after": 4.5 + k, "activations": {unit: 4.5 + k, **others},
     }  # fmt: skip
 
 
@@ -69,20 +71,45 @@ def push(direction: str, key: str, **changes: Any) -> dict[str, Any]:
 
 
 def neuron_push(direction: str) -> dict[str, Any]:
-    own = {"unit": "features:7", "activation_attack": 9.5, "cam_outside_before": 0.25, "cam_outside_after": 0.75}
+    own = {
+        "unit": "features:7",
+        "activation_attack": 9.5,
+        "confidence_attack": 0.25,
+        "cam_outside_before": 0.25,
+        "cam_outside_after": 0.75,
+    }
     return push(direction, "activation", **own)
+
+
+def attended(name: str, words: str) -> dict[str, Any]:
+    names = [f"word-{i:02d}-{word}" for i, word in enumerate(words.split())]
+    return {
+        "name": name, "caption": words, "words": words.split(), "psnr": 27.25, "area": 0.125, "within_class": 0.75,
+        "within": {word: i / 10 for i, word in enumerate(names)},
+    }  # fmt: skip
+
+
+ATTENDED = attended("test-0", "a photograph of a red crab in deep water")
+GRADIENTS = {
+    "name": "test-0", "source": "rock crab", "target": "viaduct", "area": 0.125,
+    "within": {"none": 0.25, "much_noise": 0.5}, "probability": {"none": 0.00012, "much_noise": 0.75},
+}  # fmt: skip
 
 
 FOLDERS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     "disagreement": ([dispute(0, "over"), dispute(0, "under"), dispute(1, "over")], ["start", "best", "near-1"]),
     "uvce": ([flip("test-0"), flip("test-1", "viaduct", "rock crab")],
              ["original", "start", "best", "difference", "mask"]),
-    "neuron_vis": ([excitation("features:7", 0), excitation("features:7", 1), excitation("features:9", 0)],
+    "neuron_vis": ([excitation("features:7", 0, **{"features:9": -0.5}),
+                    excitation("features:7", 1, **{"features:9": 0.0}),
+                    excitation("features:9", 0, **{"features:7": 1.5})],
                    ["start", "best", "training", "worded"]),
     "neuron_cf": ([neuron_push("max"), neuron_push("min")],
                   ["original", "start", "best", "mask", "attack", "cam-before", "cam-after"]),
     "npca_cf": ([push("max", "contribution", component=1), push("min", "contribution", component=1)],
                 ["start", "best"]),
+    "attention_maps": ([ATTENDED], ["original", "best", "mask", "class", *ATTENDED["within"]]),
+    "input_gradients": ([GRADIENTS], ["original", "mask", "gradient-none", "gradient-much_noise"]),
 }  # fmt: skip
 
 
@@ -154,11 +181,12 @@ def test_neuron_vis_shows_what_results_have_to_beat_and_whom_they_excite(tmp_pat
     ]]  # fmt: skip
     assert layout.matrix is not None
     assert layout.matrix.rows == ["features:7", "features:9"]
-    assert layout.matrix.values == [[7.0, -0.5], [6.0, -0.5]]  # means over a unit's results
+    assert layout.matrix.columns == layout.matrix.rows
+    assert layout.matrix.values == [[5.0, -0.25], [1.5, 4.5]]  # means over a unit's results
 
 
 def test_a_unit_alone_has_no_others_to_compare_with(tmp_path: Path) -> None:
-    layout = layout_of(run_folder(tmp_path, "neuron_vis", [excitation("f:1", 0, None)], ["best", "training", "worded"]))
+    layout = layout_of(run_folder(tmp_path, "neuron_vis", [excitation("f:1", 0)], ["best", "training", "worded"]))
     assert layout.matrix is None
 
 
@@ -167,7 +195,7 @@ def test_neuron_cf_shows_both_directions_the_attack_and_the_maps(tmp_path: Path)
     assert names(layout) == [[["original", "best", "best", "attack"], ["original", "best", "best", "mask"]]]
     assert captions(layout) == [[
         ["activation 1.25\nviaduct 0.50", "activation 2.50\nviaduct 0.88", "activation -0.75\nviaduct 0.12",
-         "activation 9.50"],
+         "activation 9.50\nviaduct 0.25"],
         ["outside 0.25", "outside 0.75", "outside 0.75", ""],
     ]]  # fmt: skip
     heats = [panel.heat and f"{panel.heat.parent.name}/{panel.heat.stem}" for panel in layout.blocks[0].lines[1]]
@@ -175,7 +203,7 @@ def test_neuron_cf_shows_both_directions_the_attack_and_the_maps(tmp_path: Path)
 
 
 def test_neuron_cf_without_maps_has_one_line(tmp_path: Path) -> None:
-    record = push("max", "activation", unit="f:1", activation_attack=2.0)
+    record = push("max", "activation", unit="f:1", activation_attack=2.0, confidence_attack=0.5)
     folder = run_folder(tmp_path, "neuron_cf", [record], ["original", "best", "attack"])
     assert names(layout_of(folder)) == [[["original", "best", "attack"]]]
 
@@ -188,6 +216,42 @@ def test_npca_cf_of_drawn_pictures_begins_with_the_start(tmp_path: Path) -> None
     assert [panel.heading for panel in layout.blocks[0].lines[0]] == ["start", "maximised", "minimised"]
 
 
+def test_attention_maps_shows_every_word_with_its_share(tmp_path: Path) -> None:
+    """Nine words stand on two lines of about the same length."""
+    layout = layout_of(folder_of(tmp_path, "attention_maps"))
+    (block,) = layout.blocks
+    assert block.title == ATTENDED["caption"] and [len(line) for line in block.lines] == [4, 5, 4]
+    assert names(layout)[0][0] == ["original", "best", "original", "mask"]
+    assert captions(layout)[0][0] == ["object 0.12", "27.2 dB", "on object 0.75", ""]
+    first, *words = block.lines
+    assert first[2].heat is not None and first[2].heat.stem == "class"
+    maps = [panel for line in words for panel in line]
+    assert [panel.heading for panel in maps] == ATTENDED["words"]
+    assert [panel.heat and panel.heat.stem for panel in maps] == list(ATTENDED["within"])
+    assert [panel.caption for panel in maps] == [f"on object 0.{i}0" for i in range(9)]
+    assert {panel.picture.stem for panel in maps} == {"original"}
+
+
+@pytest.mark.parametrize(("count", "lines"), [(1, [1]), (7, [7]), (8, [4, 4]), (13, [7, 6]), (15, [5, 5, 5])])
+def test_words_stand_on_lines_of_about_the_same_length(tmp_path: Path, count: int, lines: list[int]) -> None:
+    record = attended("test-0", " ".join("abcdefghijklmnopq"[:count]))
+    folder = run_folder(tmp_path, "attention_maps", [record], ["original", "best", "mask", "class"])
+    pictures = {word: f"images/test-0/{word}.png" for word in record["within"]}
+    for path in pictures.values():
+        Image.new("L", (8, 8)).save(folder / path)
+    found = json.loads((folder / "results.jsonl").read_text())
+    (folder / "results.jsonl").write_text(json.dumps({**found, "images": found["images"] | pictures}) + "\n")
+    assert [len(line) for line in layout_of(folder).blocks[0].lines[1:]] == lines
+
+
+def test_input_gradients_shows_every_augmentation_with_its_share(tmp_path: Path) -> None:
+    layout = layout_of(folder_of(tmp_path, "input_gradients"))
+    assert layout.blocks[0].title == "rock crab → viaduct"
+    assert names(layout) == [[["original", "mask", "gradient-none", "gradient-much_noise"]]]
+    assert captions(layout) == [[["object 0.12", "", "on object 0.25\np 0.00012", "on object 0.50\np 0.75"]]]
+    assert [panel.heading for panel in layout.blocks[0].lines[0]][2:] == ["none", "much noise"]
+
+
 def test_blocks_of_several_runs_follow_each_other(tmp_path: Path) -> None:
     folders = [folder_of(tmp_path / place, "npca_cf") for place in ("a", "b")]
     assert len(layout_of(*folders).blocks) == 2
@@ -197,8 +261,10 @@ def test_blocks_of_several_runs_follow_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "axes"), [("disagreement", 8), ("uvce", 10), ("neuron_vis", 8), ("neuron_cf", 8), ("npca_cf", 3)]
-)
+    ("task", "axes"),
+    [("disagreement", 8), ("uvce", 10), ("neuron_vis", 8), ("neuron_cf", 8), ("npca_cf", 3), ("attention_maps", 13),
+     ("input_gradients", 4)],
+)  # fmt: skip
 def test_a_figure_has_axes_for_every_picture_and_is_written_twice(tmp_path: Path, task: str, axes: int) -> None:
     folder = folder_of(tmp_path, task)
     layout = layout_of(folder)
@@ -240,12 +306,12 @@ def test_long_captions_are_broken_and_make_room(tmp_path: Path) -> None:
 def test_a_matrix_says_its_numbers() -> None:
     from matplotlib.figure import Figure
 
-    from runner.figures import _draw_matrix
+    from runner.drawing import _draw_matrix
 
     figure = Figure(figsize=(6, 4))
-    _draw_matrix(figure, 0.1, Matrix("title", ["a", "b"], ["own", "others"], [[5.25, 0.5], [4.0, -1.0]]))
+    _draw_matrix(figure, 0.1, Matrix("title", ["a", "b"], ["own", "others"], [[5.25, 0.5], [math.nan, -1.0]]))
     (axes,) = figure.axes
-    assert [text.get_text() for text in axes.texts] == ["5.2", "0.5", "4.0", "-1.0"]
+    assert [text.get_text() for text in axes.texts] == ["5.2", "0.5", "-1.0"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 

@@ -120,7 +120,7 @@ def test_refers_to_its_own_files_only(tmp_path: Path) -> None:
 def test_pictures_carry_size_and_text(tmp_path: Path) -> None:
     pictures = [attributes for tag, attributes in read(run_folder(tmp_path, [record(0)])).tags if tag == "img"]
     assert all(picture["alt"] and picture["width"] == "64" for picture in pictures)
-    assert pictures[1]["alt"] == "Counterfactual of test-00000-rock-crab: rock crab"
+    assert pictures[1]["alt"] == "Result of test-00000-rock-crab: rock crab"
 
 
 def test_missing_pictures_are_left_out(tmp_path: Path) -> None:

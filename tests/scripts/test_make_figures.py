@@ -1,34 +1,86 @@
-"""The planted experiments are found, run one after the other, and each gets its figure."""
+"""Every figure of the papers has a miniature; these are found, run one after the other, and each gets its figure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from models.diffusion import LatentDiffusion
+from runner.compose import build
 from runner.figures import LAYOUTS, read_run
 from runner.run import BAD_INPUT, DONE, FAILED, STOPPED
-from runner.types import UserError
+from runner.types import UserError, World
 from scripts import make_figures
 from tests.runner.test_figures import flip, run_folder
+from tests.test_config import CONF, configured, nodes
+from tests.test_docs import TINY
+
+PLANTED = sorted(path.stem for path in make_figures.EXPERIMENTS.glob("*.yaml"))
 
 
-def test_experiments_are_those_of_the_folder(tmp_path: Path) -> None:
-    for name in ("b.yaml", "a.yaml", "c.txt"):
+def test_what_is_composed_are_the_figures_of_the_folder_or_what_is_named(tmp_path: Path) -> None:
+    for name in ("tab02.yaml", "fig06.yaml", "uvce.yaml", "workshop_fig2.yaml", "fig07.txt"):
         (tmp_path / name).touch()
-    assert make_figures.select(None, tmp_path) == ["a", "b"]
-    assert make_figures.select("b, a", tmp_path) == ["b", "a"]
-    with pytest.raises(UserError, match="only=c: no such experiment; allowed are a, b"):
+    assert make_figures.select(None, tmp_path) == ["fig06", "tab02", "workshop_fig2"]
+    assert make_figures.select("uvce, fig06", tmp_path) == ["uvce", "fig06"]
+    with pytest.raises(UserError, match="only=c: no such experiment; allowed are fig06, tab02, uvce, workshop_fig2"):
         make_figures.select("c", tmp_path)
 
 
-def test_every_experiment_of_this_repository_is_of_a_task_that_has_a_figure() -> None:
-    names = make_figures.select(None)
-    assert len(names) >= 5
-    for name in names:
-        config = make_figures.configure([f"experiment={make_figures.GROUP}/{name}"])
-        assert config["task"]["_target_"].split(".")[-2] in LAYOUTS
+def test_every_figure_of_the_papers_has_a_miniature() -> None:
+    papers = {path.stem for group in ("dig_in", "diagnose") for path in (CONF / "experiment" / group).glob("*.yaml")}
+    assert set(make_figures.select(None)) == papers - {"published"}
+
+
+def test_the_page_of_experiments_names_the_miniatures() -> None:
+    page = (make_figures.ROOT / "docs" / "experiments.md").read_text()
+    assert set(re.findall(r"experiment=planted/(\w+)", page)) >= set(make_figures.select(None))
+    assert set(re.findall(r"experiment=planted/(\w+)", page)) <= set(PLANTED)
+
+
+def settings(value: Any, key: str) -> Iterator[dict[str, Any]]:
+    """The parts of a configuration that have this setting."""
+    return (node for _, node in nodes(value) if key in node)
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_every_miniature_asks_its_questions(
+    name: str, make_generator: Callable[..., LatentDiffusion], caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the networks and pictures that it names, but few training pictures and a tiny generator."""
+    monkeypatch.chdir(caches)
+    for found in configured(f"{make_figures.GROUP}/{name}"):
+        config = deepcopy(found)
+        for key, few in {"count": 64, "samples": 1}.items():
+            for node in settings(config["task"], key):
+                node[key] = few
+        parts = build(config, generator=make_generator(), logger=None)
+        assert config["task"]["_target_"].split(".")[-2] in LAYOUTS and 1 <= config["limit"] <= 8
+        problems, total = parts.task.problems(World(parts.data, parts.classifier, parts.generator, config["seed"], 1))
+        assert len(problems) == 1 and (total is None or total >= config["limit"])
+
+
+def test_the_runs_of_an_experiment_are_those_of_its_sweep() -> None:
+    guides = ["planted_clean", "planted_vit", "planted_robust", "planted_shortcut"]
+    assert make_figures.jobs(["experiment=planted/fig19", "limit=1"]) == [
+        ["experiment=planted/fig19", "limit=1", f"classifier={guide}"] for guide in guides
+    ]
+    assert make_figures.jobs(["experiment=planted/fig06"]) == [["experiment=planted/fig06"]]
+    assert make_figures.jobs(["experiment=planted/fig19", "hydra.mode=RUN"]) == [
+        ["experiment=planted/fig19", "hydra.mode=RUN"]
+    ]
+    panels = [make_figures.configure(job)["panel"] for job in make_figures.jobs(["experiment=planted/fig10"])]
+    assert panels == [{"label": "fiddler crab", "unit": 61}, {"label": "prairie chicken", "unit": 50}]
 
 
 def test_each_gets_its_figure_and_one_that_cannot_run_does_not_stop_the_next(
@@ -37,11 +89,12 @@ def test_each_gets_its_figure_and_one_that_cannot_run_does_not_stop_the_next(
     pictures = ["original", "start", "best", "difference"]
     asked = []
 
-    def solve(name: str, overrides: Sequence[str]) -> tuple[Path, int]:
+    def solve(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
         asked.append((name, list(overrides)))
         if name == "b":
             raise UserError("b=1: is wrong")
-        return run_folder(tmp_path / name, "uvce", [flip("x")], pictures), {"a": DONE, "c": FAILED, "d": STOPPED}[name]
+        code = {"a": DONE, "c": FAILED, "d": STOPPED}[name]
+        return [run_folder(tmp_path / name, "uvce", [flip("x")], pictures)], code
 
     monkeypatch.setattr(make_figures, "solve", solve)
     out = tmp_path / "figures"
@@ -67,11 +120,23 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.startswith("only=nothing: no such experiment; allowed are ")
 
 
+def test_the_runs_of_a_sweep_make_one_figure(tiny_folder: Path, tmp_path: Path) -> None:
+    small = [
+        *TINY, f"generator.path={tiny_folder}", f"outputs={tmp_path}", "limit=1", "batch=1", "logger=none",
+        "hydra.sweeper.params.classifier='planted_clean,planted_vit'",
+    ]  # fmt: skip
+    assert make_figures.make_figures(["fig19"], str(tmp_path / "figures"), small) == DONE
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"fig19.png", "fig19.pdf"}
+    folders, _ = make_figures.solve("fig19", small)
+    assert [folder.parent.name for folder in folders] == ["planted_ddim-planted_clean", "planted_ddim-planted_vit"]
+    assert len({read_run(folder).records[0]["name"] for folder in folders}) == 1
+
+
 @pytest.mark.slow
 def test_a_run_is_made_once_and_its_figure_again(tmp_path: Path) -> None:
     small = [f"outputs={tmp_path}", "limit=1", "batch=1", "optimizer.steps=1", "generator.steps=2", "logger=none"]
-    folder, code = make_figures.solve("uvce", small)
+    (folder,), code = make_figures.solve("uvce", small)
     result = folder / "images" / read_run(folder).records[0]["name"] / "result.json"
     before = result.stat().st_mtime_ns
-    assert make_figures.solve("uvce", small) == (folder, code)
+    assert make_figures.solve("uvce", small) == ([folder], code)
     assert result.stat().st_mtime_ns == before

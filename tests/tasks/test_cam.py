@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.cam import hirescam, share_outside
+from tasks.cam import hirescam
 from tasks.units import FEATURES, Unit
 from tests.tasks.tiny import SIDE, Maps, Tokens, classifier_of, plain
 
@@ -109,10 +109,3 @@ def test_a_network_without_a_map_has_none() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 4), nn.Linear(4, 3))
     assert hirescam(classifier_of(flat), picture(), Unit(FEATURES, 0)) is None
     assert hirescam(classifier_of(plain), picture(), Unit(FEATURES, 0)) is None
-
-
-def test_the_share_outside_by_hand() -> None:
-    cam = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
-    assert share_outside(cam, torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])) == pytest.approx(0.9)
-    assert share_outside(cam, torch.tensor([[[0.0, 0.5], [0.0, 1.0]]])) == pytest.approx(0.1 + 0.5 * 0.2 + 0.3)
-    assert share_outside(cam, torch.ones(1, 2, 2)) == 0 and share_outside(cam, torch.zeros(1, 2, 2)) == pytest.approx(1)

@@ -160,6 +160,7 @@ def test_what_is_measured_by_hand() -> None:
         "training_max": pytest.approx(0.7), "word_max": pytest.approx(0.5),
         "word_means": pytest.approx({"a crab": 0.15, "sand": 0.45, "the sky": 0.25, "a flag": 0.35}),
         "own_standardised": pytest.approx(0.55 / std), "others_standardised": pytest.approx(-0.25 / std),
+        "activations": pytest.approx({"features:0": 0.9, "features:1": 0.1}),
     }  # fmt: skip
 
 
@@ -186,6 +187,8 @@ def test_only_units_of_the_same_module_are_compared() -> None:
     assert first["others_standardised"] == pytest.approx(third["own_standardised"])
     assert third["others_standardised"] == pytest.approx(first["own_standardised"])
     assert second["others_standardised"] is None
+    assert set(first["activations"]) == set(third["activations"]) == {"maps:1", "maps:2"}
+    assert set(second["activations"]) == {"early:0"}
 
 
 def test_the_training_picture_and_the_words_are_shown() -> None:

@@ -1,0 +1,165 @@
+"""Rows of pictures with headings and captions, drawn as PNG and PDF. Needs matplotlib (the extra `figures`)."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from runner.record import write
+from runner.report import SMALL
+from runner.types import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CELL, GAP, BETWEEN, MARGIN = 1.25, 0.08, 0.3, 0.12  # inches: a picture's side, gaps within and between blocks, the rim
+TITLE, HEADING, LINE = 0.18, 0.16, 0.125  # inches: heights of a block's title, a heading and a line of a caption
+WIDE, CHARACTERS = 10, 24  # pictures beside each other at most; letters of a caption's line
+DPI = 200
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture between its heading and its caption. heat: a map laid over it, bright where it is high."""
+
+    heading: str
+    picture: Path
+    caption: str = ""
+    heat: Path | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """What belongs together: a title over one or more lines of panels."""
+
+    title: str
+    lines: Sequence[Sequence[Panel]]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Numbers shown as colours, one list per row; NaN where there is none."""
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A figure before it is drawn."""
+
+    blocks: Sequence[Block]
+    matrix: Matrix | None = None
+
+
+def escaped(name: str) -> str:
+    """A name whose dollars are no formulas."""
+    return name.replace("$", r"\$")
+
+
+def draw(layout: Layout) -> Figure:
+    """Blocks beside and below each other, as many side by side as `WIDE` allows, then the matrix."""
+    from matplotlib.figure import Figure
+
+    depth = max(len(block.lines) for block in layout.blocks)
+    lines = [[block.lines[i] for block in layout.blocks if i < len(block.lines)] for i in range(depth)]
+    texts = [LINE * max(len(_wrapped(panel.caption)) for line in level for panel in line) for level in lines]
+    heights = [HEADING + CELL + text + GAP for text in texts]
+    columns = max(len(line) for level in lines for line in level)
+    across = min(len(layout.blocks), max(1, WIDE // columns))
+    width, height = columns * (CELL + GAP) - GAP + BETWEEN, TITLE + sum(heights) + GAP
+    down = -(-len(layout.blocks) // across)
+    below = 0.0 if layout.matrix is None else TITLE + HEADING + 2 * LINE * len(layout.matrix.rows) + GAP
+    size = (max(across * width - BETWEEN, 3 * CELL) + 2 * MARGIN, down * height + below + 2 * MARGIN)
+    figure = Figure(figsize=size)
+    for i, block in enumerate(layout.blocks):
+        left, top = MARGIN + i % across * width, MARGIN + i // across * height
+        _text(figure, left, top, block.title, weight="bold", parse_math=False)
+        top += TITLE
+        for line, level in zip(block.lines, heights, strict=False):
+            for k, panel in enumerate(line):
+                _draw_panel(figure, left + k * (CELL + GAP), top, panel)
+            top += level
+    if layout.matrix is not None:
+        _draw_matrix(figure, MARGIN + down * height, layout.matrix)
+    return figure
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place that is measured in inches from the top left corner."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+
+def _text(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
+    w, h = figure.get_size_inches()
+    figure.text(left / w, 1 - top / h, text, va="top", **style)
+
+
+def _draw_panel(figure: Figure, left: float, top: float, panel: Panel) -> None:
+    _text(figure, left, top, panel.heading, color="0.35", parse_math=False)
+    axes = _axes(figure, left, top + HEADING, CELL, CELL)
+    with Image.open(panel.picture) as file:
+        pixels = np.asarray(file.convert("RGB"))
+    side = (0, 1, 0, 1)  # a map of another size covers the same square
+    sharp = "nearest" if pixels.shape[1] <= SMALL else "antialiased"
+    axes.imshow(pixels, interpolation=sharp, extent=side)
+    if panel.heat is not None:
+        with Image.open(panel.heat) as file:
+            axes.imshow(np.asarray(file.convert("L")), cmap="inferno", alpha=0.6, extent=side, interpolation=sharp)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():  # without a frame a white picture has no edge
+        spine.set(color="0.8", linewidth=0.4)
+    _text(figure, left, top + HEADING + CELL + 0.03, "\n".join(_wrapped(panel.caption)), linespacing=1.15)
+
+
+def _wrapped(caption: str) -> list[str]:
+    """A caption's lines, none longer than a picture is wide."""
+    return [part for line in caption.split("\n") for part in textwrap.wrap(line, CHARACTERS) or [""]]
+
+
+def _draw_matrix(figure: Figure, top: float, matrix: Matrix) -> None:
+    _text(figure, MARGIN, top, matrix.title, weight="bold", parse_math=False)
+    left = MARGIN + CELL
+    width = min(CELL * len(matrix.columns), figure.get_size_inches()[0] - left - MARGIN)
+    axes = _axes(figure, left, top + TITLE + HEADING, width, 2 * LINE * len(matrix.rows))
+    values = np.array(matrix.values)
+    axes.imshow(values, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(matrix.columns)), matrix.columns)
+    axes.set_yticks(range(len(matrix.rows)), matrix.rows)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        if math.isnan(value):
+            continue
+        ink = "white" if value < middle else "black"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
+
+
+def save(layout: Layout, path: Path, subject: str) -> list[Path]:
+    """Draw a figure and write it as `path` with the endings png and pdf. Raises UserError without matplotlib."""
+    try:
+        from matplotlib import rc_context
+    except ImportError as error:
+        raise UserError("matplotlib is missing: pip install -e '.[figures]'") from error
+    described = {"png": {"Title": subject}, "pdf": {"Title": subject, "CreationDate": None}}
+    files = []
+    with rc_context({"font.family": "DejaVu Sans", "font.size": 7, "pdf.fonttype": 42}):  # 42: a PDF's words stay words
+        figure = draw(layout)
+        for kind, metadata in described.items():
+            buffer = BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+            files.append(path.with_name(f"{path.name}.{kind}"))
+            write(files[-1], buffer.getvalue())
+    return files

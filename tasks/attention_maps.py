@@ -1,0 +1,98 @@
+"""Where an inverted picture attends to each word of its caption (DiG-IN, Fig. 12). Nothing is optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runner.types import Anchor, Captioner, Classifier, Generator, Objective, Pictures, Problem, World
+from tasks.distances import distances
+from tasks.pictures import confidences, own_seed, slug, success_rate, unchanged
+from tasks.shares import averages, check_kept, object_region, share_within
+from tasks.targets import known_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight(Problem):
+    """generator: whose attention is shown; label: index of the picture's class."""
+
+    generator: Generator
+    label: int
+
+
+class AttentionMaps:
+    """keep: one of `shares.KEPT`; mask: a picture, white where the object is, None for the segmenter's;
+    weights: of the two distances between picture and reconstruction, which are all there is to an answer's value.
+
+    The maps are those of the generator's own window (`generator.maps`: side and part of the chain), so that what is
+    shown is what masks are made from; for Stable Diffusion it is the paper's, 16 x 16 and the first half.
+    """
+
+    baseline = "none"
+
+    def __init__(self, keep: str, mask: str | None, weights: dict[str, float], captioner: Captioner) -> None:
+        self.keep, self.mask, self.weights, self.captioner = check_kept(keep), mask, weights, captioner
+        self.networks = ()
+        self.schedules = {"inject": [0.0], "blend": [0.0]}  # the reconstruction is the inversion's alone
+
+    def problems(self, world: World) -> tuple[list[Sight], int]:
+        """One problem per picture."""
+        count = len(world.dataset)
+        found = []
+        for i in range(count if world.limit is None else min(count, world.limit)):
+            example = world.dataset[i]
+            label = known_label("data.label", example.label, world.classifier.labels)
+            fields = unchanged(example, self.captioner, world.generator.resolution, self.keep, self.mask)
+            found.append(Sight(
+                name=example.name, seed=own_seed(world.seed, i), generator=world.generator,
+                label=world.classifier.labels.index(label), **fields,
+            ))  # fmt: skip
+        return found, count
+
+    def objective(self, problems: Sequence[Sight], anchor: Anchor, classifier: Classifier) -> Objective:
+        """The two distances: how well the inversion keeps what is to be kept."""
+        return distances(anchor, self.weights)
+
+    def illustrate(self, problem: Sight, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        """A map per word, named by `picture_names`, and that of the class's words together, `class`; bilinear at the
+        picture's size, each divided by its own maximum."""
+        assert problem.image is not None
+        words, own = problem.generator.word_maps(problem.image, problem.edit.source, problem.edit.source_words)
+        maps = torch.cat([words, own[None]])[:, None]
+        large = F.interpolate(maps, size=problem.image.shape[-2:], mode="bilinear", align_corners=False)
+        large = large / large.amax(dim=(2, 3), keepdim=True)
+        return dict(zip([*picture_names(problem.edit.source), "class"], large, strict=True))
+
+    def measure(self, problem: Sight, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """Which share of each map's mass lies on the object, beside the object's share of the picture (`area`).
+
+        A success: the class's map has more of its mass there than an even map would, and no less than the caption's
+        words have on average. Where the mask is made from the class's own map the first hardly fails, the second can.
+        """
+        region = object_region(pictures, problem.keep)
+        within = {name: share_within(pictures[name][0], region) for name in picture_names(problem.edit.source)}
+        own, words, area = share_within(pictures["class"][0], region), fmean(within.values()), region.mean().item()
+        error = (pictures["best"] - pictures["before"]).square().mean().clamp(min=1e-10)
+        return {
+            "success": own > area and own >= words, "source": classifier.labels[problem.label],
+            "words": problem.edit.source.split(), "within": within, "within_class": own, "within_words": words,
+            "area": area,
+            "psnr": -10 * error.log10().item(),  # dB, of the reconstruction; 100 where it is perfect
+            **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+        }  # fmt: skip
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Successes, and means over the pictures."""
+        kept = ("within_class", "within_words", "area", "psnr")
+        return success_rate(records) | averages([{key: r[key] for key in kept} for r in records])
+
+
+def picture_names(caption: str) -> list[str]:
+    """What the pictures of a caption's words are called: "a crab" -> word-00-a, word-01-crab."""
+    return [f"word-{i:02d}-{slug(word)}".rstrip("-") for i, word in enumerate(caption.split())]

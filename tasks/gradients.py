@@ -1,0 +1,36 @@
+"""The gradient of a class's probability with respect to a picture (DiG-IN, Fig. 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Classifier, Scene
+
+# (scene, seeds, step, the classifier's size) -> the scene with the views that the classifier is shown.
+Augmentation = Callable[[Scene, Sequence[int], int, int], Scene]
+
+
+def whole(scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
+    """No augmentation: the scene's own view, the picture itself."""
+    return scene
+
+
+def input_gradient(
+    classifier: Classifier, image: Float[Tensor, "3 h w"], target: int, augmentation: Augmentation, seed: int
+) -> tuple[Float[Tensor, "3 h w"], float]:
+    """∇_x of p_f(y|x), averaged over the views that an augmentation draws from the seed, and that average itself."""
+    with torch.enable_grad():
+        pixels = image[None].detach().clone().requires_grad_()
+        scene = augmentation(Scene(pixels, pixels, pixels[:, None]), [seed], 0, classifier.size)
+        probability = classifier(scene.views[0]).logits.float().softmax(dim=1)[:, target].mean()
+        (gradient,) = torch.autograd.grad(probability, pixels)
+    return gradient[0], probability.item()
+
+
+def shown(gradient: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """A gradient in [0, 1], 0.5 where it is zero."""
+    return 0.5 + gradient / (2 * gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny))

@@ -1,0 +1,97 @@
+"""Which pixels speak for a class, under several test-time augmentations (DiG-IN, Fig. 13). Nothing is optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from data.selection import check_choice
+from runner.types import Anchor, Captioner, Classifier, Objective, Pictures, UserError, World
+from tasks.distances import distances
+from tasks.flips import Flip
+from tasks.gradients import Augmentation, input_gradient, shown, whole
+from tasks.pictures import confidences, own_seed, slug, success_rate, unchanged
+from tasks.shares import averages, check_kept, object_region, share_within
+from tasks.targets import Choice, known_label, targets
+
+PLAIN = "none"  # the name of the picture itself as the only view
+
+
+class InputGradients:
+    """target: a rule of `tasks.targets` or a class name; keep: one of `shares.KEPT`; mask: a picture, white where the
+    object is, None for the segmenter's; augmentations: by name; judged: the one that has to beat the plain gradient;
+    weights: of the two distances between picture and reconstruction, which are all there is to an answer's value."""
+
+    baseline = "none"
+
+    def __init__(
+        self, target: str, keep: str, mask: str | None, augmentations: Mapping[str, Augmentation], judged: str,
+        weights: dict[str, float], captioner: Captioner,
+    ) -> None:  # fmt: skip
+        if PLAIN in augmentations:
+            raise UserError(f"task.augmentations.{PLAIN}: is the picture itself, give the augmentation another name")
+        self.augmentations, self.judged = augmentations, check_choice("task.judged", judged, augmentations)
+        self.target, self.keep, self.mask = target, check_kept(keep), mask
+        self.weights, self.captioner = weights, captioner
+        self.networks = ()
+        self.schedules = {"inject": [0.0], "blend": [0.0]}
+
+    def problems(self, world: World) -> tuple[list[Flip], int]:
+        """One problem per picture and target."""
+        found = list(islice(self._problems(world), world.limit))
+        per_picture = len(world.classifier.labels) - 1 if self.target == "all" else 1
+        return found, len(world.dataset) * per_picture
+
+    def _problems(self, world: World) -> Iterator[Flip]:
+        labels = world.classifier.labels
+        for i in range(len(world.dataset)):
+            example, seed = world.dataset[i], own_seed(world.seed, i)
+            label = known_label("data.label", example.label, labels)
+            fields = unchanged(example, self.captioner, world.generator.resolution, self.keep, self.mask)
+            shown = replace(example, label=label, image=fields["image"])
+            for target in targets(self.target, Choice(shown, world.dataset, world.classifier, seed)):
+                yield Flip(
+                    name=f"{example.name}-{slug(target)}", seed=seed, source=labels.index(label),
+                    target=labels.index(target), **fields,
+                )  # fmt: skip
+
+    def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:
+        """The two distances: the generator only finds the object."""
+        return distances(anchor, self.weights)
+
+    def gradients(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, tuple[Tensor, float]]:
+        """By the augmentation's name, what `input_gradient` gives; all of them see crops of the same draw."""
+        return {
+            name: input_gradient(classifier, pictures["before"], problem.target, augmentation, problem.seed)
+            for name, augmentation in {PLAIN: whole, **self.augmentations}.items()
+        }
+
+    def illustrate(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        """The gradients as pictures: each divided by its largest absolute value, 0.5 where it is zero."""
+        found = self.gradients(problem, pictures, classifier)
+        return {f"gradient-{name}": shown(gradient) for name, (gradient, _) in found.items()}
+
+    def measure(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """By augmentation the target's mean probability and the share of |gradient| on the object, beside the object's
+        share of the picture (`area`). Gradients are those of the saved picture, not their own 8-bit pictures."""
+        region = object_region(pictures, problem.keep)
+        found = self.gradients(problem, pictures, classifier)
+        within = {name: share_within(gradient.abs().sum(dim=0), region) for name, (gradient, _) in found.items()}
+        return {
+            "success": within[self.judged] > within[PLAIN], "source": classifier.labels[problem.source],
+            "target": classifier.labels[problem.target], "within": within, "area": region.mean().item(),
+            "probability": {name: probability for name, (_, probability) in found.items()},
+            **confidences(classifier, pictures["before"], pictures["best"], [problem.source, problem.target]),
+        }  # fmt: skip
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Successes, and mean shares over the pictures."""
+        shares = {
+            "within": averages([r["within"] for r in records]),
+            **averages([{"area": r["area"]} for r in records]),
+        }
+        return success_rate(records) | shares

@@ -1,0 +1,173 @@
+"""Maps of a caption's words: what is asked, shown and measured, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.classifier import ImageClassifier
+from runner.types import Scene, UserError
+from tasks.attention_maps import AttentionMaps, Sight, picture_names
+from tests.tasks.tiny import (
+    NAMES,
+    SIDE,
+    Captions,
+    Colours,
+    Maker,
+    Pictures,
+    anchored,
+    classifier_of,
+    colour,
+    noise,
+    same_scene,
+    world,
+)  # fmt: skip
+
+DATA = noise(5)
+WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
+
+
+class Attender(Maker):
+    """Of side 4: word i is attended to in row i mod 4 alone, the phrase in the left column; the maximum is 0.5."""
+
+    def word_maps(self, image: Tensor, prompt: str, phrase: str) -> tuple[Tensor, Tensor]:
+        assert phrase in prompt and image.shape == (3, SIDE, SIDE)
+        words, own = torch.zeros(len(prompt.split()), 4, 4), torch.zeros(4, 4)
+        for i, word in enumerate(words):
+            word[i % 4] = 0.5
+        own[:, 0] = 0.5
+        return words, own
+
+
+def eye() -> ImageClassifier:
+    return classifier_of(Colours(torch.eye(3).tolist()))
+
+
+def task(**changes: Any) -> AttentionMaps:
+    settings: dict[str, Any] = {"keep": "background", "mask": None, "weights": WEIGHTS, "captioner": Captions()}
+    return AttentionMaps(**(settings | changes))
+
+
+def pose(own: AttentionMaps, limit: int | None = None, seed: int = 0) -> tuple[list[Sight], int]:
+    return own.problems(world(DATA, eye(), limit, Attender(), seed))
+
+
+# --- what is asked -------------------------------------------------------------------------------------------
+
+
+def test_a_problem_per_picture_of_which_no_word_changes() -> None:
+    found, total = pose(task())
+    assert total == len(found) == 5 and len({p.name for p in found}) == len({p.seed for p in found}) == 5
+    for problem, example in zip(found, DATA.examples, strict=True):
+        assert problem.image is not None and torch.equal(problem.image, example.image)
+        assert problem.edit.source == problem.edit.target == Captions().caption(example)
+        assert problem.edit.source_words == NAMES[problem.label] == example.label
+        assert (problem.keep, problem.mask, problem.picture) == ("background", None, example.name)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 9])
+def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
+    found, total = pose(task(), limit)
+    assert total == 5 and [p.name for p in found] == [p.name for p in pose(task())[0][:limit]]
+
+
+@pytest.mark.parametrize("keep", ["all", "none", "middle"])
+def test_without_a_mask_nothing_could_be_measured(keep: str) -> None:
+    with pytest.raises(UserError, match=rf"^task\.keep={keep}: allowed are background, foreground$"):
+        task(keep=keep)
+
+
+def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
+    data = Pictures([colour(0, 0, 0)], ["heron"])
+    with pytest.raises(UserError, match=r"data\.label=heron: no class of the classifier"):
+        task().problems(world(data, eye()))
+
+
+def test_its_value_is_how_far_the_reconstruction_is() -> None:
+    anchor = anchored(torch.stack([colour(0.5, 0, 0)]))
+    objective = task().objective(pose(task())[0][:1], anchor, eye())
+    assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
+    assert [term(same_scene(anchor)).item() for _, term in objective.values()] == [0, 0]
+    moved = Scene(anchor.original + 0.1, anchor.encoded, anchor.original[:, None])
+    assert objective["pixel_distance"][1](moved).item() == pytest.approx(0.01)
+
+
+# --- what is shown and measured ------------------------------------------------------------------------------
+
+
+def test_a_picture_per_word_and_one_of_the_class() -> None:
+    problem = pose(task())[0][0]
+    assert problem.edit.source == "a photograph of a rock crab"
+    found = task().illustrate(problem, {}, eye())
+    words = ["word-00-a", "word-01-photograph", "word-02-of", "word-03-a", "word-04-rock", "word-05-crab"]
+    assert list(found) == [*words, "class"] and picture_names(problem.edit.source) == words
+    # Row 1 of 4 at twice the size: the weights of its neighbours at half a pixel's distance are 3/4 and 1/4.
+    expected = torch.tensor([0, 1, 3, 3, 1, 0, 0, 0]) / 3
+    torch.testing.assert_close(found["word-01-photograph"], expected[None, :, None].expand(1, SIDE, SIDE))
+    torch.testing.assert_close(found["word-05-crab"], found["word-01-photograph"])
+    assert all(p.shape == (1, SIDE, SIDE) and p.max() == 1 and p.min() == 0 for p in found.values())
+
+
+def test_signs_have_no_name() -> None:
+    assert picture_names("an urn - Blue.") == ["word-00-an", "word-01-urn", "word-02", "word-03-blue"]
+
+
+def shown(own: Tensor, words: Tensor, region: Tensor, best: float = 0.5) -> dict[str, Tensor]:
+    names = picture_names("a photograph of a rock crab")
+    maps = dict(zip([*names, "class"], [*words.expand(6, 1, SIDE, SIDE), own.expand(1, SIDE, SIDE)], strict=True))
+    return {"before": colour(0.5, 0.5, 0.5), "best": colour(best, best, best), "mask": region[None], **maps}
+
+
+def left(columns: int) -> Tensor:
+    """1 in the first columns, 0 elsewhere."""
+    return (torch.arange(SIDE) < columns).float().expand(SIDE, SIDE)
+
+
+EVEN = torch.ones(SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "within_class", "within_words", "success"),
+    [
+        (left(4), EVEN, 0.5, 0.25, True), (left(2), EVEN, 1, 0.25, True),  # on the object, and the words are not
+        (EVEN, EVEN, 0.25, 0.25, False), (1 - left(4), EVEN, 0, 0.25, False),  # even, or beside it
+        (left(4), left(3), 0.5, 2 / 3, False), (left(4), left(4), 0.5, 0.5, True),  # the words are more, or as much
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("keep", ["background", "foreground"])
+def test_the_class_has_to_lie_on_the_object_more_than_the_caption_does(
+    own: Tensor, words: Tensor, within_class: float, within_words: float, success: bool, keep: str
+) -> None:
+    """The object is the left quarter; where it is kept, the mask frees the rest."""
+    problem = pose(task(keep=keep))[0][0]
+    mask = left(2) if keep == "background" else 1 - left(2)
+    found = task(keep=keep).measure(problem, shown(own, words, mask), eye())
+    assert found["success"] is success and found["area"] == pytest.approx(0.25)
+    assert found["within_class"] == pytest.approx(within_class)
+    assert found["within_words"] == pytest.approx(within_words)
+
+
+def test_every_word_has_its_share_in_the_captions_order() -> None:
+    words = torch.stack([left(8 - i)[None] for i in range(6)])
+    found = task().measure(pose(task())[0][0], shown(EVEN, words, left(2)), eye())
+    assert found["words"] == ["a", "photograph", "of", "a", "rock", "crab"]
+    assert list(found["within"]) == picture_names("a photograph of a rock crab")
+    assert list(found["within"].values()) == pytest.approx([2 / 8, 2 / 7, 2 / 6, 2 / 5, 2 / 4, 2 / 3])
+
+
+@pytest.mark.parametrize(("best", "psnr"), [(0.6, 20), (0.51, 40), (0.5, 100)])
+def test_the_reconstruction_is_measured(best: float, psnr: float) -> None:
+    found = task().measure(pose(task())[0][0], shown(EVEN, EVEN, left(2), best), eye())
+    assert found["psnr"] == pytest.approx(psnr, abs=1e-3)
+    assert found["source"] == "rock crab" and found["confidence_before"]["rock crab"] == pytest.approx(1 / 3)
+
+
+def test_a_summary_has_means_and_none_of_nothing() -> None:
+    values = {"within_class": 0.5, "within_words": 0.25, "area": 0.125, "psnr": 20.0}
+    records = [{"success": True, **values}, {"success": False, **{key: 3 * v for key, v in values.items()}}]
+    expected = {"answers": 2, "successes": 1} | {key: 2 * v for key, v in values.items()}
+    assert task().summarise(records) == expected
+    assert task().summarise([]) == {"answers": 0, "successes": 0}

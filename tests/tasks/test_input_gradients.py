@@ -1,0 +1,222 @@
+"""Gradients of a class's probability: of networks whose gradients are known, and what is measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.classifier import ImageClassifier
+from runner.augment import RandomCrops
+from runner.types import Scene, UserError
+from tasks.flips import Flip
+from tasks.gradients import input_gradient, shown, whole
+from tasks.input_gradients import InputGradients
+from tasks.shares import share_within
+from tests.tasks.tiny import (
+    NAMES,
+    SIDE,
+    Captions,
+    Colours,
+    Maps,
+    Pictures,
+    anchored,
+    classifier_of,
+    colour,
+    noise,
+    same_scene,
+    world,
+)  # fmt: skip
+
+DATA = noise(5)
+WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
+MATRIX = [[2.0, -1.0, 0.5], [0.0, 1.0, 1.0], [-1.0, 0.0, 3.0]]
+BIAS = [0.1, 0.2, -0.3]
+CROPS = RandomCrops(crops=4, noise=0.0, power=0.3, min_share=0.5)
+LEFT = (torch.arange(SIDE) < SIDE // 2).float().expand(1, SIDE, SIDE)
+
+
+def linear() -> ImageClassifier:
+    """Logits are MATRIX times the mean colours plus BIAS."""
+    return classifier_of(Colours(MATRIX, BIAS))
+
+
+def half(scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
+    """The picture with its right half black, and the same at half the brightness: two views."""
+    views = torch.stack([scene.image * LEFT, scene.image * LEFT / 2], dim=1)
+    return replace(scene, views=views)
+
+
+def task(**changes: Any) -> InputGradients:
+    settings: dict[str, Any] = {
+        "target": "viaduct", "keep": "background", "mask": None, "augmentations": {"half": half, "crops": CROPS},
+        "judged": "half", "weights": WEIGHTS, "captioner": Captions(),
+    }  # fmt: skip
+    return InputGradients(**(settings | changes))
+
+
+def pose(
+    own: InputGradients, limit: int | None = None, seed: int = 0, data: Pictures = DATA
+) -> tuple[list[Flip], int]:  # fmt: skip
+    return own.problems(world(data, linear(), limit, seed=seed))
+
+
+def crab() -> Flip:
+    return pose(task(), 1)[0][0]
+
+
+# --- gradients -----------------------------------------------------------------------------------------------
+
+
+def by_hand(image: Tensor, target: int) -> Tensor:
+    """∂p_y/∂x_c,i = p_y (W_y,c − Σ_k p_k W_k,c) / pixels, the same at every place."""
+    weight = torch.tensor(MATRIX)
+    p = (weight @ image.mean(dim=(1, 2)) + torch.tensor(BIAS)).softmax(dim=0)
+    slope: Tensor = p[target] * (weight[target] - p @ weight) / SIDE**2
+    return slope[:, None, None].expand(3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("target", range(3))
+def test_a_linear_networks_gradient(target: int) -> None:
+    image = DATA[0].image
+    gradient, probability = input_gradient(linear(), image, target, whole, 0)
+    torch.testing.assert_close(gradient, by_hand(image, target))
+    expected = (torch.tensor(MATRIX) @ image.mean(dim=(1, 2)) + torch.tensor(BIAS)).softmax(dim=0)[target]
+    assert probability == pytest.approx(expected.item()) and not gradient.requires_grad and not image.requires_grad
+
+
+def test_the_probability_is_averaged_over_the_views() -> None:
+    image = DATA[1].image
+    gradient, probability = input_gradient(linear(), image, 1, half, 0)
+    views = [image * LEFT, image * LEFT / 2]
+    expected = LEFT * (by_hand(views[0], 1) + by_hand(views[1], 1) / 2) / 2
+    torch.testing.assert_close(gradient, expected)
+    alone = [input_gradient(linear(), view, 1, whole, 0)[1] for view in views]
+    assert probability == pytest.approx(sum(alone) / 2)
+
+
+def test_a_gradient_agrees_with_finite_differences() -> None:
+    classifier, image = classifier_of(Maps()), DATA[2].image
+    gradient, _ = input_gradient(classifier, image, 2, CROPS, 5)
+    direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+
+    def value(moved: Tensor) -> float:
+        return input_gradient(classifier, moved, 2, CROPS, 5)[1]
+
+    h = 1e-2
+    numeric = (value(image + h * direction) - value(image - h * direction)) / (2 * h)
+    assert (gradient * direction).sum().item() == pytest.approx(numeric, rel=1e-2)
+
+
+def test_crops_are_those_of_the_seed() -> None:
+    classifier, image = classifier_of(Maps()), DATA[0].image
+    first, again, other = (input_gradient(classifier, image, 0, CROPS, seed)[0] for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
+
+
+def test_a_gradient_as_a_picture() -> None:
+    gradient = torch.zeros(3, 2, 2)
+    gradient[0, 0, 0], gradient[1, 1, 0] = 4e-9, -2e-9
+    picture = shown(gradient)
+    assert picture[0, 0, 0] == 1 and picture[1, 1, 0] == 0.25 and picture.eq(0.5).sum() == 10
+    assert shown(-gradient)[0, 0, 0] == 0 and shown(torch.zeros(3, 2, 2)).eq(0.5).all()
+
+
+# --- what is asked -------------------------------------------------------------------------------------------
+
+
+def test_a_problem_per_picture_of_which_no_word_changes() -> None:
+    data = Pictures([e.image for e in DATA.examples if e.label != "viaduct"], ["rock crab", "urn", "rock crab"])
+    found, total = pose(task(), data=data)
+    assert total == len(found) == 3 and [p.name for p in found] == ["x0-viaduct", "x1-viaduct", "x2-viaduct"]
+    for problem, example in zip(found, data.examples, strict=True):
+        assert problem.edit.source == problem.edit.target == Captions().caption(example)
+        assert (NAMES[problem.source], NAMES[problem.target]) == (example.label, "viaduct")
+        assert problem.claim is None and problem.keep == "background"
+    assert len({p.seed for p in found} | {p.seed for p in pose(task(), seed=1, data=data)[0]}) == 6
+
+
+def test_a_rule_chooses_the_target_and_all_are_counted() -> None:
+    found, total = pose(task(target="all"), limit=3)
+    assert [p.name for p in found] == ["x0-viaduct", "x0-urn", "x1-rock-crab"] and total == 10
+    with pytest.raises(UserError, match=r"task\.target=rock crab: x0 is of this class already"):
+        pose(task(target="rock crab"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"keep": "none"}, "task.keep=none: allowed are background, foreground"),
+        ({"judged": "blur"}, "task.judged=blur: allowed are half, crops"),
+        ({"augmentations": {"none": half}}, "task.augmentations.none: is the picture itself"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        task(**changes)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_its_value_is_how_far_the_reconstruction_is() -> None:
+    anchor = anchored(torch.stack([colour(0.5, 0, 0)]))
+    objective = task().objective([crab()], anchor, linear())
+    assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
+    assert [term(same_scene(anchor)).item() for _, term in objective.values()] == [0, 0]
+
+
+# --- what is shown and measured ------------------------------------------------------------------------------
+
+
+def seen(mask: Tensor) -> Mapping[str, Tensor]:
+    return {"before": DATA[0].image, "best": colour(0.2, 0.4, 0.6), "mask": mask}
+
+
+def test_a_picture_per_augmentation() -> None:
+    found = task().illustrate(crab(), seen(LEFT), linear())
+    assert list(found) == ["gradient-none", "gradient-half", "gradient-crops"]
+    slope = by_hand(DATA[0].image, 1)
+    torch.testing.assert_close(found["gradient-none"], 0.5 + slope / slope.abs().max() / 2)
+    assert found["gradient-half"][:, :, SIDE // 2 :].eq(0.5).all()
+    assert not found["gradient-half"][:, :, : SIDE // 2].eq(0.5).any()
+
+
+@pytest.mark.parametrize(("mask", "half_within", "success"), [(LEFT, 1, True), (1 - LEFT, 0, False)])
+@pytest.mark.parametrize("keep", ["background", "foreground"])
+def test_more_of_the_judged_gradient_has_to_lie_on_the_object(
+    mask: Tensor, half_within: float, success: bool, keep: str
+) -> None:
+    """The plain gradient lies everywhere alike, the judged one on the left."""
+    problem = replace(crab(), keep=keep)
+    found = task().measure(problem, seen(mask if keep == "background" else 1 - mask), linear())
+    assert found["success"] is success and found["area"] == pytest.approx(0.5)
+    assert found["within"]["none"] == pytest.approx(0.5) and found["within"]["half"] == pytest.approx(half_within)
+    assert (found["source"], found["target"]) == ("rock crab", "viaduct")
+    assert found["probability"]["none"] == pytest.approx(found["confidence_before"]["viaduct"])
+    gradient, probability = input_gradient(linear(), DATA[0].image, 1, CROPS, crab().seed)
+    assert found["probability"]["crops"] == pytest.approx(probability)
+    expected = share_within(gradient.abs().sum(dim=0), mask)
+    assert found["within"]["crops"] == pytest.approx(expected)
+
+
+def test_a_network_that_is_certain_has_no_gradient_and_no_share() -> None:
+    certain = classifier_of(Colours([[1e4] * 3, [0.0] * 3, [0.0] * 3]))
+    found = task().measure(crab(), seen(LEFT), certain)
+    assert found["within"]["none"] == 0 and found["probability"]["none"] == 0 and found["success"] is False
+    assert task().illustrate(crab(), seen(LEFT), certain)["gradient-none"].eq(0.5).all()
+
+
+def test_a_share_by_hand() -> None:
+    values, region = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[1.0, 0.5], [0.0, 0.25]]])
+    assert share_within(values, region) == pytest.approx((1 + 1 + 1) / 10)
+    assert share_within(torch.zeros(2, 2), region) == 0
+
+
+def test_a_summary_has_mean_shares_and_none_of_nothing() -> None:
+    records = [{"success": k, "within": {"none": 0.25 + k / 2, "half": 1.0}, "area": 0.5} for k in (0, 1)]
+    expected = {"answers": 2, "successes": 1, "within": {"none": 0.5, "half": 1.0}, "area": 0.5}
+    assert task().summarise(records) == expected
+    assert task().summarise([]) == {"answers": 0, "successes": 0, "within": {}}
