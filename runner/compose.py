@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -59,3 +62,16 @@ def configure(overrides: Sequence[str]) -> dict[str, Any]:
     assert isinstance(with_hydra, dict)
     plain = OmegaConf.create({key: value for key, value in with_hydra.items() if key != "hydra"})
     return resolved(plain, choices, overrides)
+
+
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run that `python run.py <overrides>` starts: itself, or those of the experiment's sweep."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        hydra = compose("config", overrides=list(overrides), return_hydra_config=True).hydra
+    if hydra.mode != RunMode.MULTIRUN:
+        return [list(overrides)]
+    swept = OverridesParser.create().parse_overrides(
+        [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    )
+    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept]
+    return [[*overrides, *job] for job in product(*choices)]

@@ -15,18 +15,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import chdir
-from itertools import product
 from pathlib import Path
-
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runner.compose import CONF, build, configure  # noqa: E402
+from runner.compose import CONF, build, configure, jobs  # noqa: E402
 from runner.figures import Chosen, compose  # noqa: E402
 from runner.record import RunFolder, run_key  # noqa: E402
 from runner.run import BAD_INPUT, DONE, STOPPED, run  # noqa: E402
@@ -47,19 +41,6 @@ def select(only: str | None, folder: Path = EXPERIMENTS) -> list[str]:
         if name not in names:
             raise UserError(f"only={name}: no such experiment; allowed are {', '.join(names)}")
     return wanted
-
-
-def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run that `python run.py <overrides>` starts: itself, or those of the experiment's sweep."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        hydra = hydra_compose("config", overrides=list(overrides), return_hydra_config=True).hydra
-    if hydra.mode != RunMode.MULTIRUN:
-        return [list(overrides)]
-    swept = OverridesParser.create().parse_overrides(
-        [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-    )
-    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept]
-    return [[*overrides, *job] for job in product(*choices)]
 
 
 def solve(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:

@@ -72,10 +72,10 @@ def difference(a: Scenes, b: Scenes) -> Tensor:
 def test_renders_500_pictures_a_second_on_one_thread() -> None:
     scenes = draw(256, seed=0)
     speeds = []
-    for _ in range(8):  # other processes may share the core: the best round counts
-        start = time.perf_counter()
+    for _ in range(8):  # other processes may share the core: its own time and the best round count
+        start = time.process_time()
         render(scenes)
-        speeds.append(256 / (time.perf_counter() - start))
+        speeds.append(256 / (time.process_time() - start))
         if speeds[-1] >= 500:
             return
     pytest.fail(f"at most {max(speeds):.0f} pictures a second")
