@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from models.diffusion import LatentDiffusion
 from models.zoo import imagenet_labels
+from runner.compose import jobs
 from runner.run import Parts
 from tasks.targets import RULES
 
@@ -159,11 +158,7 @@ def test_every_classifier_finds_its_generator_and_data(classifier: str) -> None:
 @cache
 def configured(experiment: str) -> list[dict[str, Any]]:
     """The configurations of the runs that an experiment starts, one or those of its own sweep."""
-    choice = f"experiment={experiment}"
-    one = composed(choice)
-    swept = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in (one.hydra.sweeper.params or {}).items()])
-    jobs = BasicSweeper.split_arguments(swept, None)[0]
-    return [filled(composed(choice, *job) if job else one) for job in jobs]
+    return [filled(composed(*job)) for job in jobs([f"experiment={experiment}"])]
 
 
 def filled(cfg: DictConfig) -> dict[str, Any]:
