@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from data import planted
@@ -76,33 +77,44 @@ def disagreement_clip(setting: Setting, n: int) -> Estimate:
 # --- counterfactuals of errors and attributes ----------------------------------------------------------------
 
 
-def errors(setting: Setting, n: int, classifier: str, keep: str) -> tuple[Answer, ...]:
-    """Misclassified pictures towards their labels."""
-    return answers(setting, classifier, error_overrides(setting, keep), n)
+@dataclass(frozen=True)
+class Errors:
+    """Misclassified pictures towards their labels: of which classifier, with which experiment's settings, and what of
+    the picture is kept."""
+
+    classifier: str
+    experiment: str
+    keep: str
+
+    def overrides(self, setting: Setting) -> tuple[str, ...]:
+        experiment = f"experiment=planted/{self.experiment}"
+        return (experiment, f"task.keep={self.keep}", "data.count=2000", f"seed={setting.seed}")
+
+    def answers(self, setting: Setting, n: int) -> tuple[Answer, ...]:
+        return answers(setting, self.classifier, self.overrides(setting), n)
 
 
-def error_overrides(setting: Setting, keep: str) -> tuple[str, ...]:
-    """The run of `errors`."""
-    return ("experiment=planted/error", f"task.keep={keep}", "data.count=2000", f"seed={setting.seed}")
+WEAK = Errors("planted_weak", "fig25", "background")
+OBJECT_KEPT = Errors("planted_shortcut", "error", "foreground")
+BACKGROUND_KEPT = Errors("planted_shortcut", "error", "background")
 
 
-def corrected(setting: Setting, n: int, classifier: str, keep: str) -> Estimate:
+def corrected(setting: Setting, n: int, errors: Errors) -> Estimate:
     """How many errors are predicted as their label afterwards."""
-    given = errors(setting, n, classifier, keep)
-    return metrics.share([a.success for a in given])
+    return metrics.share([a.success for a in errors.answers(setting, n)])
 
 
-def error_oracles(setting: Setting, n: int, classifier: str, keep: str) -> Estimate:
-    """How many of the pictures show their label to both oracles."""
-    given = errors(setting, n, classifier, keep)
+def error_oracles(setting: Setting, n: int) -> Estimate:
+    """How many of the weak network's pictures show their label to both oracles."""
+    given = WEAK.answers(setting, n)
     rows, images = answered(given)
     seen = both(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
     return metrics.share(seen + [False] * (n - len(rows)))
 
 
-def error_cue(setting: Setting, n: int, keep: str) -> Estimate:
-    """In how many of the corrected errors of tied classes both oracles see the cue, which was not there before."""
-    given = [a for a in errors(setting, n, "planted_shortcut", keep) if planted.CLASSES[a.problem.target] in TIED]
+def error_cue(setting: Setting, n: int) -> Estimate:
+    """In how many of the corrected errors of tied classes, their object kept, both oracles see the cue."""
+    given = [a for a in OBJECT_KEPT.answers(setting, n) if planted.CLASSES[a.problem.target] in TIED]
     own, images = succeeded(given)
     seen = [
         both(setting, factor, images[i : i + 1], [value])[0]
@@ -140,13 +152,11 @@ ROWS = (
     Row("planted.disagreement_others",
         partial(disagreement, classes=tuple(c for c in planted.CLASSES if c not in TIED)), 24, "%"),
     Row("planted.disagreement_clip", disagreement_clip, 16, "%", 0.80),
-    Row("planted.error_corrected", partial(corrected, classifier="planted_weak", keep="background"), 64, "%", 0.90),
-    Row("planted.error_oracles", partial(error_oracles, classifier="planted_weak", keep="background"), 64, "%", 0.70),
-    Row("planted.error_shortcut.object_kept", partial(corrected, classifier="planted_shortcut", keep="foreground"), 64,
-        "%", 0.90),
-    Row("planted.error_shortcut_cue.object_kept", partial(error_cue, keep="foreground"), 64, "%", 0.80),
-    Row("planted.error_shortcut.background_kept", partial(corrected, classifier="planted_shortcut", keep="background"),
-        64, "%"),
+    Row("planted.error_corrected", partial(corrected, errors=WEAK), 64, "%", 0.90),
+    Row("planted.error_oracles", error_oracles, 64, "%", 0.70),
+    Row("planted.error_shortcut.object_kept", partial(corrected, errors=OBJECT_KEPT), 32, "%", 0.90),
+    Row("planted.error_shortcut_cue.object_kept", error_cue, 32, "%", 0.80),
+    Row("planted.error_shortcut.background_kept", partial(corrected, errors=BACKGROUND_KEPT), 32, "%"),
     Row("planted.attribute_clip", attribute_clip, 64, "%", 0.90),
     Row("planted.attribute_oracles", attribute_oracles, 64, "%", 0.70),
 )  # fmt: skip

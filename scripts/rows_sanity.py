@@ -19,10 +19,9 @@ from scripts import metrics
 from scripts.judges import called
 from scripts.metrics import Estimate
 from scripts.rows import Answer, Row, Setting, asked, solved
-from scripts.rows_dig_in import error_overrides
+from scripts.rows_dig_in import WEAK
 from scripts.rows_planted import answered
 
-CLASSIFIER = "planted_weak"
 LAST = ("layer4", "fc")  # the layers that lose what they learned
 SHIFT = 3  # places that labels move on: no class keeps its own, and none gets its pair's
 
@@ -72,7 +71,7 @@ def stranger(known: Classifier, change: Callable[[nn.Module], None]) -> ImageCla
 @cache
 def misled(setting: Setting, n: int, change: Callable[[nn.Module], None]) -> tuple[Answer, ...]:
     """The questions of `planted.error_corrected`, answered for a stranger."""
-    parts, config, problems = asked(setting, CLASSIFIER, error_overrides(setting, "background"), n)
+    parts, config, problems = asked(setting, WEAK.classifier, WEAK.overrides(setting), n)
     task: Any = Asked(parts.task, problems)
     return solved(replace(parts, classifier=stranger(parts.classifier, change), task=task), config, problems)
 
@@ -83,12 +82,12 @@ def corrected_by_stranger(setting: Setting, n: int, change: Callable[[nn.Module]
     given = misled(setting, n, change)
     rows, images = answered(given)
     wanted = [planted.CLASSES[given[i].problem.target] for i in rows]
-    hits = [a == b for a, b in zip(called(setting, CLASSIFIER, images), wanted, strict=True)] if rows else []
+    hits = [a == b for a, b in zip(called(setting, WEAK.classifier, images), wanted, strict=True)] if rows else []
     own = 100 * sum(a.success for a in given) / n
     return metrics.share(hits + [False] * (n - len(rows)), f"to the changed network {own:.1f} %")
 
 
 ROWS = (
-    Row("planted.sanity_permuted", partial(corrected_by_stranger, change=permuted), 64, "%", 0.20, "low"),
-    Row("planted.sanity_forgotten", partial(corrected_by_stranger, change=forgotten), 64, "%", 0.20, "low"),
+    Row("planted.sanity_permuted", partial(corrected_by_stranger, change=permuted), 32, "%", 0.20, "low"),
+    Row("planted.sanity_forgotten", partial(corrected_by_stranger, change=forgotten), 32, "%", 0.20, "low"),
 )

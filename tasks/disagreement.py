@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, Scene, UserError, World
+from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, UserError, World
 from tasks.edits import prompt_of
-from tasks.pictures import at_least_one, own_seed, probabilities, slug, success_by
+from tasks.pictures import at_least_one, probabilities, slug, success_by
 from tasks.retrieval import Retrieval, same_disagreement
+from tasks.starts import strongest_gap
 from tasks.targets import known_label
 from tasks.terms import GAPS, confidence_gap
 
@@ -32,17 +33,21 @@ class Dispute(Problem):
 class Disagreement:
     """rival: the other classifier, with the same labels; mode: one of `terms.GAPS`; margin: so much of it is enough;
     classes: names, or None for all; directions: of `DIRECTIONS`; seeds: pictures per class and direction; starts:
-    start latents tried for each, the best of which is optimised; prompt: template of the start; gap: what p_f − p_g
-    has to reach for a success; validate: where real pictures are looked for, None for nowhere."""
+    start latents tried for each and for each word, the best of which is optimised; words: "own", "all" or names: the
+    classes whose prompt a picture may start from; prompt: template of the start; gap: what p_f − p_g has to reach for
+    a success; validate: where real pictures are looked for, None for nowhere."""
 
     def __init__(
         self, rival: Classifier, mode: str, margin: float, classes: Sequence[str] | None, directions: Sequence[str],
-        seeds: int, starts: int, prompt: str, gap: float, baseline: str, validate: Retrieval | None,
+        seeds: int, starts: int, words: str | Sequence[str], prompt: str, gap: float, baseline: str,
+        validate: Retrieval | None,
     ) -> None:  # fmt: skip
         self.mode, self.margin = check_choice("task.mode", mode, GAPS), margin
         self.directions = [check_choice("task.directions", d, DIRECTIONS) for d in directions]
         self.seeds, self.starts = at_least_one("task.seeds", seeds), at_least_one("task.starts", starts)
-        self.rival, self.classes = rival, classes
+        if words not in ("own", "all") and (isinstance(words, str) or not words):
+            raise UserError(f"task.words={words or []}: allowed are own, all or names as [a, b]")
+        self.rival, self.classes, self.words = rival, classes, words
         self.prompt, self.gap = prompt, gap
         self.baseline, self.validate, self.captioner = baseline, validate or None, None
         self.networks = (rival,)
@@ -61,26 +66,23 @@ class Disagreement:
             list(labels) if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
         )
         asked = list(product(classes, range(self.seeds), self.directions))
-        found = []
+        begin, found = strongest_gap(world, rival, self.prompt, self._words(labels), self.starts), []
         for label, k, direction in islice(asked, world.limit):
-            prompt, target = prompt_of(self.prompt, label), labels.index(label)
-            seeds = [own_seed(world.seed, target, k * self.starts + j) for j in range(self.starts)]
+            target = labels.index(label)
+            word, seed = begin(label, k, DIRECTIONS[direction])
+            prompt = prompt_of(self.prompt, word)
             found.append(Dispute(
-                name=f"{slug(label)}-{k}-{direction}", seed=self._best_start(seeds, prompt, target, direction, world),
-                edit=Edit.unchanged(prompt, label), image=None, keep="none", picture=f"{slug(label)}-{k}",
-                claim=(prompt, target), target=target, direction=direction,
+                name=f"{slug(label)}-{k}-{direction}", seed=seed, edit=Edit.unchanged(prompt, word), image=None,
+                keep="none", picture=f"{slug(label)}-{k}", claim=(prompt, labels.index(word)), target=target,
+                direction=direction,
             ))  # fmt: skip
         return found, len(asked)
 
-    @torch.no_grad()
-    def _best_start(self, seeds: list[int], prompt: str, target: int, direction: str, world: World) -> int:
-        """The seed whose picture of the prompt has the largest gap of confidences, whatever is optimised afterwards."""
-        if len(seeds) == 1:
-            return seeds[0]
-        images = world.generator.sample([prompt] * len(seeds), seeds)
-        targets, signs = torch.full((len(seeds),), target), torch.full((len(seeds),), DIRECTIONS[direction])
-        term = confidence_gap("confidence", world.classifier, self.rival, targets, signs, self.margin)
-        return seeds[int(term(Scene(images, images, images[:, None])).argmin())]
+    def _words(self, labels: Sequence[str]) -> list[str] | None:
+        """The classes whose prompt a picture may start from; None for its own."""
+        if isinstance(self.words, str):
+            return list(labels) if self.words == "all" else None
+        return [known_label("task.words", word, labels) for word in self.words]
 
     def objective(self, problems: Sequence[Dispute], anchor: Anchor, classifier: Classifier) -> Objective:
         targets = torch.tensor([p.target for p in problems])
@@ -89,7 +91,10 @@ class Disagreement:
 
     def illustrate(self, problem: Dispute, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         """The nearest real pictures to the best one, and to the class's prompt."""
-        return {} if self.validate is None else self.validate.pictures(pictures["best"], problem.edit.source)
+        if self.validate is None:
+            return {}
+        prompt = prompt_of(self.prompt, classifier.labels[problem.target])
+        return self.validate.pictures(pictures["best"], prompt)
 
     def measure(self, problem: Dispute, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """Both confidences in the class before and after, the gap p_f − p_g of the direction asked, both predictions;

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from models.classifier import ImageClassifier
-from runner.types import UserError
+from runner.types import Edit, UserError
 from tasks.disagreement import Disagreement, Dispute
+from tasks.edits import prompt_of
 from tasks.retrieval import Retrieval
 from tests.tasks.tiny import (
     NAMES,
@@ -45,8 +46,8 @@ def of_red(k: int) -> ImageClassifier:
 def task(**changes: Any) -> Disagreement:
     settings: dict[str, Any] = {
         "rival": of_red(1), "mode": "confidence", "margin": 99.0, "classes": None, "directions": ["over", "under"],
-        "seeds": 2, "starts": 1, "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none",
-        "validate": None,
+        "seeds": 2, "starts": 1, "words": "own", "prompt": "a photograph of {article} {label}",
+        "gap": 0.5, "baseline": "none", "validate": None,
     }  # fmt: skip
     return Disagreement(**(settings | changes))
 
@@ -96,9 +97,50 @@ def test_of_several_starts_each_direction_takes_the_one_that_shows_most_of_it(mo
     found, total = own.problems(world(noise(3), of_red(0), generator=maker))
     assert total == 4 and {prompt for prompt, _ in maker.asked} == {"a photograph of a rock crab"}
     seeds = [seed for _, seed in maker.asked]
-    tried = [seeds[i : i + 3] for i in range(0, 12, 3)]
-    assert tried[0] == tried[1] and tried[2] == tried[3] and len({*seeds}) == 6, "both directions have the same choice"
-    assert [p.seed for p in found] == [tried[0][1], tried[1][0], tried[2][1], tried[3][0]]
+    assert len(seeds) == len({*seeds}) == 6, "both directions choose from the same pictures, drawn once"
+    assert [p.seed for p in found] == [seeds[1], seeds[0], seeds[4], seeds[3]]
+
+
+class Painter(Maker):
+    """Paints what it is asked for: a rock crab dark, a viaduct green, an urn red; the later, the paler."""
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        self.asked += zip(prompts, seeds, strict=True)
+        paint = {"crab": (0.3, 0, 0), "viaduct": (0, 1, 0), "urn": (1, 0, 0)}
+        return torch.stack([
+            colour(*(value * 0.8**i for value in paint[prompt.split()[-1]])) for i, prompt in enumerate(prompts)
+        ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "drawn", "words_taken"),
+    [
+        ("own", 2, {"over": "rock crab", "under": "rock crab"}),
+        ("all", 6, {"over": "urn", "under": "viaduct"}),
+        (["viaduct", "Rock Crab"], 4, {"over": "rock crab", "under": "viaduct"}),
+    ],
+)
+def test_the_start_is_the_picture_of_any_allowed_word_that_shows_most(
+    words: Any, drawn: int, words_taken: dict[str, str]
+) -> None:
+    """Red is a rock crab to ours and a viaduct to its rival, green is neither; a pale picture shows less of it."""
+    maker = Painter()
+    own = task(classes=["rock crab"], seeds=1, starts=2, words=words)
+    found, _ = own.problems(world(noise(3), of_red(0), generator=maker))
+    assert len(maker.asked) == len({*maker.asked}) == drawn
+    for problem in found:
+        word = words_taken[problem.direction]
+        prompt = prompt_of("a photograph of {article} {label}", word)
+        assert problem.target == 0 and problem.edit == Edit.unchanged(prompt, word)
+        assert problem.claim == (prompt, NAMES.index(word))
+        own_seeds = [seed for asked, seed in maker.asked if asked == prompt]
+        assert problem.seed in own_seeds
+
+
+def test_pictures_of_all_words_serve_every_class() -> None:
+    maker = Painter()
+    found, _ = task(seeds=2, starts=2, words="all").problems(world(noise(3), of_red(0), generator=maker))
+    assert len(found) == 12 and len(maker.asked) == len({*maker.asked}) == 3 * 2 * 2
 
 
 def test_a_single_start_is_not_drawn_beforehand() -> None:
@@ -137,6 +179,8 @@ def test_a_rival_of_other_classes_or_another_domain_is_refused_in_one_line(rival
 def test_an_unknown_class_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"task\.classes=urns: .*nearest are urn"):
         pose(task(classes=["viaduct", "urns"]))
+    with pytest.raises(UserError, match=r"task\.words=urns: .*nearest are urn"):
+        pose(task(words=["viaduct", "urns"]))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +190,8 @@ def test_an_unknown_class_is_refused_with_the_nearest() -> None:
         ({"directions": ["over", "max"]}, "task.directions=max: allowed are over, under"),
         ({"seeds": 0}, "task.seeds=0: allowed are 1 and above"),
         ({"starts": 0}, "task.starts=0: allowed are 1 and above"),
+        ({"words": "any"}, "task.words=any: allowed are own, all or names as [a, b]"),
+        ({"words": []}, "task.words=[]: allowed are own, all or names as [a, b]"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
