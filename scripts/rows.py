@@ -81,23 +81,31 @@ class Answer:
 
 
 @cache
-def world(setting: Setting, classifier: str, generator: tuple[str, ...] = ()) -> Parts:
-    """A classifier's own domain: its generator and data, as `python run.py classifier=<classifier>` builds them with
-    these overrides of the generator."""
-    return build(configure(_overrides(setting, classifier, generator)))
+def world(setting: Setting, classifier: str) -> Parts:
+    """A classifier's own domain: its generator and data, as `python run.py classifier=<classifier>` builds them."""
+    return parts_of(configure(_overrides(setting, classifier, ())))
 
 
 @cache
 def asked(
     setting: Setting, classifier: str, overrides: tuple[str, ...], n: int
 ) -> tuple[Parts, dict[str, Any], tuple[Any, ...]]:
-    """The parts, configuration and first `n` problems of a run; generator and classifier are those of `world`."""
-    assert not any(override.startswith(("classifier=", "classifier.")) for override in overrides), overrides
+    """The parts, configuration and first `n` problems of a run."""
     config = configure(_overrides(setting, classifier, (*overrides, f"limit={n}")))
-    shared = world(setting, classifier, tuple(o for o in overrides if o.startswith("generator")))
-    parts = build(config, generator=shared.generator, classifier=shared.classifier)
+    parts = parts_of(config)
     problems, _ = parts.task.problems(World(parts.data, parts.classifier, parts.generator, config["seed"], n))
     return parts, config, tuple(problems)
+
+
+def parts_of(config: Mapping[str, Any]) -> Parts:
+    """The parts of a run. Generators and classifiers are loaded once for all runs whose settings of them are equal."""
+    keys = {part: (part, json.dumps(config[part], sort_keys=True)) for part in ("generator", "classifier")}
+    parts = build(config, **{part: _networks[key] for part, key in keys.items() if key in _networks})
+    _networks.update({key: getattr(parts, part) for part, key in keys.items()})
+    return parts
+
+
+_networks: dict[tuple[str, str], Any] = {}
 
 
 @cache

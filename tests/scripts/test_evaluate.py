@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +218,7 @@ def test_rows_without_their_data_are_skipped(
 ) -> None:
     for name in ("CIFAR10", "CIFAR10_RESNETS"):
         monkeypatch.setenv(name, str(tmp_path / "absent"))
+    monkeypatch.setattr(rows, "_networks", {})
     monkeypatch.setattr(rows, "build", lambda config, **given: build(config, **{"generator": None, **given}))
     assert evaluate.main(["rows=cifar10.vae,cifar10.uvce_flips", "n=2", f"outputs={tmp_path}"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -248,17 +248,14 @@ def tiny_world(
     """The planted world with a tiny generator, classifier and oracles, and one step of optimisation."""
     generator, plain = make_generator(), rows._overrides
 
-    @cache
-    def world(setting: Setting, classifier: str, more: tuple[str, ...] = ()) -> Any:
-        config = rows.configure(quick(setting, classifier, more))
+    def tiny(config: dict[str, Any]) -> Any:
         return build(config, generator=generator, classifier=tiny_classifier)
 
     def quick(setting: Setting, classifier: str, more: Any) -> list[str]:
         return [*plain(setting, classifier, more), "optimizer.steps=1", "augment.crops=2"]
 
     monkeypatch.setattr(rows, "_overrides", quick)
-    for module in (rows, rows_planted):
-        monkeypatch.setattr(module, "world", world)
+    monkeypatch.setattr(rows, "parts_of", tiny)
     monkeypatch.setattr(rows_planted, "oracle", lambda setting, name: TinyOracle())
 
 
@@ -272,6 +269,16 @@ def test_all_planted_rows_by_way_of_the_runner(
     records = [json.loads(text) for f in folders for text in (f / "results.jsonl").read_text().splitlines()]
     assert len(folders) == 8 and len(records) == 16
     assert {r["images"]["best"].split("/")[1] for r in records} == {r["name"] for r in records}
+
+
+def test_runs_share_networks_of_equal_settings_and_no_others(tmp_path: Path) -> None:
+    """The generator of a run is the one that its configuration says, wherever an experiment sets it."""
+    setting = Setting(0, "cpu", str(tmp_path))
+    plain = rows.world(setting, "planted_weak")
+    other, config, _ = rows.asked(setting, "planted_weak", ("experiment=planted/fig25", "data.count=40"), 1)
+    again, _, _ = rows.asked(setting, "planted_weak", ("task.mode=error", "data.count=40"), 1)
+    assert again.generator is plain.generator and again.classifier is plain.classifier is other.classifier
+    assert config["generator"]["steps"] == len(other.generator.schedule) == 10 != len(plain.generator.schedule)
 
 
 def test_answered_questions_are_read_and_not_asked_again(
