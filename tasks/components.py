@@ -44,6 +44,16 @@ def components(classifier: Classifier, label: str, dataset: Dataset, side: int, 
     return Components(**cached(cache, key, lambda: _components(classifier, label, weight, dataset, side)))
 
 
+@torch.no_grad()
+def contribution(
+    classifier: Classifier, own: Components, number: int, images: Float[Tensor, "n 3 h w"]
+) -> Float[Tensor, " n"]:
+    """α_l of one component l in pictures."""
+    features = classifier(images).features
+    assert features is not None
+    return own.contributions(features.cpu())[:, number]
+
+
 def _head(classifier: Classifier) -> Head:
     if classifier.head is None:
         raise UserError("task.components: the classifier shows no last linear layer, which components are made from")

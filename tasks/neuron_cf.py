@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
+from functools import partial
 from itertools import islice, product
 from typing import Any
 
@@ -18,9 +19,10 @@ from tasks.cam import cam_shares, hirescam
 from tasks.distances import distances
 from tasks.pictures import confidences, own_seed, probabilities, rows_of, slug, success_by, unchanged
 from tasks.ranking import choose_units, rank
+from tasks.surroundings import Surroundings
 from tasks.targets import known_label
 from tasks.terms import unit_activation
-from tasks.units import FEATURES, Unit, outputs
+from tasks.units import FEATURES, Unit, activation, outputs
 
 SIGNS = {"max": 1.0, "min": -1.0}
 
@@ -38,18 +40,20 @@ class Push(Problem):
 
 class NeuronCf:
     """units: see `ranking.choose_units`; label: the class of the pictures, None for all; moved: the change that counts
-    as a success, in standard deviations over `training`; schedules: that replace the generator's; attack: the feature
-    attack that is shown beside; weights: of the objective's terms; cache: keeps rankings."""
+    as a success, in standard deviations over `training`; schedules: that replace the generator's; surroundings: the
+    search for words to start with; attack: the feature attack that is shown beside; weights: of the objective's terms;
+    cache: keeps rankings and the words' pictures."""
 
     def __init__(
         self, training: Dataset, units: str | int | list[str | int], label: str | None, directions: Sequence[str],
         keep: str, mask: str | None, moved: float, attack: FeatureAttack, weights: dict[str, float],
-        schedules: dict[str, list[float]], captioner: Captioner, cache: Cache, baseline: str,
+        schedules: dict[str, list[float]], surroundings: Surroundings, captioner: Captioner, cache: Cache,
+        baseline: str,
     ) -> None:  # fmt: skip
         self.training, self.units, self.label, self.keep, self.mask = training, units, label, keep, mask
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
         self.moved, self.attack, self.weights, self.captioner, self.cache = moved, attack, weights, captioner, cache
-        self.schedules = schedules
+        self.schedules, self.surroundings = schedules, surroundings
         self.networks = ()
         self.baseline = baseline
 
@@ -63,12 +67,17 @@ class NeuronCf:
         found = []
         for i, unit, direction in islice(asked, world.limit):
             example = world.dataset[i]
+            fields = unchanged(example, self.captioner, side, self.keep, self.mask)
+            edit = self.surroundings.edit(
+                fields.pop("edit").source, example.label, partial(activation, classifier, unit=unit), SIGNS[direction],
+                world, self.cache,
+            )  # fmt: skip
             found.append(Push(
                 name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
                 direction=direction,
                 std=ranking(unit.module).std[unit.index].item(),
                 label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
-                **unchanged(example, self.captioner, side, self.keep, self.mask),
+                edit=edit, words=example.label, **fields,
             ))  # fmt: skip
         return found, len(asked)
 

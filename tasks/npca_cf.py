@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
+from functools import partial
 from itertools import islice, product
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from data.selection import check_choice
 from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Edit, Objective, Pictures, Problem, World
-from tasks.components import Components, components, read_components
+from tasks.components import Components, components, contribution, read_components
 from tasks.distances import distances
 from tasks.edits import prompt_of
 from tasks.neuron_cf import SIGNS
 from tasks.pictures import STARTS, at_least_one, confidences, drawn, own_seed, slug, starts_of, success_by, unchanged
+from tasks.surroundings import Surroundings
 from tasks.terms import npca_contribution
 
 
@@ -39,7 +41,8 @@ class NpcaCf:
     def __init__(
         self, training: Dataset, components: str | dict[str, list[int]] | None, start: str, images: int,
         directions: Sequence[str], keep: str, mask: str | None, moved: float, prompt: str, weights: dict[str, float],
-        schedules: dict[str, list[float]], captioner: Captioner, cache: Cache, baseline: str,
+        schedules: dict[str, list[float]], surroundings: Surroundings, captioner: Captioner, cache: Cache,
+        baseline: str,
     ) -> None:  # fmt: skip
         self.start = check_choice("task.start", start, STARTS)
         self.training, self.components, self.mask = training, components, mask
@@ -47,7 +50,7 @@ class NpcaCf:
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
         self.keep, self.moved, self.prompt, self.weights = keep, moved, prompt, weights
         self.captioner, self.cache, self.baseline = captioner, cache, baseline
-        self.schedules = schedules
+        self.schedules, self.surroundings = schedules, surroundings
         self.networks = ()
 
     def problems(self, world: World) -> tuple[list[Shift], int | None]:
@@ -65,7 +68,12 @@ class NpcaCf:
             if self.start == "generated":
                 fields = self._drawn(label, row, side)
             else:
-                fields = unchanged(world.dataset[row], self.captioner, side, self.keep, self.mask)
+                example = world.dataset[row]
+                fields = unchanged(example, self.captioner, side, self.keep, self.mask) | {"words": example.label}
+                fields["edit"] = self.surroundings.edit(
+                    fields["edit"].source, example.label, partial(contribution, classifier, of(label), number),
+                    SIGNS[direction], world, self.cache,
+                )  # fmt: skip
             found.append(Shift(
                 name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
                 label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
@@ -88,11 +96,9 @@ class NpcaCf:
 
     def measure(self, problem: Shift, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """α_l before and after, and the confidence of the component's class."""
-        with torch.no_grad():
-            features = classifier(torch.stack([pictures["before"], pictures["best"]])).features
-        assert features is not None
         own, label = problem.components, classifier.labels[problem.label]
-        before, after = own.contributions(features.cpu())[:, problem.component].tolist()
+        shown = torch.stack([pictures["before"], pictures["best"]])
+        before, after = contribution(classifier, own, problem.component, shown).tolist()
         std = (own.vectors[problem.component].sum().abs() * own.variance[problem.component].sqrt()).item()
         return {
             "success": SIGNS[problem.direction] * (after - before) >= self.moved * std,

@@ -35,10 +35,11 @@ def words_of(unit: Unit, words: Sequence[str], template: str, samples: int, worl
     return Words(best, means, highest, pictures[best][int(values[best].argmax())])
 
 
-def phrased(template: str, phrase: str) -> str:
-    """A prompt from a template with `{phrase}`. Raises UserError if it does not stand there."""
+def phrased(template: str, phrase: str, key: str = "task.prompt") -> str:
+    """A prompt from a template with `{phrase}`. Raises UserError naming the configuration's key if it does not stand
+    there."""
     if "{phrase}" not in template:
-        raise UserError(f"task.prompt={template}: has to contain {{phrase}}, where the name of what is seen goes")
+        raise UserError(f"{key}={template}: has to contain {{phrase}}, where the name of what is seen goes")
     return template.replace("{phrase}", phrase)
 
 

@@ -14,17 +14,20 @@ from torch import Tensor
 
 from models.classifier import ImageClassifier
 from models.tensor_cache import TensorCache
-from runner.types import Scene, UserError
+from runner.types import Edit, Scene, UserError
 from tasks.attack import FeatureAttack
 from tasks.cam import hirescam
 from tasks.neuron_cf import NeuronCf, Push
+from tasks.surroundings import Surroundings
 from tasks.units import FEATURES, Unit, activation
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
     Captions,
     Colours,
+    Maker,
     Maps,
+    OnGrass,
     Pictures,
     anchored,
     classifier_of,
@@ -49,7 +52,7 @@ def task(**changes: Any) -> NeuronCf:
         "training": TRAINING, "units": [0, "head.in:1"], "label": None, "directions": ["max", "min"],
         "keep": "foreground", "mask": None, "moved": 1.0, "attack": FeatureAttack(1.0, 0.2, 5), "weights": WEIGHTS,
         "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
-        "baseline": "none",
+        "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "baseline": "none",
     }  # fmt: skip
     return NeuronCf(**(settings | changes))
 
@@ -75,6 +78,18 @@ def test_a_problem_per_picture_unit_and_direction() -> None:
         assert problem.edit.source_words == example.label and problem.keep == "foreground" and problem.mask is None
         assert problem.unit == (Unit(FEATURES, 0), Unit("head.in", 1))[i // 2 % 2]
         assert problem.std == pytest.approx((0.2, 0.0)[i // 2 % 2], abs=1e-6)
+
+
+def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
+    """Pictures on sand are the reddest, pictures in snow the palest; the object's own words make the mask."""
+    maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
+    surroundings = Surroundings(list(maker.reds), 2, "a photograph of {phrase}")
+    own = task(units=[0], captioner=OnGrass(), surroundings=surroundings)
+    found, _ = own.problems(world(DATA, eye(), 2, generator=maker))
+    for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):
+        caption = OnGrass().caption(DATA[0])
+        assert problem.edit == Edit(caption, caption.replace("on grass", phrase), "on grass", phrase)
+        assert problem.region == DATA[0].label
 
 
 def test_all_questions_about_a_picture_have_its_seed() -> None:

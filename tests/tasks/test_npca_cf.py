@@ -13,15 +13,18 @@ from PIL import Image
 
 from models.classifier import ImageClassifier
 from models.tensor_cache import TensorCache
-from runner.types import UserError
+from runner.types import Edit, UserError
 from tasks.components import Components, components
 from tasks.npca_cf import NpcaCf, Shift
+from tasks.surroundings import Surroundings
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
     Captions,
     Colours,
+    Maker,
     Maps,
+    OnGrass,
     Pictures,
     anchored,
     classifier_of,
@@ -43,7 +46,7 @@ def task(**changes: Any) -> NpcaCf:
         "directions": ["max", "min"], "keep": "foreground", "mask": None, "moved": 1.0,
         "prompt": "a photograph of {article} {label}", "weights": WEIGHTS,
         "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
-        "baseline": "none",
+        "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "baseline": "none",
     }  # fmt: skip
     return NpcaCf(**(settings | changes))
 
@@ -78,6 +81,19 @@ def test_own_pictures_are_of_the_class_and_others_are_not(images: int) -> None:
         for problem in found:
             (example,) = [e for e in DATA.examples if e.name == problem.picture]
             assert problem.edit.source_words == example.label
+
+
+def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
+    """Pictures on sand are the reddest, pictures in snow the palest; the object's own words make the mask."""
+    maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
+    surroundings = Surroundings(list(maker.reds), 2, "a photograph of {phrase}")
+    own = task(components={"rock crab": [0]}, images=1, captioner=OnGrass(), surroundings=surroundings)
+    found, _ = own.problems(world(DATA, classifier_of(Colours(torch.eye(3).tolist())), generator=maker))
+    for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):
+        example = DATA[DATA.rows("rock crab")[0]]
+        caption = OnGrass().caption(example)
+        assert problem.edit == Edit(caption, caption.replace("on grass", phrase), "on grass", phrase)
+        assert problem.region == example.label
 
 
 def test_drawn_pictures_differ_in_their_seed_and_show_the_class() -> None:

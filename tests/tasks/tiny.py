@@ -142,6 +142,13 @@ class Captions:
         return self.named.get(example.name, [example.label])
 
 
+class OnGrass(Captions):
+    """Every picture stands on grass."""
+
+    def caption(self, example: Example) -> str:
+        return f"{super().caption(example)} on grass"
+
+
 class Maker:
     """A generator that only samples: pictures of one red each, `reds` by word, a tenth more for every further seed."""
 
