@@ -105,8 +105,9 @@ def by_units(setting: Setting, n: int) -> list[Moved]:
 def by_components(setting: Setting, n: int) -> list[Moved]:
     """Answers about the component of a tied class that its cue moves most."""
     return moved(setting, n, "planted_shortcut", lambda label: (
-        "experiment=planted/npca_cf", f"task.components={{{label}: [{cue_component(setting, label)}]}}",
-        f"task.images={n}",
+        # A mapping would be merged into the experiment's own.
+        "experiment=planted/npca_cf", f"task.images={n}",
+        "~task.components", f"+task.components={{{label}: [{cue_component(setting, label)}]}}",
     ))  # fmt: skip
 
 

@@ -32,6 +32,10 @@ class Components:
         weight, mean, vectors = (t.to(features) for t in (self.weight, self.mean, self.vectors))
         return vectors.sum(dim=1) * ((features * weight - mean) @ vectors.T)
 
+    def std(self, number: int) -> float:
+        """Standard deviation of α_l over the class's training pictures."""
+        return (self.vectors[number].sum().abs() * self.variance[number].sqrt()).item()
+
 
 def components(classifier: Classifier, label: str, dataset: Dataset, side: int, cache: Cache) -> Components:
     """Class `label`'s components over its own pictures in a data set, in double precision and one pass.

@@ -21,7 +21,7 @@ from tasks.pictures import confidences, own_seed, probabilities, rows_of, slug, 
 from tasks.ranking import choose_units, rank
 from tasks.surroundings import Surroundings
 from tasks.targets import known_label
-from tasks.terms import unit_activation
+from tasks.terms import ends, unit_activation
 from tasks.units import FEATURES, Unit, activation, outputs
 
 SIGNS = {"max": 1.0, "min": -1.0}
@@ -40,42 +40,39 @@ class Push(Problem):
 
 class NeuronCf:
     """units: see `ranking.choose_units`; label: the class of the pictures, None for all; moved: the change that counts
-    as a success, in standard deviations over `training`; schedules: that replace the generator's; surroundings: the
-    search for words to start with; attack: the feature attack that is shown beside; weights: of the objective's terms;
-    cache: keeps rankings and the words' pictures."""
+    as a success, and enough: beyond which it counts no more, in standard deviations over `training`; schedules: that
+    replace the generator's; surroundings: the search for words to start with; attack: the feature attack that is shown
+    beside; weights: of the objective's terms; cache: keeps rankings and the words' pictures."""
 
     def __init__(
         self, training: Dataset, units: str | int | list[str | int], label: str | None, directions: Sequence[str],
-        keep: str, mask: str | None, moved: float, attack: FeatureAttack, weights: dict[str, float],
-        schedules: dict[str, list[float]], surroundings: Surroundings, captioner: Captioner, cache: Cache,
-        baseline: str,
+        keep: str, mask: str | None, moved: float, enough: float | None, attack: FeatureAttack,
+        weights: dict[str, float], schedules: dict[str, list[float]], surroundings: Surroundings,
+        captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.training, self.units, self.label, self.keep, self.mask = training, units, label, keep, mask
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
-        self.moved, self.attack, self.weights, self.captioner, self.cache = moved, attack, weights, captioner, cache
+        self.moved, self.enough, self.attack, self.weights = moved, enough, attack, weights
+        self.captioner, self.cache = captioner, cache
         self.schedules, self.surroundings = schedules, surroundings
-        self.networks = ()
-        self.baseline = baseline
+        self.networks, self.baseline = (), baseline
 
     def problems(self, world: World) -> tuple[list[Push], int | None]:
         """One problem per picture, unit and direction."""
         side, classifier = world.generator.resolution, world.classifier
         ranking = memoised(lambda module: rank(classifier, module, self.training, side, self.cache))
         units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
-        rows = rows_of(world.dataset, self.label)
-        asked = list(product(rows, units, self.directions))
+        asked = list(product(rows_of(world.dataset, self.label), units, self.directions))
         found = []
         for i, unit, direction in islice(asked, world.limit):
             example = world.dataset[i]
+            score = partial(activation, classifier, unit=unit)
             fields = unchanged(example, self.captioner, side, self.keep, self.mask)
-            edit = self.surroundings.edit(
-                fields.pop("edit").source, example.label, partial(activation, classifier, unit=unit), SIGNS[direction],
-                world, self.cache,
-            )  # fmt: skip
+            caption = fields.pop("edit").source
+            edit = self.surroundings.edit(caption, example.label, score, SIGNS[direction], world, self.cache)
             found.append(Push(
                 name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
-                direction=direction,
-                std=ranking(unit.module).std[unit.index].item(),
+                direction=direction, std=ranking(unit.module).std[unit.index].item(),
                 label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
                 edit=edit, words=example.label, **fields,
             ))  # fmt: skip
@@ -84,7 +81,10 @@ class NeuronCf:
     def objective(self, problems: Sequence[Push], anchor: Anchor, classifier: Classifier) -> Objective:
         """∓ φ_n(x) and the two distances."""
         signs = torch.tensor([SIGNS[p.direction] for p in problems])
-        term = unit_activation(classifier, [p.unit for p in problems], signs)
+        shown = zip(anchor.original, problems, strict=True)
+        before = [activation(classifier, original[None], p.unit).item() for original, p in shown]
+        enough = ends(self.enough, before, signs, [p.std for p in problems])
+        term = unit_activation(classifier, [p.unit for p in problems], signs, enough)
         return {"unit_activation": (self.weights["unit_activation"], term), **distances(anchor, self.weights)}
 
     def illustrate(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:

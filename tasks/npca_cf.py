@@ -20,7 +20,7 @@ from tasks.edits import prompt_of
 from tasks.neuron_cf import SIGNS
 from tasks.pictures import STARTS, at_least_one, confidences, drawn, own_seed, slug, starts_of, success_by, unchanged
 from tasks.surroundings import Surroundings
-from tasks.terms import npca_contribution
+from tasks.terms import ends, npca_contribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +34,21 @@ class Shift(Problem):
 
 
 class NpcaCf:
-    """components: see `components.read_components`; start: one of `STARTS`; moved: the change that counts as a success,
-    in standard deviations of the component over the class's pictures in `training`; images: pictures per component;
-    prompt: template of a drawn picture; the rest as in `neuron_cf.NeuronCf`."""
+    """components: see `components.read_components`; start: one of `STARTS`; images: pictures per component; prompt:
+    template of a drawn picture; moved, enough: in standard deviations of the component over the class's pictures in
+    `training`; these and the rest as in `neuron_cf.NeuronCf`."""
 
     def __init__(
         self, training: Dataset, components: str | dict[str, list[int]] | None, start: str, images: int,
-        directions: Sequence[str], keep: str, mask: str | None, moved: float, prompt: str, weights: dict[str, float],
-        schedules: dict[str, list[float]], surroundings: Surroundings, captioner: Captioner, cache: Cache,
-        baseline: str,
+        directions: Sequence[str], keep: str, mask: str | None, moved: float, enough: float | None, prompt: str,
+        weights: dict[str, float], schedules: dict[str, list[float]], surroundings: Surroundings,
+        captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.start = check_choice("task.start", start, STARTS)
         self.training, self.components, self.mask = training, components, mask
         self.images = at_least_one("task.images", images)
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
-        self.keep, self.moved, self.prompt, self.weights = keep, moved, prompt, weights
+        self.keep, self.moved, self.enough, self.prompt, self.weights = keep, moved, enough, prompt, weights
         self.captioner, self.cache, self.baseline = captioner, cache, baseline
         self.schedules, self.surroundings = schedules, surroundings
         self.networks = ()
@@ -68,12 +68,10 @@ class NpcaCf:
             if self.start == "generated":
                 fields = self._drawn(label, row, side)
             else:
-                example = world.dataset[row]
+                example, score = world.dataset[row], partial(contribution, classifier, of(label), number)
                 fields = unchanged(example, self.captioner, side, self.keep, self.mask) | {"words": example.label}
-                fields["edit"] = self.surroundings.edit(
-                    fields["edit"].source, example.label, partial(contribution, classifier, of(label), number),
-                    SIGNS[direction], world, self.cache,
-                )  # fmt: skip
+                caption, sign = fields["edit"].source, SIGNS[direction]
+                fields["edit"] = self.surroundings.edit(caption, example.label, score, sign, world, self.cache)
             found.append(Shift(
                 name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
                 label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
@@ -88,7 +86,12 @@ class NpcaCf:
     def objective(self, problems: Sequence[Shift], anchor: Anchor, classifier: Classifier) -> Objective:
         """∓ α_l(x) and the two distances."""
         signs = torch.tensor([SIGNS[p.direction] for p in problems])
-        term = npca_contribution(classifier, [(p.components, p.component) for p in problems], signs)
+        before = [
+            contribution(classifier, p.components, p.component, x[None]).item()
+            for x, p in zip(anchor.original, problems, strict=True)
+        ]
+        enough = ends(self.enough, before, signs, [p.components.std(p.component) for p in problems])
+        term = npca_contribution(classifier, [(p.components, p.component) for p in problems], signs, enough)
         return {"npca_contribution": (self.weights["npca_contribution"], term), **distances(anchor, self.weights)}
 
     def illustrate(self, problem: Shift, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
@@ -99,13 +102,13 @@ class NpcaCf:
         own, label = problem.components, classifier.labels[problem.label]
         shown = torch.stack([pictures["before"], pictures["best"]])
         before, after = contribution(classifier, own, problem.component, shown).tolist()
-        std = (own.vectors[problem.component].sum().abs() * own.variance[problem.component].sqrt()).item()
         return {
-            "success": SIGNS[problem.direction] * (after - before) >= self.moved * std,
+            "success": SIGNS[problem.direction] * (after - before) >= self.moved * own.std(problem.component),
             "source": label, "target": f"{label} {problem.component} {problem.direction}",
             "component": problem.component, "direction": problem.direction,
             "contribution_before": before, "contribution_after": after,
-            "training_std": std, **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+            "training_std": own.std(problem.component),
+            **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -92,27 +92,39 @@ def text_log_prob(
     return term
 
 
-def unit_activation(classifier: Classifier, units: Sequence[Unit], signs: Float[Tensor, " b"]) -> Term:
+def unit_activation(
+    classifier: Classifier, units: Sequence[Unit], signs: Float[Tensor, " b"], enough: Float[Tensor, " b"] | None = None
+) -> Term:
     """−s φ_n(x): the activation of each sample's own unit is raised where s = 1, lowered where s = −1 (DiG-IN, Eq. 6
-    and 22)."""
+    and 22). Where s φ_n is beyond a sample's `enough`, it counts no more."""
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
         values = viewed(scene, lambda x: activations(classifier, x, units, scene.views.shape[1]))
-        return -signs.to(values) * values.mean(dim=(1, 2))
+        return -_capped(signs.to(values) * values.mean(dim=(1, 2)), enough)
 
     return term
 
 
+def ends(enough: float | None, before: Sequence[float], signs: Tensor, stds: Sequence[float]) -> Tensor | None:
+    """Per sample s v + enough · std, beyond which a change of the value v counts no more; None for no end."""
+    return None if enough is None else signs * torch.tensor(before) + enough * torch.tensor(stds)
+
+
+def _capped(values: Float[Tensor, " b"], enough: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
+    return values if enough is None else values.minimum(enough.to(values))
+
+
 def npca_contribution(
-    classifier: Classifier, components: Sequence[tuple[Components, int]], signs: Float[Tensor, " b"]
-) -> Term:
+    classifier: Classifier, components: Sequence[tuple[Components, int]], signs: Float[Tensor, " b"],
+    enough: Float[Tensor, " b"] | None = None,
+) -> Term:  # fmt: skip
     """−s α_l(x): the contribution of each sample's own component is raised where s = 1, lowered where s = −1
-    (DiG-IN, App. G)."""
+    (DiG-IN, App. G). Where s α_l is beyond a sample's `enough`, it counts no more."""
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
         features = viewed(scene, lambda x: _features(classifier(x)))
         values = [c.contributions(features[i])[:, index].mean() for i, (c, index) in enumerate(components)]
-        return -signs.to(features) * torch.stack(values)
+        return -_capped(signs.to(features) * torch.stack(values), enough)
 
     return term
 

@@ -50,7 +50,8 @@ def eye() -> ImageClassifier:
 def task(**changes: Any) -> NeuronCf:
     settings: dict[str, Any] = {
         "training": TRAINING, "units": [0, "head.in:1"], "label": None, "directions": ["max", "min"],
-        "keep": "foreground", "mask": None, "moved": 1.0, "attack": FeatureAttack(1.0, 0.2, 5), "weights": WEIGHTS,
+        "keep": "foreground", "mask": None, "moved": 1.0, "enough": None,
+        "attack": FeatureAttack(1.0, 0.2, 5), "weights": WEIGHTS,
         "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
         "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "baseline": "none",
     }  # fmt: skip
@@ -178,6 +179,23 @@ def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
         assert objective[name][1](same_scene(anchor)).tolist() == [0, 0]
     moved = Scene(anchor.original + 0.1, anchor.encoded, anchor.original[:, None] + 0.1)
     assert objective["pixel_distance"][1](moved).tolist() == pytest.approx([0.01, 0.01])
+
+
+def scene_of(images: Tensor) -> Scene:
+    return Scene(images, images[:, :, :2, :2], images[:, None])
+
+
+def test_what_is_beyond_enough_counts_no_more() -> None:
+    """Red was 0.4, its deviation is 0.2: 0.6 is enough upwards, 0.2 downwards."""
+    anchor = anchored(torch.stack([colour(0.4, 0, 0)] * 2))
+    _, term = task(enough=1.0).objective([push("max"), push("min")], anchor, eye())["unit_activation"]
+    for red, expected in ((0.5, [-0.5, 0.5]), (0.7, [-0.6, 0.7]), (0.1, [-0.1, 0.2])):
+        images = torch.stack([colour(red, 0, 0)] * 2).requires_grad_()
+        found = term(scene_of(images))
+        assert found.tolist() == pytest.approx(expected)
+        (slope,) = torch.autograd.grad(found.sum(), images)
+        moving = [-red == pytest.approx(expected[0]), red == pytest.approx(expected[1])]
+        assert [bool(g.any()) for g in slope] == moving
 
 
 def seen(before: Tensor, best: Tensor, attack: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ NETWORK = classifier_of(Maps())
 def task(**changes: Any) -> NpcaCf:
     settings: dict[str, Any] = {
         "training": TRAINING, "components": {"viaduct": [1, 0], "0": [2]}, "start": "own", "images": 2,
-        "directions": ["max", "min"], "keep": "foreground", "mask": None, "moved": 1.0,
+        "directions": ["max", "min"], "keep": "foreground", "mask": None, "moved": 1.0, "enough": None,
         "prompt": "a photograph of {article} {label}", "weights": WEIGHTS,
         "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
         "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "baseline": "none",
@@ -190,6 +190,14 @@ def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
     assert found == pytest.approx([-1.96, 1.96, -0.04, 0.04]), "lower is better"
     for name in ("latent_distance", "pixel_distance"):
         assert objective[name][1](same_scene(anchor)).tolist() == [0] * 4
+
+
+def test_what_is_beyond_enough_counts_no_more() -> None:
+    """α_0 was 1.4 · 0.6 and deviates by 1.4 · 0.2: at 1.4 · 1.4 it has gone too far upwards, and not come downwards."""
+    anchor = anchored(torch.stack([colour(0.5, 0, 0)] * 2))
+    _, term = task(enough=2.0).objective([shift("max"), shift("min")], anchor, eye())["npca_contribution"]
+    found = term(same_scene(anchored(torch.stack([colour(0.5, 1, 0)] * 2)))).tolist()
+    assert found == pytest.approx([-1.4 * (0.6 + 2 * 0.2), 1.96])
 
 
 def test_what_is_measured_by_hand() -> None:
