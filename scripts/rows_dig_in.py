@@ -79,24 +79,21 @@ def disagreement_clip(setting: Setting, n: int) -> Estimate:
 
 @dataclass(frozen=True)
 class Errors:
-    """Misclassified pictures towards their labels: of which classifier, with which experiment's settings, and what of
-    the picture is kept."""
+    """Misclassified pictures towards their labels: of which classifier, and with which settings."""
 
     classifier: str
-    experiment: str
-    keep: str
+    settings: tuple[str, ...]
 
     def overrides(self, setting: Setting) -> tuple[str, ...]:
-        experiment = f"experiment=planted/{self.experiment}"
-        return (experiment, f"task.keep={self.keep}", "data.count=2000", f"seed={setting.seed}")
+        return (*self.settings, "data.count=2000", f"seed={setting.seed}")
 
     def answers(self, setting: Setting, n: int) -> tuple[Answer, ...]:
         return answers(setting, self.classifier, self.overrides(setting), n)
 
 
-WEAK = Errors("planted_weak", "fig25", "background")
-OBJECT_KEPT = Errors("planted_shortcut", "error", "foreground")
-BACKGROUND_KEPT = Errors("planted_shortcut", "error", "background")
+WEAK = Errors("planted_weak", ("experiment=planted/fig25",))
+OBJECT_KEPT = Errors("planted_shortcut", ("experiment=planted/error",))
+BACKGROUND_KEPT = Errors("planted_shortcut", ("experiment=planted/fig25",))
 
 
 def corrected(setting: Setting, n: int, errors: Errors) -> Estimate:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from data.selection import check_choice
-from runner.types import Captioner, Classifier, Edit, Embedder, Problem, UserError
+from runner.types import Cache, Captioner, Classifier, Edit, Embedder, Problem, UserError
 from tasks.edits import prompt_of, replace_class, replace_phrase
 from tasks.pictures import probabilities
+from tasks.surroundings import Surroundings
 from tasks.targets import Choice, targets
 
 
@@ -36,12 +40,15 @@ class Question:
 class Wish:
     """What the user asked for: target: a rule of `tasks.targets` or a class; attribute: source and target phrases, and
     the words whose region is masked, `changed` or those of the `class`; prompt: a template that shows what the
-    generator makes of a class's name."""
+    generator makes of a class's name; surroundings: what may stand around a misclassified object; cache: keeps its
+    pictures."""
 
     target: str
     attribute: Mapping[str, str]
     prompt: str
     captioner: Captioner
+    surroundings: Surroundings
+    cache: Cache
 
 
 def to_class(choice: Choice, wish: Wish) -> Iterator[Question]:
@@ -54,13 +61,21 @@ def to_class(choice: Choice, wish: Wish) -> Iterator[Question]:
 
 
 def to_truth(choice: Choice, wish: Wish) -> Iterator[Question]:
-    """To the picture's own class, where it is misclassified. No word changes: the caption names the truth."""
+    """To the picture's own class, where it is misclassified. The caption names the truth already; at most the words
+    for what stands around the object change, to those with which the classifier is surest of it."""
     labels, label = choice.classifier.labels, choice.example.label
     predicted = int(probabilities(choice.classifier, [choice.example.image])[0].argmax())
     if labels[predicted] != label:
         claim = (prompt_of(wish.prompt, label), labels.index(label))
-        edit = Edit.unchanged(wish.captioner.caption(choice.example), label)
-        yield Question(label, edit, predicted, labels.index(label), claim)
+        own = labels.index(label)
+
+        @torch.no_grad()
+        def log_confidence(images: Tensor) -> Tensor:
+            return choice.classifier(images).logits.log_softmax(dim=-1)[:, own].cpu()
+
+        caption = wish.captioner.caption(choice.example)
+        edit = wish.surroundings.edit(caption, label, log_confidence, 1.0, choice.world, wish.cache)
+        yield Question(label, edit, predicted, own, claim, label)
 
 
 def to_attribute(choice: Choice, wish: Wish) -> Iterator[Question]:

@@ -53,7 +53,7 @@ class InputGradients:
             label = known_label("data.label", example.label, labels)
             fields = unchanged(example, self.captioner, world.generator.resolution, self.keep, self.mask)
             shown = replace(example, label=label, image=fields["image"])
-            for target in targets(self.target, Choice(shown, world.dataset, world.classifier, seed)):
+            for target in targets(self.target, Choice(shown, world, seed)):
                 yield Flip(
                     name=f"{example.name}-{slug(target)}", seed=seed, source=labels.index(label),
                     target=labels.index(target), **fields,

@@ -8,17 +8,24 @@ from dataclasses import dataclass
 
 import torch
 
-from runner.types import Classifier, Dataset, Example, UserError
+from runner.types import Classifier, Dataset, Example, UserError, World
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule may look at: the picture, its data set, the classifier and the problem's seed."""
+    """What a rule may look at: the picture, what the run has, and the problem's seed."""
 
     example: Example
-    dataset: Dataset
-    classifier: Classifier
+    world: World
     seed: int
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.world.dataset
+
+    @property
+    def classifier(self) -> Classifier:
+        return self.world.classifier
 
 
 def nearest(choice: Choice) -> list[str]:

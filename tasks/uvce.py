@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Captioner, Classifier, Embedder, Objective, Pictures, UserError, World
+from runner.types import Anchor, Cache, Captioner, Classifier, Embedder, Objective, Pictures, UserError, World
 from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
 from tasks.pictures import at_least_one, confidences, own_seed, slug, start, success_rate
+from tasks.surroundings import Surroundings
 from tasks.targets import Choice, known_label
 from tasks.terms import class_log_prob, text_log_prob
 
@@ -25,18 +26,19 @@ class Uvce:
     """mode: one of `flips.QUESTIONS`; target: a rule of `tasks.targets` or a class name, in the mode `class`;
     attribute: {source, target} phrases, in the mode `attribute`; temperature: of its softmax over the two prompts, None
     for the CLIP model's own; seeds: answers per picture; prompt: template of a class's own picture;
-    weights: of the objective's terms (w_VAE = 25, w_PX = 250 in D.1.5); baseline: see `runner.baselines`."""
+    surroundings: the search for words to start with, in the mode `error`; weights: of the objective's terms (w_VAE =
+    25, w_PX = 250 in D.1.5); baseline: see `runner.baselines`; cache: keeps the words' pictures."""
 
     def __init__(
         self, mode: str, target: str, attribute: dict[str, str], temperature: float | None, keep: str, mask: str | None,
-        seeds: int, baseline: str, weights: dict[str, float], captioner: Captioner, prompt: str,
+        seeds: int, baseline: str, weights: dict[str, float], surroundings: Surroundings, captioner: Captioner,
+        prompt: str, cache: Cache,
     ) -> None:  # fmt: skip
         self.mode = check_choice("task.mode", mode, QUESTIONS)
-        self.wish, self.captioner = Wish(target, attribute, prompt, captioner), captioner
+        self.wish, self.captioner = Wish(target, attribute, prompt, captioner, surroundings, cache), captioner
         self.temperature, self.keep, self.mask = temperature, keep, mask
         self.seeds = at_least_one("task.seeds", seeds)
-        self.baseline, self.weights = baseline, weights
-        self.networks = ()
+        self.baseline, self.weights, self.networks = baseline, weights, ()
         # The caption of an error names the true class already: there are no other words whose maps could be injected.
         self.schedules = {"inject": [0.0]} if mode == "error" else {}
 
@@ -57,7 +59,7 @@ class Uvce:
             fields = start(example, world.generator.resolution, self.keep, self.mask)
             label = known_label("data.label", example.label, world.classifier.labels)
             shown = replace(example, label=label, image=fields["image"])
-            choice = Choice(shown, world.dataset, world.classifier, own_seed(world.seed, i))
+            choice = Choice(shown, world, own_seed(world.seed, i))
             for question in QUESTIONS[self.mode](choice, self.wish):
                 for k in range(self.seeds):
                     yield Flip(

@@ -21,6 +21,7 @@ from models.tensor_cache import TensorCache
 from runner.types import Anchor, Controls, Edit, Head, Problem, Response, Scene, Schedules, Start, UserError
 from scripts.tokenizer import train_tokenizer
 from tasks.flips import Flip
+from tasks.surroundings import Surroundings
 from tasks.uvce import Uvce
 from tests.cli import NETWORK, Cli
 
@@ -171,6 +172,7 @@ def uvce(**changes: Any) -> Uvce:
         "weights": {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0},
         "captioner": Template("a photograph of {article} {label}"),
         "prompt": "a photograph of {article} {label}",
+        "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "cache": TensorCache(None),
     }  # fmt: skip
     return Uvce(**(settings | changes))
 

@@ -9,6 +9,7 @@ from data import planted
 from runner.types import Classifier, Example, UserError
 from tasks.targets import RULES, Choice, known_label, targets
 from tests.conftest import TinyClassifier
+from tests.tasks.tiny import world
 
 
 class Pairs:
@@ -34,7 +35,8 @@ class Pairs:
 
 def choice(label: str = "rock crab", seed: int = 0, knows: bool = True, classifier: Classifier | None = None) -> Choice:
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
-    return Choice(Example(f"x{seed}", image, label), Pairs(knows), classifier or TinyClassifier(), seed)
+    own = world(Pairs(knows), classifier or TinyClassifier())
+    return Choice(Example(f"x{seed}", image, label), own, seed)
 
 
 def test_nearest_is_the_pairs_other_class() -> None:

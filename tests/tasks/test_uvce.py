@@ -18,6 +18,7 @@ from models.diffusion import LatentDiffusion
 from runner.types import Classifier, Edit, Embedder, Example, Scene, UserError, World
 from tasks.flips import QUESTIONS, Flip, embedder_of
 from tasks.pictures import own_seed
+from tasks.surroundings import Surroundings
 from tasks.uvce import Uvce
 from tests.conftest import Identity, TinyClassifier, anchor_of, uvce
 from tests.tasks.tiny import Pictures
@@ -208,6 +209,33 @@ def test_only_errors_are_asked_about_and_their_target_is_the_truth() -> None:
 def test_an_error_injects_no_maps_and_leaves_the_blending_to_the_generator() -> None:
     assert uvce(mode="error").schedules == {"inject": [0.0]}
     assert uvce().schedules == uvce(mode="attribute").schedules == {}
+
+
+GROUNDS = {phrase: example("x", seed=i).image[:, :, 2:-2] for i, phrase in enumerate(("on sand", "in snow"))}
+
+
+class Grounds(Sized):
+    """Draws a picture of sand and one of snow."""
+
+    recipe = "grounds"
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return torch.stack([GROUNDS[prompt[-7:]] for prompt in prompts])
+
+
+def test_an_error_may_start_with_the_ground_on_which_the_classifier_is_surest_of_the_truth() -> None:
+    pictures = [example("rock crab", "an image of a rock crab on sand", f"x{i}", i) for i in range(12)]
+    wrong = next(p for p in pictures if CLASSES[top_class(p)] != "rock crab")
+    own, shares = CLASSES.index("rock crab"), {}
+    for phrase, picture in GROUNDS.items():
+        shares[phrase] = TinyClassifier()(picture[None]).logits.log_softmax(dim=-1)[0, own].item()
+    best = max(shares, key=lambda phrase: shares[phrase])
+    searched = Surroundings(["on sand", "in snow"], 2, "a photograph of {phrase}")
+    found, _ = uvce(mode="error", surroundings=searched).problems(
+        World(Given(wrong), TinyClassifier(), Grounds(), 0, None)
+    )
+    assert found[0].edit.target == f"an image of a rock crab {best}" and shares["on sand"] != shares["in snow"]
+    assert found[0].region == "rock crab", "the mask shows the object, whatever words change"
 
 
 def test_a_limit_counts_errors() -> None:
