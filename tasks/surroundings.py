@@ -35,16 +35,14 @@ class Surroundings:
     def edit(self, caption: str, label: str, score: Score, sign: float, world: World, cache: Cache) -> Edit:
         """The caption with the phrase in whose pictures sign · score is highest on average, in the place of its own. A
         caption with none of the phrases stays as it is, and so does one that has the best already."""
-        own = [phrase for phrase in self.phrases or () if replace_phrase(caption, phrase, phrase) is not None]
+        phrases = self.phrases or ()
+        own = [phrase for phrase in phrases if replace_phrase(caption, phrase, phrase) is not None]
         if not own:
             return Edit.unchanged(caption, label)
-        means = {
-            phrase: sign * score(self._pictures(label, phrase, world, cache)).mean().item()
-            for phrase in self.phrases or ()
-        }
+        means = {p: sign * score(self._pictures(label, p, world, cache)).mean().item() for p in phrases}
         best = max(means, key=lambda phrase: means[phrase])
-        edit = replace_phrase(caption, own[0], best)
-        return Edit.unchanged(caption, label) if edit is None or best in own else edit
+        edit = None if best in own else replace_phrase(caption, own[0], best)
+        return edit or Edit.unchanged(caption, label)
 
     def _pictures(self, label: str, phrase: str, world: World, cache: Cache) -> Float[Tensor, "n 3 h w"]:
         words = f"{article(label)} {label} {phrase}"
