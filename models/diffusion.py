@@ -298,7 +298,8 @@ class LatentDiffusion:
         schedules = {**self.schedules, **schedules}
         source_text, target_text = self.embed([e.source for e in edits]), self.embed([e.target for e in edits])
         n, steps = len(problems), len(self.schedule)
-        latent, null = self.noise([p.seed for p in problems]), self.embed([""])[:, None].repeat(n, steps, 1, 1)
+        drawn, null = self.noise([p.seed for p in problems]), self.embed([""])[:, None].repeat(n, steps, 1, 1)
+        latent = drawn.clone()
         given = [i for i, problem in enumerate(problems) if problem.image is not None]
         pictures = torch.stack([p.image for p in problems if p.image is not None]).to(self.device) if given else None
         if pictures is not None:
@@ -311,6 +312,10 @@ class LatentDiffusion:
             images[given], encoded[given] = pictures, self.encode(pictures)
         masks, keeps = self.masks(images, recorded, problems), [p.keep for p in problems]
         region = {kind: free(soften(masks), masks, keeps) for kind, soften in self.softening.items()}
+        latent_mask = F.interpolate(region["latents"], size=latent.shape[-2:], mode="area")
+        if again := [i for i, problem in enumerate(problems) if problem.redrawn]:
+            # Square roots of the shares, so that a mixture of two noises is as long as either.
+            latent[again] = latent_mask[again].sqrt() * drawn[again] + (1 - latent_mask[again]).sqrt() * latent[again]
         matrices = torch.stack([
             words.alignment(self.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new)
             if e.source != e.target else torch.eye(len(old))
@@ -319,7 +324,7 @@ class LatentDiffusion:
         injected = {layer: torch.einsum("bthqk,bkl->bthql", m, matrices) for layer, m in recorded.items()}
         base = Anchor(
             text=target_text[:, None].expand(-1, steps, -1, -1), null=null, norm=latent.flatten(1).norm(dim=1),
-            mask=region["pixels"], latent_mask=F.interpolate(region["latents"], size=latent.shape[-2:], mode="area"),
+            mask=region["pixels"], latent_mask=latent_mask,
             original=images, encoded=encoded, templates=templates, maps=injected,
             inject=torch.zeros(n, device=self.device), blend=torch.zeros(n, device=self.device),
         )  # fmt: skip

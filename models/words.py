@@ -13,12 +13,11 @@ from runner.types import UserError
 
 
 def find_words(prompt: str, words: str) -> range:
-    """Positions of `words` among the prompt's words, letter case and punctuation at the edges aside.
+    """Positions of `words` among the prompt's words, letter case and punctuation at words' edges aside.
 
     Raises UserError if they do not stand there in this order.
     """
-    plain = [w.strip(".,;:!?\"'()").lower() for w in prompt.split()]
-    wanted = words.lower().split()
+    plain, wanted = ([w.strip(".,;:!?\"'()").lower() for w in text.split()] for text in (prompt, words))
     for start in range(len(plain) - len(wanted) + 1):
         if wanted and plain[start : start + len(wanted)] == wanted:
             return range(start, start + len(wanted))

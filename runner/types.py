@@ -89,7 +89,8 @@ class Problem:
     name: unique in the run and fit for a folder; seed: of everything random about it;
     image: the picture, None where it is drawn from the seed and `edit.source`; picture: the picture's own name;
     keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in
-    [0, 1], None where the segmenter has to find it;
+    [0, 1], None where the segmenter has to find it; redrawn: whether what is free of a picture starts from noise, not
+    from its inversion, which remembers what was there;
     claim: a prompt and the class that its picture should have: where it has another, the class's name means something
     else to the generator than to the classifier.
     """
@@ -102,6 +103,7 @@ class Problem:
     keep: str
     words: str | None = None
     mask: Float[Tensor, "1 h w"] | None = None
+    redrawn: bool = False
     claim: tuple[str, int] | None = None
 
     @property

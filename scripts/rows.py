@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -91,10 +91,20 @@ def asked(
     setting: Setting, classifier: str, overrides: tuple[str, ...], n: int
 ) -> tuple[Parts, dict[str, Any], tuple[Any, ...]]:
     """The parts, configuration and first `n` problems of a run."""
+    parts, config = parts_for(setting, classifier, overrides, n)
+    return parts, config, posed(parts, config)
+
+
+def parts_for(setting: Setting, classifier: str, overrides: Sequence[str], n: int) -> tuple[Parts, dict[str, Any]]:
+    """The parts and configuration of a run of `n` problems."""
     config = configure(_overrides(setting, classifier, (*overrides, f"limit={n}")))
-    parts = parts_of(config)
-    problems, _ = parts.task.problems(World(parts.data, parts.classifier, parts.generator, config["seed"], n))
-    return parts, config, tuple(problems)
+    return parts_of(config), config
+
+
+def posed(parts: Parts, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The problems of a run."""
+    given = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
+    return tuple(parts.task.problems(given)[0])
 
 
 def parts_of(config: Mapping[str, Any]) -> Parts:
@@ -106,6 +116,20 @@ def parts_of(config: Mapping[str, Any]) -> Parts:
 
 
 _networks: dict[tuple[str, str], Any] = {}
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A task whose problems are known: what was searched for to pose them is not searched for again."""
+
+    task: Any
+    given: Sequence[Any]
+
+    def problems(self, world: World) -> tuple[list[Any], int]:
+        return list(self.given), len(self.given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
 
 
 @cache
@@ -120,7 +144,7 @@ def solved(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tup
     Exits with code 143 if the run is asked to stop. Raises UserError if problems stay unanswered, as on a full disk.
     """
     with redirect_stdout(sys.stderr):
-        code = run(parts, config)
+        code = run(replace(parts, task=Posed(parts.task, problems)), config)
     if code == STOPPED:
         raise SystemExit(STOPPED)
     key = run_key(config, parts.digests)

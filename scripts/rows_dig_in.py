@@ -20,13 +20,17 @@ CONFUSED = {"rock crab": ("fiddler crab", "sand"), "partridge": ("prairie chicke
 # --- disagreement --------------------------------------------------------------------------------------------
 
 
-def disputes(setting: Setting, n: int, classifier: str, classes: Sequence[str]) -> tuple[Answer, ...]:
-    """Pictures that the classifier is to call each of the classes while `planted_clean` is not, as many of each."""
-    overrides = (
+def disputed(setting: Setting, n: int, classes: Sequence[str]) -> tuple[str, ...]:
+    """The overrides of a disagreement over `planted_clean`, as many pictures of each of the classes."""
+    return (
         "experiment=planted/disagreement", f"task.classes=[{','.join(classes)}]", f"task.seeds={-(-n // len(classes))}",
         f"seed={setting.seed}",
     )  # fmt: skip
-    return answers(setting, classifier, overrides, n)
+
+
+def disputes(setting: Setting, n: int, classifier: str, classes: Sequence[str]) -> tuple[Answer, ...]:
+    """Pictures that the classifier is to call each of the classes while `planted_clean` is not."""
+    return answers(setting, classifier, disputed(setting, n, classes), n)
 
 
 def disagreement(setting: Setting, n: int, classes: Sequence[str]) -> Estimate:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 
 from runner.types import Edit, UserError, article
 
@@ -16,10 +18,22 @@ def replace_class(caption: str, label: str, target: str) -> Edit:
 
 def replace_phrase(caption: str, phrase: str, target: str) -> Edit | None:
     """The caption with one phrase in the place of another; None if the phrase does not stand there."""
-    pattern = re.compile(rf"\b{re.escape(phrase)}\b", flags=re.IGNORECASE)
-    if pattern.search(caption) is None:
+    edit = replace_phrases(caption, {phrase: target})
+    return None if edit is None else replace(edit, source_words=phrase)  # as the user wrote it
+
+
+def replace_phrases(caption: str, changes: Mapping[str, str]) -> Edit | None:
+    """The caption with phrases in the places of others; the words that change are those from the first to the last.
+    None if one of them does not stand there, or none is given."""
+    found = [(re.search(rf"\b{re.escape(old)}\b", caption, flags=re.IGNORECASE), new) for old, new in changes.items()]
+    spans = sorted((*match.span(), new) for match, new in found if match is not None)
+    if not spans or len(spans) < len(changes):
         return None
-    return Edit(caption, pattern.sub(lambda _: target, caption, count=1), phrase, target)
+    first, last = spans[0][0], spans[-1][1]
+    words, place = "", first
+    for start, end, new in spans:
+        words, place = words + caption[place:start] + new, end
+    return Edit(caption, caption[:first] + words + caption[last:], caption[first:last], words)
 
 
 def prompt_of(template: str, name: str) -> str:

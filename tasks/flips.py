@@ -26,7 +26,7 @@ class Flip(Problem):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a picture: `name` tells it from the picture's other questions; words: see `Problem`."""
+    """What is asked of a picture: `name` tells it from the picture's other questions; words, redrawn: see `Problem`."""
 
     name: str
     edit: Edit
@@ -34,6 +34,7 @@ class Question:
     target: int
     claim: tuple[str, int] | None
     words: str | None = None
+    redrawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def to_truth(choice: Choice, wish: Wish) -> Iterator[Question]:
             return choice.classifier(images).logits.log_softmax(dim=-1)[:, own].cpu()
 
         caption = wish.captioner.caption(choice.example)
-        edit = wish.surroundings.edit(caption, label, log_confidence, 1.0, choice.world, wish.cache)
-        yield Question(label, edit, predicted, own, claim, label)
+        start = wish.surroundings.start(caption, label, log_confidence, 1.0, choice.world, wish.cache)
+        yield Question(label, source=predicted, target=own, claim=claim, words=label, **start)
 
 
 def to_attribute(choice: Choice, wish: Wish) -> Iterator[Question]:

@@ -68,13 +68,13 @@ class NeuronCf:
             example = world.dataset[i]
             score = partial(activation, classifier, unit=unit)
             fields = unchanged(example, self.captioner, side, self.keep, self.mask)
-            caption = fields.pop("edit").source
-            edit = self.surroundings.edit(caption, example.label, score, SIGNS[direction], world, self.cache)
+            caption, sign = fields["edit"].source, SIGNS[direction]
+            fields |= self.surroundings.start(caption, example.label, score, sign, world, self.cache)
             found.append(Push(
                 name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
                 direction=direction, std=ranking(unit.module).std[unit.index].item(),
                 label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
-                edit=edit, words=example.label, **fields,
+                words=example.label, **fields,
             ))  # fmt: skip
         return found, len(asked)
 
@@ -82,7 +82,7 @@ class NeuronCf:
         """∓ φ_n(x) and the two distances."""
         signs = torch.tensor([SIGNS[p.direction] for p in problems])
         shown = zip(anchor.original, problems, strict=True)
-        before = [activation(classifier, original[None], p.unit).item() for original, p in shown]
+        before = (activation(classifier, original[None], p.unit).item() for original, p in shown)
         enough = ends(self.enough, before, signs, [p.std for p in problems])
         term = unit_activation(classifier, [p.unit for p in problems], signs, enough)
         return {"unit_activation": (self.weights["unit_activation"], term), **distances(anchor, self.weights)}

@@ -13,21 +13,9 @@ import torch
 from torch import Tensor
 
 from data.folder import square
-from runner.types import (
-    Anchor,
-    Cache,
-    Captioner,
-    Classifier,
-    Dataset,
-    Edit,
-    Objective,
-    Pictures,
-    Problem,
-    UserError,
-    World,
-)
+from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Edit, Objective, Pictures, Problem, World
 from tasks.pictures import at_least_one, own_seed, slug, success_rate
-from tasks.ranking import KEPT, choose_units, rank
+from tasks.ranking import choose_units, kept, rank
 from tasks.terms import unit_activation
 from tasks.units import FEATURES, Ranking, Unit, activation, outputs
 from tasks.worded import Words, phrased, words_of
@@ -48,18 +36,18 @@ class Excitation(Problem):
 class NeuronVis:
     """training: the pictures that units are ranked on; units: see `ranking.choose_units`; top: so many best pictures
     name the objects; words: so many of them are tried, `samples` pictures each, as `prompt` says it; seeds: pictures
-    per unit; cache: keeps rankings and the words' pictures; baseline: see `runner.baselines`."""
+    per unit; enough: times the best training picture's activation, beyond which it counts no more, None for no end;
+    cache: keeps rankings and the words' pictures; baseline: see `runner.baselines`."""
 
     def __init__(
         self, training: Dataset, units: str | int | list[str | int], top: int, words: int, samples: int, prompt: str,
-        seeds: int, captioner: Captioner, cache: Cache, baseline: str,
+        seeds: int, enough: float | None, captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
-        for key, count in {"words": words, "samples": samples, "seeds": seeds, "top": top}.items():
+        for key, count in {"words": words, "samples": samples, "seeds": seeds}.items():
             at_least_one(f"task.{key}", count)
-        if top > KEPT:
-            raise UserError(f"task.top={top}: allowed are 1 … {KEPT}, the best pictures that a ranking keeps")
-        self.training, self.units, self.top, self.words, self.samples = training, units, top, words, samples
-        self.prompt, self.seeds, self.captioner, self.cache, self.baseline = prompt, seeds, captioner, cache, baseline
+        self.training, self.units, self.top, self.words, self.samples = training, units, kept(top), words, samples
+        self.prompt, self.seeds, self.enough, self.baseline = prompt, seeds, enough, baseline
+        self.captioner, self.cache = captioner, cache
         self.schedules = {"inject": [0.0], "blend": [0.0]}
         self.networks = ()
 
@@ -84,7 +72,9 @@ class NeuronVis:
         return found, len(units) * self.seeds
 
     def objective(self, problems: Sequence[Excitation], anchor: Anchor, classifier: Classifier) -> Objective:
-        term = unit_activation(classifier, [p.unit for p in problems], torch.ones(len(problems)))
+        best = torch.stack([p.ranking.top[0, p.unit.index] for p in problems])
+        enough = None if self.enough is None else self.enough * best
+        term = unit_activation(classifier, [p.unit for p in problems], torch.ones(len(problems)), enough)
         return {"unit_activation": (1.0, term)}
 
     def illustrate(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:

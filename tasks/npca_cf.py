@@ -71,7 +71,7 @@ class NpcaCf:
                 example, score = world.dataset[row], partial(contribution, classifier, of(label), number)
                 fields = unchanged(example, self.captioner, side, self.keep, self.mask) | {"words": example.label}
                 caption, sign = fields["edit"].source, SIGNS[direction]
-                fields["edit"] = self.surroundings.edit(caption, example.label, score, sign, world, self.cache)
+                fields |= self.surroundings.start(caption, example.label, score, sign, world, self.cache)
             found.append(Shift(
                 name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
                 label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
@@ -86,10 +86,10 @@ class NpcaCf:
     def objective(self, problems: Sequence[Shift], anchor: Anchor, classifier: Classifier) -> Objective:
         """∓ α_l(x) and the two distances."""
         signs = torch.tensor([SIGNS[p.direction] for p in problems])
-        before = [
+        before = (
             contribution(classifier, p.components, p.component, x[None]).item()
             for x, p in zip(anchor.original, problems, strict=True)
-        ]
+        )
         enough = ends(self.enough, before, signs, [p.components.std(p.component) for p in problems])
         term = npca_contribution(classifier, [(p.components, p.component) for p in problems], signs, enough)
         return {"npca_contribution": (self.weights["npca_contribution"], term), **distances(anchor, self.weights)}

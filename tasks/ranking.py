@@ -34,6 +34,13 @@ def cached(cache: Cache, key: Sequence[object], compute: Callable[[], dict[str, 
     return {k: v[0] for k, v in found.items()}
 
 
+def kept(top: int) -> int:
+    """How many best pictures of a unit are asked for. Raises UserError if no ranking keeps so many."""
+    if not 1 <= top <= KEPT:
+        raise UserError(f"task.top={top}: allowed are 1 … {KEPT}, the best pictures that a ranking keeps")
+    return top
+
+
 @torch.no_grad()
 def rank(classifier: Classifier, module: str, dataset: Dataset, side: int, cache: Cache) -> Ranking:
     """The ranking of a module's units over a whole data set, whose pictures are shown at `side` px."""

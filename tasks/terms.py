@@ -5,7 +5,7 @@ Each term is the mean over a scene's views, which are what the classifiers are s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -105,9 +105,10 @@ def unit_activation(
     return term
 
 
-def ends(enough: float | None, before: Sequence[float], signs: Tensor, stds: Sequence[float]) -> Tensor | None:
-    """Per sample s v + enough · std, beyond which a change of the value v counts no more; None for no end."""
-    return None if enough is None else signs * torch.tensor(before) + enough * torch.tensor(stds)
+def ends(enough: float | None, before: Iterable[float], signs: Tensor, stds: Sequence[float]) -> Tensor | None:
+    """Per sample s v + enough · std, beyond which a change of the value v counts no more; None for no end, and then no
+    v is asked for."""
+    return None if enough is None else signs * torch.tensor(list(before)) + enough * torch.tensor(stds)
 
 
 def _capped(values: Float[Tensor, " b"], enough: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:

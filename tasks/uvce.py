@@ -65,7 +65,8 @@ class Uvce:
                     yield Flip(
                         name=f"{example.name}-{slug(question.name)}" + (f"-{k}" if self.seeds > 1 else ""),
                         seed=own_seed(world.seed, i, k), edit=question.edit, source=question.source,
-                        target=question.target, claim=question.claim, words=question.words, **fields,
+                        target=question.target, claim=question.claim, words=question.words, redrawn=question.redrawn,
+                        **fields,
                     )  # fmt: skip
 
     def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:

@@ -172,7 +172,7 @@ def uvce(**changes: Any) -> Uvce:
         "weights": {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0},
         "captioner": Template("a photograph of {article} {label}"),
         "prompt": "a photograph of {article} {label}",
-        "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "cache": TensorCache(None),
+        "surroundings": Surroundings(None, False, 2, "a photograph of {phrase}"), "cache": TensorCache(None),
     }  # fmt: skip
     return Uvce(**(settings | changes))
 

@@ -239,6 +239,22 @@ def test_drawn_and_given_pictures_share_a_batch(make_generator: Make, make_probl
     torch.testing.assert_close(together.anchors[0].encoded[1], generator.encode(problems[1].image[None])[0])
 
 
+def test_what_is_free_may_start_from_noise(make_generator: Make, make_problems: Problems) -> None:
+    """The inversion where the mask is 0, the seed's noise where it is 1, as long as either in between."""
+    given = make_problems(1)[0]
+    mask = torch.tensor([1.0, 0.25, 0.0, 0.0]).repeat_interleave(4).expand(1, 16, 16)
+    kept = replace(given, keep="background", mask=mask)
+    generator = make_generator(softening={kind: lambda masks: masks for kind in ("pixels", "latents")})
+    plain, again = (generator.begin([replace(kept, redrawn=redrawn)], {}) for redrawn in (False, True))
+    inverted, noise = plain.controls["latent"], generator.noise([given.seed])
+    free = plain.anchors[0].latent_mask
+    assert free.min() == 0 and free.max() == 1 and (free == 0.25).any()
+    torch.testing.assert_close(again.controls["latent"], free.sqrt() * noise + (1 - free).sqrt() * inverted)
+    torch.testing.assert_close(again.anchors[0].norm, again.controls["latent"].flatten(1).norm(dim=1))
+    assert torch.equal(again.anchors[0].templates, plain.anchors[0].templates), "what is held is the original's"
+    assert torch.equal(generator.begin([given], {}).anchors[0].original, again.anchors[0].original)
+
+
 def test_drawn_pictures_need_no_inversion_and_so_no_guidance(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(guidance=1.0)
     generator.check([drawn(3)])

@@ -43,6 +43,7 @@ def test_spans_join_to_the_tokenizers_own_encoding(tokenizer: Any, name: str) ->
 def test_words_are_found_whatever_their_case_and_punctuation() -> None:
     assert find_words("A Rock  Crab, on sand.", "rock crab") == range(1, 3)
     assert find_words("a crab and a rock crab", "rock crab") == range(4, 6)
+    assert find_words("a crab in snow, with a flag.", "snow, with a") == range(3, 6)
 
 
 @pytest.mark.parametrize("words", ["tiger shark", "crab rock", "roc", "", "on sand and more"])

@@ -15,11 +15,12 @@ from torch import Tensor
 from data import planted
 from models.diffusion import LatentDiffusion
 from runner.compose import build
-from runner.types import Classifier, Edit, UserError
+from runner.types import Classifier, Edit, UserError, World
 from scripts import evaluate, rows, rows_cifar10, rows_planted
 from scripts.metrics import Estimate
 from scripts.rows import Answer, Row, Setting, sample
 from tasks.flips import Flip
+from tasks.uvce import Uvce
 
 
 def row(name: str = "planted.a", estimate: Estimate | None = None, **changes: Any) -> Row:
@@ -292,6 +293,19 @@ def test_answered_questions_are_read_and_not_asked_again(
     assert [a.record for a in first] == [a.record for a in second]
     assert all(a.best is not None and a.best.shape == (3, 16, 16) for a in second)
     assert [rows_planted.position(a.problem.name) for a in second] == [0, 1]
+
+
+def test_problems_are_posed_once(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some are searched for, in pictures that take longer to draw than the answers."""
+    asked, plain = [], Uvce.problems
+
+    def counted(task: Uvce, world: World) -> tuple[list[Flip], int | None]:
+        asked.append(task)
+        return plain(task, world)
+
+    monkeypatch.setattr(Uvce, "problems", counted)
+    given = rows.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", ("task.baseline=start_only",), 2)
+    assert len(asked) == 1 and len(given) == 2
 
 
 def test_a_stopped_run_ends_the_evaluation(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

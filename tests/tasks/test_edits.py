@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.types import Edit, UserError, article
-from tasks.edits import prompt_of, replace_class, replace_phrase
+from tasks.edits import prompt_of, replace_class, replace_phrase, replace_phrases
 
 
 def test_the_caption_says_what_changes() -> None:
@@ -96,3 +96,16 @@ def test_articles_follow_the_first_letter() -> None:
 
 def test_an_edit_that_changes_nothing() -> None:
     assert Edit.unchanged("a red crab", "crab") == Edit("a red crab", "a red crab", "crab", "crab")
+
+
+def test_the_words_that_change_reach_from_the_first_phrase_to_the_last() -> None:
+    edit = replace_phrases("a dog in snow, by a tree at noon", {"at noon": "at night", "in snow": "on sand"})
+    assert edit == Edit(
+        "a dog in snow, by a tree at noon", "a dog on sand, by a tree at night", "in snow, by a tree at noon",
+        "on sand, by a tree at night",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"in snow": "on sand", "at noon": "at night"}])
+def test_all_phrases_have_to_stand_there(changes: dict[str, str]) -> None:
+    assert replace_phrases("a dog in snow", changes) is None

@@ -53,7 +53,7 @@ def task(**changes: Any) -> NeuronCf:
         "keep": "foreground", "mask": None, "moved": 1.0, "enough": None,
         "attack": FeatureAttack(1.0, 0.2, 5), "weights": WEIGHTS,
         "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
-        "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "baseline": "none",
+        "surroundings": Surroundings(None, False, 2, "a photograph of {phrase}"), "baseline": "none",
     }  # fmt: skip
     return NeuronCf(**(settings | changes))
 
@@ -84,7 +84,7 @@ def test_a_problem_per_picture_unit_and_direction() -> None:
 def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
     """Pictures on sand are the reddest, pictures in snow the palest; the object's own words make the mask."""
     maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
-    surroundings = Surroundings(list(maker.reds), 2, "a photograph of {phrase}")
+    surroundings = Surroundings([list(maker.reds)], False, 2, "a photograph of {phrase}")
     own = task(units=[0], captioner=OnGrass(), surroundings=surroundings)
     found, _ = own.problems(world(DATA, eye(), 2, generator=maker))
     for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):

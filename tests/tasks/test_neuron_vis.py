@@ -50,8 +50,8 @@ def eye() -> ImageClassifier:
 def task(**changes: Any) -> NeuronVis:
     settings: dict[str, Any] = {
         "training": TRAINING, "units": [0, 1], "top": 3, "words": 8, "samples": 2,
-        "prompt": "a photograph of {phrase}", "seeds": 2, "captioner": Captions(OBJECTS),
-        "cache": TensorCache(None), "baseline": "none",
+        "prompt": "a photograph of {phrase}", "seeds": 2, "enough": None,
+        "captioner": Captions(OBJECTS), "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
     return NeuronVis(**(settings | changes))
 
@@ -146,6 +146,15 @@ def test_the_objective_is_the_activation_itself() -> None:
     assert list(objective) == ["unit_activation"]
     weight, term = objective["unit_activation"]
     assert weight == 1 and term(same_scene(anchor)).tolist() == pytest.approx([-0.8, -0.1]), "lower is better"
+
+
+def test_beyond_enough_an_activation_counts_no_more() -> None:
+    """Enough is 0.8 of the best training picture's 0.7, for either unit."""
+    found, _ = pose(task(seeds=1))
+    assert [p.ranking.top[0, p.unit.index].item() for p in found] == pytest.approx([0.7, 0.7])
+    anchor = anchored(torch.stack([colour(0.9, 0, 0), colour(0, 0.5, 0)]))
+    _, term = task(enough=0.8).objective(found, anchor, eye())["unit_activation"]
+    assert term(same_scene(anchor)).tolist() == pytest.approx([-0.56, -0.5])
 
 
 def test_what_is_measured_by_hand() -> None:

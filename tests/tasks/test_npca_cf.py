@@ -46,7 +46,7 @@ def task(**changes: Any) -> NpcaCf:
         "directions": ["max", "min"], "keep": "foreground", "mask": None, "moved": 1.0, "enough": None,
         "prompt": "a photograph of {article} {label}", "weights": WEIGHTS,
         "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
-        "surroundings": Surroundings(None, 2, "a photograph of {phrase}"), "baseline": "none",
+        "surroundings": Surroundings(None, False, 2, "a photograph of {phrase}"), "baseline": "none",
     }  # fmt: skip
     return NpcaCf(**(settings | changes))
 
@@ -86,7 +86,7 @@ def test_own_pictures_are_of_the_class_and_others_are_not(images: int) -> None:
 def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
     """Pictures on sand are the reddest, pictures in snow the palest; the object's own words make the mask."""
     maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
-    surroundings = Surroundings(list(maker.reds), 2, "a photograph of {phrase}")
+    surroundings = Surroundings([list(maker.reds)], False, 2, "a photograph of {phrase}")
     own = task(components={"rock crab": [0]}, images=1, captioner=OnGrass(), surroundings=surroundings)
     found, _ = own.problems(world(DATA, classifier_of(Colours(torch.eye(3).tolist())), generator=maker))
     for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):

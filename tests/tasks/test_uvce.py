@@ -230,7 +230,7 @@ def test_an_error_may_start_with_the_ground_on_which_the_classifier_is_surest_of
     for phrase, picture in GROUNDS.items():
         shares[phrase] = TinyClassifier()(picture[None]).logits.log_softmax(dim=-1)[0, own].item()
     best = max(shares, key=lambda phrase: shares[phrase])
-    searched = Surroundings(["on sand", "in snow"], 2, "a photograph of {phrase}")
+    searched = Surroundings([["on sand", "in snow"]], False, 2, "a photograph of {phrase}")
     found, _ = uvce(mode="error", surroundings=searched).problems(
         World(Given(wrong), TinyClassifier(), Grounds(), 0, None)
     )
