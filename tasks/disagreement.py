@@ -15,7 +15,7 @@ from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem,
 from tasks.edits import prompt_of
 from tasks.pictures import at_least_one, probabilities, slug, success_by
 from tasks.retrieval import Retrieval, same_disagreement
-from tasks.starts import strongest_gap
+from tasks.starts import start_words, strongest_gap
 from tasks.targets import known_label
 from tasks.terms import GAPS, confidence_gap
 
@@ -34,21 +34,20 @@ class Disagreement:
     """rival: the other classifier, with the same labels; mode: one of `terms.GAPS`; margin: so much of it is enough;
     classes: names, or None for all; directions: of `DIRECTIONS`; seeds: pictures per class and direction; starts:
     start latents tried for each and for each word, the best of which is optimised; words: "own", "all" or names: the
-    classes whose prompt a picture may start from; prompt: template of the start; gap: what p_f − p_g has to reach for
+    classes whose prompt a picture may start from; phrases: what may follow a class's name there, None for nothing;
+    prompt: template of the start; gap: what p_f − p_g has to reach for
     a success; validate: where real pictures are looked for, None for nowhere."""
 
     def __init__(
         self, rival: Classifier, mode: str, margin: float, classes: Sequence[str] | None, directions: Sequence[str],
-        seeds: int, starts: int, words: str | Sequence[str], prompt: str, gap: float, baseline: str,
-        validate: Retrieval | None,
+        seeds: int, starts: int, words: str | Sequence[str], phrases: Sequence[str] | None, prompt: str, gap: float,
+        baseline: str, validate: Retrieval | None,
     ) -> None:  # fmt: skip
         self.mode, self.margin = check_choice("task.mode", mode, GAPS), margin
         self.directions = [check_choice("task.directions", d, DIRECTIONS) for d in directions]
         self.seeds, self.starts = at_least_one("task.seeds", seeds), at_least_one("task.starts", starts)
-        if words not in ("own", "all") and (isinstance(words, str) or not words):
-            raise UserError(f"task.words={words or []}: allowed are own, all or names as [a, b]")
         self.rival, self.classes, self.words = rival, classes, words
-        self.prompt, self.gap = prompt, gap
+        self.phrases, self.prompt, self.gap = phrases or ("",), prompt, gap
         self.baseline, self.validate, self.captioner = baseline, validate or None, None
         self.networks = (rival,)
         self.schedules = {"inject": [0.0], "blend": [0.0]}
@@ -66,23 +65,17 @@ class Disagreement:
             list(labels) if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
         )
         asked = list(product(classes, range(self.seeds), self.directions))
-        begin, found = strongest_gap(world, rival, self.prompt, self._words(labels), self.starts), []
+        words = start_words(self.words, labels)
+        begin, found = strongest_gap(world, rival, self.prompt, words, self.phrases, self.starts), []
         for label, k, direction in islice(asked, world.limit):
             target = labels.index(label)
-            word, seed = begin(label, k, DIRECTIONS[direction])
-            prompt = prompt_of(self.prompt, word)
+            start = begin(label, k, DIRECTIONS[direction])
             found.append(Dispute(
-                name=f"{slug(label)}-{k}-{direction}", seed=seed, edit=Edit.unchanged(prompt, word), image=None,
-                keep="none", picture=f"{slug(label)}-{k}", claim=(prompt, labels.index(word)), target=target,
-                direction=direction,
+                name=f"{slug(label)}-{k}-{direction}", seed=start.seed, edit=Edit.unchanged(start.prompt, start.name),
+                image=None, keep="none", picture=f"{slug(label)}-{k}", claim=(start.prompt, labels.index(start.word)),
+                target=target, direction=direction,
             ))  # fmt: skip
         return found, len(asked)
-
-    def _words(self, labels: Sequence[str]) -> list[str] | None:
-        """The classes whose prompt a picture may start from; None for its own."""
-        if isinstance(self.words, str):
-            return list(labels) if self.words == "all" else None
-        return [known_label("task.words", word, labels) for word in self.words]
 
     def objective(self, problems: Sequence[Dispute], anchor: Anchor, classifier: Classifier) -> Objective:
         targets = torch.tensor([p.target for p in problems])

@@ -46,8 +46,8 @@ def of_red(k: int) -> ImageClassifier:
 def task(**changes: Any) -> Disagreement:
     settings: dict[str, Any] = {
         "rival": of_red(1), "mode": "confidence", "margin": 99.0, "classes": None, "directions": ["over", "under"],
-        "seeds": 2, "starts": 1, "words": "own", "prompt": "a photograph of {article} {label}",
-        "gap": 0.5, "baseline": "none", "validate": None,
+        "seeds": 2, "starts": 1, "words": "own", "phrases": None,
+        "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none", "validate": None,
     }  # fmt: skip
     return Disagreement(**(settings | changes))
 
@@ -137,6 +137,17 @@ def test_the_start_is_the_picture_of_any_allowed_word_that_shows_most(
         assert problem.seed in own_seeds
 
 
+def test_every_phrase_is_tried_behind_every_word() -> None:
+    """The urn on grass is the reddest, and what is red our classifier calls a rock crab."""
+    maker = Maker({"an urn on grass": 0.9, "an urn": 0.8, "rock crab": 0.3, "on grass": 0.1, "viaduct": 0.0})
+    own = task(classes=["rock crab"], directions=["over"], seeds=1, words="all", phrases=["", "on grass"])
+    (problem,), _ = own.problems(world(noise(3), of_red(0), generator=maker))
+    prompt = "a photograph of an urn on grass"
+    assert problem.edit == Edit.unchanged(prompt, "urn on grass") and problem.claim == (prompt, NAMES.index("urn"))
+    assert {*maker.asked} >= {(prompt, problem.seed)} and len({prompt for prompt, _ in maker.asked}) == 3 * 2
+    assert len({seed for _, seed in maker.asked}) == 3 * 2, "no two have a seed in common"
+
+
 def test_pictures_of_all_words_serve_every_class() -> None:
     maker = Painter()
     found, _ = task(seeds=2, starts=2, words="all").problems(world(noise(3), of_red(0), generator=maker))
@@ -196,7 +207,7 @@ def test_an_unknown_class_is_refused_with_the_nearest() -> None:
 )
 def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        task(**changes)
+        pose(task(**changes))
     assert str(caught.value) == said
 
 
