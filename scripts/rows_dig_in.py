@@ -20,22 +20,22 @@ CONFUSED = {"rock crab": ("fiddler crab", "sand"), "partridge": ("prairie chicke
 # --- disagreement --------------------------------------------------------------------------------------------
 
 
-def disputed(setting: Setting, n: int, classes: Sequence[str]) -> tuple[str, ...]:
+def disputed(setting: Setting, n: int, classes: Sequence[str], experiment: str = "disagreement") -> tuple[str, ...]:
     """The overrides of a disagreement over `planted_clean`, as many pictures of each of the classes."""
     return (
-        "experiment=planted/disagreement", f"task.classes=[{','.join(classes)}]", f"task.seeds={-(-n // len(classes))}",
-        f"seed={setting.seed}",
+        f"experiment=planted/{experiment}", f"task.classes=[{','.join(classes)}]",
+        f"task.seeds={-(-n // len(classes))}", f"seed={setting.seed}",
     )  # fmt: skip
 
 
-def disputes(setting: Setting, n: int, classifier: str, classes: Sequence[str]) -> tuple[Answer, ...]:
-    """Pictures that the classifier is to call each of the classes while `planted_clean` is not."""
-    return answers(setting, classifier, disputed(setting, n, classes), n)
+def disputes(setting: Setting, n: int, classes: Sequence[str]) -> tuple[Answer, ...]:
+    """Pictures that `planted_shortcut` is to call each of the classes while `planted_clean` is not."""
+    return answers(setting, "planted_shortcut", disputed(setting, n, classes), n)
 
 
 def disagreement(setting: Setting, n: int, classes: Sequence[str]) -> Estimate:
     """How often p_f − p_g reaches the gap, `planted_shortcut` over `planted_clean`."""
-    given = disputes(setting, n, "planted_shortcut", classes)
+    given = disputes(setting, n, classes)
     hits = [a.success for a in given]
     by_class = ", ".join(
         f"{c} {sum(a.success for a in own)} of {len(own)}"
@@ -46,7 +46,7 @@ def disagreement(setting: Setting, n: int, classes: Sequence[str]) -> Estimate:
 
 def disagreement_cue(setting: Setting, n: int) -> Estimate:
     """In how many of the successes both oracles see the cue of the class."""
-    own, images = succeeded(disputes(setting, n, "planted_shortcut", TIED))
+    own, images = succeeded(disputes(setting, n, TIED))
     seen = [
         both(setting, factor, images[i : i + 1], [value])[0]
         for i, a in enumerate(own) for factor, value in [planted.SHORTCUTS[planted.CLASSES[a.problem.target]]]
@@ -56,7 +56,7 @@ def disagreement_cue(setting: Setting, n: int) -> Estimate:
 
 def disagreement_transfer(setting: Setting, n: int) -> Estimate:
     """How many of the successes the second shortcut network calls the class, and the second clean one does not."""
-    own, images = succeeded(disputes(setting, n, "planted_shortcut", TIED))
+    own, images = succeeded(disputes(setting, n, TIED))
     if not own:
         return share_of([], "none succeeded")
     wanted = [planted.CLASSES[a.problem.target] for a in own]
@@ -69,7 +69,8 @@ def disagreement_transfer(setting: Setting, n: int) -> Estimate:
 def disagreement_clip(setting: Setting, n: int) -> Estimate:
     """In how many of the zero-shot classifier's successes over `planted_clean` both oracles see the confused thing: a
     crab, or such a bird, of the wrong kind on the ground that its name speaks of."""
-    own, images = succeeded(disputes(setting, n, "planted_clip", tuple(CONFUSED)))
+    overrides = (*disputed(setting, n, tuple(CONFUSED), "fig05"), "task/validate=none", "~task.validate.dataset")
+    own, images = succeeded(answers(setting, "planted_clip", overrides, n))
     seen = []
     for i, a in enumerate(own):
         kind, ground = CONFUSED[planted.CLASSES[a.problem.target]]
