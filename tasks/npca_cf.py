@@ -66,16 +66,16 @@ class NpcaCf:
         found = []
         for label, number, row, direction in islice(asked, world.limit):
             if self.start == "generated":
-                fields = self._drawn(label, row, side)
+                shown, fields = label, self._drawn(label, row, side)
             else:
-                example, score = world.dataset[row], partial(contribution, classifier, of(label), number)
-                fields = unchanged(example, self.captioner, side, self.keep, self.mask) | {"words": example.label}
-                caption, sign = fields["edit"].source, SIGNS[direction]
-                fields |= self.surroundings.start(caption, example.label, score, sign, world, self.cache)
+                shown = world.dataset[row].label
+                fields = unchanged(world.dataset[row], self.captioner, side, self.keep, self.mask)
+            score, sign = partial(contribution, classifier, of(label), number), SIGNS[direction]
+            fields |= self.surroundings.start(fields["edit"].source, shown, score, sign, world, self.cache)
             found.append(Shift(
                 name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
                 label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
-                **fields,
+                words=shown, **fields,
             ))  # fmt: skip
         return found, len(asked)
 

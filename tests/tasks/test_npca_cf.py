@@ -96,6 +96,17 @@ def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
         assert problem.region == example.label
 
 
+def test_a_drawn_picture_gets_the_phrase_behind_its_class() -> None:
+    maker = Maker({"on sand": 0.8, "in snow": 0.1, "a rock crab": 0.4})
+    surroundings = Surroundings([["on sand", "in snow"]], True, 2, "a photograph of {phrase}")
+    own = task(components={"rock crab": [0]}, start="generated", images=1, surroundings=surroundings)
+    found, _ = own.problems(world(DATA, classifier_of(Colours(torch.eye(3).tolist())), generator=maker))
+    for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):
+        drawn = "a photograph of a rock crab"
+        assert problem.edit == Edit(drawn, f"{drawn} {phrase}", "rock crab", f"rock crab {phrase}")
+        assert problem.redrawn and problem.region == "rock crab" and problem.image is None
+
+
 def test_drawn_pictures_differ_in_their_seed_and_show_the_class() -> None:
     found, total = pose(task(components={"urn": [0, 1]}, start="generated", images=3))
     assert total == len({p.name for p in found}) == 2 * 3 * 2
