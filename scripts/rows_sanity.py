@@ -72,6 +72,6 @@ def stranger_disagreement(setting: Setting, n: int, change: Callable[[nn.Module]
 
 
 ROWS = (
-    Row("planted.sanity_permuted", partial(stranger_disagreement, change=permuted), 16, "%", 0.20, "low"),
-    Row("planted.sanity_forgotten", partial(stranger_disagreement, change=forgotten), 16, "%", 0.20, "low"),
+    Row("planted.sanity_permuted", partial(stranger_disagreement, change=permuted), 8, "%", 0.20, "low"),
+    Row("planted.sanity_forgotten", partial(stranger_disagreement, change=forgotten), 8, "%", 0.20, "low"),
 )
