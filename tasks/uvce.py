@@ -39,8 +39,8 @@ class Uvce:
         self.temperature, self.keep, self.mask = temperature, keep, mask
         self.seeds = at_least_one("task.seeds", seeds)
         self.baseline, self.weights, self.networks = baseline, weights, ()
-        # The caption of an error names the true class already: there are no other words whose maps could be injected.
-        self.schedules = {"inject": [0.0]} if mode == "error" else {}
+        # An error's caption names the true class already. Where nothing else changes, no other words' maps are injected.
+        self.schedules = {"inject": [0.0]} if mode == "error" and surroundings.phrases is None else {}
 
     def problems(self, world: World) -> tuple[list[Flip], int | None]:
         """One problem per picture, question and seed, in the data set's order; only those within the limit are made.
