@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Classifier, Pictures
+from runner.types import Classifier, Pictures, UserError
 from tasks.shares import KEPT, object_region, share_within
 from tasks.units import FEATURES, Unit
 
+SHOWN = {"before": "before", "after": "best"}  # what a picture is called in records and files, and in `Pictures`
 
-def hirescam(classifier: Classifier, image: Float[Tensor, "3 h w"], unit: Unit) -> Float[Tensor, "h w"] | None:
-    """Gradient of the unit times the last feature map, summed over channels, negative values cut off, at the picture's
-    size and with sum 1 (all 0 where nothing speaks for the unit). None if the network has no such map.
+
+def hirescam(
+    classifier: Classifier, image: Float[Tensor, "3 h w"], unit: Unit, layer: str | None = None
+) -> Float[Tensor, "h w"] | None:
+    """Gradient of the unit times a feature map, that of `layer` or the last one, summed over channels, negative values
+    cut off, at the picture's size and with sum 1 (all 0 where nothing speaks for the unit). None if the network has no
+    such map.
 
     Tokens count as a square map; those in excess, such as a class token, stand first and are left out. A unit that lies
     before that map has its own output in the map's place.
     """
-    layer = classifier.map_module
+    layer = layer or classifier.map_module
     if layer is None:
         return None
     with torch.enable_grad():
@@ -46,13 +53,38 @@ def _square(tokens: Float[Tensor, " l"]) -> Float[Tensor, "s s"]:
     return tokens[len(tokens) - side * side :].view(side, side)
 
 
-def cam_shares(classifier: Classifier, pictures: Pictures, unit: Unit, keep: str) -> dict[str, float]:
-    """The share of a unit's map outside the object, before and after; nothing where no mask shows the object."""
-    if keep not in KEPT:
-        return {}
-    region = object_region(pictures, keep)
-    cams = {
-        "before": hirescam(classifier, pictures["before"], unit),
-        "after": hirescam(classifier, pictures["best"], unit),
-    }
-    return {f"cam_outside_{name}": share_within(cam, 1 - region) for name, cam in cams.items() if cam is not None}
+@dataclass(frozen=True)
+class HiResCam:
+    """Where units look. layer: the module whose map is read, None for the network's last one. Layers behind the map may
+    spread what they see, or weigh channels by the whole picture; an earlier one then tells better where it was."""
+
+    layer: str | None
+
+    def check(self, classifier: Classifier) -> None:
+        """Raises UserError if the classifier has no such module, or one without places."""
+        if self.layer is None:
+            return
+        with torch.no_grad():
+            _, traced = classifier.trace(torch.zeros(1, 3, classifier.size, classifier.size), [self.layer])
+        if traced[self.layer].ndim < 3:
+            raise UserError(f"task.cam.layer={self.layer}: its output has no places; wanted is a feature map or tokens")
+
+    def shown(self, classifier: Classifier, pictures: Pictures, unit: Unit) -> dict[str, Tensor]:
+        """Maps (1, h, w) of both pictures, brightest where the unit looks most; nothing where there is no map."""
+        return {
+            f"cam-{name}": (cam / cam.max().clamp(min=1e-12))[None]
+            for name, cam in self._maps(classifier, pictures, unit)
+        }
+
+    def shares(self, classifier: Classifier, pictures: Pictures, unit: Unit, keep: str) -> dict[str, float]:
+        """The share of the unit's map outside the object in both pictures; nothing where no mask shows the object."""
+        if keep not in KEPT:
+            return {}
+        outside = 1 - object_region(pictures, keep)
+        return {
+            f"cam_outside_{name}": share_within(cam, outside) for name, cam in self._maps(classifier, pictures, unit)
+        }
+
+    def _maps(self, classifier: Classifier, pictures: Pictures, unit: Unit) -> list[tuple[str, Tensor]]:
+        found = ((name, hirescam(classifier, pictures[key], unit, self.layer)) for name, key in SHOWN.items())
+        return [(name, cam) for name, cam in found if cam is not None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.selection import check_choice
 from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Objective, Pictures, Problem, World
 from tasks.attack import FeatureAttack
-from tasks.cam import cam_shares, hirescam
+from tasks.cam import HiResCam
 from tasks.distances import distances
 from tasks.pictures import confidences, own_seed, probabilities, rows_of, slug, success_by, unchanged
 from tasks.ranking import choose_units, rank
@@ -42,17 +42,17 @@ class NeuronCf:
     """units: see `ranking.choose_units`; label: the class of the pictures, None for all; moved: the change that counts
     as a success, and enough: beyond which it counts no more, in standard deviations over `training`; schedules: that
     replace the generator's; surroundings: the search for words to start with; attack: the feature attack that is shown
-    beside; weights: of the objective's terms; cache: keeps rankings and the words' pictures."""
+    beside; cam: tells where units look; weights: of the objective's terms; cache: keeps what was computed."""
 
     def __init__(
         self, training: Dataset, units: str | int | list[str | int], label: str | None, directions: Sequence[str],
-        keep: str, mask: str | None, moved: float, enough: float | None, attack: FeatureAttack,
+        keep: str, mask: str | None, moved: float, enough: float | None, attack: FeatureAttack, cam: HiResCam,
         weights: dict[str, float], schedules: dict[str, list[float]], surroundings: Surroundings,
         captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.training, self.units, self.label, self.keep, self.mask = training, units, label, keep, mask
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
-        self.moved, self.enough, self.attack, self.weights = moved, enough, attack, weights
+        self.moved, self.enough, self.attack, self.cam, self.weights = moved, enough, attack, cam, weights
         self.captioner, self.cache = captioner, cache
         self.schedules, self.surroundings = schedules, surroundings
         self.networks, self.baseline = (), baseline
@@ -62,6 +62,7 @@ class NeuronCf:
         side, classifier = world.generator.resolution, world.classifier
         ranking = memoised(lambda module: rank(classifier, module, self.training, side, self.cache))
         units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
+        self.cam.check(classifier)
         asked = list(product(rows_of(world.dataset, self.label), units, self.directions))
         found = []
         for i, unit, direction in islice(asked, world.limit):
@@ -89,13 +90,8 @@ class NeuronCf:
 
     def illustrate(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         """The feature attack, and where the unit looks before and after (brightest where it looks most)."""
-        before, best = pictures["before"], pictures["best"]
-        cams = {
-            "cam-before": hirescam(classifier, before, problem.unit),
-            "cam-after": hirescam(classifier, best, problem.unit),
-        }
-        shown = {name: (cam / cam.max().clamp(min=1e-12))[None] for name, cam in cams.items() if cam is not None}
-        return {"attack": self.attack(classifier, before, problem.unit, SIGNS[problem.direction]), **shown}
+        attacked = self.attack(classifier, pictures["before"], problem.unit, SIGNS[problem.direction])
+        return {"attack": attacked, **self.cam.shown(classifier, pictures, problem.unit)}
 
     def measure(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """Activation and the class's confidence before, after and under attack; HiResCAM's share outside the object."""
@@ -111,7 +107,7 @@ class NeuronCf:
             "activation_after": after, "activation_attack": attacked, "training_std": problem.std,
             **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
             "confidence_attack": probabilities(classifier, [pictures["attack"]])[0, problem.label].item(),
-            **cam_shares(classifier, pictures, problem.unit, problem.keep),
+            **self.cam.shares(classifier, pictures, problem.unit, problem.keep),
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

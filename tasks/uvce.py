@@ -39,7 +39,7 @@ class Uvce:
         self.temperature, self.keep, self.mask = temperature, keep, mask
         self.seeds = at_least_one("task.seeds", seeds)
         self.baseline, self.weights, self.networks = baseline, weights, ()
-        # An error's caption names the true class already. Where nothing else changes, no other words' maps are injected.
+        # An error's caption names the true class already. Where nothing else changes, there are no maps to inject.
         self.schedules = {"inject": [0.0]} if mode == "error" and surroundings.phrases is None else {}
 
     def problems(self, world: World) -> tuple[list[Flip], int | None]:

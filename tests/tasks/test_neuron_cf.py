@@ -16,7 +16,7 @@ from models.classifier import ImageClassifier
 from models.tensor_cache import TensorCache
 from runner.types import Edit, Scene, UserError
 from tasks.attack import FeatureAttack
-from tasks.cam import hirescam
+from tasks.cam import HiResCam, hirescam
 from tasks.neuron_cf import NeuronCf, Push
 from tasks.surroundings import Surroundings
 from tasks.units import FEATURES, Unit, activation
@@ -54,6 +54,7 @@ def task(**changes: Any) -> NeuronCf:
         "attack": FeatureAttack(1.0, 0.2, 5), "weights": WEIGHTS,
         "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
         "surroundings": Surroundings(None, False, 2, "a photograph of {phrase}"), "baseline": "none",
+        "cam": HiResCam(None),
     }  # fmt: skip
     return NeuronCf(**(settings | changes))
 
@@ -294,3 +295,23 @@ def test_a_summary_counts_each_direction() -> None:
 
 def test_its_schedules_replace_the_generators() -> None:
     assert task(schedules={"inject": [0.2], "blend": [0.0]}).schedules == {"inject": [0.2], "blend": [0.0]}
+
+
+def test_another_layers_map_may_tell_where_units_look() -> None:
+    """And one that is not there, or has no places, is refused before anything is computed."""
+    classifier, unit = classifier_of(Maps(seed=3)), Unit(FEATURES, 1)
+    shown = {
+        name: torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(i))
+        for i, name in enumerate(("before", "best"))
+    }
+    early, late = HiResCam("early"), HiResCam(None)
+    wanted = hirescam(classifier, shown["best"], unit, "early")
+    assert wanted is not None
+    torch.testing.assert_close(early.shown(classifier, shown, unit)["cam-after"][0], wanted / wanted.max())
+    assert not torch.allclose(
+        early.shown(classifier, shown, unit)["cam-after"], late.shown(classifier, shown, unit)["cam-after"]
+    )
+    with pytest.raises(UserError, match=r"no module earl; nearest are early"):
+        HiResCam("earl").check(classifier)
+    with pytest.raises(UserError, match=r"^task\.cam\.layer=head: its output has no places"):
+        HiResCam("head").check(classifier)
