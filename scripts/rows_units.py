@@ -18,10 +18,13 @@ from scripts import metrics
 from scripts.judges import TIED, both, network
 from scripts.metrics import Estimate
 from scripts.preference import FACTORS, preference, roles
-from scripts.rows import Answer, Row, Setting, answers, asked
+from scripts.rows import Answer, Row, Setting, answers, parts_for
 from scripts.rows_planted import ORACLES, answered, read
+from tasks.cam import hirescam
 from tasks.components import components
 from tasks.npca_cf import NpcaCf
+from tasks.shares import share_within
+from tasks.units import FEATURES, Unit
 
 NEURONS = "planted_seresnet"
 UNITS = 24  # that are visualised
@@ -114,7 +117,7 @@ def by_components(setting: Setting, n: int) -> list[Moved]:
 @cache
 def cue_component(setting: Setting, label: str) -> int:
     """Of a class's first components the one that its cue moves most, in standard deviations, by rendering."""
-    parts = asked(setting, "planted_shortcut", ("experiment=planted/npca_cf",), 1)[0]
+    parts = parts_for(setting, "planted_shortcut", ("experiment=planted/npca_cf",), 1)[0]
     task, classifier = parts.task, network(setting, "planted_shortcut")
     assert isinstance(task, NpcaCf)
     own = components(classifier, label, task.training, parts.generator.resolution, task.cache)
@@ -174,16 +177,20 @@ def confidence_follows(setting: Setting, n: int, given: Answers) -> Estimate:
     return metrics.share(hits, f"mean change where the cue {means}")
 
 
-def cam_separates(setting: Setting, n: int) -> Estimate:
-    """The area under the ROC curve with which HiResCAM's share outside the object tells spurious from core units, both
-    by rendering: spurious ones of the tied classes, core ones of the others. Each unit's mean over its counterfactuals,
-    those apart whose object covers less than 2 % or more than 60 % of the picture."""
-    shares: dict[bool, list[float]] = {True: [], False: []}
+def spurious_and_core(setting: Setting) -> list[tuple[str, bool, list[int]]]:
+    """Classes, whether they are tied, and units of theirs by rendering: spurious ones of the tied classes, core ones of
+    as many others."""
     untied = [label for label in planted.CLASSES if label not in TIED][: len(TIED)]
-    for label in (*TIED, *untied):
-        units = units_of(setting, label, label in TIED, PER_CLASS)
-        if not units:
-            continue
+    found = [(c, c in TIED, units_of(setting, c, c in TIED, PER_CLASS)) for c in (*TIED, *untied)]
+    return [group for group in found if group[2]]
+
+
+def cam_separates(setting: Setting, n: int) -> Estimate:
+    """The area under the ROC curve with which HiResCAM's share outside the object tells spurious from core units. Each
+    unit's mean over its counterfactuals, those apart whose object covers less than 2 % or more than 60 % of the
+    picture."""
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for label, tied, units in spurious_and_core(setting):
         pictures = max(n // (2 * len(TIED) * PER_CLASS), 1)
         overrides = (
             "experiment=planted/neuron_cf", f"task.units={units}", f"task.label={label}", "task.directions=[max]",
@@ -196,7 +203,27 @@ def cam_separates(setting: Setting, n: int) -> Estimate:
                 if a.record is not None and a.problem.unit.index == unit and 0.02 < object_share(a) < 0.6
             ]  # fmt: skip
             if own:
-                shares[label in TIED].append(fmean(own))
+                shares[tied].append(fmean(own))
+    return metrics.auc(shares[True], shares[False])
+
+
+def cam_in_renders(setting: Setting, n: int, layer: str) -> Estimate:
+    """The same of a layer's map in `n` renders per class, a tied one with its cue, and with their true objects."""
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    classifier = network(setting, NEURONS)
+    for label, tied, units in spurious_and_core(setting):
+        scenes = planted.draw(n, planted.SPLIT_SEEDS["validation"]).vary(label=planted.CLASSES.index(label))
+        if tied:
+            field, values = FACTORS[planted.SHORTCUTS[label][0]]
+            scenes = scenes.vary(**{field: values.index(planted.SHORTCUTS[label][1])})
+        drawn = planted.render(scenes)
+        for unit in units:
+            cams = [hirescam(classifier, image, Unit(FEATURES, unit), layer) for image in drawn.image]
+            outside = [
+                share_within(cam, 1 - mask[None])
+                for cam, mask in zip(cams, drawn.object_mask, strict=True) if cam is not None
+            ]  # fmt: skip
+            shares[tied].append(fmean(outside))
     return metrics.auc(shares[True], shares[False])
 
 
@@ -216,4 +243,6 @@ ROWS = (
                                    ("confidence", confidence_follows, None))
     ),
     Row("planted.neuron_cf_cam", cam_separates, 24, "", 0.9),
+    Row("planted.cam_renders.layer3", partial(cam_in_renders, layer="layer3"), 16, ""),
+    Row("planted.cam_renders.layer4", partial(cam_in_renders, layer="layer4"), 16, ""),
 )  # fmt: skip
