@@ -29,6 +29,7 @@ from tasks.units import FEATURES, Unit
 NEURONS = "planted_seresnet"
 UNITS = 24  # that are visualised
 PER_CLASS = 3  # units of a class that are moved
+PER_UNIT = 3  # pictures in which a unit's map is read
 
 
 def visualised(setting: Setting, n: int) -> tuple[Answer, ...]:
@@ -242,7 +243,7 @@ ROWS = (
         for what, measure, bar in (("cue", cue_moves, 0.80), ("class", class_stays, 0.85),
                                    ("confidence", confidence_follows, None))
     ),
-    Row("planted.neuron_cf_cam", cam_separates, 24, "", 0.9),
+    Row("planted.neuron_cf_cam", cam_separates, PER_UNIT * UNITS, "", 0.9),
     Row("planted.cam_renders.layer3", partial(cam_in_renders, layer="layer3"), 16, ""),
     Row("planted.cam_renders.layer4", partial(cam_in_renders, layer="layer4"), 16, ""),
 )  # fmt: skip
