@@ -1,6 +1,6 @@
 """Measure the rows of the results table and say which of them are short of their bar.
 
-    python scripts/evaluate.py                                  # every row at full size, an hour or more on 2 cores
+    python scripts/evaluate.py                                  # every row at full size, hours on 2 cores
     python scripts/evaluate.py rows=planted.vae,planted.prompt n=32
     python scripts/evaluate.py rows=cifar10 seed=1 write=true
 

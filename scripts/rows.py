@@ -46,7 +46,7 @@ class Row:
     """One line of the table.
 
     name: `<domain>.<what>`, with `.<baseline>` where a baseline answers; measure: takes the setting and n >= 2;
-    full: the n at which the value itself is judged; unit: `%` (of a share), dB or × ; bar: what the value has to
+    full: the n at which the value itself is judged; unit: `%` (of a share), dB, × or s; bar: what the value has to
     reach, None where it is only shown; better: on which side of it; above: what the interval must lie above besides.
     """
 

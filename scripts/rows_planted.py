@@ -307,6 +307,15 @@ def uvce_kid(setting: Setting, n: int, baseline: str) -> Estimate:
     return metrics.kid_ratio(*(features(setting, x) for x in (images, plain(setting, n)[rows], reference)))
 
 
+def uvce_seconds(setting: Setting, n: int, baseline: str) -> Estimate:
+    """Median seconds per counterfactual, those of its batch over the batch's size: inversion, search, descent and
+    measurement, as the runner saw them; a run that was resumed keeps those of its parts."""
+    seconds = [float(a.record["seconds"]) for a in counterfactuals(setting, n, baseline) if a.record is not None]
+    if not seconds:
+        return Estimate(float("nan"), float("nan"), float("nan"), f"0 of {n} answered")
+    return metrics.median(seconds)
+
+
 class Contest(Protocol):
     """Measures the answers of the method (baseline `none`) or of a baseline."""
 
@@ -336,4 +345,5 @@ ROWS = (
     *uvce("uvce_background", uvce_background, "%", 0.90),
     *uvce("uvce_background_ratio", uvce_background_ratio, "×"),
     *uvce("uvce_kid", uvce_kid, "×", 1.5, "low"),
+    *uvce("uvce_seconds", uvce_seconds, "s"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,16 @@ def test_confidence_counts_missing_answers_as_misses(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given)
     found = rows_planted.uvce_confidence(SETTING, 4, "none")
     assert found.value == 0.5 and found.note == "2 of 4 flip"
+
+
+def test_seconds_are_those_of_the_answers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    lasting = [replace(answer(i, True), record={"seconds": seconds}) for i, seconds in enumerate((2.0, 4.0))]
+    given = [*lasting, answer(2, None)]
+    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given)
+    assert rows_planted.uvce_seconds(SETTING, 3, "none").value == 3.0
+    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given[2:])
+    nothing = rows_planted.uvce_seconds(SETTING, 1, "none")
+    assert math.isnan(nothing.value) and nothing.note == "0 of 1 answered"
 
 
 def test_background_is_compared_with_the_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
