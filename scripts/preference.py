@@ -18,6 +18,7 @@ FACTORS = {
     "prop": ("prop", (*planted.PROPS, "none")), "hue": ("hue", planted.HUES),
 }  # fmt: skip
 SCENES = 48  # renders whose factors are varied
+CLEAR = 2.0  # times the other, of what a unit hangs on beyond doubt
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Role:
     """What lowers a unit in pictures of a class: object: its drop when the object becomes its pair's other class;
     context: when the most exciting background or prop, `value` of `factor`, gives way to others; activation: before.
     The unit is spurious for the class where the context counts for more than the object, whichever way that counts,
-    core where the object counts for more and speaks for the class, and neither elsewhere."""
+    core where the object counts for more and speaks for the class, and neither elsewhere; clearly so where it counts
+    for `CLEAR` times as much."""
 
     object: float
     context: float
@@ -84,6 +86,11 @@ class Role:
     @property
     def core(self) -> bool:
         return self.object > self.context
+
+    @property
+    def clear(self) -> bool:
+        lower, higher = sorted((abs(self.object), self.context))
+        return higher >= CLEAR * lower
 
 
 @cache

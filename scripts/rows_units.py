@@ -28,8 +28,7 @@ from tasks.units import FEATURES, Unit
 
 NEURONS = "planted_seresnet"
 UNITS = 24  # that are visualised
-PER_CLASS = 3  # units of a class that are moved
-PER_UNIT = 3  # pictures in which a unit's map is read
+PER_CLASS = 4  # units of a class whose maps are read
 
 
 def visualised(setting: Setting, n: int) -> tuple[Answer, ...]:
@@ -63,8 +62,8 @@ def vis_preference(setting: Setting, n: int) -> Estimate:
     return metrics.share(hits + [False] * (n - len(rows)), kinds)
 
 
-def units_of(setting: Setting, label: str, spurious: bool, count: int) -> list[int]:
-    """Features that speak for a class: the truly spurious ones that hang on its cue, those first whose drop without it
+def units_of(setting: Setting, label: str, spurious: bool) -> list[int]:
+    """All features that speak for a class: the truly spurious ones that hang on its cue, those first whose drop without it
     costs the logit most; or the truly core ones, those first whose drop without the object does."""
     classifier = network(setting, NEURONS)
     assert classifier.head is not None
@@ -75,7 +74,7 @@ def units_of(setting: Setting, label: str, spurious: bool, count: int) -> list[i
             costs[i] = float(weight[i]) * role.context
         elif not spurious and role.core:
             costs[i] = float(weight[i]) * role.object
-    return sorted((i for i in costs if costs[i] > 0), key=lambda i: -costs[i])[:count]
+    return sorted((i for i in costs if costs[i] > 0), key=lambda i: -costs[i])
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def moved(setting: Setting, n: int, classifier: str, overrides: Callable[[str], 
 def by_units(setting: Setting, n: int) -> list[Moved]:
     """Answers about units that hang on a tied class's cue."""
     return moved(setting, n, NEURONS, lambda label: (
-        "experiment=planted/neuron_cf", f"task.units={units_of(setting, label, True, 2)}", f"task.label={label}",
+        "experiment=planted/neuron_cf", f"task.units={units_of(setting, label, True)[:2]}", f"task.label={label}",
     ))  # fmt: skip
 
 
@@ -179,11 +178,14 @@ def confidence_follows(setting: Setting, n: int, given: Answers) -> Estimate:
 
 
 def spurious_and_core(setting: Setting) -> list[tuple[str, bool, list[int]]]:
-    """Classes, whether they are tied, and units of theirs by rendering: spurious ones of the tied classes, core ones of
-    as many others."""
-    untied = [label for label in planted.CLASSES if label not in TIED][: len(TIED)]
-    found = [(c, c in TIED, units_of(setting, c, c in TIED, PER_CLASS)) for c in (*TIED, *untied)]
-    return [group for group in found if group[2]]
+    """Classes, whether they are tied, and units of theirs by rendering: clearly spurious ones of the tied classes,
+    clearly core ones of the others. A unit that object and context lower about as much is neither in truth."""
+    found = []
+    for label in planted.CLASSES:
+        own, every = roles(network(setting, NEURONS), label), units_of(setting, label, label in TIED)
+        if clear := [unit for unit in every if own[unit].clear][:PER_CLASS]:
+            found.append((label, label in TIED, clear))
+    return found
 
 
 def cam_separates(setting: Setting, n: int) -> Estimate:
@@ -191,8 +193,9 @@ def cam_separates(setting: Setting, n: int) -> Estimate:
     unit's mean over its counterfactuals, those apart whose object covers less than 2 % or more than 60 % of the
     picture."""
     shares: dict[bool, list[float]] = {True: [], False: []}
-    for label, tied, units in spurious_and_core(setting):
-        pictures = max(n // (2 * len(TIED) * PER_CLASS), 1)
+    groups = spurious_and_core(setting)
+    pictures = max(n // sum(len(units) for _, _, units in groups), 1)
+    for label, tied, units in groups:
         overrides = (
             "experiment=planted/neuron_cf", f"task.units={units}", f"task.label={label}", "task.directions=[max]",
             f"seed={setting.seed}",
@@ -243,7 +246,7 @@ ROWS = (
         for what, measure, bar in (("cue", cue_moves, 0.80), ("class", class_stays, 0.85),
                                    ("confidence", confidence_follows, None))
     ),
-    Row("planted.neuron_cf_cam", cam_separates, PER_UNIT * UNITS, "", 0.9),
+    Row("planted.neuron_cf_cam", cam_separates, 72, "", 0.9),
     Row("planted.cam_renders.layer3", partial(cam_in_renders, layer="layer3"), 16, ""),
     Row("planted.cam_renders.layer4", partial(cam_in_renders, layer="layer4"), 16, ""),
 )  # fmt: skip
