@@ -63,8 +63,8 @@ def vis_preference(setting: Setting, n: int) -> Estimate:
 
 
 def units_of(setting: Setting, label: str, spurious: bool) -> list[int]:
-    """All features that speak for a class: the truly spurious ones that hang on its cue, those first whose drop without it
-    costs the logit most; or the truly core ones, those first whose drop without the object does."""
+    """All features that speak for a class: the truly spurious ones that hang on its cue, those first whose drop without
+    it costs the logit most; or the truly core ones, those first whose drop without the object does."""
     classifier = network(setting, NEURONS)
     assert classifier.head is not None
     weight, own = classifier.head.weight[planted.CLASSES.index(label)].cpu(), roles(classifier, label)
