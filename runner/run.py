@@ -222,8 +222,8 @@ def solve_batch(
     for i, problem in enumerate(problems):
         if not folder.done(problem.name):
             pictures = {"start": starts[i], "best": bests[i]}
-            if problem.image is not None:
-                pictures = {"original": anchor.original[i], **pictures}
+            if problem.image is not None or problem.edit.source != problem.edit.target:
+                pictures = {"original": anchor.original[i], **pictures}  # drawn with the first words if not given
             if problem.keep in ("background", "foreground"):
                 pictures["mask"] = anchor.mask[i]
             warnings = [*_caption_notes(answer.task, problem), *notes[i], *doubts[i]]

@@ -66,6 +66,17 @@ def test_attributes_are_asked_of_clip_alone(capfd: pytest.CaptureFixture[str], c
     assert sum(record["confidence_after"].values()) == pytest.approx(1)
 
 
+def test_both_directions_start_from_the_same_drawn_picture(capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    """Whatever words they are given: what stands beside them as the original is the picture of the class alone."""
+    asked = words(cli, "npca_cf drawn", "planted_seresnet", "limit=2", "optimizer.steps=0")
+    assert cli.plain(capfd, *asked, "task.surroundings.phrases=[[on sand, in snow]]").code == 0
+    up, down = answers(cli)
+    assert {up["direction"], down["direction"]} == {"max", "min"} and up["prompt"] != down["prompt"]
+    assert up["contribution_before"] == down["contribution_before"]
+    shown = [(cli.folder / r["images"]["original"]).read_bytes() for r in (up, down)]
+    assert shown[0] == shown[1] != (cli.folder / up["images"]["start"]).read_bytes()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_shards_and_a_second_command_leave_what_one_run_leaves(
     task: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
