@@ -29,6 +29,7 @@ from tasks.units import FEATURES, Unit
 NEURONS = "planted_seresnet"
 UNITS = 24  # that are visualised
 PER_CLASS = 4  # units of a class whose maps are read
+COUNTS = 0.1  # logits that a unit has to cost its class to be one of its features
 
 
 def visualised(setting: Setting, n: int) -> tuple[Answer, ...]:
@@ -62,9 +63,9 @@ def vis_preference(setting: Setting, n: int) -> Estimate:
     return metrics.share(hits + [False] * (n - len(rows)), kinds)
 
 
-def units_of(setting: Setting, label: str, spurious: bool) -> list[int]:
-    """All features that speak for a class: the truly spurious ones that hang on its cue, those first whose drop without
-    it costs the logit most; or the truly core ones, those first whose drop without the object does."""
+def units_of(setting: Setting, label: str, spurious: bool) -> dict[int, float]:
+    """All features that speak for a class, and how many logits they cost it, the dearest first: the truly spurious ones
+    that hang on its cue by their drop without it; or the truly core ones by their drop without the object."""
     classifier = network(setting, NEURONS)
     assert classifier.head is not None
     weight, own = classifier.head.weight[planted.CLASSES.index(label)].cpu(), roles(classifier, label)
@@ -74,7 +75,7 @@ def units_of(setting: Setting, label: str, spurious: bool) -> list[int]:
             costs[i] = float(weight[i]) * role.context
         elif not spurious and role.core:
             costs[i] = float(weight[i]) * role.object
-    return sorted((i for i in costs if costs[i] > 0), key=lambda i: -costs[i])
+    return {i: costs[i] for i in sorted(costs, key=lambda i: -costs[i]) if costs[i] > 0}
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def moved(setting: Setting, n: int, classifier: str, overrides: Callable[[str], 
 def by_units(setting: Setting, n: int) -> list[Moved]:
     """Answers about units that hang on a tied class's cue."""
     return moved(setting, n, NEURONS, lambda label: (
-        "experiment=planted/neuron_cf", f"task.units={units_of(setting, label, True)[:2]}", f"task.label={label}",
+        "experiment=planted/neuron_cf", f"task.units={list(units_of(setting, label, True))[:2]}", f"task.label={label}",
     ))  # fmt: skip
 
 
@@ -179,11 +180,12 @@ def confidence_follows(setting: Setting, n: int, given: Answers) -> Estimate:
 
 def spurious_and_core(setting: Setting) -> list[tuple[str, bool, list[int]]]:
     """Classes, whether they are tied, and units of theirs by rendering: clearly spurious ones of the tied classes,
-    clearly core ones of the others. A unit that object and context lower about as much is neither in truth."""
+    clearly core ones of the others. A unit that object and context lower about as much is neither in truth, and one
+    that costs the class next to nothing is none of its features."""
     found = []
     for label in planted.CLASSES:
-        own, every = roles(network(setting, NEURONS), label), units_of(setting, label, label in TIED)
-        if clear := [unit for unit in every if own[unit].clear][:PER_CLASS]:
+        own, costs = roles(network(setting, NEURONS), label), units_of(setting, label, label in TIED)
+        if clear := [unit for unit, cost in costs.items() if own[unit].clear and cost >= COUNTS][:PER_CLASS]:
             found.append((label, label in TIED, clear))
     return found
 

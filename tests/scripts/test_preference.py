@@ -85,7 +85,12 @@ def test_maps_are_compared_of_units_that_hang_on_one_thing(
     """Water is tied to the great white shark, and nothing else of what these units see is tied to a class or core to
     an untied one; the unit whose water counts more in the logit comes first."""
     assert seekers.head is not None
-    monkeypatch.setattr(seekers.head.weight, "data", torch.tensor([1.0, 0.5, 1.0]).expand(len(planted.CLASSES), 3))
+    setting = Setting(0, "cpu", "")
     monkeypatch.setattr(rows_units, "network", lambda *_: seekers)
-    assert rows_units.spurious_and_core(Setting(0, "cpu", "")) == [("great white shark", True, [BOTH, WATER])]
-    assert rows_units.units_of(Setting(0, "cpu", ""), "prairie chicken", False) == [BREAST, BOTH]
+    monkeypatch.setattr(seekers.head.weight, "data", torch.tensor([1.0, 1.0, 2.0]).expand(len(planted.CLASSES), 3))
+    assert rows_units.spurious_and_core(setting) == [("great white shark", True, [BOTH, WATER])]
+    assert list(rows_units.units_of(setting, "prairie chicken", False)) == [BOTH, BREAST]
+    costs = rows_units.units_of(setting, "great white shark", True)
+    assert costs[BOTH] == pytest.approx(2 * costs[WATER]) and costs[WATER] > 0.1
+    monkeypatch.setattr(seekers.head.weight, "data", torch.tensor([1.0, 0.1, 2.0]).expand(len(planted.CLASSES), 3))
+    assert rows_units.spurious_and_core(setting) == [("great white shark", True, [BOTH])]
