@@ -293,8 +293,8 @@ class World:
     limit: int | None
 
 
-# The saved pictures of an answer, by name: `before` (the original, or the start where it was drawn), `start`, `best`,
-# `mask` (one channel, what was free to change) and those that the task adds.
+# The saved pictures of an answer, by name: `before` (the original; the start of what is drawn with unchanged words),
+# `start`, `best`, `mask` (one channel, what was free to change) and those that the task adds.
 Pictures = Mapping[str, Float[Tensor, "c h w"]]
 
 

@@ -11,13 +11,33 @@ from torch import Tensor
 
 from data import planted
 from models.classifier import ImageClassifier
-from models.zoo import load_shipped
+from models.zoo import Oracle, load_shipped, shipped_oracle
 from scripts import metrics
 from scripts.metrics import Estimate
 from scripts.rows import BATCH, Answer, Setting, world
-from scripts.rows_planted import CLASSIFIER, ORACLES, answered, read
 
+CLASSIFIER = "planted_clean"  # whose world the judges share
+ORACLES = ("oracle_convnext", "oracle_mobilenet")  # the first one's features measure KID
 TIED = tuple(planted.SHORTCUTS)
+
+
+@cache
+def oracle(setting: Setting, name: str) -> Oracle:
+    """A shipped oracle, on the generator's device."""
+    return shipped_oracle(name).to(world(setting, CLASSIFIER).generator.device)
+
+
+def read(setting: Setting, name: str, factor: str, images: Float[Tensor, "b 3 h w"]) -> list[str]:
+    """What an oracle sees in pictures: a name per picture of `class`, `background`, `prop` or `hue`."""
+    judge, device = oracle(setting, name), world(setting, CLASSIFIER).generator.device
+    logits = torch.cat([judge.read(part.to(device))[factor] for part in images.split(4 * BATCH)])
+    return [judge.heads[factor][i] for i in logits.argmax(dim=1).tolist()]
+
+
+def features(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
+    """The first oracle's features."""
+    judge, device = oracle(setting, ORACLES[0]), world(setting, CLASSIFIER).generator.device
+    return torch.cat([judge.features(part.to(device)) for part in images.split(4 * BATCH)]).cpu()
 
 
 @cache
@@ -43,6 +63,13 @@ def both(
         return []
     readings = [read(setting, name, factor, images) for name in ORACLES]
     return [all(value == want for value in values) for *values, want in zip(*readings, wanted, strict=True)]
+
+
+def answered(given: Sequence[Answer]) -> tuple[list[int], Float[Tensor, "b 3 h w"]]:
+    """The positions of the answers that have a picture, and the pictures."""
+    rows = [i for i, a in enumerate(given) if a.best is not None]
+    images = [a.best for a in given if a.best is not None]
+    return rows, torch.stack(images) if images else torch.zeros(0, 3, planted.SIZE, planted.SIZE)
 
 
 def all_of(*verdicts: Sequence[bool]) -> list[bool]:

@@ -8,10 +8,9 @@ from functools import partial
 
 from data import planted
 from scripts import metrics
-from scripts.judges import TIED, all_of, both, called, share_of, succeeded
+from scripts.judges import TIED, all_of, answered, both, called, share_of, succeeded
 from scripts.metrics import Estimate
 from scripts.rows import Answer, Row, Setting, answers
-from scripts.rows_planted import answered
 
 # The zero-shot classifier's confused names: class -> what its pictures show instead (class, background).
 CONFUSED = {"rock crab": ("fiddler crab", "sand"), "partridge": ("prairie chicken", "snow")}

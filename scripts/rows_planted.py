@@ -15,41 +15,17 @@ from torch import Tensor
 
 from data import planted
 from data.folder import square
-from models.zoo import Oracle, shipped_oracle
 from runner.record import to_8_bits
 from scripts import metrics
+from scripts.judges import CLASSIFIER, ORACLES, answered, features, read
 from scripts.metrics import Estimate
-from scripts.rows import BATCH, Answer, Row, Setting, answers, asked, autoencoded, sample, world
+from scripts.rows import Answer, Row, Setting, answers, asked, autoencoded, sample, world
 from tasks.flips import Flip
 
-CLASSIFIER = "planted_clean"
-ORACLES = ("oracle_convnext", "oracle_mobilenet")  # the first one's features measure KID
 BASELINES = ("start_only", "pixels", "guidance")
 CONFIDENT = 0.8  # confidence in the target
 KEPT = 1.3  # error of the background, as a multiple of the reconstruction's
 RENDERS = 8  # reference pictures per counterfactual for KID
-
-
-# --- judges --------------------------------------------------------------------------------------------------
-
-
-@cache
-def oracle(setting: Setting, name: str) -> Oracle:
-    """A shipped oracle, on the generator's device."""
-    return shipped_oracle(name).to(world(setting, CLASSIFIER).generator.device)
-
-
-def read(setting: Setting, name: str, factor: str, images: Float[Tensor, "b 3 h w"]) -> list[str]:
-    """What an oracle sees in pictures: a name per picture of `class`, `background`, `prop` or `hue`."""
-    judge, device = oracle(setting, name), world(setting, CLASSIFIER).generator.device
-    logits = torch.cat([judge.read(part.to(device))[factor] for part in images.split(4 * BATCH)])
-    return [judge.heads[factor][i] for i in logits.argmax(dim=1).tolist()]
-
-
-def features(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
-    """The first oracle's features."""
-    judge, device = oracle(setting, ORACLES[0]), world(setting, CLASSIFIER).generator.device
-    return torch.cat([judge.features(part.to(device)) for part in images.split(4 * BATCH)]).cpu()
 
 
 # --- the generator -------------------------------------------------------------------------------------------
@@ -204,13 +180,6 @@ def counterfactuals(setting: Setting, n: int, baseline: str) -> list[Answer]:
 def target_of(answer: Answer) -> str:
     """The class that was asked for."""
     return planted.CLASSES[answer.problem.target]
-
-
-def answered(given: Sequence[Answer]) -> tuple[list[int], Float[Tensor, "b 3 h w"]]:
-    """The positions of the answers that have a picture, and the pictures."""
-    rows = [i for i, a in enumerate(given) if a.best is not None]
-    images = [a.best for a in given if a.best is not None]
-    return rows, torch.stack(images) if images else torch.zeros(0, 3, planted.SIZE, planted.SIZE)
 
 
 def uvce_confidence(setting: Setting, n: int, baseline: str) -> Estimate:

@@ -15,11 +15,10 @@ from torch import nn
 from models.classifier import ImageClassifier
 from runner.types import Classifier
 from scripts import metrics
-from scripts.judges import TIED
+from scripts.judges import TIED, answered
 from scripts.metrics import Estimate
 from scripts.rows import Row, Setting, parts_for, posed, solved
 from scripts.rows_dig_in import disputed
-from scripts.rows_planted import answered
 from tasks.pictures import probabilities
 
 KNOWS = "planted_shortcut"

@@ -15,11 +15,10 @@ from torch import Tensor
 from data import planted
 from models.classifier import ImageClassifier
 from scripts import metrics
-from scripts.judges import TIED, both, network
+from scripts.judges import ORACLES, TIED, answered, both, network, read
 from scripts.metrics import Estimate
 from scripts.preference import FACTORS, preference, roles
 from scripts.rows import Answer, Row, Setting, answers, parts_for
-from scripts.rows_planted import ORACLES, answered, read
 from tasks.cam import hirescam
 from tasks.components import components
 from tasks.npca_cf import NpcaCf

@@ -17,7 +17,7 @@ from data import planted
 from models.diffusion import LatentDiffusion
 from runner.compose import build
 from runner.types import Classifier, Edit, UserError, World
-from scripts import evaluate, rows, rows_cifar10, rows_planted
+from scripts import evaluate, judges, rows, rows_cifar10, rows_planted
 from scripts.metrics import Estimate
 from scripts.rows import Answer, Row, Setting, sample
 from tasks.flips import Flip
@@ -268,7 +268,7 @@ def tiny_world(
 
     monkeypatch.setattr(rows, "_overrides", quick)
     monkeypatch.setattr(rows, "parts_of", tiny)
-    monkeypatch.setattr(rows_planted, "oracle", lambda setting, name: TinyOracle())
+    monkeypatch.setattr(judges, "oracle", lambda setting, name: TinyOracle())
 
 
 def test_all_planted_rows_by_way_of_the_runner(
