@@ -1,34 +1,29 @@
-"""Stable Diffusion as a differentiable function of its start latent and embeddings (DiG-IN, Section 3, Algorithm 1)."""
+"""A latent diffusion model as a differentiable function of its start latent and embeddings (DiG-IN, Section 3,
+Algorithm 1)."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import logging as transformers_logging
 
-from models import attention, invert, words
+from models import attention, words
+from models.networks import Networks
+from models.networks import load as load_networks
 from models.region import described, free
+from models.sampler import Course, NullText, Sampler
 from models.segment import Softening
-from models.steps import Schedule, ddim_schedule, ddim_step, guide
 from models.tensor_cache import TensorCache
 from runner.types import Anchor, Controls, Problem, Scene, Schedules, Segmenter, Start, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 RECOMPUTE = ("none", "step", "block")
-REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -50,201 +45,150 @@ class MapWindow:
         return slice(begin, max(math.ceil(self.last * total), begin + 1))
 
 
-@dataclass(frozen=True)
-class NullText:
-    """Settings of null-text inversion: see `models.invert.null_text`."""
-
-    rate: float
-    inner_steps: int
-    tolerance: float
-    tolerance_growth: float
-
-
 class LatentDiffusion:
-    """A frozen latent diffusion model with DDIM; calling it renders controls, `begin` inverts pictures."""
+    """A frozen latent diffusion model and its sampler; calling it renders controls, `begin` inverts pictures."""
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, digest: str, resolution: int, steps: int, guidance: float, last: int,
-        recompute: str, maps: MapWindow, softening: dict[str, Softening], schedules: Schedules, null_text: NullText,
-        segmenter: Segmenter, cache: TensorCache, lr_scale: dict[str, float],
+        self, networks: Networks, sampler: Sampler, resolution: int, last: int, recompute: str, maps: MapWindow,
+        softening: dict[str, Softening], schedules: Schedules, segmenter: Segmenter, cache: TensorCache,
+        lr_scale: dict[str, float],
     ) -> None:  # fmt: skip
         if recompute not in RECOMPUTE:
             raise UserError(f"generator.recompute={recompute}: allowed are {', '.join(RECOMPUTE)}")
-        if pipe.scheduler.config.prediction_type != "epsilon":
-            raise UserError(f"prediction_type={pipe.scheduler.config.prediction_type}: allowed is epsilon")
-        self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
-        self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
-        self.text_encoder: nn.Module = pipe.text_encoder.requires_grad_(False).eval()
-        self.tokenizer = pipe.tokenizer
-        self.device = pipe.device
-        scheduler = pipe.scheduler
-        self.schedule: Schedule = ddim_schedule(
-            scheduler.alphas_cumprod, steps, scheduler.config.steps_offset, scheduler.final_alpha_cumprod.item()
-        )
-        attention.install(self.unet)
         if recompute == "block":
-            self.unet.enable_gradient_checkpointing()
-        shrink = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        if resolution % shrink:
-            raise UserError(f"generator.resolution={resolution}: allowed are multiples of {shrink}")
-        self.latent_side = resolution // shrink
-        self.digest, self.resolution, self.guidance = digest, resolution, guidance
-        self.recipe = repr((digest, resolution, steps, guidance))
+            networks.unet.enable_gradient_checkpointing()
+        if resolution % networks.shrink:
+            raise UserError(f"generator.resolution={resolution}: allowed are multiples of {networks.shrink}")
+        self.networks, self.sampler, self.device = networks, sampler, networks.device
+        self.latent_side, self.resolution, self.digest = resolution // networks.shrink, resolution, networks.digest
+        self.recipe = repr((networks.digest, resolution, sampler.setting))
         self.last, self.recompute = last, recompute
-        self.maps, self.softening, self.schedules, self.settings = maps, softening, schedules, null_text
+        self.maps, self.softening, self.schedules = maps, softening, schedules
         self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
 
-    # --- the four networks ----------------------------------------------------------------------------------
-
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
-        """Scaled latents E(x) of images in [0, 1] (the posterior's mean)."""
-        mean = self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode()
-        return mean.to(images.dtype) * self.vae.config.scaling_factor
-
-    def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
-        """Images of scaled latents, cut to [0, 1]; the cut lets the gradient pass."""
-        decoded = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
-        image = decoded.to(latents.dtype) / 2 + 0.5
-        return image + (image.clamp(0, 1) - image).detach()
-
-    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
-        """Text embeddings, padded to the model's length."""
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
-        ).input_ids
-        with torch.no_grad():
-            return self.text_encoder(tokens.to(self.device))[0].float()
-
-    def predict(
-        self, z: Tensor, t: Tensor, text: Tensor, maps: attention.MapControl | None = None
-    ) -> Float[Tensor, "b c y x"]:
-        """The UNet's noise prediction."""
-        dtype = self.unet.dtype
-        kwargs = None if maps is None else {"maps": maps}
-        return self.unet(z.to(dtype), t, text.to(dtype), cross_attention_kwargs=kwargs).sample.to(z.dtype)
+    def __len__(self) -> int:
+        """T, the sampler's steps."""
+        return len(self.sampler.schedule)
 
     # --- the chain --------------------------------------------------------------------------------------------
 
-    def step(
-        self, z: Tensor, text: Tensor, null: Tensor, i: int, anchor: Anchor | None = None,
+    def predict(
+        self, z: Tensor, embeddings: Mapping[str, Tensor], i: int, anchor: Anchor | None = None,
         record: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Guided sampler step i -> (next latent, x0-prediction), with the anchor's injection and blending."""
-        share = i / len(self.schedule)
+    ) -> Float[Tensor, "b c y x"]:  # fmt: skip
+        """The noise prediction of step i, with the anchor's injected maps; embeddings "b l d" by name."""
         maps = None
         if record is not None:
             maps = attention.MapControl(record=record, rows=len(z))
-        elif anchor is not None and bool((active := anchor.inject > share).any()):
+        elif anchor is not None and bool((active := anchor.inject > i / len(self)).any()):
             maps = attention.MapControl(
                 inject={layer: m[:, i] for layer, m in anchor.maps.items() if i < m.shape[1]}, active=active
             )
-        eps_null, eps_text = self.predict(
-            torch.cat([z, z]), self.schedule.timesteps[i], torch.cat([null, text]), maps
-        ).chunk(2)
-        eps = guide(eps_null, eps_text, self.guidance)
-        z, x0 = ddim_step(z, eps, self.schedule.alphas[i], self.schedule.alphas_next[i])
-        if anchor is not None and bool((held := anchor.blend > share).any()):
+        return self.sampler.predict(self.networks, z, embeddings, i, maps)
+
+    def advance(
+        self, z: Tensor, eps: Tensor, noise: Tensor, i: int, anchor: Anchor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Step i with a predicted noise -> (next latent, x0-prediction), with the anchor's blending."""
+        z, x0 = self.sampler.advance(z, eps, noise, i)
+        if anchor is not None and bool((held := anchor.blend > i / len(self)).any()):
             free = torch.where(held[:, None, None, None], anchor.latent_mask, torch.ones_like(anchor.latent_mask))
             z = free * z + (1 - free) * anchor.templates[:, i]
         return z, x0
 
-    def chain(self, controls: Controls, anchor: Anchor) -> list[Float[Tensor, "b c y x"]]:
-        """The x0-predictions of all steps."""
-        z, predictions = controls["latent"], []
-        for i in range(len(self.schedule)):
-            text = anchor.text[:, i] + controls["text"][:, i]
-            null = anchor.null[:, i] + controls["null"][:, i]
+    def step(
+        self, z: Tensor, embeddings: Mapping[str, Tensor], noise: Tensor, i: int, anchor: Anchor | None = None,
+        record: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Sampler step i -> (next latent, x0-prediction)."""
+        return self.advance(z, self.predict(z, embeddings, i, anchor, record), noise, i, anchor)
+
+    def chain(
+        self, latent: Float[Tensor, "b c y x"], embeddings: Mapping[str, Tensor], noise: Float[Tensor, "b t c y x"],
+        anchor: Anchor | None = None,
+    ) -> list[Float[Tensor, "b c y x"]]:  # fmt: skip
+        """The x0-predictions of all steps; embeddings "b t l d" by name."""
+        z, predictions = latent, []
+        for i in range(len(self)):
+            now = {name: values[:, i] for name, values in embeddings.items()}
             if self.recompute == "step" and torch.is_grad_enabled():
-                z, x0 = checkpoint(self.step, z, text, null, i, anchor, use_reentrant=False)
+                z, x0 = checkpoint(self.step, z, now, noise[:, i], i, anchor, use_reentrant=False)
             else:
-                z, x0 = self.step(z, text, null, i, anchor)
+                z, x0 = self.step(z, now, noise[:, i], i, anchor)
             predictions.append(x0)
         return predictions
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         """Scenes of the last `last` x0-predictions; the last one is the picture that counts."""
-        latents = self.chain(controls, anchor)[-self.last :]
-        images = self.decode(torch.cat(latents)).chunk(len(latents))
+        embeddings = {name: base + controls[name] for name, base in anchor.base.items()}
+        latents = self.chain(controls["latent"], embeddings, anchor.noise, anchor)[-self.last :]
+        images = self.networks.decode(torch.cat(latents)).chunk(len(latents))
         return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
 
     # --- pictures of prompts -----------------------------------------------------------------------------------
 
-    def noise(self, seeds: Sequence[int]) -> Float[Tensor, "b c y x"]:
-        """Start latents, each drawn from its own seed; the same on every device."""
-        shape = (self.unet.config.in_channels, self.latent_side, self.latent_side)
-        draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-        return torch.stack(draws).to(self.device)
+    def base(self, text: Float[Tensor, "b l d"], course: Course) -> dict[str, Float[Tensor, "b t l d"]]:
+        """The embeddings of every step by name: the text, and what the course brings."""
+        given = {"text": text[:, None].expand(-1, len(self), -1, -1), **course}
+        return {name: given[name] for name in self.sampler.embeddings}
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
         """Pictures of prompts, without any edit; each start latent is drawn from its own seed."""
-        z, text = self.noise(seeds), self.embed(prompts)
-        x0, null = z, self.embed([""]).expand_as(text)
-        for i in range(len(self.schedule)):
-            z, x0 = self.step(z, text, null, i)
-        return self.decode(x0)
+        course = self.sampler.draw(self.networks, seeds, self.latent_side)
+        embeddings = self.base(self.networks.embed(prompts), course)
+        return self.networks.decode(self.chain(course["latent"], embeddings, course["noise"])[-1])
 
     # --- from questions to a start -----------------------------------------------------------------------------
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
-        if self.guidance == 1 and any(p.image is not None for p in problems):
-            raise UserError("generator.guidance=1: null-text inversion does nothing there, choose a value above 1")
-        if self.maps.side not in (sides := self.map_sides()):
+        tokenizer = self.networks.tokenizer
+        if any(p.image is not None for p in problems):
+            self.sampler.check_inversion()
+        if self.maps.side not in (sides := self.networks.map_sides(self.latent_side)):
             raise UserError(f"generator.maps.side={self.maps.side}: allowed are {', '.join(map(str, sides))}")
         for problem in problems:
             edit = problem.edit
             for prompt in (edit.source, edit.target):
-                words.token_spans(self.tokenizer, prompt)
+                words.token_spans(tokenizer, prompt)
             if needs_mask(problem):
-                words.word_tokens(self.tokenizer, edit.source, problem.region)
+                words.word_tokens(tokenizer, edit.source, problem.region)
             if edit.source != edit.target:
-                words.word_tokens(self.tokenizer, edit.source, edit.source_words)
-                words.word_tokens(self.tokenizer, edit.target, edit.target_words)
+                words.word_tokens(tokenizer, edit.source, edit.source_words)
+                words.word_tokens(tokenizer, edit.target, edit.target_words)
 
-    def map_sides(self) -> list[int]:
-        """The sides of the XA maps that the UNet has, in latent pixels."""
-        kinds = self.unet.config.down_block_types
-        levels = [-(-self.latent_side // 2**i) for i in range(len(kinds))]
-        crossed = [side for side, kind in zip(levels, kinds, strict=True) if "CrossAttn" in kind]
-        return sorted({*crossed, levels[-1]})
-
-    @torch.enable_grad()
-    def invert(
-        self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
-    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b t l d"]]:
-        """Null-text inversion of pictures -> start latents and null embeddings; kept per picture in the cache.
+    def invert(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str], seeds: Sequence[int]) -> Course:
+        """The courses that lead back to pictures, see `Sampler.invert`; kept per picture in the cache.
 
         A batch is computed whole unless the cache has every picture of it: its numbers then never depend on
         what an earlier run left behind.
         """
-        setting = [self.digest, len(self.schedule), self.guidance, self.settings, len(images), torch.get_num_threads()]
-        keys = [self.cache.key(image, prompt, *setting) for image, prompt in zip(images, prompts, strict=True)]
-        if (found := self.cache.load(keys)) is not None:
-            return found["latent"].to(self.device), found["null"].to(self.device)
-        text, null = self.embed(prompts), self.embed([""] * len(prompts))
-        with torch.no_grad():
-            z0 = self.encode(images)
-        trajectory = invert.ddim_invert(self.predict, z0, text, self.schedule)
-        nulls = invert.null_text(
-            self.predict, trajectory, text, null, self.schedule, self.guidance, self.settings.rate,
-            self.settings.inner_steps, self.settings.tolerance, self.settings.tolerance_growth,
-        )  # fmt: skip
-        # Contiguous, as what the cache gives back: kernels may round by a tensor's layout.
-        latent = trajectory[:, 0].contiguous()
-        self.cache.save(keys, latent=latent, null=nulls)
-        return latent, nulls
+        setting = [self.digest, self.sampler.setting, len(images), torch.get_num_threads()]
+        keys = [
+            self.cache.key(image, prompt, self.sampler.inversion(seed), *setting)
+            for image, prompt, seed in zip(images, prompts, seeds, strict=True)
+        ]
+        if (found := self.cache.load(keys)) is None:
+            with torch.no_grad():
+                encoded = self.networks.encode(images)
+            found = self.sampler.invert(self.networks, encoded, prompts, seeds)
+            self.cache.save(keys, **found)
+        drawn = self.sampler.draw(self.networks, seeds, self.latent_side)
+        return drawn | {name: values.to(self.device) for name, values in found.items()}
 
     @torch.no_grad()
     def record(
-        self, latent: Tensor, text: Float[Tensor, "b l d"], null: Float[Tensor, "b t l d"], needed: int
+        self, course: Course, text: Float[Tensor, "b l d"], needed: int
     ) -> tuple[dict[str, Tensor], Float[Tensor, "b t c y x"], Float[Tensor, "b c y x"]]:
         """One pass with the original prompt -> XA maps per layer (b, needed, heads, q, l) of the `needed` first steps,
         latents after each step, and the last x0-prediction."""
-        z, x0, steps, templates = latent, latent, [], []
-        for i in range(len(self.schedule)):
+        z, steps, templates = course["latent"], [], []
+        x0, embeddings = z, self.base(text, course)
+        for i in range(len(self)):
             maps: dict[str, Tensor] = {}
-            z, x0 = self.step(z, text, null[:, i], i, record=maps if i < needed else None)
+            now = {name: values[:, i] for name, values in embeddings.items()}
+            z, x0 = self.step(z, now, course["noise"][:, i], i, record=maps if i < needed else None)
             if maps:
                 steps.append(maps)
             templates.append(z)
@@ -253,7 +197,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def word_maps(
-        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
     ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
         """Where a picture, inverted and rendered again, attends to each word of its prompt, and to a phrase of it.
 
@@ -261,10 +205,10 @@ class LatentDiffusion:
         the phrase's is the one that a mask of it is made from. The picture is a batch of its own, so that its maps do
         not depend on neighbours: where `begin` had it alone, too, its inversion comes from the cache.
         """
-        latent, null = self.invert(image[None].to(self.device), [prompt])
-        window = self.maps.steps(len(self.schedule))
-        recorded, _, _ = self.record(latent, self.embed([prompt]), null, window.stop)
-        spans = [*words.token_spans(self.tokenizer, prompt), words.word_tokens(self.tokenizer, prompt, phrase)]
+        course = self.invert(image[None].to(self.device), [prompt], [seed])
+        window, tokenizer = self.maps.steps(len(self)), self.networks.tokenizer
+        recorded, _, _ = self.record(course, self.networks.embed([prompt]), window.stop)
+        spans = [*words.token_spans(tokenizer, prompt), words.word_tokens(tokenizer, prompt, phrase)]
         maps = torch.cat([attention.word_map(recorded, [span], self.maps.side, window) for span in spans])[:, 0]
         return maps[:-1], maps[-1]
 
@@ -272,8 +216,8 @@ class LatentDiffusion:
         self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:
         """The segmenter's masks of what the problems' words name, before they are softened."""
-        positions = [words.word_tokens(self.tokenizer, p.edit.source, p.region) for p in problems]
-        maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self.schedule)))
+        positions = [words.word_tokens(self.networks.tokenizer, p.edit.source, p.region) for p in problems]
+        maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self)))
         maps = attention.stretched(maps) if self.maps.stretch else maps
         return self.segmenter(images, maps, [p.picture for p in problems])
 
@@ -296,44 +240,50 @@ class LatentDiffusion:
         loop)."""
         edits = [p.edit for p in problems]
         schedules = {**self.schedules, **schedules}
-        source_text, target_text = self.embed([e.source for e in edits]), self.embed([e.target for e in edits])
-        n, steps = len(problems), len(self.schedule)
-        drawn, null = self.noise([p.seed for p in problems]), self.embed([""])[:, None].repeat(n, steps, 1, 1)
-        latent = drawn.clone()
+        source_text, target_text = (
+            self.networks.embed([getattr(e, side) for e in edits]) for side in ("source", "target")
+        )
+        seeds, steps = [p.seed for p in problems], len(self)
+        drawn = self.sampler.draw(self.networks, seeds, self.latent_side)
+        course = {name: values.clone() for name, values in drawn.items()}
         given = [i for i, problem in enumerate(problems) if problem.image is not None]
         pictures = torch.stack([p.image for p in problems if p.image is not None]).to(self.device) if given else None
         if pictures is not None:
-            latent[given], null[given] = self.invert(pictures, [edits[i].source for i in given])
+            found = self.invert(pictures, [edits[i].source for i in given], [seeds[i] for i in given])
+            for name, values in found.items():
+                course[name][given] = values
         mapped = self.maps.steps(steps).stop if any(map(needs_mask, problems)) else 0
         needed = max(mapped, math.ceil(max(schedules["inject"]) * steps))
-        recorded, templates, encoded = self.record(latent, source_text, null, needed)
-        images = self.decode(encoded)
+        recorded, templates, encoded = self.record(course, source_text, needed)
+        images = self.networks.decode(encoded)
         if pictures is not None:
-            images[given], encoded[given] = pictures, self.encode(pictures)
+            images[given], encoded[given] = pictures, self.networks.encode(pictures)
         masks, keeps = self.masks(images, recorded, problems), [p.keep for p in problems]
         region = {kind: free(soften(masks), masks, keeps) for kind, soften in self.softening.items()}
-        latent_mask = F.interpolate(region["latents"], size=latent.shape[-2:], mode="area")
+        latent_mask = F.interpolate(region["latents"], size=encoded.shape[-2:], mode="area")
         if again := [i for i, problem in enumerate(problems) if problem.redrawn]:
             # Square roots of the shares, so that a mixture of two noises is as long as either.
-            latent[again] = latent_mask[again].sqrt() * drawn[again] + (1 - latent_mask[again]).sqrt() * latent[again]
+            new, old = latent_mask[again].sqrt(), (1 - latent_mask[again]).sqrt()
+            course["latent"][again] = new * drawn["latent"][again] + old * course["latent"][again]
+            course["noise"][again] = new[:, None] * drawn["noise"][again] + old[:, None] * course["noise"][again]
         matrices = torch.stack([
-            words.alignment(self.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new)
+            words.alignment(self.networks.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new)
             if e.source != e.target else torch.eye(len(old))
             for e, old, new in zip(edits, source_text, target_text, strict=True)
         ]).to(self.device)  # fmt: skip
         injected = {layer: torch.einsum("bthqk,bkl->bthql", m, matrices) for layer, m in recorded.items()}
         base = Anchor(
-            text=target_text[:, None].expand(-1, steps, -1, -1), null=null, norm=latent.flatten(1).norm(dim=1),
+            base=self.base(target_text, course), noise=course["noise"], norm=course["latent"].flatten(1).norm(dim=1),
             mask=region["pixels"], latent_mask=latent_mask,
             original=images, encoded=encoded, templates=templates, maps=injected,
-            inject=torch.zeros(n, device=self.device), blend=torch.zeros(n, device=self.device),
+            inject=torch.zeros(len(problems), device=self.device), blend=torch.zeros(len(problems), device=self.device),
         )  # fmt: skip
         anchors = [
             replace(base, inject=torch.full_like(base.inject, share), blend=torch.full_like(base.blend, held))
             for share, held in product(schedules["inject"], schedules["blend"])
         ]
-        zeros = torch.zeros_like(base.text)
-        return Start({"latent": latent, "text": zeros, "null": zeros.clone()}, anchors, described(masks, problems))
+        offsets = {name: torch.zeros_like(values) for name, values in base.base.items()}
+        return Start({"latent": course["latent"], **offsets}, anchors, described(masks, problems))
 
 
 def needs_mask(problem: Problem) -> bool:
@@ -342,42 +292,11 @@ def needs_mask(problem: Problem) -> bool:
 
 
 def load(
-    path: str, revision: str | None, dtype: str, device: str, needs: str, **settings: Any
+    path: str, unet: str | None, lora: str | None, revision: str | None, dtype: str, device: str, needs: str,
+    sampler: Callable[[Networks, int, float, NullText | None], Sampler], steps: int, guidance: float,
+    null_text: NullText | None, **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
-    """Load a pipeline folder or hub id and wrap it; `settings` are the arguments of `LatentDiffusion`.
-
-    Raises UserError in one line if the weights are not there; `needs` says how to get them.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    if not Path(path).exists() and (ROOT / path).exists():
-        path = str(ROOT / path)  # the shipped folders are found from anywhere
-    missing = [name for name in REQUIRED if Path(path).exists() and not (Path(path) / name).exists()]
-    if missing:
-        raise UserError(f"generator.path={path}: {', '.join(missing)} missing; wanted is a folder in diffusers' layout")
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            path, revision=revision, dtype=getattr(torch, dtype), safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        reason = (
-            str(error).strip().splitlines()[0] if Path(path).exists() else "neither a folder nor in the hub's cache"
-        )
-        raise UserError(
-            f"generator.path={path}: no weights ({reason}); {needs}; `python run.py` alone needs none"
-        ) from error
-    return LatentDiffusion(pipe.to(device), digest(pipe), **settings)
-
-
-def digest(pipe: StableDiffusionPipeline) -> str:
-    """SHA-256 over the weights of the three networks, in the order of their names."""
-    sha = hashlib.sha256()
-    for network in (pipe.vae, pipe.text_encoder, pipe.unet):
-        for name, value in sorted(network.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale; `settings`
+    are the further arguments of `LatentDiffusion`."""
+    loaded = load_networks(path, unet, lora, revision, dtype, device, needs)
+    return LatentDiffusion(loaded, sampler(loaded, steps, guidance, null_text), **settings)  # type: ignore[arg-type]

@@ -22,24 +22,20 @@ def guided_sampling(
     and LDCE (Farid et al., 2023), normalised per sample: ε̂ = ε + strength √d ∇L / |∇L|, d the number of a latent's
     values, √d the expected length of the noise.
     """
-    schedule, z = generator.schedule, controls["latent"].detach()
+    z = controls["latent"].detach()
     latent = z
-    for i in range(len(schedule)):
+    embeddings = {name: (base + controls[name]).detach() for name, base in anchor.base.items()}
+    for i in range(len(generator)):
+        now, noise = {name: values[:, i] for name, values in embeddings.items()}, anchor.noise[:, i]
         with torch.enable_grad():
             leaf = z.clone().requires_grad_()
-            text, null = (getattr(anchor, key)[:, i] + controls[key][:, i] for key in ("text", "null"))
-            following, x0 = generator.step(leaf, text, null, i, anchor)
-            image = generator.decode(x0)
+            eps = generator.predict(leaf, now, i, anchor)
+            x0 = generator.advance(leaf, eps, noise, i, anchor)[1]
+            image = generator.networks.decode(x0)
             total = loss(Scene(image, x0, image.unsqueeze(1))).sum()
             gradient = torch.autograd.grad(total, leaf)[0]
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
         moved = strength * gradient[0].numel() ** 0.5 * gradient / length[:, None, None, None]
-        alpha, alpha_next = schedule.alphas[i], schedule.alphas_next[i]
-        # A change of ε moves the x0-prediction by −√(1−ᾱ)/√ᾱ of it, and the next latent accordingly.
-        per_noise = -((1 - alpha) / alpha).sqrt()
-        held = (anchor.blend > i / len(schedule))[:, None, None, None]
-        free = torch.where(held, anchor.latent_mask, torch.ones_like(anchor.latent_mask))
-        z = following.detach() + free * (alpha_next.sqrt() * per_noise + (1 - alpha_next).sqrt()) * moved
-        latent = x0.detach() + per_noise * moved
+        z, latent = generator.advance(z, eps.detach() + moved, noise, i, anchor)
     with torch.no_grad():
-        return generator.decode(latent)
+        return generator.networks.decode(latent)

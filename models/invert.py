@@ -65,3 +65,29 @@ def null_text(
         with torch.no_grad():
             z, _ = ddim_step(z, guide(predict(z, t, null), eps_text, w), alpha, alpha_next)
     return torch.stack(found, dim=1)
+
+
+@torch.no_grad()
+def edit_friendly(
+    end: Callable[[Tensor, int], Tensor], z0: Float[Tensor, "b c y x"], noise: Float[Tensor, "b t c y x"],
+    schedule: Schedule,
+) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b t c y x"]]:  # fmt: skip
+    """Start latent and per-step constants with which consistency sampling returns to z0.
+
+    As edit-friendly DDPM inversion (Huberman-Spiegelglas et al., 2024): the latents z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε_t of
+    independent noises ε_t are taken for the chain's own, and what each step has to add to get to the next one,
+    n_t = (z_{t−1} − √ᾱ_{t−1} x̂0) / √(1 − ᾱ_{t−1}), is kept; of the last step the offset z_0 − x̂0.
+
+    end: (latents, step) -> x0-prediction; noise: ε of every step.
+    """
+    levels = [(alpha.sqrt(), (1 - alpha).sqrt()) for alpha in schedule.alphas]
+    noisy = [a * z0 + s * noise[:, i] for i, (a, s) in enumerate(levels)]
+    constants = []
+    for i, z in enumerate(noisy):
+        x0 = end(z, i)
+        if i + 1 < len(noisy):
+            a, s = levels[i + 1]
+            constants.append((noisy[i + 1] - a * x0) / s)
+        else:
+            constants.append(z0 - x0)
+    return noisy[0], torch.stack(constants, dim=1)

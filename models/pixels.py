@@ -34,11 +34,11 @@ class PixelDescent:
         return self.generator.sample(prompts, seeds)
 
     def word_maps(
-        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
     ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
-        return self.generator.word_maps(image, prompt, phrase)
+        return self.generator.word_maps(image, prompt, phrase, seed)
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         pixels = controls["pixels"]
         image = pixels + (pixels.clamp(0, 1) - pixels).detach()
-        return [Scene(image, self.generator.encode(image), image.unsqueeze(1))]
+        return [Scene(image, self.generator.networks.encode(image), image.unsqueeze(1))]

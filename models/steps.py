@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from runner.types import UserError
+
+
+# Of the boundary condition of consistency models, as all published latent ones have it: the spread of the data, and
+# what timesteps are multiplied by.
+SIGMA_DATA, TIMESTEP_SCALE = 0.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,23 @@ def ddim_schedule(
     return Schedule(timesteps, alphas_cumprod[timesteps.clamp(max=trained - 1)], alphas_next)
 
 
+def lcm_schedule(alphas_cumprod: Float[Tensor, " train_steps"], steps: int, original_steps: int = 50) -> Schedule:
+    """The times of a latent consistency model: T = 4 of 50 gives 999, 759, 499, 259; the last step leads to ᾱ = 1.
+
+    original_steps: of the solver that the model was distilled from, whose times are the only ones it knows; T of them
+    are taken at even distances. Raises UserError if `steps` or `original_steps` is out of its range.
+    """
+    trained = len(alphas_cumprod)
+    if not 1 <= original_steps <= trained:
+        raise UserError(f"generator.sampler.original_steps={original_steps}: allowed are 1 … {trained}")
+    if not 1 <= steps <= original_steps:
+        raise UserError(f"generator.steps={steps}: allowed are 1 … {original_steps}")
+    known = torch.arange(original_steps, 0, -1) * (trained // original_steps) - 1
+    timesteps = known[torch.arange(steps) * original_steps // steps]
+    alphas = alphas_cumprod[timesteps]
+    return Schedule(timesteps, alphas, torch.cat([alphas[1:], torch.ones(1)]))
+
+
 def predict_x0(z: Tensor, eps: Tensor, alpha: Tensor | float) -> Tensor:
     """The clean latent that a noise prediction implies (DDIM, Eq. 9)."""
     alpha = torch.as_tensor(alpha)
@@ -61,6 +84,39 @@ def ddim_step(
     x0 = predict_x0(z, eps, alpha)
     alpha_next = torch.as_tensor(alpha_next)
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * eps, x0
+
+
+def boundary(t: Tensor | int) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out of a consistency function at timestep t: 1 and 0 at t = 0 (Luo et al., 2023, Eq. 9)."""
+    scaled = torch.as_tensor(t) * TIMESTEP_SCALE
+    total = scaled**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / total, scaled / total.sqrt()
+
+
+def consistency(z: Tensor, eps: Tensor, t: Tensor | int, alpha: Tensor | float) -> Tensor:
+    """The consistency function f(z, t) = c_skip z + c_out x̂0(z, ε): where the trajectory through z ends (Luo et al.,
+    2023, Eq. 9)."""
+    c_skip, c_out = (c.to(z) for c in boundary(t))
+    return c_skip * z + c_out * predict_x0(z, eps, alpha)
+
+
+def lcm_step(
+    z: Tensor, eps: Tensor, noise: Tensor, t: Tensor | int, alpha: Tensor | float, alpha_next: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """One step of multistep consistency sampling -> (next latent, x0-prediction): the end of the trajectory, noised
+    again to the next level (Luo et al., 2023, Algorithm 3). At `alpha_next` = 1 the noise has no effect."""
+    x0 = consistency(z, eps, t, alpha)
+    alpha_next = torch.as_tensor(alpha_next)
+    return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * noise, x0
+
+
+def guidance_embedding(w: Float[Tensor, " b"], width: int) -> Float[Tensor, "b width"]:
+    """What a consistency model is told of the guidance scale that it imitates: sines, then cosines, of 1000 (w − 1) at
+    `width` / 2 frequencies from 1 down to 1e-4."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=w.device) / (half - 1))
+    angles = 1000 * (w.float() - 1)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def guide(eps_null: Tensor, eps_text: Tensor, w: float) -> Tensor:

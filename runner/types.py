@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 # What is optimised: leaf tensors by name, batch first. Diffusion generators use `latent` "b c y x" (the start
-# latent z_T) and `text`, `null` "b t l d" (offsets to the embeddings C_t and N_t, zero at the start).
+# latent z_T) and `text`, `null` "b t l d" (offsets to the embeddings C_t and N_t, zero at the start; no `null` with
+# samplers that have one branch).
 Controls = dict[str, Tensor]
 
 
@@ -116,7 +117,8 @@ class Problem:
 class Anchor:
     """A batch's constants: what a chain needs beside its controls, and what distances are measured against.
 
-    text, null: base embeddings per sampler step; norm: length of each start latent;
+    base: the embeddings C_t and N_t of each sampler step, `text` and `null`, that controls of the same name are added to;
+    noise: what each sampler step adds (0 with DDIM); norm: length of each start latent;
     mask, latent_mask: soft region S in [0, 1] that is free to change, in pixels and latents;
     original, encoded: the pictures and their scaled latents, of drawn pictures what the chain gives at its start;
     maps: cross-attention maps to inject, layer -> (b, t', heads, pixels, l), t' the recorded steps;
@@ -124,8 +126,8 @@ class Anchor:
     in which maps are injected, and in which what lies outside the mask is set to the template.
     """
 
-    text: Float[Tensor, "b t l d"]
-    null: Float[Tensor, "b t l d"]
+    base: Mapping[str, Float[Tensor, "b t l d"]]
+    noise: Float[Tensor, "b t c y x"]
     norm: Float[Tensor, " b"]
     mask: Float[Tensor, "b 1 h w"]
     latent_mask: Float[Tensor, "b 1 y x"]
@@ -273,10 +275,10 @@ class Generator(Protocol):
         """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
 
     def word_maps(
-        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
     ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
         """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
-        map divided by its maximum."""
+        map divided by its maximum. seed: of what an inversion draws."""
 
     def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""

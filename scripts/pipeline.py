@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -75,6 +75,18 @@ def save(pipe: StableDiffusionPipeline, out: Path) -> None:
     pipe.save_pretrained(out)
     for network in networks:
         network.float()
+    clean_configs(out)
+
+
+def save_network(network: ModelMixin, out: Path) -> None:
+    """One network alone, likewise."""
+    network.half().save_pretrained(out)
+    network.float()
+    clean_configs(out)
+
+
+def clean_configs(out: Path) -> None:
+    """Take paths of this machine and half precision out of all configurations below a folder."""
     for path in out.rglob("*.json"):
         content = json.loads(path.read_text())
         clean = {key: value for key, value in content.items() if key != "_name_or_path"}

@@ -181,5 +181,6 @@ def sample(
 @torch.no_grad()
 def autoencoded(generator: LatentDiffusion, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """What the VAE makes of pictures, as files would hold it."""
-    parts = [generator.decode(generator.encode(part.to(generator.device))) for part in images.split(BATCH)]
+    networks = generator.networks
+    parts = [networks.decode(networks.encode(part.to(generator.device))) for part in images.split(BATCH)]
     return to_8_bits(torch.cat(parts)).cpu()

@@ -142,10 +142,10 @@ def inverted_with_region(
     generator = world(setting, CLASSIFIER).generator
     images = torch.stack([p.image for p in problems if p.image is not None]).to(generator.device)
     prompts = [p.edit.source for p in problems]
-    latent, null = generator.invert(images, prompts)
-    needed = generator.maps.steps(len(generator.schedule)).stop
-    maps, _, inverted = generator.record(latent, generator.embed(prompts), null, needed)
-    return to_8_bits(generator.decode(inverted)).cpu(), generator.segment(images, maps, problems).cpu()
+    course = generator.invert(images, prompts, [p.seed for p in problems])
+    needed = generator.maps.steps(len(generator)).stop
+    maps, _, inverted = generator.record(course, generator.networks.embed(prompts), needed)
+    return to_8_bits(generator.networks.decode(inverted)).cpu(), generator.segment(images, maps, problems).cpu()
 
 
 def position(name: str) -> int:

@@ -63,7 +63,9 @@ class AttentionMaps:
         """A map per word, named by `picture_names`, and that of the class's words together, `class`; bilinear at the
         picture's size, each divided by its own maximum."""
         assert problem.image is not None
-        words, own = problem.generator.word_maps(problem.image, problem.edit.source, problem.edit.source_words)
+        words, own = problem.generator.word_maps(
+            problem.image, problem.edit.source, problem.edit.source_words, problem.seed
+        )
         maps = torch.cat([words, own[None]])[:, None]
         large = F.interpolate(maps, size=problem.image.shape[-2:], mode="bilinear", align_corners=False)
         large = large / large.amax(dim=(2, 3), keepdim=True)

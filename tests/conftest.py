@@ -15,7 +15,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from data import planted
 from models.caption import Template
-from models.diffusion import LatentDiffusion, MapWindow, NullText
+from models.diffusion import LatentDiffusion, MapWindow
+from models.networks import Networks
+from models.sampler import NullText, ddim, lcm
 from models.segment import AttentionSegmenter, Softening
 from models.tensor_cache import TensorCache
 from runner.types import Anchor, Controls, Edit, Head, Problem, Response, Scene, Schedules, Start, UserError
@@ -71,6 +73,15 @@ def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeli
 
 
 @pytest.fixture(scope="session")
+def tiny_lcm_pipe(tiny_pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """The tiny pipeline with the UNet of a consistency model, which is told a guidance scale."""
+    torch.manual_seed(1)
+    shape = {key: value for key, value in tiny_pipe.unet.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**{**shape, "time_cond_proj_dim": 8})
+    return StableDiffusionPipeline(**{**tiny_pipe.components, "unet": unet}, requires_safety_checker=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pipeline as a folder on disk."""
     folder = tmp_path_factory.mktemp("pipeline") / "tiny"
@@ -88,19 +99,29 @@ def cli(tiny_folder: Path, tmp_path: Path) -> Cli:
 
 
 @pytest.fixture
-def make_generator(tiny_pipe: StableDiffusionPipeline) -> Callable[..., LatentDiffusion]:
-    """A LatentDiffusion over the tiny pipeline; keyword arguments replace settings."""
+def make_generator(
+    tiny_pipe: StableDiffusionPipeline, tiny_lcm_pipe: StableDiffusionPipeline
+) -> Callable[..., LatentDiffusion]:
+    """A LatentDiffusion over the tiny pipeline, over that of a consistency model for sampler="lcm"; keyword arguments
+    replace settings."""
 
-    def make(**changes: Any) -> LatentDiffusion:
+    def make(
+        sampler: str = "ddim", steps: int = 4, guidance: float = 3.0,
+        null_text: NullText = NullText(0.01, 3, 1e-5, 2e-5), **changes: Any,
+    ) -> LatentDiffusion:  # fmt: skip
         settings: dict[str, Any] = {
-            "resolution": 16, "steps": 4, "guidance": 3.0, "last": 1, "recompute": "none",
+            "resolution": 16, "last": 1, "recompute": "none",
             "maps": MapWindow(8, 0.0, 0.5, False),
             "softening": dict.fromkeys(("latents", "pixels"), Softening(0, 3, 0.7)),
-            "schedules": {"inject": [0.3, 0.5], "blend": [0.0, 0.5]}, "null_text": NullText(0.01, 3, 1e-5, 2e-5),
+            "schedules": {"inject": [0.3, 0.5], "blend": [0.0, 0.5]},
             "segmenter": AttentionSegmenter(0.3, False), "cache": TensorCache(None),
             "lr_scale": {"latent": 1.0, "text": 1.0, "null": 1.0},
         }  # fmt: skip
-        return LatentDiffusion(tiny_pipe, "tiny", **{**settings, **changes})
+        if sampler == "lcm":
+            networks = Networks(tiny_lcm_pipe, "tiny lcm")
+            return LatentDiffusion(networks, lcm(networks, steps, guidance, None, 50), **{**settings, **changes})
+        networks = Networks(tiny_pipe, "tiny")
+        return LatentDiffusion(networks, ddim(networks, steps, guidance, null_text), **{**settings, **changes})
 
     return make
 
@@ -180,7 +201,7 @@ def uvce(**changes: Any) -> Uvce:
 def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> Anchor:
     """A batch's constants at their smallest: one step, one token, 1 x 1 pixels; everything is free to change."""
     return Anchor(
-        text=torch.zeros(n, 1, 1, 1), null=torch.zeros(n, 1, 1, 1), norm=torch.full((n,), norm),
+        base={"text": torch.zeros(n, 1, 1, 1), "null": torch.zeros(n, 1, 1, 1)}, noise=torch.zeros(n, 1, 1, 1, 1), norm=torch.full((n,), norm),
         mask=torch.ones(n, 1, 1, 1), latent_mask=torch.ones(n, 1, 1, 1), original=torch.zeros(n, 3, 1, 1),
         encoded=torch.zeros(n, 1, 1, 1), templates=torch.zeros(n, 1, 1, 1, 1), maps={},
         inject=torch.full((n,), inject), blend=torch.zeros(n),
@@ -190,13 +211,13 @@ def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> Anchor:
 def doubled(anchor: Anchor) -> Anchor:
     """The constants in double precision, the recorded maps apart: these take the network's."""
     tensors: dict[str, Any] = {k: v.double() for k, v in vars(anchor).items() if isinstance(v, torch.Tensor)}
-    return replace(anchor, **tensors)
+    return replace(anchor, **tensors, base={name: values.double() for name, values in anchor.base.items()})
 
 
 @contextmanager
 def double_precision(generator: LatentDiffusion) -> Iterator[None]:
     """VAE and UNet in double precision for a while."""
-    networks = (generator.vae, generator.unet)
+    networks = (generator.networks.vae, generator.networks.unet)
     for network in networks:
         network.double()
     try:
@@ -209,7 +230,8 @@ def double_precision(generator: LatentDiffusion) -> Iterator[None]:
 def rows_of(anchor: Anchor, rows: slice) -> Anchor:
     """The constants of some of a batch's samples."""
     tensors = {key: value[rows] for key, value in vars(anchor).items() if isinstance(value, torch.Tensor)}
-    return replace(anchor, **tensors, maps={layer: maps[rows] for layer, maps in anchor.maps.items()})
+    named = {key: {name: v[rows] for name, v in getattr(anchor, key).items()} for key in ("base", "maps")}
+    return replace(anchor, **tensors, **named)
 
 
 class Identity:
@@ -236,7 +258,7 @@ class Identity:
         """One grey level per seed: its last digit in tenths."""
         return torch.tensor([seed % 10 / 10 for seed in seeds])[:, None, None, None].expand(-1, 3, 1, 1)
 
-    def word_maps(self, image: torch.Tensor, prompt: str, phrase: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def word_maps(self, image: torch.Tensor, prompt: str, phrase: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:

@@ -38,7 +38,7 @@ NEEDED = {
 # Defaults of the training scripts, which read them on their own.
 ELSEWHERE = {"train"}
 # Loaders that hand further settings on: where these arrive, and what the loader itself fills in.
-HANDED_ON = {"models.diffusion.load": (LatentDiffusion, ("self", "pipe", "digest"))}
+HANDED_ON = {"models.diffusion.load": (LatentDiffusion, ("self", "networks", "sampler"))}
 HYDRAS_OWN = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 

@@ -146,16 +146,16 @@ def test_the_generator_injects_per_sample_and_only_in_its_share_of_the_chain(
     generator = make_generator()
     seen: list[list[bool]] = []
 
-    def predict(z: Tensor, t: Tensor, text: Tensor, maps: MapControl | None = None) -> Tensor:
+    def predict(z: Tensor, t: Tensor, text: Tensor, maps: MapControl | None = None, w: float | None = None) -> Tensor:
         seen.append([False, False] if maps is None or maps.active is None else maps.active.tolist())
         return z
 
-    monkeypatch.setattr(generator, "predict", predict)
+    monkeypatch.setattr(generator.networks, "predict", predict)
     anchor = anchor_of(2)
     anchor = type(anchor)(**{**vars(anchor), "inject": torch.tensor([0.25, 0.75])})
     z, text = torch.zeros(2, 4, 8, 8), torch.zeros(2, 32, 16)
     for i in range(4):
-        generator.step(z, text, text, i, anchor)
+        generator.step(z, {"text": text, "null": text}, anchor.noise[:, 0], i, anchor)
     assert seen == [[True, True], [False, True], [False, True], [False, False]]
 
 

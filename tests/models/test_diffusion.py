@@ -28,6 +28,12 @@ def gradients(generator: LatentDiffusion, controls: Controls, anchor: Anchor) ->
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
+def chained(generator: LatentDiffusion, controls: Controls, anchor: Anchor) -> torch.Tensor:
+    """The last x0-prediction."""
+    embeddings = {name: base + controls[name] for name, base in anchor.base.items()}
+    return generator.chain(controls["latent"], embeddings, anchor.noise, anchor)[-1]
+
+
 def test_a_ddim_step_equals_diffusers() -> None:
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
@@ -65,7 +71,7 @@ def test_recomputed_gradient_equals_plain_gradient(mode: str, make_generator: Ma
     plain = gradients(make_generator(), start.controls, anchor)
     generator = make_generator(recompute=mode)
     again = gradients(generator, start.controls, anchor)
-    generator.unet.disable_gradient_checkpointing()
+    generator.networks.unet.disable_gradient_checkpointing()
     assert set(plain) == {"latent", "text", "null"}
     for name, value in plain.items():
         torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-7)
@@ -80,7 +86,7 @@ def test_gradient_agrees_with_finite_differences(make_generator: Make, make_prob
 
     def value(leaves: Controls) -> torch.Tensor:
         """Before the cut to [0, 1], which lets gradients pass on purpose."""
-        return (generator.vae.decode(generator.chain(leaves, anchor)[-1]).sample ** 2).sum()
+        return (generator.networks.vae.decode(chained(generator, leaves, anchor)).sample ** 2).sum()
 
     with double_precision(generator):
         leaves = {name: x.clone().requires_grad_() for name, x in controls.items()}
@@ -121,21 +127,21 @@ def test_gradient_does_not_reach_the_networks_or_the_anchor(make_generator: Make
     generator = make_generator()
     start = generator.begin(make_problems(1), {})
     gradients(generator, start.controls, start.anchors[0])
-    for network in (generator.vae, generator.unet, generator.text_encoder):
+    for network in (generator.networks.vae, generator.networks.unet, generator.networks.text_encoder):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
-    assert not start.anchors[0].text.requires_grad and not start.anchors[0].encoded.requires_grad
+    assert not start.anchors[0].base["text"].requires_grad and not start.anchors[0].encoded.requires_grad
 
 
 def test_null_text_inversion_reproduces_the_recorded_latents(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator(null_text=make_generator().settings)
-    problems = make_problems(2)
+    generator, problems = make_generator(), make_problems(2)
     images = torch.stack([p.image for p in problems if p.image is not None])
-    latent, null = generator.invert(images, [p.edit.source for p in problems])
-    text = generator.embed([p.edit.source for p in problems])
-    fitted = generator.record(latent, text, null, 0)[1][:, -1]
-    plain = generator.record(latent, text, generator.embed([""] * 2)[:, None].expand_as(null), 0)[1][:, -1]
+    drawn = generator.sampler.draw(generator.networks, [1, 2], 8)
+    found = generator.invert(images, [p.edit.source for p in problems], [1, 2])
+    text = generator.networks.embed([p.edit.source for p in problems])
+    fitted = generator.record(found, text, 0)[1][:, -1]
+    plain = generator.record({**found, "null": drawn["null"]}, text, 0)[1][:, -1]
     with torch.no_grad():
-        encoded = generator.encode(images)
+        encoded = generator.networks.encode(images)
     assert ((fitted - encoded) ** 2).mean() < ((plain - encoded) ** 2).mean()
 
 
@@ -168,7 +174,8 @@ def test_blending_holds_the_background(make_generator: Make, make_problems: Prob
     start = generator.begin(make_problems(2), {})
     anchor = replace(start.anchors[0], latent_mask=torch.zeros_like(start.anchors[0].latent_mask))
     z = start.controls["latent"] + 1.0
-    z, _ = generator.step(z, anchor.text[:, 0], anchor.null[:, 0], 0, anchor)
+    now = {name: base[:, 0] for name, base in anchor.base.items()}
+    z, _ = generator.step(z, now, anchor.noise[:, 0], 0, anchor)
     torch.testing.assert_close(z, anchor.templates[:, 0])
 
 
@@ -208,7 +215,7 @@ def test_a_drawn_picture_is_the_sample_of_its_prompt_and_seed(make_generator: Ma
         scene = generator(start.controls, anchor)[-1]
         torch.testing.assert_close(scene.image, anchor.original)
         torch.testing.assert_close(scene.latent, anchor.encoded)
-    assert torch.equal(start.controls["latent"], generator.noise([3, 4]))
+    assert torch.equal(start.controls["latent"], generator.networks.noise([3, 4], 8, 1)[:, 0])
 
 
 def test_held_by_its_own_chain_a_picture_stays_itself(make_generator: Make, make_problems: Problems) -> None:
@@ -231,12 +238,14 @@ def test_drawn_and_given_pictures_share_a_batch(make_generator: Make, make_probl
         for name, value in alone.controls.items():
             torch.testing.assert_close(value[0], together.controls[name][i], rtol=1e-4, atol=1e-4)
         for mine, theirs in zip(alone.anchors, together.anchors, strict=True):
-            for name in ("original", "encoded", "mask", "latent_mask", "text", "null"):
+            for name in ("original", "encoded", "mask", "latent_mask", "noise"):
                 torch.testing.assert_close(getattr(mine, name)[0], getattr(theirs, name)[i], rtol=1e-4, atol=1e-4)
+            for name, base in mine.base.items():
+                torch.testing.assert_close(base[0], theirs.base[name][i], rtol=1e-4, atol=1e-4)
         assert list(together.notes[i]) == list(alone.notes[0])
     given = together.anchors[0].original[1]
     assert problems[1].image is not None and torch.equal(given, problems[1].image)
-    torch.testing.assert_close(together.anchors[0].encoded[1], generator.encode(problems[1].image[None])[0])
+    torch.testing.assert_close(together.anchors[0].encoded[1], generator.networks.encode(problems[1].image[None])[0])
 
 
 def test_what_is_free_may_start_from_noise(make_generator: Make, make_problems: Problems) -> None:
@@ -246,7 +255,7 @@ def test_what_is_free_may_start_from_noise(make_generator: Make, make_problems: 
     kept = replace(given, keep="background", mask=mask)
     generator = make_generator(softening={kind: lambda masks: masks for kind in ("pixels", "latents")})
     plain, again = (generator.begin([replace(kept, redrawn=redrawn)], {}) for redrawn in (False, True))
-    inverted, noise = plain.controls["latent"], generator.noise([given.seed])
+    inverted, noise = plain.controls["latent"], generator.networks.noise([given.seed], 8, 1)[:, 0]
     free = plain.anchors[0].latent_mask
     assert free.min() == 0 and free.max() == 1 and (free == 0.25).any()
     torch.testing.assert_close(again.controls["latent"], free.sqrt() * noise + (1 - free).sqrt() * inverted)

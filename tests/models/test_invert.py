@@ -151,18 +151,20 @@ def test_kept_inversions_are_found_by_everything_that_decides_them(
     cache, problems = TensorCache(str(tmp_path)), make_problems(1)
     assert problems[0].image is not None
     image, prompt = problems[0].image[None], [problems[0].edit.source]
-    make_generator(cache=cache).invert(image, prompt)
+    make_generator(cache=cache).invert(image, prompt, [0])
 
-    def computed(images: Tensor, prompts: list[str], **changes: object) -> bool:
+    def computed(images: Tensor, prompts: list[str], seed: int = 0, **changes: object) -> bool:
         before = len(list(tmp_path.iterdir()))
-        make_generator(cache=cache, **changes).invert(images, prompts)
+        make_generator(cache=cache, **changes).invert(images, prompts, [seed])
         return len(list(tmp_path.iterdir())) > before
 
-    assert not computed(image, prompt)
+    assert not computed(image, prompt) and not computed(image, prompt, seed=1), "DDIM draws nothing"
     assert computed(image + 1 / 255, prompt)
     assert computed(image, [prompt[0] + " again"])
     assert computed(image, prompt, steps=3)
     assert computed(image, prompt, guidance=2.0)
+    assert computed(image, prompt, sampler="lcm") and computed(image, prompt, seed=1, sampler="lcm")
+    assert not computed(image, prompt, sampler="lcm")
 
 
 def test_every_part_of_a_key_decides_it() -> None:

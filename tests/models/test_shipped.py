@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from data import cifar10, planted
-from models.diffusion import ROOT
+from models.networks import ROOT
 from scripts.captioned import cifar10_caption
 
 SHIPPED = ROOT / "models" / "pretrained"

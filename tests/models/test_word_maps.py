@@ -43,7 +43,7 @@ def problem(make_problems: Problems) -> Flip:
 
 def maps_of(generator: LatentDiffusion, problem: Flip) -> tuple[Tensor, Tensor]:
     assert problem.image is not None
-    return generator.word_maps(problem.image, problem.edit.source, problem.edit.source_words)
+    return generator.word_maps(problem.image, problem.edit.source, problem.edit.source_words, problem.seed)
 
 
 @pytest.mark.parametrize("stretch", [False, True])
@@ -65,13 +65,13 @@ def test_each_word_has_the_mean_of_its_tokens_over_heads_layers_and_steps(
     found, own = maps_of(generator, problem)
     prompt, steps = problem.edit.source, range(round(4 * first), round(4 * last))
     assert problem.image is not None
-    latent, null = generator.invert(problem.image[None], [prompt])
-    recorded = generator.record(latent, generator.embed([prompt]), null, 4)[0]
+    course = generator.invert(problem.image[None], [prompt], [problem.seed])
+    recorded = generator.record(course, generator.networks.embed([prompt]), 4)[0]
     layers = [maps for maps in recorded.values() if maps.shape[3] == side * side]
     per_token = sum(maps[0, k].mean(dim=0) for maps in layers for k in steps) / (len(layers) * len(steps))
     assert isinstance(per_token, Tensor)
     torch.testing.assert_close(per_token.sum(dim=-1), torch.ones(side * side))
-    spans = token_spans(generator.tokenizer, prompt)
+    spans = token_spans(generator.networks.tokenizer, prompt)
     assert found.shape == (len(prompt.split()), side, side) and len(spans) == 9
     for word, span in zip(found, spans, strict=True):
         expected = per_token[:, span].mean(dim=-1)
@@ -98,4 +98,4 @@ def test_a_picture_that_was_begun_alone_is_not_inverted_again(
 def test_words_that_do_not_stand_in_the_prompt_are_refused(make_generator: Make, problem: Flip) -> None:
     assert problem.image is not None
     with pytest.raises(UserError, match="does not contain 'viaduct'"):
-        make_generator().word_maps(problem.image, problem.edit.source, "viaduct")
+        make_generator().word_maps(problem.image, problem.edit.source, "viaduct", 0)

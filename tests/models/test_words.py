@@ -182,6 +182,11 @@ class Attended(nn.Module):
         return torch.zeros(*out.shape[:2], self.width)
 
 
+def at(anchor: Anchor, i: int) -> dict[str, Tensor]:
+    """The embeddings of a step."""
+    return {name: base[:, i] for name, base in anchor.base.items()}
+
+
 Readable = tuple[LatentDiffusion, dict[str, Attended]]
 
 
@@ -189,10 +194,10 @@ Readable = tuple[LatentDiffusion, dict[str, Attended]]
 def readable(make_generator: Callable[..., LatentDiffusion]) -> Readable:
     """A generator of which one can read what every head of every text layer attends to."""
     generator = make_generator(schedules={"inject": [0.5], "blend": [0.0]})
-    generator.unet = copy.deepcopy(generator.unet)
+    generator.networks.unet = copy.deepcopy(generator.networks.unet)
     seen = {}
-    for name in (n.removesuffix(".processor") for n in generator.unet.attn_processors if "attn2" in n):
-        layer = generator.unet.get_submodule(name)
+    for name in (n.removesuffix(".processor") for n in generator.networks.unet.attn_processors if "attn2" in n):
+        layer = generator.networks.unet.get_submodule(name)
         seen[name] = Attended(layer.to_q.in_features, layer.heads)
         layer.to_v, layer.to_out = Tokens(layer.heads), nn.ModuleList([seen[name], nn.Identity()])
     return generator, seen
@@ -225,19 +230,19 @@ def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
 ) -> None:
     generator, seen = readable
     anchor, known = edited(generator, seen, old, new)
-    before = token_spans(generator.tokenizer, CAPTION.format(old))
-    after = token_spans(generator.tokenizer, CAPTION.format(new))
+    before = token_spans(generator.networks.tokenizer, CAPTION.format(old))
+    after = token_spans(generator.networks.tokenizer, CAPTION.format(new))
     first, m, n = 5, len(old.split()), len(new.split())  # "a photograph of a red" stands before the name
     old_names, new_names = range(first, first + m), range(first, first + n)
-    source, target = (generator.embed([CAPTION.format(name)])[0] for name in (old, new))
+    source, target = (generator.networks.embed([CAPTION.format(name)])[0] for name in (old, new))
     likeness = torch.stack([
         torch.stack([cosine_similarity(a, b, dim=0) for a in means(source, before, old_names)])
         for b in means(target, after, new_names)
     ])  # fmt: skip
 
-    z = generator.noise([5])
+    z = generator.networks.noise([5], 8, 1)[:, 0]
     for i in range(2):  # the half of the four steps in which maps are injected
-        generator.step(z, anchor.text[:, i], anchor.null[:, i], i, anchor)
+        generator.step(z, at(anchor, i), anchor.noise[:, i], i, anchor)
         for layer, attended in seen.items():
             null, found = attended.seen
             theirs = known[layer][0, i]
@@ -271,11 +276,11 @@ def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
 def test_after_its_share_of_the_chain_a_prompt_attends_for_itself(readable: Readable) -> None:
     generator, seen = readable
     anchor, _ = edited(generator, seen, "rock crab", "great white shark")
-    z, free = generator.noise([5]), replace(anchor, inject=torch.zeros(1))
+    z, free = generator.networks.noise([5], 8, 1)[:, 0], replace(anchor, inject=torch.zeros(1))
     for i in range(4):
-        generator.step(z, anchor.text[:, i], anchor.null[:, i], i, free)
+        generator.step(z, at(anchor, i), anchor.noise[:, i], i, free)
         own = {layer: attended.seen for layer, attended in seen.items()}
-        generator.step(z, anchor.text[:, i], anchor.null[:, i], i, anchor)
+        generator.step(z, at(anchor, i), anchor.noise[:, i], i, anchor)
         for layer, attended in seen.items():
             assert torch.allclose(attended.seen[1], own[layer][1], atol=1e-5) is (i >= 2), (i, layer)
             torch.testing.assert_close(attended.seen[0], own[layer][0])

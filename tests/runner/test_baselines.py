@@ -163,16 +163,16 @@ def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problem
     """With nothing free and the background held to the end, every latent but the last prediction is the template's."""
     generator = make_generator()
     controls, anchor, objective = shifted(generator, make_problems(1))
-    last = len(generator.schedule) - 1
+    last = len(generator.sampler.schedule) - 1
     held = replace(anchor, blend=torch.ones_like(anchor.blend), latent_mask=torch.zeros_like(anchor.latent_mask))
     seen: list[torch.Tensor] = []
-    step = generator.step
+    predict = generator.predict
 
-    def watched(z: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def watched(z: torch.Tensor, *rest: object) -> torch.Tensor:
         seen.append(z.detach())
-        return step(z, *rest)  # type: ignore[arg-type]
+        return predict(z, *rest)  # type: ignore[arg-type]
 
-    generator.step = watched  # type: ignore[method-assign, assignment]
+    generator.predict = watched  # type: ignore[method-assign, assignment]
     guided_sampling(generator, controls, held, lambda scene: evaluate(objective, scene).total, 0.5)
     assert len(seen) == last + 1
     for i in range(1, last + 1):

@@ -33,7 +33,7 @@ WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
 class Attender(Maker):
     """Of side 4: word i is attended to in row i mod 4 alone, the phrase in the left column; the maximum is 0.5."""
 
-    def word_maps(self, image: Tensor, prompt: str, phrase: str) -> tuple[Tensor, Tensor]:
+    def word_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
         assert phrase in prompt and image.shape == (3, SIDE, SIDE)
         words, own = torch.zeros(len(prompt.split()), 4, 4), torch.zeros(4, 4)
         for i, word in enumerate(words):

@@ -171,7 +171,7 @@ class Maker:
             [colour(red + 0.1 * (seed - min(seeds)), 0, 0) for red, seed in zip(reds, seeds, strict=True)]
         )
 
-    def word_maps(self, image: Tensor, prompt: str, phrase: str) -> tuple[Tensor, Tensor]:
+    def word_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:

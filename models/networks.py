@@ -1,0 +1,188 @@
+"""The networks of a latent diffusion model, frozen, and where they are loaded from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from models import attention
+from models.steps import guidance_embedding
+from runner.types import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+class Networks:
+    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; digest: of their weights."""
+
+    def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
+        if pipe.scheduler.config.prediction_type != "epsilon":
+            raise UserError(f"prediction_type={pipe.scheduler.config.prediction_type}: allowed is epsilon")
+        self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
+        self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
+        self.text_encoder: nn.Module = pipe.text_encoder.requires_grad_(False).eval()
+        self.tokenizer, self.scheduler = pipe.tokenizer, pipe.scheduler
+        self.device, self.digest = pipe.device, digest
+        attention.install(self.unet)
+
+    @property
+    def shrink(self) -> int:
+        """How many pixels of a picture one latent pixel stands for, along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def tells_guidance(self) -> bool:
+        """Whether the UNet is told a guidance scale (`timestep_cond`)."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
+        """Scaled latents E(x) of images in [0, 1] (the posterior's mean)."""
+        mean = self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode()
+        return mean.to(images.dtype) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
+        """Images of scaled latents, cut to [0, 1]; the cut lets the gradient pass."""
+        decoded = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        image = decoded.to(latents.dtype) / 2 + 0.5
+        return image + (image.clamp(0, 1) - image).detach()
+
+    def tokens(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
+        """Token numbers of prompts, padded to the model's length."""
+        length = self.tokenizer.model_max_length
+        encoded = self.tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt")
+        return encoded.input_ids.to(self.device)
+
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
+        """Text embeddings of prompts."""
+        with torch.no_grad():
+            return self.text_encoder(self.tokens(prompts))[0].float()
+
+    def padded(self, tokens: Sequence[Sequence[int]]) -> Int[Tensor, "b l"]:
+        """Token numbers between the first and the last mark, padded as `tokens` pads prompts."""
+        own = self.tokenizer
+        rows = [[own.bos_token_id, *row, own.eos_token_id] for row in tokens]
+        rows = [row + [own.pad_token_id] * (own.model_max_length - len(row)) for row in rows]
+        return torch.tensor(rows, device=self.device)
+
+    def token_vectors(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """What the text encoder looks up for tokens, before their positions are added."""
+        with torch.no_grad():
+            vectors: Tensor = self.text_encoder.get_input_embeddings()(tokens)
+            return vectors.float()
+
+    def embed_vectors(self, tokens: Int[Tensor, "b l"], vectors: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Text embeddings of given token vectors, with gradients; tokens: what stands in their places by number."""
+        lookup = self.text_encoder.get_input_embeddings()
+        given = lookup.register_forward_hook(lambda module, arguments, found: vectors.to(found.dtype))
+        try:
+            embedded: Tensor = self.text_encoder(tokens)[0]
+        finally:
+            given.remove()
+        return embedded.float()
+
+    def predict(
+        self, z: Float[Tensor, "b c y x"], t: Tensor, text: Float[Tensor, "b l d"],
+        maps: attention.MapControl | None = None, guidance: float | None = None,
+    ) -> Float[Tensor, "b c y x"]:  # fmt: skip
+        """The UNet's noise prediction; guidance: the scale that it is told, None where it is not told any."""
+        dtype = self.unet.dtype
+        kwargs = None if maps is None else {"maps": maps}
+        told = None
+        if guidance is not None:
+            scales = torch.full((len(z),), guidance, device=z.device)
+            told = guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(dtype)
+        predicted = self.unet(z.to(dtype), t, text.to(dtype), timestep_cond=told, cross_attention_kwargs=kwargs).sample
+        return predicted.to(z.dtype)
+
+    def noise(self, seeds: Sequence[int], side: int, count: int) -> Float[Tensor, "b n c y x"]:
+        """`count` latents of noise per seed; the same on every device, and the first ones whatever the count."""
+        shape = (self.unet.config.in_channels, side, side)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        draws = [torch.stack([torch.randn(shape, generator=g) for _ in range(count)]) for g in generators]
+        return torch.stack(draws).to(self.device)
+
+    def map_sides(self, side: int) -> list[int]:
+        """The sides of the XA maps that the UNet has for latents of this side, in latent pixels."""
+        kinds = self.unet.config.down_block_types
+        levels = [-(-side // 2**i) for i in range(len(kinds))]
+        crossed = [level for level, kind in zip(levels, kinds, strict=True) if "CrossAttn" in kind]
+        return sorted({*crossed, *([levels[-1]] if "CrossAttn" in (self.unet.config.mid_block_type or "") else [])})
+
+
+def load(
+    path: str, unet: str | None, lora: str | None, revision: str | None, dtype: str, device: str, needs: str
+) -> Networks:  # fmt: skip
+    """The networks of a pipeline's folder or hub id.
+
+    unet: a folder or hub id whose UNet takes the place of the pipeline's own; lora: one whose adapter is fused with it;
+    needs: says how to get them. Raises UserError in one line if weights are not there or an adapter changes nothing.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    path = shipped(path)
+    missing = [name for name in REQUIRED if Path(path).exists() and not (Path(path) / name).exists()]
+    if missing:
+        raise UserError(f"generator.path={path}: {', '.join(missing)} missing; wanted is a folder in diffusers' layout")
+    number = getattr(torch, dtype)
+    key, place = "path", path
+    try:
+        given = {}
+        if unet is not None:
+            key, place = "unet", shipped(unet)
+            given["unet"] = UNet2DConditionModel.from_pretrained(place, subfolder="unet", dtype=number)
+        key, place = "path", path
+        pipe = StableDiffusionPipeline.from_pretrained(
+            path, revision=revision, dtype=number, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False, **given,
+        )  # fmt: skip
+        if lora is not None:
+            key, place = "lora", shipped(lora)
+            fuse(pipe, place)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = (
+            str(error).strip().splitlines()[0] if Path(place).exists() else "neither a folder nor in the hub's cache"
+        )
+        raise UserError(
+            f"generator.{key}={place}: no weights ({reason}); {needs}; `python run.py` alone needs none"
+        ) from error
+    return Networks(pipe.to(device), digest(pipe))
+
+
+def shipped(path: str) -> str:
+    """A path that is found from anywhere, if it is one of the shipped folders."""
+    return str(ROOT / path) if not Path(path).exists() and (ROOT / path).exists() else path
+
+
+def fuse(pipe: StableDiffusionPipeline, lora: str) -> None:
+    """Add an adapter's low-rank changes to the UNet's weights. Raises UserError if no weight changes, as happens when
+    none of its names fits."""
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    pipe.load_lora_weights(lora)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    if all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items() if name in before):
+        raise UserError(f"generator.lora={lora}: fits none of the UNet's weights; wanted is an adapter of this UNet")
+
+
+def digest(pipe: StableDiffusionPipeline) -> str:
+    """SHA-256 over the weights of the three networks, in the order of their names."""
+    sha = hashlib.sha256()
+    for network in (pipe.vae, pipe.text_encoder, pipe.unet):
+        for name, value in sorted(network.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

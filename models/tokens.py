@@ -1,0 +1,233 @@
+"""Prompts with free tokens: how they are written, and what stands in the free places (DiffExplainer, Sections 3.2, 4.4).
+
+A prompt such as `a picture of <4>` has four free tokens that begin at random, `a texture of <sand>` as many as the word
+has and that begin as its tokens. Marks may stand anywhere in a prompt, more than once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.networks import Networks
+from runner.types import UserError
+
+MARK = re.compile(r"<([^<>]+)>")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt's token numbers without its first and last mark; free: the positions among them that are optimised;
+    begun: whether each of those begins as the token that stands there, or at random."""
+
+    ids: tuple[int, ...]
+    free: tuple[int, ...]
+    begun: tuple[bool, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens in all, first and last mark counted."""
+        return len(self.ids) + 2
+
+
+def plain(prompt: str) -> str:
+    """The fixed words of a prompt."""
+    return " ".join(MARK.sub(" ", prompt).split())
+
+
+def read_template(tokenizer: Any, prompt: str) -> Template:
+    """A prompt as tokens. Raises UserError without a mark, for an empty one, and beyond the tokenizer's length."""
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    ids: list[int] = []
+    free: list[int] = []
+    begun: list[bool] = []
+    for i, part in enumerate(MARK.split(prompt)):
+        marked, count = i % 2 == 1, int(part) if part.strip().isdigit() else None
+        own = tokens(part) if count is None else [tokenizer.eos_token_id] * count
+        if marked:
+            free += range(len(ids), len(ids) + len(own))
+            begun += [count is None] * len(own)
+        ids += own
+    template = Template(tuple(ids), tuple(free), tuple(begun))
+    if not free:
+        raise UserError(f"task.prompt={prompt}: needs free tokens, as <4> for four of them or <sand> for a word's own")
+    if template.length > tokenizer.model_max_length:
+        raise UserError(
+            f"task.prompt={prompt}: has {template.length} tokens: allowed are {tokenizer.model_max_length}"
+        )
+    return template
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is random about one step's prompts: noise "b m n v" in (−∞, ∞), and the temperature of its softmax."""
+
+    gumbel: Float[Tensor, "b m n v"]
+    temperature: float
+
+
+class Tokens(Protocol):
+    """What stands in a prompt's free places. control: the name of what is optimised, batch first."""
+
+    control: str
+
+    def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
+        """Where the control begins, (b, n, ·), n the largest number of free places."""
+
+    def draw(self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int) -> Draw | None:
+        """What is random at step k for `shape` = (m, n), each sample from its own seed."""
+
+    def vectors(self, networks: Networks, values: Tensor, draw: Draw | None) -> Float[Tensor, "b m n d"]:
+        """Token embeddings of a control's values; m is 1 where all pictures have the same."""
+
+    def words(self, networks: Networks, values: Tensor, templates: Sequence[Template]) -> list[str]:
+        """The prompts in words, whole."""
+
+    def spelled(self) -> bool:
+        """Whether a prompt's words are all that its pictures follow from."""
+
+
+def table(networks: Networks) -> Float[Tensor, "v d"]:
+    """The embeddings of all tokens."""
+    weight: Tensor = networks.text_encoder.get_input_embeddings().weight
+    return weight.detach().float()
+
+
+def spell(tokenizer: Any, template: Template, chosen: Sequence[int]) -> str:
+    """A template's prompt with other tokens in its free places, as a user would type it."""
+    ids = list(template.ids)
+    for place, token in zip(template.free, chosen, strict=False):
+        ids[place] = int(token)
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Free embeddings, which need not be any word's. load: a file of an earlier answer that all prompts begin from."""
+
+    load: str | None = None
+    control: str = field(default="tokens", init=False)
+
+    def spelled(self) -> bool:
+        return False
+
+    def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
+        """The words' own embeddings; at random places numbers with the mean and the spread of all tokens' ones."""
+        known, count = table(networks), max(len(t.free) for t in templates)
+        mean, std = known.mean(dim=0).cpu(), known.std(dim=0).cpu()
+        if self.load is not None:
+            return self._loaded(count, known.shape[1]).to(known).expand(len(templates), -1, -1).clone()
+        rows = []
+        for template, seed in zip(templates, seeds, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            row = (mean + std * torch.randn(count, len(mean), generator=generator)).to(known)
+            for i, (place, begun) in enumerate(zip(template.free, template.begun, strict=True)):
+                if begun:
+                    row[i] = known[template.ids[place]]
+            rows.append(row)
+        return torch.stack(rows)
+
+    def _loaded(self, count: int, width: int) -> Float[Tensor, "n d"]:
+        path = Path(str(self.load))
+        if not path.is_file():
+            raise UserError(f"controls.tokens.load={path}: no such file; wanted is an answer's controls.safetensors")
+        found = load_file(path).get(self.control)
+        if found is None or found.shape != (count, width):
+            held = "none" if found is None else " x ".join(map(str, found.shape))
+            raise UserError(f"controls.tokens.load={path}: holds {held} tokens, the prompt needs {count} x {width}")
+        return found
+
+    def draw(self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int) -> Draw | None:
+        return None
+
+    def vectors(self, networks: Networks, values: Tensor, draw: Draw | None) -> Float[Tensor, "b m n d"]:
+        return values[:, None]
+
+    def words(self, networks: Networks, values: Tensor, templates: Sequence[Template]) -> list[str]:
+        """With the tokens of nearest direction; the pictures follow from the embeddings, not from these words."""
+        known = F.normalize(table(networks), dim=1)
+        nearest = (F.normalize(values.float(), dim=-1) @ known.T).argmax(dim=-1)
+        return [spell(networks.tokenizer, t, row.tolist()) for t, row in zip(templates, nearest, strict=True)]
+
+
+@dataclass(frozen=True)
+class Hard:
+    """Tokens of the vocabulary, by straight-through Gumbel-softmax over logits (Jang et al., 2017).
+
+    vocabulary: words whose tokens are allowed, None for all tokens of letters; exclude: words whose tokens are not;
+    spread: standard deviation of the logits at the start; temperatures: at step 0, and as it falls by the factor
+    `cooling` each step never lower than the second.
+    """
+
+    vocabulary: Sequence[str] | None
+    exclude: Sequence[str]
+    spread: float
+    temperatures: tuple[float, float]
+    cooling: float
+    control: str = field(default="logits", init=False)
+
+    def spelled(self) -> bool:
+        return True
+
+    def allowed(self, networks: Networks) -> list[int]:
+        """The token numbers that may be chosen. Raises UserError if there are none."""
+        tokenizer = networks.tokenizer
+
+        def numbers(words: Sequence[str]) -> set[int]:
+            return {i for word in words for i in tokenizer(word, add_special_tokens=False).input_ids}
+
+        letters = {
+            i for token, i in tokenizer.get_vocab().items() if re.fullmatch(r"[a-z]+", token.removesuffix("</w>"))
+        }
+        chosen = letters if self.vocabulary is None else numbers(self.vocabulary)
+        if not (found := sorted(chosen - numbers(self.exclude))):
+            raise UserError("controls.tokens: vocabulary without exclude has no token left")
+        return found
+
+    def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
+        """Random logits; at places that begin as words high ones for the tokens that stand there."""
+        known, count = self.allowed(networks), max(len(t.free) for t in templates)
+        rows = []
+        for template, seed in zip(templates, seeds, strict=True):
+            row = self.spread * torch.randn(count, len(known), generator=torch.Generator().manual_seed(seed))
+            for i, (place, begun) in enumerate(zip(template.free, template.begun, strict=True)):
+                if begun:
+                    if template.ids[place] not in known:
+                        word = networks.tokenizer.decode([template.ids[place]])
+                        raise UserError(f"task.prompt: '{word}' is not among the tokens that may be chosen")
+                    row[i, known.index(template.ids[place])] = row[i].max() + 1.0
+            rows.append(row)
+        return torch.stack(rows).to(networks.device)
+
+    def draw(self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int) -> Draw | None:
+        size = (*shape, len(self.allowed(networks)))
+        uniform = torch.stack([torch.rand(size, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        gumbel = -(-uniform.clamp(1e-20, 1 - 1e-7).log()).log()
+        high, low = self.temperatures
+        return Draw(gumbel.to(networks.device), max(low, high * self.cooling**k))
+
+    def vectors(self, networks: Networks, values: Tensor, draw: Draw | None) -> Float[Tensor, "b m n d"]:
+        """One token's embedding in each place; gradients as if it were the softmax's mean of all."""
+        known = table(networks)[self.allowed(networks)]
+        if draw is None:
+            return F.one_hot(values.argmax(dim=-1), len(known)).to(known)[:, None] @ known
+        soft = ((values[:, None] + draw.gumbel) / draw.temperature).softmax(dim=-1)
+        hard = F.one_hot(soft.argmax(dim=-1), len(known)).to(soft)
+        return (hard + soft - soft.detach()) @ known
+
+    def words(self, networks: Networks, values: Tensor, templates: Sequence[Template]) -> list[str]:
+        known = torch.tensor(self.allowed(networks))
+        chosen = known[values.argmax(dim=-1).cpu()]
+        return [spell(networks.tokenizer, t, row.tolist()) for t, row in zip(templates, chosen, strict=True)]

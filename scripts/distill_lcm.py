@@ -1,0 +1,221 @@
+"""Distil a small latent diffusion model into a latent consistency model of 1 to 8 steps.
+
+    python scripts/distill_lcm.py data=planted part=trajectories minutes=40
+    python scripts/distill_lcm.py data=planted part=student minutes=90
+    python scripts/distill_lcm.py data=cifar10
+
+A consistency function maps every point of a sampling trajectory to the trajectory's end (Song et al., 2023,
+Definition 1). Published distillations learn that from one solver step at a time, since whole trajectories of a large
+model are dear (Luo et al., 2023); those of a small one are cheap, so here the student is shown the ends themselves.
+`part=trajectories` solves them from noise, and once more from a noised end of another level: what the student meets
+from its second step on. Each call goes on where the one before stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import planted  # noqa: E402
+from models.steps import consistency, guidance_embedding, guide, lcm_schedule  # noqa: E402
+from scripts.captioned import cifar10_caption  # noqa: E402
+from scripts.pipeline import save_network  # noqa: E402
+from scripts.train_generator import fit  # noqa: E402
+
+
+def captions(data: str, n: int, seed: int, start: int) -> list[str]:
+    """Captions of training pictures: rows `start` … `start + n` of an endless list."""
+    if data == "planted":
+        return planted.draw_captioned(n, planted.SPLIT_SEEDS["train"] + seed, start)[1]
+    return [cifar10_caption((start + i) % 10) for i in range(n)]
+
+
+@torch.no_grad()
+def solve(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, text: Tensor, null: Tensor, w: Tensor,
+    times: Sequence[int], scheduler: DPMSolverMultistepScheduler,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The teacher's guided trajectory from latents at `times[0]` -> its points (b, t, c, y, x) at all times, its end."""
+    scheduler.set_timesteps(timesteps=list(times), device=z.device)
+    points = []
+    for t in scheduler.timesteps:
+        points.append(z)
+        eps_null, eps_text = predict(torch.cat([z, z]), t, torch.cat([null, text])).chunk(2)
+        z = scheduler.step(guide(eps_null, eps_text, w[:, None, None, None]), t, z).prev_sample
+    return torch.stack(points, dim=1), z
+
+
+@torch.no_grad()
+def draw_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
+    """Write blocks of trajectories until `cfg.trajectories` are there or the time is over."""
+    device, folder = pipe.device, ROOT / cfg.work / "trajectories"
+    folder.mkdir(parents=True, exist_ok=True)
+    scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, final_sigmas_type="zero")
+    alphas = pipe.scheduler.alphas_cumprod
+    known = lcm_schedule(alphas, cfg.original_steps, cfg.original_steps).timesteps.tolist()
+    shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
+    empty = pipe.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+
+    def predict(z: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return pipe.unet(z, t, text).sample.float()
+
+    def embed(tokens: Tensor) -> Tensor:
+        return pipe.text_encoder(tokens.to(device))[0]
+
+    begun = time.monotonic()
+    for block in range(cfg.first, cfg.first + -(-cfg.trajectories // cfg.block)):
+        path = folder / f"{block:05}.safetensors"
+        if path.exists():
+            continue
+        if time.monotonic() - begun > 60 * cfg.minutes:
+            break
+        generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + block)
+        texts = captions(cfg.data, cfg.block, cfg.seed, block * cfg.block)
+        tokens = pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+        dropped = torch.rand(cfg.block, 1, generator=generator) < cfg.drop
+        tokens = torch.where(dropped, empty, tokens)
+        low, high = cfg.guidance
+        w = low + (high - low) * torch.rand(cfg.block, generator=generator)
+        first = int(torch.randint(cfg.stride, (1,), generator=generator))
+        again = int(torch.randint(2 * cfg.stride, len(known) - cfg.stride, (1,), generator=generator))
+        noise = torch.randn(2, cfg.block, *shape, generator=generator).to(device)
+        text, null, scale = embed(tokens), embed(empty).expand(cfg.block, -1, -1), w.to(device)
+        points, ends = solve(predict, noise[0], text, null, scale, known[first :: cfg.stride], scheduler)
+        a = alphas[known[again]]
+        later, later_ends = solve(
+            predict, a.sqrt() * ends + (1 - a).sqrt() * noise[1], text, null, scale, known[again :: cfg.stride],
+            scheduler,
+        )  # fmt: skip
+        tensors = {
+            "points": points, "ends": ends, "times": torch.tensor(known[first :: cfg.stride]),
+            "later_points": later, "later_ends": later_ends, "later_times": torch.tensor(known[again :: cfg.stride]),
+            "w": w, "tokens": tokens.int(),
+        }  # fmt: skip
+        tensors = {k: (v.half() if v.ndim > 3 else v).cpu().contiguous() for k, v in tensors.items()}
+        save_file(tensors, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+        print(f"trajectories {(block + 1 - cfg.first) * cfg.block} {time.monotonic() - begun:.0f} s", flush=True)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the student learns: points (n, c, y, x) at times (n,), each with the row of its trajectory, of which
+    ends (m, c, y, x), guidance scale (m,) and tokens (m, l) are known."""
+
+    points: Tensor
+    times: Tensor
+    rows: Tensor
+    ends: Tensor
+    w: Tensor
+    tokens: Tensor
+
+
+def load_pairs(folder: Path) -> Pairs:
+    """All blocks of trajectories in a folder."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in Pairs.__dataclass_fields__}
+    rows = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        block = load_file(path)
+        for prefix in ("", "later_"):
+            points, times, n = block[f"{prefix}points"], block[f"{prefix}times"], len(block["w"])
+            parts["points"].append(points.flatten(0, 1))
+            parts["times"].append(times.repeat(n))
+            parts["rows"].append(torch.arange(rows, rows + n).repeat_interleave(len(times)))
+            parts["ends"].append(block[f"{prefix}ends"])
+            parts["w"].append(block["w"])
+            parts["tokens"].append(block["tokens"])
+            rows += n
+    if not rows:
+        raise SystemExit(f"{folder}: no trajectories; draw some by part=trajectories")
+    return Pairs(**{name: torch.cat(values) for name, values in parts.items()})
+
+
+def full_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
+    """A UNet with the teacher's weights that is told the guidance scale, which changes nothing before it is trained."""
+    shape = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    shape["time_cond_proj_dim"] = cfg.unet.guidance_dim
+    if cfg.unet.slim:
+        down, up = list(shape["down_block_types"]), list(shape["up_block_types"])
+        shape |= {
+            "mid_block_type": None,
+            "down_block_types": (*down[:-1], "DownBlock2D"), "up_block_types": ("UpBlock2D", *up[1:]),
+        }  # fmt: skip
+    student = UNet2DConditionModel(**shape)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    nn.init.zeros_(student.time_embedding.cond_proj.weight)
+    return student
+
+
+class Student(nn.Module):
+    """The consistency function f(z, t, text, w) of a UNet."""
+
+    def __init__(self, unet: UNet2DConditionModel, alphas: Tensor) -> None:
+        super().__init__()
+        self.unet, self.alphas = unet, alphas
+
+    def forward(self, z: Tensor, t: Tensor, text: Tensor, w: Tensor) -> Tensor:
+        width = self.unet.config.time_cond_proj_dim
+        told = None if width is None else guidance_embedding(w, width)
+        eps = self.unet(z, t, text, timestep_cond=told).sample.float()
+        shape = (-1, 1, 1, 1)
+        return consistency(z, eps, t.view(shape), self.alphas[t].view(shape))
+
+
+def train_student(pipe: StableDiffusionPipeline, cfg: Any) -> None:
+    """Fit f(z_t, t) to the ends of the teacher's trajectories by the pseudo-Huber distance of published students."""
+    device = pipe.device
+    pairs = load_pairs(ROOT / cfg.work / "trajectories")
+    print(f"{len(pairs.ends):,} trajectories, {len(pairs.points):,} points", flush=True)
+    unet = full_student(pipe.unet, cfg).to(device)
+    if device.type == "cpu":
+        # Fused attention's backward pass is twice as slow here for heads this narrow in bfloat16.
+        unet.set_attn_processor(AttnProcessor())
+    unique, inverse = pairs.tokens.unique(dim=0, return_inverse=True)
+    with torch.no_grad():
+        text = torch.cat([pipe.text_encoder(part.long().to(device))[0] for part in unique.split(256)])
+
+    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
+        picked = torch.randint(len(pairs.points), (cfg.unet.batch,), generator=generator, device=device).cpu()
+        rows = pairs.rows[picked]
+        z, end = pairs.points[picked].to(device).float(), pairs.ends[rows].to(device).float()
+        guess = model(z, pairs.times[picked].to(device), text[inverse[rows].to(device)], pairs.w[rows].to(device))
+        return (((guess - end) ** 2 + cfg.huber**2).sqrt() - cfg.huber).mean()
+
+    trained = fit("student", Student(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.unet.lr)
+    save_network(trained.unet, ROOT / cfg.out / "unet")
+
+
+def main(arguments: list[str]) -> None:
+    cli = OmegaConf.from_cli(arguments)
+    defaults = ROOT / "conf" / "train" / f"lcm_{cli.get('data', 'planted')}.yaml"
+    if not defaults.exists():
+        raise SystemExit(f"data={cli.data}: allowed are planted, cifar10")
+    base = OmegaConf.load(defaults)
+    OmegaConf.set_struct(base, True)
+    cfg = OmegaConf.merge(base, cli)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    pipe = StableDiffusionPipeline.from_pretrained(ROOT / cfg.teacher, dtype=torch.float32, safety_checker=None)
+    pipe = pipe.to(device)
+    for network in (pipe.unet, pipe.text_encoder, pipe.vae):
+        network.requires_grad_(False).eval()
+    for part in ("trajectories", "student") if cfg.part == "all" else (cfg.part,):
+        {"trajectories": draw_trajectories, "student": train_student}[part](pipe, cfg)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
