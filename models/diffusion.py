@@ -66,6 +66,8 @@ class LatentDiffusion:
         self.maps, self.softening, self.schedules = maps, softening, schedules
         self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
 
+    lasting: tuple[str, ...] = ()
+
     def __len__(self) -> int:
         """T, the sampler's steps."""
         return len(self.sampler.schedule)
@@ -124,6 +126,16 @@ class LatentDiffusion:
         latents = self.chain(controls["latent"], embeddings, anchor.noise, anchor)[-self.last :]
         images = self.networks.decode(torch.cat(latents)).chunk(len(latents))
         return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
+
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        return anchor
+
+    @torch.no_grad()
+    def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b 1 3 h w"]:
+        return self(controls, anchor)[-1].image[:, None]
+
+    def worded(self, controls: Controls, anchor: Anchor) -> None:
+        """No prompt is optimised."""
 
     # --- pictures of prompts -----------------------------------------------------------------------------------
 
@@ -296,7 +308,9 @@ def load(
     sampler: Callable[[Networks, int, float, NullText | None], Sampler], steps: int, guidance: float,
     null_text: NullText | None, **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
-    """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale; `settings`
-    are the further arguments of `LatentDiffusion`."""
+    """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale.
+
+    settings: the further arguments of `LatentDiffusion`.
+    """
     loaded = load_networks(path, unet, lora, revision, dtype, device, needs)
     return LatentDiffusion(loaded, sampler(loaded, steps, guidance, null_text), **settings)  # type: ignore[arg-type]

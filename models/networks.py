@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from models import attention
@@ -29,7 +30,7 @@ class Networks:
             raise UserError(f"prediction_type={pipe.scheduler.config.prediction_type}: allowed is epsilon")
         self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
         self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
-        self.text_encoder: nn.Module = pipe.text_encoder.requires_grad_(False).eval()
+        self.text_encoder: CLIPTextModel = pipe.text_encoder.requires_grad_(False).eval()
         self.tokenizer, self.scheduler = pipe.tokenizer, pipe.scheduler
         self.device, self.digest = pipe.device, digest
         attention.install(self.unet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start
 
 class PixelDescent:
     """The picture itself as the only control (`pixels`, "b 3 h w"); region and distances are the diffusion model's."""
+
+    lasting: tuple[str, ...] = ()
 
     def __init__(self, generator: LatentDiffusion) -> None:
         self.generator = generator
@@ -37,6 +40,16 @@ class PixelDescent:
         self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
     ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
         return self.generator.word_maps(image, prompt, phrase, seed)
+
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        return anchor
+
+    @torch.no_grad()
+    def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b 1 3 h w"]:
+        return self(controls, anchor)[-1].image[:, None]
+
+    def worded(self, controls: Controls, anchor: Anchor) -> None:
+        """No prompt is optimised."""
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         pixels = controls["pixels"]

@@ -18,6 +18,11 @@ from runner.types import Anchor, Controls, Edit, Problem, Scene, Schedules, Star
 NO_MAPS: Schedules = {"inject": [0.0], "blend": [0.0]}
 
 
+def embeddings(generator: LatentDiffusion) -> LatentDiffusion:
+    """The model as it is: its own start latent and embeddings are optimised."""
+    return generator
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptAnchor(Anchor):
     """What a batch of prompts needs besides. seeds, templates_: per problem; ids, vectors: the padded prompts' tokens
@@ -97,7 +102,9 @@ class PromptDiffusion:
         chain = self.generator.chain(anchor.course["latent"], embeddings, anchor.course["noise"])
         latents = chain[-self.generator.last :]
         decoded = self.networks.decode(torch.cat(latents)).chunk(len(latents))
-        folded = [(image.unflatten(0, (b, m)), z.unflatten(0, (b, m))) for image, z in zip(decoded, latents, strict=True)]
+        folded = [
+            (image.unflatten(0, (b, m)), z.unflatten(0, (b, m))) for image, z in zip(decoded, latents, strict=True)
+        ]
         return [Scene(image[:, 0], z[:, 0], image) for image, z in folded]
 
     @torch.no_grad()

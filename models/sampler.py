@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -35,8 +35,10 @@ class Sampler(Protocol):
     """T steps from noise to a picture. embeddings: what the UNet is called with at every step, by name; setting:
     everything beside the networks that a chain follows from."""
 
-    embeddings: tuple[str, ...]
-    schedule: Schedule
+    embeddings: ClassVar[tuple[str, ...]]
+
+    @property
+    def schedule(self) -> Schedule: ...
 
     @property
     def setting(self) -> object: ...
@@ -70,7 +72,7 @@ class Ddim:
     schedule: Schedule
     guidance: float
     null_text: NullText | None
-    embeddings = ("text", "null")
+    embeddings: ClassVar[tuple[str, ...]] = ("text", "null")
 
     @property
     def setting(self) -> object:
@@ -99,7 +101,11 @@ class Ddim:
         latent = networks.noise(seeds, side, 1)[:, 0]
         steps = len(self.schedule)
         null = networks.embed([""])[:, None].repeat(len(seeds), steps, 1, 1)
-        return {"latent": latent, "noise": torch.zeros_like(latent)[:, None].expand(-1, steps, -1, -1, -1), "null": null}
+        return {
+            "latent": latent,
+            "noise": torch.zeros_like(latent)[:, None].expand(-1, steps, -1, -1, -1),
+            "null": null,
+        }
 
     @torch.enable_grad()
     def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Course:
@@ -122,7 +128,7 @@ class Lcm:
 
     schedule: Schedule
     guidance: float | None
-    embeddings = ("text",)
+    embeddings: ClassVar[tuple[str, ...]] = ("text",)
 
     @property
     def setting(self) -> object:
@@ -167,7 +173,10 @@ def ddim(networks: Networks, steps: int, guidance: float, null_text: NullText | 
     # Schedulers without such a level (an LCM's own) leave it to the first training level.
     final = getattr(scheduler, "final_alpha_cumprod", None)
     schedule = ddim_schedule(
-        scheduler.alphas_cumprod, steps, scheduler.config.get("steps_offset", 1), None if final is None else float(final)
+        scheduler.alphas_cumprod,
+        steps,
+        scheduler.config.get("steps_offset", 1),
+        None if final is None else float(final),
     )
     return Ddim(schedule, guidance, null_text)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from runner.types import UserError
 
-
 # Of the boundary condition of consistency models, as all published latent ones have it: the spread of the data, and
 # what timesteps are multiplied by.
 SIGMA_DATA, TIMESTEP_SCALE = 0.5, 10.0
@@ -119,6 +118,6 @@ def guidance_embedding(w: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def guide(eps_null: Tensor, eps_text: Tensor, w: float) -> Tensor:
+def guide(eps_null: Tensor, eps_text: Tensor, w: float | Tensor) -> Tensor:
     """Classifier-free guidance, ε_null + w (ε_text − ε_null): w = 1 is the text prediction alone."""
     return eps_null + w * (eps_text - eps_null)

@@ -1,4 +1,4 @@
-"""Prompts with free tokens: how they are written, and what stands in the free places (DiffExplainer, Sections 3.2, 4.4).
+"""Prompts with free tokens: how they are written, and what stands in the free places (DiffExplainer, 3.2 and 4.4).
 
 A prompt such as `a picture of <4>` has four free tokens that begin at random, `a texture of <sand>` as many as the word
 has and that begin as its tokens. Marks may stand anywhere in a prompt, more than once.
@@ -64,9 +64,7 @@ def read_template(tokenizer: Any, prompt: str) -> Template:
     if not free:
         raise UserError(f"task.prompt={prompt}: needs free tokens, as <4> for four of them or <sand> for a word's own")
     if template.length > tokenizer.model_max_length:
-        raise UserError(
-            f"task.prompt={prompt}: has {template.length} tokens: allowed are {tokenizer.model_max_length}"
-        )
+        raise UserError(f"task.prompt={prompt}: has {template.length} tokens: allowed are {tokenizer.model_max_length}")
     return template
 
 

@@ -16,7 +16,7 @@ from runner.types import Scene
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """crops: views per image; noise: standard deviation in [0, 1] units; power: of the uniform number that sets the
+    """crops: per view of a scene; noise: standard deviation in [0, 1] units; power: of the uniform number that sets the
     side; min_share: the smallest side as a share of the image, where the classifier's own size would cut nothing."""
 
     crops: int
@@ -25,15 +25,17 @@ class RandomCrops:
     min_share: float
 
     def __call__(self, scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
-        """The scene with new views (b, crops, 3, size, size), drawn from each sample's seed and the step alone."""
-        side = scene.image.shape[-1]
+        """The scene with new views (b, n · crops, 3, size, size) of its n views, drawn from each sample's seed and the
+        step alone."""
+        side, n = scene.views.shape[-1], scene.views.shape[1]
         smallest = size if size <= 0.9 * side else self.min_share * side
         draws = [torch.Generator().manual_seed(seed * 10_007 + step) for seed in seeds]
-        u = torch.stack([torch.rand(self.crops, 3, generator=g) for g in draws]).to(scene.image.device)
-        noise = torch.stack([torch.randn(self.crops, 3, size, size, generator=g) for g in draws])
+        u = torch.stack([torch.rand(n * self.crops, 3, generator=g) for g in draws]).to(scene.views.device)
+        noise = torch.stack([torch.randn(n * self.crops, 3, size, size, generator=g) for g in draws])
         crop = u[..., 0] ** self.power * (side - smallest) + smallest
         centre = crop[..., None] / 2 + u[..., 1:] * (side - crop)[..., None]
-        views = crop_and_resize(scene.image, centre, crop, size)
+        centre, crop = (values.unflatten(1, (n, self.crops)).flatten(0, 1) for values in (centre, crop))
+        views = crop_and_resize(scene.views.flatten(0, 1), centre, crop, size).unflatten(0, (-1, n)).flatten(1, 2)
         return replace(scene, views=views + self.noise * noise.to(views.device))
 
 

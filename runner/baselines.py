@@ -16,6 +16,10 @@ from runner.types import Anchor, Controls, Generator, Objective, UserError
 Finish = Callable[[Controls, Anchor, Objective], Controls]
 
 
+# What of a diffusion model is optimised: `conf/controls/`.
+Parametrise = Callable[[LatentDiffusion], Generator]
+
+
 def unchanged(controls: Controls, anchor: Anchor, objective: Objective) -> Controls:
     """The start is where the descent begins."""
     return controls
@@ -31,23 +35,24 @@ class Contestant:
     finish: Finish = unchanged
 
 
-def none(generator: LatentDiffusion, descent: Descent) -> Contestant:
+def none(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
     """The method itself."""
-    return Contestant(generator, generator, descent)
+    asked = controls(generator)
+    return Contestant(asked, asked, descent)
 
 
-def start_only(generator: LatentDiffusion, descent: Descent) -> Contestant:
+def start_only(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
     """The start alone: the words exchanged by Prompt-to-Prompt, nothing optimised."""
-    return Contestant(generator, generator, replace(descent, steps=0))
+    return none(generator, controls, replace(descent, steps=0))
 
 
-def pixels(generator: LatentDiffusion, descent: Descent) -> Contestant:
+def pixels(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
     """The same loss by descent on the picture's pixels."""
     shown = PixelDescent(generator)
     return Contestant(shown, shown, descent)
 
 
-def guidance(generator: LatentDiffusion, descent: Descent) -> Contestant:
+def guidance(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
     """The same loss as a guide of one sampling: no controls are optimised, see `models.guided`."""
 
     def finish(controls: Controls, anchor: Anchor, objective: Objective) -> Controls:
@@ -59,13 +64,13 @@ def guidance(generator: LatentDiffusion, descent: Descent) -> Contestant:
     return Contestant(generator, PixelDescent(generator), replace(descent, steps=0), finish)
 
 
-BASELINES: dict[str, Callable[[LatentDiffusion, Descent], Contestant]] = {
+BASELINES: dict[str, Callable[[LatentDiffusion, Parametrise, Descent], Contestant]] = {
     "none": none, "start_only": start_only, "pixels": pixels, "guidance": guidance,
 }  # fmt: skip
 
 
-def contestant(name: str, generator: LatentDiffusion, descent: Descent) -> Contestant:
+def contestant(name: str, generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
     """The contestant of a baseline. Raises UserError for an unknown name."""
     if name not in BASELINES:
         raise UserError(f"task.baseline={name}: allowed are {', '.join(BASELINES)}")
-    return BASELINES[name](generator, descent)
+    return BASELINES[name](generator, controls, descent)

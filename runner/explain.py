@@ -59,7 +59,7 @@ def explain(
         state = latest
         if state.failed[0] is not None:
             raise RuntimeError(state.failed[0])
-    original, best = (to_8_bits(x[0]) for x in (anchor.original, answer.render(state.best, anchor)))
+    original, best = (to_8_bits(x[0]) for x in (anchor.original, answer.render(state.best, anchor)[:, 0]))
     pictures = {"before": original, "best": best, "mask": anchor.mask[0]}
     pictures |= parts.task.illustrate(problems[0], pictures, classifier)
     measured = parts.task.measure(problems[0], pictures, classifier)
@@ -67,5 +67,5 @@ def explain(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
         loss={name: values[0] for name, values in state.history[int(state.best_step[0])].items()},
-        warnings=[*notes[0], *answer.doubts(problems, anchor, answer.render(controls, anchor), state)[0]],
+        warnings=[*notes[0], *answer.doubts(problems, anchor, answer.render(controls, anchor)[:, 0], state)[0]],
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,10 +17,27 @@ Augment = Callable[[Scene, int], Scene]
 
 
 @dataclass(frozen=True)
+class Stop:
+    """Enough is reached when in `times` evaluations in a row every term of the objective that `below` names was below
+    its bound; an objective without such a term never has enough."""
+
+    times: int
+    below: dict[str, float]
+
+    def __call__(self, history: Sequence[Mapping[str, Sequence[float]]], i: int) -> bool:
+        """Whether sample i has enough, by its last evaluations."""
+        recent = history[-self.times :]
+        named = [name for name in self.below if recent and name in recent[0]]
+        hits = [all(values[name][i] < self.below[name] for name in named) for values in recent]
+        return bool(named) and len(recent) == self.times and all(hits)
+
+
+@dataclass(frozen=True)
 class Descent:
     """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed;
     min_lr: where the cosine ends, per control (equal to lr: constant); clip: largest gradient norm per sample;
-    keep_norm: whether the start latent is scaled back to its initial length after every update."""
+    keep_norm: whether the start latent is scaled back to its initial length after every update; stop: when a sample has
+    reached enough, None for never."""
 
     method: Callable[..., torch.optim.Optimizer]
     steps: int
@@ -28,6 +45,7 @@ class Descent:
     min_lr: dict[str, float] | None
     clip: float | None
     keep_norm: bool
+    stop: Stop | None
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -84,31 +102,36 @@ def choose_start(generator: Generator, controls: Controls, anchors: Sequence[Anc
 def optimise(
     generator: Generator, anchor: Anchor, objective: Objective, augment: Augment, descent: Descent, state: State
 ) -> Iterator[State]:
-    """Evaluate and update until K updates are done; yields the state after each of the K + 1 evaluations.
+    """Evaluate and update until K updates are done or every sample has enough; yields the state after each evaluation.
 
     The loss averages the last x0-predictions with weights growing linearly; the best iterate is the one with the
-    lowest un-augmented total of the last prediction. A sample whose loss is not finite is given up and stands still.
+    lowest un-augmented total of the last prediction, made with the anchor itself where steps meet constants of their
+    own. A sample whose loss is not finite is given up and stands still, as does one that has enough.
     """
     names = [name for name in state.controls if descent.lr.get(name)]
     leaves = {name: state.controls[name].detach().clone().requires_grad_() for name in names}
     method = descent.method([{"params": [leaves[name]], "lr": descent.lr[name]} for name in names] or [torch.zeros(0)])
     method.state.update({leaves[name]: dict(moments) for name, moments in state.moments.items()})
     while not state.finished:
+        controls, now = {**state.controls, **leaves}, generator.fresh(anchor, state.step)
         last = state.step == descent.steps or not names
         with torch.set_grad_enabled(not last):
-            scenes = generator({**state.controls, **leaves}, anchor)
+            scenes = generator(controls, anchor if last else now)
             losses = [] if last else [evaluate(objective, augment(scene, state.step)) for scene in scenes]
         with torch.no_grad():
-            _record(state, evaluate(objective, scenes[-1]), leaves)
+            judged = scenes[-1] if last or now is anchor else generator(controls, anchor)[-1]
+            _record(state, evaluate(objective, judged), leaves)
             for loss in losses:
                 _note_failures(state, loss)
+        moving = _moving(state, descent)
+        last = last or not any(moving)
         if not last:
             shares = [(i + 1) / sum(range(len(losses) + 1)) for i in range(len(losses))]
             total = torch.stack([share * loss.total for share, loss in zip(shares, losses, strict=True)]).sum()
             for leaf, gradient in zip(leaves.values(), torch.autograd.grad(total, list(leaves.values())), strict=True):
                 leaf.grad = gradient
             _give_up(state, leaves)
-            _update(method, leaves, descent, state, anchor.norm)
+            _update(method, leaves, descent, state, anchor.norm, moving)
             state.step += 1
         state.finished = last
         state.controls = {**state.controls, **{name: leaf.detach() for name, leaf in leaves.items()}}
@@ -144,20 +167,23 @@ def _give_up(state: State, leaves: Controls) -> None:
                 state.failed[i] = f"step {state.step}: the gradient of {name} is not finite"
     for leaf in leaves.values():
         if leaf.grad is not None:
-            leaf.grad = torch.where(_rows(_alive(state, leaf), leaf), leaf.grad, torch.zeros_like(leaf))
+            alive = torch.tensor([reason is None for reason in state.failed], device=leaf.device)
+            leaf.grad = torch.where(_rows(alive, leaf), leaf.grad, torch.zeros_like(leaf))
 
 
-def _alive(state: State, like: Tensor) -> Tensor:
-    """Which samples were not given up."""
-    return torch.tensor([reason is None for reason in state.failed], device=like.device)
+def _moving(state: State, descent: Descent) -> list[bool]:
+    """Which samples neither were given up nor have enough."""
+    enough = descent.stop or (lambda history, i: False)
+    return [reason is None and not enough(state.history, i) for i, reason in enumerate(state.failed)]
 
 
 @torch.no_grad()
 def _update(
-    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, state: State, norm: Tensor
+    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, state: State, norm: Tensor,
+    moving: Sequence[bool],
 ) -> None:  # fmt: skip
-    """One step of the method, with clipping, rates and the latent's length per sample; a failed sample's momentum
-    does not move it on."""
+    """One step of the method, with clipping, rates and the latent's length per sample; no momentum moves a sample on
+    that is not `moving` or that has just failed."""
     before = {name: leaf.clone() for name, leaf in leaves.items()}
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     if descent.clip is not None:
@@ -172,7 +198,8 @@ def _update(
         latent = leaves["latent"]
         latent.mul_(_rows(norm / _norms(latent), latent))
     for name, leaf in leaves.items():
-        leaf.copy_(torch.where(_rows(_alive(state, leaf), leaf), leaf, before[name]))
+        on = torch.tensor([m and f is None for m, f in zip(moving, state.failed, strict=True)], device=leaf.device)
+        leaf.copy_(torch.where(_rows(on, leaf), leaf, before[name]))
 
 
 def _norms(values: Tensor) -> Tensor:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.augment import RandomCrops
-from runner.baselines import Contestant, contestant
+from runner.baselines import Contestant, Parametrise, contestant
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Progress, progress
 from runner.optimize import Descent, State
-from runner.record import RunFolder, Summarise, read_png, run_key, write_png
+from runner.record import RunFolder, Summarise, read_png, run_key, write, write_png
 from runner.report import write_report
 from runner.types import Anchor, Classifier, Controls, Dataset, Generator, Problem, Task, UserError, World
 from runner.warn import Doubts
@@ -37,6 +38,7 @@ class Parts:
     classifier: Classifier
     data: Dataset
     task: Task
+    controls: Parametrise
     optimizer: Descent
     augment: RandomCrops
     logger: Logger
@@ -95,16 +97,15 @@ class Solver:
             lambda scene, k: self.augment(scene, seeds, k, self.classifier.size), self.descent, state,
         )  # fmt: skip
 
-    @torch.no_grad()
     def render(self, controls: Controls, anchor: Anchor) -> Tensor:
-        """The picture that counts, (b, 3, h, w) in [0, 1]."""
-        return self.generator(controls, anchor)[-1].image
+        """The pictures that are reported, (b, n, 3, h, w) in [0, 1]; the first is the one that counts."""
+        return self.generator.pictures(controls, anchor)
 
 
 def solver(parts: Parts) -> Solver:
     """The solver that a task's `baseline` asks for, with the rates in the generator's own scale."""
     scaled = {name: rate * parts.generator.lr_scale.get(name, 1.0) for name, rate in parts.optimizer.lr.items()}
-    chosen = contestant(parts.task.baseline, parts.generator, replace(parts.optimizer, lr=scaled))
+    chosen = contestant(parts.task.baseline, parts.generator, parts.controls, replace(parts.optimizer, lr=scaled))
     doubts = Doubts(parts.generator, parts.classifier)
     return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts)
 
@@ -218,10 +219,12 @@ def solve_batch(
     bar.phase("measuring")
     with torch.no_grad():
         starts, bests = answer.render(controls, anchor), answer.render(state.best, anchor)
-    doubts = answer.doubts(problems, anchor, starts, state)
+    prompts = answer.generator.worded(state.best, anchor)
+    doubts = answer.doubts(problems, anchor, starts[:, 0], state)
     for i, problem in enumerate(problems):
         if not folder.done(problem.name):
-            pictures = {"start": starts[i], "best": bests[i]}
+            pictures = {"start": starts[i, 0], "best": bests[i, 0]}
+            pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(bests[i, 1:], start=1)}
             if problem.image is not None or problem.edit.source != problem.edit.target:
                 pictures = {"original": anchor.original[i], **pictures}  # drawn with the first words if not given
             if problem.keep in ("background", "foreground"):
@@ -229,7 +232,8 @@ def solve_batch(
             warnings = [*_caption_notes(answer.task, problem), *notes[i], *doubts[i]]
             for warning in warnings:
                 bar.say(f"{problem.name}: {warning}")
-            write_problem(answer, problem, i, state, pictures, warnings, anchor, folder, len(problems), logger)
+            prompt = problem.edit.target if prompts is None else prompts[i]
+            write_problem(answer, problem, i, state, pictures, prompt, warnings, anchor, folder, len(problems), logger)
     path.unlink(missing_ok=True)
     bar.finished(len(problems))
 
@@ -278,14 +282,17 @@ class Saved:
 
 
 def write_problem(
-    answer: Solver, problem: Problem, i: int, state: State, pictures: dict[str, Tensor], notes: Sequence[str],
-    anchor: Anchor, folder: RunFolder, batch: int, logger: Logger,
+    answer: Solver, problem: Problem, i: int, state: State, pictures: dict[str, Tensor], prompt: str,
+    notes: Sequence[str], anchor: Anchor, folder: RunFolder, batch: int, logger: Logger,
 ) -> None:  # fmt: skip
-    """Save a problem's pictures, measure the saved ones and write its result, or why there is none."""
+    """Save a problem's pictures and what they can be made again from, measure the saved ones and write its result, or
+    why there is none."""
     if (reason := state.failed[i]) is not None:
         folder.write_failure(problem.name, reason)
         return
     saved = Saved(folder.problem(problem.name))
+    if lasting := {name: state.best[name][i].cpu().contiguous() for name in answer.generator.lasting}:
+        write(saved.place / "controls.safetensors", serialise(lasting, metadata={"prompt": problem.edit.target}))
     saved.add(pictures)
     before = "original" if "original" in pictures else "start"
     shown = {**saved.pictures, "before": saved.pictures[before]}
@@ -300,7 +307,7 @@ def write_problem(
         "picture": problem.picture,
         **answer.task.measure(problem, shown, answer.classifier),
         "caption": problem.edit.source,
-        "prompt": problem.edit.target,
+        "prompt": prompt,
         "loss": {name: values[i] for name, values in state.history[step].items()},
         "steps": answer.descent.steps,
         "best_step": step,

@@ -117,7 +117,7 @@ class Problem:
 class Anchor:
     """A batch's constants: what a chain needs beside its controls, and what distances are measured against.
 
-    base: the embeddings C_t and N_t of each sampler step, `text` and `null`, that controls of the same name are added to;
+    base: the embeddings C_t and N_t of each sampler step, `text` and `null`; controls of these names are added;
     noise: what each sampler step adds (0 with DDIM); norm: length of each start latent;
     mask, latent_mask: soft region S in [0, 1] that is free to change, in pixels and latents;
     original, encoded: the pictures and their scaled latents, of drawn pictures what the chain gives at its start;
@@ -255,12 +255,14 @@ Schedules = Mapping[str, Sequence[float]]
 class Generator(Protocol):
     """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
 
-    recipe: everything that a sampled picture follows from beside its prompt and seed.
+    recipe: everything that a sampled picture follows from beside its prompt and seed; lasting: the controls that are
+    kept with an answer, since it can be made again from them.
     """
 
     resolution: int
     digest: str
     recipe: str
+    lasting: tuple[str, ...]
 
     @property
     def lr_scale(self) -> Mapping[str, float]:
@@ -280,8 +282,19 @@ class Generator(Protocol):
         """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
         map divided by its maximum. seed: of what an inversion draws."""
 
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        """The constants of optimisation step k: the anchor itself, unless every step meets other random numbers. An
+        iterate is judged with the anchor itself."""
+
     def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""
+
+    def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b n 3 h w"]:
+        """What is reported of each sample, in [0, 1]: the picture that counts, and where an answer is more than one
+        picture, more of them."""
+
+    def worded(self, controls: Controls, anchor: Anchor) -> list[str] | None:
+        """The prompt of each sample in words, where prompts are what is optimised."""
 
 
 @dataclass(frozen=True)

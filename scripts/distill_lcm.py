@@ -49,7 +49,8 @@ def solve(
     predict: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, text: Tensor, null: Tensor, w: Tensor,
     times: Sequence[int], scheduler: DPMSolverMultistepScheduler,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The teacher's guided trajectory from latents at `times[0]` -> its points (b, t, c, y, x) at all times, its end."""
+    """The teacher's guided trajectory from latents at `times[0]` -> its points (b, t, c, y, x) at all times, its
+    end."""
     scheduler.set_timesteps(timesteps=list(times), device=z.device)
     points = []
     for t in scheduler.timesteps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from data.folder import square
@@ -74,6 +75,18 @@ def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> d
         "top": top, "rows": rows.contiguous(), "mean": mean.float(), "std": std.float(),
         "contribution": (contribution / counts.clamp(min=1)).float(),
     }  # fmt: skip
+
+
+@torch.no_grad()
+def most_certain(classifier: Classifier, dataset: Dataset, side: int, cache: Cache) -> Int[Tensor, " k"]:
+    """Per class the position of the picture that is most surely called so, shown at `side` px."""
+
+    def compute() -> dict[str, Tensor]:
+        found = [(p, classifier(x).logits.float().softmax(dim=1).cpu()) for p, x in chunks(dataset, side)]
+        positions = torch.tensor([i for part, _ in found for i in part])
+        return {"rows": positions[torch.cat([p for _, p in found]).argmax(dim=0)]}
+
+    return cached(cache, ("most certain", classifier.recipe, dataset.digest, side), compute)["rows"]
 
 
 def choose_units(

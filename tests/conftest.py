@@ -105,10 +105,7 @@ def make_generator(
     """A LatentDiffusion over the tiny pipeline, over that of a consistency model for sampler="lcm"; keyword arguments
     replace settings."""
 
-    def make(
-        sampler: str = "ddim", steps: int = 4, guidance: float = 3.0,
-        null_text: NullText = NullText(0.01, 3, 1e-5, 2e-5), **changes: Any,
-    ) -> LatentDiffusion:  # fmt: skip
+    def make(sampler: str = "ddim", steps: int = 4, guidance: float = 3.0, **changes: Any) -> LatentDiffusion:
         settings: dict[str, Any] = {
             "resolution": 16, "last": 1, "recompute": "none",
             "maps": MapWindow(8, 0.0, 0.5, False),
@@ -121,7 +118,9 @@ def make_generator(
             networks = Networks(tiny_lcm_pipe, "tiny lcm")
             return LatentDiffusion(networks, lcm(networks, steps, guidance, None, 50), **{**settings, **changes})
         networks = Networks(tiny_pipe, "tiny")
-        return LatentDiffusion(networks, ddim(networks, steps, guidance, null_text), **{**settings, **changes})
+        return LatentDiffusion(
+            networks, ddim(networks, steps, guidance, NullText(0.01, 3, 1e-5, 2e-5)), **{**settings, **changes}
+        )
 
     return make
 
@@ -201,7 +200,8 @@ def uvce(**changes: Any) -> Uvce:
 def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> Anchor:
     """A batch's constants at their smallest: one step, one token, 1 x 1 pixels; everything is free to change."""
     return Anchor(
-        base={"text": torch.zeros(n, 1, 1, 1), "null": torch.zeros(n, 1, 1, 1)}, noise=torch.zeros(n, 1, 1, 1, 1), norm=torch.full((n,), norm),
+        base={"text": torch.zeros(n, 1, 1, 1), "null": torch.zeros(n, 1, 1, 1)}, noise=torch.zeros(n, 1, 1, 1, 1),
+        norm=torch.full((n,), norm),
         mask=torch.ones(n, 1, 1, 1), latent_mask=torch.ones(n, 1, 1, 1), original=torch.zeros(n, 3, 1, 1),
         encoded=torch.zeros(n, 1, 1, 1), templates=torch.zeros(n, 1, 1, 1, 1), maps={},
         inject=torch.full((n,), inject), blend=torch.zeros(n),
@@ -229,9 +229,9 @@ def double_precision(generator: LatentDiffusion) -> Iterator[None]:
 
 def rows_of(anchor: Anchor, rows: slice) -> Anchor:
     """The constants of some of a batch's samples."""
-    tensors = {key: value[rows] for key, value in vars(anchor).items() if isinstance(value, torch.Tensor)}
-    named = {key: {name: v[rows] for name, v in getattr(anchor, key).items()} for key in ("base", "maps")}
-    return replace(anchor, **tensors, **named)
+    cut: dict[str, Any] = {key: value[rows] for key, value in vars(anchor).items() if isinstance(value, torch.Tensor)}
+    cut |= {key: {name: v[rows] for name, v in getattr(anchor, key).items()} for key in ("base", "maps")}
+    return replace(anchor, **cut)
 
 
 class Identity:
@@ -243,6 +243,7 @@ class Identity:
     resolution = 1
     digest = "identity"
     recipe = "identity"
+    lasting: tuple[str, ...] = ()
 
     def __init__(self, scenes: int = 1) -> None:
         self.scenes = scenes
@@ -260,6 +261,15 @@ class Identity:
 
     def word_maps(self, image: torch.Tensor, prompt: str, phrase: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
+
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        return anchor
+
+    def pictures(self, controls: Controls, anchor: Anchor) -> torch.Tensor:
+        return self(controls, anchor)[-1].image[:, None]
+
+    def worded(self, controls: Controls, anchor: Anchor) -> None:
+        return None
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         latent = controls["latent"] + controls.get("shift", torch.zeros(()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ from tests.conftest import double_precision, doubled, rows_of
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Flip]]
+
+
+@pytest.fixture(params=["ddim", "lcm"])
+def make_either(request: pytest.FixtureRequest, make_generator: Make) -> Make:
+    """Generators of both samplers, one after the other."""
+    return partial(make_generator, sampler=request.param)
 
 
 def gradients(generator: LatentDiffusion, controls: Controls, anchor: Anchor) -> dict[str, torch.Tensor]:
@@ -65,21 +72,21 @@ def test_guidance_one_is_the_text_and_zero_the_null_prediction() -> None:
 
 
 @pytest.mark.parametrize("mode", ["step", "block"])
-def test_recomputed_gradient_equals_plain_gradient(mode: str, make_generator: Make, make_problems: Problems) -> None:
-    start = make_generator().begin(make_problems(2), {})
+def test_recomputed_gradient_equals_plain_gradient(mode: str, make_either: Make, make_problems: Problems) -> None:
+    start = make_either().begin(make_problems(2), {})
     anchor = replace(start.anchors[-1])  # with injection and blending
-    plain = gradients(make_generator(), start.controls, anchor)
-    generator = make_generator(recompute=mode)
+    plain = gradients(make_either(), start.controls, anchor)
+    generator = make_either(recompute=mode)
     again = gradients(generator, start.controls, anchor)
     generator.networks.unet.disable_gradient_checkpointing()
-    assert set(plain) == {"latent", "text", "null"}
+    assert set(plain) == set(start.controls) == {"latent", *generator.sampler.embeddings}
     for name, value in plain.items():
         torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-7)
         assert value.abs().sum() > 0
 
 
-def test_gradient_agrees_with_finite_differences(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator(steps=2)
+def test_gradient_agrees_with_finite_differences(make_either: Make, make_problems: Problems) -> None:
+    generator = make_either(steps=2)
     start = generator.begin(make_problems(1), {})
     anchor = doubled(start.anchors[-1])
     controls = {name: value.double() for name, value in start.controls.items()}
@@ -99,9 +106,9 @@ def test_gradient_agrees_with_finite_differences(make_generator: Make, make_prob
             torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-4, atol=1e-8)
 
 
-def test_a_batch_equals_its_samples(make_generator: Make, make_problems: Problems) -> None:
+def test_a_batch_equals_its_samples(make_either: Make, make_problems: Problems) -> None:
     problems = make_problems(8)
-    generator = make_generator()
+    generator = make_either()
     together = generator.begin(problems, {})
     grads = gradients(generator, together.controls, together.anchors[-1])
     for i in (0, 5):
@@ -112,19 +119,20 @@ def test_a_batch_equals_its_samples(make_generator: Make, make_problems: Problem
         mine = gradients(generator, {k: v[row] for k, v in together.controls.items()}, own)
         for name, value in mine.items():
             error = (value - grads[name][i : i + 1]).abs().max() / value.abs().max()
-            assert error < 1e-5, (name, error)
+            # The first step of consistency sampling divides by √ᾱ_999 = 0.07, and rounding with it.
+            assert error < (1e-5 if generator.sampler.embeddings == ("text", "null") else 1e-4), (name, error)
 
 
-def test_the_same_batch_gives_the_same_bits(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator()
+def test_the_same_batch_gives_the_same_bits(make_either: Make, make_problems: Problems) -> None:
+    generator = make_either()
     first, second = (generator.begin(make_problems(4), {}) for _ in range(2))
     assert torch.equal(first.controls["latent"], second.controls["latent"])
     images = [generator(s.controls, s.anchors[-1])[-1].image for s in (first, second)]
     assert torch.equal(*images)
 
 
-def test_gradient_does_not_reach_the_networks_or_the_anchor(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator()
+def test_gradient_does_not_reach_the_networks_or_the_anchor(make_either: Make, make_problems: Problems) -> None:
+    generator = make_either()
     start = generator.begin(make_problems(1), {})
     gradients(generator, start.controls, start.anchors[0])
     for network in (generator.networks.vae, generator.networks.unet, generator.networks.text_encoder):
@@ -169,8 +177,8 @@ def test_words_are_only_looked_for_where_they_are_used(make_generator: Make, mak
             make_generator().check([bad])
 
 
-def test_blending_holds_the_background(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator(schedules={"inject": [1.0], "blend": [1.0]})
+def test_blending_holds_the_background(make_either: Make, make_problems: Problems) -> None:
+    generator = make_either(schedules={"inject": [1.0], "blend": [1.0]})
     start = generator.begin(make_problems(2), {})
     anchor = replace(start.anchors[0], latent_mask=torch.zeros_like(start.anchors[0].latent_mask))
     z = start.controls["latent"] + 1.0
@@ -193,8 +201,8 @@ def drawn(seed: int, prompt: str = PROMPT, **changes: Any) -> Problem:
     return Problem(**(settings | changes))
 
 
-def test_a_sample_depends_on_its_own_prompt_and_seed_alone(make_generator: Make) -> None:
-    generator = make_generator()
+def test_a_sample_depends_on_its_own_prompt_and_seed_alone(make_either: Make) -> None:
+    generator = make_either()
     prompts, seeds = [PROMPT, "a picture of a lifeboat", PROMPT], [3, 4, 5]
     together = generator.sample(prompts, seeds)
     assert together.shape == (3, 3, 16, 16) and 0 <= together.min() and together.max() <= 1
@@ -205,9 +213,9 @@ def test_a_sample_depends_on_its_own_prompt_and_seed_alone(make_generator: Make)
     assert not torch.allclose(generator.sample(["a picture of a lifeboat"], [3])[0], together[0], atol=1e-4)
 
 
-def test_a_drawn_picture_is_the_sample_of_its_prompt_and_seed(make_generator: Make) -> None:
+def test_a_drawn_picture_is_the_sample_of_its_prompt_and_seed(make_either: Make) -> None:
     """And the chain at its start gives it, with its own maps injected or held as without: nothing is far from it."""
-    generator = make_generator()
+    generator = make_either()
     start = generator.begin([drawn(3), drawn(4)], {"inject": [0.0, 1.0], "blend": [0.0, 1.0]})
     assert len(start.anchors) == 4 and start.notes == [[], []]
     for anchor in start.anchors:
@@ -218,19 +226,19 @@ def test_a_drawn_picture_is_the_sample_of_its_prompt_and_seed(make_generator: Ma
     assert torch.equal(start.controls["latent"], generator.networks.noise([3, 4], 8, 1)[:, 0])
 
 
-def test_held_by_its_own_chain_a_picture_stays_itself(make_generator: Make, make_problems: Problems) -> None:
+def test_held_by_its_own_chain_a_picture_stays_itself(make_either: Make, make_problems: Problems) -> None:
     """Where no word changes, maps injected and background held leave an inversion's picture as it is."""
     problem = make_problems(1)[0]
     own = replace(problem, edit=Edit.unchanged(problem.edit.source, problem.edit.source_words))
-    generator = make_generator()
+    generator = make_either()
     start = generator.begin([own], {"inject": [0.0, 1.0], "blend": [0.0, 1.0]})
     plain, *others = (generator(start.controls, anchor)[-1].image for anchor in start.anchors)
     for other in others:
-        torch.testing.assert_close(other, plain)
+        torch.testing.assert_close(other, plain, rtol=0, atol=1e-4)
 
 
-def test_drawn_and_given_pictures_share_a_batch(make_generator: Make, make_problems: Problems) -> None:
-    generator = make_generator()
+def test_drawn_and_given_pictures_share_a_batch(make_either: Make, make_problems: Problems) -> None:
+    generator = make_either()
     problems: list[Problem] = [drawn(3, keep="background"), make_problems(1)[0], drawn(4)]
     together = generator.begin(problems, {})
     for i, problem in enumerate(problems):
@@ -248,12 +256,12 @@ def test_drawn_and_given_pictures_share_a_batch(make_generator: Make, make_probl
     torch.testing.assert_close(together.anchors[0].encoded[1], generator.networks.encode(problems[1].image[None])[0])
 
 
-def test_what_is_free_may_start_from_noise(make_generator: Make, make_problems: Problems) -> None:
+def test_what_is_free_may_start_from_noise(make_either: Make, make_problems: Problems) -> None:
     """The inversion where the mask is 0, the seed's noise where it is 1, as long as either in between."""
     given = make_problems(1)[0]
     mask = torch.tensor([1.0, 0.25, 0.0, 0.0]).repeat_interleave(4).expand(1, 16, 16)
     kept = replace(given, keep="background", mask=mask)
-    generator = make_generator(softening={kind: lambda masks: masks for kind in ("pixels", "latents")})
+    generator = make_either(softening={kind: lambda masks: masks for kind in ("pixels", "latents")})
     plain, again = (generator.begin([replace(kept, redrawn=redrawn)], {}) for redrawn in (False, True))
     inverted, noise = plain.controls["latent"], generator.networks.noise([given.seed], 8, 1)[:, 0]
     free = plain.anchors[0].latent_mask
@@ -300,10 +308,10 @@ class Halves:
 SOFTENING = {"latents": Softening(0, 3, 0.7), "pixels": Softening(3, 0, 0.0)}
 
 
-def test_masks_are_made_where_something_has_to_be_found(make_generator: Make, make_problems: Problems) -> None:
+def test_masks_are_made_where_something_has_to_be_found(make_either: Make, make_problems: Problems) -> None:
     """For the kinds of `keep` that want a mask, unless the problem brings one; latents and pixels soften it each."""
     halves = Halves()
-    generator = make_generator(segmenter=halves, softening=SOFTENING)
+    generator = make_either(segmenter=halves, softening=SOFTENING)
     brought = torch.zeros(1, 16, 16)
     brought[:, 4:12, 4:12] = 1.0
     problems = [replace(p, keep=keep) for p, keep in zip(make_problems(4), KEEP, strict=True)]
@@ -319,8 +327,8 @@ def test_masks_are_made_where_something_has_to_be_found(make_generator: Make, ma
     assert list(map(list, start.notes)) == [[]] * 5
 
 
-def test_no_maps_are_kept_that_nobody_needs(make_generator: Make, make_problems: Problems) -> None:
-    generator, problem = make_generator(), make_problems(1)[0]
+def test_no_maps_are_kept_that_nobody_needs(make_either: Make, make_problems: Problems) -> None:
+    generator, problem = make_either(), make_problems(1)[0]
     for keep, inject, kept in (("none", 0.0, 0), ("background", 0.0, 2), ("none", 0.7, 3), ("background", 1.0, 4)):
         maps = generator.begin([replace(problem, keep=keep)], {"inject": [inject]}).anchors[0].maps
         assert {values.shape[1] for values in maps.values()} == ({kept} if kept else set()), (keep, inject)

@@ -12,6 +12,7 @@ import torch
 from models.diffusion import LatentDiffusion
 from models.guided import guided_sampling
 from models.pixels import PixelDescent
+from models.prompts import embeddings
 from runner import optimize
 from runner.augment import RandomCrops
 from runner.baselines import BASELINES, contestant
@@ -27,7 +28,7 @@ from tests.conftest import TinyClassifier, uvce
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Flip]]
-DESCENT = Descent(torch.optim.Adam, 4, {"latent": 0.1, "pixels": 0.01, "guidance": 0.2}, None, None, True)
+DESCENT = Descent(torch.optim.Adam, 4, {"latent": 0.1, "pixels": 0.01, "guidance": 0.2}, None, None, True, None)
 
 
 def objective_of(problems: list[Flip], sharpness: float = 1.0) -> Objective:
@@ -50,23 +51,23 @@ def shifted(generator: LatentDiffusion, problems: list[Flip]) -> tuple[Controls,
 
 def test_the_method_itself_and_its_start(make_generator: Make) -> None:
     generator = make_generator()
-    own = contestant("none", generator, DESCENT)
+    own = contestant("none", generator, embeddings, DESCENT)
     assert own.begin is own.generator is generator and own.descent == DESCENT
-    start = contestant("start_only", generator, DESCENT)
+    start = contestant("start_only", generator, embeddings, DESCENT)
     assert start.begin is start.generator is generator
     assert start.descent.steps == 0 and start.descent.lr == DESCENT.lr
 
 
 @pytest.mark.parametrize("name", ["none", "start_only", "pixels"])
 def test_what_descends_begins_where_it_starts(name: str, make_generator: Make, make_problems: Problems) -> None:
-    one = contestant(name, make_generator(), DESCENT)
+    one = contestant(name, make_generator(), embeddings, DESCENT)
     start = one.begin.begin(make_problems(1), {})
     assert one.finish(start.controls, start.anchors[0], {}) is start.controls
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones(make_generator: Make) -> None:
     with pytest.raises(UserError, match=r"task\.baseline=magic: allowed are none, start_only, pixels, guidance"):
-        contestant("magic", make_generator(), DESCENT)
+        contestant("magic", make_generator(), embeddings, DESCENT)
     assert set(BASELINES) == {"none", "start_only", "pixels", "guidance"}
 
 
@@ -75,7 +76,7 @@ def test_an_unknown_baseline_is_refused_with_the_known_ones(make_generator: Make
 
 def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_problems: Problems) -> None:
     plain = make_generator()
-    one = contestant("pixels", plain, DESCENT)
+    one = contestant("pixels", plain, embeddings, DESCENT)
     generator = one.generator
     assert isinstance(generator, PixelDescent) and one.begin is generator
     assert (generator.resolution, generator.digest, generator.recipe) == (plain.resolution, plain.digest, plain.recipe)
@@ -98,7 +99,7 @@ def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_pro
 def test_pixels_outside_the_range_are_cut_and_keep_their_gradient(
     make_generator: Make, make_problems: Problems
 ) -> None:
-    generator = contestant("pixels", make_generator(), DESCENT).generator
+    generator = contestant("pixels", make_generator(), embeddings, DESCENT).generator
     anchor = generator.begin(make_problems(1), {}).anchors[0]
     pixels = torch.full((1, 3, 16, 16), 1.5, requires_grad=True)
     (scene,) = generator({"pixels": pixels}, anchor)
@@ -116,7 +117,7 @@ def test_guidance_without_strength_is_the_start(make_generator: Make, make_probl
         start = generator(controls, anchor)[-1].image
     found = guided_sampling(generator, controls, anchor, lambda scene: evaluate(objective, scene).total, 0.0)
     assert torch.equal(found, start)
-    one = contestant("guidance", generator, replace(DESCENT, lr={"guidance": 0.0}))
+    one = contestant("guidance", generator, embeddings, replace(DESCENT, lr={"guidance": 0.0}))
     assert torch.equal(one.finish(controls, anchor, objective)["pixels"], start)
 
 
@@ -126,7 +127,7 @@ def test_guidance_lowers_the_loss_and_more_of_it_lowers_it_more(make_generator: 
     anchor = replace(anchor, latent_mask=torch.ones_like(anchor.latent_mask))
 
     def loss(strength: float) -> torch.Tensor:
-        one = contestant("guidance", generator, replace(DESCENT, lr={"guidance": strength}))
+        one = contestant("guidance", generator, embeddings, replace(DESCENT, lr={"guidance": strength}))
         with torch.no_grad():
             scene = one.generator(one.finish(controls, anchor, objective), anchor)[-1]
         return evaluate(objective, scene).total
@@ -141,7 +142,7 @@ def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, ma
     values = []
     for sign in (1.0, -1.0):
         turned = {name: (sign * weight, term) for name, (weight, term) in objective.items()}
-        one = contestant("guidance", generator, DESCENT)
+        one = contestant("guidance", generator, embeddings, DESCENT)
         with torch.no_grad():
             scene = one.generator(one.finish(controls, anchor, turned), anchor)[-1]
         values.append(evaluate(objective, scene).total)
@@ -150,7 +151,7 @@ def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, ma
 
 def test_guided_samples_do_not_know_of_each_other(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(3)
-    together = contestant("guidance", generator, DESCENT)
+    together = contestant("guidance", generator, embeddings, DESCENT)
     controls, anchor, objective = shifted(generator, problems)
     loud = {
         "class_log_prob": (1.0, lambda scene: torch.tensor([1.0, 1e3, 1e-3]) * objective["class_log_prob"][1](scene))
@@ -182,7 +183,7 @@ def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problem
 def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Problems) -> None:
     """Its answer is a picture, so that nothing is left to descend on; distances are measured as for the others."""
     generator, problems = make_generator(), make_problems(2)
-    one = contestant("guidance", generator, DESCENT)
+    one = contestant("guidance", generator, embeddings, DESCENT)
     assert one.begin is generator and isinstance(one.generator, PixelDescent) and one.descent.steps == 0
     task: Any = uvce()
     answer = Solver(one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()))
@@ -190,7 +191,7 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
     assert set(controls) == {"pixels"} and len(notes) == 2
     (state,) = answer.states(problems, anchor, optimize.begin(controls))
     assert state.finished and torch.equal(state.best["pixels"], controls["pixels"])
-    picture = answer.render(state.best, anchor)
+    picture = answer.render(state.best, anchor)[:, 0]
     assert torch.equal(picture, controls["pixels"]) and 0 <= picture.min() and picture.max() <= 1
     with torch.no_grad():
         (scene,) = one.generator(controls, anchor)

@@ -30,7 +30,7 @@ TERMS = ("class_log_prob", "latent_distance", "pixel_distance")
 def descent(**changes: Any) -> Descent:
     settings: dict[str, Any] = {
         "method": torch.optim.Adam, "steps": 5, "lr": {"latent": 0.01, "text": 0.01, "null": 0.01}, "min_lr": None,
-        "clip": None, "keep_norm": True,
+        "clip": None, "keep_norm": True, "stop": None,
     }  # fmt: skip
     return Descent(**(settings | changes))
 

@@ -155,6 +155,7 @@ class Maker:
     def __init__(self, reds: Mapping[str, float] | None = None) -> None:
         self.resolution, self.digest, self.recipe = SIDE, "maker", "maker"
         self.lr_scale: Mapping[str, float] = {}
+        self.lasting: tuple[str, ...] = ()
         self.reds = reds or {}
         self.asked: list[tuple[str, int]] = []
 
@@ -173,6 +174,15 @@ class Maker:
 
     def word_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        return anchor
+
+    def pictures(self, controls: Controls, anchor: Anchor) -> Tensor:
+        return self(controls, anchor)[-1].image[:, None]
+
+    def worded(self, controls: Controls, anchor: Anchor) -> None:
+        return None
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         raise NotImplementedError

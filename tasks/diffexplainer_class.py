@@ -1,0 +1,145 @@
+"""What a class is to a classifier: a prompt whose pictures it calls so, whatever the noise (DiffExplainer, Eq. 3-5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as memoised
+from itertools import islice, product
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.selection import check_choice
+from runner.types import (
+    Anchor,
+    Cache,
+    Captioner,
+    Classifier,
+    Dataset,
+    Edit,
+    Objective,
+    Pictures,
+    Problem,
+    Term,
+    World,
+)  # fmt: skip
+from tasks.edits import prompt_of
+from tasks.pictures import at_least_one, own_seed, slug, success_rate
+from tasks.ranking import choose_units, most_certain, rank
+from tasks.shown import Rival, rival, samples, score, verdict
+from tasks.targets import known_label
+from tasks.terms import class_log_prob, unit_activation
+from tasks.units import FEATURES, Unit, activation
+
+# The terms of each objective: Eq. 3, Eq. 4 and their sum, Eq. 5.
+OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both": ("class_log_prob", "unit_activation")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portrait(Problem):
+    """target: class index; unit: whose activation is raised as well, if any; rivals: plain prompts by name."""
+
+    target: int
+    unit: Unit | None
+    rivals: Mapping[str, Rival]
+
+
+class DiffExplainerClass:
+    """training: pictures on which features are ranked, the most certain of which lends its caption; objective: of
+    `OBJECTIVES`; classes: names, None for all; feature: the class's feature of this rank by mean contribution, of an
+    objective with a unit; prompt: with free tokens, see `models.tokens`; seeds: restarts; images: pictures of each
+    plain prompt; named: the class's plain prompt; weights: of the terms; baseline: see `runner.baselines`."""
+
+    def __init__(
+        self, training: Dataset, objective: str, classes: Sequence[str] | None, feature: int, prompt: str, seeds: int,
+        images: int, named: str, weights: Mapping[str, float], captioner: Captioner, cache: Cache, baseline: str,
+    ) -> None:  # fmt: skip
+        self.terms = OBJECTIVES[check_choice("task.objective", objective, OBJECTIVES)]
+        self.feature, self.seeds = at_least_one("task.feature", feature), at_least_one("task.seeds", seeds)
+        self.images = at_least_one("task.images", images)
+        self.training, self.classes, self.prompt, self.named = training, classes, prompt, named
+        self.weights, self.captioner, self.cache, self.baseline = weights, captioner, cache, baseline
+        self.schedules = {"inject": [0.0], "blend": [0.0]}
+        self.networks = ()
+
+    def problems(self, world: World) -> tuple[list[Portrait], int | None]:
+        """One problem per class and restart; the plain prompts of a class are tried once."""
+        labels = world.classifier.labels
+        names = labels if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
+        rivals, unit = memoised(lambda label: self._rivals(label, world)), memoised(lambda c: self._unit(c, world))
+        asked = [(label, k) for label, k in product(names, range(self.seeds))]
+        found = []
+        for label, k in islice(asked, world.limit):
+            found.append(Portrait(
+                name=f"{slug(label)}-{k}", seed=own_seed(world.seed, labels.index(label), k), image=None,
+                edit=Edit.unchanged(prompt_of(self.prompt, label), label), picture=slug(label),
+                keep="none", target=labels.index(label), unit=unit(label), rivals=rivals(label),
+            ))  # fmt: skip
+        return found, len(asked)
+
+    def _rivals(self, label: str, world: World) -> dict[str, Rival]:
+        """The class's name alone, and what the training picture shows that is most surely of the class."""
+        row = most_certain(world.classifier, self.training, world.generator.resolution, self.cache)
+        target = world.classifier.labels.index(label)
+        best = self.training[int(row[target])]
+        prompts = {
+            "class name": prompt_of(self.named, label),
+            "best caption": best.caption or self.captioner.caption(best),
+        }
+        return {name: rival(world, prompt, target, self.images, self.cache) for name, prompt in prompts.items()}
+
+    def _unit(self, label: str, world: World) -> Unit | None:
+        if "unit_activation" not in self.terms:
+            return None
+        side, classifier = world.generator.resolution, world.classifier
+        units = f"class:{label}:{self.feature}"
+        return choose_units(units, classifier, lambda: rank(classifier, FEATURES, self.training, side, self.cache))[-1]
+
+    def objective(self, problems: Sequence[Portrait], anchor: Anchor, classifier: Classifier) -> Objective:
+        terms: dict[str, Term] = {}
+        if "class_log_prob" in self.terms:
+            terms["class_log_prob"] = class_log_prob(classifier, torch.tensor([p.target for p in problems]))
+        if "unit_activation" in self.terms:
+            units = [p.unit for p in problems if p.unit is not None]
+            terms["unit_activation"] = unit_activation(classifier, units, torch.ones(len(units)))
+        return {name: (self.weights[name], term) for name, term in terms.items()}
+
+    def illustrate(self, problem: Portrait, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        return {}
+
+    def measure(self, problem: Portrait, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """The activation score on pictures of fresh z beside those of the plain prompts. A success: none of these has a
+        higher one."""
+        images = samples(pictures)
+        own = score(classifier, list(images), problem.target)
+        others = {
+            name: {"prompt": r.prompt, **r.score.record(), "verdict": verdict(own.share, r.score.share)}
+            for name, r in problem.rivals.items()
+        }
+        record = own.record() | {"target": classifier.labels[problem.target], "rivals": others}
+        record["success"] = all(own.share >= r.score.share for r in problem.rivals.values())
+        if problem.unit is not None:
+            record |= {
+                "unit": str(problem.unit),
+                "activation": activation(classifier, images, problem.unit).mean().item(),
+            }
+        return record
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Per class the restart with the lowest loss, and how far restarts lie apart."""
+        by_class: dict[str, list[Mapping[str, Any]]] = {}
+        for record in records:
+            by_class.setdefault(record["target"], []).append(record)
+        table = {}
+        for label, own in by_class.items():
+            best, scores = min(own, key=lambda r: r["loss"]["total"]), [r["activation_score"] for r in own]
+            table[label] = {
+                "best": best["name"], "prompt": best["prompt"], "activation_score": best["activation_score"],
+                "restarts": len(own), "lowest": min(scores), "highest": max(scores),
+                **{name: r["activation_score"] for name, r in best["rivals"].items()},
+            }  # fmt: skip
+        means = {"mean_activation_score": fmean(r["activation_score"] for r in table.values())} if table else {}
+        return success_rate(records) | means | table
