@@ -13,7 +13,7 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from models.sampler import Course
 from models.tokens import Draw, Template, Tokens, plain, read_template
-from runner.types import Anchor, Controls, Edit, Problem, Scene, Schedules, Start
+from runner.types import Anchor, Controls, Edit, Problem, Scene, Schedules, Start, UserError
 
 NO_MAPS: Schedules = {"inject": [0.0], "blend": [0.0]}
 
@@ -40,12 +40,17 @@ class PromptDiffusion:
     """Pictures of prompts with free tokens. Every step meets new z, the best iterate is chosen on the same ones each
     time, and what is reported is drawn from a third set.
 
-    tokens: what stands in the free places; fresh, validation, report: how many z of each kind.
+    tokens: what stands in the free places; starts: how many random ones are compared, the best of which is begun with;
+    fresh, validation, report: how many z of each kind.
     """
 
     def __init__(
-        self, generator: LatentDiffusion, tokens: Tokens, fresh: int, validation: int, report: int
+        self, generator: LatentDiffusion, tokens: Tokens, starts: int, fresh: int, validation: int, report: int
     ) -> None:  # fmt: skip
+        for key, count in {"starts": starts, "fresh": fresh, "validation": validation, "report": report}.items():
+            if count < 1:
+                raise UserError(f"controls.{key}={count}: allowed are 1 and above")
+        self.starts = starts
         self.generator, self.tokens, self.networks = generator, tokens, generator.networks
         self.counts = {"fresh": fresh, "validation": validation, "report": report}
         self.resolution, self.digest, self.recipe = generator.resolution, generator.digest, generator.recipe
@@ -66,8 +71,11 @@ class PromptDiffusion:
             **vars(start.anchors[0]), seeds=seeds, prompts=templates, ids=ids,
             vectors=self.networks.token_vectors(ids), course=self.course(seeds, "validation", 0), random=None,
         )  # fmt: skip
-        begun = self.tokens.start(self.networks, templates, [stream(seed, "start") for seed in seeds])
-        return Start({self.tokens.control: begun}, [anchor], start.notes)
+        begun = [
+            {self.tokens.control: self.tokens.start(self.networks, templates, [stream(s, "start", j) for s in seeds])}
+            for j in range(self.starts)
+        ]
+        return Start(begun[0], [anchor], start.notes, begun[1:])
 
     def course(self, seeds: Sequence[int], kind: str, k: int) -> Course:
         """The courses of a step's pictures, those of one problem next to each other."""

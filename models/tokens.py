@@ -103,6 +103,12 @@ def table(networks: Networks) -> Float[Tensor, "v d"]:
     return weight.detach().float()
 
 
+def letters(networks: Networks) -> list[int]:
+    """The tokens that consist of letters alone."""
+    vocabulary = networks.tokenizer.get_vocab().items()
+    return sorted(i for token, i in vocabulary if re.fullmatch(r"[a-z]+", token.removesuffix("</w>")))
+
+
 def spell(tokenizer: Any, template: Template, chosen: Sequence[int]) -> str:
     """A template's prompt with other tokens in its free places, as a user would type it."""
     ids = list(template.ids)
@@ -122,19 +128,17 @@ class Soft:
         return False
 
     def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
-        """The words' own embeddings; at random places numbers with the mean and the spread of all tokens' ones."""
-        known, count = table(networks), max(len(t.free) for t in templates)
-        mean, std = known.mean(dim=0).cpu(), known.std(dim=0).cpu()
+        """The words' own embeddings; at random places those of any tokens of letters."""
+        known, count, any_of = table(networks), max(len(t.free) for t in templates), letters(networks)
         if self.load is not None:
             return self._loaded(count, known.shape[1]).to(known).expand(len(templates), -1, -1).clone()
         rows = []
         for template, seed in zip(templates, seeds, strict=True):
-            generator = torch.Generator().manual_seed(seed)
-            row = (mean + std * torch.randn(count, len(mean), generator=generator)).to(known)
+            drawn = torch.randint(len(any_of), (count,), generator=torch.Generator().manual_seed(seed))
+            ids = [any_of[int(i)] for i in drawn]
             for i, (place, begun) in enumerate(zip(template.free, template.begun, strict=True)):
-                if begun:
-                    row[i] = known[template.ids[place]]
-            rows.append(row)
+                ids[i] = template.ids[place] if begun else ids[i]
+            rows.append(known[ids])
         return torch.stack(rows)
 
     def _loaded(self, count: int, width: int) -> Float[Tensor, "n d"]:
@@ -186,10 +190,7 @@ class Hard:
         def numbers(words: Sequence[str]) -> set[int]:
             return {i for word in words for i in tokenizer(word, add_special_tokens=False).input_ids}
 
-        letters = {
-            i for token, i in tokenizer.get_vocab().items() if re.fullmatch(r"[a-z]+", token.removesuffix("</w>"))
-        }
-        chosen = letters if self.vocabulary is None else numbers(self.vocabulary)
+        chosen = set(letters(networks)) if self.vocabulary is None else numbers(self.vocabulary)
         if not (found := sorted(chosen - numbers(self.exclude))):
             raise UserError("controls.tokens: vocabulary without exclude has no token left")
         return found

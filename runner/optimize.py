@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from runner.objective import Loss, evaluate
-from runner.types import Anchor, Controls, Generator, Objective, Scene, UserError
+from runner.types import Anchor, Controls, Generator, Objective, Scene, Start, UserError
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]
@@ -36,8 +37,8 @@ class Stop:
 class Descent:
     """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed;
     min_lr: where the cosine ends, per control (equal to lr: constant); clip: largest gradient norm per sample;
-    keep_norm: whether the start latent is scaled back to its initial length after every update; stop: when a sample has
-    reached enough, None for never."""
+    keep_norm: whether the start latent and each free token are scaled back to their length after every update; stop:
+    when a sample has reached enough, None for never."""
 
     method: Callable[..., torch.optim.Optimizer]
     steps: int
@@ -87,16 +88,28 @@ def begin(controls: Controls) -> State:
     return State(dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n)
 
 
-def choose_start(generator: Generator, controls: Controls, anchors: Sequence[Anchor], objective: Objective) -> Anchor:
-    """Per sample the candidate with the lowest un-augmented total: the schedules are compared once."""
+@torch.no_grad()
+def choose_start(generator: Generator, start: Start, objective: Objective) -> tuple[Controls, Anchor]:
+    """Per sample the candidates with the lowest un-augmented totals: first controls are compared, on the random numbers
+    of step 0, then the schedules of the anchors."""
+    controls, anchors = start.controls, start.anchors
+    if start.others:
+        now = generator.fresh(anchors[0], 0)
+        candidates = [controls, *start.others]
+        choice = _lowest(objective, (generator(c, now)[-1] for c in candidates))
+        rows = torch.arange(len(choice), device=choice.device)
+        controls = {name: torch.stack([c[name] for c in candidates])[choice, rows] for name in controls}
     if len(anchors) == 1:
-        return anchors[0]
-    with torch.no_grad():
-        totals = torch.stack([evaluate(objective, generator(controls, a)[-1]).total for a in anchors])
-    choice = totals.argmin(dim=0)
+        return controls, anchors[0]
+    choice = _lowest(objective, (generator(controls, a)[-1] for a in anchors))
     rows = torch.arange(len(choice), device=choice.device)
     inject, blend = (torch.stack([getattr(a, key) for a in anchors])[choice, rows] for key in ("inject", "blend"))
-    return replace(anchors[0], inject=inject, blend=blend)
+    return controls, replace(anchors[0], inject=inject, blend=blend)
+
+
+def _lowest(objective: Objective, scenes: Iterable[Scene]) -> Int[Tensor, " b"]:
+    """Which of several scenes has the lowest total, for each sample."""
+    return torch.stack([evaluate(objective, scene).total for scene in scenes]).argmin(dim=0)
 
 
 def optimise(
@@ -197,6 +210,9 @@ def _update(
     if descent.keep_norm and "latent" in leaves:
         latent = leaves["latent"]
         latent.mul_(_rows(norm / _norms(latent), latent))
+    if descent.keep_norm and "tokens" in leaves:
+        lengths = (values["tokens"].norm(dim=-1, keepdim=True) for values in (before, leaves))
+        leaves["tokens"].mul_(next(lengths) / next(lengths).clamp(min=1e-12))
     for name, leaf in leaves.items():
         on = torch.tensor([m and f is None for m, f in zip(moving, state.failed, strict=True)], device=leaf.device)
         leaf.copy_(torch.where(_rows(on, leaf), leaf, before[name]))

@@ -22,7 +22,18 @@ from torch import Tensor
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
-PART_OF_THE_RUN = ("generator", "classifier", "data", "task", "optimizer", "augment", "seed", "batch", "threads")
+PART_OF_THE_RUN = (
+    "generator",
+    "classifier",
+    "data",
+    "task",
+    "controls",
+    "optimizer",
+    "augment",
+    "seed",
+    "batch",
+    "threads",
+)
 ELSEWHERE = ("device", "cache")  # where a part computes and what it keeps follow from `device` and `outputs`
 
 Summarise = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

@@ -85,8 +85,8 @@ class Solver:
         begin = self.contestant.begin
         start = begin.begin(problems, self.task.schedules)
         objective = self.task.objective(problems, start.anchors[0], self.classifier)
-        anchor = optimize.choose_start(begin, start.controls, start.anchors, objective)
-        return self.contestant.finish(start.controls, anchor, objective), anchor, start.notes
+        controls, anchor = optimize.choose_start(begin, start, objective)
+        return self.contestant.finish(controls, anchor, objective), anchor, start.notes
 
     def states(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> Iterator[State]:
         """The descent from a state on."""

@@ -241,11 +241,13 @@ Objective = Mapping[str, tuple[float, Term]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem."""
+    """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem; others:
+    further candidates for the controls."""
 
     controls: Controls
     anchors: Sequence[Anchor]
     notes: Sequence[Sequence[str]]
+    others: Sequence[Controls] = ()
 
 
 # Prompt-to-Prompt schedules that replace the generator's own: `inject` and `blend`, shares of the chain to compare.

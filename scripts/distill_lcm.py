@@ -13,6 +13,7 @@ from its second step on. Each call goes on where the one before stopped.
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,10 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import convert_state_dict_to_diffusers
 from omegaconf import OmegaConf
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -162,6 +166,17 @@ def full_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionMode
     return student
 
 
+def adapted_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
+    """The teacher with low-rank changes, which alone are trained and change nothing before they are."""
+    student = copy.deepcopy(teacher).requires_grad_(False)
+    torch.manual_seed(cfg.seed)
+    student.add_adapter(LoraConfig(r=cfg.lora.rank, lora_alpha=cfg.lora.rank, target_modules=list(cfg.lora.layers)))
+    return student
+
+
+STUDENTS = {"full": full_student, "lora": adapted_student}
+
+
 class Student(nn.Module):
     """The consistency function f(z, t, text, w) of a UNet."""
 
@@ -177,12 +192,12 @@ class Student(nn.Module):
         return consistency(z, eps, t.view(shape), self.alphas[t].view(shape))
 
 
-def train_student(pipe: StableDiffusionPipeline, cfg: Any) -> None:
+def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[str]) -> None:
     """Fit f(z_t, t) to the ends of the teacher's trajectories by the pseudo-Huber distance of published students."""
     device = pipe.device
     pairs = load_pairs(ROOT / cfg.work / "trajectories")
     print(f"{len(pairs.ends):,} trajectories, {len(pairs.points):,} points", flush=True)
-    unet = full_student(pipe.unet, cfg).to(device)
+    unet = STUDENTS[cfg.form](pipe.unet, cfg).to(device)
     if device.type == "cpu":
         # Fused attention's backward pass is twice as slow here for heads this narrow in bfloat16.
         unet.set_attn_processor(AttnProcessor())
@@ -191,14 +206,39 @@ def train_student(pipe: StableDiffusionPipeline, cfg: Any) -> None:
         text = torch.cat([pipe.text_encoder(part.long().to(device))[0] for part in unique.split(256)])
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
-        picked = torch.randint(len(pairs.points), (cfg.unet.batch,), generator=generator, device=device).cpu()
+        picked = torch.randint(len(pairs.points), (cfg.student_batch,), generator=generator, device=device).cpu()
         rows = pairs.rows[picked]
         z, end = pairs.points[picked].to(device).float(), pairs.ends[rows].to(device).float()
         guess = model(z, pairs.times[picked].to(device), text[inverse[rows].to(device)], pairs.w[rows].to(device))
         return (((guess - end) ** 2 + cfg.huber**2).sqrt() - cfg.huber).mean()
 
-    trained = fit("student", Student(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.unet.lr)
-    save_network(trained.unet, ROOT / cfg.out / "unet")
+    trained = fit("student", Student(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.lr)
+    if cfg.form == "lora":
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained.unet.half()))
+        StableDiffusionPipeline.save_lora_weights(ROOT / cfg.out, unet_lora_layers=layers)
+    else:
+        save_network(trained.unet, ROOT / cfg.out / "unet")
+    write_card(pipe, trained.unet, len(pairs.ends), cfg, arguments)
+
+
+def write_card(
+    pipe: StableDiffusionPipeline, unet: UNet2DConditionModel, trajectories: int, cfg: Any, arguments: Sequence[str]
+) -> None:
+    """README.md beside the weights: what they are and how they were made."""
+    state = torch.load(ROOT / cfg.work / "student.pt", weights_only=True, map_location="cpu")
+    low, high = cfg.guidance
+    size = sum(p.numel() for name, p in unet.named_parameters() if cfg.form == "full" or "lora" in name)
+    kind = {"full": "A consistency model's UNet, told the guidance scale", "lora": "An adapter of the UNet"}[cfg.form]
+    lines = [
+        f"# {Path(cfg.out).name}", "",
+        f"{kind}, distilled from `{cfg.teacher}` for 1 to 8 steps; the other networks are the teacher's.", "",
+        f"- {size:,} parameters, half precision",
+        f"- {trajectories:,} trajectories of the teacher at guidance {low:g} … {high:g}, seed {cfg.seed}",
+        f"- trained for {state['step']:,} steps of {cfg.student_batch}",
+        f"- Command of the last run: `python scripts/distill_lcm.py {' '.join(arguments)}`",
+        "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
+    ]  # fmt: skip
+    (ROOT / cfg.out / "README.md").write_text("\n".join(lines))
 
 
 def main(arguments: list[str]) -> None:
@@ -215,7 +255,10 @@ def main(arguments: list[str]) -> None:
     for network in (pipe.unet, pipe.text_encoder, pipe.vae):
         network.requires_grad_(False).eval()
     for part in ("trajectories", "student") if cfg.part == "all" else (cfg.part,):
-        {"trajectories": draw_trajectories, "student": train_student}[part](pipe, cfg)
+        if part == "trajectories":
+            draw_trajectories(pipe, cfg)
+        else:
+            train_student(pipe, cfg, arguments)
 
 
 if __name__ == "__main__":

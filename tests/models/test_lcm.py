@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_inversions_differ_by_their_seed(make_generator: Make, make_problems: Pr
 def test_every_step_is_one_row_of_the_network(make_generator: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {}
     for name in ("ddim", "lcm"):
-        generator, seen = make_generator(name), []
+        generator, seen = make_generator(name), list[int]()
         forward = generator.networks.unet.forward
         monkeypatch.setattr(
             generator.networks.unet,
@@ -206,7 +207,7 @@ def test_a_folders_unet_takes_the_place_of_the_pipelines_own(
     from models.networks import load
 
     tiny_lcm_pipe.unet.save_pretrained(tmp_path / "student" / "unet")
-    settings = {"lora": None, "revision": None, "dtype": "float32", "device": "cpu", "needs": "get them"}
+    settings: dict[str, Any] = {"lora": None, "revision": None, "dtype": "float32", "device": "cpu", "needs": "get them"}
     own = load(str(tiny_folder), None, **settings)
     other = load(str(tiny_folder), str(tmp_path / "student"), **settings)
     assert other.tells_guidance and not own.tells_guidance and own.digest != other.digest

@@ -15,8 +15,8 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.objective import evaluate
-from runner.optimize import Descent, State
-from runner.types import Anchor, Controls, Generator, Objective, Scene
+from runner.optimize import Descent, State, Stop
+from runner.types import Anchor, Controls, Generator, Objective, Scene, Start
 from tasks.distances import latent_distance, pixel_distance
 from tasks.flips import Flip
 from tasks.terms import class_log_prob
@@ -294,8 +294,84 @@ def test_the_schedule_is_chosen_per_sample() -> None:
     objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
     controls = {"latent": torch.zeros(2, 3, 1, 1)}
     candidates = [anchor_of(2, inject=value) for value in (1.0, 0.0, 2.0)]
-    chosen = optimize.choose_start(Identity(), controls, candidates, objective)
-    assert chosen.inject.tolist() == [0.0, 2.0]
+    same, chosen = optimize.choose_start(Identity(), Start(controls, candidates, [[], []]), objective)
+    assert same is controls and chosen.inject.tolist() == [0.0, 2.0]
+
+
+def test_each_sample_begins_from_its_best_candidate() -> None:
+    """Sample 0 wants a low sum and sample 1 a high one; ties go to the first."""
+    sign = torch.tensor([1.0, -1.0])
+    objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
+    tried = [
+        {"latent": torch.tensor(values)[:, None, None, None].expand(2, 3, 1, 1)}
+        for values in ([2.0, 1.0], [1.0, 5.0], [1.0, 0.0])
+    ]
+    start = Start(tried[0], [anchor_of(2)], [[], []], tried[1:])
+    controls, anchor = optimize.choose_start(Identity(), start, objective)
+    assert controls["latent"][:, 0].flatten().tolist() == [1.0, 5.0] and anchor is start.anchors[0]
+
+
+def test_a_sample_that_has_enough_stands_still_and_all_of_them_end_the_descent() -> None:
+    """Sums fall by the rate each step: sample 0 is below the bound from the start, sample 1 after two more."""
+    objective: Objective = {"sum": (1.0, lambda s: s.image.flatten(1).sum(dim=1))}
+    controls = {"latent": torch.tensor([0.0, 9.0])[:, None, None, None].expand(2, 3, 1, 1).clone()}
+    how = descent(
+        method=torch.optim.SGD,
+        lr={"latent": 1.0},
+        steps=50,
+        keep_norm=False,
+        stop=Stop(2, {"sum": 22.0, "other": -1e9}),
+    )
+    *_, last = optimize.optimise(Identity(), anchor_of(2), objective, unchanged, how, optimize.begin(controls))
+    sums = [evaluation["sum"] for evaluation in last.history]
+    assert [first for first, _ in sums] == [0.0, -3.0, -3.0, -3.0], "two hits in a row, at steps 0 and 1"
+    assert [second for _, second in sums] == [27.0, 24.0, 21.0, 18.0] and last.finished
+    assert not Stop(1, {"other": 1.0})(last.history, 0), "no such term, never enough"
+
+
+def test_tokens_keep_their_lengths() -> None:
+    """Each one its own, whatever the gradient."""
+    objective: Objective = {"sum": (1.0, lambda s: s.image.flatten(1).sum(dim=1))}
+    tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+    class Sums(Identity):
+        def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
+            picture = controls["tokens"].sum(dim=(1, 2))[:, None, None, None]
+            return [Scene(picture, picture, picture[:, None])]
+
+    how = descent(lr={"tokens": 0.1})
+    *_, last = optimize.optimise(Sums(), anchor_of(2), objective, unchanged, how, optimize.begin({"tokens": tokens}))
+    torch.testing.assert_close(last.controls["tokens"].norm(dim=-1), tokens.norm(dim=-1))
+    assert last.history[-1]["sum"] < last.history[0]["sum"]
+    *_, free = optimize.optimise(
+        Sums(), anchor_of(2), objective, unchanged, replace(how, keep_norm=False), optimize.begin({"tokens": tokens})
+    )
+    assert not torch.allclose(free.controls["tokens"].norm(dim=-1), tokens.norm(dim=-1), atol=0.05)
+
+
+class Noisy(Identity):
+    """Every step meets a number of its own, which the picture is moved by."""
+
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        return replace(anchor, inject=torch.full_like(anchor.inject, float(k + 1)))
+
+
+def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
+    """And descended on with what its step meets: the gradient of a square shows which."""
+    seen: list[float] = []
+
+    def square(scene: Scene) -> torch.Tensor:
+        seen.append(scene.image[0, 0].item())
+        return scene.image.square().flatten(1).sum(dim=1)
+
+    controls = {"latent": torch.zeros(1, 3, 1, 1)}
+    how = descent(method=torch.optim.SGD, lr={"latent": 0.25}, steps=2, keep_norm=False)
+    states = list(
+        optimize.optimise(Noisy(), anchor_of(1), {"square": (1.0, square)}, unchanged, how, optimize.begin(controls))
+    )
+    # Step 0 meets 1: 0 - 0.25 · 2 · 1 = -0.5; step 1 meets 2: -0.5 - 0.25 · 2 · 1.5 = -1.25.
+    assert seen == [1.0, 0.0, 1.5, -0.5, -1.25]
+    assert states[-1].best_step.tolist() == [0] and states[-1].history[-1]["square"] == [3 * 1.25**2]
 
 
 # --- batches, repetitions and resumed runs -------------------------------------------------------------------
