@@ -207,7 +207,13 @@ def test_a_folders_unet_takes_the_place_of_the_pipelines_own(
     from models.networks import load
 
     tiny_lcm_pipe.unet.save_pretrained(tmp_path / "student" / "unet")
-    settings: dict[str, Any] = {"lora": None, "revision": None, "dtype": "float32", "device": "cpu", "needs": "get them"}
+    settings: dict[str, Any] = {
+        "lora": None,
+        "revision": None,
+        "dtype": "float32",
+        "device": "cpu",
+        "needs": "get them",
+    }
     own = load(str(tiny_folder), None, **settings)
     other = load(str(tiny_folder), str(tmp_path / "student"), **settings)
     assert other.tells_guidance and not own.tells_guidance and own.digest != other.digest

@@ -1,0 +1,283 @@
+"""Laws of prompts with free tokens, on the tiny pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.diffusion import LatentDiffusion
+from models.prompts import PromptDiffusion, stream
+from models.tokens import Hard, Soft, letters, plain, read_template, spell
+from runner.types import Controls, Edit, Problem, UserError
+
+Make = Callable[..., LatentDiffusion]
+PROMPT = "a photograph of a viaduct on sand"
+
+
+@pytest.fixture(params=["ddim", "lcm"])
+def make_either(request: pytest.FixtureRequest, make_generator: Make) -> Make:
+    """Generators of both samplers, one after the other."""
+    return partial(make_generator, sampler=request.param)
+
+
+def asked(prompt: str, seed: int = 3) -> Problem:
+    return Problem(
+        name=f"p{seed}", seed=seed, edit=Edit.unchanged(prompt, "viaduct"), image=None, picture="p", keep="none"
+    )
+
+
+def soft(generator: LatentDiffusion, load: str | None = None, **counts: int) -> PromptDiffusion:
+    return PromptDiffusion(generator, Soft(load), **({"starts": 1, "fresh": 2, "validation": 3, "report": 2} | counts))
+
+
+def hard(generator: LatentDiffusion, **changes: Any) -> PromptDiffusion:
+    settings: dict[str, Any] = {
+        "vocabulary": None, "exclude": [], "spread": 1.0, "temperatures": (1.0, 0.3), "cooling": 0.9
+    }  # fmt: skip
+    return PromptDiffusion(generator, Hard(**(settings | changes)), starts=1, fresh=2, validation=3, report=2)
+
+
+def report_seeds(seed: int, count: int = 2) -> list[int]:
+    return [stream(seed, "report", 0, j) for j in range(count)]
+
+
+def gradient(prompts: PromptDiffusion, controls: Controls, problem: Problem, k: int = 0) -> dict[str, Tensor]:
+    anchor = prompts.fresh(prompts.begin([problem], {}).anchors[0], k)
+    leaves = {name: values.clone().requires_grad_() for name, values in controls.items()}
+    prompts(leaves, anchor)[-1].views.square().sum().backward()
+    return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+# --- how prompts are written -------------------------------------------------------------------------------------
+
+
+def test_marks_are_places_of_free_tokens(make_generator: Make) -> None:
+    tokenizer = make_generator().networks.tokenizer
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+    before, word, after = ids("a picture of"), ids("viaduct"), ids("on sand")
+    found = read_template(tokenizer, "a picture of <viaduct> on sand")
+    assert found.ids == before + word + after and found.length == len(found.ids) + 2
+    assert found.free == tuple(range(len(before), len(before) + len(word))) and found.begun == (True,) * len(word)
+    random = read_template(tokenizer, "<2> of <1>")
+    assert random.free == (0, 1, 2 + len(ids("of"))) and random.begun == (False,) * 3
+    assert plain("a picture of <viaduct> on <2> sand") == "a picture of on sand"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [("a picture of sand", "needs free tokens"), ("a picture of <99>", r"has \d+ tokens: allowed are 40")],
+)
+def test_prompts_without_marks_or_without_room_are_refused(prompt: str, said: str, make_generator: Make) -> None:
+    with pytest.raises(UserError, match=said):
+        soft(make_generator()).check([asked(prompt)])
+
+
+def test_a_template_is_spelled_as_it_is_read(make_generator: Make) -> None:
+    tokenizer = make_generator().networks.tokenizer
+    template = read_template(tokenizer, "a picture of <viaduct> on sand")
+    chosen = [template.ids[place] for place in template.free]
+    assert spell(tokenizer, template, chosen) == "a picture of viaduct on sand"
+
+
+# --- soft prompts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "marked", [PROMPT.replace("viaduct", "<viaduct>"), f"<{PROMPT}>", "a <photograph> of a viaduct on <sand>"]
+)
+def test_begun_from_words_a_soft_prompt_gives_exactly_their_pictures(marked: str, make_either: Make) -> None:
+    generator = make_either()
+    prompts = soft(generator)
+    start = prompts.begin([asked(marked)], {})
+    expected = generator.sample([PROMPT] * 2, report_seeds(3))
+    assert torch.equal(prompts.pictures(start.controls, start.anchors[0])[0], expected)
+    assert prompts.worded(start.controls, start.anchors[0]) == [PROMPT]
+    text = prompts.text(start.controls, replace(start.anchors[0]), 1)  # type: ignore[arg-type]
+    assert torch.equal(text, generator.networks.embed([PROMPT]))
+
+
+def test_gradients_reach_the_free_tokens_and_nothing_else(make_either: Make) -> None:
+    generator = make_either()
+    prompts, problem = soft(generator), asked("a picture of <3>")
+    start = prompts.begin([problem], {})
+    assert set(start.controls) == {"tokens"} and start.controls["tokens"].shape == (1, 3, 16)
+    found = gradient(prompts, start.controls, problem)
+    assert found["tokens"].abs().sum(dim=-1).gt(0).all()
+    networks = generator.networks
+    for network in (networks.vae, networks.unet, networks.text_encoder):
+        assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+    assert not networks.text_encoder.get_input_embeddings()._forward_hooks, "the lookup is as it was"
+
+
+def test_the_gradient_agrees_with_finite_differences(make_generator: Make) -> None:
+    prompts, problem = soft(make_generator("lcm", steps=2)), asked("a picture of <2> on sand")
+    start = prompts.begin([problem], {})
+    anchor = prompts.fresh(start.anchors[0], 0)
+
+    def value(tokens: Tensor) -> Tensor:
+        """A latent, which nothing is cut from."""
+        return prompts({"tokens": tokens}, anchor)[-1].latent.square().mean()
+
+    tokens = start.controls["tokens"].clone().requires_grad_()
+    found = torch.autograd.grad(value(tokens), tokens)[0]
+    direction = found / found.norm()
+    with torch.no_grad():
+        numeric = (value(tokens + 1e-3 * direction) - value(tokens - 1e-3 * direction)) / 2e-3
+    torch.testing.assert_close((found * direction).sum(), numeric, rtol=2e-2, atol=1e-4)
+
+
+def test_every_step_meets_other_pictures_that_its_seed_and_number_decide(make_generator: Make) -> None:
+    prompts = soft(make_generator("lcm"))
+    problems = [asked("a picture of <2>", seed) for seed in (3, 4)]
+    anchor = prompts.begin(problems, {}).anchors[0]
+
+    def latents(k: int | None) -> Tensor:
+        met: Any = anchor if k is None else prompts.fresh(anchor, k)
+        return met.course["latent"]
+
+    assert latents(None).shape == (6, 4, 8, 8) and latents(0).shape == (4, 4, 8, 8)
+    assert torch.equal(latents(1), latents(1)) and torch.equal(latents(None), latents(None))
+    every = torch.cat([latents(None), latents(0), latents(1), prompts.course((3, 4), "report", 0)["latent"]])
+    assert len(every.flatten(1).unique(dim=0)) == len(every) == 18, "three kinds of z, none of them alike"
+    alone: Any = prompts.fresh(prompts.begin(problems[1:], {}).anchors[0], 1)
+    assert torch.equal(alone.course["latent"], latents(1)[2:])
+
+
+def test_a_batch_of_prompts_equals_its_prompts(make_either: Make) -> None:
+    prompts = soft(make_either())
+    problems = [asked("a picture of <2>", 3), asked("a <viaduct> on sand", 4)]
+    together = prompts.begin(problems, {})
+    scene = prompts(together.controls, together.anchors[0])[-1]
+    assert scene.views.shape == (2, 3, 3, 16, 16) and torch.equal(scene.image, scene.views[:, 0])
+    for i, problem in enumerate(problems):
+        alone = prompts.begin([problem], {})
+        n = alone.controls["tokens"].shape[1]
+        assert torch.equal(alone.controls["tokens"][0], together.controls["tokens"][i, :n])
+        own = prompts(alone.controls, alone.anchors[0])[-1]
+        torch.testing.assert_close(own.views[0], scene.views[i], rtol=0, atol=1e-4)
+        shown = prompts.pictures(together.controls, together.anchors[0])[i]
+        torch.testing.assert_close(prompts.pictures(alone.controls, alone.anchors[0])[0], shown, rtol=0, atol=1e-4)
+
+
+def test_random_tokens_are_some_of_letters_and_differ_by_seed_and_start(make_generator: Make) -> None:
+    generator = make_generator("lcm")
+    prompts = soft(generator, starts=3)
+    start = prompts.begin([asked("a picture of <4>", seed) for seed in (3, 4)], {})
+    known = generator.networks.text_encoder.get_input_embeddings().weight[letters(generator.networks)]
+    candidates = [start.controls, *start.others]
+    tokens = torch.stack([c["tokens"] for c in candidates])
+    assert tokens.shape == (3, 2, 4, 16)
+    assert all((known == token).all(dim=1).any() for token in tokens.flatten(0, 2))
+    assert len(tokens.flatten(0, 1).flatten(1).unique(dim=0)) == 6
+
+
+def test_an_answers_tokens_are_loaded_again(make_generator: Make, tmp_path: Path) -> None:
+    generator, file = make_generator("lcm"), tmp_path / "controls.safetensors"
+    tokens = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    save_file({"tokens": tokens}, file)
+    start = soft(generator, str(file)).begin([asked("a picture of <2>", seed) for seed in (3, 4)], {})
+    assert torch.equal(start.controls["tokens"], tokens.expand(2, -1, -1))
+    for prompt, path, said in (
+        ("a picture of <3>", file, "holds 2 x 16 tokens, the prompt needs 3 x 16"),
+        ("a picture of <2>", tmp_path / "no", "no such file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            soft(generator, str(path)).begin([asked(prompt)], {})
+    save_file({"logits": tokens}, tmp_path / "other")
+    with pytest.raises(UserError, match="holds none tokens"):
+        soft(generator, str(tmp_path / "other")).begin([asked("a picture of <2>")], {})
+
+
+@pytest.mark.parametrize("key", ["starts", "fresh", "validation", "report"])
+def test_counts_below_one_are_refused(key: str, make_generator: Make) -> None:
+    with pytest.raises(UserError, match=f"controls.{key}=0"):
+        soft(make_generator(), **{key: 0})
+
+
+# --- hard prompts ------------------------------------------------------------------------------------------------
+
+
+def test_a_hard_prompts_pictures_are_those_of_its_words(make_either: Make) -> None:
+    """What is judged, by its tokens, and what is reported, by its text: both are the plain prompt's."""
+    generator = make_either()
+    prompts = hard(generator)
+    start = prompts.begin([asked("a <photograph> of a <viaduct>")], {})
+    (words,) = prompts.worded(start.controls, start.anchors[0])
+    assert words == "a photograph of a viaduct"
+    expected = generator.sample([words] * 2, report_seeds(3))
+    assert torch.equal(prompts.pictures(start.controls, start.anchors[0])[0], expected)
+    text = prompts.text(start.controls, start.anchors[0], 1)  # type: ignore[arg-type]
+    torch.testing.assert_close(text, generator.networks.embed([words]))
+
+
+def test_what_is_drawn_is_one_token_each_and_its_gradient_is_the_softmaxs(make_generator: Make) -> None:
+    generator = make_generator("lcm")
+    tokens = hard(generator, temperatures=(0.7, 0.1)).tokens
+    assert isinstance(tokens, Hard)
+    known = generator.networks.text_encoder.get_input_embeddings().weight[tokens.allowed(generator.networks)].float()
+    logits = tokens.start(generator.networks, [read_template(generator.networks.tokenizer, "a <3>")], [1])
+    drawn = tokens.draw(generator.networks, (5, 3), [1], 0)
+    assert drawn is not None and drawn.gumbel.shape == (1, 5, 3, len(known)) and drawn.temperature == 0.7
+    leaf = logits.clone().requires_grad_()
+    vectors = tokens.vectors(generator.networks, leaf, drawn)
+    for vector in vectors.detach().flatten(0, 2):
+        assert (known - vector).abs().amax(dim=1).min() < 1e-5
+    weight = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
+    found = torch.autograd.grad((vectors * weight).sum(), leaf)[0]
+    soft_logits = logits.clone().requires_grad_()
+    mean = ((soft_logits[:, None] + drawn.gumbel) / 0.7).softmax(dim=-1) @ known
+    torch.testing.assert_close(found, torch.autograd.grad((mean * weight).sum(), soft_logits)[0])
+
+
+def test_draws_follow_the_softmax_and_cool_down(make_generator: Make) -> None:
+    generator = make_generator("lcm")
+    tokens = hard(generator, vocabulary=["sand", "snow"], temperatures=(1.0, 0.3)).tokens
+    count = len(tokens.allowed(generator.networks))  # type: ignore[attr-defined]
+    logits = torch.zeros(1, 1, count)
+    logits[..., 0] = 2.0
+    draws = [tokens.draw(generator.networks, (500, 1), [k], 0) for k in range(4)]
+    first = torch.cat([(logits[:, None] + d.gumbel).argmax(dim=-1).flatten() == 0 for d in draws if d is not None])
+    expected = logits.softmax(dim=-1)[0, 0, 0].item()
+    assert first.float().mean().item() == pytest.approx(expected, abs=0.03)
+    heat = [d.temperature for k in (0, 1, 50) if (d := tokens.draw(generator.networks, (1, 1), [1], k)) is not None]
+    assert heat == pytest.approx([1.0, 0.9, 0.3])
+
+
+def test_only_allowed_tokens_are_chosen(make_generator: Make) -> None:
+    networks = make_generator().networks
+
+    def chosen(**changes: Any) -> set[str]:
+        tokens = hard(make_generator(), **changes).tokens
+        assert isinstance(tokens, Hard)
+        return set(networks.tokenizer.convert_ids_to_tokens(tokens.allowed(networks)))
+
+    everything = chosen()
+    assert all(token.removesuffix("</w>").isalpha() for token in everything) and len(everything) > 60
+    sand = set(networks.tokenizer.tokenize("sand"))
+    assert chosen(vocabulary=["sand"]) == sand and chosen(exclude=["sand"]) == everything - sand
+    with pytest.raises(UserError, match="no token left"):
+        chosen(vocabulary=["sand"], exclude=["sand"])
+    with pytest.raises(UserError, match="is not among the tokens"):
+        hard(make_generator(), exclude=["sand"]).begin([asked("a <sand>")], {})
+
+
+def test_hard_prompts_have_gradients_where_they_are_free(make_either: Make) -> None:
+    prompts, problem = hard(make_either()), asked("a picture of <2>")
+    found = gradient(prompts, prompts.begin([problem], {}).controls, problem, k=1)
+    assert set(found) == {"logits"} and found["logits"].abs().sum(dim=-1).gt(0).all()
+
+
+def test_streams_are_seeds_of_their_own() -> None:
+    seeds = [stream(s, kind, k) for s in (0, 1) for kind in ("a", "b") for k in (0, 1)]
+    assert len(set(seeds)) == 8 and stream(0, "a", 0) == seeds[0] and all(0 <= s < 2**56 for s in seeds)

@@ -1,0 +1,157 @@
+"""The portrait of a class: which questions, the plain prompts beside them, and what is measured, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from models.classifier import ImageClassifier
+from models.tensor_cache import TensorCache
+from runner.types import UserError
+from tasks.diffexplainer_class import OBJECTIVES, DiffExplainerClass, Portrait
+from tasks.pictures import own_seed
+from tasks.units import FEATURES, Unit
+from tests.tasks.tiny import (
+    Captions,
+    Colours,
+    Maker,
+    Pictures,
+    anchored,
+    classifier_of,
+    colour,
+    noise,
+    same_scene,
+    world,
+)  # fmt: skip
+
+# Reds of the training pictures; the reddest one says so in its caption, the greenest has none.
+TRAINING = Pictures([colour(0.2, 0.9, 0), colour(0.9, 0.1, 0), colour(0.5, 0.5, 0)], ["fern", "urn", "urn"], "three")
+REDS = {"urn": 0.9, "fern": 0.1, "brick": 0.8, "rock crab": 0.5, "viaduct": 0.4}
+
+
+def eye() -> ImageClassifier:
+    """Logits are the mean colours: class 0 is red, class 1 green."""
+    return classifier_of(Colours(torch.eye(3).tolist()))
+
+
+def task(**changes: Any) -> DiffExplainerClass:
+    settings: dict[str, Any] = {
+        "training": TRAINING, "objective": "class", "classes": None, "feature": 1, "prompt": "a picture of <2>",
+        "seeds": 2, "images": 4, "named": "a photograph of {article} {label}",
+        "weights": {"class_log_prob": 1.0, "unit_activation": 0.5}, "captioner": Captions(),
+        "cache": TensorCache(None), "baseline": "none",
+    }  # fmt: skip
+    return DiffExplainerClass(**(settings | changes))
+
+
+def pose(own: DiffExplainerClass, limit: int | None = None, seed: int = 0) -> tuple[list[Portrait], int | None]:
+    return own.problems(world(noise(2), eye(), limit, Maker(REDS), seed))
+
+
+def test_one_problem_per_class_and_restart() -> None:
+    found, total = pose(task(classes=["viaduct", "Rock Crab"]))
+    assert total == 4 and [p.name for p in found] == ["viaduct-0", "viaduct-1", "rock-crab-0", "rock-crab-1"]
+    assert [p.target for p in found] == [1, 1, 0, 0] and all(p.image is None and p.keep == "none" for p in found)
+    assert [p.seed for p in found] == [own_seed(0, c, k) for c in (1, 0) for k in (0, 1)], "the same whatever is asked"
+    assert {p.edit.source for p in found} == {"a picture of <2>"} and len(pose(task(), limit=2)[0]) == 2
+    (first, *_), total = pose(task(prompt="{article} <{label}>"))
+    assert first.edit.source == "a <rock crab>" and total == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": "classes"}, "task.objective=classes: allowed are class, unit, both"),
+        ({"classes": ["vase"]}, "task.classes=vase: no class"),
+        ({"seeds": 0}, "task.seeds=0"), ({"images": 0}, "task.images=0"), ({"feature": 0}, "task.feature=0"),
+        ({"objective": "unit", "feature": 4}, r"class:rock crab:4: allowed are 1 … 3 units"),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        pose(task(**changes))
+
+
+def test_the_plain_prompts_are_the_name_and_the_surest_pictures_caption() -> None:
+    """Picture x1 is the reddest: its own caption where there is one, else the captioner's. The four pictures of a prompt
+    differ by a tenth of red for every further seed."""
+    training = Pictures([e.image for e in TRAINING.examples], ["fern", "urn", "urn"], "captioned")
+    training.examples[1] = replace(training.examples[1], caption="an old brick")
+    for given, caption in ((training, "an old brick"), (TRAINING, "a photograph of an urn")):
+        (problem, *_), _ = pose(task(training=given, named="{article} {label} and a fern", classes=["rock crab"]))
+        assert {name: r.prompt for name, r in problem.rivals.items()} == {
+            "class name": "a rock crab and a fern", "best caption": caption,
+        }  # fmt: skip
+        for rival in problem.rivals.values():
+            assert rival.score.count == 4 and rival.score.share == 1.0, "all of them are red"
+        assert problem.rivals["class name"].score.confidence < problem.rivals["best caption"].score.confidence
+
+
+def test_the_prompts_of_a_class_are_tried_once() -> None:
+    maker = Maker(REDS)
+    task(named="{label} urn", classes=["viaduct"], seeds=5).problems(world(noise(2), eye(), None, maker))
+    assert len(maker.asked) == 2 * 4
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_the_objective_is_the_sum_of_its_terms_before_their_weights(objective: str) -> None:
+    own = task(objective=objective, named="{label} urn")
+    problems, _ = pose(own, limit=3)
+    images = torch.stack([colour(0.3, 0.6, 0.1), colour(0.9, 0.2, 0.2), colour(0.1, 0.1, 0.8)])
+    anchor = anchored(images)
+    found = own.objective(problems, anchor, eye())
+    assert {name: weight for name, (weight, _) in found.items()} == {
+        name: own.weights[name] for name in OBJECTIVES[objective]
+    }
+    means = images.mean(dim=(2, 3))
+    targets = [p.target for p in problems]
+    assert targets == [0, 0, 1]
+    wanted = {
+        "class_log_prob": -means.log_softmax(dim=1)[range(3), targets], "unit_activation": -means[range(3), targets],
+    }  # fmt: skip
+    for name, (_, term) in found.items():
+        torch.testing.assert_close(term(same_scene(anchor)), wanted[name])
+    units = [None if objective == "class" else Unit(FEATURES, t) for t in targets]
+    assert [p.unit for p in problems] == units
+
+
+def test_what_is_measured_by_hand() -> None:
+    """Three of four pictures are red; the class's name had all four, and its caption, say, two."""
+    own = task(objective="both", named="{label} urn", classes=["rock crab"])
+    (problem, *_), _ = pose(own)
+    two = replace(problem.rivals["best caption"], score=replace(problem.rivals["best caption"].score, hits=2))
+    problem = replace(problem, rivals={**problem.rivals, "best caption": two})
+    reds = [colour(0.9, 0.1, 0), colour(0.7, 0.1, 0), colour(0.5, 0.1, 0), colour(0.1, 0.9, 0)]
+    pictures = {"best": reds[0], "sample_01": reds[1], "sample_02": reds[2], "sample_03": reds[3], "start": reds[3]}
+    record = own.measure(problem, pictures, eye())
+    assert record["activation_score"] == 0.75 and record["images"] == 4 and record["target"] == "rock crab"
+    low, high = record["interval"]
+    assert low == pytest.approx(0.3006, abs=1e-3) and high == pytest.approx(0.9544, abs=1e-3), "Wilson, 3 of 4"
+    assert record["mean_confidence"] == pytest.approx(
+        torch.stack(reds).mean(dim=(2, 3)).softmax(dim=1)[:, 0].mean().item()
+    )
+    assert record["activation"] == pytest.approx(0.55) and record["unit"] == "features:0"
+    assert record["success"] is False
+    assert [r["verdict"] for r in record["rivals"].values()] == ["falls short of", "beats"]
+    again = own.measure(problem, {**pictures, "sample_03": reds[0]}, eye())
+    assert again["success"] is True and again["rivals"]["class name"]["verdict"] == "equals"
+
+
+def test_of_a_class_the_restart_with_the_lowest_loss_counts() -> None:
+    def record(name: str, target: str, loss: float, score: float) -> dict[str, Any]:
+        rivals = {"class name": {"activation_score": 0.5}}
+        return {
+            "name": name, "target": target, "loss": {"total": loss}, "activation_score": score, "rivals": rivals,
+            "success": score >= 0.5, "prompt": name.upper(),
+        }  # fmt: skip
+
+    found = task().summarise([record("a", "x", 2.0, 0.9), record("b", "x", 1.0, 0.7), record("c", "y", 3.0, 0.3)])
+    assert found["answers"] == 3 and found["successes"] == 2 and found["mean_activation_score"] == pytest.approx(0.5)
+    assert found["x"] == {
+        "best": "b", "prompt": "B", "activation_score": 0.7, "restarts": 2, "lowest": 0.7, "highest": 0.9,
+        "class name": 0.5,
+    }  # fmt: skip
+    assert task().summarise([]) == {"answers": 0, "successes": 0}
