@@ -1,7 +1,7 @@
 """Prompts with free tokens: how they are written, and what stands in the free places (DiffExplainer, 3.2 and 4.4).
 
-A prompt such as `a picture of <4>` has four free tokens that begin at random, `a texture of <sand>` as many as the word
-has and that begin as its tokens. Marks may stand anywhere in a prompt, more than once.
+A prompt such as `a picture of *4` has four free tokens that begin at random, `a texture of *dry_grass` as many as the
+words have and that begin as their tokens. Such marks may stand anywhere in a prompt, more than once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from models.networks import Networks
 from runner.types import UserError
 
-MARK = re.compile(r"<([^<>]+)>")
+MARK = re.compile(r"\*([^\s*]+)")
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ def read_template(tokenizer: Any, prompt: str) -> Template:
     free: list[int] = []
     begun: list[bool] = []
     for i, part in enumerate(MARK.split(prompt)):
-        marked, count = i % 2 == 1, int(part) if part.strip().isdigit() else None
-        own = tokens(part) if count is None else [tokenizer.eos_token_id] * count
+        marked, count = i % 2 == 1, int(part) if i % 2 == 1 and part.isdigit() else None
+        own = tokens(part.replace("_", " ") if marked else part) if count is None else [tokenizer.eos_token_id] * count
         if marked:
             free += range(len(ids), len(ids) + len(own))
             begun += [count is None] * len(own)
         ids += own
     template = Template(tuple(ids), tuple(free), tuple(begun))
     if not free:
-        raise UserError(f"task.prompt={prompt}: needs free tokens, as <4> for four of them or <sand> for a word's own")
+        raise UserError(f"task.prompt={prompt}: needs free tokens, as *4 for four of them or *sand for a word's own")
     if template.length > tokenizer.model_max_length:
         raise UserError(f"task.prompt={prompt}: has {template.length} tokens: allowed are {tokenizer.model_max_length}")
     return template
@@ -77,9 +77,11 @@ class Draw:
 
 
 class Tokens(Protocol):
-    """What stands in a prompt's free places. control: the name of what is optimised, batch first."""
+    """What stands in a prompt's free places."""
 
-    control: str
+    @property
+    def control(self) -> str:
+        """The name of what is optimised, batch first."""
 
     def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
         """Where the control begins, (b, n, ·), n the largest number of free places."""

@@ -72,6 +72,11 @@ class Picture:
     def small(self) -> bool:
         return self.width <= SMALL
 
+    @property
+    def sample(self) -> bool:
+        """Whether it is one of many pictures of an answer."""
+        return self.key.startswith("sample_")
+
 
 @dataclass(frozen=True)
 class Bar:

@@ -292,7 +292,8 @@ def write_problem(
         return
     saved = Saved(folder.problem(problem.name))
     if lasting := {name: state.best[name][i].cpu().contiguous() for name in answer.generator.lasting}:
-        write(saved.place / "controls.safetensors", serialise(lasting, metadata={"prompt": problem.edit.target}))
+        controls = saved.place / "controls.safetensors"
+        write(controls, serialise(lasting, metadata={"prompt": problem.edit.target}))
     saved.add(pictures)
     before = "original" if "original" in pictures else "start"
     shown = {**saved.pictures, "before": saved.pictures[before]}
@@ -318,6 +319,7 @@ def write_problem(
         "warnings": list(notes),
         "keep": problem.keep,
         "images": {name: str(path.relative_to(folder.path)) for name, path in saved.files.items()},
+        **({"controls": str(controls.relative_to(folder.path))} if lasting else {}),
         "history": [{"step": k, **_curve(values, i)} for k, values in enumerate(state.history)],
     }
     folder.write_result(problem.name, record)

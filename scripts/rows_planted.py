@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data import planted
 from data.folder import square
+from models.diffusion import LatentDiffusion
 from runner.record import to_8_bits
 from scripts import metrics
 from scripts.judges import CLASSIFIER, ORACLES, answered, features, read
@@ -50,17 +51,20 @@ def vae_psnr(setting: Setting, n: int) -> Estimate:
 
 
 @cache
-def prompted(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], planted.Scenes]:
-    """Pictures sampled from the full captions of held-out scenes, and these scenes."""
+def prompted(
+    setting: Setting, n: int, generator: LatentDiffusion | None = None
+) -> tuple[Float[Tensor, "b 3 h w"], planted.Scenes]:
+    """Pictures sampled from the full captions of held-out scenes, and these scenes; generator: None for the world's
+    own."""
     _, captions, scenes = held_out(setting, n)
     seeds = [setting.own_seed(i) for i in range(n)]
-    return sample(world(setting, CLASSIFIER).generator, captions, seeds), scenes
+    return sample(generator or world(setting, CLASSIFIER).generator, captions, seeds), scenes
 
 
-def prompt_factor(setting: Setting, n: int, factor: str) -> Estimate:
+def prompt_factor(setting: Setting, n: int, factor: str, generator: LatentDiffusion | None = None) -> Estimate:
     """How often a sampled picture shows the class or the background that its caption names: the stricter oracle's
     word, the other one's in the note."""
-    images, scenes = prompted(setting, n)
+    images, scenes = prompted(setting, n, generator)
     names, wanted = {
         "class": (planted.CLASSES, scenes.label), "background": (planted.BACKGROUNDS, scenes.background),
     }[factor]  # fmt: skip
@@ -191,8 +195,12 @@ def uvce_confidence(setting: Setting, n: int, baseline: str) -> Estimate:
 
 def uvce_oracles(setting: Setting, n: int, baseline: str) -> Estimate:
     """How often both oracles name the target."""
-    given = counterfactuals(setting, n, baseline)
-    rows, images = answered(given)
+    return oracles_named(setting, counterfactuals(setting, n, baseline))
+
+
+def oracles_named(setting: Setting, given: Sequence[Answer]) -> Estimate:
+    """The same of given answers, those that there are not counted as misses."""
+    n, (rows, images) = len(given), answered(given)
     wanted = [target_of(given[i]) for i in rows]
     hits = [_equal(read(setting, o, "class", images), wanted) if rows else [] for o in ORACLES]
     both = [all(pair) for pair in zip(*hits, strict=True)] + [False] * (n - len(rows))

@@ -28,8 +28,8 @@ from runner.types import (
 )  # fmt: skip
 from tasks.edits import prompt_of
 from tasks.pictures import at_least_one, own_seed, slug, success_rate
-from tasks.ranking import choose_units, most_certain, rank
-from tasks.shown import Rival, rival, samples, score, verdict
+from tasks.ranking import choose_units, rank
+from tasks.shown import Rival, best_restarts, rivals_of, samples, score
 from tasks.targets import known_label
 from tasks.terms import class_log_prob, unit_activation
 from tasks.units import FEATURES, Unit, activation
@@ -45,6 +45,11 @@ class Portrait(Problem):
     target: int
     unit: Unit | None
     rivals: Mapping[str, Rival]
+
+
+def marked(template: str, label: str) -> str:
+    """A prompt from a template, in which `*{label}` makes the name's own tokens free."""
+    return prompt_of(template.replace("*{label}", "*" + label.replace(" ", "_")), label)
 
 
 class DiffExplainerClass:
@@ -69,27 +74,17 @@ class DiffExplainerClass:
         """One problem per class and restart; the plain prompts of a class are tried once."""
         labels = world.classifier.labels
         names = labels if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
-        rivals, unit = memoised(lambda label: self._rivals(label, world)), memoised(lambda c: self._unit(c, world))
+        named, unit = {"class name": self.named}, memoised(lambda label: self._unit(label, world))
+        rivals = memoised(lambda c: rivals_of(c, world, named, self.training, self.captioner, self.images, self.cache))
         asked = [(label, k) for label, k in product(names, range(self.seeds))]
         found = []
         for label, k in islice(asked, world.limit):
             found.append(Portrait(
                 name=f"{slug(label)}-{k}", seed=own_seed(world.seed, labels.index(label), k), image=None,
-                edit=Edit.unchanged(prompt_of(self.prompt, label), label), picture=slug(label),
+                edit=Edit.unchanged(marked(self.prompt, label), label), picture=slug(label),
                 keep="none", target=labels.index(label), unit=unit(label), rivals=rivals(label),
             ))  # fmt: skip
         return found, len(asked)
-
-    def _rivals(self, label: str, world: World) -> dict[str, Rival]:
-        """The class's name alone, and what the training picture shows that is most surely of the class."""
-        row = most_certain(world.classifier, self.training, world.generator.resolution, self.cache)
-        target = world.classifier.labels.index(label)
-        best = self.training[int(row[target])]
-        prompts = {
-            "class name": prompt_of(self.named, label),
-            "best caption": best.caption or self.captioner.caption(best),
-        }
-        return {name: rival(world, prompt, target, self.images, self.cache) for name, prompt in prompts.items()}
 
     def _unit(self, label: str, world: World) -> Unit | None:
         if "unit_activation" not in self.terms:
@@ -115,10 +110,7 @@ class DiffExplainerClass:
         higher one."""
         images = samples(pictures)
         own = score(classifier, list(images), problem.target)
-        others = {
-            name: {"prompt": r.prompt, **r.score.record(), "verdict": verdict(own.share, r.score.share)}
-            for name, r in problem.rivals.items()
-        }
+        others = {name: r.record(own) for name, r in problem.rivals.items()}
         record = own.record() | {"target": classifier.labels[problem.target], "rivals": others}
         record["success"] = all(own.share >= r.score.share for r in problem.rivals.values())
         if problem.unit is not None:
@@ -130,16 +122,6 @@ class DiffExplainerClass:
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Per class the restart with the lowest loss, and how far restarts lie apart."""
-        by_class: dict[str, list[Mapping[str, Any]]] = {}
-        for record in records:
-            by_class.setdefault(record["target"], []).append(record)
-        table = {}
-        for label, own in by_class.items():
-            best, scores = min(own, key=lambda r: r["loss"]["total"]), [r["activation_score"] for r in own]
-            table[label] = {
-                "best": best["name"], "prompt": best["prompt"], "activation_score": best["activation_score"],
-                "restarts": len(own), "lowest": min(scores), "highest": max(scores),
-                **{name: r["activation_score"] for name, r in best["rivals"].items()},
-            }  # fmt: skip
+        table = best_restarts(records)
         means = {"mean_activation_score": fmean(r["activation_score"] for r in table.values())} if table else {}
         return success_rate(records) | means | table

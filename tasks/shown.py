@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ from jaxtyping import Float
 from scipy.stats import binomtest
 from torch import Tensor
 
-from runner.types import Cache, Classifier, Pictures, World
+from runner.types import Cache, Captioner, Classifier, Dataset, Pictures, World
+from tasks.edits import prompt_of
 from tasks.pictures import probabilities
+from tasks.ranking import most_certain
 from tasks.worded import pictures_of
 
 
@@ -56,12 +58,38 @@ class Rival:
     prompt: str
     score: Score
 
+    def record(self, own: Score) -> dict[str, Any]:
+        """Plain values, and how another score compares."""
+        verdicts = {1: "beats", 0: "equals", -1: "falls short of"}
+        sign = (own.share > self.score.share) - (own.share < self.score.share)
+        return {"prompt": self.prompt, **self.score.record(), "verdict": verdicts[sign]}
 
-def rival(world: World, prompt: str, target: int, images: int, cache: Cache) -> Rival:
-    """The score of a plain prompt on `images` pictures."""
-    return Rival(prompt, score(world.classifier, list(pictures_of(prompt, "{phrase}", images, world, cache)), target))
+
+def rivals_of(
+    label: str, world: World, named: Mapping[str, str], training: Dataset, captioner: Captioner, images: int,
+    cache: Cache,
+) -> dict[str, Rival]:  # fmt: skip
+    """Plain prompts of a class, `images` pictures of each: from templates by name, and the caption of the training
+    picture that is most surely of the class, `best caption`."""
+    target = world.classifier.labels.index(label)
+    best = training[int(most_certain(world.classifier, training, world.generator.resolution, cache)[target])]
+    prompts = {name: prompt_of(template, label) for name, template in named.items()}
+    prompts["best caption"] = best.caption or captioner.caption(best)
+    shown = {name: list(pictures_of(prompt, "{phrase}", images, world, cache)) for name, prompt in prompts.items()}
+    return {name: Rival(prompt, score(world.classifier, shown[name], target)) for name, prompt in prompts.items()}
 
 
-def verdict(own: float, other: float) -> str:
-    """How a score compares with another one."""
-    return "beats" if own > other else "equals" if own == other else "falls short of"
+def best_restarts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By class: the restart with the lowest loss, how far the scores of restarts lie apart, and the plain prompts'."""
+    by_class: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        by_class.setdefault(record["target"], []).append(record)
+    table = {}
+    for label, own in by_class.items():
+        best, scores = min(own, key=lambda r: r["loss"]["total"]), [r["activation_score"] for r in own]
+        table[label] = {
+            "best": best["name"], "prompt": best["prompt"], "activation_score": best["activation_score"],
+            "restarts": len(own), "lowest": min(scores), "highest": max(scores),
+            **{name: r["activation_score"] for name, r in best["rivals"].items()},
+        }  # fmt: skip
+    return table

@@ -51,9 +51,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cli:
-    """`python run.py` with the tiny generator and a network of the user's own, into one folder of outputs."""
+    """`python run.py` with the tiny generator and a network of the user's own, into one folder of outputs; student: the
+    folder with the UNet of a tiny consistency model."""
 
     pipeline: Path
+    student: Path
     network: Path
     labels: Path
     outputs: Path

@@ -89,13 +89,21 @@ def tiny_folder(tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_student(tiny_lcm_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The UNet of the tiny consistency model in a folder on disk."""
+    folder = tmp_path_factory.mktemp("student")
+    tiny_lcm_pipe.unet.save_pretrained(folder / "unet")
+    return folder
+
+
 @pytest.fixture
-def cli(tiny_folder: Path, tmp_path: Path) -> Cli:
+def cli(tiny_folder: Path, tiny_student: Path, tmp_path: Path) -> Cli:
     """Commands on the tiny pipeline, with an empty folder of outputs."""
     network, labels = tmp_path / "quarters.py", tmp_path / "names.txt"
     network.write_text(NETWORK)
     labels.write_text("\n".join(planted.CLASSES) + "\n")
-    return Cli(tiny_folder, network, labels, tmp_path / "outputs")
+    return Cli(tiny_folder, tiny_student, network, labels, tmp_path / "outputs")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def kill_and_compare(cli: Cli, tmp_path: Path, kills: int) -> None:
     """Kill runs into fresh folders `kills` times, first in the middle of a batch, then at random moments; each command
     continues what the last one left."""
     log = tmp_path / "log"
-    calm = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "calm")
+    calm = replace(cli, outputs=tmp_path / "calm")
     assert calm.finish(log, *COMMAND, "limit=1", "optimizer.steps=0", f"outputs={tmp_path / 'warm-up'}") == 0
     began = time.monotonic()
     assert calm.finish(log, *COMMAND) == 0, log.read_text()
@@ -42,7 +43,7 @@ def kill_and_compare(cli: Cli, tmp_path: Path, kills: int) -> None:
     moment, killed, rounds, in_the_middle = random.Random(0), 0, 0, 0
     while killed < kills:
         assert rounds < 5 * kills, "kills come too late"
-        worn = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / f"worn-{rounds}")
+        worn = replace(cli, outputs=tmp_path / f"worn-{rounds}")
         rounds += 1
         code = None
         while code != 0:

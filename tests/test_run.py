@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capt
 
 def test_shards_together_are_the_whole_run(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
     words = ("limit=4", "batch=2", "optimizer.steps=2")
-    whole = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "whole")
+    whole = replace(cli, outputs=tmp_path / "whole")
     assert whole.here(capfd, *words).code == 0
     for index in (1, 0):
         assert cli.here(capfd, *words, f"shard.index={index}", "shard.count=2").code == 0
@@ -144,7 +145,7 @@ def test_guidance_without_strength_leaves_the_pictures_of_the_start_alone(
     cli: Cli, capfd: Capture, tmp_path: Path
 ) -> None:
     words = ("limit=2", "task.baseline=guidance", "optimizer.lr.guidance=0.0")
-    other = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "start_only")
+    other = replace(cli, outputs=tmp_path / "start_only")
     assert cli.here(capfd, *words).code == 0 and other.here(capfd, "limit=2", "task.baseline=start_only").code == 0
     assert pictures(cli.folder) == pictures(other.folder)
 
@@ -376,7 +377,7 @@ def test_a_loss_that_is_not_finite_fails_its_problem_alone(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = ("limit=3", "generator.schedules.inject=[0.3]", "generator.schedules.blend=[0.0]")
-    good = Cli(cli.pipeline, cli.network, cli.labels, tmp_path / "good")
+    good = replace(cli, outputs=tmp_path / "good")
     assert good.here(capfd, *words).code == 0
     spoil(monkeypatch, at=2)  # evaluations come in pairs: the next one is step 1's
     outcome = cli.here(capfd, *words)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.cli import Cli
 from tests.test_docs import TINY
 
 FAMILIES = {"ResNet": "planted_clean", "SE-ResNet": "planted_seresnet", "ViT": "planted_vit", "CLIP": "planted_clip"}
 TRAINED = ("training.count=60",)  # pictures that units are ranked on and components computed from
+# Few pictures of the tiny consistency model.
+SMALL = (
+    "generator.unet={student}", "controls.starts=2", "controls.fresh=1", "controls.validation=2", "controls.report=3",
+    "task.images=2",
+)  # fmt: skip
 TASKS: dict[str, tuple[str, ...]] = {
     "uvce": ("task=uvce",),
     "seeds": ("task=uvce", "task.seeds=2"),
@@ -26,6 +33,15 @@ TASKS: dict[str, tuple[str, ...]] = {
     "npca_cf drawn": ("task=npca_cf", "task.components={viaduct:[0]}", "task.start=generated", *TRAINED),
     "attention_maps": ("task=attention_maps", "optimizer.steps=0"),
     "input_gradients": ("task=input_gradients", "optimizer.steps=0"),
+    "diffexplainer_class": ("task=diffexplainer_class", "task.objective=both", *SMALL, *TRAINED),
+    "hard prompts": (
+        "task=diffexplainer_class",
+        "controls=hard_prompt",
+        "task.classes=[viaduct]",
+        "task.seeds=4",
+        *SMALL,
+        *TRAINED,
+    ),
 }
 
 
@@ -38,7 +54,8 @@ def answers(cli: Cli) -> list[dict[str, Any]]:
 def words(cli: Cli, task: str, classifier: str, *more: str) -> list[str]:
     # The tiny generator's pictures are 16 px, the smallest that the shipped networks can be shown.
     own = (f"generator.path={cli.pipeline}", *TINY, "logger=none", "threads=1", f"outputs={cli.outputs}")
-    return [f"classifier={classifier}", *own, *TASKS[task], *more]
+    said = [f"classifier={classifier}", *own, *TASKS[task], *more]
+    return [word.replace("{student}", str(cli.student)) for word in said]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,6 +72,45 @@ def test_every_task_runs_with_every_family(task: str, family: str, capfd: pytest
                 assert picture.size == (16, 16)
     assert json.loads((cli.folder / "summary.json").read_text())
     assert (cli.folder / "index.html").is_file()
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if SMALL[0] not in TASKS[task]])
+def test_every_task_runs_with_a_consistency_model(task: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    classifier = "planted_weak" if task == "error" else "planted_seresnet"
+    asked = words(cli, task, classifier, "limit=2", "batch=2", "sampler=lcm", "generator.unet={student}")
+    assert cli.plain(capfd, *asked).code == 0
+    assert cli.folder.parent.name == f"planted_lcm-{classifier}" and len(answers(cli)) == 2
+
+
+@pytest.mark.parametrize("task", ["diffexplainer_class", "hard prompts"])
+def test_a_portrait_is_many_pictures_and_what_makes_them_again(
+    task: str, capfd: pytest.CaptureFixture[str], cli: Cli
+) -> None:
+    assert cli.plain(capfd, *words(cli, task, "planted_clean", "limit=2", "batch=2")).code == 0
+    for record in answers(cli):
+        kept = load_file(cli.folder / record["controls"])
+        assert list(kept) == (["tokens"] if task == "diffexplainer_class" else ["logits"])
+        shown = {name for name in record["images"] if name == "best" or name.startswith("sample_")}
+        assert shown == {"best", "sample_01", "sample_02"}
+        assert set(record["rivals"]) == {"class name", "best caption"} and 0 <= record["activation_score"] <= 1
+
+
+def test_an_answer_is_shown_again_from_what_was_kept(
+    capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+) -> None:
+    """Its tokens alone, without a descent, give its pictures to the last bit."""
+    again = replace(cli, outputs=tmp_path / "again")
+    one = ("limit=1", "batch=1")
+    assert cli.plain(capfd, *words(cli, "diffexplainer_class", "planted_clean", *one)).code == 0
+    (record,) = answers(cli)
+    kept = cli.folder / record["controls"]
+    shown = words(
+        again, "diffexplainer_class", "planted_clean", *one, "optimizer.steps=0", f"controls.tokens.load={kept}"
+    )
+    assert again.plain(capfd, *shown, "controls.starts=1").code == 0
+    for path in ("best", "sample_01", "sample_02"):
+        files = [(c.folder / record["images"][path]).read_bytes() for c in (cli, again)]
+        assert files[0] == files[1], path
 
 
 def test_attributes_are_asked_of_clip_alone(capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
@@ -82,7 +138,7 @@ def test_shards_and_a_second_command_leave_what_one_run_leaves(
     task: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
 ) -> None:
     classifier = "planted_weak" if task == "error" else "planted_seresnet"
-    whole, parts = (Cli(cli.pipeline, cli.network, cli.labels, tmp_path / name) for name in ("whole", "parts"))
+    whole, parts = (replace(cli, outputs=tmp_path / name) for name in ("whole", "parts"))
     assert cli.plain(capfd, *words(whole, task, classifier, "limit=4", "batch=2")).code == 0
     for more in (("limit=2",), ("limit=4", "shard.index=1", "shard.count=2")):
         assert cli.plain(capfd, *words(parts, task, classifier, "batch=2", *more)).code == 0
@@ -108,6 +164,11 @@ BAD = {
     "an attribute without CLIP": (("uvce", "task.mode=attribute"), "needs a zero-shot classifier"),
     "an unknown mode": (("disagreement", "task.mode=loud"), "task.mode=loud: allowed are confidence"),
     "maps without a mask": (("attention_maps", "task.keep=all"), "task.keep=all: allowed are background, foreground"),
+    "a prompt without a free token": (("diffexplainer_class", "task.prompt=a picture"), "needs free tokens, as *4"),
+    "no such objective": (("diffexplainer_class", "task.objective=all"), "task.objective=all: allowed are class, unit"),
+    "a scale that nobody is told": (
+        ("uvce", "sampler=lcm", "generator.unet=null"), "generator.guidance=3.0: this UNet is not told any"
+    ),
     "an unknown augmentation": (
         ("input_gradients", "task.judged=blur"), "task.judged=blur: allowed are crops, noise, much_noise"
     ),

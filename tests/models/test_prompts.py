@@ -35,7 +35,7 @@ def asked(prompt: str, seed: int = 3) -> Problem:
 
 
 def soft(generator: LatentDiffusion, load: str | None = None, **counts: int) -> PromptDiffusion:
-    return PromptDiffusion(generator, Soft(load), **({"starts": 1, "fresh": 2, "validation": 3, "report": 2} | counts))
+    return PromptDiffusion(generator, Soft(load), **{"starts": 1, "fresh": 2, "validation": 3, "report": 2, **counts})
 
 
 def hard(generator: LatentDiffusion, **changes: Any) -> PromptDiffusion:
@@ -66,17 +66,17 @@ def test_marks_are_places_of_free_tokens(make_generator: Make) -> None:
         return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
     before, word, after = ids("a picture of"), ids("viaduct"), ids("on sand")
-    found = read_template(tokenizer, "a picture of <viaduct> on sand")
+    found = read_template(tokenizer, "a picture of *viaduct on sand")
     assert found.ids == before + word + after and found.length == len(found.ids) + 2
     assert found.free == tuple(range(len(before), len(before) + len(word))) and found.begun == (True,) * len(word)
-    random = read_template(tokenizer, "<2> of <1>")
+    random = read_template(tokenizer, "*2 of *1")
     assert random.free == (0, 1, 2 + len(ids("of"))) and random.begun == (False,) * 3
-    assert plain("a picture of <viaduct> on <2> sand") == "a picture of on sand"
+    assert plain("a picture of *viaduct on *2 sand") == "a picture of on sand"
 
 
 @pytest.mark.parametrize(
     ("prompt", "said"),
-    [("a picture of sand", "needs free tokens"), ("a picture of <99>", r"has \d+ tokens: allowed are 40")],
+    [("a picture of sand", "needs free tokens"), ("a picture of *99", r"has \d+ tokens: allowed are 40")],
 )
 def test_prompts_without_marks_or_without_room_are_refused(prompt: str, said: str, make_generator: Make) -> None:
     with pytest.raises(UserError, match=said):
@@ -85,7 +85,7 @@ def test_prompts_without_marks_or_without_room_are_refused(prompt: str, said: st
 
 def test_a_template_is_spelled_as_it_is_read(make_generator: Make) -> None:
     tokenizer = make_generator().networks.tokenizer
-    template = read_template(tokenizer, "a picture of <viaduct> on sand")
+    template = read_template(tokenizer, "a picture of *viaduct on sand")
     chosen = [template.ids[place] for place in template.free]
     assert spell(tokenizer, template, chosen) == "a picture of viaduct on sand"
 
@@ -94,7 +94,8 @@ def test_a_template_is_spelled_as_it_is_read(make_generator: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "marked", [PROMPT.replace("viaduct", "<viaduct>"), f"<{PROMPT}>", "a <photograph> of a viaduct on <sand>"]
+    "marked",
+    [PROMPT.replace("viaduct", "*viaduct"), "*" + PROMPT.replace(" ", "_"), "a *photograph of a viaduct on *sand"],
 )
 def test_begun_from_words_a_soft_prompt_gives_exactly_their_pictures(marked: str, make_either: Make) -> None:
     generator = make_either()
@@ -109,7 +110,7 @@ def test_begun_from_words_a_soft_prompt_gives_exactly_their_pictures(marked: str
 
 def test_gradients_reach_the_free_tokens_and_nothing_else(make_either: Make) -> None:
     generator = make_either()
-    prompts, problem = soft(generator), asked("a picture of <3>")
+    prompts, problem = soft(generator), asked("a picture of *3")
     start = prompts.begin([problem], {})
     assert set(start.controls) == {"tokens"} and start.controls["tokens"].shape == (1, 3, 16)
     found = gradient(prompts, start.controls, problem)
@@ -121,7 +122,7 @@ def test_gradients_reach_the_free_tokens_and_nothing_else(make_either: Make) -> 
 
 
 def test_the_gradient_agrees_with_finite_differences(make_generator: Make) -> None:
-    prompts, problem = soft(make_generator("lcm", steps=2)), asked("a picture of <2> on sand")
+    prompts, problem = soft(make_generator("lcm", steps=2)), asked("a picture of *2 on sand")
     start = prompts.begin([problem], {})
     anchor = prompts.fresh(start.anchors[0], 0)
 
@@ -139,7 +140,7 @@ def test_the_gradient_agrees_with_finite_differences(make_generator: Make) -> No
 
 def test_every_step_meets_other_pictures_that_its_seed_and_number_decide(make_generator: Make) -> None:
     prompts = soft(make_generator("lcm"))
-    problems = [asked("a picture of <2>", seed) for seed in (3, 4)]
+    problems = [asked("a picture of *2", seed) for seed in (3, 4)]
     anchor = prompts.begin(problems, {}).anchors[0]
 
     def latents(k: int | None) -> Tensor:
@@ -156,7 +157,7 @@ def test_every_step_meets_other_pictures_that_its_seed_and_number_decide(make_ge
 
 def test_a_batch_of_prompts_equals_its_prompts(make_either: Make) -> None:
     prompts = soft(make_either())
-    problems = [asked("a picture of <2>", 3), asked("a <viaduct> on sand", 4)]
+    problems = [asked("a picture of *2", 3), asked("a *viaduct on sand", 4)]
     together = prompts.begin(problems, {})
     scene = prompts(together.controls, together.anchors[0])[-1]
     assert scene.views.shape == (2, 3, 3, 16, 16) and torch.equal(scene.image, scene.views[:, 0])
@@ -173,7 +174,7 @@ def test_a_batch_of_prompts_equals_its_prompts(make_either: Make) -> None:
 def test_random_tokens_are_some_of_letters_and_differ_by_seed_and_start(make_generator: Make) -> None:
     generator = make_generator("lcm")
     prompts = soft(generator, starts=3)
-    start = prompts.begin([asked("a picture of <4>", seed) for seed in (3, 4)], {})
+    start = prompts.begin([asked("a picture of *4", seed) for seed in (3, 4)], {})
     known = generator.networks.text_encoder.get_input_embeddings().weight[letters(generator.networks)]
     candidates = [start.controls, *start.others]
     tokens = torch.stack([c["tokens"] for c in candidates])
@@ -186,23 +187,23 @@ def test_an_answers_tokens_are_loaded_again(make_generator: Make, tmp_path: Path
     generator, file = make_generator("lcm"), tmp_path / "controls.safetensors"
     tokens = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     save_file({"tokens": tokens}, file)
-    start = soft(generator, str(file)).begin([asked("a picture of <2>", seed) for seed in (3, 4)], {})
+    start = soft(generator, str(file)).begin([asked("a picture of *2", seed) for seed in (3, 4)], {})
     assert torch.equal(start.controls["tokens"], tokens.expand(2, -1, -1))
     for prompt, path, said in (
-        ("a picture of <3>", file, "holds 2 x 16 tokens, the prompt needs 3 x 16"),
-        ("a picture of <2>", tmp_path / "no", "no such file"),
+        ("a picture of *3", file, "holds 2 x 16 tokens, the prompt needs 3 x 16"),
+        ("a picture of *2", tmp_path / "no", "no such file"),
     ):
         with pytest.raises(UserError, match=said):
             soft(generator, str(path)).begin([asked(prompt)], {})
     save_file({"logits": tokens}, tmp_path / "other")
     with pytest.raises(UserError, match="holds none tokens"):
-        soft(generator, str(tmp_path / "other")).begin([asked("a picture of <2>")], {})
+        soft(generator, str(tmp_path / "other")).begin([asked("a picture of *2")], {})
 
 
 @pytest.mark.parametrize("key", ["starts", "fresh", "validation", "report"])
 def test_counts_below_one_are_refused(key: str, make_generator: Make) -> None:
     with pytest.raises(UserError, match=f"controls.{key}=0"):
-        soft(make_generator(), **{key: 0})
+        soft(make_generator(), None, **{key: 0})
 
 
 # --- hard prompts ------------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def test_a_hard_prompts_pictures_are_those_of_its_words(make_either: Make) -> No
     """What is judged, by its tokens, and what is reported, by its text: both are the plain prompt's."""
     generator = make_either()
     prompts = hard(generator)
-    start = prompts.begin([asked("a <photograph> of a <viaduct>")], {})
+    start = prompts.begin([asked("a *photograph of a *viaduct")], {})
     (words,) = prompts.worded(start.controls, start.anchors[0])
     assert words == "a photograph of a viaduct"
     expected = generator.sample([words] * 2, report_seeds(3))
@@ -226,7 +227,7 @@ def test_what_is_drawn_is_one_token_each_and_its_gradient_is_the_softmaxs(make_g
     tokens = hard(generator, temperatures=(0.7, 0.1)).tokens
     assert isinstance(tokens, Hard)
     known = generator.networks.text_encoder.get_input_embeddings().weight[tokens.allowed(generator.networks)].float()
-    logits = tokens.start(generator.networks, [read_template(generator.networks.tokenizer, "a <3>")], [1])
+    logits = tokens.start(generator.networks, [read_template(generator.networks.tokenizer, "a *3")], [1])
     drawn = tokens.draw(generator.networks, (5, 3), [1], 0)
     assert drawn is not None and drawn.gumbel.shape == (1, 5, 3, len(known)) and drawn.temperature == 0.7
     leaf = logits.clone().requires_grad_()
@@ -269,11 +270,11 @@ def test_only_allowed_tokens_are_chosen(make_generator: Make) -> None:
     with pytest.raises(UserError, match="no token left"):
         chosen(vocabulary=["sand"], exclude=["sand"])
     with pytest.raises(UserError, match="is not among the tokens"):
-        hard(make_generator(), exclude=["sand"]).begin([asked("a <sand>")], {})
+        hard(make_generator(), exclude=["sand"]).begin([asked("a *sand")], {})
 
 
 def test_hard_prompts_have_gradients_where_they_are_free(make_either: Make) -> None:
-    prompts, problem = hard(make_either()), asked("a picture of <2>")
+    prompts, problem = hard(make_either()), asked("a picture of *2")
     found = gradient(prompts, prompts.begin([problem], {}).controls, problem, k=1)
     assert set(found) == {"logits"} and found["logits"].abs().sum(dim=-1).gt(0).all()
 

@@ -39,7 +39,7 @@ def eye() -> ImageClassifier:
 
 def task(**changes: Any) -> DiffExplainerClass:
     settings: dict[str, Any] = {
-        "training": TRAINING, "objective": "class", "classes": None, "feature": 1, "prompt": "a picture of <2>",
+        "training": TRAINING, "objective": "class", "classes": None, "feature": 1, "prompt": "a picture of *2",
         "seeds": 2, "images": 4, "named": "a photograph of {article} {label}",
         "weights": {"class_log_prob": 1.0, "unit_activation": 0.5}, "captioner": Captions(),
         "cache": TensorCache(None), "baseline": "none",
@@ -56,9 +56,9 @@ def test_one_problem_per_class_and_restart() -> None:
     assert total == 4 and [p.name for p in found] == ["viaduct-0", "viaduct-1", "rock-crab-0", "rock-crab-1"]
     assert [p.target for p in found] == [1, 1, 0, 0] and all(p.image is None and p.keep == "none" for p in found)
     assert [p.seed for p in found] == [own_seed(0, c, k) for c in (1, 0) for k in (0, 1)], "the same whatever is asked"
-    assert {p.edit.source for p in found} == {"a picture of <2>"} and len(pose(task(), limit=2)[0]) == 2
-    (first, *_), total = pose(task(prompt="{article} <{label}>"))
-    assert first.edit.source == "a <rock crab>" and total == 6
+    assert {p.edit.source for p in found} == {"a picture of *2"} and len(pose(task(), limit=2)[0]) == 2
+    (first, *_), total = pose(task(prompt="{article} *{label}"))
+    assert first.edit.source == "a *rock_crab" and total == 6
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_does_not_exist_is_refused(changes: dict[str, Any], said: str) -> N
 
 
 def test_the_plain_prompts_are_the_name_and_the_surest_pictures_caption() -> None:
-    """Picture x1 is the reddest: its own caption where there is one, else the captioner's. The four pictures of a prompt
+    """Picture x1 is the reddest: its own caption where there is one, else the captioner's. A prompt's four pictures
     differ by a tenth of red for every further seed."""
     training = Pictures([e.image for e in TRAINING.examples], ["fern", "urn", "urn"], "captioned")
     training.examples[1] = replace(training.examples[1], caption="an old brick")

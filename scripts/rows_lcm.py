@@ -1,0 +1,98 @@
+"""Rows of the planted world's consistency model: sampled pictures, inversions, counterfactuals and their seconds."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from statistics import median
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.diffusion import LatentDiffusion
+from runner.record import to_8_bits
+from scripts import metrics
+from scripts.judges import CLASSIFIER
+from scripts.metrics import Estimate
+from scripts.rows import Answer, Row, Setting, answers, asked, autoencoded, parts_for
+from scripts.rows_planted import halves, oracles_named, prompt_factor
+
+LCM = ("sampler=lcm",)
+
+
+@cache
+def generator(setting: Setting) -> LatentDiffusion:
+    """The consistency model with its own settings."""
+    return parts_for(setting, CLASSIFIER, LCM, 1)[0].generator
+
+
+def lcm_prompt(setting: Setting, n: int, factor: str) -> Estimate:
+    """How often a picture sampled in four steps shows the class or the background that its caption names."""
+    return prompt_factor(setting, n, factor, generator(setting))
+
+
+def lcm_inversion(setting: Setting, n: int) -> Estimate:
+    """How often the picture rendered from an inversion is the autoencoder's own reconstruction, in 8 bits."""
+    model = generator(setting)
+    same: list[bool] = []
+    furthest = 0.0
+    for overrides, count in halves(setting, n):
+        problems = asked(setting, CLASSIFIER, (*LCM, *overrides), count)[2]
+        for problem in problems:
+            image, prompt = problem.image[None].to(model.device), [problem.edit.source]
+            latents = model.record(model.invert(image, prompt, [problem.seed]), model.networks.embed(prompt), 0)[2]
+            apart = (_decoded(model, latents) - autoencoded(model, image)).abs().max().item()
+            furthest = max(furthest, apart)
+            same.append(apart < 0.5 / 255)
+    return metrics.share(same, f"largest difference {255 * furthest:.0f} of 255")
+
+
+@torch.no_grad()
+def _decoded(model: LatentDiffusion, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
+    return to_8_bits(model.networks.decode(latents)).cpu()
+
+
+def counterfactuals(setting: Setting, n: int) -> list[Answer]:
+    """The answers to the questions of the rows of `planted.uvce`."""
+    return [
+        a for overrides, count in halves(setting, n) for a in answers(setting, CLASSIFIER, (*LCM, *overrides), count)
+    ]
+
+
+def lcm_uvce_flips(setting: Setting, n: int) -> Estimate:
+    """How often the classifier calls the answer as asked."""
+    return metrics.share([a.success for a in counterfactuals(setting, n)])
+
+
+def lcm_uvce_oracles(setting: Setting, n: int) -> Estimate:
+    """How often both oracles name the target."""
+    return oracles_named(setting, counterfactuals(setting, n))
+
+
+def lcm_uvce_ratio(setting: Setting, n: int) -> Estimate:
+    """Seconds per counterfactual over those of DDIM with 20 steps for the same questions, one after the other in this
+    process, each with inversions of its own."""
+    pairs = []
+    for overrides, count in halves(setting, n):
+        both = []
+        for name, sampler in (("ddim", ()), ("lcm", LCM)):
+            own = Setting(setting.seed, setting.device, f"{setting.outputs}/timed/{name}")
+            both.append(answers(own, CLASSIFIER, (*sampler, *overrides, "task.baseline=none"), count))
+        pairs += [
+            (float(d.record["seconds"]), float(c.record["seconds"]))
+            for d, c in zip(*both, strict=True) if d.record is not None and c.record is not None
+        ]  # fmt: skip
+    if not pairs:
+        return Estimate(float("nan"), float("nan"), float("nan"), f"0 of {n} answered")
+    slow, fast = (median(column) for column in zip(*pairs, strict=True))
+    return metrics.median([c / d for d, c in pairs], f"DDIM-20 {slow:.1f} s, LCM-4 {fast:.1f} s")
+
+
+ROWS = (
+    Row("planted.lcm_class", partial(lcm_prompt, factor="class"), 512, "%", 0.85),
+    Row("planted.lcm_background", partial(lcm_prompt, factor="background"), 512, "%", 0.90),
+    Row("planted.lcm_inversion", lcm_inversion, 64, "%", 1.0),
+    Row("planted.lcm_uvce_flips", lcm_uvce_flips, 64, "%", 0.90),
+    Row("planted.lcm_uvce_oracles", lcm_uvce_oracles, 64, "%", 0.70),
+    Row("planted.lcm_uvce_ratio", lcm_uvce_ratio, 8, "×", 0.25, "low"),
+)
