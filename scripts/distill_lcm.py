@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.utils import convert_state_dict_to_diffusers
 from omegaconf import OmegaConf
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -214,7 +213,8 @@ def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[s
 
     trained = fit("student", Student(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.lr)
     if cfg.form == "lora":
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained.unet.half()))
+        # As peft names them: of names in diffusers' older form, half are not found again.
+        layers = get_peft_model_state_dict(trained.unet.half())
         StableDiffusionPipeline.save_lora_weights(ROOT / cfg.out, unet_lora_layers=layers)
     else:
         save_network(trained.unet, ROOT / cfg.out / "unet")

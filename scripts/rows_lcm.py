@@ -6,15 +6,12 @@ from functools import cache, partial
 from statistics import median
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from models.diffusion import LatentDiffusion
-from runner.record import to_8_bits
 from scripts import metrics
 from scripts.judges import CLASSIFIER
 from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers, asked, autoencoded, parts_for
+from scripts.rows import Answer, Row, Setting, answers, asked, parts_for
 from scripts.rows_planted import halves, oracles_named, prompt_factor
 
 LCM = ("sampler=lcm",)
@@ -32,7 +29,8 @@ def lcm_prompt(setting: Setting, n: int, factor: str) -> Estimate:
 
 
 def lcm_inversion(setting: Setting, n: int) -> Estimate:
-    """How often the picture rendered from an inversion is the autoencoder's own reconstruction, in 8 bits."""
+    """How often the picture rendered from an inversion is the autoencoder's own reconstruction, to a hundredth of one of
+    255 levels; in 8 bits either may be rounded to the other side of a level's edge."""
     model = generator(setting)
     same: list[bool] = []
     furthest = 0.0
@@ -40,16 +38,13 @@ def lcm_inversion(setting: Setting, n: int) -> Estimate:
         problems = asked(setting, CLASSIFIER, (*LCM, *overrides), count)[2]
         for problem in problems:
             image, prompt = problem.image[None].to(model.device), [problem.edit.source]
-            latents = model.record(model.invert(image, prompt, [problem.seed]), model.networks.embed(prompt), 0)[2]
-            apart = (_decoded(model, latents) - autoencoded(model, image)).abs().max().item()
-            furthest = max(furthest, apart)
-            same.append(apart < 0.5 / 255)
-    return metrics.share(same, f"largest difference {255 * furthest:.0f} of 255")
-
-
-@torch.no_grad()
-def _decoded(model: LatentDiffusion, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
-    return to_8_bits(model.networks.decode(latents)).cpu()
+            course, networks = model.invert(image, prompt, [problem.seed]), model.networks
+            with torch.no_grad():
+                rendered = networks.decode(model.record(course, networks.embed(prompt), 0)[2])
+                levels = 255 * (rendered - networks.decode(networks.encode(image))).abs().max().item()
+            furthest = max(furthest, levels)
+            same.append(levels < 0.01)
+    return metrics.share(same, f"largest difference {furthest:.4f} of 255 levels")
 
 
 def counterfactuals(setting: Setting, n: int) -> list[Answer]:
