@@ -29,8 +29,8 @@ def lcm_prompt(setting: Setting, n: int, factor: str) -> Estimate:
 
 
 def lcm_inversion(setting: Setting, n: int) -> Estimate:
-    """How often the picture rendered from an inversion is the autoencoder's own reconstruction, to a hundredth of one of
-    255 levels; in 8 bits either may be rounded to the other side of a level's edge."""
+    """How often the picture rendered from an inversion is the autoencoder's own reconstruction, to a hundredth of one
+    of 255 levels; in 8 bits either may be rounded to the other side of a level's edge."""
     model = generator(setting)
     same: list[bool] = []
     furthest = 0.0
