@@ -1,0 +1,175 @@
+"""Train a small CLIPSeg that finds what a text names in pictures of the planted world.
+
+    python scripts/train_segmenter.py minutes=30
+
+Both towers are trained here, which a published CLIPSeg takes from CLIP. Each call starts from the optimiser's state in
+`work` and writes half-precision weights to `out`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from jaxtyping import Float, Int
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+    ViTImageProcessor,
+)  # fmt: skip
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import planted  # noqa: E402
+from runner.types import article  # noqa: E402
+from scripts.pipeline import clean_configs, encode  # noqa: E402
+from scripts.train_generator import fit  # noqa: E402
+
+TEXTS = (*(f"{article(name)} {name}" for name in planted.CLASSES), *planted.PROP_PHRASES.values())
+MEAN = STD = 0.5
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Pictures (n, 3, h, w) uint8, where their object and their prop are (n, h, w) uint8, and which these are (n,), -1
+    for none."""
+
+    images: Tensor
+    objects: Tensor
+    props: Tensor
+    label: Tensor
+    prop: Tensor
+
+
+def draw_scenes(vae: AutoencoderKL, cfg: Any) -> Scenes:
+    """Renders of objects, every fourth of a background or prop alone; after them the same through the autoencoder."""
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, cfg.images, 1000):
+        scenes = planted.draw(min(1000, cfg.images - start), planted.SPLIT_SEEDS["train"] + cfg.seed, start)
+        form = torch.where(scenes.prop == planted.NONE, planted.FORMS.index("background"), planted.FORMS.index("prop"))
+        scenes.form[::4] = form[::4]
+        seen = planted.render(scenes)
+        there = scenes.form == planted.FORMS.index("object")
+        parts.append((
+            (seen.image * 255).round().byte(), (seen.object_mask * 255).round().byte(),
+            (seen.prop_mask * 255).round().byte(), torch.where(there, scenes.label, -1),
+            torch.where(scenes.form == planted.FORMS.index("background"), -1, scenes.prop),
+        ))  # fmt: skip
+    images, *rest = (torch.cat(column) for column in zip(*parts, strict=True))
+    images = torch.cat([images, autoencoded(vae, images)])
+    objects, props, label, prop = (torch.cat([values, values]) for values in rest)
+    return Scenes(images, objects, props, label, prop)
+
+
+@torch.no_grad()
+def autoencoded(vae: AutoencoderKL, images: Int[Tensor, "n 3 h w"]) -> Int[Tensor, "n 3 h w"]:
+    """What the generator's autoencoder makes of pictures."""
+    found = []
+    for part in images.split(100):
+        decoded = vae.decode(encode(vae, part.to(vae.device))).sample / 2 + 0.5
+        found.append((decoded.clamp(0, 1) * 255).round().byte().cpu())
+    return torch.cat(found)
+
+
+class Segmenter(nn.Module):
+    """A CLIPSeg whose towers learn as well: its own forward pass keeps the vision tower out of the gradient."""
+
+    def __init__(self, model: CLIPSegForImageSegmentation) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b h w"]:
+        seen = self.model.clip.vision_model(pixel_values=images, output_hidden_states=True).hidden_states
+        asked = self.model.get_conditional_embeddings(batch_size=len(images), input_ids=tokens)
+        logits: Tensor = self.model.decoder([seen[i + 1] for i in self.model.extract_layers], asked).logits
+        return logits
+
+
+def build(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CLIPSegForImageSegmentation:
+    """A fresh network of the configured shape."""
+    torch.manual_seed(cfg.seed)
+    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = dict(cfg.text) | marks | {
+        "vocab_size": len(tokenizer), "max_position_embeddings": cfg.token_length,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    decoder = OmegaConf.to_container(cfg.decoder)
+    assert isinstance(decoder, dict)
+    shape = {str(key): value for key, value in decoder.items()}
+    return CLIPSegForImageSegmentation(
+        CLIPSegConfig(text_config=text, vision_config=dict(cfg.vision) | {"image_size": side}, **shape)
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    base = OmegaConf.load(ROOT / "conf" / "train" / "segmenter_planted.yaml")
+    OmegaConf.set_struct(base, True)
+    cfg = OmegaConf.merge(base, OmegaConf.from_cli(list(arguments)))
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / cfg.teacher / "tokenizer", model_max_length=cfg.token_length)
+    vae = AutoencoderKL.from_pretrained(ROOT / cfg.teacher / "vae", torch_dtype=torch.float32).to(device)
+    cache = ROOT / cfg.work / "scenes.pt"
+    if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(vars(draw_scenes(vae, cfg)), cache)
+    scenes = Scenes(**torch.load(cache, weights_only=True))
+    tokens = tokenizer(list(TEXTS), padding="max_length", return_tensors="pt").input_ids
+    classes, props = len(planted.CLASSES), len(planted.PROPS)
+    own, other = cfg.asked.own, cfg.asked.own + cfg.asked.other
+
+    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
+        draw = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator, device=device)))
+        rows = torch.randint(len(scenes.images), (cfg.batch,), generator=draw)
+        kind, any_class = torch.rand(cfg.batch, generator=draw), torch.randint(classes, (cfg.batch,), generator=draw)
+        any_prop = torch.randint(props, (cfg.batch,), generator=draw)
+        label, prop = scenes.label[rows], scenes.prop[rows]
+        asked_class = torch.where((kind < own) & (label >= 0), label, any_class)
+        asked_prop = torch.where((kind < (1 + other) / 2) & (prop >= 0), prop, any_prop)
+        of_class = kind < other
+        wanted = torch.where(
+            of_class[:, None, None], scenes.objects[rows] * (asked_class == label)[:, None, None],
+            scenes.props[rows] * (asked_prop == prop)[:, None, None],
+        ).to(device).float() / 255  # fmt: skip
+        asked = tokens[torch.where(of_class, asked_class, classes + asked_prop)].to(device)
+        images = (scenes.images[rows].to(device).float() / 255 - MEAN) / STD
+        logits = model(images, asked).float()
+        p = logits.sigmoid()
+        overlap = 1 - (2 * (p * wanted).sum(dim=(1, 2)) + 1) / ((p + wanted).sum(dim=(1, 2)) + 1)
+        return F.binary_cross_entropy_with_logits(logits, wanted) + overlap.mean()
+
+    side = scenes.images.shape[-1]
+    trained = fit("segmenter", Segmenter(build(tokenizer, side, cfg)).to(device), loss_of, cfg, cfg.lr).model
+    out = ROOT / cfg.out
+    trained.half().save_pretrained(out)
+    resized = {"height": side, "width": side}
+    images = ViTImageProcessor(size=resized, image_mean=[MEAN] * 3, image_std=[STD] * 3)
+    CLIPSegProcessor(images, tokenizer).save_pretrained(out)
+    clean_configs(out)
+    state = torch.load(ROOT / cfg.work / "segmenter.pt", weights_only=True, map_location="cpu")
+    lines = [
+        f"# {out.name}", "",
+        "A CLIPSeg that finds what a text names in pictures of the planted world, half precision.", "",
+        f"- {sum(p.numel() for p in trained.parameters()):,} parameters",
+        f"- Data: {cfg.images:,} renders, as they are and through `{cfg.teacher}`'s autoencoder, seed {cfg.seed}",
+        f"- trained for {state['step']:,} steps of {cfg.batch}",
+        f"- Command of the last run: `python scripts/train_segmenter.py {' '.join(arguments)}`",
+        "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
+    ]  # fmt: skip
+    (out / "README.md").write_text("\n".join(lines))
+    print(f"saved {cfg.out}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
