@@ -25,7 +25,7 @@ def embeddings(generator: LatentDiffusion) -> LatentDiffusion:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptAnchor(Anchor):
-    """What a batch of prompts needs besides. seeds, templates_: per problem; ids, vectors: the padded prompts' tokens
+    """What a batch of prompts needs besides. seeds, prompts: per problem; ids, vectors: the padded prompts' tokens
     and their embeddings; course: of m pictures per problem, "b m" flattened; random: of the tokens, None for none."""
 
     seeds: tuple[int, ...]
@@ -77,10 +77,16 @@ class PromptDiffusion:
         ]
         return Start(begun[0], [anchor], start.notes, begun[1:])
 
+    def seeds(self, seed: int, kind: str, k: int) -> list[int]:
+        """The seeds of a problem's pictures of step k, of one of the three kinds."""
+        return [stream(seed, kind, k, j) for j in range(self.counts[kind])]
+
+    def drawn(self, seeds: Sequence[int]) -> Course:
+        return self.generator.sampler.draw(self.networks, seeds, self.generator.latent_side)
+
     def course(self, seeds: Sequence[int], kind: str, k: int) -> Course:
         """The courses of a step's pictures, those of one problem next to each other."""
-        drawn = [stream(seed, kind, k, j) for seed in seeds for j in range(self.counts[kind])]
-        return self.generator.sampler.draw(self.networks, drawn, self.generator.latent_side)
+        return self.drawn([own for seed in seeds for own in self.seeds(seed, kind, k)])
 
     def fresh(self, anchor: Anchor, k: int) -> Anchor:
         """The constants of step k: z and what is random about the tokens, from each problem's seed and the step."""
@@ -119,19 +125,26 @@ class PromptDiffusion:
     def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b n 3 h w"]:
         """The `report` pictures of each prompt. A prompt of words is tokenised anew, as if a user had typed it."""
         assert isinstance(anchor, PromptAnchor)
-        count, rows = self.counts["report"], []
+        rows, at_once = [], self.counts["validation"]
         for i, (seed, words) in enumerate(zip(anchor.seeds, self.worded(controls, anchor), strict=True)):
-            seeds = [stream(seed, "report", 0, j) for j in range(count)]
+            seeds = self.seeds(seed, "report", 0)
+            parts = [seeds[first : first + at_once] for first in range(0, len(seeds), at_once)]
             if self.tokens.spelled():
-                rows.append(self.generator.sample([words] * count, seeds))
-                continue
-            own = replace(
-                anchor, seeds=(seed,), prompts=anchor.prompts[i : i + 1], ids=anchor.ids[i : i + 1], random=None,
-                vectors=anchor.vectors[i : i + 1], course=self.course([seed], "report", 0),
-            )  # fmt: skip
-            tokens = controls[self.tokens.control][i : i + 1]
-            rows.append(self({self.tokens.control: tokens}, own)[-1].views[0])
+                shown = [self.generator.sample([words] * len(part), part) for part in parts]
+            else:
+                shown = [self._shown(controls, anchor, i, part) for part in parts]
+            rows.append(torch.cat(shown))
         return torch.stack(rows)
+
+    def _shown(
+        self, controls: Controls, anchor: PromptAnchor, i: int, seeds: Sequence[int]
+    ) -> Float[Tensor, "m 3 h w"]:
+        """Pictures of the i-th prompt."""
+        own = replace(
+            anchor, seeds=anchor.seeds[i : i + 1], prompts=anchor.prompts[i : i + 1], ids=anchor.ids[i : i + 1],
+            vectors=anchor.vectors[i : i + 1], course=self.drawn(seeds), random=None,
+        )  # fmt: skip
+        return self({name: values[i : i + 1] for name, values in controls.items()}, own)[-1].views[0]
 
     def worded(self, controls: Controls, anchor: Anchor) -> list[str]:
         assert isinstance(anchor, PromptAnchor)
