@@ -14,7 +14,7 @@ from runner.compose import build, configure
 from runner.types import Example
 from scripts import metrics
 from scripts.metrics import Estimate
-from scripts.rows import BATCH, Answer, Row, Setting, answers, autoencoded, sample, world
+from scripts.rows import BATCH, Answer, Row, Setting, answers, autoencoded, parts_for, sample, world
 from tasks.uvce import Uvce
 
 CLASSIFIER, JUDGE = "cifar10_resnet20", "cifar10_resnet56"
@@ -45,9 +45,10 @@ def vae_psnr(setting: Setting, n: int) -> Estimate:
     return metrics.mean(metrics.psnr(images, autoencoded(shared.generator, images)).tolist())
 
 
-def prompt_class(setting: Setting, n: int) -> Estimate:
-    """How often ResNet-56 gives a sampled picture the class of its prompt, the classes taken in turn."""
-    shared = world(setting, CLASSIFIER)
+def prompt_class(setting: Setting, n: int, overrides: tuple[str, ...] = ()) -> Estimate:
+    """How often ResNet-56 gives a sampled picture the class of its prompt, the classes taken in turn; overrides: choose
+    the generator."""
+    shared = parts_for(setting, CLASSIFIER, overrides, 1)[0] if overrides else world(setting, CLASSIFIER)
     assert isinstance(shared.task, Uvce)
     labels = shared.classifier.labels
     wanted = [i % len(labels) for i in range(n)]
@@ -85,6 +86,7 @@ def uvce_transfer(setting: Setting, n: int, rival: str) -> Estimate:
 ROWS = (
     Row("cifar10.vae_psnr", vae_psnr, 512, "dB", 24.0),
     Row("cifar10.prompt_class", prompt_class, 500, "%", 0.65),
+    Row("cifar10.lcm_class", partial(prompt_class, overrides=("sampler=lcm",)), 500, "%"),
     Row("cifar10.uvce_flips", partial(uvce_flips, baseline="none"), 64, "%", 0.95),
     Row("cifar10.uvce_flips.start_only", partial(uvce_flips, baseline="start_only"), 64, "%"),
     Row("cifar10.uvce_flips.pixels", partial(uvce_flips, baseline="pixels"), 64, "%"),
