@@ -233,7 +233,7 @@ def write_card(
         f"# {Path(cfg.out).name}", "",
         f"{kind}, distilled from `{cfg.teacher}` for 1 to 8 steps; the other networks are the teacher's.", "",
         f"- {size:,} parameters, half precision",
-        f"- {trajectories:,} trajectories of the teacher, half of them from a noised end, "
+        f"- Data: {trajectories:,} trajectories of the teacher, half of them from a noised end, "
         f"at guidance {low:g} … {high:g}, seed {cfg.seed}",
         f"- trained for {state['step']:,} steps of {cfg.student_batch}",
         f"- Command of the last run: `python scripts/distill_lcm.py {' '.join(arguments)}`",

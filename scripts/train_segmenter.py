@@ -84,7 +84,7 @@ def autoencoded(vae: AutoencoderKL, images: Int[Tensor, "n 3 h w"]) -> Int[Tenso
 
 
 class Segmenter(nn.Module):
-    """A CLIPSeg whose towers learn as well: its own forward pass keeps the vision tower out of the gradient."""
+    """A CLIPSeg whose towers learn as well: its own forward pass keeps both out of the gradient."""
 
     def __init__(self, model: CLIPSegForImageSegmentation) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b h w"]:
         seen = self.model.clip.vision_model(pixel_values=images, output_hidden_states=True).hidden_states
-        asked = self.model.get_conditional_embeddings(batch_size=len(images), input_ids=tokens)
+        asked = self.model.clip.get_text_features(input_ids=tokens).pooler_output
         logits: Tensor = self.model.decoder([seen[i + 1] for i in self.model.extract_layers], asked).logits
         return logits
 
@@ -119,6 +119,7 @@ def main(arguments: Sequence[str]) -> None:
     cfg = OmegaConf.merge(base, OmegaConf.from_cli(list(arguments)))
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / cfg.teacher / "tokenizer", model_max_length=cfg.token_length)
+    tokenizer.init_kwargs.pop("max_length", None)  # the teacher's, which would be kept beside our own
     vae = AutoencoderKL.from_pretrained(ROOT / cfg.teacher / "vae", torch_dtype=torch.float32).to(device)
     cache = ROOT / cfg.work / "scenes.pt"
     if not cache.exists():

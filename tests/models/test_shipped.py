@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
 from data import cifar10, planted
@@ -39,6 +39,21 @@ def test_the_weights_are_small_and_in_half_precision() -> None:
 def test_every_network_has_a_card(path: Path) -> None:
     cards = [folder / "README.md" for folder in (path.parent, path.parent.parent)]
     assert any(card.is_file() and "Data:" in card.read_text() for card in cards)
+
+
+def test_diffusers_own_pipelines_take_the_consistency_models() -> None:
+    """The student in the place of its teacher's UNet; the adapter on top of it, with guidance 1."""
+    own = {"safety_checker": None, "requires_safety_checker": False}
+    unet = UNet2DConditionModel.from_pretrained(SHIPPED / "planted_lcm" / "unet")
+    student = LatentConsistencyModelPipeline.from_pretrained(SHIPPED / "planted", unet=unet, **own)
+    student.scheduler = LCMScheduler.from_config(student.scheduler.config)
+    adapted = StableDiffusionPipeline.from_pretrained(SHIPPED / "cifar10", **own)
+    adapted.scheduler = LCMScheduler.from_config(adapted.scheduler.config)
+    adapted.load_lora_weights(SHIPPED / "cifar10_lcm")
+    for pipe, scale, prompt in ((student, 3.0, "planted"), (adapted, 1.0, "cifar10")):
+        pipe.set_progress_bar_config(disable=True)
+        shown = pipe(CAPTIONS[prompt][0], num_inference_steps=4, guidance_scale=scale, output_type="np").images[0]
+        assert shown.std() > 0.05
 
 
 @pytest.mark.parametrize("folder", GENERATORS, ids=lambda folder: folder.name)
