@@ -20,6 +20,7 @@ from models.networks import load as load_networks
 from models.region import described, free
 from models.sampler import Course, NullText, Sampler
 from models.segment import Softening
+from models.single_picture import SinglePicture
 from models.tensor_cache import TensorCache
 from runner.types import Anchor, Controls, Problem, Scene, Schedules, Segmenter, Start, UserError
 
@@ -45,7 +46,7 @@ class MapWindow:
         return slice(begin, max(math.ceil(self.last * total), begin + 1))
 
 
-class LatentDiffusion:
+class LatentDiffusion(SinglePicture):
     """A frozen latent diffusion model and its sampler; calling it renders controls, `begin` inverts pictures."""
 
     def __init__(
@@ -65,8 +66,6 @@ class LatentDiffusion:
         self.last, self.recompute = last, recompute
         self.maps, self.softening, self.schedules = maps, softening, schedules
         self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
-
-    lasting: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """T, the sampler's steps."""
@@ -126,16 +125,6 @@ class LatentDiffusion:
         latents = self.chain(controls["latent"], embeddings, anchor.noise, anchor)[-self.last :]
         images = self.networks.decode(torch.cat(latents)).chunk(len(latents))
         return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
-
-    def fresh(self, anchor: Anchor, k: int) -> Anchor:
-        return anchor
-
-    @torch.no_grad()
-    def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b 1 3 h w"]:
-        return self(controls, anchor)[-1].image[:, None]
-
-    def worded(self, controls: Controls, anchor: Anchor) -> None:
-        """No prompt is optimised."""
 
     # --- pictures of prompts -----------------------------------------------------------------------------------
 

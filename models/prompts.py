@@ -53,8 +53,7 @@ class PromptDiffusion:
         self.starts = starts
         self.generator, self.tokens, self.networks = generator, tokens, generator.networks
         self.counts = {"fresh": fresh, "validation": validation, "report": report}
-        self.resolution, self.digest, self.recipe = generator.resolution, generator.digest, generator.recipe
-        self.lr_scale, self.lasting = generator.lr_scale, (tokens.control,)
+        self.lasting: tuple[str, ...] = (tokens.control,)
 
     def check(self, problems: Sequence[Problem]) -> None:
         self.generator.check([_plain(problem) for problem in problems])
@@ -149,14 +148,6 @@ class PromptDiffusion:
     def worded(self, controls: Controls, anchor: Anchor) -> list[str]:
         assert isinstance(anchor, PromptAnchor)
         return self.tokens.words(self.networks, controls[self.tokens.control], anchor.prompts)
-
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-        return self.generator.sample(prompts, seeds)
-
-    def word_maps(
-        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
-    ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
-        return self.generator.word_maps(image, prompt, phrase, seed)
 
 
 def _plain(problem: Problem) -> Problem:

@@ -257,32 +257,15 @@ Schedules = Mapping[str, Sequence[float]]
 class Generator(Protocol):
     """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
 
-    recipe: everything that a sampled picture follows from beside its prompt and seed; lasting: the controls that are
-    kept with an answer, since it can be made again from them.
+    lasting: the controls that are kept with an answer, since it can be made again from them.
     """
 
-    resolution: int
-    digest: str
-    recipe: str
     lasting: tuple[str, ...]
-
-    @property
-    def lr_scale(self) -> Mapping[str, float]:
-        """What the optimiser's rate of each control is multiplied by."""
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
 
     def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start: ...
-
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
-
-    def word_maps(
-        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
-    ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
-        """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
-        map divided by its maximum. seed: of what an inversion draws."""
 
     def fresh(self, anchor: Anchor, k: int) -> Anchor:
         """The constants of optimisation step k: the anchor itself, unless every step meets other random numbers. An
@@ -299,13 +282,30 @@ class Generator(Protocol):
         """The prompt of each sample in words, where prompts are what is optimised."""
 
 
+class Painter(Protocol):
+    """Pictures of prompts. recipe: everything that one follows from beside its prompt and seed."""
+
+    resolution: int
+    digest: str
+    recipe: str
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
+
+    def word_maps(
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
+    ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
+        """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
+        map divided by its maximum. seed: of what an inversion draws."""
+
+
 @dataclass(frozen=True)
 class World:
     """What a task makes its problems of. limit: how many problems are wanted, None for all."""
 
     dataset: Dataset
     classifier: Classifier
-    generator: Generator
+    generator: Painter
     seed: int
     limit: int | None
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runner.optimize import State
-from runner.types import Anchor, Classifier, Generator, Problem
+from runner.types import Anchor, Classifier, Painter, Problem
 
 FAR = 0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
 UNMOVED = 0.01  # share by which the total has to fall
@@ -19,7 +19,7 @@ CLAIM_SEED = 0  # of the picture that a class's name is tried with
 class Doubts:
     """What is odd about the answers of a run; a class's name is tried once."""
 
-    def __init__(self, generator: Generator, classifier: Classifier) -> None:
+    def __init__(self, generator: Painter, classifier: Classifier) -> None:
         self.generator, self.classifier = generator, classifier
         self._tried: dict[tuple[str, int], int] = {}
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner.types import Anchor, Captioner, Classifier, Generator, Objective, Pictures, Problem, World
+from runner.types import Anchor, Captioner, Classifier, Objective, Painter, Pictures, Problem, World
 from tasks.distances import distances
 from tasks.pictures import confidences, own_seed, slug, success_rate, unchanged
 from tasks.shares import averages, check_kept, object_region, share_within
@@ -22,7 +22,7 @@ from tasks.targets import known_label
 class Sight(Problem):
     """generator: whose attention is shown; label: index of the picture's class."""
 
-    generator: Generator
+    generator: Painter
     label: int
 
 

@@ -19,6 +19,7 @@ from models.diffusion import LatentDiffusion, MapWindow
 from models.networks import Networks
 from models.sampler import NullText, ddim, lcm
 from models.segment import AttentionSegmenter, Softening
+from models.single_picture import SinglePicture
 from models.tensor_cache import TensorCache
 from runner.types import Anchor, Controls, Edit, Head, Problem, Response, Scene, Schedules, Start, UserError
 from scripts.tokenizer import train_tokenizer
@@ -242,7 +243,7 @@ def rows_of(anchor: Anchor, rows: slice) -> Anchor:
     return replace(anchor, **cut)
 
 
-class Identity:
+class Identity(SinglePicture):
     """A generator without networks: the picture is the control `latent` itself, "b 3 1 1", once per scene.
 
     The i-th of `scenes` shows (i + 1) times the control, the last one the control itself plus the anchor's `inject`.
@@ -251,11 +252,9 @@ class Identity:
     resolution = 1
     digest = "identity"
     recipe = "identity"
-    lasting: tuple[str, ...] = ()
 
     def __init__(self, scenes: int = 1) -> None:
         self.scenes = scenes
-        self.lr_scale: dict[str, float] = {}
 
     def check(self, problems: Sequence[Problem]) -> None:
         pass
@@ -269,15 +268,6 @@ class Identity:
 
     def word_maps(self, image: torch.Tensor, prompt: str, phrase: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
-
-    def fresh(self, anchor: Anchor, k: int) -> Anchor:
-        return anchor
-
-    def pictures(self, controls: Controls, anchor: Anchor) -> torch.Tensor:
-        return self(controls, anchor)[-1].image[:, None]
-
-    def worded(self, controls: Controls, anchor: Anchor) -> None:
-        return None
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         latent = controls["latent"] + controls.get("shift", torch.zeros(()))

@@ -79,8 +79,6 @@ def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_pro
     one = contestant("pixels", plain, embeddings, DESCENT)
     generator = one.generator
     assert isinstance(generator, PixelDescent) and one.begin is generator
-    assert (generator.resolution, generator.digest, generator.recipe) == (plain.resolution, plain.digest, plain.recipe)
-    assert torch.equal(generator.sample(["a crab"], [3]), plain.sample(["a crab"], [3]))
     pictures = [(p, p.image) for p in make_problems(3) if p.image is not None]
     problems = [p for p, image in pictures if p.target != int(TinyClassifier()(image[None]).logits.argmax())]
     start = generator.begin(problems, {})

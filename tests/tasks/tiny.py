@@ -15,13 +15,9 @@ from models.tensor_cache import TensorCache
 from runner.types import (
     Anchor,
     Classifier,
-    Controls,
     Dataset,
     Example,
-    Problem,
     Scene,
-    Schedules,
-    Start,
     World,
     article,
 )  # fmt: skip
@@ -154,16 +150,8 @@ class Maker:
 
     def __init__(self, reds: Mapping[str, float] | None = None) -> None:
         self.resolution, self.digest, self.recipe = SIDE, "maker", "maker"
-        self.lr_scale: Mapping[str, float] = {}
-        self.lasting: tuple[str, ...] = ()
         self.reds = reds or {}
         self.asked: list[tuple[str, int]] = []
-
-    def check(self, problems: Sequence[Problem]) -> None:
-        pass
-
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
-        raise NotImplementedError
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         self.asked += zip(prompts, seeds, strict=True)
@@ -173,18 +161,6 @@ class Maker:
         )
 
     def word_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def fresh(self, anchor: Anchor, k: int) -> Anchor:
-        return anchor
-
-    def pictures(self, controls: Controls, anchor: Anchor) -> Tensor:
-        return self(controls, anchor)[-1].image[:, None]
-
-    def worded(self, controls: Controls, anchor: Anchor) -> None:
-        return None
-
-    def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         raise NotImplementedError
 
 
