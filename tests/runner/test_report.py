@@ -123,6 +123,15 @@ def test_pictures_carry_size_and_text(tmp_path: Path) -> None:
     assert pictures[1]["alt"] == "Result of test-00000-rock-crab: rock crab"
 
 
+def test_many_pictures_of_an_answer_stand_together_without_words(tmp_path: Path) -> None:
+    many = {f"sample_{j:02}": f"images/a/sample_{j:02}.png" for j in range(1, 6)}
+    plain, with_many = (record(0), record(0, images=record(0)["images"] | many))
+    before, page = (read(run_folder(tmp_path / str(i), [r])) for i, r in enumerate((plain, with_many)))
+    assert page.count("img") == before.count("img") + 5 and page.count("figure") == before.count("figure")
+    assert page.count("div", "samples") == 1 and before.count("div", "samples") == 0
+    assert set(many.values()) <= set(page.links) and "5 more pictures" in page.text
+
+
 def test_missing_pictures_are_left_out(tmp_path: Path) -> None:
     bare = record(1)
     del bare["images"]
