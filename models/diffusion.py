@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models import attention, words
+from models import attention, tokens, words
 from models.networks import Networks
 from models.networks import load as load_networks
 from models.region import described, free
@@ -152,6 +152,8 @@ class LatentDiffusion(SinglePicture):
         for problem in problems:
             edit = problem.edit
             for prompt in (edit.source, edit.target):
+                if tokens.MARK.search(prompt):
+                    raise UserError(f"prompt '{prompt}': only controls=soft_prompt and hard_prompt have free tokens")
                 words.token_spans(tokenizer, prompt)
             if needs_mask(problem):
                 words.word_tokens(tokenizer, edit.source, problem.region)

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from omegaconf import OmegaConf
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -37,7 +36,7 @@ from data import planted  # noqa: E402
 from models.steps import consistency, guidance_embedding, guide, lcm_schedule  # noqa: E402
 from scripts.captioned import cifar10_caption  # noqa: E402
 from scripts.pipeline import save_network  # noqa: E402
-from scripts.train_generator import fit  # noqa: E402
+from scripts.training import fit, settings  # noqa: E402
 
 
 def captions(data: str, n: int, seed: int, start: int) -> list[str]:
@@ -243,14 +242,7 @@ def write_card(
 
 
 def main(arguments: list[str]) -> None:
-    cli = OmegaConf.from_cli(arguments)
-    defaults = ROOT / "conf" / "train" / f"lcm_{cli.get('data', 'planted')}.yaml"
-    if not defaults.exists():
-        raise SystemExit(f"data={cli.data}: allowed are planted, cifar10")
-    base = OmegaConf.load(defaults)
-    OmegaConf.set_struct(base, True)
-    cfg = OmegaConf.merge(base, cli)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    cfg, device = settings("lcm", arguments)
     pipe = StableDiffusionPipeline.from_pretrained(ROOT / cfg.teacher, dtype=torch.float32, safety_checker=None)
     pipe = pipe.to(device)
     for network in (pipe.unet, pipe.text_encoder, pipe.vae):

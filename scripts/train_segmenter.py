@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from data import planted  # noqa: E402
 from runner.types import article  # noqa: E402
 from scripts.pipeline import clean_configs, encode  # noqa: E402
-from scripts.train_generator import fit  # noqa: E402
+from scripts.training import fit, settings  # noqa: E402
 
 TEXTS = (*(f"{article(name)} {name}" for name in planted.CLASSES), *planted.PROP_PHRASES.values())
 MEAN = STD = 0.5
@@ -114,10 +114,7 @@ def build(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CLIPSegFor
 
 
 def main(arguments: Sequence[str]) -> None:
-    base = OmegaConf.load(ROOT / "conf" / "train" / "segmenter_planted.yaml")
-    OmegaConf.set_struct(base, True)
-    cfg = OmegaConf.merge(base, OmegaConf.from_cli(list(arguments)))
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    cfg, device = settings("segmenter", arguments)
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / cfg.teacher / "tokenizer", model_max_length=cfg.token_length)
     tokenizer.init_kwargs.pop("max_length", None)  # the teacher's, which would be kept beside our own
     vae = AutoencoderKL.from_pretrained(ROOT / cfg.teacher / "vae", torch_dtype=torch.float32).to(device)

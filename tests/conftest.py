@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,14 @@ def make_generator(
         )
 
     return make
+
+
+@pytest.fixture(params=["ddim", "lcm"])
+def make_either(
+    request: pytest.FixtureRequest, make_generator: Callable[..., LatentDiffusion]
+) -> Callable[..., LatentDiffusion]:
+    """Generators of both samplers, one after the other."""
+    return partial(make_generator, sampler=request.param)
 
 
 class TinyClassifier:

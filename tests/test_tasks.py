@@ -165,6 +165,7 @@ BAD = {
     "an unknown mode": (("disagreement", "task.mode=loud"), "task.mode=loud: allowed are confidence"),
     "maps without a mask": (("attention_maps", "task.keep=all"), "task.keep=all: allowed are background, foreground"),
     "a prompt without a free token": (("diffexplainer_class", "task.prompt=a picture"), "needs free tokens, as *4"),
+    "free tokens among pixels": (("diffexplainer_class", "task.baseline=pixels"), "hard_prompt have free tokens"),
     "no such objective": (("diffexplainer_class", "task.objective=all"), "task.objective=all: allowed are class, unit"),
     "a scale that nobody is told": (
         ("uvce", "sampler=lcm", "generator.unet=null"), "generator.guidance=3.0: this UNet is not told any"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ from tests.conftest import double_precision, doubled, rows_of
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Flip]]
-
-
-@pytest.fixture(params=["ddim", "lcm"])
-def make_either(request: pytest.FixtureRequest, make_generator: Make) -> Make:
-    """Generators of both samplers, one after the other."""
-    return partial(make_generator, sampler=request.param)
 
 
 def gradients(generator: LatentDiffusion, controls: Controls, anchor: Anchor) -> dict[str, torch.Tensor]:

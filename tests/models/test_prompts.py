@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,6 @@ from runner.types import Controls, Edit, Problem, UserError
 
 Make = Callable[..., LatentDiffusion]
 PROMPT = "a photograph of a viaduct on sand"
-
-
-@pytest.fixture(params=["ddim", "lcm"])
-def make_either(request: pytest.FixtureRequest, make_generator: Make) -> Make:
-    """Generators of both samplers, one after the other."""
-    return partial(make_generator, sampler=request.param)
 
 
 def asked(prompt: str, seed: int = 3) -> Problem:
@@ -83,6 +75,11 @@ def test_prompts_without_marks_or_without_room_are_refused(prompt: str, said: st
         soft(make_generator()).check([asked(prompt)])
 
 
+def test_a_model_without_free_tokens_refuses_them(make_generator: Make) -> None:
+    with pytest.raises(UserError, match="only controls=soft_prompt and hard_prompt have free tokens"):
+        make_generator().check([asked("a picture of *2")])
+
+
 def test_a_template_is_spelled_as_it_is_read(make_generator: Make) -> None:
     tokenizer = make_generator().networks.tokenizer
     template = read_template(tokenizer, "a picture of *viaduct on sand")
@@ -104,7 +101,7 @@ def test_begun_from_words_a_soft_prompt_gives_exactly_their_pictures(marked: str
     expected = generator.sample([PROMPT] * 2, report_seeds(3))
     assert torch.equal(prompts.pictures(start.controls, start.anchors[0])[0], expected)
     assert prompts.worded(start.controls, start.anchors[0]) == [PROMPT]
-    text = prompts.text(start.controls, replace(start.anchors[0]), 1)  # type: ignore[arg-type]
+    text = prompts.text(start.controls, start.anchors[0], 1)  # type: ignore[arg-type]
     assert torch.equal(text, generator.networks.embed([PROMPT]))
 
 

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from omegaconf import OmegaConf
 
 from data import planted
-from scripts import train_generator
+from scripts import train_generator, training
 from scripts.train_generator import main, reconstruction_loss
 from tests.conftest import SHARED
 
@@ -66,7 +66,7 @@ def test_unknown_data_is_refused_in_one_line() -> None:
 def test_the_average_forgets_the_first_weights() -> None:
     """Of weights 0, then 1 ever after, the average is near 1 after few steps although the decay is 0.999."""
     average = [torch.zeros(1)]
-    update = train_generator.warm_average(0.999)
+    update = training.warm_average(0.999)
     for step in range(100):
         update(average, [torch.ones(1)], torch.tensor(step + 1))
     assert average[0].item() > 0.99
