@@ -19,8 +19,8 @@ Augment = Callable[[Scene, int], Scene]
 
 @dataclass(frozen=True)
 class Stop:
-    """Enough is reached when in `times` evaluations in a row every term of the objective that `below` names was below
-    its bound; an objective without such a term never has enough."""
+    """Enough is reached when in `times` evaluations in a row each term of the objective was under its bound in `below`;
+    an objective with a term that has no bound never has enough."""
 
     times: int
     below: dict[str, float]
@@ -28,9 +28,11 @@ class Stop:
     def __call__(self, history: Sequence[Mapping[str, Sequence[float]]], i: int) -> bool:
         """Whether sample i has enough, by its last evaluations."""
         recent = history[-self.times :]
-        named = [name for name in self.below if recent and name in recent[0]]
-        hits = [all(values[name][i] < self.below[name] for name in named) for values in recent]
-        return bool(named) and len(recent) == self.times and all(hits)
+        low = [
+            all(values[name][i] < self.below.get(name, -math.inf) for name in values if name != "total")
+            for values in recent
+        ]
+        return len(recent) == self.times and all(low)
 
 
 @dataclass(frozen=True)

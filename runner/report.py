@@ -45,6 +45,8 @@ LABELS = {
     "training": "Best training picture",
     "worded": "Best picture of the word",
     "attack": "Feature attack",
+    "found": "Where the class is found",
+    "cam-training": "Where the unit looks in it",
     "cam-before": "Where the unit looks, before",
     "cam-after": "Where the unit looks, after",
 }
@@ -86,6 +88,15 @@ class Bar:
     role: str
     before: float | None
     after: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a run's summary under a title, ready to be shown."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def render(run_folder: Path) -> str:
     folder = run_folder.resolve()
     config = _read_config(folder / "config.yaml")
     records = list(_read_results(folder / "results.jsonl"))
-    status = _read_object(folder / "status.json")
+    status, summary = (_read_object(folder / name) for name in ("status.json", "summary.json"))
     cards = [_card(folder, record) for record in records]
     generator, _, classifier = folder.parent.name.partition("-")
     judged = [card.success for card in cards if card.success is not None]
@@ -168,7 +179,8 @@ def render(run_folder: Path) -> str:
         failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
         seconds=_median_seconds(records),
         rate=Rate(sum(judged), len(judged)) if judged else None,
-        summary=[(words(key), number(value)) for key, value in _plain(_read_object(folder / "summary.json"))],
+        summary=[(words(key), number(value)) for key, value in _plain(summary)],
+        tables=[_table(key, rows) for key, rows in summary.items() if _is_table(rows)],
         cards=cards,
         sources=sorted({card.source for card in cards if card.source}),
         targets=sorted({card.target for card in cards if card.target}),
@@ -297,6 +309,23 @@ def _plain(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _plain(value, f"{prefix}{key}: ")
         elif value is None or isinstance(value, (bool, int, float, str)):
             yield f"{prefix}{key}", value
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a list of mappings."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A list of mappings with the same keys, one row each; the ends of an interval are joined."""
+    columns = list(rows[0])
+    return Table(words(title), [words(c) for c in columns], [[_cell(row.get(c)) for c in columns] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "–".join(number(end) for end in value)
+    return number(value)
 
 
 def _median_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:

@@ -190,6 +190,12 @@ class Classifier(Protocol):
         """The answer, and what the named modules of the network give; `<module>.in` is what a module is given."""
 
 
+class Weighted(Protocol):
+    """Whatever answers follow from beside the classifier; digest: of its weights and settings."""
+
+    digest: str
+
+
 class Embedder(Protocol):
     """A CLIP model: pictures and texts as unit vectors of one space; scale: what their products are multiplied by."""
 
@@ -231,6 +237,14 @@ class Segmenter(Protocol):
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
     ) -> Float[Tensor, "b 1 h w"]: ...
+
+
+class TextSegmenter(Protocol):
+    """Pictures in [0, 1] and what is looked for, a text for each, to masks of it, empty where there is nothing such."""
+
+    digest: str
+
+    def find(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]: ...
 
 
 # One value per sample, lower is better.
@@ -325,7 +339,7 @@ class Task(Protocol):
         """What replaces the generator's own."""
 
     @property
-    def networks(self) -> Sequence[Classifier]:
+    def networks(self) -> Sequence[Weighted]:
         """Those that answers depend on beside the classifier that is explained."""
 
     @property

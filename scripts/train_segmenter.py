@@ -90,11 +90,17 @@ class Segmenter(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b h w"]:
-        seen = self.model.clip.vision_model(pixel_values=images, output_hidden_states=True).hidden_states
-        asked = self.model.clip.get_text_features(input_ids=tokens).pooler_output
-        logits: Tensor = self.model.decoder([seen[i + 1] for i in self.model.extract_layers], asked).logits
-        return logits
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b l"], names: Int[Tensor, "k l"]
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b k"]]:
+        """Logits of what the tokens ask for, and CLIP's own of the names for the whole pictures."""
+        clip = self.model.clip
+        seen = clip.vision_model(pixel_values=images, output_hidden_states=True)
+        asked = clip.get_text_features(input_ids=torch.cat([tokens, names])).pooler_output
+        layers = [seen.hidden_states[i + 1] for i in self.model.extract_layers]
+        logits: Tensor = self.model.decoder(layers, asked[: len(tokens)]).logits
+        pictures = F.normalize(clip.visual_projection(seen.pooler_output), dim=-1)
+        return logits, clip.logit_scale.exp() * pictures @ F.normalize(asked[len(tokens) :], dim=-1).T
 
 
 def build(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CLIPSegForImageSegmentation:
@@ -142,10 +148,12 @@ def main(arguments: Sequence[str]) -> None:
         ).to(device).float() / 255  # fmt: skip
         asked = tokens[torch.where(of_class, asked_class, classes + asked_prop)].to(device)
         images = (scenes.images[rows].to(device).float() / 255 - MEAN) / STD
-        logits = model(images, asked).float()
+        logits, named = (x.float() for x in model(images, asked, tokens[:classes].to(device)))
         p = logits.sigmoid()
         overlap = 1 - (2 * (p * wanted).sum(dim=(1, 2)) + 1) / ((p + wanted).sum(dim=(1, 2)) + 1)
-        return F.binary_cross_entropy_with_logits(logits, wanted) + overlap.mean()
+        # Without naming pictures the towers take long to tell classes apart, and every object is found by any name.
+        naming = F.cross_entropy(named, label.to(device), ignore_index=-1)
+        return F.binary_cross_entropy_with_logits(logits, wanted) + overlap.mean() + cfg.naming * naming
 
     side = scenes.images.shape[-1]
     trained = fit("segmenter", Segmenter(build(tokenizer, side, cfg)).to(device), loss_of, cfg, cfg.lr).model

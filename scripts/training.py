@@ -80,7 +80,7 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[Any, torch.Generator], T
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 500)
         generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + step)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bfloat16):
             loss = loss_of(model, generator)
         optimizer.zero_grad()
         loss.backward()

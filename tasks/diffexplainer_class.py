@@ -9,7 +9,6 @@ from itertools import islice, product
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data.selection import check_choice
@@ -22,34 +21,21 @@ from runner.types import (
     Edit,
     Objective,
     Pictures,
-    Problem,
-    Term,
     World,
 )  # fmt: skip
-from tasks.edits import prompt_of
 from tasks.pictures import at_least_one, own_seed, slug, success_rate
+from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank
 from tasks.shown import Rival, best_restarts, rivals_of, samples, score
 from tasks.targets import known_label
-from tasks.terms import class_log_prob, unit_activation
 from tasks.units import FEATURES, Unit, activation
-
-# The terms of each objective: Eq. 3, Eq. 4 and their sum, Eq. 5.
-OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both": ("class_log_prob", "unit_activation")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Portrait(Problem):
-    """target: class index; unit: whose activation is raised as well, if any; rivals: plain prompts by name."""
+class Portrait(Prompted):
+    """rivals: plain prompts by name."""
 
-    target: int
-    unit: Unit | None
     rivals: Mapping[str, Rival]
-
-
-def marked(template: str, label: str) -> str:
-    """A prompt from a template, in which `*{label}` makes the name's own tokens free."""
-    return prompt_of(template.replace("*{label}", "*" + label.replace(" ", "_")), label)
 
 
 class DiffExplainerClass:
@@ -62,7 +48,7 @@ class DiffExplainerClass:
         self, training: Dataset, objective: str, classes: Sequence[str] | None, feature: int, prompt: str, seeds: int,
         images: int, named: str, weights: Mapping[str, float], captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
-        self.terms = OBJECTIVES[check_choice("task.objective", objective, OBJECTIVES)]
+        self.asked = check_choice("task.objective", objective, OBJECTIVES)
         self.feature, self.seeds = at_least_one("task.feature", feature), at_least_one("task.seeds", seeds)
         self.images = at_least_one("task.images", images)
         self.training, self.classes, self.prompt, self.named = training, classes, prompt, named
@@ -82,25 +68,19 @@ class DiffExplainerClass:
             found.append(Portrait(
                 name=f"{slug(label)}-{k}", seed=own_seed(world.seed, labels.index(label), k), image=None,
                 edit=Edit.unchanged(marked(self.prompt, label), label), picture=slug(label),
-                keep="none", target=labels.index(label), unit=unit(label), rivals=rivals(label),
+                keep="none", objective=self.asked, target=labels.index(label), unit=unit(label), rivals=rivals(label),
             ))  # fmt: skip
         return found, len(asked)
 
     def _unit(self, label: str, world: World) -> Unit | None:
-        if "unit_activation" not in self.terms:
+        if "unit_activation" not in OBJECTIVES[self.asked]:
             return None
         side, classifier = world.generator.resolution, world.classifier
         units = f"class:{label}:{self.feature}"
         return choose_units(units, classifier, lambda: rank(classifier, FEATURES, self.training, side, self.cache))[-1]
 
     def objective(self, problems: Sequence[Portrait], anchor: Anchor, classifier: Classifier) -> Objective:
-        terms: dict[str, Term] = {}
-        if "class_log_prob" in self.terms:
-            terms["class_log_prob"] = class_log_prob(classifier, torch.tensor([p.target for p in problems]))
-        if "unit_activation" in self.terms:
-            units = [p.unit for p in problems if p.unit is not None]
-            terms["unit_activation"] = unit_activation(classifier, units, torch.ones(len(units)))
-        return {name: (self.weights[name], term) for name, term in terms.items()}
+        return prompt_objective(problems, classifier, self.weights)
 
     def illustrate(self, problem: Portrait, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.folder import square
@@ -87,6 +87,16 @@ def most_certain(classifier: Classifier, dataset: Dataset, side: int, cache: Cac
         return {"rows": positions[torch.cat([p for _, p in found]).argmax(dim=0)]}
 
     return cached(cache, ("most certain", classifier.recipe, dataset.digest, side), compute)["rows"]
+
+
+def best_of_class(
+    ranking: Ranking, unit: Unit, label: int, classifier: Classifier, dataset: Dataset, side: int
+) -> Float[Tensor, "3 side side"]:
+    """The highest of a unit's best pictures that are predicted as the class; where none is, the highest one."""
+    images = torch.stack([square(dataset[int(row)].image, side) for row in ranking.rows[:, unit.index]])
+    with torch.no_grad():
+        own = classifier(images).logits.argmax(dim=1) == label
+    return images[int(own.int().argmax())]
 
 
 def choose_units(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from scipy.stats import binomtest
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from runner.types import Cache, Captioner, Classifier, Dataset, Pictures, World
 from tasks.edits import prompt_of
@@ -49,6 +50,17 @@ def score(classifier: Classifier, images: Sequence[Float[Tensor, "3 h w"]], targ
     """What the classifier calls pictures."""
     p = probabilities(classifier, images)
     return Score(int((p.argmax(dim=1) == target).sum()), len(p), float(p[:, target].mean()))
+
+
+def tinted(images: Float[Tensor, "n 3 h w"], masks: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Pictures in grey where a mask in [0, 1] is 0 and in their colours where it is 1."""
+    grey = 0.5 * images.mean(dim=1, keepdim=True) + 0.25
+    return torch.lerp(grey.expand_as(images), images, masks)
+
+
+def sheet(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "3 y x"]:
+    """Pictures beside each other, five a row."""
+    return make_grid(images, nrow=5, padding=1, pad_value=1.0)
 
 
 @dataclass(frozen=True)

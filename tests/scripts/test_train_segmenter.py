@@ -51,9 +51,12 @@ def test_the_library_reads_and_asks_it(trained: Path) -> None:
     with torch.no_grad():
         logits = model(**given).logits
         tokens = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
-        own = Segmenter(model)(((image * 255).byte().float() / 255 - MEAN).expand(2, -1, -1, -1) / STD, tokens)
+        seen = ((image * 255).byte().float() / 255 - MEAN).expand(2, -1, -1, -1) / STD
+        own, named = Segmenter(model)(seen, tokens, tokens)
+        clip = model.clip(input_ids=tokens, pixel_values=seen)
     assert logits.shape == (2, 64, 64)
     torch.testing.assert_close(own, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(named, clip.logits_per_image, rtol=1e-4, atol=1e-4)
     assert (trained / "out" / "README.md").read_text().startswith("# out\n")
 
 
@@ -62,7 +65,7 @@ def test_both_towers_learn() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / cfg.teacher / "tokenizer", model_max_length=cfg.token_length)
     model = Segmenter(build(tokenizer, 64, cfg))
     tokens = tokenizer(list(TEXTS[:2]), padding="max_length", return_tensors="pt").input_ids
-    model(torch.rand(2, 3, 64, 64), tokens).square().sum().backward()
+    model(torch.rand(2, 3, 64, 64), tokens, tokens)[0].square().sum().backward()
     clip = model.model.clip
     assert all(p.grad is not None and p.grad.any() for p in clip.vision_model.embeddings.parameters())
     assert clip.text_model.embeddings.token_embedding.weight.grad is not None

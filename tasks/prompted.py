@@ -1,0 +1,52 @@
+"""Prompts with free tokens that stand for a class, a unit, or both (DiffExplainer, Eq. 3-5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from runner.types import Classifier, Objective, Problem, Scene, Term
+from tasks.edits import prompt_of
+from tasks.terms import class_log_prob, unit_activation
+from tasks.units import Unit
+
+# The terms of each objective: Eq. 3, Eq. 4 and their sum, Eq. 5.
+OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both": ("class_log_prob", "unit_activation")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompted(Problem):
+    """objective: of `OBJECTIVES`; target: class index; unit: whose activation is raised, None where no term asks."""
+
+    objective: str
+    target: int
+    unit: Unit | None
+
+
+def marked(template: str, label: str) -> str:
+    """A prompt from a template, in which `*{label}` makes the name's own tokens free."""
+    return prompt_of(template.replace("*{label}", "*" + label.replace(" ", "_")), label)
+
+
+def prompt_objective(problems: Sequence[Prompted], classifier: Classifier, weights: Mapping[str, float]) -> Objective:
+    """Each problem's own objective, its terms with their weights; a term is 0 for those that do not have it."""
+    terms: dict[str, Term] = {"class_log_prob": class_log_prob(classifier, torch.tensor([p.target for p in problems]))}
+    if known := [p.unit for p in problems if p.unit is not None]:
+        units = [p.unit or known[0] for p in problems]
+        terms["unit_activation"] = unit_activation(classifier, units, torch.ones(len(units)))
+    asked = {name: torch.tensor([name in OBJECTIVES[p.objective] for p in problems]) for name in terms}
+    return {name: (weights[name], _only(term, asked[name])) for name, term in terms.items() if asked[name].any()}
+
+
+def _only(term: Term, asked: Tensor) -> Term:
+    """The term where a sample is asked for it, else 0."""
+
+    def masked(scene: Scene) -> Float[Tensor, " b"]:
+        values = term(scene)
+        return torch.where(asked.to(values.device), values, 0)
+
+    return term if asked.all() else masked

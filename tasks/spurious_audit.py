@@ -1,0 +1,139 @@
+"""Which of a class's most important features look at the object, and which at something else (DiffExplainer, Section
+3.3): the share of the pictures of a feature's prompt that a segmenter gives to the class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from data.salient_imagenet import Annotations
+from data.selection import check_choice
+from runner.types import (
+    Anchor,
+    Cache,
+    Classifier,
+    Dataset,
+    Edit,
+    Objective,
+    Pictures,
+    TextSegmenter,
+    UserError,
+    World,
+)  # fmt: skip
+from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, interval, verdict
+from tasks.audited import audited_classes, audited_features, known_of
+from tasks.cam import hirescam
+from tasks.pictures import at_least_one, own_seed, slug
+from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
+from tasks.ranking import best_of_class, rank
+from tasks.shown import samples, score, sheet, tinted
+from tasks.units import FEATURES, Unit, activation
+
+COLUMNS = ("target", "rank", "unit", "objective", "verdict", "label", "r", "r_interval", "activation", "training_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature(Prompted):
+    """unit: the feature; rank: among the class's, from 1; contribution: its mean one to the class; highest: its largest
+    activation in a training picture, example: such a picture, of the class where there is one, (3, h, w)."""
+
+    unit: Unit
+    rank: int
+    contribution: float
+    highest: float
+    example: Tensor
+
+
+class SpuriousAudit:
+    """training: pictures on which features are ranked; classes: names, None for all, or `levels:<n>` for n classes of
+    each number of features that people found spurious; features: of each class; labels: what people say of features,
+    which are then those that are audited, None for nothing; objectives: of `OBJECTIVES`, the first one decides; prompt:
+    with free tokens, see `models.tokens`; segmenter: finds the class by its name; delta: δ of Eq. 6; calibration: run
+    folders of labelled audits of other classifiers, by which δ is chosen instead; weights: of the terms."""
+
+    def __init__(
+        self, training: Dataset, classes: Sequence[str] | str | None, features: int, labels: Annotations | None,
+        objectives: Sequence[str], prompt: str, segmenter: TextSegmenter, delta: float, calibration: Sequence[str],
+        weights: Mapping[str, float], cache: Cache, baseline: str,
+    ) -> None:  # fmt: skip
+        if not objectives:
+            raise UserError(f"task.objectives=[]: name at least one of {', '.join(OBJECTIVES)}")
+        self.objectives = [check_choice("task.objectives", name, OBJECTIVES) for name in objectives]
+        self.features, self.labels = at_least_one("task.features", features), labels
+        self.training, self.classes, self.prompt, self.segmenter = training, classes, prompt, segmenter
+        self.delta, self.calibration, self.weights = delta, calibration, weights
+        self.cache, self.baseline = cache, baseline
+        self.schedules = {"inject": [0.0], "blend": [0.0]}
+        self.networks = (segmenter,)
+
+    def problems(self, world: World) -> tuple[list[Feature], int | None]:
+        """One problem per class, feature and objective."""
+        classifier, side = world.classifier, world.generator.resolution
+        if self.calibration:
+            self.delta = calibrated(self.calibration, classifier.digest)
+        ranking = rank(classifier, FEATURES, self.training, side, self.cache)
+        asked = [
+            (label, k, unit, objective)
+            for label in audited_classes(self.classes, self.labels, classifier, world.seed)
+            for k, unit in audited_features(label, self.features, self.labels, classifier, ranking)
+            for objective in self.objectives
+        ]
+        found = []
+        for label, k, unit, objective in islice(asked, world.limit):
+            name = classifier.labels[label]
+            found.append(Feature(
+                name=f"{slug(name)}-{k}-{slug(str(unit))}-{objective}", seed=own_seed(world.seed, unit.index, label),
+                image=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
+                keep="none", objective=objective, target=label, unit=unit, rank=k,
+                contribution=ranking.contribution[label, unit.index].item(),
+                highest=ranking.top[0, unit.index].item(),
+                example=best_of_class(ranking, unit, label, classifier, self.training, side),
+            ))  # fmt: skip
+        return found, len(asked)
+
+    def objective(self, problems: Sequence[Feature], anchor: Anchor, classifier: Classifier) -> Objective:
+        return prompt_objective(problems, classifier, self.weights)
+
+    def _found(self, problem: Feature, pictures: Pictures) -> tuple[Tensor, Tensor]:
+        """The answer's pictures and where the segmenter finds the class in them."""
+        images = samples(pictures)
+        return images, self.segmenter.find(images, [problem.edit.source_words] * len(images)).to(images)
+
+    def illustrate(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        """Where the class was found, and a training picture with where the feature looks in it."""
+        shown = {"found": sheet(tinted(*self._found(problem, pictures))), "training": problem.example}
+        cam = hirescam(classifier, problem.example.to(pictures["best"]), problem.unit)
+        return shown if cam is None else shown | {"cam-training": (cam / cam.max().clamp(min=1e-12))[None]}
+
+    def measure(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """r of every picture, its mean with an interval, and the verdict. A success is decided, as people did."""
+        images, masks = self._found(problem, pictures)
+        shares = masks.flatten(1).mean(dim=1).tolist()
+        r, (low, high) = fmean(shares), interval(shares)
+        said, known = verdict(low, high, self.delta), known_of(self.labels, problem.target, problem.unit)
+        return {
+            "success": said != UNDECIDED and known["label"] in (None, said),
+            "target": classifier.labels[problem.target], "unit": str(problem.unit), "rank": problem.rank,
+            "objective": problem.objective, "verdict": said, "r": r, "r_interval": [low, high], "delta": self.delta,
+            "shares": shares, "contribution": problem.contribution, **known, "network": classifier.digest,
+            "activation": activation(classifier, images, problem.unit).mean().item(), "training_max": problem.highest,
+            "activation_score": score(classifier, list(images), problem.target).share,
+        }  # fmt: skip
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The table of all features, the first objective's counts of verdicts, and how far these agree with people."""
+        deciding = [record for record in records if record["objective"] == self.objectives[0]]
+        counts = {kind: sum(record["verdict"] == kind for record in deciding) for kind in (CORE, SPURIOUS, UNDECIDED)}
+        table = [{column: record[column] for column in COLUMNS} for record in records]
+        return {
+            "answers": len(records),
+            "delta": self.delta,
+            **counts,
+            **agreement(deciding, self.delta),
+            "features": table,
+        }

@@ -1,0 +1,76 @@
+"""Verdicts and their agreement with labels, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.types import UserError
+from tasks.agreement import agreement, balanced_accuracy, best_delta, calibrated, interval, verdict
+
+# Core features' r, and spurious ones', overlapping in one pair of six.
+R = [0.30, 0.20, 0.04, 0.06, 0.01]
+LABELS = ["core", "core", "core", "spurious", "spurious"]
+
+
+def record(r: float, label: str | None, group: str = "medium", animate: bool = True, network: str = "n") -> Any:
+    return {"r": r, "label": label, "group": group, "animate": animate, "network": network}
+
+
+def test_an_interval_holds_the_mean_and_is_a_point_for_equal_values() -> None:
+    assert interval([0.2, 0.2, 0.2]) == (0.2, 0.2)
+    low, high = interval([0.0, 0.1] * 20)
+    assert 0.02 < low < 0.05 < high < 0.08 and (low, high) == interval([0.0, 0.1] * 20)
+    assert interval([0.0, 0.1] * 200)[0] > low, "more pictures, a narrower one"
+
+
+def test_a_verdict_is_given_where_the_interval_allows_it() -> None:
+    assert [verdict(low, high, 0.1) for low, high in ((0.0, 0.09), (0.0, 0.1), (0.05, 0.2), (0.1, 0.2))] == [
+        "spurious", "undecided", "undecided", "core",
+    ]  # fmt: skip
+
+
+def test_the_middle_of_the_best_thresholds_is_taken() -> None:
+    assert balanced_accuracy(R, LABELS, 0.05) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert balanced_accuracy(R, LABELS, 0.1) == pytest.approx((2 / 3 + 1) / 2)
+    assert best_delta(R, LABELS) == pytest.approx((0.06 + 0.20) / 2)
+    assert best_delta([0.0, 0.4], ["spurious", "core"]) == pytest.approx(0.2)
+    with pytest.raises(UserError, match="all 2 labels are core; both kinds wanted"):
+        best_delta([0.1, 0.2], ["core", "core"])
+
+
+def test_agreement_in_all_and_by_group() -> None:
+    rows = [record(r, label) for r, label in zip(R, LABELS, strict=True)]
+    rows += [record(0.5, "core", "unbiased", animate=False), record(0.02, "core", "unbiased"), record(0.9, None)]
+    found = agreement(rows, 0.05)
+    table = {row["group"]: row for row in found["agreement"]}
+    assert list(table) == ["all", "medium", "animate, medium", "unbiased", "inanimate, unbiased", "animate, unbiased"]
+    medium = table["medium"]
+    assert medium["features"] == 5 and medium["spurious"] == 2 and medium["agree"] == pytest.approx(3 / 5)
+    assert medium["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert medium["auc"] == pytest.approx(5 / 6), "five of the six pairs lie in the right order"
+    # Said core, spurious: 3, 2; so are they; by chance 0.6 · 0.6 + 0.4 · 0.4 agree.
+    assert medium["kappa"] == pytest.approx((0.6 - 0.52) / (1 - 0.52))
+    assert table["all"]["features"] == 7
+    assert table["unbiased"] == {
+        "group": "unbiased", "features": 2, "spurious": 0, "agree": 0.5, "balanced_accuracy": None, "kappa": None,
+        "auc": None,
+    }  # fmt: skip
+    curve = {row["delta"]: row["balanced_accuracy"] for row in found["curve"]}
+    assert curve[0.05] == table["all"]["balanced_accuracy"] and curve[0.0] == 0.5
+    assert agreement([record(0.9, None)], 0.05) == {}
+
+
+def test_delta_is_chosen_on_other_classifiers(tmp_path: Path) -> None:
+    rows = [record(r, label, network="other") for r, label in zip(R, LABELS, strict=True)]
+    folder, empty = tmp_path / "run", tmp_path / "empty"
+    folder.mkdir()
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, record(0.9, None)]))
+    assert calibrated([str(folder)], "own") == pytest.approx(0.13)
+    with pytest.raises(UserError, match="audits this classifier"):
+        calibrated([str(folder)], "other")
+    with pytest.raises(UserError, match="holds no labelled features"):
+        calibrated([str(folder), str(empty)], "own")

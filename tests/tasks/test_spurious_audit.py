@@ -1,0 +1,187 @@
+"""The audit of features: which questions, what a segmenter's masks say, and what people's labels add, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.salient_imagenet import Annotated, Annotations
+from models.tensor_cache import TensorCache
+from runner.types import UserError
+from tasks.agreement import interval
+from tasks.prompted import OBJECTIVES
+from tasks.spurious_audit import Feature, SpuriousAudit
+from tasks.units import FEATURES, Unit
+from tests.tasks.tiny import (
+    SIDE,
+    Colours,
+    Maker,
+    Maps,
+    Pictures,
+    anchored,
+    classifier_of,
+    colour,
+    noise,
+    same_scene,
+    world,
+)  # fmt: skip
+
+# Class 0 reads red and half of green, class 1 green, class 2 blue.
+WEIGHTS = [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+TRAINING = Pictures([colour(0.9, 0.2, 0), colour(0.7, 0.4, 0), colour(0.1, 0.8, 0), colour(0, 0, 1)], ["a"] * 4)
+# Of class 0: green is spurious; of class 1: its only feature is core.
+LABELS = Annotations({0: [Annotated(0, 1, True), Annotated(1, 2, False)], 1: [Annotated(1, 1, True)]}, [[0, 1]])
+
+
+class Bright:
+    """What is brighter than a half in its first channel; keeps what it was asked."""
+
+    digest = "bright"
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def find(self, images: Tensor, words: Sequence[str]) -> Tensor:
+        self.words += words
+        return (images[:, :1] > 0.5).float()
+
+
+def task(**changes: Any) -> SpuriousAudit:
+    settings: dict[str, Any] = {
+        "training": TRAINING, "classes": None, "features": 2, "labels": None, "objectives": ["both"],
+        "prompt": "a picture of *2", "segmenter": Bright(), "delta": 0.3, "calibration": [],
+        "weights": {"class_log_prob": 1.0, "unit_activation": 0.5}, "cache": TensorCache(None), "baseline": "none",
+    }  # fmt: skip
+    return SpuriousAudit(**(settings | changes))
+
+
+def pose(own: SpuriousAudit, limit: int | None = None, seed: int = 0) -> tuple[list[Feature], int | None]:
+    return own.problems(world(noise(2), classifier_of(Colours(WEIGHTS)), limit, Maker({}), seed))
+
+
+def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None:
+    """Pictures 0 and 1 are called class 0, whose red contributes 0.8 and green 0.5 · 0.3."""
+    found, total = pose(task(classes=["rock crab"], objectives=["both", "unit"]))
+    assert total == 4 and [p.name for p in found] == [
+        "rock-crab-1-features-0-both", "rock-crab-1-features-0-unit", "rock-crab-2-features-1-both",
+        "rock-crab-2-features-1-unit",
+    ]  # fmt: skip
+    assert [p.unit for p in found] == [Unit(FEATURES, i) for i in (0, 0, 1, 1)]
+    assert [p.contribution for p in found[::2]] == pytest.approx([0.8, 0.15])
+    assert [p.highest for p in found[::2]] == pytest.approx([0.9, 0.8])
+    assert found[0].seed == found[1].seed != found[2].seed, "objectives are compared from the same start"
+    torch.testing.assert_close(found[0].example, TRAINING[0].image)
+    torch.testing.assert_close(found[2].example, TRAINING[1].image), "the greenest one that is called class 0"
+    (everything, total), (some, _) = pose(task()), pose(task(), limit=3)
+    assert total == len(everything) == 6 and [p.name for p in some] == [p.name for p in everything[:3]]
+    assert len({p.seed for p in everything}) == 6 and len({p.name for p in everything}) == 6
+
+
+def test_where_people_said_something_their_features_are_audited() -> None:
+    found, total = pose(task(labels=LABELS, features=5))
+    assert [(p.target, p.unit.index, p.rank) for p in found] == [(0, 0, 1), (0, 1, 2), (1, 1, 1)] and total == 3
+    one, _ = pose(task(labels=LABELS, classes="levels:1"))
+    assert {p.target for p in one} == {0, 1}, "the one class without, and the one with a spurious feature"
+    assert [p.rank for p in pose(task(labels=LABELS, features=1))[0]] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": []}, r"task.objectives=\[\]: name at least one of class, unit, both"),
+        ({"objectives": ["both", "all"]}, "task.objectives=all: allowed are class, unit, both"),
+        ({"features": 0}, "task.features=0"), ({"features": 4}, "allowed are 1 … 3 units"),
+        ({"classes": ["vase"]}, "task.classes=vase: no class"),
+        ({"classes": "levels:2"}, "task.classes=levels:2: allowed are names"),
+        ({"classes": "all", "labels": LABELS}, "task.classes=all: allowed are names"),
+        ({"classes": ["urn"], "labels": LABELS}, "task.classes=urn: the labels say nothing of it"),
+        ({"labels": Annotations({7: []}, [])}, "task.labels: class 7 is none of the classifier's 3"),
+        ({"calibration": ["nowhere"]}, "task.calibration=nowhere: holds no labelled features"),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        pose(task(**changes))
+
+
+def test_each_problem_is_asked_for_its_own_terms() -> None:
+    own = task(objectives=["both", "unit", "class"], classes=["viaduct"], features=1)
+    problems, _ = pose(own)
+    assert [p.objective for p in problems] == ["both", "unit", "class"]
+    images = torch.stack([colour(0.3, 0.6, 0.1), colour(0.9, 0.2, 0.2), colour(0.1, 0.1, 0.8)])
+    anchor, classifier = anchored(images), classifier_of(Colours(WEIGHTS))
+    found = own.objective(problems, anchor, classifier)
+    greens, log_prob = images[:, 1, 0, 0], classifier(images).logits.log_softmax(dim=1)[:, 1]
+    wanted = {"class_log_prob": -log_prob, "unit_activation": -greens}
+    assert {name: weight for name, (weight, _) in found.items()} == own.weights
+    for name, (_, term) in found.items():
+        asked = torch.tensor([name in OBJECTIVES[p.objective] for p in problems])
+        torch.testing.assert_close(term(same_scene(anchor)), torch.where(asked, wanted[name], 0))
+
+
+def pictures(*shares: float) -> dict[str, Tensor]:
+    """Pictures whose given share is red and the rest black."""
+    images = torch.zeros(len(shares), 3, SIDE, SIDE)
+    for image, share in zip(images, shares, strict=True):
+        image[0, : int(share * SIDE)] = 0.9
+    return {"best": images[0], **{f"sample_{i:02}": image for i, image in enumerate(images[1:], start=1)}}
+
+
+def test_what_is_measured_by_hand() -> None:
+    segmenter = Bright()
+    own = task(labels=LABELS, segmenter=segmenter)
+    problems, _ = pose(own)
+    classifier = classifier_of(Colours(WEIGHTS))
+    record = own.measure(problems[0], pictures(0.5, 0.25, 0.75, 0.5), classifier)
+    assert segmenter.words == ["rock crab"] * 4, "the class is looked for by its name"
+    assert record["shares"] == pytest.approx([0.5, 0.25, 0.75, 0.5]) and record["r"] == pytest.approx(0.5)
+    assert record["r_interval"] == pytest.approx(list(interval(record["shares"])))
+    assert record["verdict"] == "core" and record["label"] == "core" and record["success"] is True
+    assert record["group"] == "medium" and record["animate"] is True and record["network"] == classifier.digest
+    assert record["activation"] == pytest.approx(0.9 * 0.5) and record["activation_score"] == 1.0
+    for problem, given, verdict, success in (
+        (problems[0], (0.0, 0.0, 0.0, 0.25), "spurious", False),
+        (problems[1], (0.0, 0.0, 0.0, 0.25), "spurious", True),
+        (problems[1], (0.0, 0.5, 0.0, 0.75), "undecided", False),
+    ):
+        found = own.measure(problem, pictures(*given), classifier)
+        assert (found["verdict"], found["success"]) == (verdict, success)
+    unlabelled = task().measure(problems[0], pictures(0.0, 0.0), classifier)
+    assert unlabelled["label"] is None and unlabelled["success"] is True and "group" not in unlabelled
+
+
+def test_the_page_shows_what_was_found_and_where_the_feature_looks() -> None:
+    own, classifier = task(features=1, training=noise(6), classes=["viaduct"]), classifier_of(Maps())
+    (problem, *_), _ = own.problems(world(noise(6), classifier, 1, Maker({})))
+    problem = replace(problem, unit=Unit(FEATURES, 0))
+    shown = own.illustrate(problem, pictures(0.5, 1.0), classifier)
+    assert set(shown) == {"found", "training", "cam-training"}
+    assert shown["found"].shape == (3, SIDE + 2, 2 * SIDE + 3) and shown["cam-training"].max() == 1
+    inside, outside = shown["found"][:, 1, 1], shown["found"][:, SIDE, 1]
+    assert inside[0] > inside[1] and outside[0] == outside[1] == outside[2], "grey where the class is not"
+
+
+def test_the_summary_counts_the_first_objective_and_lists_all() -> None:
+    own = task(labels=LABELS, objectives=["both", "unit"])
+    problems, _ = pose(own)
+    classifier = classifier_of(Colours(WEIGHTS))
+    records = [
+        own.measure(p, pictures(0.5, 0.5) if p.unit.index == 0 else pictures(0, 0), classifier) for p in problems
+    ]
+    found = own.summarise(records)
+    assert (found["answers"], found["core"], found["spurious"], found["undecided"]) == (6, 1, 2, 0)
+    assert [row["objective"] for row in found["features"]] == ["both", "unit"] * 3
+    assert found["agreement"][0]["features"] == 3 and found["agreement"][0]["agree"] == pytest.approx(2 / 3)
+    assert task().summarise([])["features"] == []
+
+
+def test_problems_of_other_classes_do_not_change_a_question() -> None:
+    alone, _ = pose(task(classes=["viaduct"]))
+    among, _ = pose(task())
+    same = [replace(p, example=alone[0].example) for p in among if p.target == 1]
+    assert [p.seed for p in same] == [p.seed for p in alone] and [p.name for p in same] == [p.name for p in alone]
