@@ -61,13 +61,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """A problem and what the runner made of it: its line of results.jsonl, its saved picture (3, h, w) and its mask (1,
-    h, w), 1 where it was free; None where the runner gave it up, or there is no mask."""
+    """A problem and what the runner made of it: its line of results.jsonl, its saved picture (3, h, w), its mask (1, h,
+    w), 1 where it was free, and all pictures of a prompt (n, 3, h, w), the saved one first; None where the runner gave
+    it up, or there is no mask."""
 
     problem: Any
     record: Mapping[str, Any] | None
     best: Tensor | None
     mask: Tensor | None
+    gallery: Tensor | None
 
     @property
     def confidence(self) -> float:
@@ -157,9 +159,12 @@ def solved(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tup
 
 def _answer(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Answer:
     if record is None:
-        return Answer(problem, None, None, None)
-    best, mask = (read_png(folder / record["images"][k]) if k in record["images"] else None for k in ("best", "mask"))
-    return Answer(problem, record, best, None if mask is None else mask[:1])
+        return Answer(problem, None, None, None, None)
+    paths = record["images"]
+    best, mask = (read_png(folder / paths[key]) if key in paths else None for key in ("best", "mask"))
+    shown = ["best", *sorted(key for key in paths if key.startswith("sample_"))]
+    gallery = torch.stack([read_png(folder / paths[key]) for key in shown])
+    return Answer(problem, record, best, None if mask is None else mask[:1], gallery)
 
 
 def _overrides(setting: Setting, classifier: str, more: Sequence[str]) -> list[str]:

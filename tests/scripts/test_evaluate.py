@@ -154,9 +154,9 @@ def answer(i: int, success: bool | None, shade: float = 0.5) -> Answer:
         name=f"{name}-x", seed=i, edit=edit, image=image, picture=name, keep="background", source=0, target=1
     )
     if success is None:
-        return Answer(problem, None, None, None)
+        return Answer(problem, None, None, None, None)
     record = {"target": "x", "success": success, "confidence_after": {"x": 0.9 if success else 0.2}}
-    return Answer(problem, record, torch.full((3, 4, 4), shade), None)
+    return Answer(problem, record, torch.full((3, 4, 4), shade), None, None)
 
 
 SETTING = Setting(0, "cpu", "nowhere")

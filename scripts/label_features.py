@@ -1,0 +1,111 @@
+"""Say of a planted classifier's features what they look at, by rendering, as people would say it in Salient ImageNet's
+columns.
+
+    python scripts/label_features.py classifier=planted_shortcut out=labels.csv
+
+Every class, hue, background and prop is rendered with every other. A feature is spurious where background and prop
+explain more of its variance than class and hue do. Between two fifths and three fifths it is left out. Keys and
+defaults are those of `Options`.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import planted  # noqa: E402
+from data.salient_imagenet import COLUMNS, CORE  # noqa: E402
+from runner.compose import build, configure  # noqa: E402
+from runner.types import Cache, Classifier, Dataset, UserError  # noqa: E402
+from tasks.pictures import at_least_one  # noqa: E402
+from tasks.ranking import choose_units, rank  # noqa: E402
+from tasks.units import FEATURES  # noqa: E402
+
+UNCLEAR = (0.4, 0.6)  # shares of the explained variance between which a feature is left out
+PEOPLE = 5  # rows per feature
+SEED = 4_000  # of the renders; no split has it
+
+
+@dataclass
+class Options:
+    """What the command line may say: classifier: as for run.py; features: per class; out: the CSV file."""
+
+    classifier: str = "planted_shortcut"
+    features: int = 5
+    out: str = "labels.csv"
+
+
+@torch.no_grad()
+def spurious_shares(classifier: Classifier) -> Float[Tensor, " f"]:
+    """Per feature: of the variance that class and hue explain or background and prop do, the share of the latter.
+
+    All 2,400 combinations are rendered once, so the sums of squares of both pairs are orthogonal.
+    """
+    factors = (len(planted.CLASSES), len(planted.HUES), len(planted.BACKGROUNDS), len(planted.PROPS) + 1)
+    grid = torch.tensor(list(product(*map(range, factors))))
+    scenes = replace(
+        planted.draw(len(grid), SEED), label=grid[:, 0], hue=grid[:, 1], background=grid[:, 2], prop=grid[:, 3] - 1
+    )  # a prop of -1 is none
+    parts = [slice(first, first + 200) for first in range(0, len(grid), 200)]
+    found = [classifier(planted.render(scenes[part]).image).features for part in parts]
+    values = torch.cat([features for features in found if features is not None]).double()
+    if len(values) != len(grid):
+        raise UserError("classifier: shows no features")
+    table = values.unflatten(0, (factors[0] * factors[1], factors[2] * factors[3]))
+    of_object, of_rest = (table.mean(dim=other).var(dim=0, correction=0) for other in (1, 0))
+    return (of_rest / (of_object + of_rest).clamp(min=1e-12)).float()
+
+
+def label_features(classifier: Classifier, training: Dataset, side: int, cache: Cache, count: int, out: Path) -> int:
+    """Write the labels of each class's `count` most contributing features; returns how many are left out."""
+    shares, left_out = spurious_shares(classifier), 0
+    ranking = rank(classifier, FEATURES, training, side, cache)
+    rows: list[tuple[object, ...]] = []
+    for label, name in enumerate(classifier.labels):
+        units = choose_units(f"class:{name}:{count}", classifier, lambda: ranking)
+        for place, unit in enumerate(units, start=1):
+            share = shares[unit.index].item()
+            if UNCLEAR[0] <= share <= UNCLEAR[1]:
+                left_out += 1
+            else:
+                said = CORE if share < UNCLEAR[0] else "background"
+                rows += [(label, unit.index, place, said)] * PEOPLE
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return left_out
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        given = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_cli(list(arguments)))
+        options = OmegaConf.to_object(given)
+        assert isinstance(options, Options)
+        count = at_least_one("features", options.features)
+        config = configure([f"classifier={options.classifier}", "task=spurious_audit", "logger=none"])
+        parts = build(config)
+        left_out = label_features(
+            parts.classifier, parts.task.training, parts.generator.resolution, parts.task.cache, count, Path(options.out)
+        )  # fmt: skip
+    except (UserError, OmegaConfBaseException) as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        return 2
+    print(f"saved {options.out}; {left_out} features are unclear and left out")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""Rows of the audit of features against what rendering says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from data import planted
+from scripts import metrics
+from scripts.label_features import label_features
+from scripts.metrics import Estimate
+from scripts.rows import Row, Setting, answers, parts_for
+from tasks.agreement import CORE, SPURIOUS, balanced_accuracy, best_delta
+
+CLEAN, TIED = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
+SHORTCUT = ("planted_shortcut", "planted_shortcut2")
+FEATURES = 3  # per class
+AUDIT = ("task=spurious_audit", f"task.features={FEATURES}")
+
+
+@cache
+def labels(setting: Setting, network: str) -> tuple[Path, int]:
+    """The file of what rendering says of a network's features, and how many are left out."""
+    parts, _ = parts_for(setting, network, AUDIT, 1)
+    task, side = parts.task, parts.generator.resolution
+    path = Path(setting.outputs) / "labels" / f"{network}-{parts.classifier.digest[:10]}-{FEATURES}.csv"
+    return path, label_features(parts.classifier, task.training, side, task.cache, FEATURES, path)
+
+
+@cache
+def audited(setting: Setting, n: int, networks: tuple[str, ...]) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """The records of the first labelled features of each network, `n` in all, and how many features are left out."""
+    found, left_out = {}, 0
+    for network in networks:
+        path, unclear = labels(setting, network)
+        overrides = (*AUDIT, "task/labels=file", f"task.labels.path={path}", f"seed={setting.seed}")
+        given = answers(setting, network, overrides, n // len(networks))
+        found[network], left_out = [dict(a.record) for a in given if a.record is not None], left_out + unclear
+    return found, left_out
+
+
+def pooled(setting: Setting, n: int, networks: tuple[str, ...]) -> tuple[list[float], list[str], str]:
+    """The mean r and label of every feature, and how many there are."""
+    found, left_out = audited(setting, n, networks)
+    records = [record for own in found.values() for record in own]
+    kinds = [record["label"] for record in records]
+    note = f"{len(kinds)} features, {kinds.count(SPURIOUS)} of them spurious; {left_out} unclear and left out"
+    return [record["r"] for record in records], kinds, note
+
+
+def audit_auc(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
+    """How often a core feature has a larger mean r than a spurious one (AUC)."""
+    r, kinds, note = pooled(setting, n, networks)
+    if len(set(kinds)) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), note)
+    core, other = ([x for x, kind in zip(r, kinds, strict=True) if kind == wanted] for wanted in (CORE, SPURIOUS))
+
+    def auc(rows: Sequence[int], others: Sequence[int]) -> float:
+        values = [core[i] for i in rows] + [other[i] for i in others]
+        return float(roc_auc_score([1] * len(rows) + [0] * len(others), values))
+
+    return metrics.resampled(auc, (len(core), len(other)), note)
+
+
+def said(setting: Setting, n: int, networks: tuple[str, ...]) -> list[tuple[str, dict[str, Any], bool]]:
+    """Per feature its network, its record, and whether it is flagged with the δ that suits the other networks best."""
+    found, _ = audited(setting, n, networks)
+    flagged = []
+    for network, own in found.items():
+        others = [record for name, records in found.items() if name != network for record in records]
+        delta = best_delta([o["r"] for o in others], [o["label"] for o in others])
+        flagged += [(network, record, record["r"] < delta) for record in own]
+    return flagged
+
+
+def audit_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
+    """Balanced accuracy with δ chosen on the labels of the other networks."""
+    given = said(setting, n, networks)
+    kinds = np.asarray([record["label"] for _, record, _ in given])
+    right = np.asarray([flag == (kind == SPURIOUS) for (_, _, flag), kind in zip(given, kinds, strict=True)])
+    core, other = right[kinds == CORE], right[kinds == SPURIOUS]
+    if min(len(core), len(other)) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), f"{len(core)} core, {len(other)} spurious")
+
+    def balanced(rows: Sequence[int], others: Sequence[int]) -> float:
+        return float((core[rows].mean() + other[others].mean()) / 2)
+
+    note = f"{core.sum()} of {len(core)} core ones right, {other.sum()} of {len(other)} spurious ones"
+    return metrics.resampled(balanced, (len(core), len(other)), note)
+
+
+def audit_tied(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
+    """How many tied classes have a flagged feature."""
+    given = [row for row in said(setting, n, networks) if row[0] in TIED and row[1]["target"] in planted_ties(row[0])]
+    pairs = sorted({(network, record["target"]) for network, record, _ in given})
+    flagged = {(network, record["target"]) for network, record, flag in given if flag}
+    return metrics.share([pair in flagged for pair in pairs])
+
+
+def audit_false_alarms(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
+    """How many features of the clean networks are flagged."""
+    return metrics.share([flag for network, _, flag in said(setting, n, networks) if network in CLEAN])
+
+
+BOTH = (*CLEAN, *TIED)
+ROWS = (
+    Row("planted.audit_auc", partial(audit_auc, networks=BOTH), 120, "", 0.90),
+    Row("planted.audit_accuracy", partial(audit_accuracy, networks=BOTH), 120, "%", 0.85, above=0.75),
+    Row("planted.audit_tied", partial(audit_tied, networks=BOTH), 120, "%", 1.0),
+    Row("planted.audit_false_alarms", partial(audit_false_alarms, networks=BOTH), 120, "%", 0.10, "low"),
+    Row("planted.audit_auc.shortcut", partial(audit_auc, networks=(*CLEAN, *SHORTCUT)), 120, ""),
+)
