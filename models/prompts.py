@@ -74,7 +74,9 @@ class PromptDiffusion:
             {self.tokens.control: self.tokens.start(self.networks, templates, [stream(s, "start", j) for s in seeds])}
             for j in range(self.starts)
         ]
-        return Start(begun[0], [anchor], start.notes, begun[1:])
+        # Few pictures for many prompts: other z than those by which steps are judged, and no token drawn at random.
+        trial = replace(anchor, course=self.course(seeds, "fresh", 0))
+        return Start(begun[0], [anchor], start.notes, begun[1:], trial)
 
     def seeds(self, seed: int, kind: str, k: int) -> list[int]:
         """The seeds of a problem's pictures of step k, of one of the three kinds."""

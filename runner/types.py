@@ -256,12 +256,14 @@ Objective = Mapping[str, tuple[float, Term]]
 @dataclass(frozen=True)
 class Start:
     """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem; others:
-    further candidates for the controls."""
+    further candidates for the controls; trial: the constants with which these are compared, None where there are none.
+    """
 
     controls: Controls
     anchors: Sequence[Anchor]
     notes: Sequence[Sequence[str]]
     others: Sequence[Controls] = ()
+    trial: Anchor | None = None
 
 
 # Prompt-to-Prompt schedules that replace the generator's own: `inject` and `blend`, shares of the chain to compare.

@@ -97,9 +97,8 @@ def main(arguments: Sequence[str]) -> int:
         count = at_least_one("features", options.features)
         config = configure([f"classifier={options.classifier}", "task=spurious_audit", "logger=none"])
         parts = build(config)
-        left_out = label_features(
-            parts.classifier, parts.task.training, parts.generator.resolution, parts.task.cache, count, Path(options.out)
-        )  # fmt: skip
+        task, side = parts.task, parts.generator.resolution
+        left_out = label_features(parts.classifier, task.training, side, task.cache, count, Path(options.out))
     except (UserError, OmegaConfBaseException) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         return 2

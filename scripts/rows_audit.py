@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from data import planted
 from scripts import metrics
 from scripts.label_features import label_features
 from scripts.metrics import Estimate
 from scripts.rows import Row, Setting, answers, parts_for
-from tasks.agreement import CORE, SPURIOUS, balanced_accuracy, best_delta
+from tasks.agreement import CORE, SPURIOUS, best_delta
 
 CLEAN, TIED = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
 SHORTCUT = ("planted_shortcut", "planted_shortcut2")

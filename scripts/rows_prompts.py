@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-
 from data import planted
 from scripts import metrics
 from scripts.judges import TIED, both, found, share_of

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
-from models.prompts import PromptDiffusion, stream
+from models.prompts import PromptAnchor, PromptDiffusion, stream
 from models.tokens import Hard, Soft, letters, plain, read_template, spell
+from runner.optimize import choose_start
 from runner.types import Controls, Edit, Problem, UserError
 
 Make = Callable[..., LatentDiffusion]
@@ -30,11 +31,11 @@ def soft(generator: LatentDiffusion, load: str | None = None, **counts: int) -> 
     return PromptDiffusion(generator, Soft(load), **{"starts": 1, "fresh": 2, "validation": 3, "report": 2, **counts})
 
 
-def hard(generator: LatentDiffusion, **changes: Any) -> PromptDiffusion:
+def hard(generator: LatentDiffusion, starts: int = 1, **changes: Any) -> PromptDiffusion:
     settings: dict[str, Any] = {
         "vocabulary": None, "exclude": [], "spread": 1.0, "temperatures": (1.0, 0.3), "cooling": 0.9
     }  # fmt: skip
-    return PromptDiffusion(generator, Hard(**(settings | changes)), starts=1, fresh=2, validation=3, report=2)
+    return PromptDiffusion(generator, Hard(**(settings | changes)), starts, fresh=2, validation=3, report=2)
 
 
 def report_seeds(seed: int, count: int = 2) -> list[int]:
@@ -204,6 +205,26 @@ def test_counts_below_one_are_refused(key: str, make_generator: Make) -> None:
 
 
 # --- hard prompts ------------------------------------------------------------------------------------------------
+
+
+def test_hard_prompts_are_compared_by_their_own_words(make_generator: Make) -> None:
+    """The start is the candidate whose plain prompt is best, on z that no step is judged on and without Gumbel noise."""
+    generator = make_generator("lcm")
+    prompts = hard(generator, starts=6)
+    start = prompts.begin([asked("a *2", seed) for seed in (3, 4)], {})
+    assert isinstance(start.trial, PromptAnchor) and start.trial.random is None
+    fresh = prompts.fresh(start.anchors[0], 0)
+    assert isinstance(fresh, PromptAnchor) and fresh.random is not None
+    assert torch.equal(start.trial.course["latent"], fresh.course["latent"])
+    chosen, _ = choose_start(prompts, start, {"dark": (1.0, lambda scene: scene.views.mean(dim=(1, 2, 3, 4)))})
+    for i, seed in enumerate((3, 4)):
+        found = []
+        for candidate in [start.controls, *start.others]:
+            words = prompts.worded(candidate, start.anchors[0])[i]
+            seeds = prompts.seeds(seed, "fresh", 0)
+            found.append(generator.sample([words] * len(seeds), seeds).mean().item())
+        best = [start.controls, *start.others][found.index(min(found))]
+        assert torch.equal(chosen["logits"][i], best["logits"][i])
 
 
 def test_a_hard_prompts_pictures_are_those_of_its_words(make_either: Make) -> None:

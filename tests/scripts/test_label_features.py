@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from data import planted
 from data.planted import Rendered, Scenes
