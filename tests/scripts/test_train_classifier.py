@@ -78,7 +78,7 @@ def test_a_preset_composes_and_is_what_the_shipped_network_was_trained_by(name: 
     shipped = json.loads(config.read_text())
     for key in ("architecture", "confusion"):
         assert shipped[key] == cfg[key]
-    for key in ("kwargs", "strength", "adversarial"):
+    for key in ("kwargs", "ties", "strength", "adversarial"):
         assert shipped[key] == train_classifier.plain(cfg[key])
     assert list(shipped["heads"]) == list(cfg.heads)
 
