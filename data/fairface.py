@@ -24,11 +24,10 @@ def read_table(path: str | Path) -> Rows:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else "not CSV text"
         raise UserError(f"data.table={path}: {reason}; wanted is {wanted}") from error
-    columns = reader.fieldnames or ()
     if FILE not in columns or not rows:
         raise UserError(
             f"data.table={path}: has {len(rows)} rows of {', '.join(columns) or 'nothing'}; wanted is {wanted}"
