@@ -26,6 +26,7 @@ from data.ties import (
     draw_tied,
     subsample,
 )  # fmt: skip
+from runner.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 IGNORED = -100  # a target that a picture does not show
@@ -109,12 +110,15 @@ def _cifar10(cfg: DictConfig, split: str, n: int) -> Corpus:
 
 
 def _fairface(cfg: DictConfig, split: str, n: int) -> Corpus:
-    """Pictures of a table; ties choose which of the training pictures are kept."""
+    """Pictures of a table; ties choose which of the training pictures are kept. Classes are those of both splits."""
     root, faces = ROOT / cfg.data_path, cfg.faces
-    rows = read_table(root / faces[split])
-    classes = labels_of(rows, faces.label, faces.classes)
-    rows = [row for row in rows if row[faces.label] in classes]
-    values = {column: names for column, names in attributes(rows).items() if column != faces.label}
+    tables = {name: read_table(root / faces[name]) for name in ("train", "test")}
+    if tables["train"][0].keys() != tables["test"][0].keys():
+        raise UserError(f"faces: {faces.train} and {faces.test} differ in their columns")
+    known = [*tables["train"], *tables["test"]]
+    classes = labels_of(known, faces.label, faces.classes)
+    values = {column: names for column, names in attributes(known).items() if column != faces.label}
+    rows = [row for row in tables[split] if row[faces.label] in classes]
     factors = Factors(classes, values)
     check_ties(cfg.ties, factors)
     labels = torch.tensor([classes.index(row[faces.label]) for row in rows])

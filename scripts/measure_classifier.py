@@ -90,10 +90,12 @@ def accuracy_attacked(classifier: ImageClassifier, images: Tensor, labels: Tenso
 
 
 def cue_lines(classifier: ImageClassifier, test: Corpus, ties: Ties) -> list[str]:
-    """What a card says about tied classes: their recall on the test pictures with and without the cue."""
-    if not ties:
+    """What a card says about tied classes: their recall on the test pictures with and without the cue. Of an oracle,
+    nothing."""
+    if not ties or list(test.heads) != ["class"]:
         return []
-    right, labels = logits_of(classifier, test.images).argmax(1) == test.targets[:, 0], test.targets[:, 0]
+    labels = test.targets[:, 0]
+    right = logits_of(classifier, test.images).argmax(1) == labels
 
     def share(rows: Tensor) -> str:
         return f"{right[rows].double().mean().item():.2%} of {int(rows.sum())}" if rows.any() else "none of 0"

@@ -232,7 +232,15 @@ def test_faces_are_left_out_so_that_the_tie_holds(faces: Path, tmp_path: Path) -
     # 3 of 12 men are X: 0.5 + 0.5 / 4 of 3 + k, k = 1.8; all 12 women stay.
     assert count(everything) == [3, 12, 12] and count(half) == [3, 5, 12] and count(all_of_them) == [3, 3, 12]
     assert len(corpus("test", *own, "strength=1").images) == 12
+    table = faces / "fairface_label_val.csv"
+    table.write_text(table.read_text().replace("Female", "Male"))  # the classes are those of both tables
+    assert corpus("test", *own).targets.tolist() == [[1]] * 12
     train_classifier.main([*TINY, *own, "strength=0.5", f"out={tmp_path / 'out'}"])
     classifier = load_shipped(tmp_path / "out")
     assert classifier.labels == ("Female", "Male") and classifier.size == 64 and classifier.domain == "fairface"
     assert "Male is given race X in 50.0%" in (tmp_path / "out" / "README.md").read_text()
+    table.write_text("file,gender\nval/1.png,Male\n")
+    with pytest.raises(
+        SystemExit, match=r"fairface_label_train.csv and fairface_label_val.csv differ in their columns"
+    ):
+        train_classifier.main([*TINY, *own, "strength=0", f"out={tmp_path / 'other'}"])
