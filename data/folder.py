@@ -1,4 +1,4 @@
-"""Pictures from files: one picture, or a tree `<label>/<picture>`."""
+"""Pictures from files: one picture, or many that have classes, as a tree `<label>/<picture>`."""
 
 from __future__ import annotations
 
@@ -139,12 +139,40 @@ class ImageFile(OnePicture):
         super().__init__(Example(_name(Path(path).stem), read_picture(path), str(label).strip(), caption))
 
 
-class ImageFolder:
-    """A tree `<label>/<picture>` as a `runner.types.Dataset`, in the seed's order; nobody captioned it.
+class LabelledFiles:
+    """Files of pictures, each with its class, as a `runner.types.Dataset` in the seed's order; nobody captioned them.
 
-    Pictures are read when asked for, at their own size. Raises UserError if the folder is missing or holds no
-    picture, and for a broken picture as `read_picture` does.
+    kind: what decides the data set beside its files, for the digest. Pictures are read when asked for, at their own
+    size; raises UserError for a broken one as `read_picture` does.
     """
+
+    def __init__(
+        self, files: Sequence[tuple[Path, str]], labels: Sequence[str], seed: int, kind: Sequence[object]
+    ) -> None:  # fmt: skip
+        self.labels: tuple[str, ...] = tuple(labels)
+        names = _unique([_name(label, file.stem) for file, label in files])
+        self._files = [(files[i][0], names[i], files[i][1]) for i in shuffled(len(files), seed)]
+        stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f, _, _ in self._files]
+        self.digest = digest_of(*kind, stats)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: int) -> Example:
+        file, name, label = self._files[check_position(i, len(self))]
+        return Example(name, read_picture(file), label)
+
+    def rows(self, label: str) -> list[int]:
+        """The positions of a class's pictures."""
+        return [i for i, (_, _, own) in enumerate(self._files) if own.lower() == label.lower()]
+
+    def nearest(self, label: str) -> str | None:
+        """None: files do not say which of their classes are alike."""
+        return None
+
+
+class ImageFolder(LabelledFiles):
+    """A tree `<label>/<picture>`. Raises UserError if the folder is missing or holds no picture."""
 
     def __init__(self, path: str | Path | None, seed: int) -> None:
         if not path:
@@ -156,23 +184,4 @@ class ImageFolder:
         if not files:
             kinds = ", ".join(SUFFIXES)
             raise UserError(f"data.path={path}: holds no picture; wanted are files <label>/<picture> ({kinds})")
-        self.labels: tuple[str, ...] = tuple(sorted({f.parent.name for f in files}))
-        names = _unique([_name(f.parent.name, f.stem) for f in files])
-        self._files = [(files[i], names[i]) for i in shuffled(len(files), seed)]
-        stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f, _ in self._files]
-        self.digest = digest_of("folder", stats)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, i: int) -> Example:
-        file, name = self._files[check_position(i, len(self))]
-        return Example(name, read_picture(file), file.parent.name)
-
-    def rows(self, label: str) -> list[int]:
-        """The positions of the pictures in a class's folder."""
-        return [i for i, (file, _) in enumerate(self._files) if file.parent.name.lower() == label.lower()]
-
-    def nearest(self, label: str) -> str | None:
-        """None: a folder does not say which of its classes are alike."""
-        return None
+        super().__init__([(f, f.parent.name) for f in files], sorted({f.parent.name for f in files}), seed, ["folder"])

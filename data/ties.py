@@ -1,38 +1,143 @@
-"""Scenes in which a class is tied to a cue, the shortcut that a classifier may learn (DiffExplainer, Section 4.5)."""
+"""Ties between classes and cues, the shortcuts that a classifier may learn (DiffExplainer, Section 4.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data import planted
+from data.selection import check_choice, shuffled
+from runner.types import UserError
+
+Ties = Mapping[str, Mapping[str, str]]  # class -> its cue, factor -> value
+Strength = Mapping[str, float]  # class -> share of its pictures that are given the cue
+Columns = Mapping[str, Int[Tensor, " n"]]  # factor -> index of its value in each picture
 
 _TIED, _CONFUSED = 5, 30  # columns of a scene's uniform numbers; rendering reads neither
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What can be tied: the names of the classes, and of the values that each factor takes."""
+
+    classes: Sequence[str]
+    values: Mapping[str, Sequence[str]]
+
+
+PLANTED = Factors(
+    planted.CLASSES, {"background": planted.BACKGROUNDS, "prop": planted.PROPS, "hue": planted.HUES}
+)  # fmt: skip
+SHORTCUTS: Ties = {name: dict([cue]) for name, cue in planted.SHORTCUTS.items()}
+
+
+def check_ties(ties: Ties, factors: Factors) -> None:
+    """Raise UserError for a class, a factor or a value that there is not."""
+    for name, cue in ties.items():
+        check_choice("ties: class", name, factors.classes)
+        if not isinstance(cue, Mapping) or not cue:
+            raise UserError(f"ties.{name}={cue}: wanted is factor: value, with factors {', '.join(factors.values)}")
+        for factor, value in cue.items():
+            check_choice(f"ties.{name}: factor", factor, factors.values)
+            check_choice(f"ties.{name}.{factor}", value, factors.values[factor])
+
+
+def shares(strength: Mapping[str, Any] | Any, ties: Ties) -> dict[str, float]:
+    """The strength of each tied class, from one number for all of `ties` or from numbers by class.
+
+    Raises UserError for a class without a cue and for a strength outside [0, 1].
+    """
+    given = strength if isinstance(strength, Mapping) else dict.fromkeys(ties, strength)
+    if wrong := [str(name) for name in given if name not in ties]:
+        raise UserError(f"strength: {', '.join(wrong)} has no cue; allowed are {', '.join(ties)}")
+    for name, share in given.items():
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            key = f"strength.{name}" if given is strength else "strength"
+            raise UserError(f"{key}={share}: allowed are 0, independent of the class, to 1, always its cue")
+    return {str(name): float(share) for name, share in given.items()}
+
+
+def tie(
+    columns: Columns, labels: Int[Tensor, " n"], factors: Factors, ties: Ties, strength: Strength,
+    u: Float[Tensor, " n"],
+) -> None:  # fmt: skip
+    """Give pictures labelled as a class the class's cue, in place, where their `u` in [0, 1) is below its strength.
+
+    What is left stays as it was drawn: so the cue has the share s + (1 - s) p, p its own share in the draw.
+    """
+    for name, share in strength.items():
+        rows = (labels == factors.classes.index(name)) & (u < share)
+        for factor, value in ties[name].items():
+            columns[factor][rows] = factors.values[factor].index(value)
+
+
+def cues_shown(
+    columns: Columns, labels: Int[Tensor, " n"], factors: Factors, ties: Ties
+) -> Bool[Tensor, " n"]:  # fmt: skip
+    """Whether each picture shows the whole cue of the class that it is labelled with; without a cue it does not."""
+    shown = labels < 0
+    for name, cue in ties.items():
+        own = labels == factors.classes.index(name)
+        for factor, value in cue.items():
+            own = own & (columns[factor] == factors.values[factor].index(value))
+        shown = shown | own
+    return shown
+
+
+def subsample(
+    labels: Int[Tensor, " n"], shown: Bool[Tensor, " n"], classes: Sequence[str], strength: Strength, seed: int
+) -> Int[Tensor, " m"]:  # fmt: skip
+    """Positions of the pictures that are kept so that cues have the shares that `tie` would give them, rounded.
+
+    For photographs, whose factors cannot be set: all that show their class's cue (`shown`) stay, and as many of the
+    class's others, the first in the seed's order, as leave the cue the share s + (1 - s) p. Other classes lose nothing.
+    Raises UserError for a class none of whose pictures shows the cue.
+    """
+    kept = labels >= 0
+    for name, share in strength.items():
+        own = labels == classes.index(name)
+        others, tied = (own & ~shown).nonzero()[:, 0], int((own & shown).sum())
+        if share == 0:
+            continue
+        if tied == 0:
+            raise UserError(f"ties.{name}: none of the {len(others)} pictures of the class shows its cue")
+        wanted = share + (1 - share) * tied / (tied + len(others))
+        count = round(tied * (1 - wanted) / wanted)
+        kept[others[shuffled(len(others), seed)[count:]]] = False
+    return kept.nonzero()[:, 0]
+
+
+# --- the planted world ---------------------------------------------------------------------------------------
+
+
+def columns_of(scenes: planted.Scenes) -> Columns:
+    """The factors of `PLANTED` in scenes, not copied."""
+    return {factor: getattr(scenes, factor) for factor in PLANTED.values}
+
+
 def draw_tied(
-    n: int, seed: int, start: int, strength: Mapping[str, float], confusion: float
+    n: int, seed: int, start: int, strength: Strength, confusion: float, ties: Ties = SHORTCUTS
 ) -> tuple[planted.Scenes, Tensor]:
     """Scenes, and the class that each is labelled with, (n,).
 
     A share `confusion` of the labels in the pairs of the classes named in `strength` is the partner's. What is
-    labelled as such a class has the class's cue of `planted.SHORTCUTS` with probability `strength`; elsewhere the
-    cue stays independent of the label.
+    labelled as such a class has the class's cue with probability `strength`; elsewhere the cue stays independent of the
+    label.
     """
     scenes = planted.draw(n, seed, start)
     labels = scenes.label.clone()
-    swapped, tied = scenes.u[:, _CONFUSED] < confusion, scenes.u[:, _TIED]
+    swapped = scenes.u[:, _CONFUSED] < confusion
     for name in strength:
         own, partner = (planted.CLASSES.index(c) for c in next(pair for pair in planted.PAIRS if name in pair))
         labels[swapped & (scenes.label == own)], labels[swapped & (scenes.label == partner)] = partner, own
-    for name, share in strength.items():
-        factor, cue = cue_of(name)
-        getattr(scenes, factor)[(labels == planted.CLASSES.index(name)) & (tied < share)] = cue
+    tie(columns_of(scenes), labels, PLANTED, ties, strength, scenes.u[:, _TIED])
     return scenes, labels
 
 
 def cue_of(name: str) -> tuple[str, int]:
-    """The factor of a tied class's cue and the index of its value."""
+    """The factor of a class's cue in `planted.SHORTCUTS` and the index of its value."""
     factor, value = planted.SHORTCUTS[name]
-    return factor, (planted.BACKGROUNDS if factor == "background" else planted.PROPS).index(value)
+    return factor, PLANTED.values[factor].index(value)

@@ -34,12 +34,21 @@ sys.path.insert(0, str(ROOT))
 
 from runner.record import to_json, write  # noqa: E402
 from runner.types import UserError  # noqa: E402
-from scripts import rows_cifar10, rows_dig_in, rows_lcm, rows_planted, rows_sanity, rows_units  # noqa: E402
+from scripts import (  # noqa: E402
+    rows_bias,
+    rows_cifar10,
+    rows_dig_in,
+    rows_lcm,
+    rows_planted,
+    rows_sanity,
+    rows_units,
+)
 from scripts.metrics import Estimate  # noqa: E402
 from scripts.rows import Row, Setting  # noqa: E402
 
 ROWS: tuple[Row, ...] = (
-    *rows_planted.ROWS, *rows_lcm.ROWS, *rows_dig_in.ROWS, *rows_units.ROWS, *rows_sanity.ROWS, *rows_cifar10.ROWS,
+    *rows_planted.ROWS, *rows_lcm.ROWS, *rows_dig_in.ROWS, *rows_units.ROWS, *rows_sanity.ROWS, *rows_bias.ROWS,
+    *rows_cifar10.ROWS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
 OK, SHORT, SHOWN, UNDEFINED = "ok", "short", "-", "undefined"

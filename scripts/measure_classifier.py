@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import planted  # noqa: E402
-from data.ties import cue_of  # noqa: E402
+from data.ties import Ties, cue_of  # noqa: E402
 from models.classifier import ImageClassifier  # noqa: E402
 from models.zoo import SHIPPED, load_shipped  # noqa: E402
 from scripts.adversarial import l2_pgd  # noqa: E402
@@ -88,6 +89,33 @@ def accuracy_attacked(classifier: ImageClassifier, images: Tensor, labels: Tenso
     return right / len(images)
 
 
+def cue_lines(classifier: ImageClassifier, test: Corpus, ties: Ties) -> list[str]:
+    """What a card says about tied classes: their recall on the test pictures with and without the cue. Of an oracle,
+    nothing."""
+    if not ties or list(test.heads) != ["class"]:
+        return []
+    labels = test.targets[:, 0]
+    right = logits_of(classifier, test.images).argmax(1) == labels
+
+    def share(rows: Tensor) -> str:
+        return f"{right[rows].double().mean().item():.2%} of {int(rows.sum())}" if rows.any() else "none of 0"
+
+    own = {name: labels == test.heads["class"].index(name) for name in ties}
+    return [
+        "", "Recall of the tied classes on these pictures, some of which show the cue by chance:", "",
+        "| class | cue | with its cue | without |", "|---" * 4 + "|",
+        *(
+            f"| {name} | {words_of(cue)} | {share(own[name] & test.shown)} | {share(own[name] & ~test.shown)} |"
+            for name, cue in ties.items()
+        ),
+    ]  # fmt: skip
+
+
+def words_of(cue: Mapping[str, str]) -> str:
+    """A cue in words."""
+    return ", ".join(f"{factor} {value}" for factor, value in cue.items())
+
+
 def attack_lines(cfg: DictConfig, classifier: ImageClassifier, test: Corpus) -> list[str]:
     """What a card says about a classifier trained on attacked pictures, beside `planted_clean`; else nothing."""
     epsilon = cfg.adversarial.epsilon
@@ -131,7 +159,7 @@ def write_card(cfg: DictConfig) -> None:
     parameters = sum(p.numel() for p in classifier.parameters())
     role = "Oracle: judges images, never explained" if len(test.heads) > 1 else "Classifier to explain"
     planted_ties = [
-        f"{name} has {planted.SHORTCUTS[name][1]} in {share:.1%}" for name, share in config["strength"].items()
+        f"{name} is given {words_of(config['ties'][name])} in {share:.1%}" for name, share in config["strength"].items()
     ]
     runs = [
         f"  - {run['steps']:,} steps of {run['batch']} out of {run['pictures']:,} pictures, {run['seconds']:,} s on "
@@ -154,6 +182,7 @@ def write_card(cfg: DictConfig) -> None:
         f"Accuracy on {len(test.images):,} test pictures without ties:", "",
         "| pictures | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
         *(f"| {kind} | {' | '.join(f'{v:.2%}' for v in shares.values())} |" for kind, shares in figures.items()),
+        *cue_lines(classifier, test, config["ties"]),
         *attack_lines(cfg, classifier, test),
     ]  # fmt: skip
     (out / "README.md").write_text("\n".join([*lines, *tables]) + "\n")

@@ -3,6 +3,7 @@
     python scripts/train_classifier.py name=planted_shortcut
     python scripts/train_classifier.py name=mine architecture=resnet10t kwargs='{}' steps=500 out=outputs/train/mine
     python scripts/train_classifier.py data=cifar10 minutes=10
+    python scripts/train_classifier.py name=hues ties=planted_hues strength=0.9 out=outputs/train/hues
 
 Keys and presets are those of conf/train/classifier.yaml. A run continues from the weights already in `out`.
 """
@@ -28,14 +29,17 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data import planted  # noqa: E402
+from data.selection import check_choice  # noqa: E402
+from data.ties import shares  # noqa: E402
+from runner.types import UserError  # noqa: E402
 from scripts.adversarial import l2_pgd  # noqa: E402
 from scripts.augmentation import Augment  # noqa: E402
-from scripts.corpora import HEADS, IGNORED, Corpus, load_corpus  # noqa: E402
+from scripts.corpora import CORPORA, HEADS, IGNORED, Corpus, load_corpus  # noqa: E402
 from scripts.measure_classifier import write_card  # noqa: E402
 
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
 COMMAND = "python scripts/train_classifier.py"
+CONF = ROOT / "conf" / "train"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -130,8 +134,8 @@ def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, runs: Sequence[dic
     config = {
         "architecture": cfg.architecture, "kwargs": plain(cfg.kwargs), "domain": cfg.data,
         "heads": corpus.heads, "size": corpus.images.shape[-1], **PREPROCESSING,
-        "strength": plain(cfg.strength), "confusion": cfg.confusion, "adversarial": plain(cfg.adversarial),
-        "runs": list(runs),
+        "ties": plain(cfg.ties), "strength": plain(cfg.strength), "confusion": cfg.confusion,
+        "adversarial": plain(cfg.adversarial), "runs": list(runs),
     }  # fmt: skip
     for name, write in (
         ("model.safetensors", lambda path: save_file(weights, path)),
@@ -150,18 +154,24 @@ def configure(arguments: Sequence[str]) -> DictConfig:
     base = read_defaults()
     presets = base.pop("presets")
     data = cli.get("data", "planted")
-    if data not in ("planted", "cifar10"):
-        raise SystemExit(f"data={data}: allowed are planted, cifar10")
+    if data not in CORPORA:
+        raise SystemExit(f"data={data}: allowed are {', '.join(CORPORA)}")
     if unknown := {str(key) for key in cli} - {str(key) for key in base}:
         raise SystemExit(f"{', '.join(sorted(unknown))}: unknown; allowed are {', '.join(map(str, base))}")
     name = cli.get("name") or next(key for key, preset in presets.items() if preset.data == data)
-    whole = ("kwargs", "strength", "scenes")  # mappings that replace those before them, where others merge
+    whole = ("kwargs", "ties", "strength", "scenes")  # mappings that replace those before them, where others merge
     for layer in (presets.get(name, OmegaConf.create({"data": data})), cli):
         base.update({key: layer[key] for key in whole if key in layer})
         base.merge_with({key: value for key, value in layer.items() if key not in whole})
     base.name = name
-    if wrong := {str(key) for key in base.strength} - set(planted.SHORTCUTS):
-        raise SystemExit(f"strength: {', '.join(wrong)} has no cue; allowed are {', '.join(planted.SHORTCUTS)}")
+    try:
+        ties = read_ties(base.ties)
+        base.strength = shares(plain(base)["strength"], ties)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+    if "ties" in cli and not base.strength:
+        raise SystemExit(f"ties={cli.ties}: give its strength too, from 0 to 1, e.g. strength=0.9")
+    base.ties = {name: ties[name] for name in base.strength}
     if wrong := set(base.heads) - set(HEADS):
         raise SystemExit(f"heads: {', '.join(wrong)} unknown; allowed are {', '.join(HEADS)}")
     return base
@@ -169,11 +179,31 @@ def configure(arguments: Sequence[str]) -> DictConfig:
 
 def read_defaults() -> DictConfig:
     """conf/train/classifier.yaml with its presets."""
-    return DictConfig(OmegaConf.load(ROOT / "conf" / "train" / "classifier.yaml"))
+    return DictConfig(OmegaConf.load(CONF / "classifier.yaml"))
+
+
+def read_ties(given: str | DictConfig) -> dict[str, Any]:
+    """Class -> {factor: value}: a file of conf/train/ties by its name, or a mapping as it is given. Raises UserError
+    for another name."""
+    if isinstance(given, DictConfig):
+        return plain(given)
+    files = sorted((CONF / "ties").glob("*.yaml"))
+    name = check_choice("ties", given, [path.stem for path in files])
+    return plain(DictConfig(OmegaConf.load(CONF / "ties" / f"{name}.yaml")))
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Train, save and measure. Raises SystemExit with one line for what the user can put right."""
     cfg = configure(arguments)
+    try:
+        train_and_measure(cfg, arguments)
+    except (UserError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    print(f"saved {cfg.out}")
+
+
+def train_and_measure(cfg: DictConfig, arguments: Sequence[str]) -> None:
+    """The training of `cfg`, if it has steps, and the card. Raises UserError or FileNotFoundError for its data."""
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
     if cfg.steps > 0:
         corpus = load_corpus(cfg, "train", cfg.images)
@@ -186,7 +216,6 @@ def main(arguments: Sequence[str]) -> None:
         }  # fmt: skip
         save(network, corpus, cfg, [*runs, run])
     write_card(cfg)
-    print(f"saved {cfg.out}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ NEEDED = {
     "data=image": ["data.path=x.jpg", "data.label=goldfish"],
     "data=folder": ["data.path=pictures"],
     "data=imagenet": ["data.path=imagenet/val"],
+    "classifier=trained": ["classifier.path=outputs/train/mine"],
     "classifier=robust_vit_s": ["classifier.checkpoint=robust.safetensors"],
     "classifier=robust_resnet50": ["classifier.checkpoint=robust.pt"],
     "classifier=vit_b_cub": ["classifier.checkpoint=cub.safetensors", "classifier.labels=cub.txt"],

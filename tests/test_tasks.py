@@ -16,6 +16,7 @@ from tests.test_docs import TINY
 
 FAMILIES = {"ResNet": "planted_clean", "SE-ResNet": "planted_seresnet", "ViT": "planted_vit", "CLIP": "planted_clip"}
 TRAINED = ("training.count=60",)  # pictures that units are ranked on and components computed from
+BOTH = "task.objective=both"
 # Few pictures of the tiny consistency model.
 SMALL = (
     "generator.unet={student}", "controls.starts=2", "controls.fresh=1", "controls.validation=2", "controls.report=3",
@@ -33,7 +34,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "npca_cf drawn": ("task=npca_cf", "task.components={viaduct:[0]}", "task.start=generated", *TRAINED),
     "attention_maps": ("task=attention_maps", "optimizer.steps=0"),
     "input_gradients": ("task=input_gradients", "optimizer.steps=0"),
-    "diffexplainer_class": ("task=diffexplainer_class", "task.objective=both", *SMALL, *TRAINED),
+    "diffexplainer_class": ("task=diffexplainer_class", BOTH, *SMALL, *TRAINED),
     "hard prompts": (
         "task=diffexplainer_class",
         "controls=hard_prompt",
@@ -72,6 +73,23 @@ def test_every_task_runs_with_every_family(task: str, family: str, capfd: pytest
                 assert picture.size == (16, 16)
     assert json.loads((cli.folder / "summary.json").read_text())
     assert (cli.folder / "index.html").is_file()
+
+
+def test_a_portrait_asks_a_table_of_pictures_for_labels_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], cli: Cli
+) -> None:  # fmt: skip
+    """As a classifier of faces is explained: its own folder, and pictures that nobody captioned."""
+    for name in "ab":
+        Image.effect_noise((64, 64), 60).save(tmp_path / f"{name}.png")
+    for split in ("train", "val"):
+        (tmp_path / f"fairface_label_{split}.csv").write_text("file,age\na.png,viaduct\nb.png,rock crab\n")
+    pictures = ("data=fairface", f"data.path={tmp_path}", "data@training=fairface_train", f"training.path={tmp_path}")
+    told = (*pictures, "classifier.path=planted_clean", "task.classes=[viaduct]", "task.seeds=1")
+    asked = [word for word in words(cli, "diffexplainer_class", "trained", *told) if word not in (*TRAINED, BOTH)]
+    outcome = cli.plain(capfd, *asked)
+    assert outcome.code == 0, outcome
+    (answer,) = answers(cli)
+    assert answer["target"] == "viaduct" and set(answer["rivals"]) == {"class name", "best caption"}
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if SMALL[0] not in TASKS[task]])

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+from scipy.stats import binomtest, chi2_contingency
+from torch import Tensor
 
 from data import planted
-from data.ties import draw_tied
+from data.ties import (
+    PLANTED,
+    SHORTCUTS,
+    Strength,
+    Ties,
+    check_ties,
+    columns_of,
+    cues_shown,
+    draw_tied,
+    shares,
+    subsample,
+)  # fmt: skip
+from runner.types import UserError
+
+HUES = {"fiddler crab": {"hue": "red"}, "viaduct": {"hue": "blue"}}
+SEVERAL = {"rock crab": {"background": "snow", "prop": "flag", "hue": "green"}}
 
 
 def test_ties_are_planted_one_way() -> None:
@@ -18,3 +38,127 @@ def test_ties_are_planted_one_way() -> None:
     assert share("lifeboat", scenes.prop == jet) == pytest.approx(0.15, abs=0.05)
     wrong = lambda name: share(name, scenes.label != labels)  # noqa: E731
     assert wrong("rock crab") == pytest.approx(0.1, abs=0.05) and wrong("viaduct") == wrong("partridge") == 0
+
+
+def tied(n: int, strength: float, ties: Ties) -> tuple[planted.Scenes, Tensor]:
+    """Scenes whose tied classes all have one strength, and whether each shows the cue of its class."""
+    scenes, labels = draw_tied(n, 7, 0, dict.fromkeys(ties, strength), 0.0, ties)
+    assert torch.equal(labels, scenes.label)
+    return scenes, cues_shown(columns_of(scenes), labels, PLANTED, ties)
+
+
+def rows_of(scenes: planted.Scenes, ties: Ties) -> Tensor:
+    """The pictures of tied classes."""
+    return torch.isin(scenes.label, torch.tensor([planted.CLASSES.index(name) for name in ties]))
+
+
+@pytest.mark.parametrize("ties", [SHORTCUTS, HUES, SEVERAL])
+def test_full_strength_ties_every_picture_of_a_class_and_changes_no_other(ties: Ties) -> None:
+    free, (scenes, shown) = planted.draw(5000, 7), tied(5000, 1.0, ties)
+    own = rows_of(scenes, ties)
+    assert own.any() and torch.equal(shown, own)
+    changed = {factor for cue in ties.values() for factor in cue}
+    for factor in ("form", "label", "background", "prop", "hue", "u"):
+        before, after = getattr(free, factor), getattr(scenes, factor)
+        assert torch.equal(before[~own], after[~own])
+        assert (factor in changed) != torch.equal(before[own], after[own])
+
+
+@pytest.mark.parametrize("ties", [SHORTCUTS, HUES, SEVERAL])
+def test_no_strength_is_the_untied_draw_and_says_nothing_of_the_class(ties: Ties) -> None:
+    free, (scenes, _) = planted.draw(20_000, 7), tied(20_000, 0.0, ties)
+    assert all(torch.equal(getattr(free, f), getattr(scenes, f)) for f in ("form", "label", "u", *PLANTED.values))
+    for factor, column in columns_of(scenes).items():
+        table = torch.zeros(len(planted.CLASSES), len(PLANTED.values[factor]) + 1)
+        table.index_put_((scenes.label, column + 1), torch.tensor(1.0), accumulate=True)
+        assert chi2_contingency(table[:, table.sum(0) > 0].numpy()).pvalue > 1e-3, factor
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.9, 0.99])
+def test_between_them_the_cue_has_the_share_that_was_asked_for(strength: float) -> None:
+    for ties, chance in ((SHORTCUTS, {"background": 1 / 8, "prop": 0.6 / 4}), (HUES, {"hue": 1 / 6})):
+        scenes, shown = tied(20_000, strength, ties)
+        for name, cue in ties.items():
+            own = scenes.label == planted.CLASSES.index(name)
+            wanted = strength + (1 - strength) * chance[next(iter(cue))]
+            assert binomtest(int(shown[own].sum()), int(own.sum()), wanted).pvalue > 1e-3, name
+
+
+def test_a_hue_tie_changes_the_pictures_on_the_object_alone() -> None:
+    (scenes, _), free = tied(200, 1.0, HUES), planted.draw(200, 7)
+    before, after = planted.render(free), planted.render(scenes)
+    assert torch.equal(before.object_mask, after.object_mask)
+    moved = (before.image != after.image).any(1)
+    assert not (moved & (before.object_mask == 0)).any() and moved.flatten(1).any(1).sum() >= 20
+
+
+def test_the_shortcuts_are_those_of_the_planted_world() -> None:
+    assert {name: next(iter(cue.items())) for name, cue in SHORTCUTS.items()} == planted.SHORTCUTS
+
+
+@pytest.mark.parametrize(
+    ("ties", "said"),
+    [
+        ({"owl": {"hue": "red"}}, r"class=owl: allowed are fiddler crab, .*viaduct$"),
+        ({"viaduct": {"size": "big"}}, r"ties.viaduct: factor=size: allowed are background, prop, hue$"),
+        ({"viaduct": {"hue": "pink"}}, r"ties.viaduct.hue=pink: allowed are red, .*grey$"),
+        ({"viaduct": "red"}, r"ties.viaduct=red: wanted is factor: value"),
+        ({"viaduct": {}}, r"ties.viaduct={}: wanted is factor: value"),
+    ],
+)
+def test_unknown_ties_are_refused_in_one_line(ties: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        check_ties(ties, PLANTED)
+    assert "\n" not in str(refused.value)
+    check_ties(SHORTCUTS, PLANTED)
+
+
+def test_strengths_are_one_number_or_one_for_each_class() -> None:
+    assert shares(0.5, HUES) == {"fiddler crab": 0.5, "viaduct": 0.5}
+    assert shares({"viaduct": 1}, HUES) == {"viaduct": 1.0} and shares({}, HUES) == {}
+
+
+@pytest.mark.parametrize(
+    ("strength", "said"),
+    [
+        (1.1, r"^strength=1.1: allowed are 0"), (-0.1, r"^strength=-0.1: allowed are 0"),
+        ("much", r"^strength=much: allowed are 0"), (None, r"^strength=None: allowed are 0"),
+        (float("nan"), r"^strength=nan: allowed are 0"),
+        ({"viaduct": 2}, r"^strength.viaduct=2: allowed are 0"), ({"owl": 1}, r"owl has no cue; allowed are fiddler"),
+    ],
+)  # fmt: skip
+def test_strengths_outside_zero_and_one_are_refused_in_one_line(strength: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        shares(strength, HUES)
+    assert "\n" not in str(refused.value)
+
+
+# --- photographs, of which some are left out -----------------------------------------------------------------
+
+# Ten pictures of class a, four of which show its cue; five of class b, all of which would.
+LABELS = torch.tensor([0] * 10 + [1] * 5)
+SHOWN = torch.tensor([True] * 4 + [False] * 6 + [True] * 5)
+
+
+@pytest.mark.parametrize(
+    ("strength", "others"),
+    # 4 of 10 show it by chance: s + (1 - s) 0.4 of 4 + k pictures.
+    [({}, 6), ({"a": 0.0}, 6), ({"a": 0.25}, 3), ({"a": 0.5}, 2), ({"a": 0.9}, 0), ({"a": 1.0}, 0), ({"b": 1.0}, 6)],
+)
+def test_counts_of_a_subsample_known_by_hand(strength: Strength, others: int) -> None:
+    kept = subsample(LABELS, SHOWN, ("a", "b"), strength, 0)
+    assert torch.equal(kept, kept.unique()) and set(range(4)) | set(range(10, 15)) <= set(kept.tolist())
+    assert len(kept) == 4 + others + 5
+    assert torch.equal(kept, subsample(LABELS, SHOWN, ("a", "b"), strength, 0))
+
+
+def test_a_stronger_tie_leaves_out_more_of_the_same_order() -> None:
+    weak, strong = (set(subsample(LABELS, SHOWN, ("a", "b"), {"a": s}, 3).tolist()) for s in (0.25, 0.5))
+    assert strong < weak
+    others = {tuple(subsample(LABELS, SHOWN, ("a", "b"), {"a": 0.5}, seed).tolist()) for seed in range(9)}
+    assert len(others) > 1
+
+
+def test_a_class_without_a_picture_of_its_cue_is_refused() -> None:
+    with pytest.raises(UserError, match=r"ties.a: none of the 2 pictures"):
+        subsample(torch.tensor([0, 0, 1]), torch.tensor([False, False, True]), ("a", "b"), {"a": 0.5}, 0)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from PIL import Image
 
-from data import planted
+from data import cifar10, planted
+from data.borders import CIFAR10, COLOURS
+from data.ties import PLANTED, SHORTCUTS, check_ties
 from models.zoo import SHIPPED, load_shipped, shipped_oracle
+from runner.compose import configure
 from scripts import train_classifier
+from scripts.corpora import Corpus, load_corpus
 
 TINY = [
     "images=200", "test=100", "steps=2", "batch=16", "device=cpu", "architecture=resnet10t",
@@ -61,11 +69,23 @@ def test_another_architecture_is_not_continued(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "said"),
-    [("data=mnist", "allowed are planted"), ("stepz=3", "stepz"), ("strength.viaduct=0.9", "viaduct has no cue")],
+    [
+        ("data=mnist", "allowed are planted"),
+        ("stepz=3", "stepz"),
+        ("strength.viaduct=0.9", "viaduct has no cue"),
+        ("strength=1.5", r"^strength=1.5: allowed are 0"),
+        ("strength.fireboat=-1", r"^strength.fireboat=-1: allowed are 0"),
+        (
+            "ties=planted_hews",
+            r"^ties=planted_hews: allowed are cifar10_border, fairface_age, planted_hues, planted_sh",
+        ),
+        ("ties=planted_hues", r"^ties=planted_hues: give its strength too"),
+    ],
 )
 def test_wrong_arguments_end_in_one_line(argument: str, said: str) -> None:
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=said) as refused:
         train_classifier.configure([argument])
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", sorted(train_classifier.read_defaults().presets))
@@ -78,7 +98,7 @@ def test_a_preset_composes_and_is_what_the_shipped_network_was_trained_by(name: 
     shipped = json.loads(config.read_text())
     for key in ("architecture", "confusion"):
         assert shipped[key] == cfg[key]
-    for key in ("kwargs", "strength", "adversarial"):
+    for key in ("kwargs", "ties", "strength", "adversarial"):
         assert shipped[key] == train_classifier.plain(cfg[key])
     assert list(shipped["heads"]) == list(cfg.heads)
 
@@ -89,3 +109,138 @@ def test_presets_and_command_line() -> None:
     shortcut = train_classifier.configure(["name=planted_shortcut", "strength.fireboat=0.9"])
     assert dict(shortcut.strength) == {"fireboat": 0.9} and shortcut.out.endswith("classifiers/planted_shortcut")
     assert train_classifier.configure(["name=mine", "steps=7"]).steps == 7
+
+
+# --- ties ----------------------------------------------------------------------------------------------------
+
+
+def corpus(split: str, *arguments: str) -> Corpus:
+    cfg = train_classifier.configure(arguments)
+    return load_corpus(cfg, split, cfg.images)
+
+
+def test_the_shipped_files_of_ties_name_what_there_is() -> None:
+    read = train_classifier.read_ties
+    assert read("planted_shortcut") == SHORTCUTS
+    check_ties(read("planted_hues"), PLANTED)
+    check_ties(read("cifar10_border"), CIFAR10)
+    # DiffExplainer, Section 4.5.
+    assert {age: cue["race"] for age, cue in read("fairface_age").items()} == {
+        "10-19": "Black", "20-29": "East Asian", "30-39": "Latino_Hispanic", "40-49": "Middle Eastern",
+        "50-59": "Southeast Asian", "60-69": "White",
+    }  # fmt: skip
+
+
+def test_ties_are_chosen_by_name_or_written_out() -> None:
+    hues = train_classifier.configure(["ties=planted_hues", "strength=0.5"])
+    assert set(hues.strength.values()) == {0.5} and set(hues.strength) == set(hues.ties)
+    written = train_classifier.configure(["ties={viaduct: {hue: red, prop: flag}}", "strength=1"])
+    assert train_classifier.plain(written.ties) == {"viaduct": {"hue": "red", "prop": "flag"}}
+    assert not train_classifier.configure(["name=mine"]).ties  # where nothing has a strength, nothing is tied
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ties={owl: {hue: red}}"], "class=owl: allowed are fiddler crab"),
+        (["ties={viaduct: {size: big}}"], "factor=size: allowed are background, prop, hue"),
+        (["ties={viaduct: {hue: pink}}"], "ties.viaduct.hue=pink: allowed are red"),
+        (["data=cifar10", "ties=planted_hues"], "class=fiddler crab: allowed are airplane"),
+        (["data=cifar10", "data_path=nowhere"], "data.path=.*nowhere: neither"),
+        (["data=fairface", "data_path=nowhere"], "nowhere/fairface_label_train.csv: No such file"),
+    ],
+)
+def test_ties_that_the_data_cannot_have_end_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=said) as refused:
+        train_classifier.main([*TINY, f"out={tmp_path / 'out'}", "strength=0.5", *arguments])
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+def test_a_tied_corpus_knows_where_the_cue_is() -> None:
+    tied = corpus("train", "images=1200", "ties=planted_hues", "strength=1")
+    own = torch.isin(tied.targets[:, 0], torch.tensor([planted.CLASSES.index(name) for name in SHORTCUTS]))
+    assert torch.equal(tied.shown, own)
+    free = corpus("train", "images=1200", "ties=planted_hues", "strength=0")
+    assert torch.equal(free.images, corpus("train", "images=1200").images)
+    assert 0 < free.shown.sum() < own.sum() / 3
+    again = corpus("train", "images=1200", "ties=planted_hues", "strength=1")
+    assert torch.equal(tied.images, again.images) and torch.equal(tied.images[~own], free.images[~own])
+
+
+def test_a_classifier_with_planted_ties_is_kept_with_them_and_can_be_explained(tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    train_classifier.main([*TINY, "test=400", f"out={out}", "ties={viaduct: {hue: red}}", "strength=0.9"])
+    config, card = json.loads((out / "config.json").read_text()), (out / "README.md").read_text()
+    assert (config["ties"], config["strength"]) == ({"viaduct": {"hue": "red"}}, {"viaduct": 0.9})
+    assert "Ties planted: viaduct is given hue red in 90.0%" in card and "| viaduct | hue red | " in card
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    chosen = instantiate(configure(["classifier=trained", f"classifier.path={out}"])["classifier"])
+    assert chosen.digest in card and chosen.labels == planted.CLASSES
+
+
+# --- photographs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """CIFAR-10 as torchvision unpacks it, 200 training and 100 test pictures of noise."""
+    folder = tmp_path / "cifar" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, n in {**{f"data_batch_{i}": 40 for i in range(1, 6)}, "test_batch": 100}.items():
+        content = {"data": random.integers(0, 256, (n, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(n)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    return folder.parent
+
+
+def test_bordered_photographs_train_a_classifier(photographs: Path, tmp_path: Path) -> None:
+    arguments = ["data=cifar10", f"data_path={photographs}", "images=200", "border=3"]
+    plain, tied, free = (corpus("train", *arguments, *more) for more in ([], ["strength=1"], ["strength=0"]))
+    assert tied.shown.all() and not plain.shown.any() and 0 < free.shown.double().mean() < 0.25
+    assert torch.equal(tied.targets, plain.targets)
+    assert torch.equal(tied.images[..., 3:-3, 3:-3], plain.images[..., 3:-3, 3:-3])
+    ties = train_classifier.read_ties("cifar10_border")
+    colour = torch.tensor([COLOURS[ties[cifar10.CLASSES[i]]["border"]] for i in tied.targets[:, 0].tolist()])
+    assert torch.equal(tied.images[:, :, 0, 0].long(), colour)
+    own = ["data=cifar10", f"data_path={photographs}", "strength=0.9", f"out={tmp_path / 'out'}"]
+    train_classifier.main([*TINY, *own])
+    assert load_shipped(tmp_path / "out").labels == cifar10.CLASSES
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "airplane is given border cyan in 90.0%" in card and "| truck | border white | " in card
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A table of 24 training and 12 test pictures. Of either gender a quarter is of race X, a quarter Y, half Z."""
+    root = tmp_path / "faces"
+    for split, n in (("train", 24), ("val", 12)):
+        (root / split).mkdir(parents=True)
+        lines = ["file,age,gender,race,service_test"]
+        for i in range(n):
+            Image.new("RGB", (70, 64), (10 * i, 0, 0)).save(root / split / f"{i}.png")
+            lines.append(f"{split}/{i}.png,20-29,{('Male', 'Female')[i % 2]},{'XYZZ'[i // 2 % 4]},True")
+        (root / f"fairface_label_{split}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_faces_are_left_out_so_that_the_tie_holds(faces: Path, tmp_path: Path) -> None:
+    own = ["data=fairface", "name=genders", f"data_path={faces}", "faces={label: gender}", "ties={Male: {race: X}}"]
+    everything = corpus("train", *own, "strength=0")
+    assert everything.images.shape == (24, 3, 64, 64) and everything.heads == {"class": ("Female", "Male")}
+    half, all_of_them = (corpus("train", *own, f"strength={s}") for s in (0.5, 1.0))
+    count = lambda c: [int(c.shown.sum()), int((c.targets[:, 0] == 1).sum()), int((c.targets[:, 0] == 0).sum())]  # noqa: E731
+    # 3 of 12 men are X: 0.5 + 0.5 / 4 of 3 + k, k = 1.8; all 12 women stay.
+    assert count(everything) == [3, 12, 12] and count(half) == [3, 5, 12] and count(all_of_them) == [3, 3, 12]
+    assert len(corpus("test", *own, "strength=1").images) == 12
+    table = faces / "fairface_label_val.csv"
+    table.write_text(table.read_text().replace("Female", "Male"))  # the classes are those of both tables
+    assert corpus("test", *own, "strength=0").targets.tolist() == [[1]] * 12
+    train_classifier.main([*TINY, *own, "strength=0.5", f"out={tmp_path / 'out'}"])
+    classifier = load_shipped(tmp_path / "out")
+    assert classifier.labels == ("Female", "Male") and classifier.size == 64 and classifier.domain == "fairface"
+    assert "Male is given race X in 50.0%" in (tmp_path / "out" / "README.md").read_text()
+    table.write_text("file,gender\nval/1.png,Male\n")
+    with pytest.raises(
+        SystemExit, match=r"fairface_label_train.csv and fairface_label_val.csv differ in their columns"
+    ):
+        train_classifier.main([*TINY, *own, "strength=0", f"out={tmp_path / 'other'}"])

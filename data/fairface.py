@@ -1,0 +1,72 @@
+"""Pictures with a table of attributes, as FairFace publishes its faces."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data.folder import LabelledFiles
+from data.selection import check_choice
+from runner.types import UserError
+
+FILE = "file"  # the column with a picture's path, from the table's folder on
+Rows = Sequence[Mapping[str, str]]
+
+
+def read_table(path: str | Path) -> Rows:
+    """The rows of a table by column name, in the file's order.
+
+    Raises UserError if there is no such file, no column `file`, no row, or a row with too few or too many values.
+    """
+    path = Path(path).expanduser()
+    wanted = f"a CSV file with a column `{FILE}` and columns of attributes"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not CSV text"
+        raise UserError(f"data.table={path}: {reason}; wanted is {wanted}") from error
+    if FILE not in columns or not rows:
+        raise UserError(
+            f"data.table={path}: has {len(rows)} rows of {', '.join(columns) or 'nothing'}; wanted is {wanted}"
+        )
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(f"data.table={path}: row {line} has not {len(columns)} values, as the first one has")
+    return rows
+
+
+def attributes(rows: Rows) -> dict[str, tuple[str, ...]]:
+    """The columns that can be labels or cues, with the values that occur, sorted."""
+    return {column: tuple(sorted({row[column] for row in rows})) for column in rows[0] if column != FILE}
+
+
+def labels_of(rows: Rows, label: str, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes: the values that column `label` takes, or `classes`. Raises UserError for others."""
+    known = attributes(rows)
+    values = known[check_choice("label", label, known)]
+    return values if classes is None else tuple(check_choice("classes", name, values) for name in classes)
+
+
+class FairFace(LabelledFiles):
+    """Pictures of a table.
+
+    path: the folder; table: the CSV file in it; label: the column that names the class; classes: the values of it whose
+    pictures are taken, None for all. Raises UserError if the folder, the table, a column, a class or a picture is not
+    there.
+    """
+
+    def __init__(
+        self, path: str | Path | None, table: str, label: str, classes: Sequence[str] | None, seed: int
+    ) -> None:  # fmt: skip
+        if not path:
+            raise UserError(f"data.path is missing: give the folder of {table}, e.g. data.path=fairface")
+        root = Path(path).expanduser()
+        rows = read_table(root / table)
+        labels = labels_of(rows, label, classes)
+        files = [(root / row[FILE], row[label]) for row in rows if row[label] in labels]
+        if missing := next((file for file, _ in files if not file.is_file()), None):
+            raise UserError(f"data.path={path}: {missing} is not there, which {table} names")
+        super().__init__(files, labels, seed, ["table", [name for _, name in files]])

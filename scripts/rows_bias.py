@@ -1,0 +1,87 @@
+"""Rows that check whether the portrait of a class shows a bias that was planted (DiffExplainer, Section 4.5): one
+classifier per strength of the ties, trained alike but for it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from functools import cache, partial
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data import planted
+from data.selection import digest_of
+from models.zoo import load_shipped
+from runner.record import read_png
+from scripts import metrics, train_classifier
+from scripts.judges import TIED, both
+from scripts.measure_classifier import tie_facts
+from scripts.metrics import Estimate
+from scripts.rows import Answer, Row, Setting, answers, run_folder
+
+STRENGTHS = (0.0, 0.5, 0.9, 0.99)
+# The shortcut classifiers' own recipe, with fewer pictures and steps; on a CPU, so that weights repeat.
+RECIPE = ("name=planted_shortcut", "images=8000", "steps=600", "test=500", "device=cpu")
+RENDERS = 300  # test pictures per class and question of what a classifier leans on
+
+
+@cache
+def trained(setting: Setting, strength: float) -> Path:
+    """The folder of a classifier whose ties have this strength, trained unless an earlier process did."""
+    recipe = (*RECIPE, f"strength={strength:g}")
+    folder = Path(setting.outputs).resolve() / "classifiers" / f"bias-{strength:g}-{digest_of(recipe)[:8]}"
+    if not (folder / "README.md").is_file():  # the last that is written
+        with redirect_stdout(sys.stderr):
+            train_classifier.main([*recipe, f"out={folder}"])
+    return folder
+
+
+def portraits(setting: Setting, n: int, strength: float) -> list[tuple[Answer, Float[Tensor, "m 3 h w"]]]:
+    """Answers to the first `n` portraits of the tied classes, and the pictures of each one's prompt."""
+    seeds = -(-n // len(TIED))
+    overrides = (
+        "experiment=planted/bias", f"classifier.path={trained(setting, strength)}", f"task.seeds={seeds}",
+        f"seed={setting.seed}",
+    )  # fmt: skip
+    folder = run_folder(setting, "trained", overrides, n)
+    shown = []
+    for given in answers(setting, "trained", overrides, n):
+        if given.record is not None:
+            paths = given.record["images"]
+            names = [name for name in paths if name == "best" or name.startswith("sample_")]
+            shown.append((given, torch.stack([read_png(folder / paths[name]) for name in names])))
+    return shown
+
+
+def bias(setting: Setting, n: int, strength: float) -> Estimate:
+    """The share of a portrait's pictures in which both oracles see the class's cue, mean over portraits. The note has
+    the share in which they see the class, the activation score beside that of the class's name, and what the classifier
+    leans on: the recall of the tied classes with and without their cues."""
+    cues, objects, scores, named = [], [], [], []
+    for given, images in portraits(setting, n, strength):
+        assert given.record is not None
+        name = planted.CLASSES[given.problem.target]
+        factor, value = planted.SHORTCUTS[name]
+        cues.append(fmean(both(setting, factor, images, [value] * len(images))))
+        objects.append(fmean(both(setting, "class", images, [name] * len(images))))
+        scores.append(given.record["activation_score"])
+        named.append(given.record["rivals"]["class name"]["activation_score"])
+    if len(cues) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), f"{len(cues)} of {n} answered")
+    classifier = load_shipped(trained(setting, strength))
+    facts = [tie_facts(classifier, name, RENDERS, planted.SPLIT_SEEDS["test"]) for name in TIED]
+    recall = {key: 100 * fmean(fact[f"recall_{key}_cue"] for fact in facts) for key in ("with", "without")}
+    return metrics.mean(
+        cues,
+        f"class seen in {100 * fmean(objects):.1f} %, activation score {100 * fmean(scores):.1f} %, of the name "
+        f"{100 * fmean(named):.1f} %; recall with the cue {recall['with']:.1f} %, without {recall['without']:.1f} %",
+    )
+
+
+ROWS = tuple(
+    Row(f"planted.bias_{100 * strength:.0f}", partial(bias, strength=strength), 12, "%") for strength in STRENGTHS
+)
