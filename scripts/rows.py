@@ -149,21 +149,11 @@ def solved(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tup
         code = run(replace(parts, task=Posed(parts.task, problems)), config)
     if code == STOPPED:
         raise SystemExit(STOPPED)
-    folder = _folder(parts, config)
+    folder = RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests))
     if pending := [p.name for p in problems if not folder.done(p.name)]:
         raise UserError(f"{folder.path}: {len(pending)} of {len(problems)} problems have no answer")
     records = {r["name"]: r for r in map(json.loads, (folder.path / "results.jsonl").read_text().splitlines())}
     return tuple(_answer(problem, records.get(problem.name), folder.path) for problem in problems)
-
-
-def run_folder(setting: Setting, classifier: str, overrides: tuple[str, ...], n: int) -> Path:
-    """Where `answers` to the same arguments lie, with all of their pictures."""
-    parts, config, _ = asked(setting, classifier, overrides, n)
-    return _folder(parts, config).path
-
-
-def _folder(parts: Parts, config: Mapping[str, Any]) -> RunFolder:
-    return RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests))
 
 
 def _answer(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Answer:

@@ -9,19 +9,14 @@ from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from data import planted
 from data.selection import digest_of
 from models.zoo import load_shipped
-from runner.record import read_png
 from scripts import metrics, train_classifier
 from scripts.judges import TIED, both
 from scripts.measure_classifier import tie_facts
 from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers, run_folder
+from scripts.rows import Answer, Row, Setting, answers
 
 STRENGTHS = (0.0, 0.5, 0.9, 0.99)
 # The shortcut classifiers' own recipe, with fewer pictures and steps; on a CPU, so that weights repeat.
@@ -40,21 +35,13 @@ def trained(setting: Setting, strength: float) -> Path:
     return folder
 
 
-def portraits(setting: Setting, n: int, strength: float) -> list[tuple[Answer, Float[Tensor, "m 3 h w"]]]:
-    """Answers to the first `n` portraits of the tied classes, and the pictures of each one's prompt."""
-    seeds = -(-n // len(TIED))
+def portraits(setting: Setting, n: int, strength: float) -> list[Answer]:
+    """Answers to the first `n` portraits of the tied classes."""
     overrides = (
-        "experiment=planted/bias", f"classifier.path={trained(setting, strength)}", f"task.seeds={seeds}",
-        f"seed={setting.seed}",
+        "experiment=planted/bias", f"classifier.path={trained(setting, strength)}",
+        f"task.seeds={-(-n // len(TIED))}", f"seed={setting.seed}",
     )  # fmt: skip
-    folder = run_folder(setting, "trained", overrides, n)
-    shown = []
-    for given in answers(setting, "trained", overrides, n):
-        if given.record is not None:
-            paths = given.record["images"]
-            names = [name for name in paths if name == "best" or name.startswith("sample_")]
-            shown.append((given, torch.stack([read_png(folder / paths[name]) for name in names])))
-    return shown
+    return [given for given in answers(setting, "trained", overrides, n) if given.record is not None]
 
 
 def bias(setting: Setting, n: int, strength: float) -> Estimate:
@@ -62,8 +49,9 @@ def bias(setting: Setting, n: int, strength: float) -> Estimate:
     the share in which they see the class, the activation score beside that of the class's name, and what the classifier
     leans on: the recall of the tied classes with and without their cues."""
     cues, objects, scores, named = [], [], [], []
-    for given, images in portraits(setting, n, strength):
-        assert given.record is not None
+    for given in portraits(setting, n, strength):
+        assert given.record is not None and given.gallery is not None
+        images = given.gallery
         name = planted.CLASSES[given.problem.target]
         factor, value = planted.SHORTCUTS[name]
         cues.append(fmean(both(setting, factor, images, [value] * len(images))))

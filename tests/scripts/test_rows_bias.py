@@ -14,7 +14,6 @@ from torch import Tensor
 
 from data import planted
 from models.zoo import load_shipped
-from runner.record import write_png
 from scripts import rows_bias
 from scripts.judges import TIED
 from scripts.rows import Answer, Setting
@@ -49,13 +48,13 @@ def test_there_is_one_classifier_per_strength_and_recipe_and_it_is_trained_once(
 
 
 def test_a_bias_is_the_share_of_a_prompts_pictures_that_show_the_cue(
-    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bright pictures show the cue and none the object: two of four, and one of two."""
     given = [
-        portrait(tmp_path, "a", TIED[0], {"best": 1.0, "sample_01": 0.0, "sample_02": 1.0, "sample_03": 0.0}),
-        portrait(tmp_path, "b", TIED[3], {"best": 0.0, "sample_01": 1.0, "start": 1.0}),
-        Answer(None, None, None, None),
+        portrait(TIED[0], (1.0, 0.0, 1.0, 0.0)),
+        portrait(TIED[3], (0.0, 1.0)),
+        Answer(None, None, None, None, None),
     ]
 
     def seen(setting: Setting, factor: str, images: Tensor, wanted: Sequence[str]) -> list[bool]:
@@ -64,7 +63,6 @@ def test_a_bias_is_the_share_of_a_prompts_pictures_that_show_the_cue(
         return [factor != "class" and bool(image.mean() > 0.5) for image in images]
 
     monkeypatch.setattr(rows_bias, "answers", lambda *_: given)
-    monkeypatch.setattr(rows_bias, "run_folder", lambda *_: tmp_path)
     monkeypatch.setattr(rows_bias, "both", seen)
     found = rows_bias.bias(setting, 3, 0.5)
     assert found.value == 0.5
@@ -75,13 +73,11 @@ def test_a_bias_is_the_share_of_a_prompts_pictures_that_show_the_cue(
     assert math.isnan(rows_bias.bias(setting, 3, 0.5).value)
 
 
-def portrait(folder: Path, name: str, label: str, shades: dict[str, float]) -> Answer:
+def portrait(label: str, shades: Sequence[float]) -> Answer:
     """An answer whose pictures are of one shade each."""
-    images = {key: f"{name}-{key}.png" for key in shades}
-    for key, shade in shades.items():
-        write_png(folder / images[key], torch.full((3, 4, 4), shade))
-    record = {"images": images, "activation_score": 0.75, "rivals": {"class name": {"activation_score": 0.25}}}
-    return Answer(SimpleNamespace(target=planted.CLASSES.index(label)), record, None, None)
+    gallery = torch.tensor(shades)[:, None, None, None].expand(-1, 3, 4, 4)
+    record = {"activation_score": 0.75, "rivals": {"class name": {"activation_score": 0.25}}}
+    return Answer(SimpleNamespace(target=planted.CLASSES.index(label)), record, gallery[0], None, gallery)
 
 
 def test_rows_are_named_after_the_strength() -> None:
