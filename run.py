@@ -16,8 +16,8 @@ codes = [0]
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     context = HydraConfig.get()
-    config = resolved(cfg, context.runtime.choices, context.overrides.task)
     try:
+        config = resolved(cfg, context.runtime.choices, context.overrides.task)
         codes.append(run(build(config), config))
     except UserError as error:
         print(error, file=sys.stderr)

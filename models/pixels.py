@@ -1,32 +1,113 @@
-"""Plain descent on pixels: the baseline that shows what the generator adds."""
+"""Pictures as what is optimised: the baselines that show what a generator adds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from models.diffusion import LatentDiffusion
+from models.latent_prior import PromptedAnchor
+from models.prompts import stream, unmarked
 from models.single_picture import SinglePicture
+from models.tokens import MARK
 from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start
+
+GREY = 0.5  # the middle of the range, which pictures are drawn to where nothing speaks for another colour
+
+# Where a picture begins that is not given: from the problem and the picture drawn of its words, (3, h, w) in [0, 1].
+Begun = Callable[[Problem, Float[Tensor, "3 h w"]], Float[Tensor, "3 h w"]]
+
+
+def as_drawn(problem: Problem, drawn: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """The picture drawn of the prompt."""
+    return drawn
+
+
+def from_noise(problem: Problem, drawn: Float[Tensor, "3 h w"], std: float) -> Float[Tensor, "3 h w"]:
+    """Grey with Gaussian noise of the problem's seed, standard deviation `std` in [0, 1] units."""
+    draw = torch.Generator().manual_seed(stream(problem.seed, "pixels"))
+    return (GREY + std * torch.randn(drawn.shape, generator=draw)).clamp(0, 1).to(drawn)
+
+
+def from_words(problem: Problem, drawn: Float[Tensor, "3 h w"], std: float) -> Float[Tensor, "3 h w"]:
+    """The picture drawn of the prompt; noise, see `from_noise`, where its tokens are free."""
+    return from_noise(problem, drawn, std) if MARK.search(problem.edit.source) else drawn
+
+
+def from_example(problem: Problem, drawn: Float[Tensor, "3 h w"], std: float) -> Float[Tensor, "3 h w"]:
+    """The problem's example; noise, see `from_noise`, where it has none."""
+    return from_noise(problem, drawn, std) if problem.example is None else problem.example.to(drawn)
+
+
+def jitter(images: Float[Tensor, "b 3 h w"], shifts: Int[Tensor, "b 2"]) -> Float[Tensor, "b 3 h w"]:
+    """Each picture moved by its own rows and columns; what leaves it on one side comes in on the other."""
+    moved = [image.roll(tuple(by), dims=(1, 2)) for image, by in zip(images, shifts.tolist(), strict=True)]
+    return torch.stack(moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelAnchor(PromptedAnchor):
+    """What a batch of pictures needs besides. seeds: per problem; shifts: rows and columns by which a picture is moved
+    before it is looked at."""
+
+    seeds: tuple[int, ...]
+    shifts: Int[Tensor, "b 2"]
 
 
 class PixelDescent(SinglePicture):
-    """The picture itself as the only control (`pixels`, "b 3 h w"); region and distances are the diffusion model's."""
+    """The picture itself as the only control (`pixels`, "b 3 h w"); region and distances are the diffusion model's.
 
-    def __init__(self, generator: LatentDiffusion) -> None:
-        self.generator = generator
+    begun: where a picture begins that is not given; reach: largest jitter in pixels, both ways, drawn anew for every
+    step, 0 for none.
+    """
+
+    def __init__(self, generator: LatentDiffusion, begun: Begun, reach: int) -> None:
+        self.generator, self.begun, self.reach = generator, begun, reach
 
     def check(self, problems: Sequence[Problem]) -> None:
-        self.generator.check(problems)
+        self.generator.check([unmarked(problem) for problem in problems])
 
     def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
         """Start from the original pictures, without exchanging words."""
-        start = self.generator.begin(problems, schedules)
+        start = self.generator.begin([unmarked(problem) for problem in problems], schedules)
         anchor = start.anchors[0]
-        anchor = replace(anchor, norm=anchor.original.flatten(1).norm(dim=1))
-        return Start({"pixels": anchor.original.clone()}, [anchor], start.notes)
+        original, encoded = anchor.original.clone(), anchor.encoded.clone()
+        prompts = [problem.edit.target for problem in problems]
+        for i, problem in enumerate(problems):
+            begun = original[i] if problem.image is not None else self.begun(problem, drawn := original[i])
+            if problem.image is None and begun is not drawn:
+                original[i], encoded[i : i + 1] = begun, self._encoded(begun)
+                prompts[i] = ""
+        seeds = tuple(problem.seed for problem in problems)
+        fields = vars(anchor) | {"original": original, "encoded": encoded, "norm": original.flatten(1).norm(dim=1)}
+        anchor = PixelAnchor(
+            **fields, prompts=tuple(prompts), seeds=seeds, shifts=torch.zeros(len(seeds), 2, dtype=torch.long)
+        )
+        return Start({"pixels": original.clone()}, [anchor], start.notes)
+
+    @torch.no_grad()
+    def _encoded(self, picture: Float[Tensor, "3 h w"]) -> Float[Tensor, "1 c y x"]:
+        return self.generator.networks.encode(picture[None])
+
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        """The constants of step k: the anchor itself without jitter, else shifts from each problem's seed and k."""
+        if not self.reach:
+            return anchor
+        assert isinstance(anchor, PixelAnchor)
+        draws = [torch.Generator().manual_seed(stream(seed, "jitter", k)) for seed in anchor.seeds]
+        shifts = [torch.randint(-self.reach, self.reach + 1, (2,), generator=draw) for draw in draws]
+        return replace(anchor, shifts=torch.stack(shifts))
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
+        """The picture cut to [0, 1], which lets the gradient pass; what is looked at is moved as the anchor says."""
         pixels = controls["pixels"]
         image = pixels + (pixels.clamp(0, 1) - pixels).detach()
-        return [Scene(image, self.generator.networks.encode(image), image.unsqueeze(1))]
+        moved = jitter(image, anchor.shifts) if isinstance(anchor, PixelAnchor) and anchor.shifts.any() else image
+        return [Scene(image, self.generator.networks.encode(image), moved.unsqueeze(1))]
+
+    def worded(self, controls: Controls, anchor: Anchor) -> list[str] | None:
+        return list(anchor.prompts) if isinstance(anchor, PixelAnchor) else None

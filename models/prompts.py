@@ -54,15 +54,16 @@ class PromptDiffusion:
         self.generator, self.tokens, self.networks = generator, tokens, generator.networks
         self.counts = {"fresh": fresh, "validation": validation, "report": report}
         self.lasting: tuple[str, ...] = (tokens.control,)
+        self.reported = report
 
     def check(self, problems: Sequence[Problem]) -> None:
-        self.generator.check([_plain(problem) for problem in problems])
+        self.generator.check([unmarked(problem) for problem in problems])
         for problem in problems:
             read_template(self.networks.tokenizer, problem.edit.source)
 
     def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
         """The prompts' tokens; everything is free, no map is injected."""
-        start = self.generator.begin([_plain(problem) for problem in problems], NO_MAPS)
+        start = self.generator.begin([unmarked(problem) for problem in problems], NO_MAPS)
         templates = tuple(read_template(self.networks.tokenizer, p.edit.source) for p in problems)
         seeds = tuple(p.seed for p in problems)
         ids = self.networks.padded([list(t.ids) for t in templates])
@@ -152,7 +153,7 @@ class PromptDiffusion:
         return self.tokens.words(self.networks, controls[self.tokens.control], anchor.prompts)
 
 
-def _plain(problem: Problem) -> Problem:
+def unmarked(problem: Problem) -> Problem:
     """The problem with the fixed words of its prompt alone."""
     return replace(problem, edit=Edit.unchanged(plain(problem.edit.source), plain(problem.edit.source_words)))
 

@@ -15,6 +15,7 @@ class SinglePicture:
     """No random numbers but the anchor's, no prompt that is optimised, no control that is kept."""
 
     lasting: tuple[str, ...] = ()
+    reported = 1
 
     @abstractmethod
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
@@ -27,5 +28,6 @@ class SinglePicture:
     def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b 1 3 h w"]:
         return self(controls, anchor)[-1].image[:, None]
 
-    def worded(self, controls: Controls, anchor: Anchor) -> None:
+    def worded(self, controls: Controls, anchor: Anchor) -> list[str] | None:
         """No prompt is optimised."""
+        return None

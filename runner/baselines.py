@@ -1,16 +1,21 @@
-"""What may answer a task's questions in the method's place, for comparison."""
+"""What may answer a task's questions in the method's place, for comparison: `conf/baseline/`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from models.diffusion import LatentDiffusion
 from models.guided import guided_sampling
-from models.pixels import PixelDescent
+from models.latent_prior import LatentPrior
+from models.pixels import Begun, PixelDescent, as_drawn
+from models.several import Several, SeveralAnchor
 from runner.objective import evaluate
 from runner.optimize import Descent
-from runner.types import Anchor, Controls, Generator, Objective, UserError
+from runner.regularisers import Regulariser, Update
+from runner.types import Anchor, Controls, Generator, Objective, Term, UserError
 
 # From where a batch starts to where its descent begins.
 Finish = Callable[[Controls, Anchor, Objective], Controls]
@@ -25,14 +30,26 @@ def unchanged(controls: Controls, anchor: Anchor, objective: Objective) -> Contr
     return controls
 
 
+def whole(objective: Objective) -> Objective:
+    """The task's objective as it is."""
+    return objective
+
+
 @dataclass(frozen=True)
 class Contestant:
-    """What answers: what begins, what is done with its controls then, whose controls they become, how to descend."""
+    """What answers: what begins, what is done with its controls then, whose controls they become, how to descend, and
+    on what; augmented: whether the classifier is shown the run's crops or the pictures themselves."""
 
     begin: Generator
     generator: Generator
     descent: Descent
     finish: Finish = unchanged
+    objective: Callable[[Objective], Objective] = whole
+    augmented: bool = True
+
+
+# The contestant of a generator, of what the method would optimise of it and how, with the rates in its own scale.
+Baseline = Callable[[LatentDiffusion, Parametrise, Descent], Contestant]
 
 
 def none(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
@@ -46,9 +63,12 @@ def start_only(generator: LatentDiffusion, controls: Parametrise, descent: Desce
     return none(generator, controls, replace(descent, steps=0))
 
 
-def pixels(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
-    """The same loss by descent on the picture's pixels."""
-    shown = PixelDescent(generator)
+def pixels(
+    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: int
+) -> Contestant:  # fmt: skip
+    """The same loss by descent on the picture's pixels. begun: where a picture begins that is not given; most: pictures
+    per answer at most, where the method's is several."""
+    shown = several(PixelDescent(generator, begun, reach=0), controls(generator).reported, most)
     return Contestant(shown, shown, descent)
 
 
@@ -61,16 +81,52 @@ def guidance(generator: LatentDiffusion, controls: Parametrise, descent: Descent
         )
         return {"pixels": image}
 
-    return Contestant(generator, PixelDescent(generator), replace(descent, steps=0), finish)
+    return Contestant(generator, PixelDescent(generator, as_drawn, reach=0), replace(descent, steps=0), finish)
 
 
-BASELINES: dict[str, Callable[[LatentDiffusion, Parametrise, Descent], Contestant]] = {
-    "none": none, "start_only": start_only, "pixels": pixels, "guidance": guidance,
-}  # fmt: skip
+def activation_maximisation(
+    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: int, jitter: int,
+    method: Callable[..., torch.optim.Optimizer], steps: int, rate: float, between: Mapping[str, Regulariser],
+    penalties: Mapping[str, Term], weights: Mapping[str, float], without: Sequence[str],
+) -> Contestant:  # fmt: skip
+    """Pixels by another paper's descent, on the task's terms at the pictures themselves, without crops.
+
+    begun, most: see `pixels`; jitter: reach in pixels, see `models.pixels`; method, steps, rate: an optimiser of torch,
+    the number of its steps and their constant rate; between: what is done with the picture after every update, in this
+    order, before it is cut to [0, 1]; penalties, weights: terms beside the task's, with their weights; without: terms
+    of the task that these take the place of.
+    """
+    shown = several(PixelDescent(generator, begun, jitter), controls(generator).reported, most)
+
+    def project(after: Controls, gradients: Controls, anchor: Anchor, step: int) -> Controls:
+        x, own = after["pixels"], anchor.own if isinstance(anchor, SeveralAnchor) else anchor
+        update = Update(gradients["pixels"], own.original.view_as(x), step)
+        for regularise in between.values():
+            x = regularise(x, update)
+        return {"pixels": x.clamp(0, 1)}
+
+    def objective(asked: Objective) -> Objective:
+        kept = {name: term for name, term in asked.items() if name not in without}
+        return kept | {name: (weights[name], term) for name, term in penalties.items()}
+
+    own = replace(descent, method=method, steps=steps, lr={"pixels": rate}, min_lr=None, clip=None, stop=None)
+    return Contestant(shown, shown, replace(own, project=project), objective=objective, augmented=False)
 
 
-def contestant(name: str, generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
-    """The contestant of a baseline. Raises UserError for an unknown name."""
-    if name not in BASELINES:
-        raise UserError(f"task.baseline={name}: allowed are {', '.join(BASELINES)}")
-    return BASELINES[name](generator, controls, descent)
+def generator_prior(
+    generator: LatentDiffusion, controls: Parametrise, descent: Descent, most: int,
+    method: Callable[..., torch.optim.Optimizer], steps: int, rate: float,
+) -> Contestant:  # fmt: skip
+    """The start latent alone, see `models.latent_prior`, at the pictures themselves, without crops; most, method,
+    steps, rate: see `activation_maximisation`."""
+    prior = several(LatentPrior(generator), controls(generator).reported, most)
+    own = replace(descent, method=method, steps=steps, lr={"latent": rate}, min_lr=None, clip=None, stop=None)
+    return Contestant(prior, prior, own, augmented=False)
+
+
+def several(generator: Generator, reported: int, most: int) -> Generator:
+    """A generator whose answers are as many pictures as the method's, `most` at most. Raises UserError below 1."""
+    if most < 1:
+        raise UserError(f"most={most} of task.baseline: allowed are 1 and above")
+    count = min(reported, most)
+    return generator if count == 1 else Several(generator, count)

@@ -24,8 +24,14 @@ CHOICES = ("task", "generator", "classifier")  # the groups that name a run's fo
 
 
 def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, Any]:
-    """The plain configuration with the run's name, the command that makes it and the environment."""
+    """The plain configuration with the run's name, the command that makes it, the environment, and of the baselines the
+    one that is asked for. Raises UserError if there is none of its name."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    # What optimises nothing knows no baselines.
+    asked = config["task"].get("baseline", "none")
+    if asked not in config["baseline"]:
+        raise UserError(f"task.baseline={asked}: allowed are {', '.join(config['baseline'])}")
+    config["baseline"] = {asked: config["baseline"][asked]}
     config["name"] = "{task}/{generator}-{classifier}".format(**{key: choices[key] for key in CHOICES})
     config["command"] = shlex.join(["python", "run.py", *overrides])
     if config["threads"]:

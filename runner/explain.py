@@ -52,7 +52,7 @@ def explain(
     parts = build(config, classifier=classifier, data=data)
     answer = solver(parts)
     problems, _ = parts.task.problems(World(data, classifier, parts.generator, config["seed"], limit=1))
-    answer.generator.check(problems)
+    answer.check(problems)
     controls, anchor, notes = answer.start(problems)
     state = optimize.begin(controls)
     for latest in answer.states(problems, anchor, state):

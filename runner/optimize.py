@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -15,6 +16,13 @@ from runner.types import Anchor, Controls, Generator, Objective, Scene, Start, U
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]
+# (controls after an update, the gradients that led there, the anchor, the update's number) -> controls that it changes
+Project = Callable[[Controls, Controls, Anchor, int], Controls]
+
+
+def unprojected(after: Controls, gradients: Controls, anchor: Anchor, step: int) -> Controls:
+    """Controls stay as the update left them."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Descent:
     """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed;
     min_lr: where the cosine ends, per control (equal to lr: constant); clip: largest gradient norm per sample;
     keep_norm: whether the start latent and each free token are scaled back to their length after every update; stop:
-    when a sample has reached enough, None for never."""
+    when a sample has reached enough, None for never; project: what a baseline does after every update."""
 
     method: Callable[..., torch.optim.Optimizer]
     steps: int
@@ -49,6 +57,7 @@ class Descent:
     clip: float | None
     keep_norm: bool
     stop: Stop | None
+    project: Project = unprojected
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -145,7 +154,7 @@ def optimise(
             for leaf, gradient in zip(leaves.values(), torch.autograd.grad(total, list(leaves.values())), strict=True):
                 leaf.grad = gradient
             _give_up(state, leaves)
-            _update(method, leaves, descent, state, anchor.norm, moving)
+            _update(method, leaves, descent, state, anchor, moving)
             state.step += 1
         state.finished = last
         state.controls = {**state.controls, **{name: leaf.detach() for name, leaf in leaves.items()}}
@@ -193,7 +202,7 @@ def _moving(state: State, descent: Descent) -> list[bool]:
 
 @torch.no_grad()
 def _update(
-    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, state: State, norm: Tensor,
+    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, state: State, anchor: Anchor,
     moving: Sequence[bool],
 ) -> None:  # fmt: skip
     """One step of the method, with clipping, rates and the latent's length per sample; no momentum moves a sample on
@@ -210,13 +219,30 @@ def _update(
     method.step()
     if descent.keep_norm and "latent" in leaves:
         latent = leaves["latent"]
-        latent.mul_(_rows(norm / _norms(latent), latent))
+        latent.mul_((anchor.norm / latent.flatten(-3).norm(dim=-1))[..., None, None, None])
     if descent.keep_norm and "tokens" in leaves:
         lengths = (values["tokens"].norm(dim=-1, keepdim=True) for values in (before, leaves))
         leaves["tokens"].mul_(next(lengths) / next(lengths).clamp(min=1e-12))
+    for name, changed in descent.project(leaves, gradients, anchor, state.step).items():
+        leaves[name].copy_(changed)
     for name, leaf in leaves.items():
         on = torch.tensor([m and f is None for m, f in zip(moving, state.failed, strict=True)], device=leaf.device)
         leaf.copy_(torch.where(_rows(on, leaf), leaf, before[name]))
+
+
+class NormalisedGradient(torch.optim.Optimizer):
+    """Steps of length `lr`, a key of each group of params, down each picture's own gradient, whatever its length;
+    pictures are "... c h w"."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for leaf in group["params"]:
+                length = leaf.grad.flatten(-3).norm(dim=-1).clamp(min=1e-12)
+                leaf.sub_(group["lr"] * leaf.grad / length[..., None, None, None])
 
 
 def _norms(values: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ PART_OF_THE_RUN = (
     "data",
     "task",
     "controls",
+    "baseline",
     "optimizer",
     "augment",
     "seed",

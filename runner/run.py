@@ -18,13 +18,25 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.augment import RandomCrops
-from runner.baselines import Contestant, Parametrise, contestant
+from runner.baselines import Baseline, Contestant, Parametrise
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Progress, progress
 from runner.optimize import Descent, State
 from runner.record import RunFolder, Summarise, read_png, run_key, write, write_png
 from runner.report import write_report
-from runner.types import Anchor, Classifier, Controls, Dataset, Generator, Problem, Task, UserError, World
+from runner.types import (
+    Anchor,
+    Classifier,
+    Controls,
+    Dataset,
+    Generator,
+    Objective,
+    Problem,
+    Scene,
+    Task,
+    UserError,
+    World,
+)  # fmt: skip
 from runner.warn import Doubts
 
 STOPPED, BAD_INPUT, FAILED, DONE = 143, 2, 1, 0  # exit codes
@@ -39,6 +51,7 @@ class Parts:
     data: Dataset
     task: Task
     controls: Parametrise
+    baseline: Mapping[str, Baseline]
     optimizer: Descent
     augment: RandomCrops
     logger: Logger
@@ -80,22 +93,30 @@ class Solver:
     def descent(self) -> Descent:
         return self.contestant.descent
 
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise UserError for what can be seen to fail before anything is computed."""
+        self.contestant.begin.check(problems)
+
+    def objective(self, problems: Sequence[Problem], anchor: Anchor) -> Objective:
+        """The task's, as the contestant takes it."""
+        return self.contestant.objective(self.task.objective(problems, anchor, self.classifier))
+
     def start(self, problems: Sequence[Problem]) -> tuple[Controls, Anchor, Sequence[Sequence[str]]]:
         """Invert or draw, find the region, choose the best of the candidate schedules; notes per problem."""
         begin = self.contestant.begin
         start = begin.begin(problems, self.task.schedules)
-        objective = self.task.objective(problems, start.anchors[0], self.classifier)
+        objective = self.objective(problems, start.anchors[0])
         controls, anchor = optimize.choose_start(begin, start, objective)
         return self.contestant.finish(controls, anchor, objective), anchor, start.notes
 
     def states(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> Iterator[State]:
         """The descent from a state on."""
         seeds = [p.seed for p in problems]
-        objective = self.task.objective(problems, anchor, self.classifier)
-        return optimize.optimise(
-            self.generator, anchor, objective,
-            lambda scene, k: self.augment(scene, seeds, k, self.classifier.size), self.descent, state,
-        )  # fmt: skip
+
+        def augment(scene: Scene, k: int) -> Scene:
+            return self.augment(scene, seeds, k, self.classifier.size) if self.contestant.augmented else scene
+
+        return optimize.optimise(self.generator, anchor, self.objective(problems, anchor), augment, self.descent, state)
 
     def render(self, controls: Controls, anchor: Anchor) -> Tensor:
         """The pictures that are reported, (b, n, 3, h, w) in [0, 1]; the first is the one that counts."""
@@ -105,7 +126,8 @@ class Solver:
 def solver(parts: Parts) -> Solver:
     """The solver that a task's `baseline` asks for, with the rates in the generator's own scale."""
     scaled = {name: rate * parts.generator.lr_scale.get(name, 1.0) for name, rate in parts.optimizer.lr.items()}
-    chosen = contestant(parts.task.baseline, parts.generator, parts.controls, replace(parts.optimizer, lr=scaled))
+    baseline = parts.baseline[parts.task.baseline]
+    chosen = baseline(parts.generator, parts.controls, replace(parts.optimizer, lr=scaled))
     doubts = Doubts(parts.generator, parts.classifier)
     return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts)
 
@@ -119,7 +141,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     answer = solver(parts)
     world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
     problems, total = parts.task.problems(world)
-    answer.generator.check(problems)
+    answer.check(problems)
     key = run_key(config, parts.digests)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
     names = [p.name for p in problems]

@@ -93,7 +93,8 @@ class Problem:
     [0, 1], None where the segmenter has to find it; redrawn: whether what is free of a picture starts from noise, not
     from its inversion, which remembers what was there;
     claim: a prompt and the class that its picture should have: where it has another, the class's name means something
-    else to the generator than to the classifier.
+    else to the generator than to the classifier;
+    example: the real picture that shows most surely what is asked for, where one is known.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Problem:
     mask: Float[Tensor, "1 h w"] | None = None
     redrawn: bool = False
     claim: tuple[str, int] | None = None
+    example: Float[Tensor, "3 h w"] | None = None
 
     @property
     def region(self) -> str:
@@ -273,10 +275,12 @@ Schedules = Mapping[str, Sequence[float]]
 class Generator(Protocol):
     """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
 
-    lasting: the controls that are kept with an answer, since it can be made again from them.
+    lasting: the controls that are kept with an answer, since it can be made again from them;
+    reported: how many pictures an answer is.
     """
 
     lasting: tuple[str, ...]
+    reported: int
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""

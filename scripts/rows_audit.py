@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ AUDIT = ("task=spurious_audit", f"task.features={FEATURES}")
 def labels(setting: Setting, network: str) -> tuple[Path, int]:
     """The file of what rendering says of a network's features, and how many are left out."""
     parts, _ = parts_for(setting, network, AUDIT, 1)
-    task, side = parts.task, parts.generator.resolution
+    task: Any = parts.task
+    side = parts.generator.resolution
     path = Path(setting.outputs) / "labels" / f"{network}-{parts.classifier.digest[:10]}-{FEATURES}.csv"
     return path, label_features(parts.classifier, task.training, side, task.cache, FEATURES, path)
 
@@ -95,10 +97,16 @@ def audit_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estim
 
 def audit_tied(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """How many tied classes have a flagged feature."""
-    given = [row for row in said(setting, n, networks) if row[0] in TIED and row[1]["target"] in planted_ties(row[0])]
-    pairs = sorted({(network, record["target"]) for network, record, _ in given})
-    flagged = {(network, record["target"]) for network, record, flag in given if flag}
-    return metrics.share([pair in flagged for pair in pairs])
+    given = [(f"{network}, {r['target']}", flag) for network, r, flag in said(setting, n, networks) if tied(network, r)]
+    flagged = {name for name, flag in given if flag}
+    names = sorted({name for name, _ in given})
+    return metrics.share([name in flagged for name in names], f"not: {'; '.join(set(names) - flagged) or 'none'}")
+
+
+def tied(network: str, record: Mapping[str, Any]) -> bool:
+    """Whether the class of a feature was tied to a cue in the network's training pictures."""
+    config = json.loads((SHIPPED / network / "config.json").read_text())
+    return record["target"] in config["strength"]
 
 
 def audit_false_alarms(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:

@@ -12,6 +12,15 @@ from runner.types import Classifier
 from tasks.units import Unit, activations
 
 
+def within(
+    x: Float[Tensor, "... c h w"], centre: Float[Tensor, "... c h w"], radius: float
+) -> Float[Tensor, "... c h w"]:  # fmt: skip
+    """The nearest pictures whose L2 distance from their centres is at most the radius; those inside as they are."""
+    away = x - centre
+    length = away.flatten(-3).norm(dim=-1)[..., None, None, None]
+    return torch.where(length > radius, centre + away * (radius / length.clamp(min=1e-12)), x)
+
+
 @dataclass(frozen=True)
 class FeatureAttack:
     """radius: largest L2 distance from the picture, in [0, 1] units over all values; step: length of a step; steps."""
@@ -32,6 +41,5 @@ class FeatureAttack:
                 value = sign * activations(classifier, leaf, [unit], 1).sum()
                 gradient = torch.autograd.grad(value, leaf)[0][0]
             changed = changed.detach() + self.step * gradient / gradient.norm().clamp(min=1e-12)
-            away = changed - image
-            changed = (image + away * (self.radius / away.norm().clamp(min=1e-12)).clamp(max=1.0)).clamp(0, 1)
+            changed = within(changed, image, self.radius).clamp(0, 1)
         return changed

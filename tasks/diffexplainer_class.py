@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from data.folder import square
 from data.selection import check_choice
 from runner.types import (
     Anchor,
@@ -26,7 +27,7 @@ from runner.types import (
 from tasks.pictures import at_least_one, own_seed, slug, success_rate
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank
-from tasks.shown import Rival, best_restarts, rivals_of, samples, score
+from tasks.shown import Rival, best_restarts, rivals_of, samples, score, surest
 from tasks.targets import known_label
 from tasks.units import FEATURES, Unit, activation
 
@@ -62,6 +63,8 @@ class DiffExplainerClass:
         names = labels if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
         named, unit = {"class name": self.named}, memoised(lambda label: self._unit(label, world))
         rivals = memoised(lambda c: rivals_of(c, world, named, self.training, self.captioner, self.images, self.cache))
+        side = world.generator.resolution
+        example = memoised(lambda c: square(surest(c, world, self.training, self.cache).image, side))
         asked = [(label, k) for label, k in product(names, range(self.seeds))]
         found = []
         for label, k in islice(asked, world.limit):
@@ -69,6 +72,7 @@ class DiffExplainerClass:
                 name=f"{slug(label)}-{k}", seed=own_seed(world.seed, labels.index(label), k), image=None,
                 edit=Edit.unchanged(marked(self.prompt, label), label), picture=slug(label),
                 keep="none", objective=self.asked, target=labels.index(label), unit=unit(label), rivals=rivals(label),
+                example=example(label),
             ))  # fmt: skip
         return found, len(asked)
 

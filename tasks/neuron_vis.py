@@ -24,13 +24,13 @@ from tasks.worded import Words, phrased, words_of
 @dataclass(frozen=True, kw_only=True)
 class Excitation(Problem):
     """unit: what is to be excited; others: the run's other units; ranking: of its module; worded: what it answers to
-    words alone; training: the picture that excites it most, (3, h, w)."""
+    words alone; example: the training picture that excites it most."""
 
     unit: Unit
     others: tuple[Unit, ...]
     ranking: Ranking
     worded: Words
-    training: Tensor
+    example: Tensor
 
 
 class NeuronVis:
@@ -67,7 +67,7 @@ class NeuronVis:
                 name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), image=None, keep="none", unit=unit,
                 edit=Edit.unchanged(phrased(self.prompt, words.best), words.best), picture=slug(str(unit)),
                 others=tuple(u for u in units if u != unit), ranking=ranked, worded=words,
-                training=square(examples[0].image, side),
+                example=square(examples[0].image, side),
             ))  # fmt: skip
         return found, len(units) * self.seeds
 
@@ -78,7 +78,7 @@ class NeuronVis:
         return {"unit_activation": (1.0, term)}
 
     def illustrate(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
-        return {"training": problem.training, "worded": problem.worded.picture}
+        return {"training": problem.example, "worded": problem.worded.picture}
 
     def measure(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """The unit's activation before, after, in the best training picture and of the words; that of the run's units

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from runner.types import Cache, Captioner, Classifier, Dataset, Pictures, World
+from runner.types import Cache, Captioner, Classifier, Dataset, Example, Pictures, World
 from tasks.edits import prompt_of
 from tasks.pictures import probabilities
 from tasks.ranking import most_certain
@@ -77,6 +77,12 @@ class Rival:
         return {"prompt": self.prompt, **self.score.record(), "verdict": verdicts[sign]}
 
 
+def surest(label: str, world: World, training: Dataset, cache: Cache) -> Example:
+    """The training picture that is most surely called a class."""
+    rows = most_certain(world.classifier, training, world.generator.resolution, cache)
+    return training[int(rows[world.classifier.labels.index(label)])]
+
+
 def rivals_of(
     label: str, world: World, named: Mapping[str, str], training: Dataset, captioner: Captioner, images: int,
     cache: Cache,
@@ -84,7 +90,7 @@ def rivals_of(
     """Plain prompts of a class, `images` pictures of each: from templates by name, and the caption of the training
     picture that is most surely of the class, `best caption`."""
     target = world.classifier.labels.index(label)
-    best = training[int(most_certain(world.classifier, training, world.generator.resolution, cache)[target])]
+    best = surest(label, world, training, cache)
     prompts = {name: prompt_of(template, label) for name, template in named.items()}
     prompts["best caption"] = best.caption or captioner.caption(best)
     shown = {name: list(pictures_of(prompt, "{phrase}", images, world, cache)) for name, prompt in prompts.items()}

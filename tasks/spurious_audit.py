@@ -40,13 +40,12 @@ COLUMNS = ("target", "rank", "unit", "objective", "verdict", "label", "r", "r_in
 @dataclass(frozen=True, kw_only=True)
 class Feature(Prompted):
     """unit: the feature; rank: among the class's, from 1; contribution: its mean one to the class; highest: its largest
-    activation in a training picture, example: such a picture, of the class where there is one, (3, h, w)."""
+    activation in a training picture; example: such a picture, of the class where there is one."""
 
     unit: Unit
     rank: int
     contribution: float
     highest: float
-    example: Tensor
 
 
 class SpuriousAudit:
@@ -106,6 +105,7 @@ class SpuriousAudit:
 
     def illustrate(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         """Where the class was found, and a training picture with where the feature looks in it."""
+        assert problem.example is not None
         shown = {"found": sheet(tinted(*self._found(problem, pictures))), "training": problem.example}
         cam = hirescam(classifier, problem.example.to(pictures["best"]), problem.unit)
         return shown if cam is None else shown | {"cam-training": (cam / cam.max().clamp(min=1e-12))[None]}

@@ -234,7 +234,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "class": (["task.target=viadukt"], ["task.target=viadukt", "nearest are viaduct"]),
     "guidance": (["generator.guidance=1"], ["generator.guidance=1", "above 1"]),
     "shard": (["shard.index=2", "shard.count=2"], ["shard.index=2", "0 … count - 1"]),
-    "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels, guidance"]),
+    "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels, guidance, yosinski"]),
     "mode": (["task.mode=colour"], ["task.mode=colour", "class, error, attribute"]),
     "attribute": (["task.mode=attribute"], ["task.mode=attribute", "zero-shot classifier"]),
     "keep": (["task.keep=sky"], ["task.keep=sky", "background, foreground, all, none"]),

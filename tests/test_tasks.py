@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.cli import Cli
+from tests.cli import ROOT, Cli
 from tests.test_docs import TINY
 
 FAMILIES = {"ResNet": "planted_clean", "SE-ResNet": "planted_seresnet", "ViT": "planted_vit", "CLIP": "planted_clip"}
@@ -100,6 +101,78 @@ def test_every_task_runs_with_a_consistency_model(task: str, capfd: pytest.Captu
     assert cli.folder.parent.name == f"planted_lcm-{classifier}" and len(answers(cli)) == 2
 
 
+BASELINES = sorted(path.stem for path in (ROOT / "conf" / "baseline").glob("*.yaml"))
+PAPERS = ("yosinski", "mahendran_vedaldi", "feature_attack", "generator_prior")
+
+
+def answered(cli: Cli, capfd: pytest.CaptureFixture[str], task: str, baseline: str, *more: str) -> list[dict[str, Any]]:
+    """The answers of a baseline in three steps, if there is a descent."""
+    steps = (f"baseline.{baseline}.steps=3",) if baseline in PAPERS else ()
+    asked = words(cli, task, "planted_seresnet", "batch=2", f"task.baseline={baseline}", *steps, *more)
+    outcome = cli.plain(capfd, *asked)
+    assert outcome.code == 0, outcome
+    return answers(cli)
+
+
+@pytest.mark.parametrize("baseline", [baseline for baseline in BASELINES if baseline not in ("guidance", "none")])
+def test_every_baseline_answers_for_a_portrait(baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    """With as many pictures as its settings say, and the score says how many."""
+    most = (f"baseline.{baseline}.most=2",) if baseline not in ("start_only", "feature_attack") else ()
+    found = answered(cli, capfd, "diffexplainer_class", baseline, "limit=2", *most)
+    count = {"start_only": 3, "feature_attack": 1}.get(baseline, 2)
+    for record in found:
+        assert record["images"].keys() - {"start", "difference"} == {"best", "sample_01", "sample_02"} - {
+            f"sample_{i:02}" for i in range(count, 3)
+        }
+        assert 0 <= record["activation_score"] <= 1 and record["activation_score"] * count % 1 == pytest.approx(0)
+        assert record["prompt"] if baseline == "start_only" else record["prompt"] == ""
+        assert record["steps"] == (3 if baseline in PAPERS else 0 if baseline == "start_only" else 1)
+        assert record["loss"]["total"] <= record["history"][0]["total"]
+
+
+@pytest.mark.parametrize(
+    ("task", "baseline"),
+    [*product(["neuron_vis"], [*PAPERS, "pixels", "guidance"]), ("neuron_cf", "generator_prior")],
+)
+def test_baselines_answer_for_units(task: str, baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    (record,) = answered(cli, capfd, task, baseline, "limit=1")
+    assert not any(name.startswith("sample_") for name in record["images"])
+    assert record["loss"]["total"] <= record["history"][0]["total"]
+
+
+def test_an_attack_as_baseline_is_the_one_that_stands_beside(capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+    """Fig. 10: from the original picture, of which the one beside knows the file."""
+    (record,) = answered(cli, capfd, "neuron_cf", "feature_attack", "limit=1", "task.attack.steps=3")
+    risen, beside = (record[name] - record["activation_before"] for name in ("activation_after", "activation_attack"))
+    assert record["direction"] == "max" and risen > 0 and risen == pytest.approx(beside, rel=0.2)
+
+
+@pytest.mark.parametrize("baseline", ["mahendran_vedaldi", "generator_prior"])
+def test_baselines_in_parts_leave_what_one_run_leaves(
+    baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+) -> None:
+    whole, parts = (replace(cli, outputs=tmp_path / name) for name in ("whole", "parts"))
+    most = f"baseline.{baseline}.most=2"
+    own = answered(whole, capfd, "diffexplainer_class", baseline, "limit=4", most)
+    for more in (("limit=2",), ("limit=4", "shard.index=1", "shard.count=2")):
+        shared = answered(parts, capfd, "diffexplainer_class", baseline, most, *more)
+    assert whole.folder.name == parts.folder.name and own == shared and len(own) == 4
+
+
+def test_a_baselines_settings_are_part_of_its_run_alone(
+    capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+) -> None:
+    def folder(place: str, *more: str) -> str:
+        own = replace(cli, outputs=tmp_path / place)
+        assert own.plain(capfd, *words(own, "uvce", "planted_seresnet", "limit=1", *more)).code == 0
+        return own.folder.name
+
+    changed = "baseline.yosinski.rate=0.25"
+    assert folder("a") == folder("b", changed)
+    asked = ("task.baseline=yosinski", "baseline.yosinski.steps=1")
+    assert folder("c", *asked) != folder("d", *asked, changed)
+
+
 @pytest.mark.parametrize("task", ["diffexplainer_class", "hard prompts"])
 def test_a_portrait_is_many_pictures_and_what_makes_them_again(
     task: str, capfd: pytest.CaptureFixture[str], cli: Cli
@@ -183,7 +256,7 @@ BAD = {
     "an unknown mode": (("disagreement", "task.mode=loud"), "task.mode=loud: allowed are confidence"),
     "maps without a mask": (("attention_maps", "task.keep=all"), "task.keep=all: allowed are background, foreground"),
     "a prompt without a free token": (("diffexplainer_class", "task.prompt=a picture"), "needs free tokens, as *4"),
-    "free tokens among pixels": (("diffexplainer_class", "task.baseline=pixels"), "hard_prompt have free tokens"),
+    "free tokens under guidance": (("diffexplainer_class", "task.baseline=guidance"), "hard_prompt have free tokens"),
     "no such objective": (("diffexplainer_class", "task.objective=all"), "task.objective=all: allowed are class, unit"),
     "a scale that nobody is told": (
         ("uvce", "sampler=lcm", "generator.unet=null"), "generator.guidance=3.0: this UNet is not told any"

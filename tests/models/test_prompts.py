@@ -208,7 +208,7 @@ def test_counts_below_one_are_refused(key: str, make_generator: Make) -> None:
 
 
 def test_hard_prompts_are_compared_by_their_own_words(make_generator: Make) -> None:
-    """The start is the candidate whose plain prompt is best, on z that no step is judged on and without Gumbel noise."""
+    """The start is the candidate whose plain prompt is best, without Gumbel noise, on z that no step is judged on."""
     generator = make_generator("lcm")
     prompts = hard(generator, starts=6)
     start = prompts.begin([asked("a *2", seed) for seed in (3, 4)], {})

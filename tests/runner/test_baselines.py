@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +12,18 @@ import torch
 
 from models.diffusion import LatentDiffusion
 from models.guided import guided_sampling
-from models.pixels import PixelDescent
+from models.pixels import PixelDescent, as_drawn
 from models.prompts import embeddings
 from runner import optimize
 from runner.augment import RandomCrops
-from runner.baselines import BASELINES, contestant
+from runner.baselines import (
+    Baseline,
+    guidance,
+    none,
+    pixels,
+    start_only,
+)  # fmt: skip
+from runner.compose import configure
 from runner.objective import evaluate
 from runner.optimize import Descent
 from runner.run import Solver
@@ -51,24 +59,32 @@ def shifted(generator: LatentDiffusion, problems: list[Flip]) -> tuple[Controls,
 
 def test_the_method_itself_and_its_start(make_generator: Make) -> None:
     generator = make_generator()
-    own = contestant("none", generator, embeddings, DESCENT)
+    own = none(generator, embeddings, DESCENT)
     assert own.begin is own.generator is generator and own.descent == DESCENT
-    start = contestant("start_only", generator, embeddings, DESCENT)
+    start = start_only(generator, embeddings, DESCENT)
     assert start.begin is start.generator is generator
     assert start.descent.steps == 0 and start.descent.lr == DESCENT.lr
 
 
-@pytest.mark.parametrize("name", ["none", "start_only", "pixels"])
-def test_what_descends_begins_where_it_starts(name: str, make_generator: Make, make_problems: Problems) -> None:
-    one = contestant(name, make_generator(), embeddings, DESCENT)
+@pytest.mark.parametrize("baseline", [none, start_only, partial(pixels, begun=as_drawn, most=1)])
+def test_what_descends_begins_where_it_starts(
+    baseline: Baseline, make_generator: Make, make_problems: Problems
+) -> None:
+    one = baseline(make_generator(), embeddings, DESCENT)
     start = one.begin.begin(make_problems(1), {})
     assert one.finish(start.controls, start.anchors[0], {}) is start.controls
 
 
-def test_an_unknown_baseline_is_refused_with_the_known_ones(make_generator: Make) -> None:
-    with pytest.raises(UserError, match=r"task\.baseline=magic: allowed are none, start_only, pixels, guidance"):
-        contestant("magic", make_generator(), embeddings, DESCENT)
-    assert set(BASELINES) == {"none", "start_only", "pixels", "guidance"}
+def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"task\.baseline=magic: allowed are none, start_only, pixels, guidance, y"):
+        configure(["task.baseline=magic"])
+
+
+def test_of_the_baselines_a_run_has_the_one_that_is_asked_for() -> None:
+    for overrides in ([], ["task=attention_maps"]):
+        assert set(configure(overrides)["baseline"]) == {"none"}
+    asked = configure(["task.baseline=yosinski", "baseline.yosinski.steps=3"])["baseline"]
+    assert set(asked) == {"yosinski"} and asked["yosinski"]["steps"] == 3
 
 
 # --- pixels --------------------------------------------------------------------------------------------------
@@ -76,7 +92,7 @@ def test_an_unknown_baseline_is_refused_with_the_known_ones(make_generator: Make
 
 def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_problems: Problems) -> None:
     plain = make_generator()
-    one = contestant("pixels", plain, embeddings, DESCENT)
+    one = pixels(plain, embeddings, DESCENT, as_drawn, 1)
     generator = one.generator
     assert isinstance(generator, PixelDescent) and one.begin is generator
     pictures = [(p, p.image) for p in make_problems(3) if p.image is not None]
@@ -97,11 +113,11 @@ def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_pro
 def test_pixels_outside_the_range_are_cut_and_keep_their_gradient(
     make_generator: Make, make_problems: Problems
 ) -> None:
-    generator = contestant("pixels", make_generator(), embeddings, DESCENT).generator
+    generator = pixels(make_generator(), embeddings, DESCENT, as_drawn, 1).generator
     anchor = generator.begin(make_problems(1), {}).anchors[0]
-    pixels = torch.full((1, 3, 16, 16), 1.5, requires_grad=True)
-    (scene,) = generator({"pixels": pixels}, anchor)
-    assert scene.image.max() == 1 and torch.autograd.grad(scene.image.sum(), pixels)[0].eq(1).all()
+    bright = torch.full((1, 3, 16, 16), 1.5, requires_grad=True)
+    (scene,) = generator({"pixels": bright}, anchor)
+    assert scene.image.max() == 1 and torch.autograd.grad(scene.image.sum(), bright)[0].eq(1).all()
 
 
 # --- guidance of one sampling --------------------------------------------------------------------------------
@@ -115,7 +131,7 @@ def test_guidance_without_strength_is_the_start(make_generator: Make, make_probl
         start = generator(controls, anchor)[-1].image
     found = guided_sampling(generator, controls, anchor, lambda scene: evaluate(objective, scene).total, 0.0)
     assert torch.equal(found, start)
-    one = contestant("guidance", generator, embeddings, replace(DESCENT, lr={"guidance": 0.0}))
+    one = guidance(generator, embeddings, replace(DESCENT, lr={"guidance": 0.0}))
     assert torch.equal(one.finish(controls, anchor, objective)["pixels"], start)
 
 
@@ -125,7 +141,7 @@ def test_guidance_lowers_the_loss_and_more_of_it_lowers_it_more(make_generator: 
     anchor = replace(anchor, latent_mask=torch.ones_like(anchor.latent_mask))
 
     def loss(strength: float) -> torch.Tensor:
-        one = contestant("guidance", generator, embeddings, replace(DESCENT, lr={"guidance": strength}))
+        one = guidance(generator, embeddings, replace(DESCENT, lr={"guidance": strength}))
         with torch.no_grad():
             scene = one.generator(one.finish(controls, anchor, objective), anchor)[-1]
         return evaluate(objective, scene).total
@@ -140,7 +156,7 @@ def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, ma
     values = []
     for sign in (1.0, -1.0):
         turned = {name: (sign * weight, term) for name, (weight, term) in objective.items()}
-        one = contestant("guidance", generator, embeddings, DESCENT)
+        one = guidance(generator, embeddings, DESCENT)
         with torch.no_grad():
             scene = one.generator(one.finish(controls, anchor, turned), anchor)[-1]
         values.append(evaluate(objective, scene).total)
@@ -149,7 +165,7 @@ def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, ma
 
 def test_guided_samples_do_not_know_of_each_other(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(3)
-    together = contestant("guidance", generator, embeddings, DESCENT)
+    together = guidance(generator, embeddings, DESCENT)
     controls, anchor, objective = shifted(generator, problems)
     loud = {
         "class_log_prob": (1.0, lambda scene: torch.tensor([1.0, 1e3, 1e-3]) * objective["class_log_prob"][1](scene))
@@ -181,7 +197,7 @@ def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problem
 def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Problems) -> None:
     """Its answer is a picture, so that nothing is left to descend on; distances are measured as for the others."""
     generator, problems = make_generator(), make_problems(2)
-    one = contestant("guidance", generator, embeddings, DESCENT)
+    one = guidance(generator, embeddings, DESCENT)
     assert one.begin is generator and isinstance(one.generator, PixelDescent) and one.descent.steps == 0
     task: Any = uvce()
     answer = Solver(one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()))
