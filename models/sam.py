@@ -61,8 +61,8 @@ class Sam:
         answer = self.network(pixel_values=given["pixel_values"], **prompt, **self.options)
         masks, scores = answer.pred_masks[0], answer.iou_scores[0]
         # Asked for the high-quality token alone, the network gives one mask and still the scores of the others.
-        best = scores.argmax(dim=1) if masks.shape[1] > 1 else torch.zeros(len(masks), dtype=torch.long)
-        chosen = masks[torch.arange(len(masks)), best, None]
+        best = scores.argmax(dim=1) if masks.shape[1] > 1 else torch.zeros_like(scores[:, 0], dtype=torch.long)
+        chosen = masks[torch.arange(len(masks), device=masks.device), best, None]
         sizes = [given[key] for key in ("original_sizes", "reshaped_input_sizes") if key in given]
         return self.processor.post_process_masks([chosen], *sizes)[0][:, 0].float()
 
