@@ -48,8 +48,11 @@ class ClipSegmenter(FromWords):
 
 
 def filled_in(template: str, words: str) -> str:
-    """The text that asks for words. Raises UserError for other placeholders than `{words}` and their `{article}`."""
-    return filled("segmenter.template", template, words=words, article=article(words))
+    """The text that asks for words. Raises UserError for other placeholders than `{words}` and `{article}`, which is
+    empty where the words begin with an article or end in the s of a plural."""
+    first, *_ = words.lower().split() or [""]
+    bare = first in ("a", "an", "the") or (words.endswith("s") and not words.endswith("ss"))
+    return filled("segmenter.template", template, words=words, article="" if bare else article(words))
 
 
 def load(path: str, revision: str | None, threshold: float, template: str) -> ClipSegmenter:

@@ -20,9 +20,11 @@ from transformers import (
 )
 
 from data import planted
-from models.clipseg import ClipSegmenter, load
+from models.clipseg import ClipSegmenter, filled_in, load
+from runner.compose import configure
 from runner.types import UserError
 from scripts.tokenizer import train_tokenizer
+from scripts.train_segmenter import TEXTS
 from tests.models.from_words import WORDS, draw, masks_depend_on_picture_and_words_alone, pixels
 
 LENGTH, SIDE = 20, 32
@@ -95,11 +97,18 @@ def test_a_higher_threshold_finds_less_and_in_the_end_nothing(folder: Path) -> N
 
 
 def test_words_are_asked_for_in_the_template(folder: Path) -> None:
-    """The article is that of the words."""
     images, plain = draw(2), loaded(folder)
     asked = loaded(folder, template="{article} {words}").find(images, ["crab", "anchor"])
     assert torch.equal(asked, plain.find(images, ["a crab", "an anchor"]))
     assert not torch.equal(asked, plain.find(images, ["crab", "anchor"]))
+
+
+def test_an_article_is_added_where_one_is_missing() -> None:
+    """What the shipped network is asked is what it was asked in training, with an article or without."""
+    template = str(configure(["segmenter=planted"])["segmenter"]["template"])
+    assert filled_in(template, "compass") == "a compass" and filled_in(template, "the crab") == "the crab"
+    assert tuple(filled_in(template, name) for name in (*planted.CLASSES, *planted.PROPS)) == TEXTS
+    assert tuple(filled_in(template, text) for text in TEXTS) == TEXTS
 
 
 def test_the_digest_follows_from_weights_and_settings(folder: Path, tmp_path: Path) -> None:
