@@ -2,12 +2,13 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
+GROUNDINGDINO := .venv-groundingdino
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format evaluate figures clean
+.PHONY: help install demo test test-all test-groundingdino check format evaluate figures clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv/ with the versions of requirements.lock and this project in place (5.5 GB, minutes)
 	@echo ".venv/ is up to date"
@@ -34,6 +35,18 @@ test: $(STAMP) ## Run the tests but the slow ones
 test-all: $(STAMP) ## Run all tests
 	$(PY) -m pytest
 
+test-groundingdino: $(GROUNDINGDINO)/.installed ## Test segmenter=grounded_sam_original in an environment of its own (5.5 GB, minutes)
+	$(GROUNDINGDINO)/bin/python -m pytest --noconftest tests/models/test_grounded_sam_original.py
+
+# groundingdino-py's build looks at torch, so torch has to be there before it.
+$(GROUNDINGDINO)/.installed: requirements.groundingdino.lock
+	@echo "Creating $(GROUNDINGDINO)/ with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(GROUNDINGDINO)
+	@grep -v '^groundingdino-py==' $< > $(GROUNDINGDINO)/first.txt
+	@$(GROUNDINGDINO)/bin/python -m pip install --quiet --disable-pip-version-check -r $(GROUNDINGDINO)/first.txt
+	@$(GROUNDINGDINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r $<
+	@touch $@
+
 check: $(STAMP) ## Lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -49,6 +62,6 @@ evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,ci
 figures: $(STAMP) ## Run the planted miniatures and compose outputs/figures/: ONLY=fig06
 	$(PY) scripts/make_figures.py $(if $(ONLY),only=$(ONLY))
 
-clean: ## Remove caches and build products; .venv/ and outputs/ stay
+clean: ## Remove caches and build products; environments and outputs/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info
-	find . -path ./.venv -prune -o -path ./outputs -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -path ./outputs -prune -o -type d -name __pycache__ -exec rm -rf {} +

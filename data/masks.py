@@ -30,8 +30,9 @@ class FileSegmenter:
             raise UserError(f"segmenter.path={path}: no such folder; wanted are masks <name of the picture>.png in it")
 
     def __call__(
-        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
-    ) -> Float[Tensor, "b 1 h w"]:
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
+        names: Sequence[str],
+    ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
         size = images.shape[-2], images.shape[-1]
         return torch.stack([read_mask("segmenter.path", self.folder / f"{name}.png", size) for name in names]).to(
             images

@@ -222,7 +222,7 @@ class LatentDiffusion(SinglePicture):
         positions = [words.word_tokens(self.networks.tokenizer, p.edit.source, p.region) for p in problems]
         maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self)))
         maps = attention.stretched(maps) if self.maps.stretch else maps
-        return self.segmenter(images, maps, [p.picture for p in problems])
+        return self.segmenter(images, maps, [p.region for p in problems], [p.picture for p in problems])
 
     def masks(
         self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]

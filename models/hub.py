@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from runner.types import UserError, first_line
@@ -58,6 +59,15 @@ def local_folder(key: str, path: str, revision: str | None) -> Path:
         ) from error
 
 
+def kind_of(key: str, folder: Path, allowed: Iterable[str]) -> str:
+    """The kind of network that a folder's config.json names. Raises UserError if it is none of those allowed."""
+    with one_line(key):
+        kind: str = AutoConfig.from_pretrained(folder).model_type
+    if kind not in (allowed := tuple(allowed)):
+        raise UserError(f"{key}: holds a network of kind {kind}; allowed are {', '.join(allowed)}")
+    return kind
+
+
 def load_frozen(key: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
     """A transformers network of class `kind` with all its weights, from safetensors, in evaluation mode and frozen.
 
@@ -77,5 +87,5 @@ def one_line(key: str) -> Iterator[None]:
     """What transformers says of files that it cannot load, as a UserError of one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{key}: cannot be loaded ({first_line(error)}); {WANTED}") from error

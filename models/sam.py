@@ -1,4 +1,4 @@
-"""Masks by Segment Anything, asked with points that lie spread over a cross-attention map (DiG-IN, D.1.5)."""
+"""Segment Anything, asked with points that lie spread over a cross-attention map (DiG-IN, D.1.5), or with boxes."""
 
 from __future__ import annotations
 
@@ -11,64 +11,96 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoConfig, SamHQModel, SamImageProcessor, SamModel
+from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProcessor, SamModel
 
-from models.hub import load_frozen, local_folder, one_line
-from models.segment import enlarged
+from models.hub import kind_of, load_frozen, local_folder, one_line
+from models.segment import eight_bits, enlarged
 from runner.types import UserError
 
-NETWORKS = {"sam": SamModel, "sam_hq": SamHQModel}  # by the kind that a checkpoint's config.json names
+# By the kind that a checkpoint's config.json names: the network, and what prepares its pictures. Checkpoints of SAM 2
+# hold the part that follows objects through a video, too, and are named after it.
+KINDS = {
+    "sam": (SamModel, SamImageProcessor), "sam_hq": (SamHQModel, SamImageProcessor),
+    "sam2": (Sam2Model, Sam2ImageProcessor), "sam2_video": (Sam2Model, Sam2ImageProcessor),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sam:
+    """A Segment Anything network, asked about one picture: the encoder's attention at full size is large.
+
+    processor: resizes and normalises pictures; options: of the network's call.
+    """
+
+    network: Any
+    processor: SamImageProcessor | Sam2ImageProcessor
+    options: Mapping[str, bool]
+
+    def at_points(self, image: Float[Tensor, "3 h w"], points: Int[Tensor, "n 2"]) -> Float[Tensor, "1 h w"]:
+        """The mask of the object on which all points (row, column) lie."""
+        given = self._prepared(image)
+        # The network adds half a pixel to what it is given, so that centres of pixels fall on centres.
+        places = (points.to(image.device) + 0.5) * _scale(given) - 0.5
+        labels = torch.ones(1, 1, len(points), dtype=torch.int, device=image.device)
+        return self._best(given, input_points=places.flip(-1)[None, None], input_labels=labels)
+
+    def in_boxes(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
+        """The mask of each box's object; boxes: left, top, right and bottom in pixels."""
+        given = self._prepared(image)
+        return self._best(given, input_boxes=(boxes * _scale(given).flip(-1).repeat(2))[None])
+
+    def _prepared(self, image: Float[Tensor, "3 h w"]) -> Any:
+        return self.processor(eight_bits(image), input_data_format="channels_first", return_tensors="pt").to(
+            image.device
+        )
+
+    @torch.no_grad()
+    def _best(self, given: Any, **prompt: Tensor) -> Float[Tensor, "n h w"]:
+        """For each thing that is asked the best mask by the network's own estimate, at the picture's size."""
+        self.network.to(given["pixel_values"].device)
+        answer = self.network(pixel_values=given["pixel_values"], **prompt, **self.options)
+        masks, scores = answer.pred_masks[0], answer.iou_scores[0]
+        # Asked for the high-quality token alone, the network gives one mask and still the scores of the others.
+        best = scores.argmax(dim=1) if masks.shape[1] > 1 else torch.zeros_like(scores[:, 0], dtype=torch.long)
+        chosen = masks[torch.arange(len(masks), device=masks.device), best, None]
+        sizes = [given[key] for key in ("original_sizes", "reshaped_input_sizes") if key in given]
+        return self.processor.post_process_masks([chosen], *sizes)[0][:, 0].float()
+
+
+def _scale(given: Any) -> Float[Tensor, " 2"]:
+    """Rows and columns of what the network sees of a prepared picture, per row and column of the picture."""
+    pixels = given["pixel_values"]
+    seen = given["reshaped_input_sizes"][0] if "reshaped_input_sizes" in given else torch.tensor(pixels.shape[-2:])
+    return seen.to(pixels) / given["original_sizes"][0].to(pixels)
 
 
 @dataclass(frozen=True)
 class SamSegmenter:
-    """The best mask, by the network's own estimate, for `points` points on a map above `threshold` (in [0, 1]).
+    """The best mask for `points` points on a map above `threshold` (in [0, 1]), none where nothing lies above it.
 
-    processor: resizes, normalises and pads pictures; `square_root` lifts weak parts of the map before the cut;
-    options: of the network's call. A map with nothing above the threshold gives an empty mask.
+    `square_root` lifts weak parts of the map before the cut.
     """
 
-    network: Any
-    processor: SamImageProcessor
+    sam: Sam
     points: int
     threshold: float
     square_root: bool
-    options: Mapping[str, bool]
 
     def __call__(
-        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
-    ) -> Float[Tensor, "b 1 h w"]:
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
+        names: Sequence[str],
+    ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
         large = enlarged(maps, images)[:, 0]
         weights = large.sqrt() if self.square_root else large
         weights = torch.where(weights > self.threshold, weights, 0)
         chosen = [
             spread_points(w, self.points, zlib.crc32(name.encode())) for w, name in zip(weights, names, strict=True)
         ]
-        self.network.to(images.device)
-        # One picture at a time: the encoder's attention at full size is large, and no mask depends on the batch.
-        return torch.stack([self._mask(image, p) for image, p in zip(images, chosen, strict=True)]).to(images)
-
-    @torch.no_grad()
-    def _mask(self, image: Float[Tensor, "3 h w"], points: Int[Tensor, "n 2"]) -> Float[Tensor, "1 h w"]:
-        """One picture's mask for points (row, column)."""
-        if not len(points):
-            return torch.zeros_like(image[:1])
-        given = self.processor(
-            image.float(), do_rescale=False, input_data_format="channels_first", return_tensors="pt"
-        )  # fmt: skip
-        size, resized = given["original_sizes"], given["reshaped_input_sizes"]
-        # The network adds half a pixel to what it is given, so that centres of pixels fall on centres.
-        places = (points + 0.5) * (resized[0] / size[0]) - 0.5
-        answer = self.network(
-            pixel_values=given["pixel_values"].to(image.device),
-            input_points=places.flip(-1)[None, None].to(image.device, torch.float32),
-            input_labels=torch.ones(1, 1, len(points), dtype=torch.int, device=image.device),
-            **self.options,
-        )
-        masks, scores = answer.pred_masks, answer.iou_scores[0, 0]
-        # Asked for the high-quality token alone, the network gives one mask and still the scores of the others.
-        best = 0 if masks.shape[2] == 1 else int(scores.argmax())
-        return self.processor.post_process_masks(masks[:, :, best : best + 1], size, resized)[0][0].float()
+        masks = [
+            self.sam.at_points(image, points) if len(points) else torch.zeros_like(image[:1])
+            for image, points in zip(images, chosen, strict=True)
+        ]
+        return torch.stack(masks).to(images)
 
 
 def spread_points(weights: Float[Tensor, "h w"], count: int, seed: int) -> Int[Tensor, "n 2"]:
@@ -96,22 +128,28 @@ def spread_points(weights: Float[Tensor, "h w"], count: int, seed: int) -> Int[T
 def load(
     path: str, revision: str | None, points: int, threshold: float, square_root: bool, options: Mapping[str, bool]
 ) -> SamSegmenter:
-    """A Segment Anything network, plain or in high quality, in float32; see `SamSegmenter` for the other settings.
+    """A segmenter from a Segment Anything network; see `load_sam`, and `SamSegmenter` for the other settings.
 
-    path: a folder in transformers' layout, or a hub id whose files are in the hub's cache at `revision`.
     Raises UserError if weights are missing or of another kind, or if a setting is not allowed.
     """
-    key = f"segmenter.path={path}"
     if points < 1:
         raise UserError(f"segmenter.points={points}: allowed are 1 and above")
+    return SamSegmenter(load_sam(path, revision, options), points, threshold, square_root)
+
+
+def load_sam(path: str, revision: str | None, options: Mapping[str, bool]) -> Sam:
+    """A Segment Anything network, plain, in high quality or of the second generation, in float32.
+
+    path: a folder in transformers' layout, or a hub id whose files are in the hub's cache at `revision`.
+    Raises UserError if weights are missing or of another kind, or if the network has no such option.
+    """
+    key = f"segmenter.path={path}"
     folder = local_folder(key, path, revision)
+    kind = kind_of(key, folder, KINDS)
+    network_class, processor_class = KINDS[kind]
     with one_line(key):
-        kind = AutoConfig.from_pretrained(folder).model_type
-        processor = SamImageProcessor.from_pretrained(folder)
-    if kind not in NETWORKS:
-        raise UserError(f"{key}: holds a network of kind {kind}; allowed are {', '.join(NETWORKS)}")
-    known = inspect.signature(NETWORKS[kind].forward).parameters
+        processor = processor_class.from_pretrained(folder)
+    known = inspect.signature(network_class.forward).parameters
     if unknown := [name for name in options if name not in known]:
         raise UserError(f"segmenter.options={', '.join(unknown)}: a network of kind {kind} has no such option")
-    network = load_frozen(key, folder, NETWORKS[kind], torch.float32)
-    return SamSegmenter(network, processor, points, threshold, square_root, options)
+    return Sam(load_frozen(key, folder, network_class, torch.float32), processor, options)

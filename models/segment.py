@@ -1,17 +1,24 @@
-"""From cross-attention maps, or from files, to the masks of objects; and what softens a mask before it is used."""
+"""From cross-attention maps to the masks of objects, what masks from words share, and what softens a mask before it is
+used."""
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
+
+from models.classifier import digest_of
+from runner.types import UserError
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,9 @@ class AttentionSegmenter:
     square_root: bool
 
     def __call__(
-        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
-    ) -> Float[Tensor, "b 1 h w"]:
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
+        names: Sequence[str],
+    ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
         large = enlarged(maps, images)
         return ((large.sqrt() if self.square_root else large) > self.threshold).to(images.dtype)
 
@@ -45,8 +53,9 @@ class GrabCutSegmenter:
     iterations: int
 
     def __call__(
-        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
-    ) -> Float[Tensor, "b 1 h w"]:
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
+        names: Sequence[str],
+    ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
         masks = [self._cut(*pair) for pair in zip(images.cpu(), enlarged(maps, images)[:, 0].cpu(), strict=True)]
         return torch.stack(masks)[:, None].to(images)
 
@@ -61,7 +70,7 @@ class GrabCutSegmenter:
             return inside.float()
         cut = labels.numpy().copy()
         cv2.setRNGSeed(0)
-        pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        pixels = eight_bits(image).permute(1, 2, 0).contiguous().numpy()
         outside_model, inside_model = np.zeros((1, 65)), np.zeros((1, 65))
         rectangle = (0, 0, 0, 0)  # not read: the labels stand in its place
         cv2.grabCut(pixels, cut, rectangle, outside_model, inside_model, self.iterations, cv2.GC_INIT_WITH_MASK)
@@ -72,6 +81,61 @@ def enlarged(maps: Float[Tensor, "b 1 y x"], images: Float[Tensor, "b 3 h w"]) -
     """Maps at the pictures' size, in [0, 1], each with maximum 1."""
     large = F.interpolate(maps, size=images.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
     return large / large.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+
+
+def eight_bits(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    """A picture in [0, 1] in the 256 levels that it is saved in and that libraries of pictures take."""
+    return (image * 255).round().byte()
+
+
+class FromWords(ABC):
+    """What finds words in one picture after another, so that no mask depends on the batch: a `TextSegmenter`, and a
+    `Segmenter` that looks at no map."""
+
+    @abstractmethod
+    def mask(self, image: Float[Tensor, "3 h w"], words: str) -> Float[Tensor, "1 h w"]:
+        """1 where the picture shows what the words name, else 0."""
+
+    def find(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]:
+        """The mask of each picture's words."""
+        return torch.stack([self.mask(*pair) for pair in zip(images, words, strict=True)]).to(images)
+
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
+        names: Sequence[str],
+    ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
+        return self.find(images, words)
+
+
+class FromBoxes(FromWords):
+    """What puts boxes around what words name, and finds the object in each box: all that lies in one of the masks. No
+    box gives an empty mask."""
+
+    @abstractmethod
+    def boxes(self, image: Float[Tensor, "3 h w"], words: str) -> Float[Tensor, "n 4"]:
+        """Left, top, right and bottom, in pixels."""
+
+    @abstractmethod
+    def in_boxes(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
+        """1 where a box's object is, else 0; at least one box."""
+
+    def mask(self, image: Float[Tensor, "3 h w"], words: str) -> Float[Tensor, "1 h w"]:
+        """1 where the picture shows what the words name, else 0."""
+        boxes = self.boxes(image, words)
+        return self.in_boxes(image, boxes).amax(dim=0, keepdim=True) if len(boxes) else torch.zeros_like(image[:1])
+
+
+def check_thresholds(**thresholds: float) -> None:
+    """Raise UserError for a setting of a segmenter that is no probability below 1."""
+    for name, value in thresholds.items():
+        if not 0 <= value < 1:
+            raise UserError(f"segmenter.{name}={value}: allowed are 0 up to below 1")
+
+
+def joint_digest(networks: Sequence[Any], *settings: object) -> str:
+    """SHA-256 over the weights of networks and whatever else masks follow from."""
+    parts = [*map(digest_of, networks), *map(str, settings)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

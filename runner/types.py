@@ -234,11 +234,23 @@ class Captioner(Protocol):
 
 
 class Segmenter(Protocol):
-    """Pictures in [0, 1] and the cross-attention maps of their words, in [0, 1], to masks of the words' objects."""
+    """Pictures in [0, 1], the cross-attention maps of the words that are looked for, in [0, 1], these words and the
+    pictures' names to masks of what the words name, 0 or 1."""
 
     def __call__(
-        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], names: Sequence[str]
-    ) -> Float[Tensor, "b 1 h w"]: ...
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
+        names: Sequence[str],
+    ) -> Float[Tensor, "b 1 h w"]: ...  # fmt: skip
+
+
+class TextSegmenter(Protocol):
+    """Finds in pictures what words name. digest: of the weights and settings that its masks follow from."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def find(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]:
+        """1 where a picture in [0, 1] shows what its words name, else 0; 0 everywhere where nothing is found."""
 
 
 class TextSegmenter(Protocol):

@@ -5,8 +5,9 @@
     python scripts/fetch_weights.py check
 
 Files come from where their authors publish them. The CIFAR-10 checkpoints go to $CIFAR10_RESNETS (or
-../shared/data/cifar10), hub weights to the hub's cache ($HF_HOME). What is pinned by SHA-256 is checked before it
-takes its name; what is pinned by revision is checked by the hub client.
+../shared/data/cifar10), Grounded SAM's original files to $GROUNDED_SAM (or ../shared/data/grounded_sam), hub weights to
+the hub's cache ($HF_HOME). What is pinned by SHA-256 is checked before it takes its name; what is pinned by revision is
+checked by the hub client.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from urllib.error import URLError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
+CIFAR10 = ("CIFAR10_RESNETS", "../shared/data/cifar10")
+GROUNDED_SAM = ("GROUNDED_SAM", "../shared/data/grounded_sam")
 CIFAR10_URL = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 # What Stable Diffusion's pipeline reads, without the copies in other formats.
 PIPELINE_FILES = ("*.json", "*/*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
@@ -34,8 +37,10 @@ TIMM_FILES = ("config.json", "model.safetensors")
 
 @dataclass(frozen=True)
 class File:
-    """One file by address. size: bytes; sha256: of its contents."""
+    """One file by address. place: an environment variable that names its folder, and the folder where it is not set;
+    size: bytes; sha256: of its contents."""
 
+    place: tuple[str, str]
     url: str
     size: int
     sha256: str
@@ -44,8 +49,7 @@ class File:
 
     @property
     def path(self) -> Path:
-        folder = os.environ.get("CIFAR10_RESNETS", "../shared/data/cifar10")
-        return Path(folder) / self.url.rsplit("/", 1)[1]
+        return Path(os.environ.get(*self.place)) / self.url.rsplit("/", 1)[1]
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,15 @@ class Repository:
 
 def _cifar10(depth: int, size: int, sha256: str) -> File:
     url = f"{CIFAR10_URL}resnet{depth}-{sha256[:8]}.th"
-    return File(url, size, sha256, "BSD-2-Clause", f"classifier=cifar10_resnet{depth}")
+    return File(CIFAR10, url, size, sha256, "BSD-2-Clause", f"classifier=cifar10_resnet{depth}")
 
+
+def _grounded_sam(url: str, size: int, sha256: str, setting: str) -> File:
+    return File(GROUNDED_SAM, url, size, sha256, "Apache-2.0", f"segmenter=grounded_sam_original {setting}".strip())
+
+
+GROUNDING_DINO_URL = "https://github.com/IDEA-Research/GroundingDINO/releases/download/"
+SEGMENT_ANYTHING_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 SOURCES: dict[str, File | Repository] = {
     "cifar10_resnet20": _cifar10(20, 1_099_231, "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
@@ -80,6 +91,46 @@ SOURCES: dict[str, File | Repository] = {
     "sd15": Repository(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", PIPELINE_FILES,
         5.5e9, "CreativeML OpenRAIL-M", "generator=sd15",
+    ),
+    "clipseg": Repository(
+        "CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6", NETWORK_FILES, 603e6, "Apache-2.0",
+        "segmenter=clipseg",
+    ),
+    "grounding_dino": Repository(
+        "IDEA-Research/grounding-dino-base", "12bdfa3120f3e7ec7b434d90674b3396eccf88eb", NETWORK_FILES, 933e6,
+        "Apache-2.0", "segmenter=grounded_sam, grounded_sam_hq, grounded_sam2",
+    ),
+    "sam": Repository(
+        "facebook/sam-vit-base", "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f", NETWORK_FILES, 375e6, "Apache-2.0",
+        "segmenter=sam, grounded_sam",
+    ),
+    "sam_hq": Repository(
+        "syscv-community/sam-hq-vit-base", "f906a2e", NETWORK_FILES, 379e6, "Apache-2.0",
+        "segmenter=sam_hq, grounded_sam_hq",
+    ),
+    "sam2": Repository(
+        "facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290", NETWORK_FILES, 323e6,
+        "Apache-2.0", "segmenter=grounded_sam2",
+    ),
+    "bert": Repository(
+        "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", NETWORK_FILES, 440e6, "Apache-2.0",
+        "segmenter=grounded_sam_original",
+    ),
+    "groundingdino_swint": _grounded_sam(
+        f"{GROUNDING_DINO_URL}v0.1.0-alpha/groundingdino_swint_ogc.pth", 693_997_677,
+        "3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799", "",
+    ),
+    "groundingdino_swinb": _grounded_sam(
+        f"{GROUNDING_DINO_URL}v0.1.0-alpha2/groundingdino_swinb_cogcoor.pth", 938_057_991,
+        "46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7", "segmenter.config=GroundingDINO_SwinB_cfg",
+    ),
+    "sam_vit_b": _grounded_sam(
+        f"{SEGMENT_ANYTHING_URL}sam_vit_b_01ec64.pth", 375_042_383,
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", "",
+    ),
+    "sam_vit_h": _grounded_sam(
+        f"{SEGMENT_ANYTHING_URL}sam_vit_h_4b8939.pth", 2_564_550_879,
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", "segmenter.sam=vit_h",
     ),
 }  # fmt: skip
 
@@ -158,7 +209,7 @@ def describe(name: str, source: File | Repository) -> str:
         origin, pin = source.url, f"sha256 {source.sha256}"
     else:
         origin, pin = f"hub {source.name}", f"revision {source.revision}"
-    return f"{name:17} {source.size / 1e6:8.1f} MB  {source.licence:21}  {source.used_by}\n    {origin}\n    {pin}"
+    return f"{name:19} {source.size / 1e6:8.1f} MB  {source.licence:21}  {source.used_by}\n    {origin}\n    {pin}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -177,7 +228,7 @@ def main(arguments: Sequence[str]) -> int:
         print(fetch_file(source) if isinstance(source, File) else fetch_repository(source))
         return 0
     states = {name: state_of(source) for name, source in SOURCES.items()}
-    print("\n".join(f"{name:17} {state}" for name, state in states.items()))
+    print("\n".join(f"{name:19} {state}" for name, state in states.items()))
     return int(any(state.startswith("damaged") for state in states.values()))
 
 

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
+from hydra.utils import instantiate
 from jaxtyping import Float
 from torch import Tensor
 
 from data import planted
 from models.classifier import ImageClassifier
 from models.zoo import Oracle, load_shipped, shipped_oracle
+from runner.compose import configure
+from runner.types import TextSegmenter
 from scripts import metrics
 from scripts.metrics import Estimate
 from scripts.rows import BATCH, Answer, Setting, world
@@ -19,6 +22,7 @@ from scripts.rows import BATCH, Answer, Setting, world
 CLASSIFIER = "planted_clean"  # whose world the judges share
 ORACLES = ("oracle_convnext", "oracle_mobilenet")  # the first one's features measure KID
 TIED = tuple(planted.SHORTCUTS)
+THERE = 0.02  # share of the pixels; objects of the planted world take up a tenth or more
 
 
 @cache
@@ -53,6 +57,19 @@ def called(setting: Setting, name: str, images: Float[Tensor, "b 3 h w"]) -> lis
     judge, device = network(setting, name), world(setting, CLASSIFIER).generator.device
     logits = torch.cat([judge(part.to(device)).logits for part in images.split(4 * BATCH)])
     return [judge.labels[i] for i in logits.argmax(dim=1).tolist()]
+
+
+@cache
+def segmenter() -> TextSegmenter:
+    """The shipped network that finds what a text names."""
+    found: TextSegmenter = instantiate(configure([f"classifier={CLASSIFIER}"])["text_segmenter"])
+    return found
+
+
+def found(setting: Setting, images: Float[Tensor, "b 3 h w"], names: Sequence[str]) -> list[bool]:
+    """Per picture whether the segmenter finds what a name says, on `THERE` of the pixels or more."""
+    masks = segmenter().find(images.to(world(setting, CLASSIFIER).generator.device), names)
+    return (masks.flatten(1).mean(dim=1) >= THERE).tolist()
 
 
 def both(

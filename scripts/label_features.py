@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str]) -> int:
         count = at_least_one("features", options.features)
         config = configure([f"classifier={options.classifier}", "task=spurious_audit", "logger=none"])
         parts = build(config)
-        task, side = parts.task, parts.generator.resolution
+        task: Any = parts.task
+        side = parts.generator.resolution
         left_out = label_features(parts.classifier, task.training, side, task.cache, count, Path(options.out))
     except (UserError, OmegaConfBaseException) as error:
         print(str(error).splitlines()[0], file=sys.stderr)

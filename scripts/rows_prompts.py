@@ -22,7 +22,12 @@ def portraits(setting: Setting, n: int, network: str) -> list[Answer]:
     overrides = ("task=diffexplainer_class", f"task.seeds={RESTARTS}", f"seed={setting.seed}")
     given = [a for a in answers(setting, network, overrides, n * RESTARTS) if a.record is not None]
     by_class = {a.problem.target: [b for b in given if b.problem.target == a.problem.target] for a in given}
-    return [min(own, key=lambda a: a.record["loss"]["total"]) for own in by_class.values()]
+    return [min(own, key=_loss) for own in by_class.values()]
+
+
+def _loss(given: Answer) -> float:
+    assert given.record is not None
+    return float(given.record["loss"]["total"])
 
 
 def name_of(given: Answer) -> str:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from models.diffusion import LatentDiffusion
 from models.zoo import imagenet_labels
 from runner.compose import configure, jobs
+from runner.record import run_key
 from runner.run import Parts
 from tasks.targets import RULES
 
@@ -256,6 +257,17 @@ def test_choices_win_in_a_multirun_too() -> None:
         ("classifier=vit_b", "generator=planted_ddim"): ("planted_ddim", "imagenet"),
         ("classifier=cifar10_resnet20", "data=planted"): ("cifar10_ddim", "planted"),
     }
+
+
+@pytest.mark.parametrize("domain", options("domain"))
+def test_a_domain_has_a_segmenter_that_goes_by_words(domain: str) -> None:
+    """It can be chosen like any other, and no part refers to it unless a task does."""
+    needed = NEEDED["data=imagenet"] if domain == "imagenet" else []
+    config = plain(f"domain={domain}", *needed)
+    assert config["text_segmenter"]["_target_"] in ("models.clipseg.load", "models.grounded_sam.load")
+    other = plain(f"domain={domain}", "segmenter@text_segmenter=grounded_sam_hq", *needed)
+    assert other["text_segmenter"] == plain("segmenter=grounded_sam_hq")["segmenter"] != config["text_segmenter"]
+    assert run_key(other, []) == run_key(config, [])
 
 
 def test_the_aliases_of_a_domain_are_the_generators_that_they_name() -> None:

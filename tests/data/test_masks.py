@@ -24,10 +24,10 @@ def test_masks_are_found_by_the_pictures_names(tmp_path: Path) -> None:
     segmenter: Segmenter = FileSegmenter(str(tmp_path))
     images, maps = torch.zeros(2, 3, 2, 3), torch.rand(2, 1, 4, 4)
     a, b = [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
-    assert segmenter(images, maps, ["a", "b-2"]).tolist() == [[a], [b]]
-    assert segmenter(images, maps, ["b-2", "a"]).tolist() == [[b], [a]]
+    assert segmenter(images, maps, ["crab"] * 2, ["a", "b-2"]).tolist() == [[a], [b]]
+    assert segmenter(images, maps, ["crab"] * 2, ["b-2", "a"]).tolist() == [[b], [a]]
     with pytest.raises(UserError, match="segmenter.path=.*c.png: no such file; wanted is a grey PNG of 3 x 2 pixels"):
-        segmenter(images, maps, ["a", "c"])
+        segmenter(images, maps, ["crab"] * 2, ["a", "c"])
 
 
 @pytest.mark.parametrize(("kind", "white"), [("uint8", 255), ("uint16", 65535), ("bool", 1)])

@@ -284,15 +284,17 @@ def test_a_recipe_names_all_that_a_sample_follows_from(make_generator: Make) -> 
 
 
 class Halves:
-    """A segmenter whose masks are the left half, or nothing for pictures that are called so; it notes whom it is asked
-    about."""
+    """A segmenter whose masks are the left half, or nothing for pictures that are called so; it notes which words of
+    which pictures it is asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.asked: list[tuple[str, str]] = []
 
-    def __call__(self, images: torch.Tensor, maps: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        assert len(images) == len(maps) == len(names) and maps.shape[1:] == (1, 8, 8)
-        self.asked += names
+    def __call__(
+        self, images: torch.Tensor, maps: torch.Tensor, words: Sequence[str], names: Sequence[str]
+    ) -> torch.Tensor:
+        assert len(images) == len(maps) == len(words) == len(names) and maps.shape[1:] == (1, 8, 8)
+        self.asked += zip(words, names, strict=True)
         masks = torch.zeros_like(images[:, :1])
         masks[[i for i, name in enumerate(names) if name != "nothing"], :, :, :8] = 1.0
         return masks
@@ -310,7 +312,8 @@ def test_masks_are_made_where_something_has_to_be_found(make_either: Make, make_
     problems = [replace(p, keep=keep) for p, keep in zip(make_problems(4), KEEP, strict=True)]
     problems.append(replace(make_problems(5)[4], keep="foreground", mask=brought))
     start = generator.begin(problems, {})
-    assert halves.asked == [p.picture for p in problems if p.keep in ("background", "foreground") and p.mask is None]
+    searched = [p for p in problems if p.keep in ("background", "foreground") and p.mask is None]
+    assert halves.asked == [(p.region, p.picture) for p in searched]
     masks = torch.zeros(5, 1, 16, 16)
     masks[[KEEP.index("background"), KEEP.index("foreground")], :, :, :8] = 1.0
     masks[4] = brought

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,71 +13,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    SamConfig,
-    SamHQConfig,
-    SamHQModel,
-    SamHQProcessor,
-    SamImageProcessor,
-    SamModel,
-    SamProcessor,
-)
+from transformers import SamHQModel, SamHQProcessor, SamImageProcessor, SamModel, SamProcessor
 
-from models.sam import SamSegmenter, load, spread_points
+from models.sam import Sam, SamSegmenter, load, spread_points
 from runner.types import UserError
+from tests.models.tiny_sam import PREPROCESSOR, SIZE, write_sam
 
-# The published files, but for what makes the networks small.
-SIZE = 64
-PREPROCESSOR = {
-    "do_convert_rgb": True, "do_normalize": True, "do_pad": True, "do_rescale": True, "do_resize": True,
-    "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
-    "image_processor_type": "SamImageProcessor", "pad_size": {"height": SIZE, "width": SIZE},
-    "processor_class": "SamProcessor", "resample": 2, "rescale_factor": 1 / 255, "size": {"longest_edge": SIZE},
-}  # fmt: skip
-VISION = {
-    "model_type": "", "hidden_size": 16, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": SIZE, "patch_size": 8, "window_size": 4, "global_attn_indexes": [1], "num_pos_feats": 8,
-    "mlp_dim": 32, "initializer_range": 0.1,
-}  # fmt: skip
-PROMPT = {
-    "model_type": "", "hidden_size": 16, "image_size": SIZE, "patch_size": 8, "image_embedding_size": 8,
-    "mask_input_channels": 4, "num_point_embeddings": 4,
-}  # fmt: skip
-DECODER = {
-    "model_type": "", "hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_multimask_outputs": 3, "iou_head_depth": 3, "iou_head_hidden_dim": 16,
-}  # fmt: skip
 OPTIONS = {"sam": {"multimask_output": True}, "sam_hq": {"multimask_output": True, "hq_token_only": True}}
+
+WORDS = ["crab"]  # nothing follows from them
 
 Checkpoint = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A folder of one kind as the hub has it: config.json, model.safetensors and preprocessor_config.json."""
-    folders: dict[str, Path] = {}
-
-    def folder(kind: str) -> Path:
-        if kind not in folders:
-            decoder = DECODER | ({"vit_dim": 16} if kind == "sam_hq" else {})
-            parts = {"vision_config": VISION, "prompt_encoder_config": PROMPT, "mask_decoder_config": decoder}
-            config_class, network_class = {"sam": (SamConfig, SamModel), "sam_hq": (SamHQConfig, SamHQModel)}[kind]
-            torch.manual_seed(0)
-            network = network_class(config_class(**parts))
-            for weight in network.parameters():
-                torch.nn.init.normal_(weight, std=0.3)
-            folders[kind] = tmp_path_factory.mktemp(kind)
-            network.save_pretrained(folders[kind])
-            config = {
-                "architectures": [network_class.__name__], "initializer_range": 0.02, "model_type": kind,
-                "torch_dtype": "float32", "transformers_version": "4.29.0.dev0", **parts,
-            }  # fmt: skip
-            (folders[kind] / "config.json").write_text(json.dumps(config))
-            (folders[kind] / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-            (folders[kind] / "generation_config.json").unlink(missing_ok=True)
-        return folders[kind]
-
-    return folder
+    """A folder of one kind as the hub has it."""
+    return cache(lambda kind: write_sam(kind, tmp_path_factory.mktemp(kind)))
 
 
 def loaded(path: Path | str, kind: str, **changes: Any) -> SamSegmenter:
@@ -161,9 +114,8 @@ def quarters() -> Tensor:
 
 
 def segmenter(network: Any, **changes: Any) -> SamSegmenter:
-    processor = SamImageProcessor(**PREPROCESSOR)
     settings = {"points": 1, "threshold": 0.3, "square_root": False, "options": {}, **changes}
-    return SamSegmenter(network, processor, **settings)
+    return SamSegmenter(Sam(network, SamImageProcessor(**PREPROCESSOR), settings.pop("options")), **settings)
 
 
 def peak(side: int, row: int, column: int, base: float = 0.0) -> Tensor:
@@ -173,21 +125,21 @@ def peak(side: int, row: int, column: int, base: float = 0.0) -> Tensor:
 
 
 def test_the_mask_of_the_best_score_is_taken_at_the_pictures_size() -> None:
-    mask = segmenter(Asked(quarters(), [0.1, 0.9, 0.5]))(torch.rand(1, 3, 32, 32), peak(32, 1, 1), ["a"])
+    mask = segmenter(Asked(quarters(), [0.1, 0.9, 0.5]))(torch.rand(1, 3, 32, 32), peak(32, 1, 1), WORDS, ["a"])
     expected = torch.zeros(1, 1, 32, 32)
     expected[..., :16, 16:] = 1.0
     assert torch.equal(mask, expected)
 
 
 def test_the_only_mask_is_taken_whatever_the_scores_of_others_say() -> None:
-    mask = segmenter(Asked(quarters()[:1], [0.1, 0.2, 0.9]))(torch.rand(1, 3, 32, 32), peak(32, 1, 1), ["a"])
+    mask = segmenter(Asked(quarters()[:1], [0.1, 0.2, 0.9]))(torch.rand(1, 3, 32, 32), peak(32, 1, 1), WORDS, ["a"])
     assert mask.sum() == 16 * 16 and mask[..., :16, :16].all()
 
 
 def test_centres_of_pixels_are_pointed_at() -> None:
     """Row 4, column 7 of 32 is 8 to 10, 14 to 16 of 64; the network itself adds the half pixel to 8.5 and 14.5."""
     network = Asked(quarters(), [0.1, 0.9, 0.5])
-    segmenter(network, options={"multimask_output": True})(torch.rand(1, 3, 32, 32), peak(32, 4, 7), ["a"])
+    segmenter(network, options={"multimask_output": True})(torch.rand(1, 3, 32, 32), peak(32, 4, 7), WORDS, ["a"])
     assert network.given["input_points"].tolist() == [[[[14.5, 8.5]]]]
     assert network.given["input_labels"].tolist() == [[[1]]] and network.given["multimask_output"] is True
     assert network.given["pixel_values"].shape == (1, 3, SIZE, SIZE)
@@ -197,7 +149,7 @@ def test_centres_of_pixels_are_pointed_at() -> None:
 def test_the_root_lifts_weak_parts_above_the_threshold(square_root: bool, places: int) -> None:
     network = Asked(quarters(), [0.1, 0.9, 0.5])
     weak = peak(32, 4, 7, base=0.16)
-    segmenter(network, points=5, square_root=square_root)(torch.rand(1, 3, 32, 32), weak, ["a"])
+    segmenter(network, points=5, square_root=square_root)(torch.rand(1, 3, 32, 32), weak, WORDS, ["a"])
     assert network.given["input_points"].shape == (1, 1, places, 2)
 
 
@@ -206,7 +158,7 @@ def test_points_are_drawn_by_the_pictures_name() -> None:
     drawn: dict[str, Any] = {}
     for name in (*names, "another", *names):
         network = Asked(quarters(), [0.1, 0.9, 0.5])
-        segmenter(network, points=5)(images, maps, [name])
+        segmenter(network, points=5)(images, maps, WORDS, [name])
         points = network.given["input_points"].tolist()
         assert drawn.setdefault(name, points) == points
     assert drawn[names[0]] != drawn["another"]
@@ -214,7 +166,7 @@ def test_points_are_drawn_by_the_pictures_name() -> None:
 
 def test_an_empty_map_gives_an_empty_mask_and_asks_nothing() -> None:
     network = Asked(quarters(), [0.1, 0.9, 0.5])
-    assert not segmenter(network)(torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 8, 8), ["a", "b"]).any()
+    assert not segmenter(network)(torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 8, 8), WORDS * 2, ["a", "b"]).any()
     assert not network.given
 
 
@@ -222,7 +174,7 @@ def test_another_shape_is_padded_and_cut_back() -> None:
     """32 x 64 pixels fill the upper half of what the network sees."""
     maps = torch.zeros(1, 1, 32, 64)
     maps[..., 4, 7] = 1.0
-    mask = segmenter(Asked(quarters(), [0.9, 0.1, 0.5]))(torch.rand(1, 3, 32, 64), maps, ["a"])
+    mask = segmenter(Asked(quarters(), [0.9, 0.1, 0.5]))(torch.rand(1, 3, 32, 64), maps, WORDS, ["a"])
     expected = torch.zeros(1, 1, 32, 64)
     expected[..., :, :32] = 1.0
     assert (mask != expected).sum() <= 1, "only the quarter's very corner may be rounded"
@@ -236,7 +188,7 @@ def test_a_published_checkpoint_answers_as_transformers_own_classes_do(kind: str
     folder = checkpoint(kind)
     ours = loaded(folder, kind)
     images, maps, names = draw(3)
-    masks = ours(images, maps, names)
+    masks = ours(images, maps, names, names)
     assert masks.shape == (3, 1, SIZE, SIZE) and set(masks.unique().tolist()) == {0.0, 1.0}
     network, processor = {
         "sam": (SamModel, SamProcessor), "sam_hq": (SamHQModel, SamHQProcessor)
@@ -258,7 +210,8 @@ def captured_points(ours: SamSegmenter, images: Tensor, maps: Tensor, names: lis
     found = []
     for i, name in enumerate(names):
         network = Asked(quarters(), [0.1, 0.9, 0.5])
-        SamSegmenter(network, ours.processor, 5, 0.3, False, {})(images[i : i + 1], maps[i : i + 1], [name])
+        asked = SamSegmenter(Sam(network, ours.sam.processor, {}), 5, 0.3, False)
+        asked(images[i : i + 1], maps[i : i + 1], WORDS, [name])
         found.append(network.given["input_points"][0, 0].round().long())
     return found
 
@@ -267,9 +220,9 @@ def captured_points(ours: SamSegmenter, images: Tensor, maps: Tensor, names: lis
 def test_a_mask_depends_on_its_picture_map_and_name_alone(kind: str, checkpoint: Checkpoint) -> None:
     ours = loaded(checkpoint(kind), kind)
     images, maps, names = draw(3, side=48)
-    together = ours(images, maps, names)
+    together = ours(images, maps, names, names)
     for i in (2, 0, 1):
-        alone = ours(images[i : i + 1], maps[i : i + 1], names[i : i + 1])
+        alone = ours(images[i : i + 1], maps[i : i + 1], WORDS, names[i : i + 1])
         assert torch.equal(alone[0], together[i])
 
 
@@ -288,7 +241,7 @@ def test_weights_are_loaded_frozen_and_in_full_precision(checkpoint: Checkpoint,
     source = checkpoint("sam")
     state = {k: v.half() for k, v in load_file(source / "model.safetensors").items()}
     state.pop("prompt_encoder.shared_embedding.positional_embedding", None)
-    network = loaded(copied(source, tmp_path / "half", state, torch_dtype="float16"), "sam").network
+    network = loaded(copied(source, tmp_path / "half", state, torch_dtype="float16"), "sam").sam.network
     assert {p.dtype for p in network.parameters()} == {torch.float32} and not network.training
     assert not any(p.requires_grad for p in network.parameters())
     shared = state["shared_image_embedding.positional_embedding"].float()
@@ -310,7 +263,7 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Checkpoint, tmp_path: P
         (copied(source, tmp_path / "empty"), {}, "cannot be loaded .*; wanted is a folder in transformers' layout"),
         (copied(source, tmp_path / "lacking", lacking), {}, r"1 weights are missing, such as mask_decoder.iou_token"),
         (broken, {}, "cannot be loaded"),
-        (copied(source, tmp_path / "other", state, model_type="clip"), {}, "kind clip; allowed are sam, sam_hq"),
+        (copied(source, tmp_path / "other", state, model_type="clip"), {}, "kind clip; allowed are sam, sam_hq, sam2"),
         (source, {"options": {"hq_token_only": True}}, "segmenter.options=hq_token_only: .* kind sam has no such"),
         (source, {"points": 0}, "segmenter.points=0: allowed are 1 and above"),
     ]

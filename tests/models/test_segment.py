@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.segment import AttentionSegmenter, GrabCutSegmenter, Softening, enlarged
 
-ONE = ["a"]  # the name of a picture, where there is one
+ONE = ["a"]  # the words or the name of a picture, where there is one
 
 
 def square(side: int, low: int, high: int) -> Tensor:
@@ -61,26 +61,26 @@ def test_blur_is_a_gaussian_of_its_standard_deviation() -> None:
 def test_the_threshold_is_a_share_of_the_maximum() -> None:
     maps = torch.tensor([[[[0.1, 0.2], [0.4, 0.5]]]])
     images = torch.zeros(1, 3, 2, 2)
-    assert AttentionSegmenter(0.5, False)(images, maps, ONE).tolist() == [[[[0.0, 0.0], [1.0, 1.0]]]]
-    assert AttentionSegmenter(0.3, False)(images, maps, ONE).tolist() == [[[[0.0, 1.0], [1.0, 1.0]]]]
-    assert AttentionSegmenter(0.3, False)(images, maps / 10, ONE).tolist() == [[[[0.0, 1.0], [1.0, 1.0]]]]
+    assert AttentionSegmenter(0.5, False)(images, maps, ONE, ONE).tolist() == [[[[0.0, 0.0], [1.0, 1.0]]]]
+    assert AttentionSegmenter(0.3, False)(images, maps, ONE, ONE).tolist() == [[[[0.0, 1.0], [1.0, 1.0]]]]
+    assert AttentionSegmenter(0.3, False)(images, maps / 10, ONE, ONE).tolist() == [[[[0.0, 1.0], [1.0, 1.0]]]]
 
 
 def test_the_square_root_lifts_weak_parts() -> None:
     maps = torch.tensor([[[[0.2, 0.05], [0.0, 1.0]]]])  # roots: 0.45, 0.22
     images = torch.zeros(1, 3, 2, 2)
-    assert AttentionSegmenter(0.3, False)(images, maps, ONE).sum() == 1
-    assert AttentionSegmenter(0.3, True)(images, maps, ONE).tolist() == [[[[1.0, 0.0], [0.0, 1.0]]]]
+    assert AttentionSegmenter(0.3, False)(images, maps, ONE, ONE).sum() == 1
+    assert AttentionSegmenter(0.3, True)(images, maps, ONE, ONE).tolist() == [[[[1.0, 0.0], [0.0, 1.0]]]]
 
 
 def test_masks_have_the_pictures_size_and_are_hard() -> None:
     maps = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    masks = AttentionSegmenter(0.5, False)(torch.zeros(2, 3, 16, 16), maps, ["a", "b"])
+    masks = AttentionSegmenter(0.5, False)(torch.zeros(2, 3, 16, 16), maps, ["a", "b"], ["a", "b"])
     assert masks.shape == (2, 1, 16, 16) and set(masks.unique().tolist()) == {0.0, 1.0}
 
 
 def test_a_map_of_zeros_gives_an_empty_mask_and_no_nan() -> None:
-    mask = AttentionSegmenter(0.3, True)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 2, 2), ONE)
+    mask = AttentionSegmenter(0.3, True)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 2, 2), ONE, ONE)
     assert mask.eq(0).all()
 
 
@@ -99,25 +99,25 @@ def disc(side: int, background: tuple[float, float, float] = (0.2, 0.6, 0.2)) ->
 def test_a_coarse_map_is_cut_along_the_edge_of_the_object(side: int) -> None:
     image, mask = disc(side)
     maps = torch.nn.functional.adaptive_avg_pool2d(mask, 8)
-    coarse = AttentionSegmenter(0.45, False)(image, maps, ONE)
+    coarse = AttentionSegmenter(0.45, False)(image, maps, ONE, ONE)
     assert not torch.equal(coarse, mask)
-    assert torch.equal(CUT(image, maps, ONE), mask)
+    assert torch.equal(CUT(image, maps, ONE, ONE), mask)
 
 
 def test_pictures_are_cut_each_for_itself_and_alike_every_time() -> None:
     images = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     maps = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     names = ["a", "b", "c"]
-    together = CUT(images, maps, names)
-    alone = torch.cat([CUT(images[i : i + 1], maps[i : i + 1], names[i : i + 1]) for i in (2, 1, 0)])
-    assert torch.equal(together, alone.flip(0)) and torch.equal(together, CUT(images, maps, names))
+    together = CUT(images, maps, names, names)
+    alone = torch.cat([CUT(images[i : i + 1], maps[i : i + 1], ONE, names[i : i + 1]) for i in (2, 1, 0)])
+    assert torch.equal(together, alone.flip(0)) and torch.equal(together, CUT(images, maps, names, names))
 
 
 def test_what_the_map_is_certain_of_stands() -> None:
     """Colours that contradict the map move only what lies between its thresholds."""
     image, mask = disc(64)
     maps = torch.nn.functional.adaptive_avg_pool2d(mask.flip(-1), 8)
-    cut, large = CUT(image, maps, ONE), enlarged(maps, image)
+    cut, large = CUT(image, maps, ONE, ONE), enlarged(maps, image)
     assert cut[large > 0.8].all() and not cut[large < 0.1].any()
 
 
@@ -125,4 +125,4 @@ def test_what_the_map_is_certain_of_stands() -> None:
 def test_a_map_that_leaves_no_choice_is_taken_as_it_is(value: float) -> None:
     """An even map says nothing: everything is the object; an empty one says that nothing is."""
     image, _ = disc(32)
-    assert torch.equal(CUT(image, torch.full((1, 1, 8, 8), value), ONE), torch.full((1, 1, 32, 32), value))
+    assert torch.equal(CUT(image, torch.full((1, 1, 8, 8), value), ONE, ONE), torch.full((1, 1, 32, 32), value))

@@ -28,7 +28,7 @@ class Noted:
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
 
-    def __call__(self, images: Tensor, maps: Tensor, names: Sequence[str]) -> Tensor:
+    def __call__(self, images: Tensor, maps: Tensor, words: Sequence[str], names: Sequence[str]) -> Tensor:
         self.maps.append(maps)
         return torch.zeros_like(images[:, :1])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runner.compose import configure
 from scripts import fetch_weights
 
 
@@ -18,8 +19,10 @@ def test_fetching_verifies_and_leaves_nothing_half_written(
     origin.parent.mkdir()
     origin.write_bytes(b"weights")
     monkeypatch.setenv("CIFAR10_RESNETS", str(tmp_path / "here"))
-    right = fetch_weights.File(origin.as_uri(), 7, hashlib.sha256(b"weights").hexdigest(), "x", "y")
-    wrong = fetch_weights.File(origin.as_uri(), 7, "0" * 64, "x", "y")
+    right = fetch_weights.File(
+        fetch_weights.CIFAR10, origin.as_uri(), 7, hashlib.sha256(b"weights").hexdigest(), "x", "y"
+    )
+    wrong = fetch_weights.File(fetch_weights.CIFAR10, origin.as_uri(), 7, "0" * 64, "x", "y")
     monkeypatch.setattr(fetch_weights, "SOURCES", {"net": right})
     assert fetch_weights.state_of(right) == "missing"
     with pytest.raises(SystemExit, match="expected 0000"):
@@ -30,7 +33,7 @@ def test_fetching_verifies_and_leaves_nothing_half_written(
     right.path.write_bytes(b"other")
     assert fetch_weights.main(["check"]) == 1
     assert fetch_weights.main(["fetch", "net"]) == 0 and right.path.read_bytes() == b"weights"
-    gone = fetch_weights.File((tmp_path / "none.th").as_uri(), 7, "0" * 64, "x", "y")
+    gone = fetch_weights.File(fetch_weights.CIFAR10, (tmp_path / "none.th").as_uri(), 7, "0" * 64, "x", "y")
     with pytest.raises(SystemExit, match="cannot be reached"):
         fetch_weights.fetch_file(gone)
 
@@ -54,4 +57,25 @@ def test_hub_weights_are_fetched_at_their_revision(monkeypatch: pytest.MonkeyPat
 def test_list_names_licence_and_pin_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     fetch_weights.main(["list"])
     text = capsys.readouterr().out
-    assert all(name in text for name in fetch_weights.SOURCES) and text.count("sha256") == 4 and "BSD-2-Clause" in text
+    files = [source for source in fetch_weights.SOURCES.values() if isinstance(source, fetch_weights.File)]
+    assert all(name in text for name in fetch_weights.SOURCES) and text.count("sha256") == len(files) == 8
+    assert "BSD-2-Clause" in text
+
+
+@pytest.mark.parametrize("option", ["clipseg", "sam", "sam_hq", "grounded_sam", "grounded_sam_hq", "grounded_sam2"])
+def test_what_segmenters_load_is_known_at_the_same_revision(option: str) -> None:
+    node = configure([f"segmenter={option}"])["segmenter"]
+    wanted = {(node["path"], node["revision"])}
+    if "detector" in node:
+        wanted.add((node["detector"], node["detector_revision"]))
+    sources = [s for s in fetch_weights.SOURCES.values() if isinstance(s, fetch_weights.Repository)]
+    assert {(s.name, s.revision) for s in sources if option in s.used_by.split("=")[1].split(", ")} == wanted
+
+
+def test_the_files_of_the_original_grounded_sam_are_looked_for_where_they_are_put(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GROUNDED_SAM", str(tmp_path))
+    node = configure(["segmenter=grounded_sam_original"])["segmenter"]
+    known = [getattr(source, "path", None) for source in fetch_weights.SOURCES.values()]
+    assert {Path(node["weights"]), Path(node["sam_weights"])} <= set(known)

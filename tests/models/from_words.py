@@ -1,0 +1,46 @@
+"""Laws of segmenters that go by words, and the pictures they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.segment import FromBoxes
+from runner.types import Segmenter, TextSegmenter
+
+WORDS = ["Fiddler crab", "viaduct", "flowers"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "fiddler", "crab", "via", "##duct", "flowers"]
+
+
+def draw(n: int, height: int = 40, width: int = 56) -> Tensor:
+    """Pictures of whole 255ths, neither square nor of a network's size."""
+    return torch.randint(0, 256, (n, 3, height, width), generator=torch.Generator().manual_seed(0)) / 255
+
+
+def pixels(image: Tensor) -> Any:
+    """A picture as libraries take it."""
+    return (image * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def masks_depend_on_picture_and_words_alone(segmenter: Any, words: Sequence[str]) -> None:
+    """Neither on the other pictures of a batch, nor on maps and names."""
+    by_words: TextSegmenter = segmenter
+    by_maps: Segmenter = segmenter
+    images = draw(3)
+    together = by_words.find(images, words)
+    assert together.shape == (3, 1, 40, 56) and set(together.unique().tolist()) == {0.0, 1.0}
+    for i in (2, 0, 1):
+        assert torch.equal(by_words.find(images[i : i + 1], words[i : i + 1])[0], together[i])
+    assert torch.equal(by_maps(images, torch.rand(3, 1, 8, 8), words, ["a", "b", "c"]), together)
+
+
+def no_box_gives_an_empty_mask(make: Callable[..., FromBoxes]) -> None:
+    images = draw(2)
+    assert make().find(images, WORDS[:2]).any()
+    for name in ("box_threshold", "text_threshold"):
+        segmenter = make(**{name: 1 - 1e-9})
+        assert len(segmenter.boxes(images[0], WORDS[0])) == 0
+        assert torch.equal(segmenter.find(images, WORDS[:2]), torch.zeros(2, 1, 40, 56))

@@ -1,0 +1,147 @@
+"""CLIPSeg: masks as the library's own call gives them, of one picture at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    PreTrainedTokenizerBase,
+    ViTImageProcessor,
+)
+
+from data import planted
+from models.clipseg import ClipSegmenter, filled_in, load
+from runner.compose import configure
+from runner.types import UserError
+from scripts.tokenizer import train_tokenizer
+from scripts.train_segmenter import TEXTS
+from tests.models.from_words import WORDS, draw, masks_depend_on_picture_and_words_alone, pixels
+
+LENGTH, SIDE = 20, 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIPSeg with random weights, as the library saves it; it sees pictures at 32 px and texts of 20 tokens."""
+    captions = planted.draw_captioned(300, seed=1)[1]
+    tokenizer = train_tokenizer(captions, 200, LENGTH, tmp_path_factory.mktemp("tokenizer"))
+    torch.manual_seed(0)
+    network = CLIPSegForImageSegmentation(configuration(tokenizer))
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    folder = tmp_path_factory.mktemp("clipseg")
+    network.half().save_pretrained(folder)
+    pictures = ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.4] * 3)
+    CLIPSegProcessor(pictures, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def configuration(tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
+    text = {
+        "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "image_size": SIDE, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    return CLIPSegConfig(
+        text_config=text, vision_config=vision, extract_layers=[0, 1], reduce_dim=16, projection_dim=16,
+        decoder_num_attention_heads=2, decoder_intermediate_size=32,
+    )  # fmt: skip
+
+
+def loaded(path: Path | str, **changes: Any) -> ClipSegmenter:
+    return load(str(path), None, **{"threshold": 0.5, "template": "{words}", **changes})
+
+
+def test_masks_are_the_librarys_probabilities_above_the_threshold(folder: Path) -> None:
+    """The documented call, on all pictures at once and with padded texts."""
+    images = draw(3)
+    network = CLIPSegForImageSegmentation.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = CLIPSegProcessor.from_pretrained(folder)
+    given = processor(text=WORDS, images=[*map(pixels, images)], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        shares = network(**given).logits.sigmoid()[:, None]
+    large = F.interpolate(shares, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    middle = large.median().item()
+    masks = loaded(folder, threshold=middle).find(images, WORDS)
+    assert masks.shape == (3, 1, 40, 56) and masks.dtype == images.dtype
+    clear = (large - middle).abs() > 1e-4
+    assert clear.float().mean() > 0.95 and torch.equal(masks[clear], (large > middle).float()[clear])
+    assert 0.3 < masks.mean() < 0.7
+
+
+def test_a_mask_depends_on_its_picture_and_words_alone(folder: Path) -> None:
+    segmenter, image = loaded(folder), draw(1)
+    masks_depend_on_picture_and_words_alone(segmenter, WORDS)
+    assert not torch.equal(segmenter.find(image, WORDS[:1]), segmenter.find(image, WORDS[1:2]))
+
+
+def test_a_higher_threshold_finds_less_and_in_the_end_nothing(folder: Path) -> None:
+    images = draw(1)
+    low, high = (loaded(folder, threshold=share).find(images, WORDS[:1]) for share in (0.4, 0.6))
+    assert (high <= low).all() and high.sum() < low.sum()
+    assert not loaded(folder, threshold=1 - 1e-9).find(images, WORDS[:1]).any()
+
+
+def test_words_are_asked_for_in_the_template(folder: Path) -> None:
+    images, plain = draw(2), loaded(folder)
+    asked = loaded(folder, template="{article} {words}").find(images, ["crab", "anchor"])
+    assert torch.equal(asked, plain.find(images, ["a crab", "an anchor"]))
+    assert not torch.equal(asked, plain.find(images, ["crab", "anchor"]))
+
+
+def test_an_article_is_added_where_one_is_missing() -> None:
+    """What the shipped network is asked is what it was asked in training, with an article or without."""
+    template = str(configure(["segmenter=planted"])["segmenter"]["template"])
+    assert filled_in(template, "compass") == "a compass" and filled_in(template, "the crab") == "the crab"
+    assert tuple(filled_in(template, name) for name in (*planted.CLASSES, *planted.PROPS)) == TEXTS
+    assert tuple(filled_in(template, text) for text in TEXTS) == TEXTS
+
+
+def test_the_digest_follows_from_weights_and_settings(folder: Path, tmp_path: Path) -> None:
+    plain = loaded(folder).digest
+    assert loaded(folder).digest == plain
+    shutil.copytree(folder, tmp_path / "other")
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"decoder.film_mul.bias": state["decoder.film_mul.bias"] + 1}, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})  # fmt: skip # noqa: E501
+    others = [loaded(tmp_path / "other"), loaded(folder, threshold=0.4), loaded(folder, template="a {words}")]
+    assert len({plain, *(other.digest for other in others)}) == 4
+
+
+def test_what_cannot_be_used_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
+    for name in ("lacking", "other", "empty"):
+        shutil.copytree(folder, tmp_path / name)
+    state = load_file(folder / "model.safetensors")
+    state.pop("decoder.film_add.weight")
+    save_file(state, tmp_path / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
+    (tmp_path / "empty" / "model.safetensors").unlink()
+    cases: list[tuple[Path, dict[str, Any], str]] = [
+        (tmp_path / "nowhere", {}, "segmenter.path=.*nowhere: neither a folder nor"),
+        (tmp_path / "lacking", {}, "1 weights are missing, such as decoder.film_add.weight"),
+        (tmp_path / "other", {}, "holds a network of kind clip; allowed are clipseg"),
+        (tmp_path / "empty", {}, "cannot be loaded"),
+        (folder, {"threshold": 1.0}, "segmenter.threshold=1.0: allowed are 0 up to below 1"),
+        (folder, {"template": "a crab"}, "segmenter.template=a crab: has no {words}"),
+        (folder, {"template": "{words} {label}"}, "allowed placeholders are {words}, {article}"),
+    ]
+    for path, changes, said in cases:
+        with pytest.raises(UserError, match=said) as caught:
+            loaded(path, **changes)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="tokens; the network reads 20"):
+        loaded(folder).find(draw(1), ["crab " * 30])

@@ -1,0 +1,223 @@
+"""Grounded SAM: boxes and masks as the library's own calls give them, of one picture at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam2Processor,
+    SamHQModel,
+    SamHQProcessor,
+    SamImageProcessor,
+    SamModel,
+    SamProcessor,
+    SwinConfig,
+)
+
+from models.grounded_sam import GroundedSam, caption_of, load
+from models.sam import load_sam
+from runner.types import UserError
+from tests.models.from_words import (
+    VOCABULARY,
+    WORDS,
+    draw,
+    masks_depend_on_picture_and_words_alone,
+    no_box_gives_an_empty_mask,
+    pixels,
+)
+from tests.models.tiny_sam import write_sam
+
+OPTIONS = {
+    "sam": {"multimask_output": True}, "sam_hq": {"multimask_output": False, "hq_token_only": False},
+    "sam2": {"multimask_output": True},
+}  # fmt: skip
+# The library's own classes for pictures with their prompts.
+PUBLISHED = {
+    "sam": (SamModel, SamProcessor, SamImageProcessor), "sam_hq": (SamHQModel, SamHQProcessor, SamImageProcessor),
+    "sam2": (Sam2Model, Sam2Processor, Sam2ImageProcessor),
+}  # fmt: skip
+
+Make = Callable[..., GroundedSam]
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Grounding DINO with random weights, as the library saves it."""
+    torch.manual_seed(0)
+    backbone = SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
+    )
+    text = BertConfig(
+        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    network = GroundingDinoForObjectDetection(
+        GroundingDinoConfig(
+            backbone_config=backbone, text_config=text, num_queries=12, d_model=32, encoder_layers=1, decoder_layers=2,
+            encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
+        )
+    )  # fmt: skip
+    for weight in network.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.08)
+    folder = tmp_path_factory.mktemp("detector")
+    network.save_pretrained(folder)
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)})
+    pictures = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder of one kind of Segment Anything as the hub has it."""
+    return cache(lambda kind: write_sam(kind, tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture
+def make(detector: Path, sam: Callable[[str], Path]) -> Make:
+    """The segmenter; keyword arguments replace settings."""
+
+    def made(kind: str = "sam", **changes: Any) -> GroundedSam:
+        settings: dict[str, Any] = {
+            "detector": str(detector), "detector_revision": None, "box_threshold": 0.2, "text_threshold": 0.0,
+            "path": str(sam(kind)), "revision": None, "options": OPTIONS[kind],
+        }  # fmt: skip
+        return load(**settings | changes)
+
+    return made
+
+
+def test_words_become_captions() -> None:
+    assert caption_of("Fiddler Crab") == caption_of(" fiddler crab. ") == "fiddler crab."
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_boxes_are_the_librarys(words: str, make: Make, detector: Path) -> None:
+    """The documented call; a token of the words, not the full stop, has to exceed the second threshold."""
+    network = GroundingDinoForObjectDetection.from_pretrained(detector).eval()
+    processor = GroundingDinoProcessor.from_pretrained(detector)
+    image = draw(1)[0]
+    given = processor(images=pixels(image), text=f"{words.lower()}.", return_tensors="pt")
+    with torch.no_grad():
+        outputs = network(**given)
+    scores = outputs.logits[0].sigmoid()
+    middle = scores.amax(dim=1).median().item()
+    for text_threshold in (0.0, scores[:, 1:-2].amax(dim=1).median().item()):
+        found = processor.post_process_grounded_object_detection(
+            outputs, given["input_ids"], middle, text_threshold, target_sizes=[(40, 56)]
+        )[0]
+        named = [label not in ("", ".") for label in found["text_labels"]]
+        boxes = make(box_threshold=middle, text_threshold=text_threshold).boxes(image, words)
+        assert torch.equal(boxes, found["boxes"][torch.tensor(named, dtype=torch.bool)])
+        if text_threshold == 0:
+            assert len(boxes) == 6, "half of the queries"
+
+
+@pytest.mark.parametrize("kind", list(PUBLISHED))
+def test_masks_are_the_librarys_best_of_each_box(kind: str, make: Make, sam: Callable[[str], Path]) -> None:
+    network_class, processor_class, image_processor_class = PUBLISHED[kind]
+    network = network_class.from_pretrained(sam(kind)).eval()
+    processor = processor_class(image_processor_class.from_pretrained(sam(kind)))
+    segmenter, image = make(kind), draw(1)[0]
+    boxes = segmenter.boxes(image, WORDS[0])
+    assert len(boxes) > 1
+    given = processor(images=pixels(image), input_boxes=[boxes.tolist()], return_tensors="pt")
+    sizes = [given.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in given]
+    with torch.no_grad():
+        answer = network(**given, **OPTIONS[kind])
+    every = processor.post_process_masks(answer.pred_masks, *sizes)[0]
+    best = answer.iou_scores[0].argmax(dim=1)
+    chosen = every[torch.arange(len(boxes)), best].float()
+    assert torch.equal(segmenter.sam.in_boxes(image, boxes), chosen)
+    assert torch.equal(segmenter.mask(image, WORDS[0])[0], chosen.amax(dim=0))
+
+
+@pytest.mark.parametrize("kind", list(PUBLISHED))
+def test_a_boxs_mask_depends_on_it_alone(kind: str, sam: Callable[[str], Path]) -> None:
+    """But for rounding, which moves no more than the pixels on an edge."""
+    network, image = load_sam(str(sam(kind)), None, OPTIONS[kind]), draw(1)[0]
+    boxes = torch.tensor([[2.0, 3, 20, 30], [10, 12, 50, 38], [30, 1, 33, 5]])
+    together = network.in_boxes(image, boxes)
+    alone = torch.cat([network.in_boxes(image, box[None]) for box in boxes])
+    assert together.shape == (3, 40, 56) and (together != alone).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("kind", list(PUBLISHED))
+def test_points_are_given_to_every_kind(kind: str, sam: Callable[[str], Path]) -> None:
+    """The documented call, whose points are corners of pixels, here given their centres."""
+    network_class, processor_class, image_processor_class = PUBLISHED[kind]
+    network = network_class.from_pretrained(sam(kind)).eval()
+    processor = processor_class(image_processor_class.from_pretrained(sam(kind)))
+    image = draw(1, 64, 64)[0]
+    given = processor(images=pixels(image), input_points=[[[[9, 20], [50, 41]]]], return_tensors="pt")
+    sizes = [given.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in given]
+    with torch.no_grad():
+        answer = network(**given, **OPTIONS[kind])
+    every = processor.post_process_masks(answer.pred_masks, *sizes)[0][0]
+    ours = load_sam(str(sam(kind)), None, OPTIONS[kind]).at_points(image, torch.tensor([[20, 9], [41, 50]]))
+    assert torch.equal(ours[0], every[answer.iou_scores[0, 0].argmax()].float())
+
+
+def test_a_mask_depends_on_its_picture_and_words_alone(make: Make) -> None:
+    segmenter, image = make(), draw(1)[0]
+    masks_depend_on_picture_and_words_alone(segmenter, WORDS)
+    assert not torch.equal(segmenter.boxes(image, WORDS[0]), segmenter.boxes(image, WORDS[1]))
+
+
+def test_no_box_gives_an_empty_mask(make: Make) -> None:
+    no_box_gives_an_empty_mask(make)
+
+
+def test_the_digest_follows_from_weights_and_settings(make: Make) -> None:
+    plain = make().digest
+    changes: list[dict[str, Any]] = [
+        {"kind": "sam_hq"}, {"box_threshold": 0.3}, {"text_threshold": 0.3}, {"options": {"multimask_output": False}},
+    ]  # fmt: skip
+    assert make().digest == plain and len({plain, *(make(**change).digest for change in changes)}) == 5
+
+
+def test_what_cannot_be_used_is_said_in_one_line(
+    make: Make, detector: Path, sam: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(detector, tmp_path / "lacking")
+    state = load_file(detector / "model.safetensors")
+    state.pop("model.level_embed")
+    save_file(state, tmp_path / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(detector, tmp_path / "other")
+    config = json.loads((detector / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "detr"}))
+    cases: list[tuple[dict[str, Any], str]] = [
+        (
+            {"detector": "nobody/nothing"},
+            "segmenter.detector=nobody/nothing: neither a folder nor, .* fetch hub/nobody",
+        ),
+        ({"detector": str(tmp_path / "lacking")}, "1 weights are missing, such as model.level_embed"),
+        ({"detector": str(tmp_path / "other")}, "segmenter.detector=.*cannot be loaded"),
+        ({"detector": str(sam("sam"))}, "kind sam; allowed are grounding-dino"),
+        ({"path": str(detector)}, "segmenter.path=.* kind grounding-dino; allowed are sam, sam_hq, sam2"),
+        ({"path": str(tmp_path / "nowhere")}, "segmenter.path=.*: neither a folder nor"),
+        ({"options": {"hq_token_only": True}}, "segmenter.options=hq_token_only: .* kind sam has no such"),
+        ({"box_threshold": 1.5}, "segmenter.box_threshold=1.5: allowed are 0 up to below 1"),
+        ({"text_threshold": -0.1}, "segmenter.text_threshold=-0.1: allowed"),
+    ]
+    for changes, said in cases:
+        with pytest.raises(UserError, match=said) as caught:
+            make(**changes)
+        assert "\n" not in str(caught.value)
