@@ -253,14 +253,6 @@ class TextSegmenter(Protocol):
         """1 where a picture in [0, 1] shows what its words name, else 0; 0 everywhere where nothing is found."""
 
 
-class TextSegmenter(Protocol):
-    """Pictures in [0, 1] and what is looked for, a text for each, to masks of it, empty where there is nothing such."""
-
-    digest: str
-
-    def find(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]: ...
-
-
 # One value per sample, lower is better.
 Term = Callable[[Scene], Float[Tensor, " b"]]
 # Named terms with their weights.
