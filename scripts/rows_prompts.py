@@ -131,9 +131,8 @@ def hard_prompt(setting: Setting, n: int, network: str) -> Estimate:
         own = own_tokens(tokenizer, planted.SHORTCUTS[name_of(a)][1])
         prompt = a.record["prompt"]
         named.append(bool(own & set(tokenizer(prompt, add_special_tokens=False).input_ids)))
-        said.append(
-            f"{name_of(a)}: {prompt.removeprefix('a picture of ')} ({100 * a.record['activation_score']:.0f} %)"
-        )
+        words, score = prompt.removeprefix("a picture of "), 100 * a.record["activation_score"]
+        said.append(f"{name_of(a)}: {words} ({score:.0f} %)")
         chances.append(1 - (1 - len(own & set(excluded)) / len(excluded)) ** FREE_TOKENS)
     return share_of(named, f"{'; '.join(said)}; by chance {100 * sum(chances) / max(len(chances), 1):.1f} %")
 
