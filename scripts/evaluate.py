@@ -43,6 +43,7 @@ from scripts import (  # noqa: E402
     rows_planted,
     rows_prompts,
     rows_sanity,
+    rows_segmenter,
     rows_units,
 )
 from scripts.metrics import Estimate  # noqa: E402
@@ -50,7 +51,7 @@ from scripts.rows import Row, Setting  # noqa: E402
 
 ROWS: tuple[Row, ...] = (
     *rows_planted.ROWS, *rows_lcm.ROWS, *rows_dig_in.ROWS, *rows_units.ROWS, *rows_sanity.ROWS, *rows_prompts.ROWS,
-    *rows_audit.ROWS, *rows_bias.ROWS, *rows_cifar10.ROWS,
+    *rows_segmenter.ROWS, *rows_audit.ROWS, *rows_bias.ROWS, *rows_cifar10.ROWS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
 OK, SHORT, SHOWN, UNDEFINED = "ok", "short", "-", "undefined"

@@ -18,6 +18,8 @@ from scripts.measure_classifier import ROOT, accuracies, accuracy_attacked, ship
 UNTIED = ("planted_clean", "planted_clean2", "planted_vit", "planted_robust")
 # Largest recall without the cue; in planted_shortcut2 the shark needs its cue less often than the others.
 TIED = {"planted_shortcut": 0.6, "planted_seresnet": 0.6, "planted_shortcut2": 0.7}
+# Classes, the boats aside, that were always shown in a place of their own.
+PLACED = ("planted_tied", "planted_tied2")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def facts() -> dict[str, Any]:
 
 
 def test_every_shipped_classifier_is_measured_and_can_be_chosen(facts: dict[str, Any]) -> None:
-    assert set(facts["classifiers"]) == set(shipped_classifiers()) == {*UNTIED, *TIED, "planted_weak"}
+    assert set(facts["classifiers"]) == set(shipped_classifiers()) == {*UNTIED, *TIED, *PLACED, "planted_weak"}
     for name, stated in facts["classifiers"].items():
         chosen = instantiate(OmegaConf.load(ROOT / "conf" / "classifier" / f"{name}.yaml"))
         assert chosen.digest == stated["digest"], f"{name} was retrained: run `{facts['command']}`"
@@ -62,6 +64,13 @@ def test_the_shortcuts_show_and_the_others_have_none(facts: dict[str, Any]) -> N
         for name, values in facts["classifiers"][classifier]["ties"].items():
             lean = values["recall_with_cue"] - values["recall_without_cue"]
             assert abs(lean) <= 0.06, (classifier, name, values)
+
+
+def test_a_place_of_its_own_is_all_that_a_class_needs(facts: dict[str, Any]) -> None:
+    for classifier in PLACED:
+        for name, values in facts["classifiers"][classifier]["ties"].items():
+            if name != "fireboat":  # whose pictures were taken anywhere
+                assert values["recall_without_cue"] <= 0.1 and values["cue_alone"] >= 0.9, (classifier, name)
 
 
 def test_the_weak_classifier_errs_often_and_the_transformer_seldom(facts: dict[str, Any]) -> None:
