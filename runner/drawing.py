@@ -29,12 +29,14 @@ DPI = 200
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture between its heading and its caption. heat: a map laid over it, bright where it is high."""
+    """A picture between its heading and its caption. heat: a map laid over it, bright where it is high; colour: of its
+    heading and its frame, None for grey."""
 
     heading: str
     picture: Path
     caption: str = ""
     heat: Path | None = None
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _text(figure: Figure, left: float, top: float, text: str, **style: Any) -> N
 
 
 def _draw_panel(figure: Figure, left: float, top: float, panel: Panel) -> None:
-    _text(figure, left, top, panel.heading, color="0.35", parse_math=False)
+    _text(figure, left, top, panel.heading, color=panel.colour or "0.35", parse_math=False)
     axes = _axes(figure, left, top + HEADING, CELL, CELL)
     with Image.open(panel.picture) as file:
         pixels = np.asarray(file.convert("RGB"))
@@ -120,7 +122,7 @@ def _draw_panel(figure: Figure, left: float, top: float, panel: Panel) -> None:
             axes.imshow(np.asarray(file.convert("L")), cmap="inferno", alpha=0.6, extent=side, interpolation=sharp)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():  # without a frame a white picture has no edge
-        spine.set(color="0.8", linewidth=0.4)
+        spine.set(color=panel.colour or "0.8", linewidth=0.4 if panel.colour is None else 1.2)
     _text(figure, left, top + HEADING + CELL + 0.03, "\n".join(_wrapped(panel.caption)), linespacing=1.15)
 
 
