@@ -35,11 +35,13 @@ sys.path.insert(0, str(ROOT))
 from runner.record import to_json, write  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import (  # noqa: E402
+    rows_audit,
     rows_bias,
     rows_cifar10,
     rows_dig_in,
     rows_lcm,
     rows_planted,
+    rows_prompts,
     rows_sanity,
     rows_units,
 )
@@ -47,8 +49,8 @@ from scripts.metrics import Estimate  # noqa: E402
 from scripts.rows import Row, Setting  # noqa: E402
 
 ROWS: tuple[Row, ...] = (
-    *rows_planted.ROWS, *rows_lcm.ROWS, *rows_dig_in.ROWS, *rows_units.ROWS, *rows_sanity.ROWS, *rows_bias.ROWS,
-    *rows_cifar10.ROWS,
+    *rows_planted.ROWS, *rows_lcm.ROWS, *rows_dig_in.ROWS, *rows_units.ROWS, *rows_sanity.ROWS, *rows_prompts.ROWS,
+    *rows_audit.ROWS, *rows_bias.ROWS, *rows_cifar10.ROWS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
 OK, SHORT, SHOWN, UNDEFINED = "ok", "short", "-", "undefined"

@@ -63,12 +63,12 @@ class SpuriousAudit:
         if not objectives:
             raise UserError(f"task.objectives=[]: name at least one of {', '.join(OBJECTIVES)}")
         self.objectives = [check_choice("task.objectives", name, OBJECTIVES) for name in objectives]
-        self.features, self.labels = at_least_one("task.features", features), labels
+        self.features, self.labels = at_least_one("task.features", features), labels or None
         self.training, self.classes, self.prompt, self.segmenter = training, classes, prompt, segmenter
         self.delta, self.calibration, self.weights = delta, calibration, weights
         self.cache, self.baseline = cache, baseline
         self.schedules = {"inject": [0.0], "blend": [0.0]}
-        self.networks = (segmenter,)
+        self.networks, self.captioner = (segmenter,), None
 
     def problems(self, world: World) -> tuple[list[Feature], int | None]:
         """One problem per class, feature and objective."""

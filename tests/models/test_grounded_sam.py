@@ -13,11 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    BertConfig,
-    BertTokenizer,
-    GroundingDinoConfig,
     GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessor,
     GroundingDinoProcessor,
     Sam2ImageProcessor,
     Sam2Model,
@@ -27,20 +23,19 @@ from transformers import (
     SamImageProcessor,
     SamModel,
     SamProcessor,
-    SwinConfig,
 )
 
 from models.grounded_sam import GroundedSam, caption_of, load
 from models.sam import load_sam
 from runner.types import UserError
 from tests.models.from_words import (
-    VOCABULARY,
     WORDS,
     draw,
     masks_depend_on_picture_and_words_alone,
     no_box_gives_an_empty_mask,
     pixels,
 )
+from tests.models.tiny_dino import write_detector
 from tests.models.tiny_sam import write_sam
 
 OPTIONS = {
@@ -58,30 +53,7 @@ Make = Callable[..., GroundedSam]
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Grounding DINO with random weights, as the library saves it."""
-    torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
-    )
-    text = BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    network = GroundingDinoForObjectDetection(
-        GroundingDinoConfig(
-            backbone_config=backbone, text_config=text, num_queries=12, d_model=32, encoder_layers=1, decoder_layers=2,
-            encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
-        )
-    )  # fmt: skip
-    for weight in network.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.08)
-    folder = tmp_path_factory.mktemp("detector")
-    network.save_pretrained(folder)
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)})
-    pictures = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
-    return folder
+    return write_detector(tmp_path_factory.mktemp("detector"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,83 @@
+"""Folders as the hub has them, with small random weights: Stable Diffusion 1.5 and a consistency model of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, LCMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from data import planted
+from scripts.tokenizer import train_tokenizer
+
+# The published files of these components, apart from widths and depths.
+SCHEDULER = {
+    "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1, "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+INDEX = {
+    "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.6.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}  # fmt: skip
+# What LCM Dreamshaper's files say otherwise: the guidance is told to the UNet as an embedding of this width.
+CONSISTENCY = {"time_cond_proj_dim": 256}
+LCM_SCHEDULER = {
+    **{key: value for key, value in SCHEDULER.items() if key not in ("_class_name", "skip_prk_steps", "steps_offset")},
+    "_class_name": "LCMScheduler", "original_inference_steps": 50, "prediction_type": "epsilon", "steps_offset": 0,
+    "set_alpha_to_one": True,
+}  # fmt: skip
+
+
+def write_stable_diffusion(folder: Path) -> Path:
+    """Stable Diffusion 1.5's layout: 4 blocks in UNet and autoencoder, 77 tokens; without the safety checker and its
+    extractor."""
+    _write(folder, PNDMScheduler.from_config(SCHEDULER), {})
+    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
+    return folder
+
+
+def write_consistency_model(folder: Path) -> Path:
+    """The same as a consistency model whose UNet is told the guidance."""
+    _write(folder, LCMScheduler.from_config(LCM_SCHEDULER), CONSISTENCY)
+    index = INDEX | {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(LCM_SCHEDULER, indent=2))
+    return folder
+
+
+def _write(folder: Path, scheduler: Any, unet: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(planted.draw_captioned(300, seed=1)[1], 100, 77, folder.with_name("learned tokenizer"))
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, in_channels=3, out_channels=3, latent_channels=4,
+            layers_per_block=2, norm_num_groups=32, act_fn="silu", sample_size=512,
+        ),
+        unet=UNet2DConditionModel(
+            block_out_channels=(32, 32, 64, 64), attention_head_dim=8, cross_attention_dim=32, layers_per_block=2,
+            down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3), norm_num_groups=32, norm_eps=1e-5,
+            in_channels=4, out_channels=4, sample_size=64, center_input_sample=False, flip_sin_to_cos=True,
+            freq_shift=0, mid_block_scale_factor=1, downsample_padding=1, act_fn="silu", **unet,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                num_attention_heads=4, max_position_embeddings=77, hidden_act="quick_gelu", projection_dim=32,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        ),
+        tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
