@@ -10,7 +10,7 @@ from runner.drawing import Block, Layout, Matrix, Panel, escaped
 from runner.finished import Record, Run, groups, told_apart
 
 ALONE, BESIDE = 4, 2  # pictures of an answer: of one run, and of each of several
-COLOURS = {"core": "tab:green", "spurious": "tab:red"}  # what people say of a feature
+COLOURS = {"core": "tab:green", "spurious": "tab:red"}  # of what people say of a feature
 STATISTICS = {"agree": "agree", "balanced_accuracy": "balanced", "kappa": "Cohen's κ", "auc": "AUC of r"}
 
 
@@ -103,7 +103,7 @@ def _features(run: Run, own: Sequence[Record]) -> list[list[Panel]]:
 def _verdict(r: Record) -> str:
     low, high = r["r_interval"]
     said = f"{r['verdict']}\nr {r['r']:.2f} ({low:.2f} to {high:.2f})"
-    return said if r["label"] is None else f"{said}\npeople: {r['label']}"
+    return said if r["label"] is None else f"{said}\nlabel: {r['label']}"
 
 
 def _agreement(runs: Sequence[Run]) -> Matrix | None:
@@ -114,5 +114,5 @@ def _agreement(runs: Sequence[Run]) -> Matrix | None:
         for run, name in zip(runs, names, strict=True) for row in run.summary().get("agreement", [])
     ]  # fmt: skip
     values = [[math.nan if row[key] is None else 100 * row[key] for key in STATISTICS] for _, row in rows]
-    title = "agreement with people by group of classes (features in it), %"
+    title = "agreement with the labels by group of classes (features in it), %"
     return Matrix(title, [name for name, _ in rows], list(STATISTICS.values()), values) if rows else None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runner.drawing import CELL, Layout, Matrix, draw
+from runner.drawing import CELL, HEADING, Block, Layout, Matrix, Panel, draw
 from runner.figures import Chosen, compose, lay_out, main
 from runner.finished import read_run
 from runner.types import UserError
@@ -344,7 +344,7 @@ def test_an_audit_shows_pictures_maps_and_prompts_in_the_colour_of_the_label(tmp
     assert [panel.heading for panel in first] == ["feature 3", "feature 7"]
     assert [panel.heat and panel.heat.stem for panel in maps] == ["cam-training"] * 2
     assert [panel.caption for panel in prompted] == [
-        "core\nr 0.25 (0.12 to 0.50)\npeople: core", "undecided\nr 0.25 (0.12 to 0.50)\npeople: spurious",
+        "core\nr 0.25 (0.12 to 0.50)\nlabel: core", "undecided\nr 0.25 (0.12 to 0.50)\nlabel: spurious",
     ]  # fmt: skip
     for line in layout.blocks[0].lines:
         assert [panel.colour for panel in line] == ["tab:green", "tab:red"]
@@ -432,6 +432,16 @@ def test_long_captions_are_broken_and_make_room(tmp_path: Path) -> None:
     ]
     assert figures[1].get_size_inches()[1] > figures[0].get_size_inches()[1] > CELL
     assert max(len(line) for t in figures[1].texts[2:] for line in t.get_text().split("\n")) <= 24
+
+
+def test_a_line_without_headings_leaves_no_room_for_them(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    heights = [
+        draw(Layout([Block("title", [[Panel("a", tmp_path / "a.png")], [Panel(below, tmp_path / "a.png")]])]))
+        .get_size_inches()[1]
+        for below in ("b", "")
+    ]  # fmt: skip
+    assert heights[0] - heights[1] == pytest.approx(HEADING)
 
 
 def test_a_matrix_says_its_numbers() -> None:
