@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
+from typing import Any
 
 from data import planted
+from models.tokens import Hard
 from scripts import metrics
 from scripts.judges import TIED, both, found, share_of
 from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers
+from scripts.rows import Answer, Row, Setting, answers, world
 
 CLEAN, SHORTCUT = "planted_clean", "planted_shortcut"
 RESTARTS = 3
 HIGH = 0.9  # an activation score
+FREE_TOKENS = 2  # of a hard prompt
+OTHERS = (*planted.OPENINGS, "a texture of", "the shape of a", "with")  # what else captions say
 FREE = tuple(name for name in planted.CLASSES if name not in TIED)
 
 
@@ -21,6 +25,11 @@ def portraits(setting: Setting, n: int, network: str) -> list[Answer]:
     """Of the first `n` classes the answer of the restart with the lowest loss."""
     overrides = ("task=diffexplainer_class", f"task.seeds={RESTARTS}", f"seed={setting.seed}")
     given = [a for a in answers(setting, network, overrides, n * RESTARTS) if a.record is not None]
+    return best_of_class(given)
+
+
+def best_of_class(given: Sequence[Answer]) -> list[Answer]:
+    """Of each class the answer with the lowest loss."""
     by_class = {a.problem.target: [b for b in given if b.problem.target == a.problem.target] for a in given}
     return [min(own, key=_loss) for own in by_class.values()]
 
@@ -85,6 +94,49 @@ def prompt_object(setting: Setting, n: int, network: str, classes: Sequence[str]
     return share_of(seen, "")
 
 
+# --- words ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def own_tokens(tokenizer: Any, cue: str) -> frozenset[int]:
+    """The tokens of a cue's words that no other word of the planted world's captions has."""
+
+    def tokens(words: Iterable[str]) -> set[int]:
+        return {i for word in words for i in tokenizer(word, add_special_tokens=False).input_ids}
+
+    phrases = (*planted.CLASSES, *planted.PLACES.values(), *planted.PROP_PHRASES.values(), *planted.HUES, *OTHERS)
+    words = {word for phrase in phrases for word in phrase.split()}
+    return frozenset(tokens(cue.split()) - tokens(words - set(cue.split())))
+
+
+def worded(setting: Setting, n: int, network: str) -> list[Answer]:
+    """Hard prompts of the tied classes, `n` restarts in all, without any token of a class's name."""
+    overrides = (
+        "task=diffexplainer_class", "controls=hard_prompt", f"task.classes=[{','.join(TIED)}]",
+        f"task.seeds={-(-n // len(TIED))}", f"task.prompt='a picture of *{FREE_TOKENS}'",
+        f"controls.tokens.exclude=[{','.join(planted.CLASSES)}]", "controls.report=8", f"seed={setting.seed}",
+    )  # fmt: skip
+    return [a for a in answers(setting, network, overrides, n) if a.record is not None]
+
+
+def hard_prompt(setting: Setting, n: int, network: str) -> Estimate:
+    """For how many tied classes the prompt of the restart with the lowest loss holds a token of the cue's own, tokenised
+    as it is written. The note has the prompts, and the share of random prompts of as many tokens that do by chance."""
+    given = best_of_class(worded(setting, n, network))
+    networks = world(setting, CLEAN).generator.networks
+    tokenizer, excluded = networks.tokenizer, Hard(None, planted.CLASSES, 1.0, (1.0, 1.0), 1.0).allowed(networks)
+    named, said, chances = [], [], []
+    for a in given:
+        assert a.record is not None
+        own = own_tokens(tokenizer, planted.SHORTCUTS[name_of(a)][1])
+        prompt = a.record["prompt"]
+        named.append(bool(own & set(tokenizer(prompt, add_special_tokens=False).input_ids)))
+        words, score = prompt.removeprefix("a picture of "), 100 * a.record["activation_score"]
+        said.append(f"{name_of(a)}: {words} ({score:.0f} %)")
+        chances.append(1 - (1 - len(own & set(excluded)) / len(excluded)) ** FREE_TOKENS)
+    return share_of(named, f"{'; '.join(said)}; by chance {100 * sum(chances) / max(len(chances), 1):.1f} %")
+
+
 ROWS = (
     *(Row(f"planted.prompt_score.{network}", partial(prompt_score, network=network), 10, "%", 1.0)
       for network in (CLEAN, SHORTCUT)),
@@ -96,4 +148,6 @@ ROWS = (
         "%", 0.80),
     Row("planted.prompt_object.planted_shortcut", partial(prompt_object, network=SHORTCUT, classes=FREE), 10, "%",
         0.80),
+    Row("planted.hard_prompt", partial(hard_prompt, network=SHORTCUT), 8, "%", 0.75),
+    Row("planted.hard_prompt.planted_clean", partial(hard_prompt, network=CLEAN), 8, "%"),
 )  # fmt: skip

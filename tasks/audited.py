@@ -16,10 +16,11 @@ LEVELS = "levels:"  # of task.classes: so many classes of every number of spurio
 
 
 def audited_classes(
-    classes: Sequence[str] | str | None, labels: Annotations | None, classifier: Classifier, seed: int
+    classes: Sequence[str] | str | None, labels: Annotations | None, classifier: Classifier, ranking: Ranking, seed: int
 ) -> list[int]:
-    """The numbers of the classes: those named, all with labels, or all; `levels:<n>`: n of each number of features that
-    people found spurious, drawn with the seed. Raises UserError for anything else, and for classes without labels."""
+    """The numbers of the classes: those named; for None all with labels, or all that training pictures are predicted
+    as; `levels:<n>`: n of each number of features that people found spurious, drawn with the seed. Raises UserError for
+    anything else, and for classes without labels."""
     names = classifier.labels
     if isinstance(classes, str):
         count = classes.removeprefix(LEVELS)
@@ -29,7 +30,8 @@ def audited_classes(
     elif classes is not None:
         chosen = [names.index(known_label("task.classes", name, names)) for name in classes]
     else:
-        chosen = list(range(len(names))) if labels is None else sorted(labels.features)
+        predicted = ranking.contribution.any(dim=1).nonzero()[:, 0].tolist()
+        chosen = predicted if labels is None else sorted(labels.features)
     for label in chosen:
         if label >= len(names):
             raise UserError(f"task.labels: class {label} is none of the classifier's {len(names)}")

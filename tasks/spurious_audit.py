@@ -78,7 +78,7 @@ class SpuriousAudit:
         ranking = rank(classifier, FEATURES, self.training, side, self.cache)
         asked = [
             (label, k, unit, objective)
-            for label in audited_classes(self.classes, self.labels, classifier, world.seed)
+            for label in audited_classes(self.classes, self.labels, classifier, ranking, world.seed)
             for k, unit in audited_features(label, self.features, self.labels, classifier, ranking)
             for objective in self.objectives
         ]

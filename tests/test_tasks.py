@@ -36,6 +36,13 @@ TASKS: dict[str, tuple[str, ...]] = {
     "attention_maps": ("task=attention_maps", "optimizer.steps=0"),
     "input_gradients": ("task=input_gradients", "optimizer.steps=0"),
     "diffexplainer_class": ("task=diffexplainer_class", BOTH, *SMALL, *TRAINED),
+    "spurious_audit": (
+        "task=spurious_audit",
+        "task.features=2",
+        "task.objectives=[both,unit]",
+        *SMALL[:-1],
+        *TRAINED,
+    ),
     "hard prompts": (
         "task=diffexplainer_class",
         "controls=hard_prompt",
@@ -69,9 +76,9 @@ def test_every_task_runs_with_every_family(task: str, family: str, capfd: pytest
     found = answers(cli)
     assert len(found) == 2 and all(isinstance(r["success"], bool) for r in found)
     for record in found:
-        for path in record["images"].values():
+        for name, path in record["images"].items():
             with Image.open(cli.folder / path) as picture:
-                assert picture.size == (16, 16)
+                assert picture.size == ((16, 16) if name != "found" else (52, 18)), "three pictures and their borders"
     assert json.loads((cli.folder / "summary.json").read_text())
     assert (cli.folder / "index.html").is_file()
 

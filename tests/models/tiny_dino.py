@@ -18,8 +18,8 @@ from transformers import (
 from tests.models.from_words import VOCABULARY
 
 
-def write_detector(folder: Path) -> Path:
-    """The folder, with the network and its processor."""
+def write_detector(folder: Path, side: int = 64) -> Path:
+    """The folder, with the network and its processor, which enlarges pictures to `side` px."""
     torch.manual_seed(0)
     backbone = SwinConfig(
         image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
@@ -39,6 +39,6 @@ def write_detector(folder: Path) -> Path:
             torch.nn.init.normal_(weight, std=0.08)
     network.save_pretrained(folder)
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)})
-    pictures = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    pictures = GroundingDinoImageProcessor(size={"shortest_edge": side, "longest_edge": 3 * side // 2})
     GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
     return folder

@@ -82,6 +82,13 @@ def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None
     assert len({p.seed for p in everything}) == 6 and len({p.name for p in everything}) == 6
 
 
+def test_classes_that_no_training_picture_is_predicted_as_are_left_out_unless_they_are_named() -> None:
+    without = Pictures([TRAINING[i].image for i in range(3)], ["a"] * 3, "without")
+    assert {p.target for p in pose(task(training=without))[0]} == {0, 1}
+    with pytest.raises(UserError, match="no training picture is predicted as 'urn'"):
+        pose(task(training=without, classes=["urn"]))
+
+
 def test_where_people_said_something_their_features_are_audited() -> None:
     found, total = pose(task(labels=LABELS, features=5))
     assert [(p.target, p.unit.index, p.rank) for p in found] == [(0, 0, 1), (0, 1, 2), (1, 1, 1)] and total == 3

@@ -1,0 +1,62 @@
+"""Rows of the audit, with features that are written here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from scripts import rows_audit
+from scripts.rows import Setting
+from scripts.rows_audit import audit_accuracy, audit_auc, audit_false_alarms, audit_tied, tied
+
+SETTING = Setting(0, "cpu", "outputs")
+NETWORKS = ("planted_clean", "planted_tied")
+
+
+def features(core: Sequence[float], spurious: Sequence[float], target: str) -> list[dict[str, Any]]:
+    return [{"r": r, "label": "core", "target": target} for r in core] + [
+        {"r": r, "label": "spurious", "target": target} for r in spurious
+    ]
+
+
+@pytest.fixture
+def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
+    """Each network has both kinds; 0.15 suits the tied one and 0.25 the clean one."""
+    found = {
+        "planted_clean": features([0.3, 0.4], [0.2, 0.05], "viaduct"),
+        "planted_tied": features([0.2, 0.3], [0.1, 0.0], "viaduct") + features([], [0.4], "rock crab"),
+    }
+    monkeypatch.setattr(rows_audit, "audited", lambda *_: (found, 7))
+    return found
+
+
+def test_the_auc_is_over_all_pairs_of_kinds(audited: dict[str, list[dict[str, Any]]]) -> None:
+    found = audit_auc(SETTING, 9, NETWORKS)
+    # Core 0.2, 0.3, 0.3, 0.4 against 0.0, 0.05, 0.1, 0.2, 0.4: 3 lie below all core ones, 0.2 and 0.4 tie once each.
+    assert found.value == pytest.approx((3 * 4 + 3.5 + 0.5) / 20)
+    assert found.low <= found.value <= found.high
+    assert found.note == "9 features, 5 of them spurious; 7 unclear and left out"
+    audited["planted_clean"], audited["planted_tied"] = features([0.3], [], "viaduct"), []
+    assert math.isnan(audit_auc(SETTING, 9, NETWORKS).value)
+
+
+def test_delta_is_chosen_on_the_other_networks(audited: dict[str, list[dict[str, Any]]]) -> None:
+    """With 0.15 for the clean network its 0.2 is missed; with 0.25 for the tied one its 0.2 is flagged."""
+    found = audit_accuracy(SETTING, 9, NETWORKS)
+    assert found.note == "3 of 4 core ones right, 3 of 5 spurious ones"
+    assert found.value == pytest.approx((3 / 4 + 3 / 5) / 2)
+    alarms = audit_false_alarms(SETTING, 9, NETWORKS)
+    assert alarms.value == pytest.approx(1 / 4), "what is flagged on the clean network, whatever it is"
+
+
+def test_every_tied_class_should_have_a_flagged_feature(audited: dict[str, list[dict[str, Any]]]) -> None:
+    found = audit_tied(SETTING, 9, NETWORKS)
+    assert found.value == 0.5 and found.note == "not: planted_tied, rock crab", "its one feature has 0.4"
+
+
+def test_ties_are_read_from_the_networks_own_file() -> None:
+    assert tied("planted_tied", {"target": "viaduct"}) and not tied("planted_tied", {"target": "fireboat"})
+    assert not tied("planted_clean", {"target": "viaduct"})
