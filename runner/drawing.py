@@ -29,12 +29,14 @@ DPI = 200
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture between its heading and its caption. heat: a map laid over it, bright where it is high."""
+    """A picture between its heading, if any, and its caption. heat: a map laid over it, bright where it is high;
+    colour: of its heading and its frame, None for grey."""
 
     heading: str
     picture: Path
     caption: str = ""
     heat: Path | None = None
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def draw(layout: Layout) -> Figure:
     depth = max(len(block.lines) for block in layout.blocks)
     lines = [[block.lines[i] for block in layout.blocks if i < len(block.lines)] for i in range(depth)]
     texts = [LINE * max(len(_wrapped(panel.caption)) for line in level for panel in line) for level in lines]
-    heights = [HEADING + CELL + text + GAP for text in texts]
+    headings = [HEADING * any(panel.heading for line in level for panel in line) for level in lines]
+    heights = [heading + CELL + text + GAP for heading, text in zip(headings, texts, strict=True)]
     columns = max(len(line) for level in lines for line in level)
     across = min(len(layout.blocks), max(1, WIDE // columns))
     width, height = columns * (CELL + GAP) - GAP + BETWEEN, TITLE + sum(heights) + GAP
@@ -87,9 +90,9 @@ def draw(layout: Layout) -> Figure:
         left, top = MARGIN + i % across * width, MARGIN + i // across * height
         _text(figure, left, top, block.title, weight="bold", parse_math=False)
         top += TITLE
-        for line, level in zip(block.lines, heights, strict=False):
+        for line, heading, level in zip(block.lines, headings, heights, strict=False):
             for k, panel in enumerate(line):
-                _draw_panel(figure, left + k * (CELL + GAP), top, panel)
+                _draw_panel(figure, left + k * (CELL + GAP), top, heading, panel)
             top += level
     if layout.matrix is not None:
         _draw_matrix(figure, MARGIN + down * height, layout.matrix)
@@ -107,9 +110,10 @@ def _text(figure: Figure, left: float, top: float, text: str, **style: Any) -> N
     figure.text(left / w, 1 - top / h, text, va="top", **style)
 
 
-def _draw_panel(figure: Figure, left: float, top: float, panel: Panel) -> None:
-    _text(figure, left, top, panel.heading, color="0.35", parse_math=False)
-    axes = _axes(figure, left, top + HEADING, CELL, CELL)
+def _draw_panel(figure: Figure, left: float, top: float, heading: float, panel: Panel) -> None:
+    """A panel at a place; heading: the height that is left for its heading."""
+    _text(figure, left, top, panel.heading, color=panel.colour or "0.35", parse_math=False)
+    axes = _axes(figure, left, top + heading, CELL, CELL)
     with Image.open(panel.picture) as file:
         pixels = np.asarray(file.convert("RGB"))
     side = (0, 1, 0, 1)  # a map of another size covers the same square
@@ -120,8 +124,8 @@ def _draw_panel(figure: Figure, left: float, top: float, panel: Panel) -> None:
             axes.imshow(np.asarray(file.convert("L")), cmap="inferno", alpha=0.6, extent=side, interpolation=sharp)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():  # without a frame a white picture has no edge
-        spine.set(color="0.8", linewidth=0.4)
-    _text(figure, left, top + HEADING + CELL + 0.03, "\n".join(_wrapped(panel.caption)), linespacing=1.15)
+        spine.set(color=panel.colour or "0.8", linewidth=0.4 if panel.colour is None else 1.2)
+    _text(figure, left, top + heading + CELL + 0.03, "\n".join(_wrapped(panel.caption)), linespacing=1.15)
 
 
 def _wrapped(caption: str) -> list[str]:

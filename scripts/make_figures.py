@@ -28,7 +28,7 @@ from runner.types import UserError  # noqa: E402
 
 GROUP = "planted"
 EXPERIMENTS = CONF / "experiment" / GROUP
-MINIATURES = ("fig", "tab", "workshop")  # how the names of the papers' figures and tables begin
+MINIATURES = ("fig", "tab", "workshop", "diffexplainer_")  # how the names of the papers' figures and tables begin
 
 
 def select(only: str | None, folder: Path = EXPERIMENTS) -> list[str]:

@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.folder import ImageFolder, square  # noqa: E402
-from runner.figures import Record, Run, read_arguments, read_run  # noqa: E402
+from runner.figures import read_arguments  # noqa: E402
+from runner.finished import Record, Run, read_run  # noqa: E402
 from runner.record import read_png, write, write_png  # noqa: E402
 from runner.report import SMALL, TEMPLATES, Rate, parse_json  # noqa: E402
 from runner.types import Dataset, UserError, article  # noqa: E402

@@ -35,6 +35,7 @@ NEEDED = {
     "classifier=robust_resnet50": ["classifier.checkpoint=robust.pt"],
     "classifier=vit_b_cub": ["classifier.checkpoint=cub.safetensors", "classifier.labels=cub.txt"],
     "classifier=vit_b_food101": ["classifier.checkpoint=food.safetensors", "classifier.labels=food.txt"],
+    "classifier=alexnet": ["classifier.target=alexnet.py:load"],
     "classifier=cal_resnet101": ["classifier.target=cal.py:load", "classifier.labels=cars.txt"],
 }
 # Defaults of the training scripts, which read them on their own.
@@ -55,7 +56,11 @@ def groups() -> list[str]:
 EXPERIMENTS = sorted(
     str(path.relative_to(CONF / "experiment").with_suffix("")) for path in (CONF / "experiment").rglob("*.yaml")
 )
-COMMON = ("dig_in/published", "planted/object_kept")  # that others inherit and that ask nothing themselves
+COMMON = (
+    "dig_in/published",
+    "diffexplainer/published",
+    "planted/object_kept",
+)  # that others inherit and that ask nothing themselves
 EVERY = [f"{group}={option}" for group in groups() for option in options(group) if group != "hydra"]
 
 
@@ -186,7 +191,8 @@ def test_the_classes_of_an_experiment_are_known(experiment: str) -> None:
     for config in configured(experiment):
         task, data = config["task"], config["data"]
         named = {task.get("label"), task.get("target"), data.get("label")} - {None, *RULES}
-        named |= {*(task.get("classes") or ()), *(task.get("components") or ())}
+        lists = [task.get(key) or () for key in ("classes", "components")]
+        named |= {name for names in lists if not isinstance(names, str) for name in names}  # not `levels:15`
         if config["classifier"].get("labels") == "imagenet":
             assert named <= set(imagenet_labels())
 
@@ -199,8 +205,9 @@ def test_an_experiment_says_what_to_expect(experiment: str) -> None:
 
 def test_the_page_of_experiments_names_those_of_the_papers() -> None:
     page = (CONF.parent / "docs" / "experiments.md").read_text()
-    papers = {experiment for experiment in EXPERIMENTS if experiment.split("/")[0] in ("dig_in", "diagnose")}
-    assert set(re.findall(r"experiment=((?:dig_in|diagnose)/\w+)", page)) == papers
+    groups = ("dig_in", "diagnose", "diffexplainer")
+    papers = {experiment for experiment in EXPERIMENTS if experiment.split("/")[0] in groups}
+    assert set(re.findall(rf"experiment=((?:{'|'.join(groups)})/\w+)", page)) == papers
 
 
 def test_disagreements_have_the_published_settings() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runner.drawing import CELL, Layout, Matrix, draw
-from runner.figures import Chosen, compose, lay_out, main, read_run
+from runner.drawing import CELL, HEADING, Block, Layout, Matrix, Panel, draw
+from runner.figures import Chosen, compose, lay_out, main
+from runner.finished import read_run
 from runner.types import UserError
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white", *["grey"] * 9)
@@ -21,9 +22,11 @@ COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white", *["grey"
 
 def run_folder(
     root: Path, task: str, records: Sequence[dict[str, Any]], names: Sequence[str], classifier: str = "planted_clean",
-    baseline: str = "none",
+    baseline: str = "none", asked: Mapping[str, Any] = {}, controls: Mapping[str, Any] = {},
+    summary: Mapping[str, Any] = {},
 ) -> Path:  # fmt: skip
-    """A run folder whose records have the named pictures, each 8 px of one colour, by its position in `names`."""
+    """A run folder whose records have the named pictures, each 8 px of one colour, by its position in `names`; asked,
+    controls: of its configuration."""
     folder = root / task / f"planted_ddim-{classifier}" / f"{baseline}0"
     lines = []
     for record in records:
@@ -33,7 +36,9 @@ def run_folder(
             Image.new("RGB", (8, 8), colour).save(folder / path)
         lines.append(json.dumps({**record, "images": images}) + "\n")
     (folder / "results.jsonl").write_text("".join(lines))
-    (folder / "config.yaml").write_text(f"task: {{_target_: tasks.{task}.Anything, baseline: {baseline}}}\n")
+    config = {"task": {"_target_": f"tasks.{task}.Anything", "baseline": baseline, **asked}, "controls": controls}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -96,6 +101,30 @@ GRADIENTS = {
 }  # fmt: skip
 
 
+def portrait(target: str, k: int, score: float = 0.5, loss: float = 1.0, **changes: Any) -> dict[str, Any]:
+    rivals = {"class name": {"activation_score": 0.25}, "best caption": {"activation_score": 1.0}}
+    return {
+        "name": f"{target}-{k}".replace(" ", "-"), "target": target, "activation_score": score, "rivals": rivals,
+        "prompt": f"a picture of {target} $5", "loss": {"total": loss}, **changes,
+    }  # fmt: skip
+
+
+def audited(target: str, unit: int, label: str | None, objective: str = "both") -> dict[str, Any]:
+    return {
+        "name": f"{target}-{unit}-{objective}", "target": target, "unit": f"features:{unit}", "objective": objective,
+        "verdict": "core" if unit < 5 else "undecided", "r": 0.25, "r_interval": [0.125, 0.5], "label": label,
+    }  # fmt: skip
+
+
+AGREED = [
+    {"group": "all", "features": 3, "agree": 0.75, "balanced_accuracy": 0.625, "kappa": -0.25, "auc": 0.5},
+    {"group": "animate, biased", "features": 1, "agree": 1.0, "balanced_accuracy": None, "kappa": None, "auc": None},
+]
+AUDIT: dict[str, Any] = {"asked": {"objectives": ["both", "unit"]}, "summary": {"agreement": AGREED}}
+PORTRAIT: dict[str, Any] = {"asked": {"prompt": "a picture of *4"}}
+SAMPLES = [f"sample_0{i}" for i in range(1, 6)]
+
+
 FOLDERS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     "disagreement": ([dispute(0, "over"), dispute(0, "under"), dispute(1, "over")], ["start", "best", "near-1"]),
     "uvce": ([flip("test-0"), flip("test-1", "viaduct", "rock crab")],
@@ -110,11 +139,16 @@ FOLDERS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
                 ["start", "best"]),
     "attention_maps": ([ATTENDED], ["original", "best", "mask", "class", *ATTENDED["within"]]),
     "input_gradients": ([GRADIENTS], ["original", "mask", "gradient-none", "gradient-much_noise"]),
+    "diffexplainer_class": ([portrait("viaduct", 0), portrait("rock crab", 0)], ["start", "best", *SAMPLES]),
+    "spurious_audit": ([audited("viaduct", 3, "core"), audited("viaduct", 3, "core", "unit"),
+                        audited("viaduct", 7, "spurious"), audited("rock crab", 7, None)],
+                       ["start", "best", "training", "cam-training", "found"]),
 }  # fmt: skip
+SETTINGS = {"diffexplainer_class": PORTRAIT, "spurious_audit": AUDIT}
 
 
 def folder_of(root: Path, task: str) -> Path:
-    return run_folder(root, task, *FOLDERS[task])
+    return run_folder(root, task, *FOLDERS[task], **SETTINGS.get(task, {}))
 
 
 def layout_of(*folders: Path) -> Layout:
@@ -252,6 +286,103 @@ def test_input_gradients_shows_every_augmentation_with_its_share(tmp_path: Path)
     assert [panel.heading for panel in layout.blocks[0].lines[0]][2:] == ["none", "much noise"]
 
 
+def test_portraits_show_pictures_of_the_best_restart_and_what_plain_prompts_reach(tmp_path: Path) -> None:
+    records = [portrait("viaduct", 0, loss=2.0), portrait("viaduct", 1, 0.75), portrait("rock crab", 0, loss=3.0)]
+    layout = layout_of(run_folder(tmp_path, "diffexplainer_class", records, ["best", "start", *SAMPLES], **PORTRAIT))
+    assert [block.title for block in layout.blocks] == ["viaduct", "rock crab"]
+    assert names(layout) == [[["best", "sample_01", "sample_02", "sample_03"]]] * 2
+    assert [block.lines[0][0].picture.parent.name for block in layout.blocks] == ["viaduct-1", "rock-crab-0"]
+    assert captions(layout)[0] == [["called so 0.75\nclass name 0.25\nbest caption 1.00", "", "", ""]]
+
+
+def test_a_hard_prompt_is_the_title_and_a_soft_ones_nearest_words_are_not(tmp_path: Path) -> None:
+    titles = []
+    for kind, baseline in (("Hard", "none"), ("Soft", "none"), ("Hard", "pixels")):
+        given = {**PORTRAIT, "controls": {"tokens": {"_target_": f"models.tokens.{kind}"}}}
+        records = [portrait("viaduct", 0)]
+        folder = run_folder(tmp_path / kind, "diffexplainer_class", records, ["best"], baseline=baseline, **given)
+        titles.append(layout_of(folder).blocks[0].title)
+    assert titles == ["viaduct, “a picture of viaduct $5”", "viaduct", "viaduct"]
+
+
+def test_portraits_of_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
+    """A column each, as many pictures of every one; a class that one run lacks stands without it."""
+    records, pictures = [portrait("viaduct", 0), portrait("rock crab", 0)], ["best", *SAMPLES]
+    own = run_folder(tmp_path, "diffexplainer_class", records, pictures, **PORTRAIT)
+    other = run_folder(
+        tmp_path, "diffexplainer_class", [portrait("viaduct", 0, 1.0)], ["best", "sample_01"],
+        baseline="mahendran_vedaldi", **PORTRAIT,
+    )  # fmt: skip
+    layout = layout_of(own, other)
+    assert names(layout) == [[["best", "best"], ["sample_01", "sample_01"]], [["best"], ["sample_01"]]]
+    headings = [[panel.heading for panel in line] for line in layout.blocks[0].lines]
+    assert headings == [["DiffExplainer", "mahendran vedaldi"], ["", ""]]
+    assert [caption.split("\n")[0] for caption in captions(layout)[0][1]] == ["called so 0.50", "called so 1.00"]
+    assert captions(layout)[0][0] == ["", ""]
+    one = run_folder(
+        tmp_path, "diffexplainer_class", [portrait("viaduct", 0)], ["best"], baseline="feature_attack", **PORTRAIT
+    )
+    assert names(layout_of(own, one))[0] == [["best", "best"]]
+
+
+def test_portraits_are_told_apart_by_their_prompts(tmp_path: Path) -> None:
+    prompts = ["a texture of *4", "the shape of *4"]
+    folders = [
+        run_folder(
+            tmp_path / prompt, "diffexplainer_class", [portrait("viaduct", 0)], ["best"], asked={"prompt": prompt},
+        )
+        for prompt in prompts
+    ]  # fmt: skip
+    assert [panel.heading for panel in layout_of(*folders).blocks[0].lines[0]] == prompts
+
+
+def test_an_audit_shows_pictures_maps_and_prompts_in_the_colour_of_the_label(tmp_path: Path) -> None:
+    layout = layout_of(folder_of(tmp_path, "spurious_audit"))
+    assert [block.title for block in layout.blocks] == ["viaduct", "rock crab"]
+    assert names(layout)[0] == [["training", "training"], ["training", "training"], ["best", "best"]]
+    first, maps, prompted = layout.blocks[0].lines
+    assert [panel.heading for panel in first] == ["feature 3", "feature 7"]
+    assert [panel.heat and panel.heat.stem for panel in maps] == ["cam-training"] * 2
+    assert [panel.caption for panel in prompted] == [
+        "core\nr 0.25 (0.12 to 0.50)\nlabel: core", "undecided\nr 0.25 (0.12 to 0.50)\nlabel: spurious",
+    ]  # fmt: skip
+    for line in layout.blocks[0].lines:
+        assert [panel.colour for panel in line] == ["tab:green", "tab:red"]
+    assert layout.blocks[1].lines[0][0].colour is None
+    assert captions(layout)[1][-1] == ["undecided\nr 0.25 (0.12 to 0.50)"]
+
+
+def test_an_audit_says_how_far_it_agrees_with_people(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "spurious_audit")
+    matrix = layout_of(folder).matrix
+    assert matrix is not None and matrix.rows == ["all (3)", "animate, biased (1)"]
+    assert matrix.columns == ["agree", "balanced", "Cohen's κ", "AUC of r"]
+    assert matrix.values[0] == [75, 62.5, -25, 50]
+    assert matrix.values[1][0] == 100 and all(math.isnan(value) for value in matrix.values[1][1:])
+    other = run_folder(
+        tmp_path, "spurious_audit", *FOLDERS["spurious_audit"], classifier="planted_tied", **AUDIT
+    )  # fmt: skip
+    both = layout_of(folder, other).matrix
+    assert both is not None and both.rows[1:3] == ["planted_clean animate, biased (1)", "planted_tied all (3)"]
+    (folder / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"summary.json: is missing"):
+        layout_of(folder)
+
+
+def test_an_audit_without_labels_or_maps_shows_what_it_has(tmp_path: Path) -> None:
+    records = [audited("viaduct", 3, None)]
+    folder = run_folder(tmp_path, "spurious_audit", records, ["best", "training"], asked=AUDIT["asked"])
+    assert layout_of(folder).matrix is None and names(layout_of(folder)) == [[["training"], ["best"]]]
+
+
+def test_a_coloured_panel_has_heading_and_frame_of_its_colour(tmp_path: Path) -> None:
+    figure = draw(layout_of(folder_of(tmp_path, "spurious_audit")))
+    (heading,) = [text for text in figure.texts if text.get_text() == "feature 3"]
+    assert heading.get_color() == "tab:green"
+    frames = [{spine.get_edgecolor() for spine in ax.spines.values()} for ax in figure.axes]
+    assert len(frames[0]) == 1 and frames[0] != frames[1] and frames[0] == frames[2]
+
+
 def test_blocks_of_several_runs_follow_each_other(tmp_path: Path) -> None:
     folders = [folder_of(tmp_path / place, "npca_cf") for place in ("a", "b")]
     assert len(layout_of(*folders).blocks) == 2
@@ -263,7 +394,7 @@ def test_blocks_of_several_runs_follow_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "axes"),
     [("disagreement", 8), ("uvce", 10), ("neuron_vis", 8), ("neuron_cf", 8), ("npca_cf", 3), ("attention_maps", 13),
-     ("input_gradients", 4)],
+     ("input_gradients", 4), ("diffexplainer_class", 8), ("spurious_audit", 10)],
 )  # fmt: skip
 def test_a_figure_has_axes_for_every_picture_and_is_written_twice(tmp_path: Path, task: str, axes: int) -> None:
     folder = folder_of(tmp_path, task)
@@ -301,6 +432,16 @@ def test_long_captions_are_broken_and_make_room(tmp_path: Path) -> None:
     ]
     assert figures[1].get_size_inches()[1] > figures[0].get_size_inches()[1] > CELL
     assert max(len(line) for t in figures[1].texts[2:] for line in t.get_text().split("\n")) <= 24
+
+
+def test_a_line_without_headings_leaves_no_room_for_them(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    heights = [
+        draw(Layout([Block("title", [[Panel("a", tmp_path / "a.png")], [Panel(below, tmp_path / "a.png")]])]))
+        .get_size_inches()[1]
+        for below in ("b", "")
+    ]  # fmt: skip
+    assert heights[0] - heights[1] == pytest.approx(HEADING)
 
 
 def test_a_matrix_says_its_numbers() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from models.diffusion import LatentDiffusion
 from runner.compose import build
-from runner.figures import LAYOUTS, read_run
+from runner.figures import LAYOUTS
+from runner.finished import read_run
 from runner.run import BAD_INPUT, DONE, FAILED, STOPPED
 from runner.types import UserError, World
 from scripts import make_figures
@@ -24,17 +25,27 @@ PLANTED = sorted(path.stem for path in make_figures.EXPERIMENTS.glob("*.yaml"))
 
 
 def test_what_is_composed_are_the_figures_of_the_folder_or_what_is_named(tmp_path: Path) -> None:
-    for name in ("tab02.yaml", "fig06.yaml", "uvce.yaml", "workshop_fig2.yaml", "fig07.txt"):
-        (tmp_path / name).touch()
-    assert make_figures.select(None, tmp_path) == ["fig06", "tab02", "workshop_fig2"]
+    for name in ("tab02", "fig06", "uvce", "workshop_fig2", "diffexplainer_fig02"):
+        (tmp_path / f"{name}.yaml").touch()
+    (tmp_path / "fig07.txt").touch()
+    assert make_figures.select(None, tmp_path) == ["diffexplainer_fig02", "fig06", "tab02", "workshop_fig2"]
     assert make_figures.select("uvce, fig06", tmp_path) == ["uvce", "fig06"]
-    with pytest.raises(UserError, match="only=c: no such experiment; allowed are fig06, tab02, uvce, workshop_fig2"):
+    with pytest.raises(
+        UserError,
+        match="only=c: no such experiment; allowed are diffexplainer_fig02, fig06, tab02, uvce, workshop_fig2",
+    ):
         make_figures.select("c", tmp_path)
 
 
 def test_every_figure_of_the_papers_has_a_miniature() -> None:
-    papers = {path.stem for group in ("dig_in", "diagnose") for path in (CONF / "experiment" / group).glob("*.yaml")}
-    assert set(make_figures.select(None)) == papers - {"published"}
+    """DiG-IN's have their names, those of the other paper have them behind its own."""
+    prefixes = {"dig_in": "", "diagnose": "", "diffexplainer": "diffexplainer_"}
+    papers = {
+        prefix + path.stem
+        for group, prefix in prefixes.items() for path in (CONF / "experiment" / group).glob("*.yaml")
+        if path.stem != "published"
+    }  # fmt: skip
+    assert set(make_figures.select(None)) == papers
 
 
 def test_the_page_of_experiments_names_the_miniatures() -> None:
@@ -55,15 +66,16 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_every_miniature_asks_its_questions(
-    name: str, make_generator: Callable[..., LatentDiffusion], caches: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, make_generator: Callable[..., LatentDiffusion], caches: Path
 ) -> None:
     """With the networks and pictures that it names, but few training pictures and a tiny generator."""
-    monkeypatch.chdir(caches)
     for found in configured(f"{make_figures.GROUP}/{name}"):
         config = deepcopy(found)
         for key, few in {"count": 64, "samples": 1}.items():
             for node in settings(config["task"], key):
                 node[key] = few
+        for cache in settings(config, "folder"):
+            cache["folder"] = str(caches)
         parts = build(config, generator=make_generator(), logger=None)
         assert config["task"]["_target_"].split(".")[-2] in LAYOUTS and 1 <= config["limit"] <= 8
         problems, total = parts.task.problems(World(parts.data, parts.classifier, parts.generator, config["seed"], 1))

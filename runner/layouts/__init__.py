@@ -1,0 +1,1 @@
+"""A figure's rows from run folders, a function per task; `runner.figures` knows which."""

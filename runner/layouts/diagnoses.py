@@ -1,0 +1,50 @@
+"""Figures of what attention and gradients show of a picture: `attention_maps`, `input_gradients`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runner.drawing import Block, Layout, Panel
+from runner.finished import Record, Run
+
+WORDS = 7  # maps of words on a line at most
+
+
+def attention_maps(runs: Sequence[Run]) -> Layout:
+    """Per picture its reconstruction, the map of the class's words and the mask, below them every word's map (Fig. 12),
+    with the share of each map on the object."""
+    return Layout([Block(r["caption"], _attention(run, r)) for run in runs for r in run.records])
+
+
+def _attention(run: Run, r: Record) -> list[list[Panel]]:
+    picture = run.picture(r, "original")
+    first = [
+        Panel("original", picture, f"object {r['area']:.2f}"),
+        Panel("reconstruction", run.picture(r, "best"), f"{r['psnr']:.1f} dB"),
+        Panel("class", picture, f"on object {r['within_class']:.2f}", run.picture(r, "class")),
+        Panel("white is free", run.picture(r, "mask")),
+    ]
+    maps = [
+        Panel(word, picture, f"on object {share:.2f}", run.picture(r, name))
+        for word, (name, share) in zip(r["words"], r["within"].items(), strict=True)
+    ]
+    each = -(-len(maps) // -(-len(maps) // WORDS))  # lines of the same length
+    return [first, *(maps[i : i + each] for i in range(0, len(maps), each))]
+
+
+def input_gradients(runs: Sequence[Run]) -> Layout:
+    """Per picture the mask and the target's gradient under each augmentation (Fig. 13), with the share of it on the
+    object and the target's probability."""
+    return Layout([
+        Block(f"{r['source']} → {r['target']}", [_gradients(run, r)]) for run in runs for r in run.records
+    ])  # fmt: skip
+
+
+def _gradients(run: Run, r: Record) -> list[Panel]:
+    panels = [
+        Panel(name.replace("_", " "), run.picture(r, f"gradient-{name}"),
+              f"on object {share:.2f}\np {r['probability'][name]:.2g}")
+        for name, share in r["within"].items()
+    ]  # fmt: skip
+    original = Panel("original", run.picture(r, "original"), f"object {r['area']:.2f}")
+    return [original, Panel("white is free", run.picture(r, "mask")), *panels]
