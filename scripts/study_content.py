@@ -129,7 +129,7 @@ def _box(subject: Subject, features: Sequence[Sequence[str]]) -> Box:
     asked = subject.portraits[0]
     label = f"{article(subject.label)} {subject.label}"
     core = Question(CORE, f"Do these pictures show {label}?", YES_OR_NO, asked)
-    text = "What do the pictures of the features show? Tick all that applies."
+    text = "What do the pictures of the features show? Tick all that apply."
     contents = Question(CONTENTS, text, CHOICES, asked, several=True)
     whole = Panel("The class as a whole", _called("The class", subject.portraits), [core])
     parts = [Panel(f"Feature {i}", _called(f"Feature {i}", own)) for i, own in enumerate(features, start=1)]
