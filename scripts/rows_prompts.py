@@ -120,7 +120,7 @@ def worded(setting: Setting, n: int, network: str) -> list[Answer]:
 
 
 def hard_prompt(setting: Setting, n: int, network: str) -> Estimate:
-    """For how many tied classes the prompt of the restart with the lowest loss holds a token of the cue's own, tokenised
+    """For how many tied classes the prompt of the restart with the lowest loss holds a token of its cue, tokenised
     as it is written. The note has the prompts, and the share of random prompts of as many tokens that do by chance."""
     given = best_of_class(worded(setting, n, network))
     networks = world(setting, CLEAN).generator.networks

@@ -1,0 +1,172 @@
+"""What the pictures of a class and of its features contain (DiffExplainer, Section 4.3, Fig. 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from runner.finished import Record, Run, groups
+from runner.record import read_png
+from runner.report import Rate
+from runner.types import UserError, article
+from scripts.study_pages import (
+    TRUE_OR_FALSE,
+    YES_OR_NO,
+    Asked,
+    Box,
+    Count,
+    Gallery,
+    Make,
+    Panel,
+    Question,
+    Study,
+    check_task,
+    deciding,
+    drawn,
+    read_answers,
+)  # fmt: skip
+from tasks.shown import best_restarts
+
+TITLE = "What do you see?"
+INTRODUCTION = (
+    "Each box below is about a class of things that a computer tells apart in pictures. A program made pictures of "
+    "what the computer takes for the class as a whole, and of the single features that count most for it. Judge what "
+    "the pictures show."
+)
+TASKS = ("diffexplainer_class", "spurious_audit")  # of the two runs, in the order in which they are given
+FEATURES = 5  # of a class, those that contribute most
+CORE, CONTENTS, NONE = "core", "contents", "none"
+CHOICES = (
+    ("object", "the whole object"), ("parts", "parts of the object"), ("shape", "its shape"),
+    ("texture", "its texture"), ("context", "what surrounds it"), (NONE, "none of these"),
+)  # fmt: skip
+GROUPS = ("biased", "medium", "unbiased")  # classes by how many of their features labels call spurious
+ALL = "all"
+
+
+@dataclass
+class Content(Make):
+    """pictures: of the class and of each feature at most."""
+
+    study: str = "content"
+    pictures: int = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A class, its pictures' side in pixels and their neutral names: its own, the first of which answers name, and its
+    features'."""
+
+    label: str
+    side: int
+    portraits: Sequence[str]
+    features: Sequence[Sequence[str]]
+
+
+# --- making --------------------------------------------------------------------------------------------------
+
+
+def ask(runs: Sequence[Run], chosen: Content) -> Study:
+    """The classes of which one run made pictures and the other pictures of features, both of the same classifier."""
+    if chosen.pictures < 1:
+        raise UserError(f"pictures={chosen.pictures}: allowed are 1 and above")
+    random = Random(f"{chosen.seed} problems")
+    gallery = Gallery(random)
+    asked = drawn(_explained(runs), chosen.most, random)
+    subjects = [_subject(runs, portrait, own, chosen.pictures, gallery) for portrait, own in asked]
+    return Study(TITLE, INTRODUCTION, dict(zip(TASKS, runs, strict=True)), gallery, partial(boxes, subjects))
+
+
+def _explained(runs: Sequence[Run]) -> list[tuple[Record, list[Record]]]:
+    """Per class the record of its best restart and those of its first features, by rank."""
+    for run, task in zip(runs, TASKS, strict=True):
+        check_task(run, task, "content")
+    names = [run.folder.resolve().parent.name.partition("-")[2] for run in runs]
+    if names[0] != names[1]:
+        raise UserError(f"{runs[0].folder}, {runs[1].folder}: explain {names[0]} and {names[1]}; give runs of one")
+    best, named = best_restarts(runs[0].records), {r["name"]: r for r in runs[0].records}
+    found = [
+        (named[best[own[0]["target"]]["best"]], sorted(own, key=lambda r: int(r["rank"]))[:FEATURES])
+        for own in groups(deciding(runs[1]), "target") if own[0]["target"] in best
+    ]  # fmt: skip
+    if not found:
+        raise UserError(f"{runs[0].folder}, {runs[1].folder}: explain no class in common")
+    return found
+
+
+def _subject(
+    runs: Sequence[Run], portrait: Record, features: Sequence[Record], most: int, gallery: Gallery
+) -> Subject:  # fmt: skip
+    portraits, *explained = (
+        _pictures(run, record, most) for run, record in [(runs[0], portrait), *((runs[1], r) for r in features)]
+    )
+    known = {"class": portrait["target"], "group": features[0].get("group")}
+    first = gallery.add(partial(read_png, portraits[0]), **known)
+    return Subject(
+        portrait["target"], read_png(portraits[0]).shape[-1],
+        [first, *(gallery.add(partial(read_png, path)) for path in portraits[1:])],
+        [[gallery.add(partial(read_png, path)) for path in own] for own in explained],
+    )  # fmt: skip
+
+
+def _pictures(run: Run, record: Record, most: int) -> list[Path]:
+    """The first of a prompt's pictures, the one that counts before the others."""
+    samples = sorted(name for name in record["images"] if name.startswith("sample_"))
+    return [run.picture(record, name) for name in ["best", *samples][:most]]
+
+
+def boxes(subjects: Sequence[Subject], random: Random) -> list[Box]:
+    """A page's classes, and the features of each, in the order that `random` draws."""
+    asked = random.sample(list(subjects), len(subjects))
+    return [_box(subject, random.sample(list(subject.features), len(subject.features))) for subject in asked]
+
+
+def _box(subject: Subject, features: Sequence[Sequence[str]]) -> Box:
+    asked = subject.portraits[0]
+    label = f"{article(subject.label)} {subject.label}"
+    core = Question(CORE, f"Do these pictures show {label}?", YES_OR_NO, asked)
+    text = "What do the pictures of the features show? Tick all that apply."
+    contents = Question(CONTENTS, text, CHOICES, asked, several=True)
+    whole = Panel("The class as a whole", _called("The class", subject.portraits), [core])
+    parts = [Panel(f"Feature {i}", _called(f"Feature {i}", own)) for i, own in enumerate(features, start=1)]
+    return Box(f"“{subject.label}”", subject.side, [[whole], parts], [contents])
+
+
+def _called(what: str, pictures: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, f"{what}, picture {i}") for i, name in enumerate(pictures, start=1)]
+
+
+# --- scoring -------------------------------------------------------------------------------------------------
+
+
+def score(files: Sequence[Path], key: Mapping[str, Any]) -> list[Count]:
+    """Of the classes of each group and of all: how often the class's pictures were said to show the object, and how
+    often each content was ticked. The answers of all participants are pooled; shares of contents may sum to more than
+    1, as several may be ticked."""
+    answers = read_answers(files, key, {CORE: TRUE_OR_FALSE, CONTENTS: Asked(_wanted(), _allowed)})
+    group = {picture: known["group"] for picture, known in key["pictures"].items()}
+    own = [name for name in GROUPS if name in group.values()]
+    counts = []
+    for name in (*own, ALL):
+        said = [a for given in answers for a in given if name in (ALL, group[str(a.picture)])]
+        core = [a.value for a in said if a.question == CORE]
+        contents = [a.value for a in said if a.question == CONTENTS]
+        counts.append(Count(CORE, name, Rate(sum(core), len(core))))
+        for choice, _ in CHOICES:
+            counts.append(Count(choice, name, Rate(sum(choice in ticked for ticked in contents), len(contents))))
+    return counts
+
+
+def _wanted() -> str:
+    return f"a list of {', '.join(name for name, _ in CHOICES)}, the last alone"
+
+
+def _allowed(value: Any) -> bool:
+    names = [name for name, _ in CHOICES]
+    if not isinstance(value, list) or not value or not all(name in names for name in value):
+        return False
+    return len(set(value)) == len(value) and (NONE not in value or len(value) == 1)
