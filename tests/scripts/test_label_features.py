@@ -13,6 +13,7 @@ from data import planted
 from data.planted import Rendered, Scenes
 from data.salient_imagenet import read_answers
 from models.tensor_cache import TensorCache
+from models.zoo import SHIPPED, load_shipped
 from scripts.label_features import label_features, main, spurious_shares
 from tests.tasks.tiny import Colours, Pictures, classifier_of, colour
 
@@ -28,7 +29,7 @@ def coloured(scenes: Scenes) -> Rendered:
     return Rendered(image[:, :, None, None].expand(-1, -1, 8, 8).float(), blank, blank, blank)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def renders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted, "render", coloured)
 
@@ -38,6 +39,7 @@ def variance(n: int) -> float:
     return float((torch.arange(n) / (n - 1)).var(correction=0))
 
 
+@pytest.mark.usefixtures("renders")
 def test_the_shares_of_the_variance_are_those_of_the_factors() -> None:
     found = spurious_shares(classifier_of(Colours(WEIGHTS)))
     of_class, ground = variance(10), variance(8)
@@ -58,6 +60,7 @@ def test_interactions_belong_to_neither(monkeypatch: pytest.MonkeyPatch) -> None
     assert spurious_shares(classifier_of(Colours(WEIGHTS)))[0].item() == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.usefixtures("renders")
 def test_labels_are_written_in_the_columns_of_salient_imagenet(tmp_path: Path) -> None:
     training = Pictures([colour(0.9, 0.1, 0.2), colour(0.1, 0.9, 0.2), colour(0, 0, 1)], ["a", "b", "c"])
     out = tmp_path / "labels" / "labels.csv"
@@ -70,6 +73,13 @@ def test_labels_are_written_in_the_columns_of_salient_imagenet(tmp_path: Path) -
     assert left_out == 3 and all(rank == 2 for _, rank, _ in said.get(2, []))
     lines = Counter(line.split(",")[3] for line in out.read_text().splitlines()[1:])
     assert lines["main_object"] % 5 == 0 and lines["background"] % 5 == 0
+
+
+def test_the_shipped_labels_are_what_rendering_says() -> None:
+    shares = spurious_shares(load_shipped("planted_tied2"))
+    known = read_answers(str(SHIPPED / "planted_tied2" / "labels.csv"), [])
+    said = [(feature.core, shares[feature.index].item()) for own in known.features.values() for feature in own]
+    assert len(said) >= 30 and all(share < 0.4 if core else share > 0.6 for core, share in said)
 
 
 @pytest.mark.parametrize(("argument", "said"), [("clasifier=x", "clasifier"), ("features=0", "features=0")])
