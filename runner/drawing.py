@@ -139,15 +139,15 @@ def _draw_matrix(figure: Figure, top: float, matrix: Matrix) -> None:
     width = min(CELL * len(matrix.columns), figure.get_size_inches()[0] - left - MARGIN)
     axes = _axes(figure, left, top + TITLE + HEADING, width, 2 * LINE * len(matrix.rows))
     values = np.array(matrix.values)
-    axes.imshow(values, cmap="viridis", aspect="auto")
+    image = axes.imshow(values, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(matrix.columns)), matrix.columns)
     axes.set_yticks(range(len(matrix.rows)), matrix.rows)
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values):
         if math.isnan(value):
             continue
-        ink = "white" if value < middle else "black"
+        red, green, blue, _ = image.cmap(image.norm(value))
+        ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
 
 

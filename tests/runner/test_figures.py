@@ -219,6 +219,20 @@ def test_neuron_vis_shows_what_results_have_to_beat_and_whom_they_excite(tmp_pat
     assert layout.matrix.values == [[5.0, -0.25], [1.5, 4.5]]  # means over a unit's results
 
 
+@pytest.mark.parametrize("values", [[[5.0, 5.0]], [[0.0, 100.0]], [[math.nan, 1.0]]])
+def test_the_numbers_of_a_matrix_stand_out_from_their_ground(values: list[list[float]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    blocks = [Block("a", [[Panel("a", tmp_path / "a.png", "")]])]
+    figure = draw(Layout(blocks, Matrix("m", ["r"], ["c", "d"], values)))
+    (image, axes) = next((axes.images[0], axes) for axes in figure.axes if axes.images and len(axes.texts))
+    shown = {int(text.get_position()[0]): text for text in axes.texts}
+    assert len(shown) == sum(not math.isnan(value) for value in values[0])
+    for column, text in shown.items():
+        ground = float(np.dot(image.cmap(image.norm(values[0][column]))[:3], (0.3, 0.59, 0.11)))
+        assert abs(ground - {"white": 1.0, "black": 0.0}[text.get_color()]) >= 0.5
+
+
 def test_a_unit_alone_has_no_others_to_compare_with(tmp_path: Path) -> None:
     layout = layout_of(run_folder(tmp_path, "neuron_vis", [excitation("f:1", 0)], ["best", "training", "worded"]))
     assert layout.matrix is None
