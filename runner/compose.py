@@ -46,7 +46,7 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
     Raises UserError where a part refuses its settings.
     """
     torch.manual_seed(config["seed"])
-    nodes = {key: config[key] for key in Parts.__dataclass_fields__ if key not in given}
+    nodes = {key: config[key] for key in Parts.__dataclass_fields__ if key not in given and key in config}
     try:
         parts = Parts(**instantiate(nodes, _convert_="all"), **given)
     except InstantiationException as error:

@@ -12,7 +12,7 @@ from data.folder import OnePicture
 from runner import optimize
 from runner.compose import build, configure
 from runner.record import to_8_bits
-from runner.run import solver
+from runner.run import safety_notes, solver
 from runner.types import Classifier, Example, World
 
 
@@ -59,7 +59,8 @@ def explain(
         state = latest
         if state.failed[0] is not None:
             raise RuntimeError(state.failed[0])
-    original, best = (to_8_bits(x[0]) for x in (anchor.original, answer.render(state.best, anchor)[:, 0]))
+    (starts, _), (bests, flagged) = answer.render(controls, anchor), answer.render(state.best, anchor)
+    original, best = (to_8_bits(pictures[0]) for pictures in (anchor.original, bests[:, 0]))
     pictures = {"before": original, "best": best, "mask": anchor.mask[0]}
     pictures |= parts.task.illustrate(problems[0], pictures, classifier)
     measured = parts.task.measure(problems[0], pictures, classifier)
@@ -67,5 +68,8 @@ def explain(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
         loss={name: values[0] for name, values in state.history[int(state.best_step[0])].items()},
-        warnings=[*notes[0], *answer.doubts(problems, anchor, answer.render(controls, anchor)[:, 0], state)[0]],
+        warnings=[
+            *notes[0], *answer.doubts(problems, anchor, starts[:, 0], state)[0],
+            *safety_notes(flagged[0], bests.shape[1]),
+        ],
     )  # fmt: skip

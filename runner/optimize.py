@@ -101,11 +101,11 @@ def begin(controls: Controls) -> State:
 
 @torch.no_grad()
 def choose_start(generator: Generator, start: Start, objective: Objective) -> tuple[Controls, Anchor]:
-    """Per sample the candidates with the lowest un-augmented totals: first controls are compared, with the constants of
-    the trial, then the schedules of the anchors."""
+    """Per sample the candidates with the lowest un-augmented totals: first controls are compared, then the schedules of
+    the anchors."""
     controls, anchors = start.controls, start.anchors
-    if (trial := start.trial) is not None:
-        candidates = [controls, *start.others]
+    if start.others:
+        candidates, trial = [controls, *start.others], start.trial or anchors[0]
         choice = _lowest(objective, (generator(c, trial)[-1] for c in candidates))
         rows = torch.arange(len(choice), device=choice.device)
         controls = {name: torch.stack([c[name] for c in candidates])[choice, rows] for name in controls}

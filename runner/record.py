@@ -31,6 +31,7 @@ PART_OF_THE_RUN = (
     "baseline",
     "optimizer",
     "augment",
+    "safety",
     "seed",
     "batch",
     "threads",

@@ -33,6 +33,7 @@ from runner.types import (
     Objective,
     Problem,
     Scene,
+    Screen,
     Task,
     UserError,
     World,
@@ -55,12 +56,14 @@ class Parts:
     optimizer: Descent
     augment: RandomCrops
     logger: Logger
+    safety: Screen | None = None
 
     @property
     def digests(self) -> list[str]:
         """Of the weights that results follow from."""
         others = [network.digest for network in self.task.networks]
-        return [self.generator.digest, self.classifier.digest, *others]
+        safety = [] if self.safety is None else [self.safety.digest]
+        return [self.generator.digest, self.classifier.digest, *others, *safety]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Solver:
     task: Task
     augment: RandomCrops
     doubts: Doubts
+    safety: Screen | None
 
     @property
     def generator(self) -> Generator:
@@ -118,9 +122,14 @@ class Solver:
 
         return optimize.optimise(self.generator, anchor, self.objective(problems, anchor), augment, self.descent, state)
 
-    def render(self, controls: Controls, anchor: Anchor) -> Tensor:
-        """The pictures that are reported, (b, n, 3, h, w) in [0, 1]; the first is the one that counts."""
-        return self.generator.pictures(controls, anchor)
+    def render(self, controls: Controls, anchor: Anchor) -> tuple[Tensor, Sequence[int]]:
+        """The pictures that are reported, (b, n, 3, h, w) in [0, 1], of which the first is the one that counts; and how
+        many of each problem's were flagged as unsafe, and are blurred."""
+        pictures = self.generator.pictures(controls, anchor)
+        if self.safety is None:
+            return pictures, [0] * len(pictures)
+        screened, flags = self.safety(pictures.flatten(0, 1))
+        return screened.view_as(pictures), flags.view(pictures.shape[:2]).sum(dim=1).tolist()
 
 
 def solver(parts: Parts) -> Solver:
@@ -129,7 +138,7 @@ def solver(parts: Parts) -> Solver:
     baseline = parts.baseline[parts.task.baseline]
     chosen = baseline(parts.generator, parts.controls, replace(parts.optimizer, lr=scaled))
     doubts = Doubts(parts.generator, parts.classifier)
-    return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts)
+    return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety)
 
 
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
@@ -240,7 +249,7 @@ def solve_batch(
         _tell(state, problems, answer.descent.steps, bar, logger)
     bar.phase("measuring")
     with torch.no_grad():
-        starts, bests = answer.render(controls, anchor), answer.render(state.best, anchor)
+        (starts, _), (bests, flagged) = answer.render(controls, anchor), answer.render(state.best, anchor)
     prompts = answer.generator.worded(state.best, anchor)
     doubts = answer.doubts(problems, anchor, starts[:, 0], state)
     for i, problem in enumerate(problems):
@@ -251,13 +260,19 @@ def solve_batch(
                 pictures = {"original": anchor.original[i], **pictures}  # drawn with the first words if not given
             if problem.keep in ("background", "foreground"):
                 pictures["mask"] = anchor.mask[i]
-            warnings = [*_caption_notes(answer.task, problem), *notes[i], *doubts[i]]
+            hidden = safety_notes(flagged[i], bests.shape[1])
+            warnings = [*_caption_notes(answer.task, problem), *notes[i], *doubts[i], *hidden]
             for warning in warnings:
                 bar.say(f"{problem.name}: {warning}")
             prompt = problem.edit.target if prompts is None else prompts[i]
             write_problem(answer, problem, i, state, pictures, prompt, warnings, anchor, folder, len(problems), logger)
     path.unlink(missing_ok=True)
     bar.finished(len(problems))
+
+
+def safety_notes(flagged: int, count: int) -> list[str]:
+    """What the reader has to know of pictures that were kept from being seen."""
+    return [f"{flagged} of {count} pictures were flagged as unsafe and are blurred"] if flagged else []
 
 
 def _caption_notes(task: Task, problem: Problem) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 # What is optimised: leaf tensors by name, batch first. Diffusion generators use `latent` "b c y x" (the start
@@ -253,6 +253,16 @@ class TextSegmenter(Protocol):
         """1 where a picture in [0, 1] shows what its words name, else 0; 0 everywhere where nothing is found."""
 
 
+class Screen(Protocol):
+    """Keeps pictures from being seen. digest: of the weights and settings that it goes by."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def __call__(self, images: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, " n"]]:
+        """Pictures in [0, 1], those that are flagged made unrecognisable, and which these are."""
+
+
 # One value per sample, lower is better.
 Term = Callable[[Scene], Float[Tensor, " b"]]
 # Named terms with their weights.
@@ -262,7 +272,7 @@ Objective = Mapping[str, tuple[float, Term]]
 @dataclass(frozen=True)
 class Start:
     """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem; others:
-    further candidates for the controls; trial: the constants with which these are compared, None where there are none.
+    further candidates for the controls; trial: the constants with which these are compared, None for the anchor's own.
     """
 
     controls: Controls

@@ -200,12 +200,14 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
     one = guidance(generator, embeddings, DESCENT)
     assert one.begin is generator and isinstance(one.generator, PixelDescent) and one.descent.steps == 0
     task: Any = uvce()
-    answer = Solver(one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()))
+    answer = Solver(
+        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None
+    )
     controls, anchor, notes = answer.start(problems)
     assert set(controls) == {"pixels"} and len(notes) == 2
     (state,) = answer.states(problems, anchor, optimize.begin(controls))
     assert state.finished and torch.equal(state.best["pixels"], controls["pixels"])
-    picture = answer.render(state.best, anchor)[:, 0]
+    picture = answer.render(state.best, anchor)[0][:, 0]
     assert torch.equal(picture, controls["pixels"]) and 0 <= picture.min() and picture.max() <= 1
     with torch.no_grad():
         (scene,) = one.generator(controls, anchor)

@@ -225,12 +225,12 @@ def test_the_numbers_of_a_matrix_stand_out_from_their_ground(values: list[list[f
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     blocks = [Block("a", [[Panel("a", tmp_path / "a.png", "")]])]
     figure = draw(Layout(blocks, Matrix("m", ["r"], ["c", "d"], values)))
-    (image, axes) = next((axes.images[0], axes) for axes in figure.axes if axes.images and len(axes.texts))
+    image, axes = next((axes.images[0], axes) for axes in figure.axes if axes.images and len(axes.texts))
     shown = {int(text.get_position()[0]): text for text in axes.texts}
     assert len(shown) == sum(not math.isnan(value) for value in values[0])
     for column, text in shown.items():
-        ground = float(np.dot(image.cmap(image.norm(values[0][column]))[:3], (0.3, 0.59, 0.11)))
-        assert abs(ground - {"white": 1.0, "black": 0.0}[text.get_color()]) >= 0.5
+        ground = float(np.dot(image.to_rgba(np.array(values[0][column]))[:3], (0.3, 0.59, 0.11)))
+        assert abs(ground - {"white": 1.0, "black": 0.0}[str(text.get_color())]) >= 0.5
 
 
 def test_a_unit_alone_has_no_others_to_compare_with(tmp_path: Path) -> None:

@@ -327,6 +327,9 @@ def test_a_sample_that_has_enough_stands_still_and_all_of_them_end_the_descent()
     assert [first for first, _ in sums] == [0.0, -3.0, -3.0, -3.0], "two hits in a row, at steps 0 and 1"
     assert [second for _, second in sums] == [27.0, 24.0, 21.0, 18.0] and last.finished
     assert not Stop(1, {"other": 1.0})(last.history, 0), "no such term, never enough"
+    two = [{"sum": [0.0], "more": [0.0], "total": [0.0]}]
+    assert not Stop(1, {"sum": 1.0})(two, 0), "a term without a bound"
+    assert Stop(1, {"sum": 1.0, "more": 1.0})(two, 0) and not Stop(1, {"sum": 1.0, "more": -1.0})(two, 0)
 
 
 def test_tokens_keep_their_lengths() -> None:

@@ -77,7 +77,7 @@ def test_another_architecture_is_not_continued(tmp_path: Path) -> None:
         ("strength.fireboat=-1", r"^strength.fireboat=-1: allowed are 0"),
         (
             "ties=planted_hews",
-            r"^ties=planted_hews: allowed are cifar10_border, fairface_age, planted_hues, planted_sh",
+            r"^ties=planted_hews: allowed are cifar10_border, fairface_age, planted_hues, planted_pl",
         ),
         ("ties=planted_hues", r"^ties=planted_hues: give its strength too"),
     ],

@@ -1,0 +1,106 @@
+"""The safety checker: what the library flags is blurred and said, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from models.safety import blurred, load
+from runner.types import UserError
+from tests.cli import Cli
+from tests.test_tasks import words
+
+SIDE = 32
+
+
+def pictures() -> Tensor:
+    """Three pictures of 255ths."""
+    return torch.randint(0, 256, (3, 3, 40, 40), generator=torch.Generator().manual_seed(0)) / 255
+
+
+def embedded(network: StableDiffusionSafetyChecker, processor: CLIPImageProcessor, image: Tensor) -> Tensor:
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    given = processor(pixels, return_tensors="pt").pixel_values
+    return network.visual_projection(network.vision_model(given)[1])[0].detach()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checker with random weights whose concepts are all the second picture."""
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": SIDE, "patch_size": 8, "projection_dim": 16, "initializer_range": 1.0,
+    }  # fmt: skip
+    network = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16)).eval()
+    for weight in network.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight)
+    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    network.concept_embeds.data[:] = embedded(network, processor, pictures()[1])
+    network.special_care_embeds.data[:] = -network.concept_embeds.data[:3]
+    network.concept_embeds_weights.data[:] = 0.999
+    network.special_care_embeds_weights.data[:] = 0.999
+    folder = tmp_path_factory.mktemp("pipeline")
+    network.save_pretrained(folder / "safety_checker")
+    processor.save_pretrained(folder / "feature_extractor")
+    return folder
+
+
+def test_what_the_library_flags_is_blurred_and_nothing_else_changes(folder: Path) -> None:
+    screen = load(str(folder), None, 0.1)
+    shown, flags = screen(pictures())
+    given = screen.processor(
+        [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in pictures()], return_tensors="pt"
+    ).pixel_values
+    _, published = screen.network(clip_input=given, images=[np.zeros((1, 1, 3))] * 3)
+    assert flags.tolist() == [bool(flag) for flag in published] == [False, True, False]
+    assert torch.equal(shown[0], pictures()[0]) and torch.equal(shown[2], pictures()[2])
+    torch.testing.assert_close(shown[1], blurred(pictures()[1:2], 0.1)[0])
+    assert shown[1].std() < 0.2 * pictures()[1].std()
+    assert screen(pictures()[1:2])[1].tolist() == [True], "it does not depend on the batch"
+
+
+def test_a_blur_keeps_a_plain_picture_and_grows_with_the_side() -> None:
+    plain = torch.full((1, 3, 20, 30), 0.25)
+    torch.testing.assert_close(blurred(plain, 0.06), plain)
+    edge = torch.zeros(1, 3, 20, 20)
+    edge[..., 10:] = 1.0
+    large = edge.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    small, big = blurred(edge, 0.1)[0, 0, 10], blurred(large, 0.1)[0, 0, 40]
+    torch.testing.assert_close(big.view(20, 4).mean(dim=1), small, rtol=0, atol=0.03)
+
+
+def test_weights_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "feature_extractor").mkdir()
+    with pytest.raises(UserError, match=r"safety.path=.*: cannot be loaded"):
+        load(str(tmp_path), None, 0.1)
+    with pytest.raises(UserError, match=r"safety.path=no/such: neither a folder nor"):
+        load("no/such", None, 0.1)
+    assert load(str(folder), None, 0.1).digest != load(str(folder), None, 0.2).digest
+
+
+def test_a_run_says_what_it_hides(folder: Path, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    """A checker for which everything is unsafe; without one the run is another."""
+    everything = folder.with_name("everything")
+    network = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker")
+    network.concept_embeds_weights.data[:] = -2.0
+    network.save_pretrained(everything / "safety_checker")
+    CLIPImageProcessor.from_pretrained(folder / "feature_extractor").save_pretrained(everything / "feature_extractor")
+    asked = words(cli, "diffexplainer_class", "planted_clean", "limit=1", "optimizer.steps=1")
+    assert cli.plain(capfd, *asked).code == 0
+    plain = cli.folder
+    outcome = cli.plain(capfd, *asked, "safety=stable_diffusion", f"safety.path={everything}")
+    assert outcome.code == 0, outcome
+    (screened,) = [path for path in plain.parent.iterdir() if path != plain]
+    read = lambda run: json.loads((run / "results.jsonl").read_text().splitlines()[0])  # noqa: E731
+    said = "3 of 3 pictures were flagged as unsafe and are blurred"
+    assert said in read(screened)["warnings"] and said not in read(plain)["warnings"]
+    assert said in (screened / "index.html").read_text()
