@@ -59,13 +59,13 @@ class Annotations:
         return sorted(drawn)
 
 
-def read_answers(path: str, animate: Sequence[Sequence[int]]) -> Annotations:
+def read_answers(path: str | None, animate: Sequence[Sequence[int]]) -> Annotations:
     """The answers of a CSV file, a row per person: a feature is core if more than half of its rows say `main_object`.
 
     Raises UserError for a missing file or column, and for a value that is not allowed.
     """
-    key = f"task.labels.path={path}"
-    if not Path(path).is_file():
+    key = f"task.labels.path={path or 'null'}"
+    if path is None or not Path(path).is_file():
         raise UserError(f"{key}: no such file; wanted is a CSV with the columns {', '.join(COLUMNS)}")
     votes: dict[tuple[int, int], list[bool]] = defaultdict(list)
     ranks: dict[tuple[int, int], int] = {}

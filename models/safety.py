@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor
 
 from models.hub import load_frozen, local_folder, one_line
 from models.segment import eight_bits, joint_digest
+from runner.types import UserError
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,15 @@ def blurred(images: Float[Tensor, "n 3 h w"], share: float) -> Float[Tensor, "n 
     return gaussian_blur(images, [2 * reach + 1] * 2, [width] * 2)
 
 
-def load(path: str, revision: str | None, blur: float) -> SafetyChecker:
+def load(path: str | None, revision: str | None, blur: float) -> SafetyChecker:
     """The checker of a pipeline's folder, its parts `safety_checker` and `feature_extractor`; see `SafetyChecker`.
 
     path: a folder in diffusers' layout, or a hub id whose files are in the hub's cache at `revision`.
-    Raises UserError if weights are missing or of another kind.
+    Raises UserError if no path is given, and if weights are missing or of another kind.
     """
-    key = f"safety.path={path}"
+    key = f"safety.path={path or 'null'}"
+    if path is None:
+        raise UserError(f"{key}: name a folder with safety_checker and feature_extractor, or a hub id")
     folder = local_folder(key, path, revision)
     with one_line(key):
         processor = CLIPImageProcessor.from_pretrained(folder / "feature_extractor")

@@ -91,3 +91,5 @@ def test_what_is_not_such_a_file_is_refused(
         read_answers(written(tmp_path / "a.csv", [row] if row else [], header), ANIMATE)
     with pytest.raises(UserError, match="no such file"):
         read_answers(str(tmp_path / "none.csv"), ANIMATE)
+    with pytest.raises(UserError, match=r"task.labels.path=null: no such file"):
+        read_answers(None, ANIMATE)

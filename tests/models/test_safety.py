@@ -84,6 +84,8 @@ def test_weights_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) -
         load(str(tmp_path), None, 0.1)
     with pytest.raises(UserError, match=r"safety.path=no/such: neither a folder nor"):
         load("no/such", None, 0.1)
+    with pytest.raises(UserError, match=r"safety.path=null: name a folder"):
+        load(None, None, 0.1)
     assert load(str(folder), None, 0.1).digest != load(str(folder), None, 0.2).digest
 
 
