@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from runner.chart import Chart, charts, number
+from runner.tables import tables, words
 from runner.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -88,15 +89,6 @@ class Bar:
     role: str
     before: float | None
     after: float | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of a run's summary under a title, ready to be shown."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,7 @@ def render(run_folder: Path) -> str:
         seconds=_median_seconds(records),
         rate=Rate(sum(judged), len(judged)) if judged else None,
         summary=[(words(key), number(value)) for key, value in _plain(summary)],
-        tables=[_table(key, rows) for key, rows in summary.items() if _is_table(rows)],
+        tables=tables(summary),
         cards=cards,
         sources=sorted({card.source for card in cards if card.source}),
         targets=sorted({card.target for card in cards if card.target}),
@@ -311,31 +303,9 @@ def _plain(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _is_table(value: Any) -> bool:
-    """Whether a value is a list of mappings."""
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
-
-
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A list of mappings with the same keys, one row each; the ends of an interval are joined."""
-    columns = list(rows[0])
-    return Table(words(title), [words(c) for c in columns], [[_cell(row.get(c)) for c in columns] for row in rows])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return "–".join(number(end) for end in value)
-    return number(value)
-
-
 def _median_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
     seconds = [float(r["seconds"]) for r in records if isinstance(r.get("seconds"), (int, float))]
     return median(seconds) if seconds else None
-
-
-def words(key: str) -> str:
-    """A key as words: "class_log_prob" -> "class log prob"."""
-    return key.replace("_", " ")
 
 
 def main(arguments: Sequence[str]) -> int:
