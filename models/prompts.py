@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +41,8 @@ class PromptDiffusion:
     """Pictures of prompts with free tokens. Every step meets new z, the best iterate is chosen on the same ones each
     time, and what is reported is drawn from a third set.
 
-    tokens: what stands in the free places; starts: how many random ones are compared, the best of which is begun with;
+    tokens: what stands in the free places; starts: how many random ones are compared, the best of which is begun with:
+    equal prompts of equal `draw` share them and what they show, which is kept in the generator's cache;
     fresh, validation, report: how many z of each kind.
     """
 
@@ -71,13 +73,48 @@ class PromptDiffusion:
             **vars(start.anchors[0]), seeds=seeds, prompts=templates, ids=ids,
             vectors=self.networks.token_vectors(ids), course=self.course(seeds, "validation", 0), random=None,
         )  # fmt: skip
+        draws = [p.seed if p.draw is None else p.draw for p in problems]
         begun = [
-            {self.tokens.control: self.tokens.start(self.networks, templates, [stream(s, "start", j) for s in seeds])}
+            {self.tokens.control: self.tokens.start(self.networks, templates, [stream(d, "start", j) for d in draws])}
             for j in range(self.starts)
         ]
-        # Few pictures for many prompts: other z than those by which steps are judged, and no token drawn at random.
-        trial = replace(anchor, course=self.course(seeds, "fresh", 0))
-        return Start(begun[0], [anchor], start.notes, begun[1:], trial)
+        if all(torch.equal(b[self.tokens.control], begun[0][self.tokens.control]) for b in begun):
+            begun = begun[:1]  # nothing is random about them
+        scenes = partial(self.candidates, begun, anchor, draws)
+        return Start(begun[0], [anchor], start.notes, begun[1:], scenes)
+
+    def candidates(self, begun: Sequence[Controls], anchor: PromptAnchor, draws: Sequence[int]) -> Iterator[Scene]:
+        """What every start shows. Few pictures for many prompts: of other z than those by which steps are judged, and
+        no token is drawn at random."""
+        keys = list(zip(anchor.prompts, draws, strict=True))
+        distinct = list(dict.fromkeys(keys))
+        whose = [distinct.index(key) for key in keys]
+        pools = [self._pool([b[self.tokens.control][i] for b in begun], anchor, i, draws[i])
+                 for i in map(keys.index, distinct)]  # fmt: skip
+        for latents in zip(*pools, strict=True):
+            z = torch.stack(latents)
+            images = self.networks.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+            yield Scene(images[whose, 0], z[whose, 0], images[whose])
+
+    def _pool(
+        self, begun: Sequence[Tensor], anchor: PromptAnchor, i: int, draw: int
+    ) -> Float[Tensor, "starts m c h w"]:
+        """The latents that the i-th prompt's starts lead to, on the `fresh` z of their draw; from the cache, if there.
+        Always of this prompt alone and as many at once, so that they do not depend on the batch."""
+        count = len(anchor.prompts[i].free)
+        values, seeds = torch.stack([b[:count] for b in begun]), self.seeds(draw, "fresh", 0)
+        vectors = self.tokens.vectors(self.networks, values, None)
+        key = self.generator.cache.key("starts", self.generator.recipe, anchor.prompts[i], vectors, seeds)
+        if (found := self.generator.cache.load([key])) is None:
+            at_once = max(1, self.counts["validation"] // len(seeds))
+            parts = []
+            for part in values.split(at_once):
+                course = self.drawn(seeds * len(part))
+                own = self._repeated(anchor, i, len(part), course)
+                parts.append(self._chain({self.tokens.control: part}, own)[-1].unflatten(0, (len(part), len(seeds))))
+            found = {"latents": torch.cat(parts)[None]}
+            self.generator.cache.save([key], **found)
+        return found["latents"][0].to(self.networks.device)
 
     def seeds(self, seed: int, kind: str, k: int) -> list[int]:
         """The seeds of a problem's pictures of step k, of one of the three kinds."""
@@ -109,17 +146,19 @@ class PromptDiffusion:
             rows.append(row.index_copy(1, places, free[i, :, : len(places)].to(row)))
         return self.networks.embed_vectors(anchor.ids.repeat_interleave(m, dim=0), torch.cat(rows))
 
+    def _chain(self, controls: Controls, anchor: PromptAnchor) -> list[Tensor]:
+        """The chain of x0-predictions of each prompt's m pictures, "b m" flattened."""
+        m = len(anchor.course["latent"]) // len(anchor.seeds)
+        embeddings = self.generator.base(self.text(controls, anchor, m), anchor.course)
+        return self.generator.chain(anchor.course["latent"], embeddings, anchor.course["noise"])
+
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         """Scenes whose views are the m pictures of a prompt; `image` is the first of them."""
         assert isinstance(anchor, PromptAnchor)
-        b = len(anchor.seeds)
-        m = len(anchor.course["latent"]) // b
-        embeddings = self.generator.base(self.text(controls, anchor, m), anchor.course)
-        chain = self.generator.chain(anchor.course["latent"], embeddings, anchor.course["noise"])
-        latents = chain[-self.generator.last :]
+        b, latents = len(anchor.seeds), self._chain(controls, anchor)[-self.generator.last :]
         decoded = self.networks.decode(torch.cat(latents)).chunk(len(latents))
         folded = [
-            (image.unflatten(0, (b, m)), z.unflatten(0, (b, m))) for image, z in zip(decoded, latents, strict=True)
+            (image.unflatten(0, (b, -1)), z.unflatten(0, (b, -1))) for image, z in zip(decoded, latents, strict=True)
         ]
         return [Scene(image[:, 0], z[:, 0], image) for image, z in folded]
 
@@ -142,11 +181,15 @@ class PromptDiffusion:
         self, controls: Controls, anchor: PromptAnchor, i: int, seeds: Sequence[int]
     ) -> Float[Tensor, "m 3 h w"]:
         """Pictures of the i-th prompt."""
-        own = replace(
-            anchor, seeds=anchor.seeds[i : i + 1], prompts=anchor.prompts[i : i + 1], ids=anchor.ids[i : i + 1],
-            vectors=anchor.vectors[i : i + 1], course=self.drawn(seeds), random=None,
-        )  # fmt: skip
+        own = self._repeated(anchor, i, 1, self.drawn(seeds))
         return self({name: values[i : i + 1] for name, values in controls.items()}, own)[-1].views[0]
+
+    def _repeated(self, anchor: PromptAnchor, i: int, n: int, course: Course) -> PromptAnchor:
+        """The i-th prompt's constants n times, with another course and no token drawn at random."""
+        return replace(
+            anchor, seeds=anchor.seeds[i : i + 1] * n, prompts=anchor.prompts[i : i + 1] * n,
+            ids=anchor.ids[[i] * n], vectors=anchor.vectors[[i] * n], course=course, random=None,
+        )  # fmt: skip
 
     def worded(self, controls: Controls, anchor: Anchor) -> list[str]:
         assert isinstance(anchor, PromptAnchor)

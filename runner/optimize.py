@@ -105,10 +105,10 @@ def choose_start(generator: Generator, start: Start, objective: Objective) -> tu
     the anchors."""
     controls, anchors = start.controls, start.anchors
     if start.others:
-        candidates, trial = [controls, *start.others], start.trial or anchors[0]
-        choice = _lowest(objective, (generator(c, trial)[-1] for c in candidates))
-        rows = torch.arange(len(choice), device=choice.device)
-        controls = {name: torch.stack([c[name] for c in candidates])[choice, rows] for name in controls}
+        candidates = [controls, *start.others]
+        scenes = (generator(c, anchors[0])[-1] for c in candidates) if start.scenes is None else start.scenes()
+        chosen = [candidates[j] for j in _lowest(objective, scenes).tolist()]
+        controls = {name: torch.stack([c[name][i] for i, c in enumerate(chosen)]) for name in controls}
     if len(anchors) == 1:
         return controls, anchors[0]
     choice = _lowest(objective, (generator(controls, a)[-1] for a in anchors))

@@ -6,7 +6,7 @@ steps, l text tokens, d text width, k classes, n views. Images are RGB in [0, 1]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +87,8 @@ KEEP = ("background", "foreground", "all", "none")
 class Problem:
     """One question about a picture; each task adds what it asks for.
 
-    name: unique in the run and fit for a folder; seed: of everything random about it;
+    name: unique in the run and fit for a folder; seed: of everything random about it; draw: the seed of the random
+    prompts that are compared at the start, which problems may share, None for `seed`;
     image: the picture, None where it is drawn from the seed and `edit.source`; picture: the picture's own name;
     keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in
     [0, 1], None where the segmenter has to find it; redrawn: whether what is free of a picture starts from noise, not
@@ -108,6 +109,7 @@ class Problem:
     redrawn: bool = False
     claim: tuple[str, int] | None = None
     example: Float[Tensor, "3 h w"] | None = None
+    draw: int | None = None
 
     @property
     def region(self) -> str:
@@ -272,14 +274,15 @@ Objective = Mapping[str, tuple[float, Term]]
 @dataclass(frozen=True)
 class Start:
     """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem; others:
-    further candidates for the controls; trial: the constants with which these are compared, None for the anchor's own.
+    further candidates for the controls; scenes: what all the candidates show, None for what the first anchor makes of
+    them.
     """
 
     controls: Controls
     anchors: Sequence[Anchor]
     notes: Sequence[Sequence[str]]
     others: Sequence[Controls] = ()
-    trial: Anchor | None = None
+    scenes: Callable[[], Iterator[Scene]] | None = None
 
 
 # Prompt-to-Prompt schedules that replace the generator's own: `inject` and `blend`, shares of the chain to compare.

@@ -70,9 +70,9 @@ class DiffExplainerClass:
         for label, k in islice(asked, world.limit):
             found.append(Portrait(
                 name=f"{slug(label)}-{k}", seed=own_seed(world.seed, labels.index(label), k), image=None,
-                edit=Edit.unchanged(marked(self.prompt, label), label), picture=slug(label),
-                keep="none", objective=self.asked, target=labels.index(label), unit=unit(label), rivals=rivals(label),
-                example=example(label),
+                edit=Edit.unchanged(marked(self.prompt, label), label), picture=slug(label), keep="none",
+                draw=own_seed(world.seed, 0, k), objective=self.asked, target=labels.index(label), unit=unit(label),
+                rivals=rivals(label), example=example(label),
             ))  # fmt: skip
         return found, len(asked)
 

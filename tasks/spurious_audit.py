@@ -88,7 +88,7 @@ class SpuriousAudit:
             found.append(Feature(
                 name=f"{slug(name)}-{k}-{slug(str(unit))}-{objective}", seed=own_seed(world.seed, unit.index, label),
                 image=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
-                keep="none", objective=objective, target=label, unit=unit, rank=k,
+                keep="none", draw=own_seed(world.seed, 0), objective=objective, target=label, unit=unit, rank=k,
                 contribution=ranking.contribution[label, unit.index].item(),
                 highest=ranking.top[0, unit.index].item(),
                 example=best_of_class(ranking, unit, label, classifier, self.training, side),

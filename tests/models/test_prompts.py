@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
-from models.prompts import PromptAnchor, PromptDiffusion, stream
+from models.prompts import PromptDiffusion, stream
+from models.tensor_cache import TensorCache
 from models.tokens import Hard, Soft, letters, plain, read_template, spell
 from runner.optimize import choose_start
-from runner.types import Controls, Edit, Problem, UserError
+from runner.types import Controls, Edit, Problem, Scene, UserError
 
 Make = Callable[..., LatentDiffusion]
 PROMPT = "a photograph of a viaduct on sand"
@@ -207,16 +209,16 @@ def test_counts_below_one_are_refused(key: str, make_generator: Make) -> None:
 # --- hard prompts ------------------------------------------------------------------------------------------------
 
 
+def dark(scene: Scene) -> Tensor:
+    return scene.views.mean(dim=(1, 2, 3, 4))
+
+
 def test_hard_prompts_are_compared_by_their_own_words(make_generator: Make) -> None:
     """The start is the candidate whose plain prompt is best, without Gumbel noise, on z that no step is judged on."""
     generator = make_generator("lcm")
     prompts = hard(generator, starts=6)
     start = prompts.begin([asked("a *2", seed) for seed in (3, 4)], {})
-    assert isinstance(start.trial, PromptAnchor) and start.trial.random is None
-    fresh = prompts.fresh(start.anchors[0], 0)
-    assert isinstance(fresh, PromptAnchor) and fresh.random is not None
-    assert torch.equal(start.trial.course["latent"], fresh.course["latent"])
-    chosen, _ = choose_start(prompts, start, {"dark": (1.0, lambda scene: scene.views.mean(dim=(1, 2, 3, 4)))})
+    chosen, _ = choose_start(prompts, start, {"dark": (1.0, dark)})
     for i, seed in enumerate((3, 4)):
         found = []
         for candidate in [start.controls, *start.others]:
@@ -225,6 +227,55 @@ def test_hard_prompts_are_compared_by_their_own_words(make_generator: Make) -> N
             found.append(generator.sample([words] * len(seeds), seeds).mean().item())
         best = [start.controls, *start.others][found.index(min(found))]
         assert torch.equal(chosen["logits"][i], best["logits"][i])
+
+
+@pytest.mark.parametrize("make", [soft, hard])
+def test_what_starts_show_is_what_the_generator_shows_of_them(make: Any, make_either: Make) -> None:
+    """Whatever else is in the batch: prompts of other lengths, other draws, and one that begins as words."""
+    prompts = make(make_either(), starts=3)
+    problems = [asked("a picture of *2", 3), asked("a *viaduct on *1", 4), asked("a picture of *2", 5)]
+    start = prompts.begin(problems, {})
+    assert start.scenes is not None
+    shown = torch.stack([scene.views for scene in start.scenes()])
+    for i, problem in enumerate(problems):
+        alone = prompts.begin([problem], {})
+        assert alone.scenes is not None
+        own = torch.stack([scene.views[0] for scene in alone.scenes()])
+        torch.testing.assert_close(own, shown[:, i], rtol=0, atol=1e-5)  # decoded beside other pictures
+        anchor = replace(alone.anchors[0], course=prompts.course([problem.seed], "fresh", 0))
+        for candidate, views in zip([alone.controls, *alone.others], own, strict=True):
+            torch.testing.assert_close(prompts(candidate, anchor)[-1].views[0], views, rtol=0, atol=1e-4)
+
+
+def test_problems_of_equal_draw_share_their_starts(
+    make_generator: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are computed once, and kept: a second run finds them in the cache."""
+    generator = make_generator("lcm", cache=TensorCache(str(tmp_path)))
+    prompts, calls, chain = soft(generator, starts=4), list[int](), generator.chain
+
+    def counted(latent: Tensor, *others: Any) -> list[Tensor]:
+        calls.append(len(latent))
+        return chain(latent, *others)
+
+    monkeypatch.setattr(generator, "chain", counted)
+    problems = [replace(asked("a picture of *2", seed), draw=7) for seed in (3, 4, 5)]
+    start = prompts.begin(problems, {})
+    tokens = torch.stack([c["tokens"] for c in [start.controls, *start.others]])
+    assert torch.equal(tokens, tokens[:, :1].expand_as(tokens)) and not torch.equal(tokens[0], tokens[1])
+    assert start.scenes is not None
+    calls.clear()
+    first = [scene.views for scene in start.scenes()]
+    assert sum(calls) == 4 * prompts.counts["fresh"], "of three problems' prompts one is drawn"
+    calls.clear()
+    again = prompts.begin(problems, {}).scenes
+    assert again is not None
+    assert torch.equal(torch.stack(first), torch.stack([scene.views for scene in again()])) and not calls
+
+
+def test_a_prompt_without_anything_random_has_one_start(make_generator: Make) -> None:
+    start = soft(make_generator("lcm"), starts=4).begin([asked("a *viaduct", seed) for seed in (3, 4)], {})
+    assert not start.others
 
 
 def test_a_hard_prompts_pictures_are_those_of_its_words(make_either: Make) -> None:
