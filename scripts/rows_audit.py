@@ -16,7 +16,7 @@ from scripts import metrics
 from scripts.label_features import label_features
 from scripts.metrics import Estimate
 from scripts.rows import Row, Setting, answers, parts_for
-from tasks.agreement import CORE, SPURIOUS, best_delta
+from tasks.agreement import CORE, SPURIOUS, UNDECIDED, best_delta
 
 CLEAN, TIED = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
 SHORTCUT = ("planted_shortcut", "planted_shortcut2")
@@ -73,22 +73,26 @@ def audit_auc(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     return metrics.resampled(auc, (len(core), len(other)), note)
 
 
-def said(setting: Setting, n: int, networks: tuple[str, ...]) -> list[tuple[str, dict[str, Any], bool]]:
-    """Per feature its network, its record, and whether it is flagged with the δ that suits the other networks best."""
+def said(setting: Setting, n: int, networks: tuple[str, ...]) -> list[tuple[str, dict[str, Any], str]]:
+    """Per feature its network, its record, and what Eq. 6 says with the δ that suits the other networks best, undecided
+    where its prompt did not reach it."""
     found, _ = audited(setting, n, networks)
-    flagged = []
+    verdicts = []
     for network, own in found.items():
-        others = [record for name, records in found.items() if name != network for record in records]
+        others = [o for name, records in found.items() if name != network for o in records if o["reached"]]
         delta = best_delta([o["r"] for o in others], [o["label"] for o in others])
-        flagged += [(network, record, record["r"] < delta) for record in own]
-    return flagged
+        for record in own:
+            decided = SPURIOUS if record["r"] < delta else CORE
+            verdicts.append((network, record, decided if record["reached"] else UNDECIDED))
+    return verdicts
 
 
 def audit_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
-    """Balanced accuracy with δ chosen on the labels of the other networks."""
+    """Balanced accuracy with δ chosen on the labels of the other networks; a feature that its prompt did not reach is
+    not right."""
     given = said(setting, n, networks)
     kinds = np.asarray([record["label"] for _, record, _ in given])
-    right = np.asarray([flag == (kind == SPURIOUS) for (_, _, flag), kind in zip(given, kinds, strict=True)])
+    right = np.asarray([verdict == kind for (_, _, verdict), kind in zip(given, kinds, strict=True)])
     core, other = right[kinds == CORE], right[kinds == SPURIOUS]
     if min(len(core), len(other)) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), f"{len(core)} core, {len(other)} spurious")
@@ -97,13 +101,14 @@ def audit_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estim
         return float((core[rows].mean() + other[others].mean()) / 2)
 
     note = f"{core.sum()} of {len(core)} core ones right, {other.sum()} of {len(other)} spurious ones"
+    note += f"; {sum(verdict == UNDECIDED for _, _, verdict in given)} not reached"
     return metrics.resampled(balanced, (len(core), len(other)), note)
 
 
 def audit_tied(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """How many tied classes have a flagged feature."""
-    given = [(f"{network}, {r['target']}", flag) for network, r, flag in said(setting, n, networks) if tied(network, r)]
-    flagged = {name for name, flag in given if flag}
+    given = [(f"{network}, {r['target']}", v) for network, r, v in said(setting, n, networks) if tied(network, r)]
+    flagged = {name for name, verdict in given if verdict == SPURIOUS}
     names = sorted({name for name, _ in given})
     return metrics.share([name in flagged for name in names], f"not: {'; '.join(set(names) - flagged) or 'none'}")
 
@@ -116,7 +121,7 @@ def tied(network: str, record: Mapping[str, Any]) -> bool:
 
 def audit_false_alarms(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """How many features of the clean networks are flagged."""
-    return metrics.share([flag for network, _, flag in said(setting, n, networks) if network in CLEAN])
+    return metrics.share([verdict == SPURIOUS for name, _, verdict in said(setting, n, networks) if name in CLEAN])
 
 
 BOTH = (*CLEAN, *TIED)

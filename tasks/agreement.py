@@ -54,13 +54,13 @@ def best_delta(r: Sequence[float], labels: Sequence[str]) -> float:
 
 
 def calibrated(runs: Sequence[str], digest: str) -> float:
-    """δ by the labelled features of other networks: of the run folders of audits. Raises UserError for a folder without
-    such features, and for one that audits the network of that digest itself."""
+    """δ by the labelled features of other networks that their prompts reached: of the run folders of audits. Raises
+    UserError for a folder without such features, and for one that audits the network of that digest itself."""
     r, labels = [], []
     for folder in runs:
         results = Path(folder) / "results.jsonl"
         lines = results.read_text().splitlines() if results.is_file() else []
-        records = [record for record in map(json.loads, lines) if record.get("label")]
+        records = [record for record in map(json.loads, lines) if record.get("label") and record["reached"]]
         if not records:
             raise UserError(f"task.calibration={folder}: holds no labelled features; wanted is an audit's run folder")
         if any(record["network"] == digest for record in records):
@@ -71,9 +71,10 @@ def calibrated(runs: Sequence[str], digest: str) -> float:
 
 
 def agreement(records: Sequence[Mapping[str, Any]], delta: float) -> dict[str, Any]:
-    """Of the labelled features among records: how well the mean of r tells spurious ones (AUC), and, cut at δ, balanced
-    accuracy and Cohen's κ, in all and by group of class; balanced accuracy over δ. Empty where none has a label."""
-    known = [record for record in records if record["label"] is not None]
+    """Of the labelled features that their prompts reached: how well the mean of r tells spurious ones (AUC), and, cut
+    at δ, balanced accuracy and Cohen's κ, in all and by group of class; balanced accuracy over δ. Empty where there are
+    none."""
+    known = [record for record in records if record["label"] is not None and record["reached"]]
     if not known:
         return {}
     groups = {"all": known}

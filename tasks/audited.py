@@ -30,7 +30,7 @@ def audited_classes(
     elif classes is not None:
         chosen = [names.index(known_label("task.classes", name, names)) for name in classes]
     else:
-        predicted = ranking.contribution.any(dim=1).nonzero()[:, 0].tolist()
+        predicted = ranking.by_class.any(dim=1).nonzero()[:, 0].tolist()
         chosen = predicted if labels is None else sorted(labels.features)
     for label in chosen:
         if label >= len(names):

@@ -45,35 +45,34 @@ def kept(top: int) -> int:
 @torch.no_grad()
 def rank(classifier: Classifier, module: str, dataset: Dataset, side: int, cache: Cache) -> Ranking:
     """The ranking of a module's units over a whole data set, whose pictures are shown at `side` px."""
-    key = ("ranking", KEPT, classifier.recipe, module, dataset.digest, side)
+    key = ("ranking by class", KEPT, classifier.recipe, module, dataset.digest, side)
     return Ranking(**cached(cache, key, lambda: _rank(classifier, module, dataset, side)))
 
 
 def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> dict[str, Tensor]:
     """One pass; sums run in double precision."""
     top = rows = torch.empty(0)
-    total = squares = contribution = counts = torch.zeros(())
-    head = classifier.head if module == FEATURES else None
+    total = squares = by_class = counts = torch.zeros(())
     for positions, images in chunks(dataset, side):
         values = outputs(classifier, images, [module])[module].cpu()
         places = torch.tensor(positions)[:, None].expand_as(values)
         if not len(top):
             top, rows = values[:0], places[:0]
             counts = torch.zeros(len(classifier.labels), 1, dtype=torch.double)
-            contribution = torch.zeros(len(classifier.labels), values.shape[1], dtype=torch.double)
+            by_class = torch.zeros(len(classifier.labels), values.shape[1], dtype=torch.double)
         merged, merged_rows = torch.cat([top, values]), torch.cat([rows, places])
         best = merged.topk(min(KEPT, len(merged)), dim=0)
         top, rows = best.values, merged_rows.gather(0, best.indices)
         total, squares = total + values.double().sum(0), squares + values.double().square().sum(0)
-        if head is not None:
+        if module == FEATURES and classifier.head is not None:
             predicted = classifier(images).logits.argmax(dim=1).cpu()
-            contribution.index_add_(0, predicted, (values * head.weight.cpu()[predicted]).double())
+            by_class.index_add_(0, predicted, values.double())
             counts.index_add_(0, predicted, torch.ones(len(predicted), 1, dtype=torch.double))
     mean = total / len(dataset)
     std = (squares / len(dataset) - mean.square()).clamp(min=0).sqrt()
     return {
         "top": top, "rows": rows.contiguous(), "mean": mean.float(), "std": std.float(),
-        "contribution": (contribution / counts.clamp(min=1)).float(),
+        "by_class": (by_class / counts.clamp(min=1)).float(),
     }  # fmt: skip
 
 
@@ -119,7 +118,8 @@ def choose_units(
             score = ranking().std * head.weight.abs().amax(dim=0).cpu()
         else:
             label = known_label("task.units", name, classifier.labels)
-            score = ranking().contribution[classifier.labels.index(label)]
+            own = classifier.labels.index(label)
+            score = ranking().by_class[own] * head.weight[own].cpu()
             if not score.any():
                 raise UserError(f"task.units={units}: no training picture is predicted as '{label}'")
         if not 1 <= int(count) <= len(score):

@@ -34,17 +34,17 @@ from tasks.ranking import best_of_class, rank
 from tasks.shown import samples, score, sheet, tinted
 from tasks.units import FEATURES, Unit, activation
 
-COLUMNS = ("target", "rank", "unit", "objective", "verdict", "label", "r", "r_interval", "activation", "training_max")
+COLUMNS = ("target", "rank", "unit", "objective", "verdict", "label", "r", "r_interval", "activation", "typical")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feature(Prompted):
-    """unit: the feature; rank: among the class's, from 1; contribution: its mean one to the class; highest: its largest
-    activation in a training picture; example: such a picture, of the class where there is one."""
+    """unit: the feature; rank: among the class's, from 1; typical: its mean activation in the training pictures
+    predicted as the class, highest: the largest in any; example: such a picture, of the class where there is one."""
 
     unit: Unit
     rank: int
-    contribution: float
+    typical: float
     highest: float
 
 
@@ -53,19 +53,20 @@ class SpuriousAudit:
     each number of features that people found spurious; features: of each class; labels: what people say of features,
     which are then those that are audited, None for nothing; objectives: of `OBJECTIVES`, the first one decides; prompt:
     with free tokens, see `models.tokens`; segmenter: finds the class by its name; delta: δ of Eq. 6; calibration: run
-    folders of labelled audits of other classifiers, by which δ is chosen instead; weights: of the terms."""
+    folders of labelled audits of other classifiers, by which δ is chosen instead; reached: the share of a feature's
+    typical activation below which its prompt's pictures show nothing of it; weights: of the terms."""
 
     def __init__(
         self, training: Dataset, classes: Sequence[str] | str | None, features: int, labels: Annotations | None,
         objectives: Sequence[str], prompt: str, segmenter: TextSegmenter, delta: float, calibration: Sequence[str],
-        weights: Mapping[str, float], cache: Cache, baseline: str,
+        reached: float, weights: Mapping[str, float], cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         if not objectives:
             raise UserError(f"task.objectives=[]: name at least one of {', '.join(OBJECTIVES)}")
         self.objectives = [check_choice("task.objectives", name, OBJECTIVES) for name in objectives]
         self.features, self.labels = at_least_one("task.features", features), labels or None
         self.training, self.classes, self.prompt, self.segmenter = training, classes, prompt, segmenter
-        self.delta, self.calibration, self.weights = delta, calibration, weights
+        self.delta, self.calibration, self.reached, self.weights = delta, calibration, reached, weights
         self.cache, self.baseline = cache, baseline
         self.schedules = {"inject": [0.0], "blend": [0.0]}
         self.networks, self.captioner = (segmenter,), None
@@ -89,8 +90,7 @@ class SpuriousAudit:
                 name=f"{slug(name)}-{k}-{slug(str(unit))}-{objective}", seed=own_seed(world.seed, unit.index, label),
                 image=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
                 keep="none", draw=own_seed(world.seed, 0), objective=objective, target=label, unit=unit, rank=k,
-                contribution=ranking.contribution[label, unit.index].item(),
-                highest=ranking.top[0, unit.index].item(),
+                typical=ranking.by_class[label, unit.index].item(), highest=ranking.top[0, unit.index].item(),
                 example=best_of_class(ranking, unit, label, classifier, self.training, side),
             ))  # fmt: skip
         return found, len(asked)
@@ -111,22 +111,28 @@ class SpuriousAudit:
         return shown if cam is None else shown | {"cam-training": (cam / cam.max().clamp(min=1e-12))[None]}
 
     def measure(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """r of every picture, its mean with an interval, and the verdict. A success is decided, as people did."""
+        """r of every picture, its mean with an interval, and the verdict: undecided where the pictures do less to the
+        feature than the class's own often do, since they say nothing of it then. A success is decided, as people did.
+        """
         images, masks = self._found(problem, pictures)
+        strength = activation(classifier, images, problem.unit).mean().item()
+        reached = strength >= self.reached * problem.typical
         shares = masks.flatten(1).mean(dim=1).tolist()
         r, (low, high) = fmean(shares), interval(shares)
-        said, known = verdict(low, high, self.delta), known_of(self.labels, problem.target, problem.unit)
+        said = verdict(low, high, self.delta) if reached else UNDECIDED
+        known = known_of(self.labels, problem.target, problem.unit)
         return {
             "success": said != UNDECIDED and known["label"] in (None, said),
             "target": classifier.labels[problem.target], "unit": str(problem.unit), "rank": problem.rank,
             "objective": problem.objective, "verdict": said, "r": r, "r_interval": [low, high], "delta": self.delta,
-            "shares": shares, "contribution": problem.contribution, **known, "network": classifier.digest,
-            "activation": activation(classifier, images, problem.unit).mean().item(), "training_max": problem.highest,
+            "shares": shares, **known, "network": classifier.digest, "activation": strength, "reached": reached,
+            "typical": problem.typical, "training_max": problem.highest,
             "activation_score": score(classifier, list(images), problem.target).share,
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The table of all features, the first objective's counts of verdicts, and how far these agree with people."""
+        """The table of all features, the first objective's counts of verdicts and of prompts that did not reach their
+        feature, and how far verdicts agree with people."""
         deciding = [record for record in records if record["objective"] == self.objectives[0]]
         counts = {kind: sum(record["verdict"] == kind for record in deciding) for kind in (CORE, SPURIOUS, UNDECIDED)}
         table = [{column: record[column] for column in COLUMNS} for record in records]
@@ -134,6 +140,7 @@ class SpuriousAudit:
             "answers": len(records),
             "delta": self.delta,
             **counts,
+            "not_reached": sum(not record["reached"] for record in deciding),
             **agreement(deciding, self.delta),
             "features": table,
         }

@@ -87,12 +87,12 @@ class Ranking:
     """What a data set does to all units of a module.
 
     top, rows: (k, units) the highest activations and the positions of their pictures, highest first;
-    mean, std: (units,) over all pictures; contribution: (classes, units) the mean of w_{c,j} φ_j over the pictures
-    predicted as c, 0 where there is none or where the module's output is not what the last layer reads.
+    mean, std: (units,) over all pictures; by_class: (classes, units) the mean of φ_j over the pictures predicted as c,
+    0 where there is none or where the module's output is not what the last layer reads.
     """
 
     top: Float[Tensor, "k u"]
     rows: Int[Tensor, "k u"]
     mean: Float[Tensor, " u"]
     std: Float[Tensor, " u"]
-    contribution: Float[Tensor, "c u"]
+    by_class: Float[Tensor, "c u"]

@@ -17,9 +17,10 @@ NETWORKS = ("planted_clean", "planted_tied")
 
 
 def features(core: Sequence[float], spurious: Sequence[float], target: str) -> list[dict[str, Any]]:
-    return [{"r": r, "label": "core", "target": target} for r in core] + [
-        {"r": r, "label": "spurious", "target": target} for r in spurious
-    ]
+    return [
+        {"r": r, "label": label, "target": target, "reached": True}
+        for label, own in (("core", core), ("spurious", spurious)) for r in own
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -46,10 +47,20 @@ def test_the_auc_is_over_all_pairs_of_kinds(audited: dict[str, list[dict[str, An
 def test_delta_is_chosen_on_the_other_networks(audited: dict[str, list[dict[str, Any]]]) -> None:
     """With 0.15 for the clean network its 0.2 is missed; with 0.25 for the tied one its 0.2 is flagged."""
     found = audit_accuracy(SETTING, 9, NETWORKS)
-    assert found.note == "3 of 4 core ones right, 3 of 5 spurious ones"
+    assert found.note == "3 of 4 core ones right, 3 of 5 spurious ones; 0 not reached"
     assert found.value == pytest.approx((3 / 4 + 3 / 5) / 2)
     alarms = audit_false_alarms(SETTING, 9, NETWORKS)
     assert alarms.value == pytest.approx(1 / 4), "what is flagged on the clean network, whatever it is"
+
+
+def test_features_that_were_not_reached_are_neither_right_nor_flagged(audited: dict[str, list[dict[str, Any]]]) -> None:
+    """The clean network's 0.4 was right and its 0.05 flagged; without them 0.25 still suits it, and 0.15 the others."""
+    for record in audited["planted_clean"]:
+        record["reached"] = record["r"] not in (0.4, 0.05)
+    found = audit_accuracy(SETTING, 9, NETWORKS)
+    assert found.note == "2 of 4 core ones right, 2 of 5 spurious ones; 2 not reached"
+    assert audit_false_alarms(SETTING, 9, NETWORKS).value == 0
+    assert audit_auc(SETTING, 9, NETWORKS).value == pytest.approx((3 * 4 + 3.5 + 0.5) / 20), "of all"
 
 
 def test_every_tied_class_should_have_a_flagged_feature(audited: dict[str, list[dict[str, Any]]]) -> None:

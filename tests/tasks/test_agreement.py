@@ -16,8 +16,10 @@ R = [0.30, 0.20, 0.04, 0.06, 0.01]
 LABELS = ["core", "core", "core", "spurious", "spurious"]
 
 
-def record(r: float, label: str | None, group: str = "medium", animate: bool = True, network: str = "n") -> Any:
-    return {"r": r, "label": label, "group": group, "animate": animate, "network": network}
+def record(
+    r: float, label: str | None, group: str = "medium", animate: bool = True, network: str = "n", reached: bool = True
+) -> Any:
+    return {"r": r, "label": label, "group": group, "animate": animate, "network": network, "reached": reached}
 
 
 def test_an_interval_holds_the_mean_and_is_a_point_for_equal_values() -> None:
@@ -45,6 +47,7 @@ def test_the_middle_of_the_best_thresholds_is_taken() -> None:
 def test_agreement_in_all_and_by_group() -> None:
     rows = [record(r, label) for r, label in zip(R, LABELS, strict=True)]
     rows += [record(0.5, "core", "unbiased", animate=False), record(0.02, "core", "unbiased"), record(0.9, None)]
+    rows += [record(0.0, "core", "biased", reached=False)]
     found = agreement(rows, 0.05)
     table = {row["group"]: row for row in found["agreement"]}
     assert list(table) == ["all", "medium", "animate, medium", "unbiased", "inanimate, unbiased", "animate, unbiased"]
@@ -61,14 +64,15 @@ def test_agreement_in_all_and_by_group() -> None:
     }  # fmt: skip
     curve = {row["delta"]: row["balanced_accuracy"] for row in found["curve"]}
     assert curve[0.05] == table["all"]["balanced_accuracy"] and curve[0.0] == 0.5
-    assert agreement([record(0.9, None)], 0.05) == {}
+    assert agreement([record(0.9, None), record(0.9, "core", reached=False)], 0.05) == {}
 
 
 def test_delta_is_chosen_on_other_classifiers(tmp_path: Path) -> None:
     rows = [record(r, label, network="other") for r, label in zip(R, LABELS, strict=True)]
     folder, empty = tmp_path / "run", tmp_path / "empty"
     folder.mkdir()
-    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, record(0.9, None)]))
+    rows += [record(0.9, None, network="other"), record(0.0, "core", network="other", reached=False)]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert calibrated([str(folder)], "own") == pytest.approx(0.13)
     with pytest.raises(UserError, match="audits this classifier"):
         calibrated([str(folder)], "other")

@@ -67,20 +67,21 @@ def test_a_small_spread_around_a_large_mean_survives() -> None:
     assert found.mean[0].item() == pytest.approx(1000.25) and found.std[0].item() == pytest.approx(0.25, rel=1e-4)
 
 
-def test_contributions_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_of_predicted_classes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits r, g and 2 b - 1. Two pictures are predicted as the first class, one as the second, none as the third."""
     monkeypatch.setattr(module, "CHUNK", 2)
     network = Colours([[1, 0, 0], [-3, 1, 0], [0, 0, 2]], [0, 0, -1])
     pictures = [colour(0.8, 0.2, 0.2), colour(0.1, 0.6, 0.4), colour(0.4, 0.0, 0.0)]
     dataset = Pictures(pictures, ["urn", "urn", "urn"])  # the pictures' own classes do not count
     found = rank(classifier_of(network), FEATURES, dataset, SIDE, NOTHING_KEPT)
-    expected = torch.tensor([[(0.8 + 0.4) / 2, 0.0, 0.0], [-3 * 0.1, 0.6, 0.0], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(found.contribution, expected)
+    torch.testing.assert_close(found.by_class, torch.tensor([[0.6, 0.1, 0.1], [0.1, 0.6, 0.4], [0.0, 0.0, 0.0]]))
+    chosen = choose_units("class:viaduct:3", classifier_of(network), lambda: found)
+    assert [unit.index for unit in chosen] == [1, 2, 0], "0.6, 0 and -3 · 0.1"
 
 
-def test_modules_that_the_last_layer_does_not_read_contribute_nothing() -> None:
+def test_of_modules_that_the_last_layer_does_not_read_no_class_is_known() -> None:
     found = rank(classifier_of(Maps()), "early", noise(5), SIDE, NOTHING_KEPT)
-    assert found.contribution.shape == (3, 5) and not found.contribution.any()
+    assert found.by_class.shape == (3, 5) and not found.by_class.any()
 
 
 def test_pictures_are_shown_square_at_the_asked_size() -> None:
@@ -131,9 +132,9 @@ def test_each_thing_that_a_ranking_depends_on_is_part_of_its_key(tmp_path: Path)
 HEAD = [[1.0, 0.0, -2.0], [0.0, 0.5, 0.0], [0.0, -3.0, 1.0]]
 
 
-def ranked(std: list[float], contribution: list[list[float]]) -> Ranking:
+def ranked(std: list[float], by_class: list[list[float]]) -> Ranking:
     nothing = torch.zeros(1, 3)
-    return Ranking(nothing, nothing.long(), nothing[0], torch.tensor(std), torch.tensor(contribution))
+    return Ranking(nothing, nothing.long(), nothing[0], torch.tensor(std), torch.tensor(by_class))
 
 
 def choose(units: str | int | list[str | int], **changes: Tensor) -> list[Unit]:
@@ -148,8 +149,9 @@ def test_top_units_by_hand() -> None:
 
 
 def test_the_units_of_a_class_by_hand() -> None:
-    assert choose("class:viaduct:2") == [Unit(FEATURES, 1), Unit(FEATURES, 2)]
-    assert choose("class:Urn:3") == [Unit(FEATURES, i) for i in (0, 2, 1)]
+    """Mean activation times weight: 0, 0.3 · 0.5 and 0; 0, -3 · 1 and 1 · 2."""
+    assert choose("class:viaduct:2") == [Unit(FEATURES, 1), Unit(FEATURES, 0)]
+    assert choose("class:Urn:3") == [Unit(FEATURES, i) for i in (2, 0, 1)]
 
 
 def test_equal_units_are_taken_in_their_order() -> None:

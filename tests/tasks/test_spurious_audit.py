@@ -54,7 +54,7 @@ class Bright:
 def task(**changes: Any) -> SpuriousAudit:
     settings: dict[str, Any] = {
         "training": TRAINING, "classes": None, "features": 2, "labels": None, "objectives": ["both"],
-        "prompt": "a picture of *2", "segmenter": Bright(), "delta": 0.3, "calibration": [],
+        "prompt": "a picture of *2", "segmenter": Bright(), "delta": 0.3, "calibration": [], "reached": 0.5,
         "weights": {"class_log_prob": 1.0, "unit_activation": 0.5}, "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
     return SpuriousAudit(**(settings | changes))
@@ -72,7 +72,7 @@ def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None
         "rock-crab-2-features-1-unit",
     ]  # fmt: skip
     assert [p.unit for p in found] == [Unit(FEATURES, i) for i in (0, 0, 1, 1)]
-    assert [p.contribution for p in found[::2]] == pytest.approx([0.8, 0.15])
+    assert [p.typical for p in found[::2]] == pytest.approx([0.8, 0.3])
     assert [p.highest for p in found[::2]] == pytest.approx([0.9, 0.8])
     assert found[0].seed == found[1].seed != found[2].seed, "objectives are compared from the same start"
     torch.testing.assert_close(found[0].example, TRAINING[0].image)
@@ -131,11 +131,14 @@ def test_each_problem_is_asked_for_its_own_terms() -> None:
         torch.testing.assert_close(term(same_scene(anchor)), torch.where(asked, wanted[name], 0))
 
 
-def pictures(*shares: float) -> dict[str, Tensor]:
-    """Pictures whose given share is red and the rest black."""
-    images = torch.zeros(len(shares), 3, SIDE, SIDE)
+DIM = (0.45, 0.4, 0.0)  # does to both features more than half of what class 0 often does, and is not found
+
+
+def pictures(*shares: float, rest: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, Tensor]:
+    """Pictures whose given share is red and the rest of another colour, black if not said."""
+    images = colour(*rest).expand(len(shares), -1, -1, -1).clone()
     for image, share in zip(images, shares, strict=True):
-        image[0, : int(share * SIDE)] = 0.9
+        image[:, : int(share * SIDE)] = colour(0.9, 0, 0)[:, : int(share * SIDE)]
     return {"best": images[0], **{f"sample_{i:02}": image for i, image in enumerate(images[1:], start=1)}}
 
 
@@ -156,10 +159,20 @@ def test_what_is_measured_by_hand() -> None:
         (problems[1], (0.0, 0.0, 0.0, 0.25), "spurious", True),
         (problems[1], (0.0, 0.5, 0.0, 0.75), "undecided", False),
     ):
-        found = own.measure(problem, pictures(*given), classifier)
-        assert (found["verdict"], found["success"]) == (verdict, success)
-    unlabelled = task().measure(problems[0], pictures(0.0, 0.0), classifier)
+        found = own.measure(problem, pictures(*given, rest=DIM), classifier)
+        assert (found["verdict"], found["success"], found["reached"]) == (verdict, success, True)
+    unlabelled = task().measure(problems[0], pictures(0.0, 0.0, rest=DIM), classifier)
     assert unlabelled["label"] is None and unlabelled["success"] is True and "group" not in unlabelled
+
+
+def test_pictures_that_do_not_excite_a_feature_say_nothing_of_it() -> None:
+    """Red is 0.8 on average where class 0 is predicted: pictures of 0.36 are too few for 0.5 of it, not for 0.4."""
+    (red, *_), _ = pose(task())
+    classifier = classifier_of(Colours(WEIGHTS))
+    for share, reached, verdict in ((0.5, False, "undecided"), (0.4, True, "core")):
+        found = task(reached=share, delta=0.2).measure(red, pictures(0.5, 0.25, 0.5, 0.25), classifier)
+        assert found["activation"] < 0.4 and found["typical"] == pytest.approx(0.8)
+        assert (found["reached"], found["verdict"]) == (reached, verdict)
 
 
 def test_the_page_shows_what_was_found_and_where_the_feature_looks() -> None:
@@ -178,7 +191,7 @@ def test_the_summary_counts_the_first_objective_and_lists_all() -> None:
     problems, _ = pose(own)
     classifier = classifier_of(Colours(WEIGHTS))
     records = [
-        own.measure(p, pictures(0.5, 0.5) if p.unit.index == 0 else pictures(0, 0), classifier) for p in problems
+        own.measure(p, pictures(*([0.5] * 2 if p.unit.index == 0 else [0] * 2), rest=DIM), classifier) for p in problems
     ]
     found = own.summarise(records)
     assert (found["answers"], found["core"], found["spurious"], found["undecided"]) == (6, 1, 2, 0)
