@@ -21,9 +21,9 @@ from tasks.agreement import CORE, SPURIOUS, UNDECIDED, best_delta
 CLEAN, TIED = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
 SHORTCUT = ("planted_shortcut", "planted_shortcut2")
 FEATURES = 3  # per class
-# Fewer starts, steps and pictures than the task's own, so that 120 features take an hour or two.
+# Fewer steps and pictures than the task's own, so that 120 features take an hour.
 AUDIT = (
-    "task=spurious_audit", f"task.features={FEATURES}", "controls.starts=64", "controls.validation=8",
+    "task=spurious_audit", f"task.features={FEATURES}", "controls.validation=8",
     "controls.report=10", "optimizer.steps=20",
 )  # fmt: skip
 

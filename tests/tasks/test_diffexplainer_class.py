@@ -56,6 +56,9 @@ def test_one_problem_per_class_and_restart() -> None:
     assert total == 4 and [p.name for p in found] == ["viaduct-0", "viaduct-1", "rock-crab-0", "rock-crab-1"]
     assert [p.target for p in found] == [1, 1, 0, 0] and all(p.image is None and p.keep == "none" for p in found)
     assert [p.seed for p in found] == [own_seed(0, c, k) for c in (1, 0) for k in (0, 1)], "the same whatever is asked"
+    assert [p.draw for p in found] == [own_seed(0, 0, k) for _ in (1, 0) for k in (0, 1)], (
+        "restarts have prompts of their own"
+    )
     assert {p.edit.source for p in found} == {"a picture of *2"} and len(pose(task(), limit=2)[0]) == 2
     (first, *_), total = pose(task(prompt="{article} *{label}"))
     assert first.edit.source == "a *rock_crab" and total == 6

@@ -79,6 +79,7 @@ def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None
     torch.testing.assert_close(found[2].example, TRAINING[1].image), "the greenest one that is called class 0"
     (everything, total), (some, _) = pose(task()), pose(task(), limit=3)
     assert total == len(everything) == 6 and [p.name for p in some] == [p.name for p in everything[:3]]
+    assert {p.draw for p in everything} == {0}, "all are compared with the same random prompts"
     assert len({p.seed for p in everything}) == 6 and len({p.name for p in everything}) == 6
 
 
