@@ -1,5 +1,7 @@
 # Every target sets up what it needs: the first one called creates .venv/, later ones re-use it.
 PYTHON ?= python3
+# Processes of the tests, about 2 GB each.
+JOBS ?= 2
 PY := .venv/bin/python
 STAMP := .venv/.installed
 GROUNDINGDINO := .venv-groundingdino
@@ -30,10 +32,10 @@ demo: $(STAMP) ## Four counterfactuals of the planted world; prints the path of 
 	@$(PY) run.py
 
 test: $(STAMP) ## Run the tests but the slow ones
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-all: $(STAMP) ## Run all tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 test-groundingdino: $(GROUNDINGDINO)/.installed ## Test segmenter=grounded_sam_original in an environment of its own (5.5 GB, minutes)
 	$(GROUNDINGDINO)/bin/python -m pytest --noconftest tests/models/test_grounded_sam_original.py

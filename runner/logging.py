@@ -155,7 +155,7 @@ class Progress(Protocol):
         """A batch of these problems begins."""
 
     def phase(self, text: str) -> None:
-        """What is being done with the batch now, e.g. "inverting"."""
+        """What is being done with the batch now, e.g. "preparing"."""
 
     def say(self, text: str) -> None:
         """Tell something that stays, a line of its own."""

@@ -230,7 +230,7 @@ def solve_batch(
     """One batch from where it stands to its results; its state is saved every so many steps and when stopped."""
     clock = time.monotonic()
     bar.batch([p.name for p in problems])
-    bar.phase("inverting")
+    bar.phase("preparing")
     controls, anchor, notes = answer.start(problems)
     state = checkpoint.load(path, anchor.original.device) if path.exists() else optimize.begin(controls)
     before = state.seconds

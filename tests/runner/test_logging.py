@@ -125,7 +125,7 @@ def test_eta_counts_only_this_attempt() -> None:
 def walk(console: Console) -> None:
     with progress(4, 1, console, Clock()) as shown:
         shown.batch(["crab", "shark", "[red]boat"])
-        shown.phase("inverting")
+        shown.phase("preparing")
         shown.say("shark: the mask of '[bold]shark' was empty")
         for k in range(1, 21):
             shown.step(k, 20, loss=2.0 / k, confidence=0.05 * k)
@@ -137,7 +137,7 @@ def test_lines_without_a_terminal() -> None:
     walk(Console(file=stream))
     assert stream.getvalue().splitlines() == [
         "batch of 3: crab, shark and 1 more",
-        "  inverting",
+        "  preparing",
         "  shark: the mask of '[bold]shark' was empty",
         "  step 5/20  loss 0.400  confidence 0.25  ETA 0:00",
         "  step 10/20  loss 0.200  confidence 0.50  ETA 0:00",
