@@ -1,4 +1,5 @@
-"""Folders as the hub has them, with small random weights: Stable Diffusion 1.5 and a consistency model of it."""
+"""Folders as the hub has them, with small random weights: Stable Diffusion 1.5, a consistency model and an adapter of it,
+and the distilled Stable Diffusion 2.1."""
 
 from __future__ import annotations
 
@@ -7,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, LCMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from data import planted
@@ -34,6 +43,19 @@ LCM_SCHEDULER = {
     "_class_name": "LCMScheduler", "original_inference_steps": 50, "prediction_type": "epsilon", "steps_offset": 0,
     "set_alpha_to_one": True,
 }  # fmt: skip
+# What SD-Turbo's files say otherwise: Stable Diffusion 2.1's UNet and text encoder, and "!" fills prompts up.
+TURBO = {"attention_head_dim": (2, 2, 4, 4), "use_linear_projection": True}
+TURBO_SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.24.0.dev0", "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False, "interpolation_type": "linear",
+    "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1, "timestep_spacing": "trailing", "trained_betas": None, "use_karras_sigmas": False,
+}  # fmt: skip
+# The layers that LCM-LoRA changes, by the ends of their names.
+ADAPTED = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
 
 
 def write_stable_diffusion(folder: Path) -> Path:
@@ -54,9 +76,40 @@ def write_consistency_model(folder: Path) -> Path:
     return folder
 
 
-def _write(folder: Path, scheduler: Any, unet: dict[str, Any]) -> None:
+def write_turbo(folder: Path) -> Path:
+    """SD-Turbo's layout."""
+    _write(folder, EulerDiscreteScheduler.from_config(TURBO_SCHEDULER), TURBO, {"hidden_act": "gelu"}, "!")
+    index = INDEX | {"scheduler": ["diffusers", "EulerDiscreteScheduler"], "_diffusers_version": "0.24.0.dev0"}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(TURBO_SCHEDULER, indent=2))
+    return folder
+
+
+def write_lcm_lora(folder: Path, pipeline: Path, rank: int = 4) -> Path:
+    """LCM-LoRA's layout for a pipeline's UNet: one file in half precision, with the names of Kohya's trainer."""
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(pipeline / "unet")
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in unet.named_modules():
+        if name.endswith(ADAPTED):
+            key, kernel = f"lora_unet_{name.replace('.', '_')}", layer.weight.shape[2:]
+            down, up = (rank, layer.weight.shape[1], *kernel), (layer.weight.shape[0], rank, *[1] * len(kernel))
+            tensors |= {
+                f"{key}.alpha": torch.tensor(float(rank)), f"{key}.lora_down.weight": 0.1 * torch.randn(down),
+                f"{key}.lora_up.weight": 0.1 * torch.randn(up),
+            }  # fmt: skip
+    folder.mkdir()
+    halved = {name: value.half().contiguous() for name, value in tensors.items()}
+    save_file(halved, folder / "pytorch_lora_weights.safetensors")
+    return folder
+
+
+def _write(
+    folder: Path, scheduler: Any, unet: dict[str, Any], text: dict[str, Any] | None = None, pad: str | None = None
+) -> None:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(planted.draw_captioned(300, seed=1)[1], 100, 77, folder.with_name("learned tokenizer"))
+    tokenizer.pad_token = pad or tokenizer.pad_token
     StableDiffusionPipeline(
         vae=AutoencoderKL(
             block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
@@ -64,18 +117,19 @@ def _write(folder: Path, scheduler: Any, unet: dict[str, Any]) -> None:
             layers_per_block=2, norm_num_groups=32, act_fn="silu", sample_size=512,
         ),
         unet=UNet2DConditionModel(
-            block_out_channels=(32, 32, 64, 64), attention_head_dim=8, cross_attention_dim=32, layers_per_block=2,
+            block_out_channels=(32, 32, 64, 64), cross_attention_dim=32, layers_per_block=2,
             down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
             up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3), norm_num_groups=32, norm_eps=1e-5,
             in_channels=4, out_channels=4, sample_size=64, center_input_sample=False, flip_sin_to_cos=True,
-            freq_shift=0, mid_block_scale_factor=1, downsample_padding=1, act_fn="silu", **unet,
+            freq_shift=0, mid_block_scale_factor=1, downsample_padding=1, act_fn="silu",
+            **{"attention_head_dim": 8, **unet},
         ),
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=4, max_position_embeddings=77, hidden_act="quick_gelu", projection_dim=32,
+                num_attention_heads=4, max_position_embeddings=77, projection_dim=32,
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=tokenizer.pad_token_id, **{"hidden_act": "quick_gelu", **(text or {})},
             )
         ),
         tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
