@@ -12,7 +12,7 @@ from torch import Tensor
 from runner.types import Classifier, Objective, Problem, Scene, Term
 from tasks.edits import prompt_of
 from tasks.terms import class_log_prob, unit_activation
-from tasks.units import Unit
+from tasks.units import FEATURES, Unit
 
 # The terms of each objective: Eq. 3, Eq. 4 and their sum, Eq. 5.
 OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both": ("class_log_prob", "unit_activation")}
@@ -20,7 +20,8 @@ OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both"
 
 @dataclass(frozen=True, kw_only=True)
 class Prompted(Problem):
-    """objective: of `OBJECTIVES`; target: class index; unit: whose activation is raised, None where no term asks."""
+    """objective: of `OBJECTIVES`; target: class index; unit: whose activation is changed in favour of the class, see
+    `direction`, None where no term asks."""
 
     objective: str
     target: int
@@ -32,12 +33,19 @@ def marked(template: str, label: str) -> str:
     return prompt_of(template.replace("*{label}", "*" + label.replace(" ", "_")), label)
 
 
+def direction(classifier: Classifier, target: int, unit: Unit) -> float:
+    """Where a unit's activation has to go to speak for a class: up, 1; down, −1, for a feature with a negative weight."""
+    head = classifier.head
+    return -1.0 if head is not None and unit.module == FEATURES and head.weight[target, unit.index] < 0 else 1.0
+
+
 def prompt_objective(problems: Sequence[Prompted], classifier: Classifier, weights: Mapping[str, float]) -> Objective:
     """Each problem's own objective, its terms with their weights; a term is 0 for those that do not have it."""
     terms: dict[str, Term] = {"class_log_prob": class_log_prob(classifier, torch.tensor([p.target for p in problems]))}
     if known := [p.unit for p in problems if p.unit is not None]:
         units = [p.unit or known[0] for p in problems]
-        terms["unit_activation"] = unit_activation(classifier, units, torch.ones(len(units)))
+        signs = torch.tensor([direction(classifier, p.target, unit) for p, unit in zip(problems, units, strict=True)])
+        terms["unit_activation"] = unit_activation(classifier, units, signs)
     asked = {name: torch.tensor([name in OBJECTIVES[p.objective] for p in problems]) for name in terms}
     return {name: (weights[name], _only(term, asked[name])) for name, term in terms.items() if asked[name].any()}
 

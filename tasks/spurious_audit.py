@@ -29,7 +29,7 @@ from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, in
 from tasks.audited import audited_classes, audited_features, known_of
 from tasks.cam import hirescam
 from tasks.pictures import at_least_one, own_seed, slug
-from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
+from tasks.prompted import OBJECTIVES, Prompted, direction, marked, prompt_objective
 from tasks.ranking import best_of_class, rank
 from tasks.shown import samples, score, sheet, tinted
 from tasks.units import FEATURES, Unit, activation
@@ -116,7 +116,9 @@ class SpuriousAudit:
         """
         images, masks = self._found(problem, pictures)
         strength = activation(classifier, images, problem.unit).mean().item()
-        reached = strength >= self.reached * problem.typical
+        # Features and weights can be negative.
+        gain = direction(classifier, problem.target, problem.unit) * (strength - problem.typical)
+        reached = gain >= (self.reached - 1) * abs(problem.typical)
         shares = masks.flatten(1).mean(dim=1).tolist()
         r, (low, high) = fmean(shares), interval(shares)
         said = verdict(low, high, self.delta) if reached else UNDECIDED

@@ -1,5 +1,5 @@
-"""Folders as the hub has them, with small random weights: Stable Diffusion 1.5, a consistency model and an adapter of it,
-and the distilled Stable Diffusion 2.1."""
+"""Folders as the hub has them, with small random weights: Stable Diffusion 1.5, a consistency model and an adapter of
+it, and the distilled Stable Diffusion 2.1."""
 
 from __future__ import annotations
 

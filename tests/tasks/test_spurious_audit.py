@@ -135,6 +135,21 @@ def test_each_problem_is_asked_for_its_own_terms() -> None:
 DIM = (0.45, 0.4, 0.0)  # does to both features more than half of what class 0 often does, and is not found
 
 
+def test_a_feature_with_a_negative_weight_is_lowered() -> None:
+    """Class 0 reads red and less green; red's mean in its pictures is 0.8, green's 0.3."""
+    classifier = classifier_of(Colours([[1.0, -0.5, 0.0], *WEIGHTS[1:]]))
+    own = task(labels=LABELS)
+    problems, _ = own.problems(world(noise(2), classifier, 2, Maker({})))
+    assert [p.unit.index for p in problems] == [0, 1]
+    images = torch.stack([colour(0.5, 0.2, 0.3)] * 2)
+    anchor = anchored(images)
+    term = own.objective(problems, anchor, classifier)["unit_activation"][1]
+    torch.testing.assert_close(term(same_scene(anchor)), torch.tensor([-0.5, 0.2]))
+    for green, reached in ((0.1, True), (0.44, True), (0.46, False)):
+        found = own.measure(problems[1], pictures(0.0, 0.0, rest=(0.9, green, 0.0)), classifier)
+        assert found["reached"] is reached, "0.3 and half of it more, at the most"
+
+
 def pictures(*shares: float, rest: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, Tensor]:
     """Pictures whose given share is red and the rest of another colour, black if not said."""
     images = colour(*rest).expand(len(shares), -1, -1, -1).clone()
