@@ -34,7 +34,7 @@ def marked(template: str, label: str) -> str:
 
 
 def direction(classifier: Classifier, target: int, unit: Unit) -> float:
-    """Where a unit's activation has to go to speak for a class: up, 1; down, −1, for a feature with a negative weight."""
+    """Where a unit's activation has to go to speak for a class: up, 1; with a negative weight in its logit down, −1."""
     head = classifier.head
     return -1.0 if head is not None and unit.module == FEATURES and head.weight[target, unit.index] < 0 else 1.0
 
