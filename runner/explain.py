@@ -12,7 +12,8 @@ from data.folder import OnePicture
 from runner import optimize
 from runner.compose import build, configure
 from runner.record import to_8_bits
-from runner.run import safety_notes, solver
+from runner.run import solver
+from runner.solve import safety_notes
 from runner.types import Classifier, Example, World
 
 

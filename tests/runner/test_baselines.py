@@ -26,7 +26,7 @@ from runner.baselines import (
 from runner.compose import configure
 from runner.objective import evaluate
 from runner.optimize import Descent
-from runner.run import Solver
+from runner.solve import Solver
 from runner.types import Anchor, Controls, Objective, UserError
 from runner.warn import Doubts
 from tasks.distances import pixel_distance
