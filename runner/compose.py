@@ -51,7 +51,9 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
         parts = Parts(**instantiate(nodes, _convert_="all"), **given)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
+            # A loader of segmenters cannot know that it is a task's: those are set by another key.
+            text = str(error.__cause__).startswith("segmenter.") and str(error).endswith("full_key: task.segmenter")
+            raise UserError(f"text_{error.__cause__}" if text else str(error.__cause__)) from None
         raise
     for network in (parts.classifier, *parts.task.networks):
         if isinstance(network, torch.nn.Module):

@@ -252,6 +252,11 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "steps": (["generator.steps=0"], ["generator.steps=0", "1"]),
     "iterations": (["optimizer.steps=-1"], ["optimizer.steps=-1", "0"]),
     "every": (["checkpoint.every=0"], ["checkpoint.every=0", "1"]),
+    "template": (["segmenter=planted", "segmenter.template=x"], ["segmenter.template=x", "{words}"]),
+    "text template": (
+        ["task=spurious_audit", "text_segmenter.template=x"],
+        ["text_segmenter.template=x", "{words}"],
+    ),
     "recompute": (["generator.recompute=all"], ["generator.recompute=all", "none, step, block"]),
 }
 
