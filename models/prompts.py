@@ -39,11 +39,11 @@ class PromptAnchor(Anchor):
 
 class PromptDiffusion:
     """Pictures of prompts with free tokens. Every step meets new z, the best iterate is chosen on the same ones each
-    time, and what is reported is drawn from a third set.
+    time, its loss is measured on as many others, and what is reported is drawn from a fourth set.
 
     tokens: what stands in the free places; starts: how many random ones are compared, the best of which is begun with:
     equal prompts of equal `draw` share them and what they show, which is kept in the generator's cache;
-    fresh, validation, report: how many z of each kind.
+    fresh, validation, report: how many z of these kinds.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PromptDiffusion:
                 raise UserError(f"controls.{key}={count}: allowed are 1 and above")
         self.starts = starts
         self.generator, self.tokens, self.networks = generator, tokens, generator.networks
-        self.counts = {"fresh": fresh, "validation": validation, "report": report}
+        self.counts = {"fresh": fresh, "validation": validation, "final": validation, "report": report}
         self.lasting: tuple[str, ...] = (tokens.control,)
         self.reported = report
 
@@ -117,7 +117,7 @@ class PromptDiffusion:
         return found["latents"][0].to(self.networks.device)
 
     def seeds(self, seed: int, kind: str, k: int) -> list[int]:
-        """The seeds of a problem's pictures of step k, of one of the three kinds."""
+        """The seeds of a problem's pictures of step k, of one of the four kinds."""
         return [stream(seed, kind, k, j) for j in range(self.counts[kind])]
 
     def drawn(self, seeds: Sequence[int]) -> Course:
@@ -133,6 +133,11 @@ class PromptDiffusion:
         shape = (self.counts["fresh"], max(len(t.free) for t in anchor.prompts))
         random = self.tokens.draw(self.networks, shape, [stream(seed, "tokens", k) for seed in anchor.seeds], k)
         return replace(anchor, course=self.course(anchor.seeds, "fresh", k), random=random)
+
+    def final(self, anchor: Anchor) -> Anchor:
+        """z that no step was judged on: the best of many losses on the same few z is lower than on others."""
+        assert isinstance(anchor, PromptAnchor)
+        return replace(anchor, course=self.course(anchor.seeds, "final", 0))
 
     def text(self, controls: Controls, anchor: PromptAnchor, m: int) -> Float[Tensor, "bm l d"]:
         """The prompts' embeddings, each m times."""

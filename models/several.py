@@ -57,6 +57,9 @@ class Several(SinglePicture):
         own = self.generator.fresh(anchor.own, k)
         return anchor if own is anchor.own else replace(anchor, own=own)
 
+    def final(self, anchor: Anchor) -> Anchor:
+        return anchor
+
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         """Scenes whose views are a problem's pictures; `image` is the first of them."""
         assert isinstance(anchor, SeveralAnchor)

@@ -24,6 +24,9 @@ class SinglePicture:
     def fresh(self, anchor: Anchor, k: int) -> Anchor:
         return anchor
 
+    def final(self, anchor: Anchor) -> Anchor:
+        return anchor
+
     @torch.no_grad()
     def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b 1 3 h w"]:
         return self(controls, anchor)[-1].image[:, None]

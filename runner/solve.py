@@ -16,6 +16,7 @@ from runner.augment import RandomCrops
 from runner.baselines import Contestant
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Progress
+from runner.objective import evaluate
 from runner.optimize import Descent, State
 from runner.record import RunFolder, read_png, write, write_png
 from runner.types import Anchor, Classifier, Controls, Generator, Objective, Problem, Scene, Screen, Task
@@ -66,6 +67,17 @@ class Solver:
 
         return optimize.optimise(self.generator, anchor, self.objective(problems, anchor), augment, self.descent, state)
 
+    @torch.no_grad()
+    def losses(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> list[dict[str, float]]:
+        """The terms and their total of each sample's best step."""
+        final = self.generator.final(anchor)
+        if final is anchor:
+            steps = [state.history[int(k)] for k in state.best_step]
+        else:
+            loss = evaluate(self.objective(problems, anchor), self.generator(state.best, final)[-1])
+            steps = [{name: v.tolist() for name, v in {**loss.parts, "total": loss.total}.items()}] * len(problems)
+        return [{name: values[i] for name, values in step.items()} for i, step in enumerate(steps)]
+
     def render(self, controls: Controls, anchor: Anchor) -> tuple[Tensor, Sequence[int]]:
         """The pictures that are reported, (b, n, 3, h, w) in [0, 1], of which the first is the one that counts; and how
         many of each problem's were flagged as unsafe, and are blurred."""
@@ -103,7 +115,7 @@ def solve_batch(
     bar.phase("measuring")
     with torch.no_grad():
         (starts, _), (bests, flagged) = answer.render(controls, anchor), answer.render(state.best, anchor)
-    prompts = answer.generator.worded(state.best, anchor)
+    prompts, losses = answer.generator.worded(state.best, anchor), answer.losses(problems, anchor, state)
     doubts = answer.doubts(problems, anchor, starts[:, 0], state)
     for i, problem in enumerate(problems):
         if not folder.done(problem.name):
@@ -118,7 +130,9 @@ def solve_batch(
             for warning in warnings:
                 bar.say(f"{problem.name}: {warning}")
             prompt = problem.edit.target if prompts is None else prompts[i]
-            write_problem(answer, problem, i, state, pictures, prompt, warnings, anchor, folder, len(problems), logger)
+            write_problem(
+                answer, problem, i, state, losses[i], pictures, prompt, warnings, anchor, folder, len(problems), logger
+            )
     path.unlink(missing_ok=True)
     bar.finished(len(problems))
 
@@ -172,8 +186,8 @@ class Saved:
 
 
 def write_problem(
-    answer: Solver, problem: Problem, i: int, state: State, pictures: dict[str, Tensor], prompt: str,
-    notes: Sequence[str], anchor: Anchor, folder: RunFolder, batch: int, logger: Logger,
+    answer: Solver, problem: Problem, i: int, state: State, loss: Mapping[str, float], pictures: dict[str, Tensor],
+    prompt: str, notes: Sequence[str], anchor: Anchor, folder: RunFolder, batch: int, logger: Logger,
 ) -> None:  # fmt: skip
     """Save a problem's pictures and what they can be made again from, measure the saved ones and write its result, or
     why there is none."""
@@ -199,7 +213,7 @@ def write_problem(
         **answer.task.measure(problem, shown, answer.classifier),
         "caption": problem.edit.source,
         "prompt": prompt,
-        "loss": {name: values[i] for name, values in state.history[step].items()},
+        "loss": dict(loss),
         "steps": answer.descent.steps,
         "best_step": step,
         "inject": round(anchor.inject[i].item(), 6),

@@ -308,6 +308,10 @@ class Generator(Protocol):
         """The constants of optimisation step k: the anchor itself, unless every step meets other random numbers. An
         iterate is judged with the anchor itself."""
 
+    def final(self, anchor: Anchor) -> Anchor:
+        """The constants that an answer's loss is measured with: the anchor itself, unless it holds random numbers by
+        which the best iterate was chosen."""
+
     def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""
 

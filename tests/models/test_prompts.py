@@ -150,7 +150,9 @@ def test_every_step_meets_other_pictures_that_its_seed_and_number_decide(make_ge
     assert latents(None).shape == (6, 4, 8, 8) and latents(0).shape == (4, 4, 8, 8)
     assert torch.equal(latents(1), latents(1)) and torch.equal(latents(None), latents(None))
     every = torch.cat([latents(None), latents(0), latents(1), prompts.course((3, 4), "report", 0)["latent"]])
-    assert len(every.flatten(1).unique(dim=0)) == len(every) == 18, "three kinds of z, none of them alike"
+    final: Any = prompts.final(anchor)
+    every = torch.cat([every, final.course["latent"]])
+    assert len(every.flatten(1).unique(dim=0)) == len(every) == 24, "four kinds of z, none of them alike"
     alone: Any = prompts.fresh(prompts.begin(problems[1:], {}).anchors[0], 1)
     assert torch.equal(alone.course["latent"], latents(1)[2:])
 
