@@ -103,15 +103,14 @@ class PromptDiffusion:
         Always of this prompt alone and as many at once, so that they do not depend on the batch."""
         count = len(anchor.prompts[i].free)
         values, seeds = torch.stack([b[:count] for b in begun]), self.seeds(draw, "fresh", 0)
-        vectors = self.tokens.vectors(self.networks, values, None)
-        key = self.generator.cache.key("starts", self.generator.recipe, anchor.prompts[i], vectors, seeds)
+        text = self.text({self.tokens.control: values}, self._repeated(anchor, i, len(values), anchor.course), 1)
+        key = self.generator.cache.key("starts", self.generator.recipe, text, seeds)
         if (found := self.generator.cache.load([key])) is None:
-            at_once = max(1, self.counts["validation"] // len(seeds))
             parts = []
-            for part in values.split(at_once):
+            for part in text.split(max(1, self.counts["validation"] // len(seeds))):
                 course = self.drawn(seeds * len(part))
-                own = self._repeated(anchor, i, len(part), course)
-                parts.append(self._chain({self.tokens.control: part}, own)[-1].unflatten(0, (len(part), len(seeds))))
+                chain = self._chain(part.repeat_interleave(len(seeds), dim=0), course)
+                parts.append(chain[-1].unflatten(0, (len(part), len(seeds))))
             found = {"latents": torch.cat(parts)[None]}
             self.generator.cache.save([key], **found)
         return found["latents"][0].to(self.networks.device)
@@ -140,7 +139,10 @@ class PromptDiffusion:
         return replace(anchor, course=self.course(anchor.seeds, "final", 0))
 
     def text(self, controls: Controls, anchor: PromptAnchor, m: int) -> Float[Tensor, "bm l d"]:
-        """The prompts' embeddings, each m times."""
+        """The prompts' embeddings, each m times. Words that nothing is drawn for are tokenised anew, as if a user had
+        typed them: the tokens that they were chosen by need not come back."""
+        if self.tokens.spelled() and anchor.random is None:
+            return self.networks.embed(self.worded(controls, anchor)).repeat_interleave(m, dim=0)
         free = self.tokens.vectors(self.networks, controls[self.tokens.control], anchor.random)
         free = free.expand(-1, m, -1, -1)
         rows = []
@@ -151,16 +153,16 @@ class PromptDiffusion:
             rows.append(row.index_copy(1, places, free[i, :, : len(places)].to(row)))
         return self.networks.embed_vectors(anchor.ids.repeat_interleave(m, dim=0), torch.cat(rows))
 
-    def _chain(self, controls: Controls, anchor: PromptAnchor) -> list[Tensor]:
-        """The chain of x0-predictions of each prompt's m pictures, "b m" flattened."""
-        m = len(anchor.course["latent"]) // len(anchor.seeds)
-        embeddings = self.generator.base(self.text(controls, anchor, m), anchor.course)
-        return self.generator.chain(anchor.course["latent"], embeddings, anchor.course["noise"])
+    def _chain(self, text: Float[Tensor, "n l d"], course: Course) -> list[Tensor]:
+        """The x0-predictions of embeddings and their courses."""
+        return self.generator.chain(course["latent"], self.generator.base(text, course), course["noise"])
 
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
         """Scenes whose views are the m pictures of a prompt; `image` is the first of them."""
         assert isinstance(anchor, PromptAnchor)
-        b, latents = len(anchor.seeds), self._chain(controls, anchor)[-self.generator.last :]
+        b = len(anchor.seeds)
+        text = self.text(controls, anchor, len(anchor.course["latent"]) // b)
+        latents = self._chain(text, anchor.course)[-self.generator.last :]
         decoded = self.networks.decode(torch.cat(latents)).chunk(len(latents))
         folded = [
             (image.unflatten(0, (b, -1)), z.unflatten(0, (b, -1))) for image, z in zip(decoded, latents, strict=True)
@@ -169,17 +171,13 @@ class PromptDiffusion:
 
     @torch.no_grad()
     def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b n 3 h w"]:
-        """The `report` pictures of each prompt. A prompt of words is tokenised anew, as if a user had typed it."""
+        """The `report` pictures of each prompt."""
         assert isinstance(anchor, PromptAnchor)
         rows, at_once = [], self.counts["validation"]
-        for i, (seed, words) in enumerate(zip(anchor.seeds, self.worded(controls, anchor), strict=True)):
+        for i, seed in enumerate(anchor.seeds):
             seeds = self.seeds(seed, "report", 0)
             parts = [seeds[first : first + at_once] for first in range(0, len(seeds), at_once)]
-            if self.tokens.spelled():
-                shown = [self.generator.sample([words] * len(part), part) for part in parts]
-            else:
-                shown = [self._shown(controls, anchor, i, part) for part in parts]
-            rows.append(torch.cat(shown))
+            rows.append(torch.cat([self._shown(controls, anchor, i, part) for part in parts]))
         return torch.stack(rows)
 
     def _shown(

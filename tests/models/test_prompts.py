@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,29 @@ def test_problems_of_equal_draw_share_their_starts(
 def test_a_prompt_without_anything_random_has_one_start(make_generator: Make) -> None:
     start = soft(make_generator("lcm"), starts=4).begin([asked("a *viaduct", seed) for seed in (3, 4)], {})
     assert not start.others
+
+
+def test_tokens_that_do_not_come_back_are_judged_as_they_are_typed(make_generator: Make) -> None:
+    """Two tokens that spell a word for which the tokenizer has others: the picture is that of the word."""
+    generator = make_generator("lcm")
+    prompts, tokenizer = hard(generator), generator.networks.tokenizer
+    known = Hard(None, [], 1.0, (1.0, 1.0), 1.0).allowed(generator.networks)
+
+    def comes_back(pair: tuple[int, int]) -> bool:
+        text = tokenizer.decode(list(pair), clean_up_tokenization_spaces=False).strip()
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids) == pair
+
+    pair = next(pair for pair in product(known, known) if not comes_back(pair))
+    start = prompts.begin([asked("*2")], {})
+    logits = torch.zeros_like(start.controls["logits"])
+    logits[0, [0, 1], [known.index(token) for token in pair]] = 1.0
+    anchor = start.anchors[0]
+    (words,) = prompts.worded({"logits": logits}, anchor)
+    expected = generator.sample([words] * 3, prompts.seeds(3, "validation", 0))
+    torch.testing.assert_close(prompts({"logits": logits}, anchor)[-1].views[0], expected, rtol=0, atol=1e-5)
+    drawn = prompts({"logits": 1e6 * logits}, prompts.fresh(anchor, 0))[-1].views[0]
+    typed = generator.sample([words] * 2, prompts.seeds(3, "fresh", 0))
+    assert (drawn - typed).abs().max() > 1e-3, "descent goes by the tokens"
 
 
 def test_a_hard_prompts_pictures_are_those_of_its_words(make_either: Make) -> None:
