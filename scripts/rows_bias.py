@@ -71,5 +71,5 @@ def bias(setting: Setting, n: int, strength: float) -> Estimate:
 
 
 ROWS = tuple(
-    Row(f"planted.bias_{100 * strength:.0f}", partial(bias, strength=strength), 12, "%") for strength in STRENGTHS
+    Row(f"planted.bias_{100 * strength:.0f}", partial(bias, strength=strength), 4, "%") for strength in STRENGTHS
 )
