@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,15 @@ CHOICES = ("task", "generator", "classifier")  # the groups that name a run's fo
 
 def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     """The plain configuration with the run's name, the command that makes it, the environment, and of the baselines the
-    one that is asked for. Raises UserError if there is none of its name."""
+    one that is asked for. Raises UserError if there is none of its name, or if a part or a value is missing."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{', '.join(missing)}: has to be given; its option's file in conf/ says what it is")
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    for part in fields(Parts):
+        if part.default is MISSING and part.name not in config:
+            options = ", ".join(sorted(path.stem for path in (CONF / part.name).glob("*.yaml")))
+            raise UserError(f"{part.name}: nothing is chosen; allowed are {options}")
     # What optimises nothing knows no baselines.
     asked = config["task"].get("baseline", "none")
     if asked not in config["baseline"]:
@@ -51,14 +60,23 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
         parts = Parts(**instantiate(nodes, _convert_="all"), **given)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
-            # A loader of segmenters cannot know that it is a task's: those are set by another key.
-            text = str(error.__cause__).startswith("segmenter.") and str(error).endswith("full_key: task.segmenter")
-            raise UserError(f"text_{error.__cause__}" if text else str(error.__cause__)) from None
+            raise UserError(_by_its_key(str(error.__cause__), str(error), config)) from None
         raise
     for network in (parts.classifier, *parts.task.networks):
         if isinstance(network, torch.nn.Module):
             network.to(parts.generator.device)
     return parts
+
+
+def _by_its_key(message: str, error: str, config: Mapping[str, Any]) -> str:
+    """A loader's message with the key by which its part is set: it names its group's, but a task's rival is a
+    classifier that is set by `rival.…`. `error` is what Hydra says of where the part stands."""
+    place = re.search(r"full_key: task\.(\w+)$", error)
+    if place is None:
+        return message
+    node, own = config["task"][place[1]], {part.name for part in fields(Parts)}
+    keys = [key for key, other in config.items() if key not in own and other == node]
+    return re.sub(r"^\w+\.", f"{keys[0]}.", message) if keys else message
 
 
 def configure(overrides: Sequence[str]) -> dict[str, Any]:

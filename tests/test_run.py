@@ -257,6 +257,12 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["task=spurious_audit", "text_segmenter.template=x"],
         ["text_segmenter.template=x", "{words}"],
     ),
+    "rival": (
+        ["task=disagreement", "classifier@rival=trained", "rival.path=nowhere"],
+        ["rival.path=nowhere", "not there; shipped are"],
+    ),
+    "no part": (["controls=[]"], ["controls: nothing is chosen; allowed are ", "soft_prompt"]),
+    "no value": (["classifier=trained"], ["classifier.path: has to be given"]),
     "recompute": (["generator.recompute=all"], ["generator.recompute=all", "none, step, block"]),
 }
 
