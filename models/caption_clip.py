@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.caption import checked, filled
-from runner.types import Embedder, Example, UserError, article
+from runner.protocols import Embedder
+from runner.types import Example, UserError, article
 
 
 class ClipRank:

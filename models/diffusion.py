@@ -22,7 +22,8 @@ from models.sampler import Course, NullText, Sampler
 from models.segment import Softening
 from models.single_picture import SinglePicture
 from models.tensor_cache import TensorCache
-from runner.types import Anchor, Controls, Problem, Scene, Schedules, Segmenter, Start, UserError
+from runner.protocols import Segmenter
+from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start, UserError
 
 RECOMPUTE = ("none", "step", "block")
 

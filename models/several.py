@@ -13,7 +13,8 @@ from torch import Tensor
 
 from models.prompts import stream
 from models.single_picture import SinglePicture
-from runner.types import Anchor, Controls, Generator, Problem, Scene, Schedules, Start
+from runner.protocols import Generator
+from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start
 
 
 @dataclass(frozen=True, kw_only=True)

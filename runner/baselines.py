@@ -14,8 +14,9 @@ from models.pixels import Begun, PixelDescent, as_drawn
 from models.several import Several, SeveralAnchor
 from runner.objective import evaluate
 from runner.optimize import Descent
+from runner.protocols import Generator
 from runner.regularisers import Regulariser, Update
-from runner.types import Anchor, Controls, Generator, Objective, Term, UserError
+from runner.types import Anchor, Controls, Objective, Term, UserError
 
 # From where a batch starts to where its descent begins.
 Finish = Callable[[Controls, Anchor, Objective], Controls]

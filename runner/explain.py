@@ -11,10 +11,11 @@ from torch import Tensor
 from data.folder import OnePicture
 from runner import optimize
 from runner.compose import build, configure
+from runner.protocols import Classifier, World
 from runner.record import to_8_bits
 from runner.run import solver
 from runner.solve import safety_notes
-from runner.types import Classifier, Example, World
+from runner.types import Example
 
 
 @dataclass(frozen=True)

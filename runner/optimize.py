@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from runner.objective import Loss, evaluate
-from runner.types import Anchor, Controls, Generator, Objective, Scene, Start, UserError
+from runner.protocols import Generator
+from runner.types import Anchor, Controls, Objective, Scene, Start, UserError
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]

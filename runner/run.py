@@ -16,10 +16,11 @@ from runner.baselines import Baseline, Parametrise
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, progress
 from runner.optimize import Descent
+from runner.protocols import Classifier, Dataset, Screen, Task, World
 from runner.record import RunFolder, Summarise, run_key
 from runner.report import write_report
 from runner.solve import Solver, solve_batch
-from runner.types import Classifier, Dataset, Screen, Task, UserError, World
+from runner.types import UserError
 from runner.warn import Doubts
 
 STOPPED, BAD_INPUT, FAILED, DONE = 143, 2, 1, 0  # exit codes

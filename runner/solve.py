@@ -18,8 +18,9 @@ from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Progress
 from runner.objective import evaluate
 from runner.optimize import Descent, State
+from runner.protocols import Classifier, Generator, Screen, Task
 from runner.record import RunFolder, read_png, write, write_png
-from runner.types import Anchor, Classifier, Controls, Generator, Objective, Problem, Scene, Screen, Task
+from runner.types import Anchor, Controls, Objective, Problem, Scene
 from runner.warn import Doubts
 
 

@@ -14,7 +14,7 @@ from data import planted
 from models.classifier import ImageClassifier
 from models.zoo import Oracle, load_shipped, shipped_oracle
 from runner.compose import configure
-from runner.types import TextSegmenter
+from runner.protocols import TextSegmenter
 from scripts import metrics
 from scripts.metrics import Estimate
 from scripts.rows import BATCH, Answer, Setting, world

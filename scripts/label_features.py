@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 from data import planted  # noqa: E402
 from data.salient_imagenet import COLUMNS, CORE  # noqa: E402
 from runner.compose import build, configure  # noqa: E402
-from runner.types import Cache, Classifier, Dataset, UserError  # noqa: E402
+from runner.protocols import Cache, Classifier, Dataset  # noqa: E402
+from runner.types import UserError  # noqa: E402
 from tasks.pictures import at_least_one  # noqa: E402
 from tasks.ranking import choose_units, rank  # noqa: E402
 from tasks.units import FEATURES  # noqa: E402

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from models.diffusion import LatentDiffusion
 from runner.compose import build, configure
+from runner.protocols import World
 from runner.record import RunFolder, read_png, run_key, to_8_bits
 from runner.run import STOPPED, Parts, run
-from runner.types import UserError, World
+from runner.types import UserError
 from scripts.metrics import Estimate
 
 BATCH = 16  # pictures that are sampled, encoded or judged together

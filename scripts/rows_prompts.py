@@ -25,10 +25,10 @@ def portraits(setting: Setting, n: int, network: str) -> list[Answer]:
     """Of the first `n` classes the answer of the restart with the lowest loss."""
     overrides = ("task=diffexplainer_class", f"task.seeds={RESTARTS}", f"seed={setting.seed}")
     given = [a for a in answers(setting, network, overrides, n * RESTARTS) if a.record is not None]
-    return best_of_class(given)
+    return best_restarts(given)
 
 
-def best_of_class(given: Sequence[Answer]) -> list[Answer]:
+def best_restarts(given: Sequence[Answer]) -> list[Answer]:
     """Of each class the answer with the lowest loss."""
     by_class = {a.problem.target: [b for b in given if b.problem.target == a.problem.target] for a in given}
     return [min(own, key=_loss) for own in by_class.values()]
@@ -122,7 +122,7 @@ def worded(setting: Setting, n: int, network: str) -> list[Answer]:
 def hard_prompt(setting: Setting, n: int, network: str) -> Estimate:
     """For how many tied classes the prompt of the restart with the lowest loss holds a token of its cue, tokenised
     as it is written. The note has the prompts, and the share of random prompts of as many tokens that do by chance."""
-    given = best_of_class(worded(setting, n, network))
+    given = best_restarts(worded(setting, n, network))
     networks = world(setting, CLEAN).generator.networks
     tokenizer, excluded = networks.tokenizer, Hard(None, planted.CLASSES, 1.0, (1.0, 1.0), 1.0).allowed(networks)
     named, said, chances = [], [], []

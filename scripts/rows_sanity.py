@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from models.classifier import ImageClassifier
-from runner.types import Classifier
+from runner.protocols import Classifier
 from scripts import metrics
 from scripts.judges import TIED, answered
 from scripts.metrics import Estimate

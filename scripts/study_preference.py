@@ -15,9 +15,10 @@ from torch import Tensor
 
 from data.folder import ImageFolder, square
 from runner.finished import Record, Run
+from runner.protocols import Dataset
 from runner.record import read_png
 from runner.report import Rate
-from runner.types import Dataset, UserError, article
+from runner.types import UserError, article
 from scripts.study_pages import (
     METHODS,
     TRUE_OR_FALSE,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Classifier
+from runner.protocols import Classifier
 from tasks.units import Unit, activations
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner.types import Anchor, Captioner, Classifier, Objective, Painter, Pictures, Problem, World
+from runner.protocols import Captioner, Classifier, Painter, World
+from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.distances import distances
 from tasks.pictures import confidences, own_seed, slug, success_rate, unchanged
 from tasks.shares import averages, check_kept, object_region, share_within

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.salient_imagenet import Annotations
-from runner.types import Classifier, UserError
+from runner.protocols import Classifier
+from runner.types import UserError
 from tasks.agreement import CORE, SPURIOUS
 from tasks.ranking import choose_units
 from tasks.targets import known_label

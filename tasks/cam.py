@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Classifier, Pictures, UserError
+from runner.protocols import Classifier
+from runner.types import Pictures, UserError
 from tasks.shares import KEPT, object_region, share_within
 from tasks.units import FEATURES, Unit
 

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Cache, Classifier, Dataset, Head, UserError
+from runner.protocols import Cache, Classifier, Dataset
+from runner.types import Head, UserError
 from tasks.ranking import cached, chunks
 from tasks.targets import known_label
 

@@ -13,17 +13,8 @@ from torch import Tensor
 
 from data.folder import square
 from data.selection import check_choice
-from runner.types import (
-    Anchor,
-    Cache,
-    Captioner,
-    Classifier,
-    Dataset,
-    Edit,
-    Objective,
-    Pictures,
-    World,
-)  # fmt: skip
+from runner.protocols import Cache, Captioner, Classifier, Dataset, World  # fmt: skip
+from runner.types import Anchor, Edit, Objective, Pictures  # fmt: skip
 from tasks.pictures import at_least_one, own_seed, slug, success_rate
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Classifier, Edit, Objective, Pictures, Problem, UserError, World
+from runner.protocols import Classifier, World
+from runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
 from tasks.edits import prompt_of
 from tasks.pictures import at_least_one, probabilities, slug, success_by
 from tasks.retrieval import Retrieval, same_disagreement

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Cache, Captioner, Classifier, Edit, Embedder, Problem, UserError
+from runner.protocols import Cache, Captioner, Classifier, Embedder
+from runner.types import Edit, Problem, UserError
 from tasks.edits import prompt_of, replace_class, replace_phrase
 from tasks.pictures import probabilities
 from tasks.surroundings import Surroundings

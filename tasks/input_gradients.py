@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Captioner, Classifier, Objective, Pictures, UserError, World
+from runner.protocols import Captioner, Classifier, World
+from runner.types import Anchor, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import Flip
 from tasks.gradients import Augmentation, input_gradient, shown, whole

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Objective, Pictures, Problem, World
+from runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.attack import FeatureAttack
 from tasks.cam import HiResCam
 from tasks.distances import distances

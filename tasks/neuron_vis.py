@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from data.folder import square
-from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Edit, Objective, Pictures, Problem, World
+from runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from runner.types import Anchor, Edit, Objective, Pictures, Problem
 from tasks.pictures import at_least_one, own_seed, slug, success_rate
 from tasks.ranking import choose_units, kept, rank
 from tasks.terms import unit_activation

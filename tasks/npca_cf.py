@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Cache, Captioner, Classifier, Dataset, Edit, Objective, Pictures, Problem, World
+from runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from runner.types import Anchor, Edit, Objective, Pictures, Problem
 from tasks.components import Components, components, contribution, read_components
 from tasks.distances import distances
 from tasks.edits import prompt_of

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data.folder import square
 from data.masks import read_mask
-from runner.types import KEEP, Captioner, Classifier, Dataset, Edit, Example, UserError
+from runner.protocols import Captioner, Classifier, Dataset
+from runner.types import KEEP, Edit, Example, UserError
 
 
 def check_keep(keep: str) -> str:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Classifier, Objective, Problem, Scene, Term
+from runner.protocols import Classifier
+from runner.types import Objective, Problem, Scene, Term
 from tasks.edits import prompt_of
 from tasks.terms import class_log_prob, unit_activation
 from tasks.units import FEATURES, Unit

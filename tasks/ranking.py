@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.folder import square
-from runner.types import Cache, Classifier, Dataset, UserError
+from runner.protocols import Cache, Classifier, Dataset
+from runner.types import UserError
 from tasks.targets import known_label
 from tasks.units import FEATURES, Ranking, Unit, check_units, outputs, read_unit
 
@@ -88,7 +89,7 @@ def most_certain(classifier: Classifier, dataset: Dataset, side: int, cache: Cac
     return cached(cache, ("most certain", classifier.recipe, dataset.digest, side), compute)["rows"]
 
 
-def best_of_class(
+def best_picture(
     ranking: Ranking, unit: Unit, label: int, classifier: Classifier, dataset: Dataset, side: int
 ) -> Float[Tensor, "3 side side"]:
     """The highest of a unit's best pictures that are predicted as the class; where none is, the highest one."""

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.folder import square
-from runner.types import Cache, Classifier, Dataset, Embedder, Pictures, UserError
+from runner.protocols import Cache, Classifier, Dataset, Embedder
+from runner.types import Pictures, UserError
 from tasks.pictures import probabilities
 from tasks.ranking import cached, chunks
 

@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from runner.types import Cache, Captioner, Classifier, Dataset, Example, Pictures, World
+from runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from runner.types import Example, Pictures
 from tasks.edits import prompt_of
 from tasks.pictures import probabilities
 from tasks.ranking import most_certain

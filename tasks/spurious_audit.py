@@ -13,24 +13,14 @@ from torch import Tensor
 
 from data.salient_imagenet import Annotations
 from data.selection import check_choice
-from runner.types import (
-    Anchor,
-    Cache,
-    Classifier,
-    Dataset,
-    Edit,
-    Objective,
-    Pictures,
-    TextSegmenter,
-    UserError,
-    World,
-)  # fmt: skip
+from runner.protocols import Cache, Classifier, Dataset, TextSegmenter, World  # fmt: skip
+from runner.types import Anchor, Edit, Objective, Pictures, UserError  # fmt: skip
 from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, interval, verdict
 from tasks.audited import audited_classes, audited_features, known_of
 from tasks.cam import hirescam
 from tasks.pictures import at_least_one, own_seed, slug
 from tasks.prompted import OBJECTIVES, Prompted, direction, marked, prompt_objective
-from tasks.ranking import best_of_class, rank
+from tasks.ranking import best_picture, rank
 from tasks.shown import samples, score, sheet, tinted
 from tasks.units import FEATURES, Unit, activation
 
@@ -91,7 +81,7 @@ class SpuriousAudit:
                 image=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
                 keep="none", draw=own_seed(world.seed, 0), objective=objective, target=label, unit=unit, rank=k,
                 typical=ranking.by_class[label, unit.index].item(), highest=ranking.top[0, unit.index].item(),
-                example=best_of_class(ranking, unit, label, classifier, self.training, side),
+                example=best_picture(ranking, unit, label, classifier, self.training, side),
             ))  # fmt: skip
         return found, len(asked)
 

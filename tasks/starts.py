@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Classifier, UserError, World
+from runner.protocols import Classifier, World
+from runner.types import UserError
 from tasks.edits import prompt_of
 from tasks.pictures import own_seed, probabilities
 from tasks.targets import known_label

@@ -9,7 +9,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Cache, Edit, UserError, World, article
+from runner.protocols import Cache, World
+from runner.types import Edit, UserError, article
 from tasks.edits import replace_phrase, replace_phrases
 from tasks.pictures import at_least_one
 from tasks.worded import phrased, pictures_of

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from runner.types import Classifier, Dataset, Example, UserError, World
+from runner.protocols import Classifier, Dataset, World
+from runner.types import Example, UserError
 
 
 @dataclass(frozen=True)

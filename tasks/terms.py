@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from runner.types import Classifier, Embedder, Response, Scene, Term, UserError
+from runner.protocols import Classifier, Embedder
+from runner.types import Response, Scene, Term, UserError
 from tasks.components import Components
 from tasks.units import Unit, activations
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from runner.types import Classifier, UserError
+from runner.protocols import Classifier
+from runner.types import UserError
 
 FEATURES = "features"  # the input of the last linear layer
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.types import Anchor, Cache, Captioner, Classifier, Embedder, Objective, Pictures, UserError, World
+from runner.protocols import Cache, Captioner, Classifier, Embedder, World
+from runner.types import Anchor, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
 from tasks.pictures import at_least_one, confidences, own_seed, slug, start, success_rate

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Cache, UserError, World
+from runner.protocols import Cache, World
+from runner.types import UserError
 from tasks.pictures import own_seed
 from tasks.ranking import cached
 from tasks.units import Unit, activation

@@ -28,7 +28,8 @@ from data.planted import (
     render,
     split_seed,
 )
-from runner.types import Dataset, UserError
+from runner.protocols import Dataset
+from runner.types import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 

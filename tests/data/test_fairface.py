@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from data.fairface import FairFace, attributes, labels_of, read_table
-from runner.types import Dataset, UserError
+from runner.protocols import Dataset
+from runner.types import UserError
 
 HEAD = "file,age,gender,race,service_test"
 ROWS = (

@@ -12,7 +12,8 @@ from PIL import Image
 from PIL import ImageFile as PillowFile
 
 from data.folder import ImageFile, ImageFolder, OnePicture, read_picture, square
-from runner.types import Dataset, Example, UserError
+from runner.protocols import Dataset
+from runner.types import Example, UserError
 
 FORMATS = ("jpg", "png", "webp")
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from data.masks import FileSegmenter, read_mask
-from runner.types import Segmenter, UserError
+from runner.protocols import Segmenter
+from runner.types import UserError
 
 
 def save(path: Path, pixels: list[list[int]], kind: str = "uint8") -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.segment import FromBoxes
-from runner.types import Segmenter, TextSegmenter
+from runner.protocols import Segmenter, TextSegmenter
 
 WORDS = ["Fiddler crab", "viaduct", "flowers"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "fiddler", "crab", "via", "##duct", "flowers"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from models.caption import FileCaptions, Template, mentions
 from models.caption_clip import ClipRank, read_list
-from runner.types import Captioner, Example, UserError
+from runner.protocols import Captioner
+from runner.types import Example, UserError
 
 TEMPLATE: Captioner = Template("a photograph of {article} {label}")
 

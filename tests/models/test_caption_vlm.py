@@ -21,7 +21,8 @@ from transformers import (
 
 from models.caption import Template
 from models.caption_vlm import Shot, TransformersChat, Turn, Vlm, load
-from runner.types import Captioner, Example, UserError
+from runner.protocols import Captioner
+from runner.types import Example, UserError
 
 PICTURE = torch.linspace(0, 1, 3 * 24 * 24).view(3, 24, 24)
 CRAB = Example("crab-1", PICTURE, "rock crab")

@@ -16,7 +16,8 @@ from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.objective import evaluate
 from runner.optimize import Descent, State, Stop
-from runner.types import Anchor, Controls, Generator, Objective, Scene, Start
+from runner.protocols import Generator
+from runner.types import Anchor, Controls, Objective, Scene, Start
 from tasks.distances import latent_distance, pixel_distance
 from tasks.flips import Flip
 from tasks.terms import class_log_prob

@@ -16,7 +16,8 @@ from torch import Tensor
 from data import planted
 from models.diffusion import LatentDiffusion
 from runner.compose import build
-from runner.types import Classifier, Edit, UserError, World
+from runner.protocols import Classifier, World
+from runner.types import Edit, UserError
 from scripts import evaluate, judges, rows, rows_cifar10, rows_planted
 from scripts.metrics import Estimate
 from scripts.rows import Answer, Row, Setting, sample

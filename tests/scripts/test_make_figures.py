@@ -14,8 +14,9 @@ from models.diffusion import LatentDiffusion
 from runner.compose import build
 from runner.figures import LAYOUTS
 from runner.finished import read_run
+from runner.protocols import World
 from runner.run import BAD_INPUT, DONE, FAILED, STOPPED
-from runner.types import UserError, World
+from runner.types import UserError
 from scripts import make_figures
 from tests.runner.test_figures import flip, run_folder
 from tests.test_config import CONF, configured, nodes

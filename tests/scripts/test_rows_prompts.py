@@ -17,7 +17,7 @@ from scripts.judges import TIED
 from scripts.rows import Answer, Setting
 from scripts.rows_prompts import (
     SHORTCUT,
-    best_of_class,
+    best_restarts,
     hard_prompt,
     own_tokens,
     prompt_cue,
@@ -65,7 +65,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
 
 
 def test_of_a_class_the_restart_with_the_lowest_loss_counts(given: list[Answer]) -> None:
-    assert best_of_class(given) == given[1:]
+    assert best_restarts(given) == given[1:]
 
 
 def test_scores_count_classes_and_gains_are_paired(given: list[Answer]) -> None:

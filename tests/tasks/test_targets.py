@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from data import planted
-from runner.types import Classifier, Example, UserError
+from runner.protocols import Classifier
+from runner.types import Example, UserError
 from tasks.targets import RULES, Choice, known_label, targets
 from tests.conftest import TinyClassifier
 from tests.tasks.tiny import world

@@ -15,7 +15,8 @@ from torch import Tensor
 from data.planted import CLASSES, PlantedDataset
 from models.caption import Template
 from models.diffusion import LatentDiffusion
-from runner.types import Classifier, Edit, Embedder, Example, Scene, UserError, World
+from runner.protocols import Classifier, Embedder, World
+from runner.types import Edit, Example, Scene, UserError
 from tasks.flips import QUESTIONS, Flip, embedder_of
 from tasks.pictures import own_seed
 from tasks.surroundings import Surroundings

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.types import UserError, World
+from runner.protocols import World
+from runner.types import UserError
 from tasks.units import FEATURES, Unit
 from tasks.worded import pictures_of, words_of
 from tests.tasks.tiny import Colours, Maker, cache_in, classifier_of, colour, noise, world

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from models.classifier import ImageClassifier, ask_logits
 from models.tensor_cache import TensorCache
-from runner.types import (
-    Anchor,
-    Classifier,
-    Dataset,
-    Example,
-    Scene,
-    World,
-    article,
-)  # fmt: skip
+from runner.protocols import Classifier, Dataset, World  # fmt: skip
+from runner.types import Anchor, Example, Scene, article  # fmt: skip
 from tests.conftest import anchor_of
 
 NAMES = ("rock crab", "viaduct", "urn")

@@ -1,0 +1,235 @@
+"""What the parts of a run offer each other: whatever has these attributes and methods can take the part.
+
+Shape letters as in `runner.types`. Images are RGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from runner.types import (
+    Anchor,
+    Controls,
+    Example,
+    Head,
+    Objective,
+    Pictures,
+    Problem,
+    Response,
+    Scene,
+    Schedules,
+    Start,
+)  # fmt: skip
+
+
+class Dataset(Protocol):
+    """Pictures by position, in an order that the run's seed sets. digest: of what decides all of them."""
+
+    labels: tuple[str, ...]
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Example: ...
+
+    def rows(self, label: str) -> list[int]:
+        """The positions of the pictures of a class, letter case aside."""
+
+    def nearest(self, label: str) -> str | None:
+        """The class most easily confused with `label`, where the data set knows one."""
+
+
+class Classifier(Protocol):
+    """Images in [0, 1] of any size to a `Response`; resizing and normalisation lie inside.
+
+    recipe: everything that an answer follows from beside the images;
+    domain: the kind of pictures it knows, None if not known; head: None where the network does not show it;
+    map_module: the last module with a feature map or tokens that the features depend on, None where there is none.
+    """
+
+    labels: tuple[str, ...]
+    size: int
+    digest: str
+    recipe: str
+    domain: str | None
+
+    @property
+    def head(self) -> Head | None: ...
+
+    @property
+    def map_module(self) -> str | None: ...
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Response: ...
+
+    def trace(self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
+        """The answer, and what the named modules of the network give; `<module>.in` is what a module is given."""
+
+
+class Weighted(Protocol):
+    """Whatever answers follow from beside the classifier; digest: of its weights and settings."""
+
+    digest: str
+
+
+class Embedder(Protocol):
+    """A CLIP model: pictures and texts as unit vectors of one space; scale: what their products are multiplied by."""
+
+    digest: str
+    scale: float
+
+    def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]: ...
+
+
+class Cache(Protocol):
+    """Tensors by a key that is the hash of whatever decides them."""
+
+    def key(self, *parts: object) -> str: ...
+
+    def load(self, keys: Sequence[str]) -> dict[str, Tensor] | None:
+        """The stacked tensors of all keys, or None if one of them is missing."""
+
+    def save(self, keys: Sequence[str], **tensors: Tensor) -> None:
+        """Keep row i of each tensor under keys[i]."""
+
+
+class Captioner(Protocol):
+    """Words for pictures. notes: by picture name, what the reader has to know of a caption."""
+
+    notes: Mapping[str, str]
+
+    def caption(self, example: Example) -> str:
+        """What the picture shows, in words that contain its class name."""
+
+    def objects(self, example: Example) -> list[str]:
+        """Names of what the picture shows, with their articles, the most prominent first."""
+
+
+class Segmenter(Protocol):
+    """Pictures in [0, 1], the cross-attention maps of the words that are looked for, in [0, 1], these words and the
+    pictures' names to masks of what the words name, 0 or 1."""
+
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
+        names: Sequence[str],
+    ) -> Float[Tensor, "b 1 h w"]: ...  # fmt: skip
+
+
+class TextSegmenter(Protocol):
+    """Finds in pictures what words name. digest: of the weights and settings that its masks follow from."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def find(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]:
+        """1 where a picture in [0, 1] shows what its words name, else 0; 0 everywhere where nothing is found."""
+
+
+class Screen(Protocol):
+    """Keeps pictures from being seen. digest: of the weights and settings that it goes by."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def __call__(self, images: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, " n"]]:
+        """Pictures in [0, 1], those that are flagged made unrecognisable, and which these are."""
+
+
+class Generator(Protocol):
+    """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
+
+    lasting: the controls that are kept with an answer, since it can be made again from them;
+    reported: how many pictures an answer is.
+    """
+
+    lasting: tuple[str, ...]
+    reported: int
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise UserError for what can be seen to fail before anything is computed."""
+
+    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start: ...
+
+    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+        """The constants of optimisation step k: the anchor itself, unless every step meets other random numbers. An
+        iterate is judged with the anchor itself."""
+
+    def final(self, anchor: Anchor) -> Anchor:
+        """The constants that an answer's loss is measured with: the anchor itself, unless it holds random numbers by
+        which the best iterate was chosen."""
+
+    def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
+        """The last x0-predictions as scenes; the last of them is the picture that counts."""
+
+    def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b n 3 h w"]:
+        """What is reported of each sample, in [0, 1]: the picture that counts, and where an answer is more than one
+        picture, more of them."""
+
+    def worded(self, controls: Controls, anchor: Anchor) -> list[str] | None:
+        """The prompt of each sample in words, where prompts are what is optimised."""
+
+
+class Painter(Protocol):
+    """Pictures of prompts. recipe: everything that one follows from beside its prompt and seed."""
+
+    resolution: int
+    digest: str
+    recipe: str
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
+
+    def word_maps(
+        self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
+    ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
+        """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
+        map divided by its maximum. seed: of what an inversion draws."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a task makes its problems of. limit: how many problems are wanted, None for all."""
+
+    dataset: Dataset
+    classifier: Classifier
+    generator: Painter
+    seed: int
+    limit: int | None
+
+
+class Task(Protocol):
+    """Which questions are asked, what an answer is optimised for, and what is reported of it."""
+
+    baseline: str
+
+    @property
+    def schedules(self) -> Schedules:
+        """What replaces the generator's own."""
+
+    @property
+    def networks(self) -> Sequence[Weighted]:
+        """Those that answers depend on beside the classifier that is explained."""
+
+    @property
+    def captioner(self) -> Captioner | None:
+        """Who wrote the problems' captions, if anybody did."""
+
+    def problems(self, world: World) -> tuple[list[Any], int | None]:
+        """The first `world.limit` problems, and how many there are in all, None if only asking would tell."""
+
+    def objective(self, problems: Sequence[Any], anchor: Anchor, classifier: Classifier) -> Objective: ...
+
+    def illustrate(self, problem: Any, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+        """Further pictures that belong to an answer, each (c, h, w) in [0, 1]."""
+
+    def measure(self, problem: Any, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+        """Plain JSON values about one answer, measured on the saved 8-bit pictures; `success` is among them."""
+
+    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Plain JSON values about all answers of a run together."""
