@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.compose import build, resolved
-from runner.run import BAD_INPUT, run
+from runner.run import BAD_INPUT, DONE, STOPPED, run
 from runner.types import UserError
 
 codes = [0]
@@ -22,6 +22,9 @@ def main(cfg: DictConfig) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         codes.append(BAD_INPUT)
+    # A signal ends a sweep, too; and of a sweep's job in a queue of its own the code would be lost.
+    if codes[-1] == STOPPED or (codes[-1] != DONE and "submitit" in context.launcher._target_):
+        sys.exit(codes[-1])
 
 
 if __name__ == "__main__":

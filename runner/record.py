@@ -7,8 +7,10 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from jaxtyping import Float
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
+
+from runner.claims import Process
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
@@ -91,6 +95,11 @@ def to_json(value: Any) -> Any:
     return [to_json(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def batch_name(start: int, count: int) -> str:
+    """The name of a batch by the positions of its problems."""
+    return f"problems-{start:05d}-{start + count:05d}"
+
+
 class RunFolder:
     """A run's folder. Problems are done when their `result.json` or `failure.json` exists."""
 
@@ -100,13 +109,25 @@ class RunFolder:
     def problem(self, name: str) -> Path:
         return self.path / "images" / name
 
-    def checkpoint(self, start: int, stop: int) -> Path:
-        return self.path / "state" / f"problems-{start:05d}-{stop:05d}.safetensors"
+    def checkpoint(self, batch: str) -> Path:
+        """The state of an unfinished batch."""
+        return self.path / "state" / f"{batch}.safetensors"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """The resolved configuration; the first command that made the run stays in it."""
         if not (self.path / "config.yaml").exists():
             write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+    def write_names(self, names: Sequence[str]) -> None:
+        """The problems that are asked for, in their order; a process that asks for fewer of them changes nothing."""
+        path = self.path / "problems.txt"
+        if len(names) > len((_text(path) or "").splitlines()):
+            write(path, "".join(f"{name}\n" for name in names))
+
+    def write_attempt(self, process: Process, began: float, state: str, reason: str) -> None:
+        """That a process works at the run, or how it ended; a process may do so more than once."""
+        record = {**asdict(process), "began": began, "noted": time.time(), "state": state, "reason": reason}
+        write(self.path / "attempts" / f"{began:.0f}-{process.name}.json", json.dumps(record, indent=1))
 
     def done(self, name: str) -> bool:
         return any((self.problem(name) / file).exists() for file in ("result.json", "failure.json"))
@@ -126,7 +147,7 @@ class RunFolder:
             write(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
             write(self.path / "summary.json", json.dumps(to_json(summarise(results)), indent=1, allow_nan=False))
             pending = len(names) - len(results) - len(failures)
-            if state == "done" and pending:  # what is left belongs to other shards
+            if state == "done" and pending:  # other processes work at what is left
                 state = "pending"
             status = {
                 "state": state, "done": len(results), "failed": len(failures), "pending": pending, "reason": reason,

@@ -56,7 +56,7 @@ STATES = {
     "running": "still running",
     "failed": "failed",
     "stopped": "stopped early",
-    "pending": "waiting for other shards",
+    "pending": "waiting for other processes",
 }
 
 

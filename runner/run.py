@@ -1,9 +1,10 @@
-"""A run: cut the problems into batches and, for each not done, begin, optimise, measure, record."""
+"""A run: cut the problems into batches and solve, with whoever else works at it, each that is not done."""
 
 from __future__ import annotations
 
 import errno
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,17 +14,19 @@ from typing import Any
 from models.diffusion import LatentDiffusion
 from runner.augment import RandomCrops
 from runner.baselines import Baseline, Parametrise
+from runner.claims import Claim, Claims, Process
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, progress
 from runner.optimize import Descent
 from runner.protocols import Classifier, Dataset, Screen, Task, World
-from runner.record import RunFolder, Summarise, run_key
+from runner.record import RunFolder, Summarise, batch_name, run_key
 from runner.report import write_report
+from runner.share import share
 from runner.solve import Solver, solve_batch
-from runner.types import UserError
+from runner.types import Problem, UserError
 from runner.warn import Doubts
 
-STOPPED, BAD_INPUT, FAILED, DONE = 143, 2, 1, 0  # exit codes
+STOPPED, PENDING, BAD_INPUT, FAILED, DONE = 143, 75, 2, 1, 0  # exit codes
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,6 @@ class Parts:
         return [self.generator.digest, self.classifier.digest, *others, *safety]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Of every `count` batches this process takes the one at `index`."""
-
-    index: int
-    count: int
-
-    def __post_init__(self) -> None:
-        if not (self.count >= 1 and 0 <= self.index < self.count):
-            raise UserError(f"shard.index={self.index} shard.count={self.count}: index must be in 0 … count - 1")
-
-
 def solver(parts: Parts) -> Solver:
     """The solver that a task's `baseline` asks for, with the rates in the generator's own scale."""
     scaled = {name: rate * parts.generator.lr_scale.get(name, 1.0) for name, rate in parts.optimizer.lr.items()}
@@ -71,8 +62,10 @@ def solver(parts: Parts) -> Solver:
 
 
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
-    """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code."""
-    shard = Shard(**config["shard"])
+    """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code.
+
+    Any number of processes, on any machines that see the folder, may do so at once: they share the batches.
+    """
     _check_counts(
         {"limit": config["limit"], "batch": config["batch"], "checkpoint.every": config["checkpoint"]["every"]}
     )
@@ -86,25 +79,35 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{config['name']}: {twice[0]} is asked {names.count(twice[0])} times; name it once")
     size = config["batch"]
-    batches = [problems[i : i + size] for i in range(0, len(problems), size)][shard.index :: shard.count]
-    open_batches = [batch for batch in batches if not all(folder.done(p.name) for p in batch)]
+    batches = {
+        batch_name(i, len(batch)): batch for i in range(0, len(names), size) if (batch := problems[i : i + size])
+    }
+    process, interrupt = Process.own(), Interrupt()
+    claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
+
+    def done(batch: Sequence[Problem]) -> bool:
+        return all(folder.done(p.name) for p in batch)
+
+    def solve(name: str, claim: Claim) -> None:
+        solve_batch(
+            answer, batches[name], folder, folder.checkpoint(name), config["checkpoint"]["every"], interrupt, claim,
+            bar, parts.logger,
+        )  # fmt: skip
+        folder.collect(names, "running", "", parts.task.summarise)
+        write_report(folder.path)
+
     of = "" if total is None else f" of {total}"
     print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
-
-    interrupt = Interrupt()
-    state, reason, code = "running", "", DONE
+    state, reason, code, began = "running", "", DONE, time.time()
     try:
         with interrupt.listening():
             folder.write_config(config)
+            folder.write_names(names)
+            folder.write_attempt(process, began, "running", "")
             folder.collect(names, "running", "", parts.task.summarise)
             parts.logger.start(folder.path, dict(config), key, config["name"].split("/")[0])
-            with progress(len(problems), sum(map(folder.done, names))) as bar:
-                for batch in open_batches:
-                    start = problems.index(batch[0])
-                    solve_batch(answer, batch, folder, folder.checkpoint(start, start + len(batch)),
-                                config["checkpoint"]["every"], interrupt, bar, parts.logger)  # fmt: skip
-                    folder.collect(names, "running", "", parts.task.summarise)
-                    write_report(folder.path)
+            with progress(len(problems), sum(len(batch) for batch in batches.values() if done(batch))) as bar:
+                share(batches, done, claims, config["claim"]["wait"], solve, bar)
         state = "done"
     except Stopped as stop:
         state, reason, code = "stopped", f"stopped by {stop}; the same command continues", STOPPED
@@ -116,8 +119,12 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
         if state == "running":
             state, reason = "failed", str(sys.exception() or "")
         parts.logger.finish()
-        status = _collect(folder, names, state, reason, parts.task.summarise)
-    return _say(folder, status, code, reason)
+        status = _collect(folder, names, process, began, state, reason, parts.task.summarise)
+    if code == DONE and status["pending"]:
+        code, reason = PENDING, f"{status['pending']} problems are left to other processes"
+    code = _say(folder, status, code, reason)
+    interrupt.pass_on()
+    return code
 
 
 def _check_counts(counts: Mapping[str, int | None]) -> None:
@@ -128,11 +135,13 @@ def _check_counts(counts: Mapping[str, int | None]) -> None:
 
 
 def _collect(
-    folder: RunFolder, names: Sequence[str], state: str, reason: str, summarise: Summarise
+    folder: RunFolder, names: Sequence[str], process: Process, began: float, state: str, reason: str,
+    summarise: Summarise,
 ) -> dict[str, Any]:  # fmt: skip
     """The final status; on a full disk what could be written before stays."""
     try:
         status = folder.collect(names, state, reason, summarise)
+        folder.write_attempt(process, began, status["state"], reason)
         write_report(folder.path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -14,6 +14,7 @@ from torch import Tensor
 from runner import checkpoint, optimize
 from runner.augment import RandomCrops
 from runner.baselines import Contestant
+from runner.claims import Claim
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Progress
 from runner.objective import evaluate
@@ -91,9 +92,10 @@ class Solver:
 
 def solve_batch(
     answer: Solver, problems: Sequence[Problem], folder: RunFolder, path: Path, every: int, interrupt: Interrupt,
-    bar: Progress, logger: Logger,
+    claim: Claim, bar: Progress, logger: Logger,
 ) -> None:  # fmt: skip
-    """One batch from where it stands to its results; its state is saved every so many steps and when stopped."""
+    """One batch from where it stands to its results; its state is saved every so many steps and when stopped. Raises
+    Lost if another process has taken it over."""
     clock = time.monotonic()
     bar.batch([p.name for p in problems])
     bar.phase("preparing")
@@ -105,6 +107,7 @@ def solve_batch(
         with interrupt.deferred():
             state = next(states)
             state.seconds = before + time.monotonic() - clock
+            claim.check()
             try:
                 interrupt.check()
             except Stopped:

@@ -19,7 +19,6 @@ from scripts.rows import Row, Setting, answers, parts_for
 from tasks.agreement import CORE, SPURIOUS, UNDECIDED, best_delta
 
 CLEAN, TIED = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
-SHORTCUT = ("planted_shortcut", "planted_shortcut2")
 FEATURES = 3  # per class
 # Fewer steps and pictures than the task's own, so that 120 features take an hour.
 AUDIT = (
@@ -130,5 +129,4 @@ ROWS = (
     Row("planted.audit_accuracy", partial(audit_accuracy, networks=BOTH), 120, "%", 0.85, above=0.75),
     Row("planted.audit_tied", partial(audit_tied, networks=BOTH), 120, "%", 1.0),
     Row("planted.audit_false_alarms", partial(audit_false_alarms, networks=BOTH), 120, "%", 0.10, "low"),
-    Row("planted.audit_auc.shortcut", partial(audit_auc, networks=(*CLEAN, *SHORTCUT)), 120, ""),
 )

@@ -19,7 +19,7 @@ def leavings(folder: Path) -> dict[str, bytes]:
     """All pictures and the results, the seconds aside."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
     text = (folder / "results.jsonl").read_bytes()
-    assert text.count(b'"seconds": ') == text.count(b"\n") == 4
+    assert text.count(b'"seconds": ') == text.count(b"\n") > 0
     return files | {"results.jsonl": re.sub(rb'"seconds": [0-9.e-]+', b"", text)}
 
 

@@ -75,7 +75,13 @@ def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
         assert json.loads((place / "result.json").read_text()) == line
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     files -= {file for file in files if file.startswith("images/")}
-    assert files == {"config.yaml", "results.jsonl", "summary.json", "status.json", "index.html", ".lock"}
+    (attempt,) = (file for file in files if file.startswith("attempts/"))
+    assert files == {
+        "config.yaml", "problems.txt", "results.jsonl", "summary.json", "status.json", "index.html", ".lock", attempt,
+    }  # fmt: skip
+    assert (folder / "problems.txt").read_text().split() == [line["name"] for line in lines]
+    noted = json.loads((folder / attempt).read_text())
+    assert (noted["state"], noted["reason"], noted["pid"]) == ("done", "", os.getpid())
     successes = sum(line["success"] for line in lines)
     assert json.loads((folder / "summary.json").read_text()) == {"answers": 2, "successes": successes}
     assert {key: status(folder)[key] for key in ("state", "done", "failed", "pending", "reason")} == {
@@ -108,18 +114,6 @@ def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capt
             confidence = classifier(picture[None]).logits.softmax(dim=1)[0]
         for name, value in line[key].items():
             assert value == pytest.approx(confidence[CLASSES.index(name)].item(), abs=1e-5)
-
-
-def test_shards_together_are_the_whole_run(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
-    words = ("limit=4", "batch=2", "optimizer.steps=2")
-    whole = replace(cli, outputs=tmp_path / "whole")
-    assert whole.here(capfd, *words).code == 0
-    for index in (1, 0):
-        assert cli.here(capfd, *words, f"shard.index={index}", "shard.count=2").code == 0
-        assert status(cli.folder)["pending"] == (2 if index else 0)
-    assert cli.folder.name == whole.folder.name, "shards and the whole run share their folder's name"
-    assert untimed(cli.folder) == untimed(whole.folder) and pictures(cli.folder) == pictures(whole.folder)
-    assert len(untimed(cli.folder)) == 4
 
 
 def test_another_seed_draws_others(cli: Cli, capfd: Capture) -> None:
@@ -233,7 +227,7 @@ def refused(outcome: Outcome, outputs: Path, *said: str) -> None:
 BAD: dict[str, tuple[list[str], list[str]]] = {
     "class": (["task.target=viadukt"], ["task.target=viadukt", "nearest are viaduct"]),
     "guidance": (["generator.guidance=1"], ["generator.guidance=1", "above 1"]),
-    "shard": (["shard.index=2", "shard.count=2"], ["shard.index=2", "0 … count - 1"]),
+    "lease": (["claim.lease=0"], ["claim.lease=0", "above 0"]),
     "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels, guidance, yosinski"]),
     "mode": (["task.mode=colour"], ["task.mode=colour", "class, error, attribute"]),
     "attribute": (["task.mode=attribute"], ["task.mode=attribute", "zero-shot classifier"]),

@@ -17,7 +17,7 @@ from runner.record import PART_OF_THE_RUN, RunFolder, read_png, run_key, to_8_bi
 from runner.run import Parts
 
 CONFIG: dict[str, Any] = {
-    "seed": 0, "limit": 4, "shard": {"index": 0, "count": 1}, "checkpoint": {"every": 5}, "device": "auto",
+    "seed": 0, "limit": 4, "claim": {"lease": 180.0}, "checkpoint": {"every": 5}, "device": "auto",
     "outputs": "outputs", "logger": {"mode": "offline"}, "command": "python run.py", "batch": 4,
     "generator": {
         "steps": 20, "device": "auto", "cache": {"_target_": "models.tensor_cache.TensorCache", "folder": "a"},
@@ -38,7 +38,7 @@ def summed(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     [
         {"clip": {"path": "y"}}, {"environment": {"torch": "3"}}, {"name": "y"}, {"a new key": 1},
         {"task": {"clip": {"device": "cpu", "path": "x"}, "items": [{"cache": "b"}, 1]}},
-        {"limit": None}, {"shard": {"index": 1, "count": 2}}, {"checkpoint": {"every": 1}}, {"logger": {}},
+        {"limit": None}, {"claim": {"lease": 1.0}}, {"checkpoint": {"every": 1}}, {"logger": {}},
         {"device": "cpu", "generator": CONFIG["generator"] | {"device": "cpu"}}, {"command": "python run.py limit=1"},
         {"outputs": "x", "generator": CONFIG["generator"] | {"cache": CONFIG["generator"]["cache"] | {"folder": "x"}}},
     ],

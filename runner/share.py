@@ -1,0 +1,48 @@
+"""The batches of a run, shared by the processes that work at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from runner.claims import RENEWALS, Claim, Claims, Lost
+from runner.logging import Progress
+from runner.types import Problem
+
+LONGEST = 5.0  # seconds between two looks at what others hold
+
+
+def share(
+    batches: Mapping[str, Sequence[Problem]], done: Callable[[Sequence[Problem]], bool], claims: Claims, wait: bool,
+    solve: Callable[[str, Claim], None], bar: Progress,
+) -> None:  # fmt: skip
+    """Solve every batch, by name, that is not done and that no other process holds.
+
+    With `wait` it lasts until all are done, by whomever: what others leave undone is taken over.
+    """
+    left = dict(batches)
+    while left:
+        found = len(left)
+        for name, batch in list(left.items()):
+            own = False
+            if not done(batch):
+                with claims.take(name) as claim:
+                    if claim is None:
+                        continue
+                    if not done(batch):  # whoever held it before may have ended meanwhile
+                        try:
+                            solve(name, claim)
+                        except Lost:
+                            bar.say(f"{name}: another process has taken it over, as this one gave no sign of life")
+                            continue
+                        own = True
+            claims.forget(name)
+            del left[name]
+            if not own:
+                bar.finished(len(batch))
+        if len(left) == found:
+            if not wait:
+                return
+            holders = {claims.holder(name) for name in left} - {None}
+            bar.phase(f"waiting for {len(left)} of others' batches: {', '.join(p.name for p in holders if p)}")
+            time.sleep(min(claims.lease / RENEWALS, LONGEST))
