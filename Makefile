@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 GROUNDINGDINO := .venv-groundingdino
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-groundingdino check format evaluate figures clean
+.PHONY: help install demo test test-all test-slurm test-groundingdino check format evaluate figures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +32,15 @@ demo: $(STAMP) ## Four counterfactuals of the planted world; prints the path of 
 	@$(PY) run.py
 
 test: $(STAMP) ## Run the tests but the slow ones
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not slurm"
 
-test-all: $(STAMP) ## Run all tests
-	$(PY) -m pytest -n $(JOBS) --dist loadfile
+test-all: $(STAMP) ## Run all tests but those of SLURM
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slurm"
+
+test-slurm: $(STAMP) ## Start a SLURM of one node, as root with Debian's slurm-wlm and munge, and give jobs to it
+	scripts/slurm_local.sh start
+	SLURM_CONF=$${SLURM_LOCAL:-/tmp/slurm_local}/slurm.conf $(PY) -m pytest -m slurm; \
+	  code=$$?; scripts/slurm_local.sh stop; exit $$code
 
 test-groundingdino: $(GROUNDINGDINO)/.installed ## Test segmenter=grounded_sam_original in an environment of its own (5.5 GB, minutes)
 	$(GROUNDINGDINO)/bin/python -m pytest --noconftest tests/models/test_grounded_sam_original.py

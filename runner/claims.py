@@ -53,10 +53,11 @@ class Process:
         ran on the same machine, or the reader is the same job or process, begun again."""
         if self == reader or (self.job is not None and self.job == reader.job):
             return True
-        return self.host == reader.host and not _runs(self.pid)
+        return self.host == reader.host and not is_running(self.pid)
 
 
-def _runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

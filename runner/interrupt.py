@@ -11,8 +11,8 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
-class Stopped(Exception):
-    """The run was asked to stop; the message names the signal."""
+class Stopped(BaseException):
+    """The run was asked to stop; the message names the signal. As KeyboardInterrupt it is no error."""
 
 
 class Interrupt:

@@ -100,6 +100,12 @@ def batch_name(start: int, count: int) -> str:
     return f"problems-{start:05d}-{start + count:05d}"
 
 
+def batch_span(name: str) -> tuple[int, int]:
+    """The positions of a batch's first problem and of the one behind its last."""
+    _, start, stop = name.split("-")
+    return int(start), int(stop)
+
+
 class RunFolder:
     """A run's folder. Problems are done when their `result.json` or `failure.json` exists."""
 

@@ -142,42 +142,51 @@ def write_report(run_folder: Path) -> Path:
 def render(run_folder: Path) -> str:
     """The page as text."""
     folder = run_folder.resolve()
-    config = _read_config(folder / "config.yaml")
-    records = list(_read_results(folder / "results.jsonl"))
+    config = read_config(folder / "config.yaml")
+    records = list(read_results(folder / "results.jsonl"))
     status, summary = (_read_object(folder / name) for name in ("status.json", "summary.json"))
     cards = [_card(folder, record) for record in records]
     generator, _, classifier = folder.parent.name.partition("-")
     judged = [card.success for card in cards if card.success is not None]
     state = str(status.get("state", ""))
-    environment = Environment(
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            task=folder.parent.parent.name,
+            generator=generator,
+            classifier=classifier,
+            key=folder.name,
+            command=str(config.get("command") or ""),
+            config=_text(folder / "config.yaml"),
+            state=STATES.get(state, state),
+            reason=str(status.get("reason") or ""),
+            failed=int(status.get("failed") or 0),
+            pending=int(status.get("pending") or 0),
+            failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
+            seconds=_median_seconds(records),
+            rate=Rate(sum(judged), len(judged)) if judged else None,
+            summary=[(words(key), number(value)) for key, value in _plain(summary)],
+            tables=tables(summary),
+            cards=cards,
+            sources=sorted({card.source for card in cards if card.source}),
+            targets=sorted({card.target for card in cards if card.target}),
+            files=[name for name in FILES if (folder / name).is_file()],
+        )
+    )
+
+
+def environment() -> Environment:
+    """The templates of pages; what a template asks for and is not given is an error."""
+    found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number}
-    return environment.get_template("report.html.j2").render(
-        task=folder.parent.parent.name,
-        generator=generator,
-        classifier=classifier,
-        key=folder.name,
-        command=str(config.get("command") or ""),
-        config=_text(folder / "config.yaml"),
-        state=STATES.get(state, state),
-        reason=str(status.get("reason") or ""),
-        failed=int(status.get("failed") or 0),
-        pending=int(status.get("pending") or 0),
-        failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
-        seconds=_median_seconds(records),
-        rate=Rate(sum(judged), len(judged)) if judged else None,
-        summary=[(words(key), number(value)) for key, value in _plain(summary)],
-        tables=tables(summary),
-        cards=cards,
-        sources=sorted({card.source for card in cards if card.source}),
-        targets=sorted({card.target for card in cards if card.target}),
-        files=[name for name in FILES if (folder / name).is_file()],
-    )
+    found.filters |= {"percent": percent, "number": number}
+    return found
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -192,7 +201,8 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The configuration that a run's folder holds, empty where it has none."""
     config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
 
@@ -201,7 +211,8 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     return parse_json(_text(path) or "{}", str(path))
 
 
-def _read_results(path: Path) -> Iterator[Mapping[str, Any]]:
+def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The finished problems of a run, none where there is no file."""
     for i, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
             yield parse_json(line, f"{path}, line {i}")

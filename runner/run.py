@@ -16,8 +16,9 @@ from runner.augment import RandomCrops
 from runner.baselines import Baseline, Parametrise
 from runner.claims import Claim, Claims, Process
 from runner.interrupt import Interrupt, Stopped
-from runner.logging import Logger, progress
+from runner.logging import Logger, Unfailing
 from runner.optimize import Descent
+from runner.progress import progress
 from runner.protocols import Classifier, Dataset, Screen, Task, World
 from runner.record import RunFolder, Summarise, batch_name, run_key
 from runner.report import write_report
@@ -82,7 +83,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     batches = {
         batch_name(i, len(batch)): batch for i in range(0, len(names), size) if (batch := problems[i : i + size])
     }
-    process, interrupt = Process.own(), Interrupt()
+    process, interrupt, logger = Process.own(), Interrupt(), Unfailing(parts.logger)
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
     def done(batch: Sequence[Problem]) -> bool:
@@ -91,7 +92,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     def solve(name: str, claim: Claim) -> None:
         solve_batch(
             answer, batches[name], folder, folder.checkpoint(name), config["checkpoint"]["every"], interrupt, claim,
-            bar, parts.logger,
+            bar, logger,
         )  # fmt: skip
         folder.collect(names, "running", "", parts.task.summarise)
         write_report(folder.path)
@@ -105,7 +106,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
             folder.write_names(names)
             folder.write_attempt(process, began, "running", "")
             folder.collect(names, "running", "", parts.task.summarise)
-            parts.logger.start(folder.path, dict(config), key, config["name"].split("/")[0])
+            logger.start(folder.path, dict(config), key, config["name"].split("/")[0])
             with progress(len(problems), sum(len(batch) for batch in batches.values() if done(batch))) as bar:
                 share(batches, done, claims, config["claim"]["wait"], solve, bar)
         state = "done"
@@ -118,7 +119,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     finally:
         if state == "running":
             state, reason = "failed", str(sys.exception() or "")
-        parts.logger.finish()
+        logger.finish()
         status = _collect(folder, names, process, began, state, reason, parts.task.summarise)
     if code == DONE and status["pending"]:
         code, reason = PENDING, f"{status['pending']} problems are left to other processes"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from runner.claims import RENEWALS, Claim, Claims, Lost
-from runner.logging import Progress
+from runner.progress import Progress
 from runner.types import Problem
 
 LONGEST = 5.0  # seconds between two looks at what others hold
@@ -20,7 +20,7 @@ def share(
 
     With `wait` it lasts until all are done, by whomever: what others leave undone is taken over.
     """
-    left = dict(batches)
+    left = {name: batch for name, batch in batches.items() if not done(batch)}
     while left:
         found = len(left)
         for name, batch in list(left.items()):

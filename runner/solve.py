@@ -16,9 +16,10 @@ from runner.augment import RandomCrops
 from runner.baselines import Contestant
 from runner.claims import Claim
 from runner.interrupt import Interrupt, Stopped
-from runner.logging import Logger, Progress
+from runner.logging import Logger
 from runner.objective import evaluate
 from runner.optimize import Descent, State
+from runner.progress import Progress
 from runner.protocols import Classifier, Generator, Screen, Task
 from runner.record import RunFolder, read_png, write, write_png
 from runner.types import Anchor, Controls, Objective, Problem, Scene

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from data import planted
+
 ROOT = Path(__file__).resolve().parent.parent
 
 NETWORK = """
@@ -59,6 +61,14 @@ class Cli:
     network: Path
     labels: Path
     outputs: Path
+
+    @staticmethod
+    def at(folder: Path, pipeline: Path, student: Path) -> Cli:
+        """Commands whose network, labels and outputs lie in a folder."""
+        network, labels = folder / "quarters.py", folder / "names.txt"
+        network.write_text(NETWORK)
+        labels.write_text("\n".join(planted.CLASSES) + "\n")
+        return Cli(pipeline, student, network, labels, folder / "outputs")
 
     def arguments(self, *overrides: str) -> list[str]:
         """The command's words; later overrides win over the tiny settings."""

@@ -27,7 +27,7 @@ from scripts.tokenizer import train_tokenizer
 from tasks.flips import Flip
 from tasks.surroundings import Surroundings
 from tasks.uvce import Uvce
-from tests.cli import NETWORK, Cli
+from tests.cli import Cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -102,10 +102,7 @@ def tiny_student(tiny_lcm_pipe: StableDiffusionPipeline, tmp_path_factory: pytes
 @pytest.fixture
 def cli(tiny_folder: Path, tiny_student: Path, tmp_path: Path) -> Cli:
     """Commands on the tiny pipeline, with an empty folder of outputs."""
-    network, labels = tmp_path / "quarters.py", tmp_path / "names.txt"
-    network.write_text(NETWORK)
-    labels.write_text("\n".join(planted.CLASSES) + "\n")
-    return Cli(tiny_folder, tiny_student, network, labels, tmp_path / "outputs")
+    return Cli.at(tmp_path, tiny_folder, tiny_student)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data.planted import CLASSES
 from runner import explain as explaining
+from runner.submit import settings_of
 from tests.cli import ROOT, Cli
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -35,13 +36,17 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(commands())
+SUBMISSIONS = [words[3:] for _, words in COMMANDS if words[:3] == ["python", "-m", "runner.submit"]]
+QUESTIONS = [words for words in SUBMISSIONS if words[0] in ("status", "collect")]
 RUNS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "run.py"]]
+RUNS += [settings_of(words)[1] for words in SUBMISSIONS if words not in QUESTIONS]
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
     kinds = {tuple(words[:2]) if words[0] == "python" else words[0] for _, words in COMMANDS}
     scripts = {kind for kind in kinds if isinstance(kind, tuple) and kind[1].startswith("scripts/")}
-    assert kinds - scripts == {"make", ("python", "run.py")}
+    assert kinds - scripts == {"make", ("python", "run.py"), ("python", "-m")}
+    assert {words[2] for _, words in COMMANDS if words[:2] == ["python", "-m"]} == {"runner.submit"}
     assert all((ROOT / kind[1]).is_file() for kind in scripts)
     assert len(RUNS) >= 10
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
-from runner.logging import Logger, NoLogger, Pace, WandbLogger, duration, progress, shortened
+from runner.interrupt import Stopped
+from runner.logging import Logger, NoLogger, Unfailing
+from runner.progress import Pace, duration, progress, shortened
+from runner.tensorboard_logger import TensorBoardLogger
 from runner.types import UserError
+from runner.wandb_logger import WandbLogger
+from tests.wandb_file import OfflineRun, read_offline
 
 CONF = Path(__file__).parents[2] / "conf" / "logger"
 
@@ -54,42 +64,128 @@ def test_unknown_mode() -> None:
         WandbLogger(mode="on", project="p", entity=None, timeout=1.0)
 
 
-def test_offline_attempts_lie_in_the_run_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder to work in, and no account at W&B."""
     for variable in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(variable)
-    monkeypatch.chdir(tmp_path)
-    logger = offline()
-    for folder in (tmp_path / "one", tmp_path / "one", tmp_path / "two"):
-        use(logger, folder)
-    attempts = {name: sorted((tmp_path / name / "wandb").glob("offline-run-*")) for name in ("one", "two")}
-    assert {name: len(paths) for name, paths in attempts.items()} == {"one": 2, "two": 1}
-    for paths in attempts.values():
-        for path in paths:
-            assert next(path.glob("*.wandb")).stat().st_size > 0
-            assert len(list(path.glob("files/media/images/**/*.png"))) == 3
-    texts = [next(path.glob("*.wandb")).read_bytes() for path in attempts["one"]]
-    assert b"attempt-1" in texts[0] + texts[1] and b"attempt-2" in texts[0] + texts[1]
-    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
-    assert capfd.readouterr() == ("", "")
-
-
-def test_online_without_a_key_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    logger = WandbLogger(mode="online", project="p", entity=None, timeout=1.0)
-    with pytest.raises(UserError) as caught:
-        logger.start(tmp_path, {}, key="k", task="uvce")
-    assert str(caught.value).startswith("logger.mode=online: No API key configured")
-    assert "\n" not in str(caught.value)
-    logger.log("a", 0, {"total": 1.0})
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def offline_runs(folder: Path) -> list[OfflineRun]:
+    return [read_offline(path) for path in sorted(folder.glob("wandb/offline-run-*"))]
+
+
+def test_offline_attempts_lie_in_the_run_folder(nobody: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = offline()
+    for folder in (nobody / "one", nobody / "one", nobody / "two"):
+        use(logger, folder)
+    assert {path.name for path in nobody.iterdir()} == {"one", "two"}
+    assert capfd.readouterr() == ("", "")
+    attempts = [*offline_runs(nobody / "one"), *offline_runs(nobody / "two")]
+    assert sorted(run.job_type for run in attempts) == ["attempt-1", "attempt-1", "attempt-2"]
+    for run in attempts:
+        assert run.name == f"uvce-c0ffee-{run.job_type[-1]}" and run.group == "c0ffee" and run.config["seed"] == 0
+        # Two problems share three rows and the third has its own; then a row per result, and one of the table.
+        assert [row["_step"] for row in run.rows] == list(range(1, 11)) and run.exit_code == 0
+        curve = [(row["c/step"], row["c/total"]) for row in run.rows if "c/step" in row]
+        assert curve == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+        assert run.summary["success_rate"] == pytest.approx(2 / 3) and run.rows[-1]["results.nrows"] == 3
+        assert [row["pictures/b.captions"] for row in run.rows if "pictures/b.count" in row] == [["best"]]
+    for path in nobody.glob("*/wandb/offline-run-*"):
+        assert len(list(path.glob("files/media/images/**/*.png"))) == 3
+        (table,) = path.glob("files/media/table/*.json")
+        assert [line[0] for line in json.loads(table.read_text())["data"]] == ["a", "b", "c"]
+
+
+def test_what_was_free_is_a_mask_of_the_result(nobody: Path) -> None:
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (0, 0, 4, 8))
+    mask.save(nobody / "mask.png")
+    Image.new("RGB", (8, 8), "teal").save(nobody / "best.png")
+    logger = offline()
+    logger.start(nobody, {}, key="k", task="uvce")
+    logger.result({"name": "a"}, {"best": nobody / "best.png", "mask": nobody / "mask.png"})
     logger.finish()
+    (saved,) = nobody.glob("wandb/offline-run-*/files/media/images/mask/**/*.png")
+    with Image.open(saved) as file:
+        assert np.bincount(np.asarray(file).ravel()).tolist() == [32, 32]
+    (run,) = offline_runs(nobody)
+    assert any("pictures/a.all_masks" in key for row in run.rows for key in row)
 
 
-@pytest.mark.parametrize(("option", "kind"), [("wandb", WandbLogger), ("none", NoLogger)])
+@pytest.mark.parametrize("trouble", ["no key", "wrong key", "dead network"])
+def test_an_attempt_that_cannot_be_online_is_offline(
+    trouble: str, nobody: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if trouble != "no key":
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40 if trouble == "dead network" else "short")
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    use(WandbLogger(mode="online", project="p", entity=None, timeout=2.0), nobody)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("logger.mode=online: ") and line.endswith("logged offline, and `wandb sync` sends it later")
+    (run,) = offline_runs(nobody)
+    assert len(run.rows) == 10
+
+
+class Broken(NoLogger):
+    """A logger whose disk is full from some call on."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_logger_in_trouble_is_told_once_and_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    use(Unfailing(Broken(2)), tmp_path)
+    assert capfd.readouterr().err == "logger: [Errno 28] No space left on device; nothing more is logged\n"
+    use(Unfailing(Broken(100)), tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_is_no_trouble_of_a_logger(tmp_path: Path) -> None:
+    class Signalled(NoLogger):
+        def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+            raise Stopped("SIGTERM")
+
+    with pytest.raises(Stopped):
+        use(Unfailing(Signalled()), tmp_path)
+
+
+def test_tensorboard_is_told_the_same(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger()
+    use(logger, tmp_path)
+    use(logger, tmp_path)
+    attempts = sorted((tmp_path / "tensorboard").iterdir())
+    assert [path.name for path in attempts] == ["attempt-1", "attempt-2"]
+    for path in attempts:
+        events = EventAccumulator(str(path)).Reload()
+        curve = [(event.step, event.value) for event in events.Scalars("c/total")]
+        assert curve == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+        assert [event.value for event in events.Scalars("result/success")] == [1.0, 0.0, 1.0]
+        assert events.Tags()["images"] == ["a/best", "b/best", "c/best"]
+        assert "seed: 0" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="logger=tensorboard: its package is not installed"):
+        TensorBoardLogger()
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"), [("wandb", WandbLogger), ("tensorboard", TensorBoardLogger), ("none", NoLogger)]
+)
 def test_options_build_loggers(option: str, kind: type) -> None:
     config = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))
     assert isinstance(config, dict)

@@ -1,0 +1,140 @@
+"""What was submitted to a queue and how far it is, by the files that its jobs leave: queues forget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runner.claims import Claims, Process, is_running
+from runner.record import batch_span
+from runner.report import parse_json, read_config, read_results
+from runner.types import UserError
+
+FILE = "submission.json"
+STATES = ("done", "failed", "running", "pending")  # of a problem
+QUEUED = {
+    "PENDING": "waiting",
+    "REQUEUED": "waiting",
+    "SUSPENDED": "suspended",
+}  # SLURM's words for a job that is not at work
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Jobs that were put into a queue together. folder: where they are noted; jobs: the cluster's names of them;
+    words: what run.py is given; place: the folder it is run in."""
+
+    folder: Path
+    cluster: str
+    jobs: list[str]
+    words: list[str]
+    place: str
+
+    @property
+    def outputs(self) -> Path:
+        return self.folder.parent.parent
+
+    def state(self, job: str, queued: Mapping[str, str]) -> str:
+        """How a job fares, given the queue's words for those that it still has."""
+        if job in queued:
+            return QUEUED.get(queued[job], "running")
+        path = code_file(self.folder.parent, job)
+        if path.exists():
+            code = int(path.read_text())
+            return "done" if code == 0 else f"failed, exit code {code}"
+        if self.cluster == "local" and is_running(int(job)):
+            return "running"
+        return "ended without a word"
+
+    def runs(self) -> list[Run]:
+        """The runs that a job of it has worked at, in the order of their folders."""
+        found = {path.parent.parent for path in self.outputs.glob("*/*/*/attempts/*.json") if self._own(path)}
+        return [Run(folder) for folder in sorted(found)]
+
+    def _own(self, attempt: Path) -> bool:
+        job = json.loads(attempt.read_text())["job"]
+        return job is not None and job.partition(".")[0] in self.jobs
+
+
+def code_file(submissions: Path, job: str) -> Path:
+    """Where a job notes its exit code."""
+    return submissions / "codes" / job
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, whatever its state."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Task, generator and classifier, and the key."""
+        return "/".join(self.folder.parts[-3:])
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return read_config(self.folder / "config.yaml")
+
+    @cached_property
+    def records(self) -> list[Mapping[str, Any]]:
+        return list(read_results(self.folder / "results.jsonl"))
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        path = self.folder / "summary.json"
+        return parse_json(path.read_text(), str(path)) if path.exists() else {}
+
+    @cached_property
+    def problems(self) -> dict[str, tuple[str, str]]:
+        """Of each problem that is asked for one of `STATES`, and why it failed or who works at it."""
+        names = (self.folder / "problems.txt").read_text().splitlines()
+        held = self._held(len(names))
+        found = {}
+        for i, name in enumerate(names):
+            place = self.folder / "images" / name
+            if (place / "result.json").exists():
+                found[name] = ("done", "")
+            elif (place / "failure.json").exists():
+                found[name] = ("failed", json.loads((place / "failure.json").read_text())["error"])
+            else:
+                found[name] = ("running", held[i]) if i in held else ("pending", "")
+        return found
+
+    def count(self, state: str) -> int:
+        """How many problems are in a state."""
+        return sum(own == state for own, _ in self.problems.values())
+
+    def _held(self, count: int) -> dict[int, str]:
+        """Who works at the problems, by their positions."""
+        claims = Claims(self.folder / "claims", float(self.config["claim"]["lease"]), Process.own())
+        held: dict[int, str] = {}
+        for batch in {path.stem for path in claims.folder.glob("problems-*.*")}:
+            if (holder := claims.holder(batch)) is not None:
+                held |= dict.fromkeys(range(*batch_span(batch)), holder.name)
+        return {i: name for i, name in held.items() if i < count}
+
+
+def read_submission(folder: Path) -> Submission:
+    """What was noted in a submission's folder. Raises UserError if it is none."""
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(
+            f"submission={folder}: {path} is not there; give a folder that `python -m runner.submit` printed"
+        )
+    noted = parse_json(path.read_text(), str(path))
+    return Submission(folder.resolve(), noted["cluster"], noted["jobs"], noted["words"], noted["place"])
+
+
+def latest(outputs: Path) -> Path:
+    """The folder of the submission that came last. Raises UserError if there is none."""
+    files = sorted(outputs.glob(f"submissions/*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise UserError(
+            f"outputs={outputs}: nothing was submitted there; `python -m runner.submit <words of run.py>` does"
+        )
+    return files[-1].parent

@@ -1,0 +1,60 @@
+"""What a job of a cluster's queue does: run.py's work, until nothing of it is left or the queue takes the job back."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit.core.utils import DelayedSubmission
+
+from runner.claims import Process
+from runner.record import write
+from runner.run import DONE, PENDING
+from runner.submission import code_file
+
+RUN = Path(__file__).resolve().parent.parent / "run.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """run.py with `words`, in the folder where it was submitted; its exit code is noted among the `submissions`.
+
+    It first does, of all runs of a sweep, what no other job holds, and then waits for what is left.
+    """
+
+    folder: Path
+    words: tuple[str, ...]
+    submissions: Path
+
+    def __call__(self) -> None:
+        """Raises SystemExit with run.py's exit code unless that is 0, so that the queue sees it, too."""
+        os.chdir(self.folder)
+        noted = code_file(self.submissions, str(Process.own().job))
+        noted.unlink(missing_ok=True)
+        code = call_run_py([*self.words, "claim.wait=false"])
+        if code == PENDING:
+            code = call_run_py(self.words)
+        write(noted, str(code))
+        if code != DONE:
+            sys.exit(code)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit puts back into the queue: the same, since all that is done lies in the runs' folders."""
+        return DelayedSubmission(self)
+
+
+def call_run_py(words: Sequence[str]) -> int:
+    """`python run.py <words>` in this process; returns its exit code."""
+    argv = sys.argv
+    try:
+        sys.argv = [str(RUN), *words]
+        runpy.run_path(str(RUN), run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = argv
+    return DONE

@@ -1,0 +1,184 @@
+"""Jobs of a real SLURM, cut short, signalled and killed, leave what one run leaves. `make test-slurm` starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.submission import Run, Submission, latest, read_submission
+from runner.submit import main as submit
+from tests.cli import ROOT, Cli
+from tests.test_kill import leavings
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM of its own: make test-slurm starts one"),
+]
+STEPS = 480
+COMMAND = ("limit=6", "batch=1", f"optimizer.steps={STEPS}", "checkpoint.every=10", "claim.lease=6")
+JOBS = ("submit.gb=2", "submit.cpus=1", "submit.minutes=1", "submit.signal=10")
+
+
+def ask(*command: str) -> str:
+    """What a command of SLURM says."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def fields(job: str) -> dict[str, str]:
+    """What SLURM knows of a job."""
+    words = ask("scontrol", "show", "job", "--oneliner", job).split()
+    return {word.partition("=")[0]: word.partition("=")[2] for word in words}
+
+
+def hurry(submission: Submission) -> None:
+    """What goes back into the queue would rest there for two minutes."""
+    lines = ask("squeue", "--noheader", "--array", "--format=%i %r", f"--jobs={submission.folder.name}").splitlines()
+    for job, reason in (line.split(maxsplit=1) for line in lines):
+        if reason == "BeginTime":
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+
+
+def wait(submission: Submission, until: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
+    """Wait until something is so; what goes back into the queue is put in front meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, f"{what}: not so after {seconds:.0f} s\n{said(submission)}"
+        hurry(submission)
+        time.sleep(0.3)
+
+
+def logs(submission: Submission) -> list[Path]:
+    return sorted(submission.folder.parent.glob(f"logs/{submission.folder.name}*/*.*"))
+
+
+def said(submission: Submission) -> str:
+    """Everything that the jobs have printed."""
+    return "\n".join(path.read_text(errors="replace") for path in logs(submission) if path.suffix in (".out", ".err"))
+
+
+def ended(submission: Submission) -> bool:
+    return not ask("squeue", "--noheader", "--format=%i", "--states=PENDING,RUNNING,COMPLETING,SUSPENDED").split()
+
+
+def submitted(cli: Cli, capfd: pytest.CaptureFixture[str], *words: str) -> Submission:
+    """Hand the tiny run to the queue, as `python -m runner.submit` would."""
+    assert submit(cli.arguments(*COMMAND, *JOBS, *words)) == 0
+    assert f"submission: {latest(cli.outputs).resolve()}" in capfd.readouterr().out
+    return read_submission(latest(cli.outputs))
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process that nobody disturbs leaves."""
+    folder = tmp_path_factory.mktemp("alone")
+    calm = Cli.at(folder, tiny_folder, tiny_student)
+    assert calm.finish(folder / "log", *COMMAND) == 0, (folder / "log").read_text()
+    return leavings(calm.folder)
+
+
+def steps(submission: Submission) -> dict[str, Counter[int]]:
+    """How often each problem's quarters were computed, by all jobs together."""
+    found: dict[str, Counter[int]] = {}
+    for path in logs(submission):
+        for line in path.read_text(errors="replace").splitlines() if path.suffix == ".out" else ():
+            if begun := re.fullmatch(r"batch of 1: (\S+)", line):
+                name = begun[1]
+            elif step := re.match(rf"  step (\d+)/{STEPS} ", line):
+                found.setdefault(name, Counter())[int(step[1])] += 1
+    return found
+
+
+def counts(run: Run) -> dict[str, int]:
+    return dict(Counter(state for state, _ in run.problems.values()))
+
+
+def running(submission: Submission) -> list[str]:
+    """The jobs that have begun a batch."""
+    return [
+        why.split("-")[0] for run in submission.runs() for state, why in run.problems.values() if state == "running"
+    ]
+
+
+def test_jobs_that_are_too_short_go_on_where_they_were(
+    cli: Cli, capfd: pytest.CaptureFixture[str], alone: dict[str, bytes]
+) -> None:
+    submission = submitted(cli, capfd, "submit.workers=4")
+    assert len(submission.jobs) == 4 and all(re.fullmatch(r"\d+_[0-3]", job) for job in submission.jobs)
+    wait(submission, lambda: ended(submission), "the end of all jobs", 500)
+    assert leavings(cli.folder) == alone
+    requeued = said(submission).count("Requeued job")
+    assert requeued >= 2, said(submission)
+    assert sum(int(fields(job)["Restarts"]) for job in submission.jobs) == requeued
+    computed = steps(submission)
+    assert set(computed) == set((cli.folder / "problems.txt").read_text().split())
+    assert {count for own in computed.values() for count in own.values()} == {1}, "nothing is computed twice"
+    assert [submission.state(job, {}) for job in submission.jobs] == ["done"] * 4
+    assert counts(Run(cli.folder)) == {"done": 6}
+    states = Counter(json.loads(path.read_text())["state"] for path in cli.folder.glob("attempts/*.json"))
+    assert states["stopped"] >= 1 and states["done"] >= 1 and set(states) <= {"stopped", "done", "pending"}
+
+
+def test_signals_a_killed_node_and_a_killed_job(
+    cli: Cli, capfd: pytest.CaptureFixture[str], alone: dict[str, bytes]
+) -> None:
+    submission = submitted(cli, capfd, "submit.workers=2", "submit.minutes=30")
+    first, second = submission.jobs
+    wait(submission, lambda: set(running(submission)) == {first, second}, "both jobs at work")
+
+    ask("scancel", "--signal=USR2", first)
+    wait(submission, lambda: f"Requeued job {first}" in said(submission), "the signalled job in the queue")
+    wait(submission, lambda: first in running(submission), "the signalled job at work again")
+
+    victim = attempt_of(cli.folder, second)["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait(submission, lambda: fields(second)["JobState"] == "FAILED", "the failure of the killed job")
+    assert submission.state(second, {}) == "ended without a word"
+
+    node = int((Path(os.environ["SLURM_CONF"]).parent / "slurmd.pid").read_text())
+    os.kill(node, signal.SIGKILL)
+    subprocess.run(["slurmd", "-N", "localhost"], check=True)
+    wait(submission, lambda: ended(submission), "the end of the job that is left", 500)
+    assert leavings(cli.folder) == alone
+    assert submission.state(first, {}) == "done"
+
+
+def attempt_of(folder: Path, job: str) -> dict[str, Any]:
+    """The last attempt of a job."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("attempts/*.json"))]
+    return [attempt for attempt in found if attempt["job"] == job][-1]
+
+
+def test_a_job_that_cannot_run_fails_and_says_so(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    submission = submitted(cli, capfd, "submit.workers=1", "task.target=viadukt")
+    wait(submission, lambda: ended(submission), "the end of the job")
+    (job,) = submission.jobs
+    assert (fields(job)["JobState"], fields(job)["ExitCode"]) == ("FAILED", "2:0")
+    assert "task.target=viadukt" in said(submission)
+    assert submit(["status", f"submission={submission.folder}"]) == 1
+    assert "failed, exit code 2" in capfd.readouterr().out
+
+
+def test_a_sweep_by_hydras_launcher(cli: Cli, tmp_path: Path) -> None:
+    words = cli.arguments("limit=2", "batch=1", "optimizer.steps=3")
+    slurm = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=2", "hydra.launcher.cpus_per_task=1"]
+    outcome = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "-m", *words, "seed=1,2", *slurm],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
+    runs = sorted(path.parent for path in cli.outputs.glob("*/*/*/status.json"))
+    assert [counts(Run(run)) for run in runs] == [{"done": 2}] * 2
+    attempts = [json.loads(path.read_text()) for path in cli.outputs.glob("*/*/*/attempts/*.json")]
+    assert [attempt["state"] for attempt in attempts] == ["done"] * 2
+    assert len({attempt["job"] for attempt in attempts}) == 2

@@ -1,0 +1,207 @@
+"""What is handed to a queue, and what is told of it later."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner import overview, submission, submit
+from runner.claims import Process
+from runner.record import RunFolder, batch_name, write
+from runner.submission import Run, Submission, code_file, latest, read_submission
+from runner.types import UserError
+from runner.worker import Job, call_run_py
+from tests.cli import Cli
+
+Capture = pytest.CaptureFixture[str]
+
+
+# --- what is submitted ---------------------------------------------------------------------------------------
+
+
+def test_words_are_the_jobs_or_run_pys() -> None:
+    settings, words = submit.settings_of(
+        ["-m", "seed=0,1", "submit.workers=3", "submit.setup=[module load cuda]", "a=1"]
+    )
+    assert words == ["-m", "seed=0,1", "a=1"]
+    assert (settings["workers"], settings["setup"], settings["minutes"]) == (3, ["module load cuda"], 60)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("submit.worker=3", "allowed are submit.cluster, submit.workers"),
+        ("submit.cluster=pbs", "submit.cluster=pbs: allowed are slurm, local"),
+        ("submit.workers=0", "submit.workers=0: allowed are whole numbers from 1 on"),
+        ("submit.minutes=1.5", "submit.minutes=1.5: allowed are whole numbers from 1 on"),
+    ],
+)
+def test_what_does_not_fit_ends_in_one_line(word: str, said: str, capfd: Capture) -> None:
+    assert submit.main([word]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_machine_without_a_queue_says_so(monkeypatch: pytest.MonkeyPatch, capfd: Capture, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submit.main([f"outputs={tmp_path / 'outputs'}"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "no sbatch" in line and "submit.cluster=local" in line
+    assert submit.main(["status", f"outputs={tmp_path}"]) == 2 and "nothing was submitted" in capfd.readouterr().err
+    assert submit.main(["collect", "x=1"]) == 2 and "allowed are submission=" in capfd.readouterr().err
+
+
+def test_slurm_is_told_what_the_file_says() -> None:
+    settings, _ = submit.settings_of(
+        ["submit.gpus=1", "submit.partition=gpu", "submit.parallel=2", "submit.setup=[date]"]
+    )
+    asked = submit.parameters(settings)
+    assert asked["gpus_per_node"] == 1 and asked["slurm_partition"] == "gpu" and asked["slurm_array_parallelism"] == 2
+    assert asked["slurm_setup"] == ["export OMP_NUM_THREADS=2", "date"] and asked["slurm_signal_delay_s"] == 120
+    plain = submit.parameters(submit.settings_of([])[0])
+    assert plain["slurm_array_parallelism"] == 4 and not {"slurm_partition", "gpus_per_node"} & set(plain)
+
+
+def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
+    words = ("limit=4", "batch=1", "optimizer.steps=2")
+    sweep = ["-m", *(w for w in cli.arguments(*words)), "seed=0,1", "submit.cluster=local", "submit.workers=2"]
+    began = time.monotonic()
+    assert submit.main(sweep) == 0
+    assert time.monotonic() - began < 5, "it returns at once"
+    told = capfd.readouterr().out
+    given = read_submission(latest(cli.outputs))
+    assert re.search(r"^2 jobs: \d+, \d+$", told, re.MULTILINE) and f"submission: {given.folder}" in told
+    assert given.words == [word for word in sweep if not word.startswith("submit.")]
+    deadline = time.monotonic() + 200
+    while "running" in (states := [given.state(job, {}) for job in given.jobs]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert states == ["done", "done"], "".join(path.read_text() for path in cli.outputs.rglob("*log.*"))
+    runs = given.runs()
+    assert [run.count("done") for run in runs] == [4, 4]
+    assert {json.loads(path.read_text())["job"] for run in runs for path in run.folder.glob("attempts/*")} == set(
+        given.jobs
+    )
+
+    assert submit.main(["status", f"outputs={cli.outputs}", "problems=true"]) == 0
+    said = capfd.readouterr().out
+    assert said.count("  done\n") == 8 and all(job in said for job in given.jobs)
+    assert submit.main(["collect", f"submission={given.folder}"]) == 0
+    assert capfd.readouterr().out == f"page: {given.folder / 'index.html'}\n"
+    with open(given.folder / "runs.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["seed"] for line in lines} == {"0", "1"} and [line["done"] for line in lines] == ["4", "4"]
+    with open(given.folder / "problems.csv", newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert len(answers) == 8 and {"seed", "name", "success", "target", "loss.total"} <= set(answers[0])
+    page = (given.folder / "index.html").read_text()
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert len([link for link in links if link.endswith(".png")]) == 8
+    assert all((given.folder / link).exists() for link in links)
+
+
+def test_a_job_that_fails_says_so(cli: Cli, capfd: Capture) -> None:
+    words = cli.arguments("limit=1", "task.target=viadukt")
+    assert submit.main([*words, "submit.cluster=local", "submit.workers=1"]) == 0
+    given = read_submission(latest(cli.outputs))
+    deadline = time.monotonic() + 100
+    while given.state(given.jobs[0], {}) == "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert given.state(given.jobs[0], {}) == "failed, exit code 2"
+    capfd.readouterr()
+    assert submit.main(["status", f"outputs={cli.outputs}"]) == 1
+    assert "failed, exit code 2" in capfd.readouterr().out
+
+
+# --- what is told of it --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run of seven problems in batches of two: two done, one failed, its neighbour open, two held, one free."""
+    folder = RunFolder(tmp_path / "outputs" / "uvce" / "generator-classifier" / "0123456789")
+    folder.write_config({"claim": {"lease": 60.0}, "name": "x"})
+    folder.write_names([*"abcdefg"])
+    for name in "ab":
+        folder.write_result(name, {"name": name})
+    folder.write_failure("c", "step 3: not finite")
+    claims = folder.path / "claims"
+    claims.mkdir()
+    (claims / f"{batch_name(4, 2)}.1").write_text(json.dumps(asdict(Process("node7", 5, "12_3"))))
+    dead = claims / f"{batch_name(2, 2)}.1"
+    dead.write_text(json.dumps(asdict(Process("node8", 5, "12_4"))))
+    os.utime(dead, (time.time() - 100,) * 2)
+    folder.write_attempt(Process("node7", 5, "12_3"), 1.0, "running", "")
+    return Run(folder.path)
+
+
+def test_every_problem_is_in_one_state(run: Run) -> None:
+    assert run.problems == {
+        "a": ("done", ""), "b": ("done", ""), "c": ("failed", "step 3: not finite"), "d": ("pending", ""),
+        "e": ("running", "12_3-node7-5"), "f": ("running", "12_3-node7-5"), "g": ("pending", ""),
+    }  # fmt: skip
+    assert [run.count(state) for state in submission.STATES] == [2, 1, 2, 2]
+    assert run.name == "uvce/generator-classifier/0123456789"
+
+
+def test_a_submission_finds_its_own_runs_and_jobs(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "submissions" / "12"
+    own = Submission(folder, "slurm", ["12_3", "12_4", "12_5", "12_6"], [], "/")
+    write(code_file(folder.parent, "12_3"), "0")
+    write(code_file(folder.parent, "12_4"), "1")
+    write(code_file(folder.parent, "12_6"), "0")
+    states = [own.state(job, {"12_3": "RUNNING", "12_6": "PENDING"}) for job in own.jobs]
+    assert states == ["running", "failed, exit code 1", "ended without a word", "waiting"], "the queue knows better"
+    assert own.runs() == [run]
+    assert replace(own, jobs=["13_3"]).runs() == []
+    ranks = RunFolder(run.folder)
+    ranks.write_attempt(Process("node7", 5, "14.1"), 1.0, "running", "")
+    assert replace(own, jobs=["14"]).runs() == [run]
+
+
+def test_settings_that_tell_runs_apart() -> None:
+    first: dict[str, Any] = {"seed": 0, "task": {"target": "x", "keep": "all"}, "command": "a", "list": [1]}
+    second = {"seed": 1, "task": {"target": "x", "keep": "all", "more": None}, "command": "b", "list": [2]}
+    assert overview.differing([first, second]) == [{"seed": 0}, {"seed": 1}]
+    assert overview.differing([first]) == [{}]
+    third = {**first, "task": {"target": "y"}}
+    assert overview.differing([first, third]) == [
+        {"task.target": "x", "task.keep": "all"}, {"task.target": "y", "task.keep": None},
+    ]  # fmt: skip
+
+
+def test_folders_that_are_no_submissions(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"submission\.json is not there"):
+        read_submission(tmp_path)
+    with pytest.raises(UserError, match="nothing was submitted"):
+        latest(tmp_path)
+
+
+def test_a_job_hands_on_the_exit_code(
+    cli: Cli, capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "77")
+    monkeypatch.chdir(tmp_path)
+    assert call_run_py(["--no-such-option"]) == 2
+    words = tuple(cli.arguments("limit=1", "optimizer.steps=1"))
+    Job(tmp_path, words, tmp_path)()
+    assert code_file(tmp_path, "77").read_text() == "0"
+    with pytest.raises(SystemExit) as end:
+        Job(tmp_path, (*words, "batch=0"), tmp_path)()
+    assert end.value.code == 2 and code_file(tmp_path, "77").read_text() == "2"
+
+
+def test_it_is_a_command() -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-m", "runner.submit", "submit.workers=0"], capture_output=True, text=True
+    )
+    assert outcome.returncode == 2 and outcome.stderr.startswith("submit.workers=0")
