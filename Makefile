@@ -38,6 +38,7 @@ test-all: $(STAMP) ## Run all tests but those of SLURM
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slurm"
 
 test-slurm: $(STAMP) ## Start a SLURM of one node, as root with Debian's slurm-wlm and munge, and give jobs to it
+	scripts/slurm_local.sh stop
 	scripts/slurm_local.sh start
 	SLURM_CONF=$${SLURM_LOCAL:-/tmp/slurm_local}/slurm.conf $(PY) -m pytest -m slurm; \
 	  code=$$?; scripts/slurm_local.sh stop; exit $$code
