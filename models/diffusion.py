@@ -275,7 +275,7 @@ class LatentDiffusion(SinglePicture):
             if e.source != e.target else torch.eye(len(old))
             for e, old, new in zip(edits, source_text, target_text, strict=True)
         ]).to(self.device)  # fmt: skip
-        injected = {layer: torch.einsum("bthqk,bkl->bthql", m, matrices) for layer, m in recorded.items()}
+        injected = {layer: torch.einsum("bthqk,bkl->bthql", m, matrices.to(m)) for layer, m in recorded.items()}
         base = Anchor(
             base=self.base(target_text, course), noise=course["noise"], norm=course["latent"].flatten(1).norm(dim=1),
             mask=region["pixels"], latent_mask=latent_mask,
@@ -296,7 +296,8 @@ def needs_mask(problem: Problem) -> bool:
 
 
 def load(
-    path: str, unet: str | None, lora: str | None, revision: str | None, dtype: str, device: str, needs: str,
+    path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: str, device: str,
+    needs: str,
     sampler: Callable[[Networks, int, float, NullText | None], Sampler], steps: int, guidance: float,
     null_text: NullText | None, **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
@@ -304,5 +305,5 @@ def load(
 
     settings: the further arguments of `LatentDiffusion`.
     """
-    loaded = load_networks(path, unet, lora, revision, dtype, device, needs)
+    loaded = load_networks(path, unet, lora, revision, variant, dtype, device, needs)
     return LatentDiffusion(loaded, sampler(loaded, steps, guidance, null_text), **settings)  # type: ignore[arg-type]

@@ -15,10 +15,11 @@ from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from models import attention
-from models.steps import guidance_embedding
+from models.steps import guidance_embedding, noise_of_velocity
 from runner.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learned to say
 REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -26,8 +27,9 @@ class Networks:
     """Autoencoder, UNet, text encoder and tokenizer of a pipeline; digest: of their weights."""
 
     def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
-        if pipe.scheduler.config.prediction_type != "epsilon":
-            raise UserError(f"prediction_type={pipe.scheduler.config.prediction_type}: allowed is epsilon")
+        self._predicts: str = pipe.scheduler.config.prediction_type
+        if self._predicts not in PREDICTIONS:
+            raise UserError(f"prediction_type={self._predicts}: allowed are {', '.join(PREDICTIONS)}")
         self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
         self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
         self.text_encoder: CLIPTextModel = pipe.text_encoder.requires_grad_(False).eval()
@@ -94,7 +96,8 @@ class Networks:
         self, z: Float[Tensor, "b c y x"], t: Tensor, text: Float[Tensor, "b l d"],
         maps: attention.MapControl | None = None, guidance: float | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """The UNet's noise prediction; guidance: the scale that it is told, None where it is not told any."""
+        """The noise that the UNet predicts, ε also where it is asked for v; guidance: the scale that it is told, None
+        where it is not told any."""
         dtype = self.unet.dtype
         kwargs = None if maps is None else {"maps": maps}
         told = None
@@ -102,6 +105,9 @@ class Networks:
             scales = torch.full((len(z),), guidance, device=z.device)
             told = guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(dtype)
         predicted = self.unet(z.to(dtype), t, text.to(dtype), timestep_cond=told, cross_attention_kwargs=kwargs).sample
+        if self._predicts == "v_prediction":
+            alpha = self.scheduler.alphas_cumprod.to(z)[t]
+            return noise_of_velocity(predicted.to(z.dtype), z, alpha)
         return predicted.to(z.dtype)
 
     def noise(self, seeds: Sequence[int], side: int, count: int) -> Float[Tensor, "b n c y x"]:
@@ -120,11 +126,13 @@ class Networks:
 
 
 def load(
-    path: str, unet: str | None, lora: str | None, revision: str | None, dtype: str, device: str, needs: str
+    path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: str, device: str,
+    needs: str,
 ) -> Networks:  # fmt: skip
     """The networks of a pipeline's folder or hub id.
 
     unet: a folder or hub id whose UNet takes the place of the pipeline's own; lora: one whose adapter is fused with it;
+    variant: which of the pipeline's files are read, such as fp16, None for those without such a word in their names;
     needs: says how to get them. Raises UserError in one line if weights are not there or an adapter changes nothing.
     """
     if device == "auto":
@@ -145,7 +153,7 @@ def load(
             given["unet"] = UNet2DConditionModel.from_pretrained(place, subfolder="unet", dtype=number)
         key, place = "path", path
         pipe = StableDiffusionPipeline.from_pretrained(
-            path, revision=revision, dtype=number, safety_checker=None, feature_extractor=None,
+            path, revision=revision, variant=variant, dtype=number, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False, **given,
         )  # fmt: skip
         if lora is not None:

@@ -50,6 +50,13 @@ def ddim_schedule(
     return Schedule(timesteps, alphas_cumprod[timesteps.clamp(max=trained - 1)], alphas_next)
 
 
+def noise_of_velocity(
+    v: Float[Tensor, "b c y x"], z: Float[Tensor, "b c y x"], alpha: Float[Tensor, ""]
+) -> Float[Tensor, "b c y x"]:
+    """ε of a latent z at level ᾱ, from v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans and Ho, 2022, Appendix D)."""
+    return alpha.sqrt() * v + (1 - alpha).sqrt() * z
+
+
 def lcm_schedule(alphas_cumprod: Float[Tensor, " train_steps"], steps: int, original_steps: int = 50) -> Schedule:
     """The times of a latent consistency model: T = 4 of 50 gives 999, 759, 499, 259; the last step leads to ᾱ = 1.
 

@@ -40,7 +40,8 @@ PART_OF_THE_RUN = (
     "batch",
     "threads",
 )
-ELSEWHERE = ("device", "cache")  # where a part computes and what it keeps follow from `device` and `outputs`
+# Where a part computes and what it keeps follow from `device` and `outputs`; which weights it reads is told by hashes.
+ELSEWHERE = ("device", "cache", "variant")
 
 Summarise = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 

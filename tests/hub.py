@@ -1,5 +1,5 @@
 """Folders as the hub has them, with small random weights: Stable Diffusion 1.5, a consistency model and an adapter of
-it, and the distilled Stable Diffusion 2.1."""
+it, and Stable Diffusion 2.1, plain and distilled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
@@ -51,6 +52,12 @@ TURBO_SCHEDULER = {
     "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": False, "skip_prk_steps": True,
     "steps_offset": 1, "timestep_spacing": "trailing", "trained_betas": None, "use_karras_sigmas": False,
 }  # fmt: skip
+# What Stable Diffusion 2.1's say otherwise: it predicts v.
+VELOCITY_SCHEDULER = {
+    "_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085, "clip_sample": False, "num_train_timesteps": 1000, "prediction_type": "v_prediction",
+    "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
+}  # fmt: skip
 # The layers that LCM-LoRA changes, by the ends of their names.
 ADAPTED = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
@@ -82,6 +89,24 @@ def write_turbo(folder: Path) -> Path:
     index = INDEX | {"scheduler": ["diffusers", "EulerDiscreteScheduler"], "_diffusers_version": "0.24.0.dev0"}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(TURBO_SCHEDULER, indent=2))
+    return folder
+
+
+def write_velocity_model(folder: Path) -> Path:
+    """Stable Diffusion 2.1's layout."""
+    _write(folder, DDIMScheduler.from_config(VELOCITY_SCHEDULER), TURBO, {"hidden_act": "gelu"}, "!")
+    index = INDEX | {"scheduler": ["diffusers", "DDIMScheduler"], "_diffusers_version": "0.8.0"}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(VELOCITY_SCHEDULER, indent=2))
+    return folder
+
+
+def write_half(folder: Path, pipeline: Path) -> Path:
+    """A pipeline's files in half precision, with `fp16` in their names, as the hub has them beside the others."""
+    pipe = StableDiffusionPipeline.from_pretrained(
+        pipeline, dtype=torch.float16, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipe.save_pretrained(folder, variant="fp16")
     return folder
 
 

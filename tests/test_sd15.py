@@ -1,4 +1,4 @@
-"""A folder of Stable Diffusion 1.5's exact layout and component classes, small and random, runs end to end."""
+"""Folders of Stable Diffusion's exact layouts and component classes, small and random, run end to end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from models.networks import load
+from models.sampler import ddim
+from models.steps import noise_of_velocity
 from tests.cli import Cli
-from tests.hub import write_stable_diffusion
+from tests.hub import write_half, write_stable_diffusion, write_velocity_model
+
+CLASSIFIER = ("classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false")
 
 
 @pytest.fixture(scope="module")
@@ -19,20 +26,27 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def explain(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path, *classifier: str) -> None:
+def explain(
+    folder: Path,
+    cli: Cli,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    *words: str,
+    generator: str = "imagenet_ddim",
+) -> None:
     """One photograph towards the strongest wrong class, with sd15's own settings where the size allows them."""
     Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "x.jpg")
     outcome = cli.plain(
-        capfd, "task=uvce", *classifier, "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish",
-        f"generator.path={sd15}", "generator.resolution=64", "generator.steps=4", "generator.maps.side=8",
+        capfd, "task=uvce", *words, "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish",
+        f"generator.path={folder}", "generator.resolution=64", "generator.steps=4", "generator.maps.side=8",
         "generator.schedules.inject=[0.5]", "generator.schedules.blend=[0.5]", "generator.softening.latents.blur=3",
         "generator.softening.pixels.blur=3",
         "generator.null_text.inner_steps=2", "optimizer.steps=1", "augment.crops=1", "logger=none", "threads=1",
         f"outputs={cli.outputs}",
     )  # fmt: skip
     assert outcome.code == 0, outcome
-    name = dict(word.split("=", 1) for word in classifier)["classifier"]
-    assert cli.folder.parent.name == f"imagenet_ddim-{name}", "chosen by the classifier's domain"
+    name = dict(word.split("=", 1) for word in words)["classifier"]
+    assert cli.folder.parent.name == f"{generator}-{name}", "chosen by the classifier's domain"
     (line,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())
     assert line["source"] == "goldfish" and line["target"] != "goldfish"
     assert line["caption"] == "a photograph of a goldfish" and len(line["history"]) == 2
@@ -40,9 +54,51 @@ def explain(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: P
 
 
 def test_a_small_classifier(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    explain(sd15, cli, capfd, tmp_path, "classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false")
+    explain(sd15, cli, capfd, tmp_path, *CLASSIFIER)
 
 
 @pytest.mark.slow
 def test_vit_b(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     explain(sd15, cli, capfd, tmp_path, "classifier=vit_b", "classifier.pretrained=false")
+
+
+def test_stable_diffusion_2_1(cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_velocity_model(tmp_path / "hub" / "stable-diffusion-2-1")
+    explain(folder, cli, capfd, tmp_path, *CLASSIFIER, "generator=sd21", generator="sd21")
+
+
+def test_files_in_half_precision(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """They are read where they are asked for, and only there; the CPU computes with bfloat16."""
+    half = write_half(tmp_path / "half", sd15)
+    assert not list(half.glob("*/*model.safetensors")) and list(half.glob("unet/*.fp16.safetensors"))
+    explain(half, cli, capfd, tmp_path, *CLASSIFIER, "generator.variant=fp16", "generator.dtype=bfloat16")
+    outcome = cli.plain(capfd, "task=uvce", *CLASSIFIER, "data=image", f"data.path={tmp_path / 'x.jpg'}",
+                        "data.label=goldfish", f"generator.path={half}", f"outputs={cli.outputs}")  # fmt: skip
+    assert outcome.code == 2 and len(outcome.lines) == 1 and f"generator.path={half}" in outcome.err
+
+
+def test_a_chain_equals_diffusers_pipeline(tmp_path: Path) -> None:
+    """Ours asks for the noise, diffusers' scheduler for v."""
+    folder = write_velocity_model(tmp_path / "sd21")
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    networks = load(str(folder), None, None, None, None, "float32", "cpu", "")
+    sampler = ddim(networks, 4, 3.0, None)
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = pipe("a red crab", num_inference_steps=4, guidance_scale=3.0, latents=latent, output_type="latent").images
+    z, embeddings = latent, {"text": networks.embed(["a red crab"]), "null": networks.embed([""])}
+    with torch.no_grad():
+        for i in range(4):
+            z, _ = sampler.advance(z, sampler.predict(networks, z, embeddings, i, None), torch.zeros_like(z), i)
+    assert torch.allclose(z, wanted, atol=1e-4), (z - wanted).abs().max()
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.5, 0.999])
+def test_a_velocity_and_its_noise(alpha: float) -> None:
+    picture, eps = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    level = torch.tensor(alpha)
+    z = level.sqrt() * picture + (1 - level).sqrt() * eps
+    v = level.sqrt() * eps - (1 - level).sqrt() * picture
+    assert torch.allclose(noise_of_velocity(v, z, level), eps, atol=1e-5)
