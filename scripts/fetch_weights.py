@@ -1,153 +1,44 @@
 """Get the published weights that this repository does not ship. `python run.py` alone needs none of them.
 
     python scripts/fetch_weights.py list
-    python scripts/fetch_weights.py fetch cifar10_resnet20        # or timm/<any timm name>, hub/<owner>/<name>
+    python scripts/fetch_weights.py fetch task=uvce classifier=vit_b   # whatever `python run.py` of these words loads
+    python scripts/fetch_weights.py fetch cifar10_resnet20 timm/resnet50.a1_in1k hub/facebook/sam-vit-base
     python scripts/fetch_weights.py check
 
 Files come from where their authors publish them. The CIFAR-10 checkpoints go to $CIFAR10_RESNETS (or
 ../shared/data/cifar10), Grounded SAM's original files to $GROUNDED_SAM (or ../shared/data/grounded_sam), hub weights to
 the hub's cache ($HF_HOME). What is pinned by SHA-256 is checked before it takes its name; what is pinned by revision is
-checked by the hub client.
+checked by the hub client. A transfer that was cut short continues. What was fetched is noted in outputs/weights.json,
+file by file with its SHA-256, which `check` compares. Afterwards HF_HUB_OFFLINE=1 python run.py … needs no network.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
+import json
 import sys
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError as UrlError
 from urllib.error import URLError
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
-CIFAR10 = ("CIFAR10_RESNETS", "../shared/data/cifar10")
-GROUNDED_SAM = ("GROUNDED_SAM", "../shared/data/grounded_sam")
-CIFAR10_URL = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
-# What Stable Diffusion's pipeline reads, without the copies in other formats.
-PIPELINE_FILES = ("*.json", "*/*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
-# What open_clip and transformers read, without the copies in other formats.
-NETWORK_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
-TIMM_FILES = ("config.json", "model.safetensors")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
+from runner.compose import configure  # noqa: E402
+from runner.record import write  # noqa: E402
+from runner.types import UserError  # noqa: E402
+from scripts.weight_sources import SOURCES, File, Repository, Source, needed, source_of  # noqa: E402
 
-@dataclass(frozen=True)
-class File:
-    """One file by address. place: an environment variable that names its folder, and the folder where it is not set;
-    size: bytes; sha256: of its contents."""
-
-    place: tuple[str, str]
-    url: str
-    size: int
-    sha256: str
-    licence: str
-    used_by: str
-
-    @property
-    def path(self) -> Path:
-        return Path(os.environ.get(*self.place)) / self.url.rsplit("/", 1)[1]
-
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository of the hub at one revision (None: its newest). size: bytes, about; files: patterns to take."""
-
-    name: str
-    revision: str | None
-    files: tuple[str, ...]
-    size: float
-    licence: str
-    used_by: str
-
-
-def _cifar10(depth: int, size: int, sha256: str) -> File:
-    url = f"{CIFAR10_URL}resnet{depth}-{sha256[:8]}.th"
-    return File(CIFAR10, url, size, sha256, "BSD-2-Clause", f"classifier=cifar10_resnet{depth}")
-
-
-def _grounded_sam(url: str, size: int, sha256: str, setting: str) -> File:
-    return File(GROUNDED_SAM, url, size, sha256, "Apache-2.0", f"segmenter=grounded_sam_original {setting}".strip())
-
-
-GROUNDING_DINO_URL = "https://github.com/IDEA-Research/GroundingDINO/releases/download/"
-SEGMENT_ANYTHING_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
-
-SOURCES: dict[str, File | Repository] = {
-    "cifar10_resnet20": _cifar10(20, 1_099_231, "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
-    "cifar10_resnet32": _cifar10(32, 1_890_043, "d509ac1820d7f25398913559d7e81a13229b1e7adc5648e3bfa5e22dc137f850"),
-    "cifar10_resnet44": _cifar10(44, 2_680_855, "014dd6541728a1c700b1642ab640e211dc6eb8ed507d70697458dc8f8a0ae2e4"),
-    "cifar10_resnet56": _cifar10(56, 3_471_733, "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"),
-    "vit_b": Repository(
-        "timm/vit_base_patch16_384.augreg_in21k_ft_in1k", "1c30cbc7ec35e68529522c0c2ac55692f83cff18", TIMM_FILES,
-        347e6, "Apache-2.0", "classifier=vit_b",
-    ),
-    "sd14": Repository(
-        "CompVis/stable-diffusion-v1-4", None, PIPELINE_FILES, 5.5e9, "CreativeML OpenRAIL-M", "generator=sd14",
-    ),
-    "sd15": Repository(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", PIPELINE_FILES,
-        5.5e9, "CreativeML OpenRAIL-M", "generator=sd15",
-    ),
-    "clipseg": Repository(
-        "CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6", NETWORK_FILES, 603e6, "Apache-2.0",
-        "segmenter=clipseg",
-    ),
-    "grounding_dino": Repository(
-        "IDEA-Research/grounding-dino-base", "12bdfa3120f3e7ec7b434d90674b3396eccf88eb", NETWORK_FILES, 933e6,
-        "Apache-2.0", "segmenter=grounded_sam, grounded_sam_hq, grounded_sam2",
-    ),
-    "sam": Repository(
-        "facebook/sam-vit-base", "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f", NETWORK_FILES, 375e6, "Apache-2.0",
-        "segmenter=sam, grounded_sam",
-    ),
-    "sam_hq": Repository(
-        "syscv-community/sam-hq-vit-base", "f906a2e", NETWORK_FILES, 379e6, "Apache-2.0",
-        "segmenter=sam_hq, grounded_sam_hq",
-    ),
-    "sam2": Repository(
-        "facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290", NETWORK_FILES, 323e6,
-        "Apache-2.0", "segmenter=grounded_sam2",
-    ),
-    "bert": Repository(
-        "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", NETWORK_FILES, 440e6, "Apache-2.0",
-        "segmenter=grounded_sam_original",
-    ),
-    "groundingdino_swint": _grounded_sam(
-        f"{GROUNDING_DINO_URL}v0.1.0-alpha/groundingdino_swint_ogc.pth", 693_997_677,
-        "3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799", "",
-    ),
-    "groundingdino_swinb": _grounded_sam(
-        f"{GROUNDING_DINO_URL}v0.1.0-alpha2/groundingdino_swinb_cogcoor.pth", 938_057_991,
-        "46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7", "segmenter.config=GroundingDINO_SwinB_cfg",
-    ),
-    "sam_vit_b": _grounded_sam(
-        f"{SEGMENT_ANYTHING_URL}sam_vit_b_01ec64.pth", 375_042_383,
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", "",
-    ),
-    "sam_vit_h": _grounded_sam(
-        f"{SEGMENT_ANYTHING_URL}sam_vit_h_4b8939.pth", 2_564_550_879,
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", "segmenter.sam=vit_h",
-    ),
-}  # fmt: skip
-
-
-def source_of(name: str) -> File | Repository:
-    """The source that `name` means. Raises SystemExit with one line if it means none."""
-    if name in SOURCES:
-        return SOURCES[name]
-    if name.startswith("timm/"):
-        repository, _, revision = name.partition("@")
-        used_by = f"classifier=timm classifier.name={repository.removeprefix('timm/')}"
-        return Repository(repository, revision or None, TIMM_FILES, 0, "see its page", used_by)
-    if name.startswith("hub/"):
-        repository, _, revision = name.removeprefix("hub/").partition("@")
-        return Repository(repository, revision or None, NETWORK_FILES, 0, "see its page", "its hub id")
-    more = "timm/<any timm name>[@<commit>] and hub/<owner>/<name>[@<commit>]"
-    raise SystemExit(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {more}")
+MANIFEST = Path("outputs/weights.json")
+PIECE = 1 << 20  # bytes
 
 
 def sha256_of(path: Path) -> str:
@@ -156,8 +47,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sources_of(words: Sequence[str]) -> list[Source]:
+    """What is to be fetched: sources by their names, and all that `python run.py` would load of the words with a `=`.
+
+    Raises SystemExit with one line for an unknown name.
+    """
+    overrides = [word for word in words if "=" in word]
+    named = [source_of(word) for word in words if "=" not in word]
+    return list(dict.fromkeys([*named, *(needed(configure(overrides)) if overrides else [])]))
+
+
 def fetch_file(source: File) -> Path:
-    """Download one file; it takes its name only once its SHA-256 is right. A right one that is there is kept.
+    """Download one file, from where an earlier try was cut short; it takes its name only once its SHA-256 is right. A
+    right one that is there is kept.
 
     Raises SystemExit with one line if it cannot be had or differs.
     """
@@ -167,15 +69,38 @@ def fetch_file(source: File) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
     try:
-        urllib.request.urlretrieve(source.url, partial)
-        if (found := sha256_of(partial)) != source.sha256:
-            raise SystemExit(f"{source.url}: SHA-256 is {found}, expected {source.sha256}; nothing was kept")
-        partial.replace(path)
+        _download(source.url, partial)
+    except UrlError as error:
+        raise SystemExit(f"{source.url}: cannot be had (HTTP {error.code})") from error
     except URLError as error:
         raise SystemExit(f"{source.url}: cannot be reached ({error.reason})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except OSError as error:
+        kept = f"; {partial} is kept, and the same command continues"
+        raise SystemExit(f"{source.url}: cut short ({error}){kept if partial.exists() else ''}") from error
+    if (found := sha256_of(partial)) != source.sha256:
+        partial.unlink()
+        raise SystemExit(f"{source.url}: SHA-256 is {found}, expected {source.sha256}; nothing was kept")
+    partial.replace(path)
     return path
+
+
+def _download(url: str, partial: Path) -> None:
+    """Write what is missing of a file behind what is there, or all of it where the server gives no parts."""
+    there = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except UrlError as error:
+        if error.code != 416:  # nothing is missing
+            raise
+        return
+    with answer, partial.open("ab" if answer.status == 206 else "wb") as file:
+        wanted, received = int(answer.headers["Content-Length"] or 0), 0
+        while piece := answer.read(PIECE):
+            file.write(piece)
+            received += len(piece)
+    if received < wanted:
+        raise OSError(f"{received} of {wanted} bytes")
 
 
 def fetch_repository(source: Repository) -> Path:
@@ -188,7 +113,29 @@ def fetch_repository(source: Repository) -> Path:
     return Path(folder)
 
 
-def state_of(source: File | Repository) -> str:
+def note(source: Source, place: Path, manifest: Path) -> None:
+    """Write into the manifest what was fetched: its files with their sizes and SHA-256, by source."""
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    entry = {
+        "from": source.url if isinstance(source, File) else f"hub {source.name}",
+        "revision": place.name if isinstance(source, Repository) else None,  # the cache names its folders so
+        "licence": source.licence,
+        "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {str(path): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files},
+    }
+    write(manifest, json.dumps(read_manifest(manifest) | {_key(source): entry}, indent=1))
+
+
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    """What was fetched so far, by source."""
+    return dict(json.loads(manifest.read_text())) if manifest.is_file() else {}
+
+
+def _key(source: Source) -> str:
+    return source.url if isinstance(source, File) else source.name
+
+
+def state_of(source: Source) -> str:
     """`here`, `missing`, or what is wrong; reads local files only."""
     if isinstance(source, File):
         if not source.path.is_file():
@@ -203,31 +150,52 @@ def state_of(source: File | Repository) -> str:
     return "here"
 
 
-def describe(name: str, source: File | Repository) -> str:
+def state_of_entry(entry: Mapping[str, Any]) -> str:
+    """The same of what the manifest says, by its own SHA-256."""
+    for name, noted in entry["files"].items():
+        path = Path(name)
+        if not path.is_file():
+            return f"missing: {path}"
+        if path.stat().st_size != noted["size"] or sha256_of(path) != noted["sha256"]:
+            return f"damaged: {path}"
+    return "here"
+
+
+def describe(name: str, source: Source) -> str:
     """One line: name, size, licence, where it comes from, what pins it, what it is for."""
     if isinstance(source, File):
         origin, pin = source.url, f"sha256 {source.sha256}"
     else:
-        origin, pin = f"hub {source.name}", f"revision {source.revision}"
+        origin, pin = f"hub {source.name}", f"revision {source.revision or 'not pinned: the newest'}"
     return f"{name:19} {source.size / 1e6:8.1f} MB  {source.licence:21}  {source.used_by}\n    {origin}\n    {pin}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code: 0, or 1 if `check` finds a damaged file."""
+    """Exit code: 0, or 1 if `check` finds a damaged file, or 2 for words that no run could have."""
     parser = argparse.ArgumentParser(description="Get published weights.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what there is, from where, under which licence")
-    commands.add_parser("fetch", help="download and verify").add_argument("name")
+    commands.add_parser("fetch", help="download and verify").add_argument("names", nargs="+")
     commands.add_parser("check", help="what is here")
     chosen = parser.parse_args(arguments)
     if chosen.command == "list":
         print("\n".join(describe(name, source) for name, source in SOURCES.items()))
         return 0
     if chosen.command == "fetch":
-        source = source_of(chosen.name)
-        print(fetch_file(source) if isinstance(source, File) else fetch_repository(source))
+        try:
+            sources = sources_of(chosen.names)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+        for source in sources:
+            place = fetch_file(source) if isinstance(source, File) else fetch_repository(source)
+            note(source, place, MANIFEST)
+            print(place, flush=True)
+        if not sources:
+            print("nothing: all that these words load is shipped, or named by files of yours")
         return 0
     states = {name: state_of(source) for name, source in SOURCES.items()}
+    states |= {name: state_of_entry(entry) for name, entry in read_manifest(MANIFEST).items()}
     print("\n".join(f"{name:19} {state}" for name, state in states.items()))
     return int(any(state.startswith("damaged") for state in states.values()))
 
