@@ -18,7 +18,8 @@ from runner import explain as explaining
 from runner.submit import settings_of
 from tests.cli import ROOT, Cli
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "tasks").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *PAGES, ROOT / "CONTRIBUTING.md"]
 TINY = ("generator.resolution=16", "generator.steps=2", "generator.maps.side=8", "optimizer.steps=1", "augment.crops=1")
 
 
