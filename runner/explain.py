@@ -55,8 +55,8 @@ def explain(
     answer = solver(parts)
     problems, _ = parts.task.problems(World(data, classifier, parts.generator, config["seed"], limit=1))
     answer.check(problems)
-    controls, anchor, notes = answer.start(problems)
-    state = optimize.begin(controls)
+    controls, anchor, notes, choice = answer.start(problems)
+    state = optimize.begin(controls, choice)
     for latest in answer.states(problems, anchor, state):
         state = latest
         if state.failed[0] is not None:

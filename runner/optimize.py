@@ -75,13 +75,15 @@ class Descent:
 @dataclass
 class State:
     """Where a batch stands before evaluation `step`: controls, the method's moments, the best iterate per sample
-    (its controls, un-augmented total and step), the history of every evaluation, and why a sample was given up."""
+    (its controls, un-augmented total and step), the history of every evaluation, why a sample was given up, and which
+    candidates the samples began with, where there were any."""
 
     controls: Controls
     best: Controls
     best_total: Tensor
     best_step: Tensor
     failed: list[str | None]
+    choice: Choice | None = None
     step: int = 0
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     history: list[dict[str, list[float]]] = field(default_factory=list)
@@ -89,7 +91,7 @@ class State:
     seconds: float = 0.0
 
 
-def begin(controls: Controls) -> State:
+def begin(controls: Controls, choice: Choice | None = None) -> State:
     """The state before the first evaluation. Its tensors are contiguous, as those of a checkpoint are: sums would
     otherwise run in another order after a resume."""
     controls = {name: value.contiguous() for name, value in controls.items()}
@@ -97,25 +99,48 @@ def begin(controls: Controls) -> State:
     device = next(iter(controls.values())).device
     best = {name: value.clone() for name, value in controls.items()}
     infinite = torch.full((n,), math.inf, device=device)
-    return State(dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n)
+    return State(dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n, choice)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """By their positions, the candidates that each sample begins with."""
+
+    controls: list[int]
+    anchors: list[int]
 
 
 @torch.no_grad()
-def choose_start(generator: Generator, start: Start, objective: Objective) -> tuple[Controls, Anchor]:
+def choose(generator: Generator, start: Start, objective: Objective) -> Choice:
     """Per sample the candidates with the lowest un-augmented totals: first controls are compared, then the schedules of
     the anchors."""
-    controls, anchors = start.controls, start.anchors
+    count = len(start.notes)
+    chosen, schedules = [0] * count, [0] * count
     if start.others:
-        candidates = [controls, *start.others]
-        scenes = (generator(c, anchors[0])[-1] for c in candidates) if start.scenes is None else start.scenes()
-        chosen = [candidates[j] for j in _lowest(objective, scenes).tolist()]
-        controls = {name: torch.stack([c[name][i] for i, c in enumerate(chosen)]) for name in controls}
-    if len(anchors) == 1:
-        return controls, anchors[0]
-    choice = _lowest(objective, (generator(controls, a)[-1] for a in anchors))
-    rows = torch.arange(len(choice), device=choice.device)
-    inject, blend = (torch.stack([getattr(a, key) for a in anchors])[choice, rows] for key in ("inject", "blend"))
-    return controls, replace(anchors[0], inject=inject, blend=blend)
+        candidates = [start.controls, *start.others]
+        scenes = (generator(c, start.anchors[0])[-1] for c in candidates) if start.scenes is None else start.scenes()
+        chosen = _lowest(objective, scenes).tolist()
+    if len(start.anchors) > 1:
+        controls, _ = beginning(start, Choice(chosen, schedules))
+        schedules = _lowest(objective, (generator(controls, a)[-1] for a in start.anchors)).tolist()
+    return Choice(chosen, schedules)
+
+
+def beginning(start: Start, choice: Choice) -> tuple[Controls, Anchor]:
+    """The controls and the anchor of the candidates that were chosen."""
+    controls, anchor = start.controls, start.anchors[0]
+    if start.others:
+        candidates = [start.controls, *start.others]
+        controls = {
+            name: torch.stack([candidates[j][name][i] for i, j in enumerate(choice.controls)]) for name in controls
+        }
+    if len(start.anchors) == 1:
+        return controls, anchor
+    inject, blend = (
+        torch.stack([getattr(start.anchors[j], key)[i] for i, j in enumerate(choice.anchors)])
+        for key in ("inject", "blend")
+    )
+    return controls, replace(anchor, inject=inject, blend=blend)
 
 
 def _lowest(objective: Objective, scenes: Iterable[Scene]) -> Int[Tensor, " b"]:

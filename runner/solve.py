@@ -18,7 +18,7 @@ from runner.claims import Claim
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger
 from runner.objective import evaluate
-from runner.optimize import Descent, State
+from runner.optimize import Choice, Descent, State
 from runner.progress import Progress
 from runner.protocols import Classifier, Generator, Screen, Task
 from runner.record import RunFolder, read_png, write, write_png
@@ -53,13 +53,17 @@ class Solver:
         """The task's, as the contestant takes it."""
         return self.contestant.objective(self.task.objective(problems, anchor, self.classifier))
 
-    def start(self, problems: Sequence[Problem]) -> tuple[Controls, Anchor, Sequence[Sequence[str]]]:
-        """Invert or draw, find the region, choose the best of the candidate schedules; notes per problem."""
+    def start(
+        self, problems: Sequence[Problem], choice: Choice | None = None
+    ) -> tuple[Controls, Anchor, Sequence[Sequence[str]], Choice]:
+        """Invert or draw, find the region, choose the best of the candidates unless it is known already; notes per
+        problem."""
         begin = self.contestant.begin
         start = begin.begin(problems, self.task.schedules)
         objective = self.objective(problems, start.anchors[0])
-        controls, anchor = optimize.choose_start(begin, start, objective)
-        return self.contestant.finish(controls, anchor, objective), anchor, start.notes
+        choice = choice or optimize.choose(begin, start, objective)
+        controls, anchor = optimize.beginning(start, choice)
+        return self.contestant.finish(controls, anchor, objective), anchor, start.notes, choice
 
     def states(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> Iterator[State]:
         """The descent from a state on."""
@@ -100,8 +104,9 @@ def solve_batch(
     clock = time.monotonic()
     bar.batch([p.name for p in problems])
     bar.phase("preparing")
-    controls, anchor, notes = answer.start(problems)
-    state = checkpoint.load(path, anchor.original.device) if path.exists() else optimize.begin(controls)
+    saved = path.exists()
+    controls, anchor, notes, choice = answer.start(problems, checkpoint.load_choice(path) if saved else None)
+    state = checkpoint.load(path, anchor.original.device) if saved else optimize.begin(controls, choice)
     before = state.seconds
     states = answer.states(problems, anchor, state)
     while not state.finished:

@@ -48,8 +48,9 @@ class WandbLogger:
         wandb = _import_wandb()
         attempt = 1 + sum(path.is_dir() for path in folder.glob("wandb/*run-*"))
         settings = wandb.Settings(
-            console="off", silent=True, init_timeout=self.timeout, finish_timeout=self.timeout, x_disable_stats=True
-        )
+            console="off", silent=True, init_timeout=self.timeout, x_disable_stats=True,
+            finish_timeout=self.timeout if self.mode == "online" else 0.0,  # 0: until all is written
+        )  # fmt: skip
         wandb.setup(wandb.Settings(silent=True))  # process-wide: without it a terminal is asked for a key
         about: dict[str, Any] = {
             "project": self.project, "entity": self.entity, "dir": folder, "name": f"{task}-{key}-{attempt}",

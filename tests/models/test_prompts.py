@@ -17,7 +17,7 @@ from models.diffusion import LatentDiffusion
 from models.prompts import PromptDiffusion, stream
 from models.tensor_cache import TensorCache
 from models.tokens import Hard, Soft, letters, plain, read_template, spell
-from runner.optimize import choose_start
+from runner.optimize import beginning, choose
 from runner.types import Controls, Edit, Problem, Scene, UserError
 
 Make = Callable[..., LatentDiffusion]
@@ -221,7 +221,7 @@ def test_hard_prompts_are_compared_by_their_own_words(make_generator: Make) -> N
     generator = make_generator("lcm")
     prompts = hard(generator, starts=6)
     start = prompts.begin([asked("a *2", seed) for seed in (3, 4)], {})
-    chosen, _ = choose_start(prompts, start, {"dark": (1.0, dark)})
+    chosen, _ = beginning(start, choose(prompts, start, {"dark": (1.0, dark)}))
     for i, seed in enumerate((3, 4)):
         found = []
         for candidate in [start.controls, *start.others]:

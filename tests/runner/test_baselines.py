@@ -203,7 +203,7 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
     answer = Solver(
         one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None
     )
-    controls, anchor, notes = answer.start(problems)
+    controls, anchor, notes, _ = answer.start(problems)
     assert set(controls) == {"pixels"} and len(notes) == 2
     (state,) = answer.states(problems, anchor, optimize.begin(controls))
     assert state.finished and torch.equal(state.best["pixels"], controls["pixels"])
@@ -212,3 +212,22 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
     with torch.no_grad():
         (scene,) = one.generator(controls, anchor)
     assert state.history[0]["pixel_distance"] == pytest.approx(pixel_distance(anchor)(scene).tolist())
+
+
+def test_what_was_chosen_is_not_chosen_again(
+    make_generator: Make, make_problems: Problems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed batch begins as it did, without rendering the candidates."""
+    generator, problems = make_generator(), make_problems(2)
+    task: Any = uvce()
+    one = none(generator, embeddings, DESCENT)
+    answer = Solver(
+        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None
+    )
+    controls, anchor, _, choice = answer.start(problems)
+    monkeypatch.setattr(optimize, "choose", None)
+    again, same, _, _ = answer.start(problems, choice)
+    assert all(torch.equal(again[name], controls[name]) for name in controls)
+    assert torch.equal(same.inject, anchor.inject) and torch.equal(same.blend, anchor.blend)
+    _, other, _, _ = answer.start(problems, optimize.Choice([0, 0], [1, 2]))
+    assert other.inject.tolist() == pytest.approx([0.3, 0.5]) and other.blend.tolist() == [0.5, 0.0]

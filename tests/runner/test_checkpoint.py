@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from runner import checkpoint
-from runner.optimize import State
+from runner.optimize import Choice, State
 
 
 def state() -> State:
@@ -18,6 +19,7 @@ def state() -> State:
     return State(
         controls=controls, best={name: value + 1 for name, value in controls.items()},
         best_total=torch.tensor([0.1, math.inf]), best_step=torch.tensor([3, 0]), failed=[None, "step 0: bad"], step=4,
+        choice=Choice([0, 2], [1, 0]),
         moments={"latent": {"step": torch.tensor(4.0), "exp_avg": torch.randn(2, 3, 4, generator=draw)}},
         history=[{"total": [0.1, math.nan]}, {"total": [0.1 + 0.2, math.nan]}], finished=False, seconds=1.25,
     )  # fmt: skip
@@ -34,6 +36,9 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(found.moments["latent"][key], saved.moments["latent"][key]) for key in ("step", "exp_avg"))
     assert torch.equal(found.best_total, saved.best_total) and torch.equal(found.best_step, saved.best_step)
     assert (found.step, found.finished, found.failed, found.seconds) == (4, False, [None, "step 0: bad"], 1.25)
+    assert found.choice == saved.choice == checkpoint.load_choice(tmp_path / "deep" / "state.safetensors")
+    checkpoint.save(tmp_path / "none.safetensors", replace(saved, choice=None))
+    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu")).choice is None
     assert found.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(found.history[1]["total"][1])
 
 

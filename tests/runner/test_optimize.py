@@ -15,7 +15,7 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.objective import evaluate
-from runner.optimize import Descent, State, Stop
+from runner.optimize import Choice, Descent, State, Stop
 from runner.protocols import Generator
 from runner.types import Anchor, Controls, Objective, Scene, Start
 from tasks.distances import latent_distance, pixel_distance
@@ -295,8 +295,10 @@ def test_the_schedule_is_chosen_per_sample() -> None:
     objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
     controls = {"latent": torch.zeros(2, 3, 1, 1)}
     candidates = [anchor_of(2, inject=value) for value in (1.0, 0.0, 2.0)]
-    same, chosen = optimize.choose_start(Identity(), Start(controls, candidates, [[], []]), objective)
-    assert same is controls and chosen.inject.tolist() == [0.0, 2.0]
+    start = Start(controls, candidates, [[], []])
+    choice = optimize.choose(Identity(), start, objective)
+    same, chosen = optimize.beginning(start, choice)
+    assert same is controls and chosen.inject.tolist() == [0.0, 2.0] and choice == Choice([0, 0], [1, 2])
 
 
 def test_each_sample_begins_from_its_best_candidate() -> None:
@@ -308,7 +310,7 @@ def test_each_sample_begins_from_its_best_candidate() -> None:
         for values in ([2.0, 1.0], [1.0, 5.0], [1.0, 0.0])
     ]
     start = Start(tried[0], [anchor_of(2)], [[], []], tried[1:])
-    controls, anchor = optimize.choose_start(Identity(), start, objective)
+    controls, anchor = optimize.beginning(start, optimize.choose(Identity(), start, objective))
     assert controls["latent"][:, 0].flatten().tolist() == [1.0, 5.0] and anchor is start.anchors[0]
 
 
