@@ -62,6 +62,20 @@ def solver(parts: Parts) -> Solver:
     return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety)
 
 
+def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tuple[list[Problem], int | None]:
+    """The problems that a configuration asks for, and how many there are without its `limit`, None if nobody knows.
+
+    Raises UserError for one that cannot be solved and for two of the same name.
+    """
+    world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
+    problems, total = parts.task.problems(world)
+    answer.check(problems)
+    names = [p.name for p in problems]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{config['name']}: {twice[0]} is asked {names.count(twice[0])} times; name it once")
+    return problems, total
+
+
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
     """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code.
 
@@ -71,18 +85,12 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
         {"limit": config["limit"], "batch": config["batch"], "checkpoint.every": config["checkpoint"]["every"]}
     )
     answer = solver(parts)
-    world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
-    problems, total = parts.task.problems(world)
-    answer.check(problems)
+    problems, total = problems_of(parts, config, answer)
+    names, size = [p.name for p in problems], config["batch"]
+    cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
+    batches = {batch_name(i, len(batch)): batch for i, batch in cut}
     key = run_key(config, parts.digests)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
-    names = [p.name for p in problems]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{config['name']}: {twice[0]} is asked {names.count(twice[0])} times; name it once")
-    size = config["batch"]
-    batches = {
-        batch_name(i, len(batch)): batch for i in range(0, len(names), size) if (batch := problems[i : i + size])
-    }
     process, interrupt, logger = Process.own(), Interrupt(), Unfailing(parts.logger)
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
