@@ -128,7 +128,7 @@ def test_every_python_block_runs(
 def test_links_and_paths_lead_somewhere(document: Path) -> None:
     text = document.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if not target.startswith("http") and not target.endswith(".png"):
+        if not target.startswith("http"):
             assert (document.parent / target).exists(), target
     for path in re.findall(r"`((?:conf|data|docs|models|runner|scripts|tasks|tests)/[\w./-]+)`", text):
         made = ("docs/results/", "models/pretrained/")
