@@ -171,17 +171,28 @@ class LabelledFiles:
         return None
 
 
+def check_folder(path: str | Path | None, wanted: str) -> Path:
+    """`data.path`, if it is a folder; wanted: its layout in words. Raises UserError if it is missing or is none."""
+    if not path:
+        raise UserError(f"data.path is missing: give a folder of {wanted}, e.g. data.path=pictures")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.path={path}: no such folder; wanted is a folder of {wanted}")
+    return folder
+
+
+def find_pictures(folder: Path, wanted: str, *patterns: str) -> list[Path]:
+    """The files that match a pattern and look like pictures, sorted. Raises UserError if there is none."""
+    found = {f for pattern in patterns for f in folder.glob(pattern) if f.suffix.lower() in SUFFIXES and f.is_file()}
+    if not found:
+        raise UserError(f"data.path={folder}: holds no picture; wanted are files {wanted} ({', '.join(SUFFIXES)})")
+    return sorted(found)
+
+
 class ImageFolder(LabelledFiles):
     """A tree `<label>/<picture>`. Raises UserError if the folder is missing or holds no picture."""
 
     def __init__(self, path: str | Path | None, seed: int) -> None:
-        if not path:
-            raise UserError("data.path is missing: give a folder of <label>/<picture>, e.g. data.path=pictures")
-        root = Path(path).expanduser()
-        if not root.is_dir():
-            raise UserError(f"data.path={path}: no such folder; wanted is a folder of <label>/<picture>")
-        files = [f for f in sorted(root.glob("[!.]*/[!.]*")) if f.suffix.lower() in SUFFIXES and f.is_file()]
-        if not files:
-            kinds = ", ".join(SUFFIXES)
-            raise UserError(f"data.path={path}: holds no picture; wanted are files <label>/<picture> ({kinds})")
+        wanted = "<label>/<picture>"
+        files = find_pictures(check_folder(path, wanted), wanted, "[!.]*/[!.]*")
         super().__init__([(f, f.parent.name) for f in files], sorted({f.parent.name for f in files}), seed, ["folder"])

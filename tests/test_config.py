@@ -227,7 +227,7 @@ def test_vit_b_selects_stable_diffusion_and_imagenet() -> None:
     }  # fmt: skip
     config = plain("task=uvce", "classifier=vit_b")
     assert config["generator"]["path"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert config["generator"]["resolution"] == 512 and config["data"]["_target_"] == "data.folder.ImageFolder"
+    assert config["generator"]["resolution"] == 512 and config["data"]["_target_"] == "data.imagenet.ImageNet"
 
 
 @pytest.mark.parametrize("classifier", ["cifar10_resnet20", "cifar10_resnet32", "cifar10_resnet56"])

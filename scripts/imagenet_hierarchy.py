@@ -1,0 +1,99 @@
+"""Write the table of ImageNet's classes and of what they are kinds of, data/imagenet_hierarchy.csv.
+
+    python scripts/imagenet_hierarchy.py /usr/share/wordnet data/imagenet_hierarchy.csv
+
+The first argument is the folder of WordNet 3.0's `data.noun` (Debian's package wordnet-base). ImageNet's ids are the
+offsets of its lines. Their order is timm's, the classes' names are those of models/zoo.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.data import ImageNetInfo
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data.hierarchy import COLUMNS, COMMENT  # noqa: E402
+from models.zoo import imagenet_labels  # noqa: E402
+
+HYPERNYMS = ("@", "@i")  # pointers to the kind, and of single things to theirs; wninput(5WN)
+ORIGIN = """ImageNet's 1000 classes in the order of their numbers and, without a number, all that they are kinds of.
+id: ImageNet's, `n` and the offset in WordNet 3.0's data.noun; name: of a class open_clip's, else WordNet's first word;
+kinds: ids of the hypernyms. Written by scripts/imagenet_hierarchy.py from WordNet 3.0, whose notice follows.
+"""
+
+
+@dataclass(frozen=True)
+class Synset:
+    """A line of `data.noun`: its first word, and the offsets of its hypernyms."""
+
+    word: str
+    kinds: tuple[str, ...]
+
+
+def read_nouns(lines: Iterable[str]) -> dict[str, Synset]:
+    """The synsets of `data.noun` by offset (wndb(5WN)); lines of its notice begin with blanks."""
+    found = {}
+    for line in lines:
+        if line.startswith("  "):
+            continue
+        fields = line.split(" | ")[0].split()
+        first = 4 + 2 * int(fields[3], 16)  # behind the words, of which each has a number
+        pointers = [fields[i : i + 4] for i in range(first + 1, first + 1 + 4 * int(fields[first]), 4)]
+        kinds = tuple(target for symbol, target, _, _ in pointers if symbol in HYPERNYMS)
+        found[fields[0]] = Synset(fields[4].replace("_", " "), kinds)
+    return found
+
+
+def above(classes: Iterable[str], nouns: Mapping[str, Synset]) -> list[str]:
+    """The offsets of everything that the classes are kinds of, sorted, without themselves."""
+    reached, waiting = set(), list(classes)
+    while waiting:
+        offset = waiting.pop()
+        if offset not in reached:
+            reached.add(offset)
+            waiting += nouns[offset].kinds
+    return sorted(reached - set(classes))
+
+
+def table(ids: Sequence[str], names: Sequence[str], nouns: Mapping[str, Synset]) -> list[tuple[str, ...]]:
+    """The rows in `COLUMNS`: the classes in their order, then what is above them."""
+
+    def row(index: str, offset: str, name: str) -> tuple[str, ...]:
+        return index, f"n{offset}", name, " ".join(f"n{kind}" for kind in nouns[offset].kinds)
+
+    offsets = [wnid.removeprefix("n") for wnid in ids]
+    classes = [row(str(i), offset, name) for i, (offset, name) in enumerate(zip(offsets, names, strict=True))]
+    return classes + [row("", offset, nouns[offset].word) for offset in above(offsets, nouns)]
+
+
+def notice(lines: Iterable[str]) -> str:
+    """WordNet's licence, which its files begin with; their numbers of lines are left out."""
+    own = (re.sub(r"^\s+\d+ ?", "", line).rstrip() for line in lines if line.startswith("  "))
+    return "\n".join(own) + "\n"
+
+
+def main(wordnet: str, out: str) -> None:
+    """Raises SystemExit where there is no WordNet."""
+    source = Path(wordnet) / "data.noun"
+    if not source.is_file():
+        raise SystemExit(f"{source}: no such file; wanted is WordNet 3.0's, of Debian's package wordnet-base")
+    lines = source.read_text(encoding="ascii").splitlines()
+    rows = table(ImageNetInfo("imagenet-1k").label_names(), imagenet_labels(), read_nouns(lines))
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        file.writelines(f"{COMMENT} {line}".rstrip() + "\n" for line in (ORIGIN + notice(lines)).splitlines())
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    print(f"{out}: {len(rows)} rows, {Path(out).stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("two arguments are needed: the folder of data.noun, and the table to write")
+    main(sys.argv[1], sys.argv[2])
