@@ -90,3 +90,8 @@ class Cifar10:
     def nearest(self, label: str) -> str | None:
         """The other class of the pair in `PAIRS`: such as look alike, or stand before a like ground."""
         return next((b if label == a else a for a, b in PAIRS if label in (a, b)), None)
+
+    def cluster(self, label: str) -> list[str]:
+        """The other class of the pair alone."""
+        other = self.nearest(label)
+        return [] if other is None else [other]

@@ -123,6 +123,10 @@ class OnePicture:
         """None: one picture knows no other class."""
         return None
 
+    def cluster(self, label: str) -> list[str]:
+        """Empty, for the same reason."""
+        return []
+
 
 class ImageFile(OnePicture):
     """One picture from a file; it is read, and refused if broken, when this is built.
@@ -169,6 +173,10 @@ class LabelledFiles:
     def nearest(self, label: str) -> str | None:
         """None: files do not say which of their classes are alike."""
         return None
+
+    def cluster(self, label: str) -> list[str]:
+        """Empty, for the same reason."""
+        return []
 
 
 def check_folder(path: str | Path | None, wanted: str) -> Path:

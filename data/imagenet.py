@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from data import hierarchy
 from data.folder import LabelledFiles, check_folder, find_pictures
 from data.hierarchy import class_names
 from runner.types import UserError
@@ -42,3 +43,11 @@ class ImageNet(LabelledFiles):
         present = set(names.values())
         known = [name for name in class_names().values() if name in present]
         super().__init__(files, known + sorted(present.difference(known)), seed, ["imagenet", [c for _, c in files]])
+
+    def nearest(self, label: str) -> str | None:
+        """The nearest class in WordNet, see `hierarchy.nearest`; None for a label that is none of ImageNet's."""
+        return hierarchy.nearest(label)
+
+    def cluster(self, label: str) -> list[str]:
+        """The classes of the same kind in WordNet, see `hierarchy.cluster`."""
+        return hierarchy.cluster(label)

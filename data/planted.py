@@ -309,3 +309,8 @@ class PlantedDataset:
     def nearest(self, label: str) -> str | None:
         """The other class of the pair."""
         return next((b if label == a else a for a, b in PAIRS if label in (a, b)), None)
+
+    def cluster(self, label: str) -> list[str]:
+        """The other class of the pair alone."""
+        other = self.nearest(label)
+        return [] if other is None else [other]

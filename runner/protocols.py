@@ -43,6 +43,9 @@ class Dataset(Protocol):
     def nearest(self, label: str) -> str | None:
         """The class most easily confused with `label`, where the data set knows one."""
 
+    def cluster(self, label: str) -> list[str]:
+        """Other classes of the same kind as `label`, the nearest among them; none where the data set knows none."""
+
 
 class Classifier(Protocol):
     """Images in [0, 1] of any size to a `Response`; resizing and normalisation lie inside.

@@ -46,11 +46,26 @@ def confusion(choice: Choice) -> list[str]:
     return [labels[int(logits.argmax())]]
 
 
+def cluster(choice: Choice) -> list[str]:
+    """A class of the same kind, drawn with the problem's seed from those of the data set that the classifier knows."""
+    known = {label.lower(): label for label in choice.classifier.labels}
+    others = [known[label.lower()] for label in choice.dataset.cluster(choice.example.label) if label.lower() in known]
+    if not others:
+        raise UserError(
+            f"task.target=cluster: the data set and the classifier have no class of the kind of "
+            f"'{choice.example.label}' in common; use confusion"
+        )
+    return [_drawn(others, choice.seed)]
+
+
 def random(choice: Choice) -> list[str]:
     """Any other class, drawn with the problem's seed."""
-    others = every(choice)
-    generator = torch.Generator().manual_seed(choice.seed)
-    return [others[int(torch.randint(len(others), (), generator=generator))]]
+    return [_drawn(every(choice), choice.seed)]
+
+
+def _drawn(labels: Sequence[str], seed: int) -> str:
+    """One of the labels, each equally likely."""
+    return labels[int(torch.randint(len(labels), (), generator=torch.Generator().manual_seed(seed)))]
 
 
 def every(choice: Choice) -> list[str]:
@@ -59,7 +74,7 @@ def every(choice: Choice) -> list[str]:
 
 
 RULES: dict[str, Callable[[Choice], list[str]]] = {
-    "nearest": nearest, "confusion": confusion, "random": random, "all": every,
+    "nearest": nearest, "cluster": cluster, "confusion": confusion, "random": random, "all": every,
 }  # fmt: skip
 
 

@@ -88,7 +88,8 @@ def test_planted_nearest_is_the_other_of_the_pair() -> None:
     data = PlantedDataset("test", 1, 0, "chance")
     for a, b in PAIRS:
         assert data.nearest(a) == b and data.nearest(b) == a
-    assert data.nearest("goldfish") is None
+        assert data.cluster(a) == [b] and data.cluster(b) == [a]
+    assert data.nearest("goldfish") is None and data.cluster("goldfish") == []
 
 
 def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
@@ -131,6 +132,7 @@ def test_cifar10_offers_every_photograph_once_in_the_seeds_order(cifar: Path) ->
     other = Cifar10(cifar, "test", None, 1)
     assert [other[i].name for i in range(20)] != names
     assert data.nearest("cat") == "dog" and data.nearest("goldfish") is None
+    assert data.cluster("cat") == ["dog"] and data.cluster("goldfish") == []
     assert all(data.nearest(data.nearest(name) or "") == name for name in CIFAR_CLASSES)
 
 

@@ -126,6 +126,7 @@ def test_one_picture_is_a_data_set(tmp_path: Path) -> None:
     path = save(tmp_path / "my gold/fish.png")
     data: Dataset = ImageFile(path, "goldfish", None)
     assert len(data) == 1 and data.labels == ("goldfish",) and data.nearest("goldfish") is None
+    assert data.cluster("goldfish") == []
     example = data[0]
     assert (example.name, example.label, example.caption) == ("fish", "goldfish", None)
     assert torch.equal(example.image, read_picture(path))
@@ -164,7 +165,7 @@ def test_a_folder_offers_every_picture_once_in_the_seeds_order(tmp_path: Path) -
     again, other = ImageFolder(tmp_path, 0), ImageFolder(tmp_path, 1)
     assert [again[i].name for i in range(13)] == names
     assert [other[i].name for i in range(13)] != names
-    assert data.nearest("viaduct") is None
+    assert data.nearest("viaduct") is None and data.cluster("viaduct") == []
 
 
 def test_a_broken_picture_of_a_folder_is_named(tmp_path: Path) -> None:

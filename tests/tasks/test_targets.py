@@ -33,6 +33,9 @@ class Pairs:
     def nearest(self, label: str) -> str | None:
         return next((b if label == a else a for a, b in planted.PAIRS if label in (a, b)), None) if self.knows else None
 
+    def cluster(self, label: str) -> list[str]:
+        return ["Viaduct", "goldfish", "fiddler crab"] if self.knows else []
+
 
 def choice(label: str = "rock crab", seed: int = 0, knows: bool = True, classifier: Classifier | None = None) -> Choice:
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
@@ -64,6 +67,14 @@ def test_confusion_is_the_strongest_wrong_class(seed: int) -> None:
     best, second = planted.CLASSES[order[0]], planted.CLASSES[order[1]]
     assert targets("confusion", choice(best, seed)) == [second], "the class itself is no answer"
     assert targets("confusion", choice(second, seed)) == [best]
+
+
+def test_cluster_draws_a_known_class_of_the_same_kind_with_the_seed() -> None:
+    drawn = [targets("cluster", choice(seed=seed))[0] for seed in range(50)]
+    assert set(drawn) == {"viaduct", "fiddler crab"}, "the classifier knows no goldfish"
+    assert drawn == [targets("cluster", choice(seed=seed))[0] for seed in range(50)]
+    with pytest.raises(UserError, match=r"task\.target=cluster.*'rock crab'.*confusion"):
+        targets("cluster", choice(knows=False))
 
 
 def test_random_follows_from_the_seed_and_is_never_the_class_itself() -> None:

@@ -109,6 +109,9 @@ class Pictures:
     def nearest(self, label: str) -> str | None:
         return None
 
+    def cluster(self, label: str) -> list[str]:
+        return []
+
 
 def noise(n: int, seed: int = 0, labels: Sequence[str] = NAMES, digest: str = "noise") -> Pictures:
     """Random pictures of all classes in turn, each with a colour of its own."""

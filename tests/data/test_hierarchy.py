@@ -1,0 +1,79 @@
+"""What ImageNet's classes are kinds of, and which are near each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.hierarchy import ROOT, class_names, cluster, nearest, read_kinds, steps_up
+from data.imagenet import ImageNet
+
+IDS = {name: wnid for wnid, name in class_names().items()}
+
+
+def above(name: str) -> dict[str, int]:
+    """Steps up by the names of the kinds."""
+    return {read_kinds()[wnid].name: steps for wnid, steps in steps_up(IDS[name]).items()}
+
+
+def distance(a: str, b: str) -> int:
+    """Fewest steps from one class to another by way of a common kind."""
+    up, down = steps_up(IDS[a]), steps_up(IDS[b])
+    return min(up[kind] + down[kind] for kind in set(up) & set(down))
+
+
+def test_a_shark_is_a_fish_is_an_animal() -> None:
+    steps = above("great white shark")
+    known = {"great white shark": 0, "mackerel shark": 1, "shark": 2, "elasmobranch": 3, "cartilaginous fish": 4}
+    assert {name: steps[name] for name in known} == known
+    assert steps["fish"] < steps["vertebrate"] < steps["animal"] < steps["entity"]
+    assert read_kinds()[ROOT].name == "entity" and read_kinds()[ROOT].kinds == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("great white shark", "hammerhead shark"),  # shark: 2 up, 1 down; the tiger shark is 2 down
+        ("hammerhead shark", "great white shark"),  # both sharks are 1 up, 2 down: the smaller number
+        ("goldfish", "tench"),
+        ("red fox", "kit fox"),
+        ("volcano", "mountain"),
+        ("padlock", "combination lock"),
+        ("American alligator", "Nile crocodile"),
+        ("Leonberger", "Dalmatian"),  # as near as any dog: the smaller number
+    ],
+)
+def test_the_nearest_class(name: str, other: str) -> None:
+    assert nearest(name) == nearest(name.upper()) == other
+
+
+def test_the_nearest_class_is_at_the_smallest_distance() -> None:
+    for name in list(class_names().values())[::100]:
+        found = nearest(name)
+        assert found is not None and found != name
+        assert distance(name, found) == min(distance(name, other) for other in IDS if other != name)
+
+
+def test_a_cluster_is_what_meets_the_nearest_class_under_the_same_kind() -> None:
+    sharks = {"great white shark", "tiger shark", "hammerhead shark"}
+    assert all(set(cluster(shark)) == sharks - {shark} for shark in sharks)
+    assert cluster("fiddler crab") == ["Dungeness crab", "rock crab", "red king crab"]
+    assert cluster("GOLDFISH") == ["tench"]
+    for name in list(class_names().values())[::50]:
+        assert nearest(name) in cluster(name) and name not in cluster(name)
+
+
+def test_other_names_have_no_relatives() -> None:
+    assert nearest("Bronzed Cowbird") is None and cluster("Bronzed Cowbird") == []
+    assert nearest("shark") is None, "a kind, but no class"
+
+
+def test_a_data_set_of_imagenet_knows_them(tmp_path: Path) -> None:
+    (tmp_path / "n01484850").mkdir()
+    Image.new("RGB", (20, 16)).save(tmp_path / "n01484850" / "a.png")
+    data = ImageNet(tmp_path, 0)
+    assert data.nearest(data[0].label) == "hammerhead shark"
+    assert data.cluster(data[0].label) == ["tiger shark", "hammerhead shark"]
+    assert data.nearest("my own class") is None and data.cluster("my own class") == []
