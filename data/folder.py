@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -50,15 +51,20 @@ def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"data.path={path}: {'is a folder' if path.is_dir() else 'no such file'}; wanted is {_WANTED}")
+    return decode(f"data.path={path}", path)
+
+
+def decode(key: str, source: Path | IO[bytes]) -> Float[Tensor, "3 h w"]:
+    """The picture in a file or in its bytes, as `read_picture` gives it; key: what errors name."""
     try:
-        with _truncation_refused(), Image.open(path) as file:
+        with _truncation_refused(), Image.open(source) as file:
             picture = _to_rgb(ImageOps.exif_transpose(file))
     except _BROKEN as error:
-        reason = first_line(error).replace(str(path), "the file")
-        raise UserError(f"data.path={path}: cannot be read ({reason}); wanted is {_WANTED}") from error
+        reason = first_line(error).replace(str(source), "the file")
+        raise UserError(f"{key}: cannot be read ({reason}); wanted is {_WANTED}") from error
     if min(picture.size) < MIN_SIDE:
         width, height = picture.size
-        raise UserError(f"data.path={path}: {width} x {height} pixels; allowed are {MIN_SIDE} x {MIN_SIDE} and larger")
+        raise UserError(f"{key}: {width} x {height} pixels; allowed are {MIN_SIDE} x {MIN_SIDE} and larger")
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255
 
 

@@ -31,6 +31,7 @@ NEEDED = {
     "data=image": ["data.path=x.jpg", "data.label=goldfish"],
     "data=folder": ["data.path=pictures"],
     "data=imagenet": ["data.path=imagenet/val"],
+    "data=hf": ["data.name=ethz/food101", "data.count=500"],
     "classifier=trained": ["classifier.path=outputs/train/mine"],
     "classifier=robust_vit_s": ["classifier.checkpoint=robust.safetensors"],
     "classifier=robust_resnet50": ["classifier.checkpoint=robust.pt"],

@@ -178,12 +178,13 @@ def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, m
         for name in CIFAR_CLASSES:
             files.writestr(f"train/{name}/0001.jpg", jpeg(9))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF.parent)):
-        node = hydra.compose("config", overrides=[f"data={option}"]).data
-    if "path" in node and node.path is None:
+        count = ["data.count=1"] if option == "hf" else []  # has to be given
+        node = hydra.compose("config", overrides=[f"data={option}", *count]).data
+    if missing := [key for key in ("path", "name") if key in node and node[key] is None]:
         with pytest.raises(hydra.errors.InstantiationException) as failed:
             hydra.utils.instantiate(node, _convert_="all")
         assert isinstance(failed.value.__cause__, UserError)
-        assert "data.path is missing" in str(failed.value.__cause__)
+        assert f"data.{missing[0]} is missing" in str(failed.value.__cause__)
     else:
         data = hydra.utils.instantiate(node, _convert_="all")
         assert data[0].label in data.labels
