@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
-from runner.types import UserError
+from runner.protocols import Dataset
+from runner.types import Example, UserError
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> str:
@@ -49,3 +50,76 @@ def digest_of(*parts: object) -> str:
 def shuffled(size: int, seed: int) -> list[int]:
     """The positions 0 .. size - 1 in an order that depends on `seed` alone."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(check_seed(seed))).tolist()
+
+
+class Selected:
+    """Some pictures of a data set as a `runner.types.Dataset`.
+
+    positions: of these pictures, in the order in which they are wanted; labels: their classes.
+    """
+
+    def __init__(self, dataset: Dataset, positions: Sequence[int], labels: Sequence[str]) -> None:
+        self.labels: tuple[str, ...] = tuple(labels)
+        self.digest = digest_of("selected", dataset.digest, list(positions))
+        self._dataset, self._positions = dataset, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: int) -> Example:
+        return self._dataset[self._positions[check_position(i, len(self))]]
+
+    def rows(self, label: str) -> list[int]:
+        """The positions of a class's pictures among those selected."""
+        own = set(self._dataset.rows(label))
+        return [i for i, position in enumerate(self._positions) if position in own]
+
+    def nearest(self, label: str) -> str | None:
+        """As the whole data set says."""
+        return self._dataset.nearest(label)
+
+    def cluster(self, label: str) -> list[str]:
+        """As the whole data set says."""
+        return self._dataset.cluster(label)
+
+
+def select(dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int] | None) -> Dataset:
+    """The pictures of some classes, those at some positions, or with both those that are both; all for None and None.
+
+    classes: names, letter case aside, whose pictures come in the data set's order; indices: positions in the seed's
+    order, from 0, which is then theirs. Raises UserError for a class that has no picture, a position that there is not
+    or that is named twice, and where nothing is left.
+    """
+    if classes is None and indices is None:
+        return dataset
+    for key, value, kind in (("classes", classes, "names as [a, b]"), ("indices", indices, "positions as [0, 7]")):
+        if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
+            raise UserError(f"select.{key}={value}: allowed are {kind}, or null for all")
+    positions = list(range(len(dataset))) if indices is None else _check_indices(indices, len(dataset))
+    labels = dataset.labels
+    if classes is not None:
+        own = {position for name in classes for position in _rows(dataset, name)}
+        positions = [position for position in positions if position in own]
+        wanted = {name.lower() for name in classes}
+        labels = tuple(label for label in dataset.labels if label.lower() in wanted)
+    if not positions:
+        raise UserError(f"select.classes={classes}, select.indices={indices}: no picture is left")
+    return Selected(dataset, positions, labels)
+
+
+def _rows(dataset: Dataset, name: str) -> list[int]:
+    """The positions of a class's pictures. Raises UserError if there are none."""
+    if not (rows := dataset.rows(name)):
+        known = ", ".join(dataset.labels[:10])
+        raise UserError(f"select.classes={name}: the data set has no such picture; its classes are {known} …")
+    return rows
+
+
+def _check_indices(indices: Sequence[int], size: int) -> list[int]:
+    """The positions, if all are there and none is named twice. Raises UserError otherwise."""
+    for i in indices:
+        if not isinstance(i, int) or not 0 <= i < size:
+            raise UserError(f"select.indices={i}: allowed are 0 to {size - 1}, positions in the seed's order")
+        if list(indices).count(i) > 1:
+            raise UserError(f"select.indices={i}: is named twice; name it once")
+    return list(indices)

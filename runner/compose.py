@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from data.selection import select
 from runner.run import Parts
 from runner.types import UserError
 
@@ -50,7 +51,8 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
 
 
 def build(config: Mapping[str, Any], **given: Any) -> Parts:
-    """The parts of a run, each built once from its node; those `given` as objects are taken as they are.
+    """The parts of a run, each built once from its node, of the data the pictures that are selected; those `given` as
+    objects are taken as they are.
 
     Raises UserError where a part refuses its settings.
     """
@@ -62,6 +64,8 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
         if isinstance(error.__cause__, UserError):
             raise UserError(_by_its_key(str(error.__cause__), str(error), config)) from None
         raise
+    if "data" not in given:
+        parts = replace(parts, data=select(parts.data, **config["select"]))
     for network in (parts.classifier, *parts.task.networks):
         if isinstance(network, torch.nn.Module):
             network.to(parts.generator.device)

@@ -30,6 +30,7 @@ PART_OF_THE_RUN = (
     "generator",
     "classifier",
     "data",
+    "select",
     "task",
     "controls",
     "baseline",

@@ -53,6 +53,7 @@ def test_what_does_not_change_a_result_is_no_part_of_the_key(change: dict[str, A
     [
         {"seed": 1}, {"batch": 8}, {"optimizer": {"lr": {"text": 0.02}}}, {"generator": {"steps": 10}}, {"threads": 2},
         {"classifier": {"path": "x"}}, {"data": {"count": 3}}, {"augment": {"crops": 2}},
+        {"select": {"classes": ["crab"], "indices": None}},
         {"task": {"clip": {"device": "auto", "path": "y"}, "items": [{"cache": "a"}, 1]}},
         {"task": {"clip": {"device": "auto", "path": "x"}, "items": [{"cache": "a"}, 2]}},
     ],

@@ -1,0 +1,106 @@
+"""Which pictures of a data set are asked about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.planted import CLASSES, PlantedDataset
+from data.selection import select
+from runner.compose import build, configure
+from runner.protocols import Dataset
+from runner.types import UserError
+from tests.conftest import TinyClassifier
+from tests.tasks.tiny import Pictures
+
+LABELS = ("crab", "fish", "boat", "Crab", "fish", "crab")
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    """Six pictures x0 … x5 of three classes, whose shades are their positions."""
+    return Pictures([torch.full((3, 16, 16), i / 10) for i in range(6)], LABELS)
+
+
+def names(data: Dataset) -> list[str]:
+    return [data[i].name for i in range(len(data))]
+
+
+def test_all_are_the_data_set_itself(pictures: Pictures) -> None:
+    assert select(pictures, None, None) is pictures
+
+
+@pytest.mark.parametrize(
+    ("classes", "indices", "found"),
+    [
+        (["fish"], None, ["x1", "x4"]),
+        (["boat", "CRAB"], None, ["x0", "x2", "x3", "x5"]),
+        (None, [4, 0], ["x4", "x0"]),
+        (["crab", "boat"], [5, 4, 2], ["x5", "x2"]),
+    ],
+)
+def test_classes_and_positions(
+    pictures: Pictures, classes: list[str] | None, indices: list[int] | None, found: list[str]
+) -> None:
+    data = select(pictures, classes, indices)
+    assert names(data) == found and len(data) == len(found)
+    assert [data[i].image.mean() for i in range(len(data))] == [pictures[int(n[1])].image.mean() for n in found]
+    for label in ("crab", "fish", "boat"):
+        assert data.rows(label) == [i for i in range(len(data)) if data[i].label.lower() == label]
+    with pytest.raises(IndexError):
+        data[len(data)]
+
+
+def test_labels_are_those_that_are_asked_for(pictures: Pictures) -> None:
+    assert select(pictures, ["boat", "Fish"], None).labels == ("fish", "boat"), "in the data set's order"
+    assert select(pictures, None, [0]).labels == pictures.labels
+
+
+def test_the_digest_sees_the_data_set_and_what_is_selected(pictures: Pictures) -> None:
+    selections: list[tuple[Any, Any]] = [(["fish"], None), (["crab"], None), (None, [0, 4]), (None, [4, 0])]
+    digests = [select(pictures, *selection).digest for selection in selections]
+    assert digests == [select(pictures, *selection).digest for selection in selections]
+    assert len({pictures.digest, *digests, select(Pictures([], [], "other"), None, None).digest}) == 6
+    assert select(pictures, [*LABELS], None).digest != pictures.digest
+    assert select(pictures, ["fish"], None).digest == select(pictures, None, [1, 4]).digest, "the same pictures"
+
+
+def test_what_is_alike_is_asked_of_the_whole_data_set() -> None:
+    data = select(PlantedDataset("test", 60, 0, "chance"), ["rock crab"], None)
+    assert {data[i].label for i in range(len(data))} == {"rock crab"}
+    assert data.nearest("rock crab") == "fiddler crab" and data.cluster("rock crab") == ["fiddler crab"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "indices", "said"),
+    [
+        (["crab", "whale"], None, "select.classes=whale: the data set has no such picture; its classes are crab, fish"),
+        (None, [0, 6], "select.indices=6: allowed are 0 to 5, positions in the seed's order"),
+        (None, [-1], "select.indices=-1: allowed are 0 to 5"),
+        (None, [1, 2, 1], "select.indices=1: is named twice; name it once"),
+        (["boat"], [0, 1], r"select.classes=\['boat'\], select.indices=\[0, 1\]: no picture is left"),
+        ("boat", None, r"select.classes=boat: allowed are names as \[a, b\], or null for all"),
+        (None, 3, r"select.indices=3: allowed are positions as \[0, 7\], or null for all"),
+        (None, ["x3"], "select.indices=x3: allowed are 0 to 5"),
+        ([], None, "no picture is left"),
+        (None, [], "no picture is left"),
+    ],
+)
+def test_what_cannot_be_selected(pictures: Pictures, classes: Any, indices: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        select(pictures, classes, indices)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_asks_about_what_is_selected(tmp_path: Path) -> None:
+    config = configure(["select.classes=[viaduct]", "data.count=100", "logger=none", f"outputs={tmp_path}"])
+    classifier = TinyClassifier()
+    parts = build(config, generator=None, classifier=classifier, logger=None)
+    assert parts.data.labels == ("viaduct",)
+    assert 0 < len(parts.data) == len(parts.data.rows("viaduct")) < 100
+    whole = PlantedDataset("test", 100, 0, "chance")
+    assert build(config, generator=None, classifier=classifier, logger=None, data=whole).data is whole
+    assert set(whole.labels) == set(CLASSES)
