@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from models.classifier import ImageClassifier, digest_of, prepared
 from models.hub import in_cache
 from models.tensor_cache import TensorCache
-from models.zoo import SHIPPED, read_labels
+from models.zoo.labels import read_labels
+from models.zoo.shipped import SHIPPED
 from runner.types import UserError, first_line
 
 Tokenize = Callable[[list[str]], Tensor]

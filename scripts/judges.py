@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data import planted
 from models.classifier import ImageClassifier
-from models.zoo import Oracle, load_shipped, shipped_oracle
+from models.zoo.shipped import Oracle, load_shipped, shipped_oracle
 from runner.compose import configure
 from runner.protocols import TextSegmenter
 from scripts import metrics

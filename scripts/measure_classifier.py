@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from data import planted  # noqa: E402
 from data.ties import Ties, cue_of  # noqa: E402
 from models.classifier import ImageClassifier  # noqa: E402
-from models.zoo import SHIPPED, load_shipped  # noqa: E402
+from models.zoo.shipped import SHIPPED, load_shipped  # noqa: E402
 from scripts.adversarial import l2_pgd  # noqa: E402
 from scripts.augmentation import NOTHING, Augment  # noqa: E402
 from scripts.corpora import IGNORED, Corpus, load_corpus, planted_corpus  # noqa: E402

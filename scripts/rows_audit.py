@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from models.zoo import SHIPPED
+from models.zoo.shipped import SHIPPED
 from scripts import metrics
 from scripts.label_features import label_features
 from scripts.metrics import Estimate

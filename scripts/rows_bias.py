@@ -11,7 +11,7 @@ from statistics import fmean
 
 from data import planted
 from data.selection import digest_of
-from models.zoo import load_shipped
+from models.zoo.shipped import load_shipped
 from scripts import metrics, train_classifier
 from scripts.judges import TIED, both
 from scripts.measure_classifier import tie_facts

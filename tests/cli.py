@@ -105,7 +105,7 @@ class Cli:
     def launch(self, log: Path, *overrides: str) -> ForkServerProcess:
         """Start in a process of its own, whose packages are imported already; its output goes to `log`."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["runner.compose", "models.zoo"])
+        context.set_forkserver_preload(["runner.compose", "models.zoo.own", "models.zoo.shipped"])
         process = context.Process(target=_command, args=(self.arguments(*overrides), str(log)))
         process.start()
         return process

@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from models.diffusion import LatentDiffusion
-from models.zoo import imagenet_labels
+from models.zoo.labels import imagenet_labels
 from runner.compose import configure, jobs
 from runner.record import run_key
 from runner.run import Parts

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data.salient_imagenet import COLUMNS
-from models.zoo import imagenet_labels
+from models.zoo.labels import imagenet_labels
 from tests.cli import Cli
 from tests.conftest import SHARED
 from tests.hub import write_consistency_model

@@ -101,7 +101,7 @@ def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
 
 
 def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capture) -> None:
-    from models.zoo import callable_classifier
+    from models.zoo.own import callable_classifier
 
     assert cli.here(capfd, "limit=1").code == 0
     (line,) = results(cli.folder)

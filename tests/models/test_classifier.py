@@ -19,15 +19,11 @@ from torch import Tensor, nn
 
 from data import cifar10, planted
 from models.classifier import ImageClassifier, ask_logits, digest_of, has_places, places
-from models.zoo import (
-    callable_classifier,
-    cifar10_resnet,
-    imagenet_labels,
-    load_shipped,
-    read_labels,
-    shipped_oracle,
-    timm_classifier,
-)
+from models.zoo.cifar10 import cifar10_resnet
+from models.zoo.labels import imagenet_labels, read_labels
+from models.zoo.own import callable_classifier
+from models.zoo.shipped import load_shipped, shipped_oracle
+from models.zoo.timm import timm_classifier
 from runner.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from data import planted
 from data.planted import Rendered, Scenes
 from data.salient_imagenet import read_answers
 from models.tensor_cache import TensorCache
-from models.zoo import SHIPPED, load_shipped
+from models.zoo.shipped import SHIPPED, load_shipped
 from scripts.label_features import label_features, main, spurious_shares
 from tests.tasks.tiny import Colours, Pictures, classifier_of, colour
 

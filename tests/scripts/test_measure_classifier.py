@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from data import planted
-from models.zoo import SHIPPED, load_shipped
+from models.zoo.shipped import SHIPPED, load_shipped
 from scripts.corpora import planted_corpus
 from scripts.measure_classifier import ROOT, accuracies, accuracy_attacked, shipped_classifiers, tie_facts
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data import planted
-from models.zoo import load_shipped
+from models.zoo.shipped import load_shipped
 from scripts import rows_bias
 from scripts.judges import TIED
 from scripts.rows import Answer, Setting

@@ -15,7 +15,7 @@ from PIL import Image
 from data import cifar10, planted
 from data.borders import CIFAR10, COLOURS
 from data.ties import PLANTED, SHORTCUTS, check_ties
-from models.zoo import SHIPPED, load_shipped, shipped_oracle
+from models.zoo.shipped import SHIPPED, load_shipped, shipped_oracle
 from runner.compose import configure
 from scripts import train_classifier
 from scripts.corpora import Corpus, load_corpus

@@ -1,0 +1,51 @@
+"""Published networks for CIFAR-10."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.cifar_resnet import DEPTHS, CifarResNet
+from models.classifier import ImageClassifier
+from models.hub import NEEDS_NONE
+from runner.types import UserError
+
+LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def cifar10_resnet(path: str, depth: int, sha256: str) -> ImageClassifier:
+    """A published CIFAR-10 ResNet (option A) of akamaster/pytorch_resnet_cifar10.
+
+    path: the `.th` file, or the folder that holds `resnet<depth>-*.th`; sha256: what the file must hash to.
+    """
+    key = f"classifier.path={path}"
+    file = Path(path)
+    if file.is_dir():
+        file = file / f"resnet{depth}-{sha256[:8]}.th"
+    if not file.is_file():
+        raise UserError(
+            f"{key}: {file} is not there; `python scripts/fetch_weights.py fetch cifar10_resnet{depth}` gets it; "
+            + NEEDS_NONE
+        )
+    if depth not in DEPTHS:
+        raise UserError(f"classifier.depth={depth}: allowed are {', '.join(map(str, DEPTHS))}")
+    data = file.read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise UserError(f"{key}: SHA-256 of {file} is {found}, expected {sha256}; fetch it again")
+    state = torch.load(io.BytesIO(data), "cpu", weights_only=True)["state_dict"]
+    network = CifarResNet(depth)
+    network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    return ImageClassifier(
+        network, LABELS, 32, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "cifar10", ask_cifar_resnet, key
+    )
+
+
+def ask_cifar_resnet(network: CifarResNet, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the pooled features that the linear layer reads."""
+    features = network.features(images)
+    return network.linear(features), features

@@ -1,0 +1,89 @@
+"""Folders that scripts/train_classifier.py wrote, those that are shipped among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.classifier import ImageClassifier, ask_timm
+from runner.types import UserError, first_line
+
+SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "classifiers"
+
+
+def load_shipped(path: str | Path) -> ImageClassifier:
+    """A classifier in a folder that scripts/train_classifier.py wrote: a name under models/pretrained/classifiers,
+    or a path. An oracle's labels are `<head>: <name>`.
+    """
+    config, network = _read_folder(path)
+    heads: dict[str, list[str]] = config["heads"]
+    labels = (
+        list(heads["class"]) if list(heads) == ["class"] else [f"{head}: {n}" for head, ns in heads.items() for n in ns]
+    )
+    return ImageClassifier(
+        network, labels, config["size"], config["mean"], config["std"], config["interpolation"], config["domain"],
+        ask_timm, f"classifier.path={path}",
+    )  # fmt: skip
+
+
+class Oracle:
+    """A judge of rendered and generated pictures: reads several factors at once. Never explained, never optimised.
+
+    heads: factor -> the names that the columns of its logits stand for, e.g. `prop` -> flowers, ..., none.
+    """
+
+    def __init__(self, classifier: ImageClassifier, heads: dict[str, tuple[str, ...]]) -> None:
+        self.classifier, self.heads, self.digest = classifier, heads, classifier.digest
+
+    def to(self, device: torch.device | str) -> Oracle:
+        self.classifier.to(device)
+        return self
+
+    @torch.no_grad()
+    def read(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
+        """Images in [0, 1] -> logits (b, number of names) per factor."""
+        logits = self.classifier(images).logits
+        sizes = [len(names) for names in self.heads.values()]
+        return dict(zip(self.heads, logits.split(sizes, dim=1), strict=True))
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
+        """Images in [0, 1] -> the input of the last linear layer, for distances between sets of pictures."""
+        features = self.classifier(images).features
+        assert features is not None
+        return features
+
+
+def shipped_oracle(path: str | Path) -> Oracle:
+    """An oracle by its name under models/pretrained/classifiers, or by a path."""
+    heads = _read_folder(path)[0]["heads"]
+    return Oracle(load_shipped(path), {head: tuple(names) for head, names in heads.items()})
+
+
+def _read_folder(path: str | Path) -> tuple[dict[str, Any], nn.Module]:
+    """config.json and the network with its weights, in float32. Raises UserError if a file is missing or broken."""
+    folder = SHIPPED / path if (SHIPPED / path).is_dir() else Path(path)
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).is_file():
+            here = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json")))
+            raise UserError(
+                f"classifier.path={path}: {folder / file} is not there; shipped are {here}, and "
+                "`python scripts/train_classifier.py` trains others"
+            )
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        outputs = sum(len(names) for names in config["heads"].values())
+        network = timm.create_model(config["architecture"], num_classes=outputs, **config["kwargs"])
+        state = load_file(folder / "model.safetensors")
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except (json.JSONDecodeError, KeyError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"classifier.path={path}: cannot be loaded: {first_line(error)}") from error
+    return config, network

@@ -1,0 +1,79 @@
+"""Any timm model, with its published weights or those of a file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+from urllib.error import URLError
+
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from models.classifier import ImageClassifier, ask_timm
+from models.hub import NEEDS_NONE, in_cache
+from models.zoo.checkpoint import load_into
+from models.zoo.labels import read_labels
+from runner.types import UserError, first_line
+
+
+def timm_classifier(
+    name: str, pretrained: bool, revision: str | None, checkpoint: str | None, labels: str | Sequence[str], domain: str
+) -> ImageClassifier:
+    """Any timm model, with the preprocessing that timm records for it.
+
+    name: timm's, with or without a tag; pretrained: whether to load timm's weights (from its cache or the hub);
+    revision: commit of the hub's repository, None for the newest;
+    checkpoint: a file of weights to load instead (safetensors or a `torch.save`d state dict), one output per label;
+    labels: `imagenet`, a text file of one name per line, or the names.
+    """
+    key = f"classifier.name={name}"
+    if not timm.is_model(name.split(".")[0]):
+        close = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models(), 5)) or "none"
+        raise UserError(f"{key}: timm {timm.__version__} has no such model; close ones: {close}")
+    names = read_labels(labels)
+    settings: dict[str, Any] = {"num_classes": len(names)} if checkpoint else {}
+    try:
+        if pretrained and checkpoint is None:
+            settings = _pinned(key, name, revision)
+        with torch.random.fork_rng(devices=[]):  # random weights are the same in every run
+            torch.manual_seed(0)
+            network = timm.create_model(name, pretrained=pretrained and checkpoint is None, **settings)
+    except _HUB_ERRORS as error:
+        raise _missing_hub(key, name, revision) from error
+    except RuntimeError as error:  # an unknown tag, or no weights under this one
+        raise UserError(f"{key}: {first_line(error)}") from error
+    if checkpoint is not None:
+        load_into(network, checkpoint)
+    data = timm.data.resolve_model_data_config(network)
+    _, height, width = data["input_size"]
+    if height != width:
+        raise UserError(f"{key}: takes {height} x {width} pictures; only square ones are allowed")
+    interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
+    return ImageClassifier(
+        network, names, height, data["mean"], data["std"], interpolation, domain, ask_timm, f"{key} classifier.labels"
+    )
+
+
+_HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, URLError)
+
+
+def _pinned(key: str, name: str, revision: str | None) -> dict[str, Any]:
+    """Settings that make timm load its weights at `revision`, once these are known to be cached or within reach.
+
+    Raises UserError where they are not, at once and not after minutes of retries.
+    """
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if not config or not config.hf_hub_id:
+        return {}
+    in_cache(f"{key}: its file of weights", config.hf_hub_id, ("model.safetensors", "pytorch_model.bin"), revision)
+    return {"pretrained_cfg_overlay": {"hf_hub_id": f"{config.hf_hub_id}@{revision}"}} if revision else {}
+
+
+def _missing_hub(key: str, name: str, revision: str | None) -> UserError:
+    source = f"timm/{name}@{revision}" if revision else f"timm/{name}"
+    return UserError(
+        f"{key}: its weights are not in the local cache and the hub cannot be reached; with a network, "
+        f"`python scripts/fetch_weights.py fetch {source}` gets them; {NEEDS_NONE}"
+    )
