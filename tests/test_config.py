@@ -37,7 +37,6 @@ NEEDED = {
     "classifier=robust_resnet50": ["classifier.checkpoint=robust.pt"],
     "classifier=vit_b_cub": ["classifier.checkpoint=cub.safetensors", "classifier.labels=cub.txt"],
     "classifier=vit_b_food101": ["classifier.checkpoint=food.safetensors", "classifier.labels=food.txt"],
-    "classifier=alexnet": ["classifier.target=alexnet.py:load"],
     "classifier=cal_resnet101": ["classifier.target=cal.py:load", "classifier.labels=cars.txt"],
 }
 # Defaults of the training scripts, which read them on their own.

@@ -15,10 +15,11 @@ from models.hub import NEEDS_NONE
 from runner.types import UserError, first_line
 
 
-def load_into(network: nn.Module, checkpoint: str) -> None:
-    """Load weights from a file. Raises UserError if it is missing, unreadable or of another architecture."""
-    path = Path(checkpoint)
-    key = f"classifier.checkpoint={checkpoint}"
+def load_into(network: nn.Module, path: Path, key: str) -> None:
+    """Load weights from a file; key: the key and value that errors point at.
+
+    Raises UserError if the file is missing, unreadable or of another architecture.
+    """
     if not path.is_file():
         raise UserError(f"{key}: no such file; give a .safetensors file or a torch.save'd state dict; {NEEDS_NONE}")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
@@ -45,7 +46,7 @@ def timm_classifier(
     except RuntimeError as error:  # an unknown tag, or no weights under this one
         raise UserError(f"{key}: {first_line(error)}") from error
     if checkpoint is not None:
-        load_into(network, checkpoint)
+        load_into(network, Path(checkpoint), f"classifier.checkpoint={checkpoint}")
     data = timm.data.resolve_model_data_config(network)
     _, height, width = data["input_size"]
     if height != width:

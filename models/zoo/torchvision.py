@@ -1,0 +1,74 @@
+"""Any classification network of torchvision, with its published weights or those of a file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision import models
+
+from models.classifier import ImageClassifier, ask_logits
+from models.hub import NEEDS_NONE
+from models.zoo.checkpoint import load_into
+from models.zoo.labels import read_labels
+from runner.types import UserError
+
+# Their published weights expect inputs in [-1, 1], which the networks themselves make of ImageNet's normalisation.
+INCEPTIONS = ("googlenet", "inception_v3")
+
+
+def torchvision_classifier(
+    name: str, weights: str, checkpoint: str | None, labels: str | Sequence[str], domain: str
+) -> ImageClassifier:
+    """Any classification network of torchvision, as the pictures of one of its sets of weights are prepared.
+
+    name: torchvision's, e.g. resnet50; weights: the tag of a set of weights, e.g. IMAGENET1K_V2, or DEFAULT for what
+    torchvision calls the best. Its file is looked for in torch hub's cache folder, and its size, mean, std and
+    interpolation are used; its crop is not: the network sees the whole picture, resized to what the crop would leave;
+    checkpoint: a file of weights to load instead (safetensors or a `torch.save`d state dict), one output per label;
+    labels: `imagenet`, a text file of one name per line, or the names.
+    """
+    key = f"classifier.name={name}"
+    if name not in (known := models.list_models(module=models)):
+        close = ", ".join(difflib.get_close_matches(name, known, 5)) or "none"
+        raise UserError(f"{key}: torchvision {torchvision.__version__} has no such classifier; close ones: {close}")
+    if weights not in (tags := models.get_model_weights(name).__members__):
+        raise UserError(f"classifier.weights={weights}: of {name}, allowed are {', '.join(tags)}")
+    chosen = tags[weights]
+    names = read_labels(labels)
+    path = _in_cache(f"{key} classifier.weights={weights}", name, chosen) if checkpoint is None else Path(checkpoint)
+    network = _plain(name, chosen, len(names) if checkpoint else len(chosen.meta["categories"]))
+    load_into(network, path, f"classifier.checkpoint={checkpoint}" if checkpoint else key)
+    seen = chosen.transforms()
+    (size,) = seen.crop_size
+    return ImageClassifier(
+        network, names, size, seen.mean, seen.std, seen.interpolation.value, domain, ask_logits,
+        f"{key} classifier.labels",
+    )  # fmt: skip
+
+
+def _plain(name: str, weights: Any, outputs: int) -> nn.Module:
+    """The network that a set of weights is of, before they are loaded."""
+    settings: dict[str, Any] = {"num_classes": outputs}
+    if name.startswith("vit_"):
+        settings["image_size"] = weights.meta["min_size"][0]
+    if name in INCEPTIONS:
+        settings |= {"transform_input": True, "init_weights": False}
+    with torch.random.fork_rng(devices=[]):
+        return models.get_model(name, weights=None, **settings)
+
+
+def _in_cache(key: str, name: str, weights: Any) -> Path:
+    """The file of a set of weights in torch hub's cache folder. Raises UserError if it is not there."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    if not path.is_file():
+        raise UserError(
+            f"{key}: {path} is not there; with a network, "
+            f"`python scripts/fetch_weights.py fetch torchvision/{name}.{weights.name}` gets it; {NEEDS_NONE}"
+        )
+    return path
