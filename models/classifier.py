@@ -29,11 +29,21 @@ Ask = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
 
 def ask_logits(network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Any callable: logits, and the input of its last linear layer if it is a module that has one."""
+    return _tapping_the_last(network, lambda: network(images))
+
+
+def ask_transformers(network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """An image classifier of transformers: logits, and the input of its last linear layer."""
+    return _tapping_the_last(network, lambda: network(pixel_values=images).logits)
+
+
+def _tapping_the_last(network: Any, answer: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
+    """What `answer` gives, and what the last linear layer is given meanwhile, None where there is none."""
     linear = last_linear(network)
     if linear is None:
-        return network(images), None
+        return answer(), None
     with tapped(network, [f"{linear}.in"]) as found:
-        logits = network(images)
+        logits = answer()
     return logits, found.get(f"{linear}.in")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.utils import logging
 from runner.types import UserError, first_line
 
 NEEDS_NONE = "`python run.py` alone needs no download"
-WANTED = "wanted is a folder in transformers' layout with weights in safetensors"
+WANTED = "wanted is a folder in transformers' layout with its weights"
 
 
 def in_cache(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
@@ -69,14 +70,15 @@ def kind_of(key: str, folder: Path, allowed: Iterable[str]) -> str:
 
 
 def load_frozen(key: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
-    """A transformers network of class `kind` with all its weights, from safetensors, in evaluation mode and frozen.
+    """A transformers network of class `kind` with all its weights, in evaluation mode and frozen.
 
-    Raises UserError if a file is missing or broken, or if the weights are not those of the class.
+    Code that a file of weights holds is not run. Raises UserError if a file is missing or broken, or if the weights are
+    not those of the class.
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     with one_line(key):
-        network, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        network, info = kind.from_pretrained(folder, dtype=dtype, weights_only=True, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{key}: cannot be loaded ({len(missing)} weights are missing, such as {missing[0]}); {WANTED}")
     return network.requires_grad_(False).eval()
@@ -89,3 +91,6 @@ def one_line(key: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{key}: cannot be loaded ({first_line(error)}); {WANTED}") from error
+    except UnpicklingError as error:
+        said = "its file of weights is damaged, or holds code, which is never run"
+        raise UserError(f"{key}: cannot be loaded ({said}); {WANTED}") from error

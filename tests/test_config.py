@@ -35,8 +35,7 @@ NEEDED = {
     "classifier=trained": ["classifier.path=outputs/train/mine"],
     "classifier=robust_vit_s": ["classifier.checkpoint=robust.safetensors"],
     "classifier=robust_resnet50": ["classifier.checkpoint=robust.pt"],
-    "classifier=vit_b_cub": ["classifier.checkpoint=cub.safetensors", "classifier.labels=cub.txt"],
-    "classifier=vit_b_food101": ["classifier.checkpoint=food.safetensors", "classifier.labels=food.txt"],
+    "classifier=transformers": ["classifier.path=google/vit-base-patch16-224"],
     "classifier=cal_resnet101": ["classifier.target=cal.py:load", "classifier.labels=cars.txt"],
 }
 # Defaults of the training scripts, which read them on their own.
