@@ -14,19 +14,21 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 
 from models.classifier import ImageClassifier, ask_timm
 from models.hub import NEEDS_NONE, in_cache
-from models.zoo.checkpoint import load_into
+from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
 from runner.types import UserError, first_line
 
 
 def timm_classifier(
-    name: str, pretrained: bool, revision: str | None, checkpoint: str | None, labels: str | Sequence[str], domain: str
-) -> ImageClassifier:
+    name: str, pretrained: bool, revision: str | None, checkpoint: str | None, inside: Sequence[str],
+    keys: Sequence[Rule], labels: str | Sequence[str], domain: str,
+) -> ImageClassifier:  # fmt: skip
     """Any timm model, with the preprocessing that timm records for it.
 
     name: timm's, with or without a tag; pretrained: whether to load timm's weights (from its cache or the hub);
     revision: commit of the hub's repository, None for the newest;
-    checkpoint: a file of weights to load instead (safetensors or a `torch.save`d state dict), one output per label;
+    checkpoint: a file of weights to load instead (safetensors or of `torch.save`), one output per label; inside, keys:
+    where in it they lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
     labels: `imagenet`, a text file of one name per line, or the names.
     """
     key = f"classifier.name={name}"
@@ -45,15 +47,17 @@ def timm_classifier(
         raise _missing_hub(key, name, revision) from error
     except RuntimeError as error:  # an unknown tag, or no weights under this one
         raise UserError(f"{key}: {first_line(error)}") from error
+    found = None
     if checkpoint is not None:
-        load_into(network, Path(checkpoint), f"classifier.checkpoint={checkpoint}")
+        found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
     data = timm.data.resolve_model_data_config(network)
     _, height, width = data["input_size"]
     if height != width:
         raise UserError(f"{key}: takes {height} x {width} pictures; only square ones are allowed")
     interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
+    mean, std = found or (data["mean"], data["std"])
     return ImageClassifier(
-        network, names, height, data["mean"], data["std"], interpolation, domain, ask_timm, f"{key} classifier.labels"
+        network, names, height, mean, std, interpolation, domain, ask_timm, f"{key} classifier.labels"
     )
 
 

@@ -14,23 +14,28 @@ from torchvision import models
 
 from models.classifier import ImageClassifier, ask_logits
 from models.hub import NEEDS_NONE
-from models.zoo.checkpoint import load_into
+from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
 from runner.types import UserError
 
 # Their published weights expect inputs in [-1, 1], which the networks themselves make of ImageNet's normalisation.
 INCEPTIONS = ("googlenet", "inception_v3")
 
+# The files of its DenseNets are older than their names: `denselayer1.norm.1` is `denselayer1.norm1`.
+PUBLISHED = ({"from": r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", "to": r"\1\2."},)
+
 
 def torchvision_classifier(
-    name: str, weights: str, checkpoint: str | None, labels: str | Sequence[str], domain: str
-) -> ImageClassifier:
+    name: str, weights: str, checkpoint: str | None, inside: Sequence[str], keys: Sequence[Rule],
+    labels: str | Sequence[str], domain: str,
+) -> ImageClassifier:  # fmt: skip
     """Any classification network of torchvision, as the pictures of one of its sets of weights are prepared.
 
     name: torchvision's, e.g. resnet50; weights: the tag of a set of weights, e.g. IMAGENET1K_V2, or DEFAULT for what
     torchvision calls the best. Its file is looked for in torch hub's cache folder, and its size, mean, std and
     interpolation are used; its crop is not: the network sees the whole picture, resized to what the crop would leave;
-    checkpoint: a file of weights to load instead (safetensors or a `torch.save`d state dict), one output per label;
+    checkpoint: a file of weights to load instead (safetensors or of `torch.save`), one output per label; inside, keys:
+    where in it they lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
     labels: `imagenet`, a text file of one name per line, or the names.
     """
     key = f"classifier.name={name}"
@@ -41,15 +46,17 @@ def torchvision_classifier(
         raise UserError(f"classifier.weights={weights}: of {name}, allowed are {', '.join(tags)}")
     chosen = tags[weights]
     names = read_labels(labels)
-    path = _in_cache(f"{key} classifier.weights={weights}", name, chosen) if checkpoint is None else Path(checkpoint)
     network = _plain(name, chosen, len(names) if checkpoint else len(chosen.meta["categories"]))
-    load_into(network, path, f"classifier.checkpoint={checkpoint}" if checkpoint else key)
+    if checkpoint is None:
+        found = load_into(network, _in_cache(f"{key} classifier.weights={weights}", name, chosen), (), PUBLISHED, key)
+    else:
+        found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
     seen = chosen.transforms()
+    mean, std = found or (seen.mean, seen.std)
     (size,) = seen.crop_size
     return ImageClassifier(
-        network, names, size, seen.mean, seen.std, seen.interpolation.value, domain, ask_logits,
-        f"{key} classifier.labels",
-    )  # fmt: skip
+        network, names, size, mean, std, seen.interpolation.value, domain, ask_logits, f"{key} classifier.labels"
+    )
 
 
 def _plain(name: str, weights: Any, outputs: int) -> nn.Module:

@@ -103,7 +103,7 @@ def test_unfit_networks_are_refused_in_one_line(network: Any, changes: dict[str,
 @pytest.fixture(params=[*SHIPPED_CLASSIFIERS, "timm"], scope="module")
 def classifier(request: pytest.FixtureRequest) -> ImageClassifier:
     if request.param == "timm":
-        return timm_classifier("test_vit", False, None, None, [f"c{i}" for i in range(1000)], "imagenet")
+        return timm_classifier("test_vit", False, None, None, [], [], [f"c{i}" for i in range(1000)], "imagenet")
     return load_shipped(request.param)
 
 
@@ -190,7 +190,7 @@ def test_a_layer_of_another_size_or_a_plain_function_is_no_head() -> None:
 
 
 def test_a_transformer_with_two_heads_shows_none() -> None:
-    both = timm_classifier("deit_tiny_distilled_patch16_224", False, None, None, "imagenet", "imagenet")
+    both = timm_classifier("deit_tiny_distilled_patch16_224", False, None, None, [], [], "imagenet", "imagenet")
     assert both.head is None
 
 
@@ -286,7 +286,7 @@ MAPS: dict[str, tuple[str, Callable[[nn.Module, Tensor], Tensor] | None]] = {
 
 @pytest.mark.parametrize("name", MAPS)
 def test_the_map_is_the_last_thing_with_places_that_features_are_made_of(name: str) -> None:
-    classifier = timm_classifier(name, False, None, None, "imagenet", "imagenet")
+    classifier = timm_classifier(name, False, None, None, [], [], "imagenet", "imagenet")
     module, made = MAPS[name]
     assert classifier.map_module == module and hooks_in(classifier) == 0
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
@@ -401,36 +401,38 @@ def test_unreachable_hub_says_how_to_get_the_weights(tmp_path: Path, monkeypatch
     monkeypatch.setattr("models.hub.get_session", session)
     name = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     with pytest.raises(UserError, match=r"fetch_weights\.py fetch timm/vit_base\S+@1c30cbc`.*python run\.py"):
-        timm_classifier(name, True, "1c30cbc", None, "imagenet", "imagenet")
+        timm_classifier(name, True, "1c30cbc", None, [], [], "imagenet", "imagenet")
 
 
 def test_unknown_timm_names_are_refused() -> None:
     with pytest.raises(UserError, match=r"no such model; close ones: .*resnet18"):
-        timm_classifier("resnet1", False, None, None, "imagenet", "imagenet")
+        timm_classifier("resnet1", False, None, None, [], [], "imagenet", "imagenet")
     with pytest.raises(UserError, match="nope"):
-        timm_classifier("resnet18.nope", True, None, None, "imagenet", "imagenet")
+        timm_classifier("resnet18.nope", True, None, None, [], [], "imagenet", "imagenet")
 
 
 def test_timm_labels_must_fit() -> None:
     with pytest.raises(UserError, match="output size 1000 does not match its 2 labels"):
-        timm_classifier("test_resnet", False, None, None, ["a", "b"], "imagenet")
+        timm_classifier("test_resnet", False, None, None, [], [], ["a", "b"], "imagenet")
 
 
 def test_timm_weights_from_a_file(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "w.pt")
-    classifier = timm_classifier("test_resnet", True, None, str(tmp_path / "w.pt"), ["a", "b"], "imagenet")
+    classifier = timm_classifier("test_resnet", True, None, str(tmp_path / "w.pt"), [], [], ["a", "b"], "imagenet")
     data = timm.data.resolve_model_data_config(classifier.network)
     assert classifier.size == data["input_size"][-1]
     assert classifier.mean.flatten().tolist() == pytest.approx(data["mean"])
     with pytest.raises(UserError, match="no such file"):
-        timm_classifier("test_resnet", True, None, str(tmp_path / "none.pt"), ["a", "b"], "imagenet")
+        timm_classifier("test_resnet", True, None, str(tmp_path / "none.pt"), [], [], ["a", "b"], "imagenet")
     (tmp_path / "bad.pt").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be loaded"):
-        timm_classifier("test_resnet", True, None, str(tmp_path / "bad.pt"), ["a", "b"], "imagenet")
+        timm_classifier("test_resnet", True, None, str(tmp_path / "bad.pt"), [], [], ["a", "b"], "imagenet")
 
 
 def test_random_weights_are_the_same_in_every_run() -> None:
-    first, second = (timm_classifier("test_resnet", False, None, None, "imagenet", "imagenet") for _ in range(2))
+    first, second = (
+        timm_classifier("test_resnet", False, None, None, [], [], "imagenet", "imagenet") for _ in range(2)
+    )
     assert first.digest == second.digest
 
 

@@ -43,7 +43,7 @@ def written(path: Path, name: str, outputs: int = 1000) -> nn.Module:
 )
 def test_logits_are_those_of_the_plain_network(cache: Path, name: str, weights: str, file: str) -> None:
     network = written(cache / file, name)
-    classifier = torchvision_classifier(name, weights, None, "imagenet", "imagenet")
+    classifier = torchvision_classifier(name, weights, None, [], [], "imagenet", "imagenet")
     with torch.no_grad():
         torch.testing.assert_close(classifier(PICTURES).logits, network((PICTURES - MEAN) / STD))
     assert (classifier.size, classifier.interpolation, len(classifier.labels)) == (224, "bilinear", 1000)
@@ -52,7 +52,9 @@ def test_logits_are_those_of_the_plain_network(cache: Path, name: str, weights: 
 
 def test_weights_of_ones_own(cache: Path, tmp_path: Path) -> None:
     network = written(tmp_path / "mine.pt", "resnet18", 3)
-    classifier = torchvision_classifier("resnet18", "DEFAULT", str(tmp_path / "mine.pt"), ["a", "b", "c"], "imagenet")
+    classifier = torchvision_classifier(
+        "resnet18", "DEFAULT", str(tmp_path / "mine.pt"), [], [], ["a", "b", "c"], "imagenet"
+    )
     with torch.no_grad():
         torch.testing.assert_close(classifier(PICTURES).logits, network((PICTURES - MEAN) / STD))
 
@@ -62,10 +64,10 @@ def test_a_missing_file_says_how_to_get_it(cache: Path) -> None:
         r"weights=IMAGENET1K_V1: \S+/alexnet-owt-7be5be79\.pth is not there.*fetch torchvision/alexnet\.IMAGENET1K_V1`"
     )
     with pytest.raises(UserError, match=said) as caught:
-        torchvision_classifier("alexnet", "IMAGENET1K_V1", None, "imagenet", "imagenet")
+        torchvision_classifier("alexnet", "IMAGENET1K_V1", None, [], [], "imagenet", "imagenet")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"fetch torchvision/resnet50\.IMAGENET1K_V2`"):
-        torchvision_classifier("resnet50", "DEFAULT", None, "imagenet", "imagenet")
+        torchvision_classifier("resnet50", "DEFAULT", None, [], [], "imagenet", "imagenet")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_a_missing_file_says_how_to_get_it(cache: Path) -> None:
 )
 def test_unknown_names_are_refused(name: str, weights: str, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
-        torchvision_classifier(name, weights, None, "imagenet", "imagenet")
+        torchvision_classifier(name, weights, None, [], [], "imagenet", "imagenet")
 
 
 # A RegNet computes its widths with tensors, which a device without data cannot.

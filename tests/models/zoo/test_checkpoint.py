@@ -1,0 +1,183 @@
+"""Files of weights in the layouts in which adversarially trained networks are published, with random weights."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from models.classifier import ImageClassifier
+from models.zoo.checkpoint import load_into
+from models.zoo.torchvision import PUBLISHED
+from runner.types import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+PICTURES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
+State = dict[str, Tensor]
+
+
+def prefixed(state: State, *prefixes: str) -> State:
+    return {f"{prefix}{name}": value for prefix in prefixes for name, value in state.items()}
+
+
+def robustness(state: State) -> dict[str, Any]:
+    """What the package of that name saves: the attacker has a copy of everything."""
+    beside = {"mean": MEAN.view(3, 1, 1), "std": STD.view(3, 1, 1)}
+    model = prefixed(state, "module.model.", "module.attacker.model.")
+    model |= prefixed(beside, "module.normalizer.new_", "module.attacker.normalize.new_")
+    optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    return {"model": model, "optimizer": optimizer, "schedule": None, "epoch": 90, "amp": None}
+
+
+# Layouts that bring their normalisation, and those that leave it to the architecture.
+WITH: dict[str, Callable[[State], dict[str, Any]]] = {
+    "robustness": robustness,
+    "mu and sigma": lambda state: {**state, "mu": MEAN.view(1, 3, 1, 1), "sigma": STD.view(1, 3, 1, 1)},
+    "normalize, in state_dict": lambda state: {
+        "state_dict": prefixed(prefixed(state, "model."), "module.")
+        | {"module.normalize.mean": MEAN.view(1, 3, 1, 1), "module.normalize.std": STD.view(1, 3, 1, 1)},
+        "epoch": 3,
+    },
+}
+WITHOUT: dict[str, Callable[[State], dict[str, Any]]] = {
+    "bare": dict,
+    "in state_dict": lambda state: {"state_dict": state},
+    "in model, of several devices": lambda state: {"model": prefixed(state, "module."), "best": 48.1},
+    "a model of a model": lambda state: prefixed(state, "model.module."),
+}
+NAMES = ("resnet18.a1_in1k", "deit_tiny_patch16_224.fb_in1k")
+
+
+def plain(architecture: str) -> nn.Module:
+    """A network of random weights, statistics of batch norm included."""
+    torch.manual_seed(2)
+    network = timm.create_model(architecture).eval()
+    for name, value in network.named_buffers():
+        if name.endswith("running_mean"):
+            value.uniform_(-0.1, 0.1)
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    return network
+
+
+def robust(*overrides: str) -> ImageClassifier:
+    """What the YAML of robust networks makes of a file."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        node = compose("config", overrides=["classifier=robust", *overrides]).classifier
+    classifier = instantiate(node, _convert_="all")
+    assert isinstance(classifier, ImageClassifier)
+    return classifier
+
+
+def assert_normalised_once(classifier: ImageClassifier, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+    with torch.no_grad():
+        wanted = network((PICTURES - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+        torch.testing.assert_close(classifier(PICTURES).logits, wanted, atol=1e-5, rtol=1e-4)
+    assert not set(classifier.network.state_dict()) ^ set(network.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layout", [*WITH, *WITHOUT])
+def test_published_layouts_answer_as_the_plain_network(tmp_path: Path, name: str, layout: str) -> None:
+    network = plain(name)
+    torch.save((WITH | WITHOUT)[layout](network.state_dict()), tmp_path / "w.pt")
+    classifier = robust(f"classifier.name={name}", f"classifier.checkpoint={tmp_path / 'w.pt'}")
+    assert_normalised_once(classifier, network, *((MEAN, STD) if layout in WITH else IMAGENET))
+
+
+def test_safetensors_are_read_by_the_same_rules(tmp_path: Path) -> None:
+    network = plain(NAMES[0])
+    state = prefixed(network.state_dict(), "model.") | {"normalize.mean": MEAN, "normalize.std": STD}
+    save_file(state, tmp_path / "w.safetensors")
+    classifier = robust(f"classifier.name={NAMES[0]}", f"classifier.checkpoint={tmp_path / 'w.safetensors'}")
+    assert_normalised_once(classifier, network, MEAN, STD)
+
+
+def test_the_normalisation_is_part_of_what_an_answer_follows_from(tmp_path: Path) -> None:
+    state = plain(NAMES[0]).state_dict()
+    files = {"with": WITH["mu and sigma"](state), "without": state}
+    built = []
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+        built.append(robust(f"classifier.name={NAMES[0]}", f"classifier.checkpoint={tmp_path / name}"))
+    assert built[0].digest == built[1].digest and built[0].recipe != built[1].recipe
+
+
+def test_old_names_of_torchvisions_densenets() -> None:
+    state = models.densenet121(num_classes=2).state_dict()
+    rule = PUBLISHED[0]
+    older = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))([12])", r"\1.\2", name): name for name in state}
+    assert sum(old != new for old, new in older.items()) > 500
+    assert all(re.sub(rule["from"], rule["to"], old) == new for old, new in older.items())
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+
+
+def said(tmp_path: Path, content: Any, inside: list[str], keys: list[dict[str, str]]) -> str:
+    """The one line with which a file is refused."""
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError) as caught:
+        load_into(small(), tmp_path / "w.pt", inside, keys, "classifier.checkpoint=w.pt")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
+    state = small().state_dict()
+    lacking = {name: value for name, value in state.items() if name != "0.bias"}
+    assert "1 weights are missing, such as 0.bias; 0 are left over" in said(tmp_path, lacking, [], [])
+    assert "6 weights are missing, such as 0.weight; 7 are left over, such as x.0.weight; classifier.keys" in said(
+        tmp_path, prefixed(state, "x."), [], []
+    )
+    assert "0.bias has shape (5,), the network's has (2,)" in said(tmp_path, state | {"0.bias": torch.zeros(5)}, [], [])
+    assert "holds a list; allowed is a state dict" in said(tmp_path, [1], [], [])
+    assert "holds net, epoch, which are no weights; classifier.inside=['model'] has to name" in said(
+        tmp_path, {"net": state, "epoch": 3}, ["model"], []
+    )
+    only = said(tmp_path, state | {"mu": torch.zeros(3)}, [], [{"from": "^mu$", "to": "mean"}])
+    assert "mean of shape (3,); allowed are mean and std of 3 channels" in only
+    twice = said(tmp_path, prefixed(state, "a.", "b."), [], [{"from": "^[ab]\\.", "to": ""}])
+    assert "both a.0.weight and b.0.weight become 0.weight; drop one of them" in twice
+    assert "classifier.keys={'from': '('" in said(tmp_path, state, [], [{"from": "(", "to": ""}])
+    assert "a rule is {from: …, to: …} or {drop: …}" in said(tmp_path, state, [], [{"from": "a"}])
+
+
+def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
+    state = {name: value for name, value in small().state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pt")
+    assert load_into(small(), tmp_path / "w.pt", [], [], "x") is None
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    line = said(tmp_path, {"model": small().state_dict(), "args": Namespace(eps=3)}, ["model"], [])
+    assert "holds pickled code, of dill for example, which is never run here; strip it once" in line
+    assert "torch.save(torch.load(" in line
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    torch.save(small().state_dict(), tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    for name, content in (("a.pt", whole[:200]), ("b.pt", b"broken"), ("c.pt", b""), ("d.safetensors", b"broken")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="cannot be loaded") as caught:
+            load_into(small(), tmp_path / name, [], [], "classifier.checkpoint=x")
+        assert "\n" not in str(caught.value)
