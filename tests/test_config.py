@@ -34,6 +34,8 @@ NEEDED = {
     "data=hf": ["data.name=ethz/food101", "data.count=500"],
     "classifier=trained": ["classifier.path=outputs/train/mine"],
     "classifier=robust": ["classifier.name=resnet50.tv_in1k", "classifier.checkpoint=robust.pt"],
+    "classifier=singh2023_vit_s": ["classifier.checkpoint=robust.pt"],
+    "classifier=singh2023_vit_b": ["classifier.checkpoint=robust.pt"],
     "classifier=robust_vit_s": ["classifier.checkpoint=robust.safetensors"],
     "classifier=robust_resnet50": ["classifier.checkpoint=robust.pt"],
     "classifier=transformers": ["classifier.path=google/vit-base-patch16-224"],

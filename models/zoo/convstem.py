@@ -1,0 +1,53 @@
+"""Vision transformers whose patches come from convolutions (Singh et al., 2023), adversarially trained."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from models.classifier import ImageClassifier, ask_timm
+from models.zoo.checkpoint import Rule, load_into
+from models.zoo.labels import read_labels
+from runner.types import UserError
+
+SIZE = 224  # px
+
+
+def convstem_classifier(
+    name: str, channels: int, checkpoint: str, inside: Sequence[str], keys: Sequence[Rule], mean: Sequence[float],
+    std: Sequence[float], labels: str | Sequence[str], domain: str,
+) -> ImageClassifier:  # fmt: skip
+    """A vision transformer of timm with a convolutional stem in the place of its patches, from a file of weights.
+
+    name: timm's, of a transformer with patches of 16 px; channels: of the stem's first convolution;
+    checkpoint: the file (safetensors or of `torch.save`), one output per label; inside, keys: where in it the weights
+    lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
+    mean, std: per RGB channel, in [0, 1] units, where the file has no normalisation;
+    labels: `imagenet`, a text file of one name per line, or the names.
+    """
+    key, names = f"classifier.name={name}", read_labels(labels)
+    allowed = timm.list_models("*vit*_patch16_224") + timm.list_models("deit*_patch16_224")
+    if name not in allowed:
+        raise UserError(f"{key}: allowed are transformers with patches of 16 px, such as {', '.join(allowed[:5])}")
+    with torch.random.fork_rng(devices=[]):
+        network = timm.create_model(name, num_classes=len(names))
+        network.patch_embed.proj = convolutional_stem(channels, network.embed_dim)
+    found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
+    mean, std = found or (mean, std)
+    return ImageClassifier(network, names, SIZE, mean, std, "bicubic", domain, ask_timm, f"{key} classifier.labels")
+
+
+def convolutional_stem(channels: int, outputs: int) -> nn.Sequential:
+    """Pictures "b 3 s s" to features "b outputs s/16 s/16": four convolutions of stride 2, each of twice the channels
+    of the one before, and one of 1 px."""
+    layers: list[nn.Module] = []
+    for given, made in pairwise((3, *(channels * 2**i for i in range(4)))):
+        layers += [nn.Conv2d(given, made, 3, stride=2, padding=1), LayerNorm2d(made), nn.GELU()]
+    return nn.Sequential(OrderedDict(stem=nn.Sequential(*layers, nn.Conv2d(channels * 8, outputs, 1))))
