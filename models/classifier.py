@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from runner.types import Head, Response, UserError
+from runner.types import Head, Response, UserError, first_line
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -112,6 +113,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"{name}: interpolation={interpolation}, allowed are {', '.join(INTERPOLATIONS)}")
+        _check_normalisation(name, mean, std)
         if isinstance(network, nn.Module):
             network.requires_grad_(False).eval()
         self.network, self.ask, self.name = network, ask, name
@@ -259,19 +261,37 @@ def _check(classifier: ImageClassifier) -> None:
     name, labels, size = classifier.name, classifier.labels, classifier.size
     if repeated := [label for label, count in Counter(labels).items() if count > 1]:
         raise UserError(f"{name}: labels must differ, but these stand there twice: {', '.join(repeated)}")
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     with torch.enable_grad():
-        image.requires_grad_(True)
         try:
             logits = classifier(image).logits
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{name}: the network fails on images of shape (1, 3, {size}, {size}): {reason}") from error
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+            said = f"{name}: the network fails on images of shape (1, 3, {size}, {size}): {first_line(error)}"
+            raise UserError(said) from error
         if logits.ndim != 2 or logits.shape != (1, len(labels)):
             outputs = logits.shape[-1] if logits.ndim == 2 else f"shape {tuple(logits.shape)}"
             raise UserError(f"{name}: output size {outputs} does not match its {len(labels)} labels")
         if not logits.isfinite().all():
             raise UserError(f"{name}: logits of a random picture are not finite")
-        gradient = torch.autograd.grad(logits.logsumexp(1).sum(), image)[0] if logits.requires_grad else None
-    if gradient is None or not gradient.isfinite().all() or not gradient.any():
-        raise UserError(f"{name}: the gradient of the logits does not reach the image (is it cut off or not finite?)")
+        _check_gradient(name, logits, image)
+
+
+def _check_gradient(name: str, logits: Tensor, image: Tensor) -> None:
+    """Raises UserError unless the gradient of the logits reaches the image, is finite and not zero everywhere."""
+    known = logits.requires_grad
+    gradient = torch.autograd.grad(logits.logsumexp(1).sum(), image, allow_unused=True)[0] if known else None
+    if gradient is None:
+        raise UserError(
+            f"{name}: the gradient of the logits does not reach the image; something detaches it on its way"
+        )
+    if not gradient.isfinite().all():
+        raise UserError(f"{name}: the gradient of the logits with respect to a random picture is not finite")
+    if not gradient.any():
+        raise UserError(f"{name}: the gradient of the logits with respect to a random picture is zero everywhere")
+
+
+def _check_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises UserError unless they are three finite numbers each, those of std above 0."""
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        given = f"mean={list(mean)} std={list(std)}"
+        raise UserError(f"{name}: {given}; allowed are three finite numbers each, those of std above 0")
