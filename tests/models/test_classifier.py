@@ -511,3 +511,19 @@ def test_every_option_binds_its_loader(option: str) -> None:
         cfg = compose("config", overrides=[f"classifier={option}"]).classifier
     keys = {str(key) for key in cfg} - {"_target_"}
     assert keys == set(inspect.signature(get_method(cfg._target_)).parameters)
+
+
+SAID_IN_HEADS = {
+    "licence": "icence|Apache-2.0|CC-BY|MIT|BSD",
+    "input size": r"\d px",
+    "labels": "abels",
+    "accuracy": "ccurac| %",
+    "figure": "Fig\\.|figure",
+}
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "conf/classifier").glob("*.yaml")))
+def test_the_head_of_every_option_says_what_it_is(option: str) -> None:
+    text = (ROOT / f"conf/classifier/{option}.yaml").read_text()
+    head = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    assert not [said for said, pattern in SAID_IN_HEADS.items() if not re.search(pattern, head)]
