@@ -64,7 +64,7 @@ def fetch_file(source: File) -> Path:
     Raises SystemExit with one line if it cannot be had or differs.
     """
     path = source.path
-    if path.is_file() and sha256_of(path) == source.sha256:
+    if path.is_file() and sha256_of(path).startswith(source.sha256):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
@@ -77,7 +77,7 @@ def fetch_file(source: File) -> Path:
     except OSError as error:
         kept = f"; {partial} is kept, and the same command continues"
         raise SystemExit(f"{source.url}: cut short ({error}){kept if partial.exists() else ''}") from error
-    if (found := sha256_of(partial)) != source.sha256:
+    if not (found := sha256_of(partial)).startswith(source.sha256):
         partial.unlink()
         raise SystemExit(f"{source.url}: SHA-256 is {found}, expected {source.sha256}; nothing was kept")
     partial.replace(path)
@@ -140,7 +140,7 @@ def state_of(source: Source) -> str:
     if isinstance(source, File):
         if not source.path.is_file():
             return "missing"
-        return "here" if sha256_of(source.path) == source.sha256 else f"damaged: {source.path}"
+        return "here" if sha256_of(source.path).startswith(source.sha256) else f"damaged: {source.path}"
     try:
         snapshot_download(
             source.name, revision=source.revision, allow_patterns=list(source.files), local_files_only=True

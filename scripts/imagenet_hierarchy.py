@@ -3,7 +3,7 @@
     python scripts/imagenet_hierarchy.py /usr/share/wordnet data/imagenet_hierarchy.csv
 
 The first argument is the folder of WordNet 3.0's `data.noun` (Debian's package wordnet-base). ImageNet's ids are the
-offsets of its lines. Their order is timm's, the classes' names are those of models/zoo.py.
+offsets of its lines. Their order is timm's, the classes' names are those of models/zoo/labels.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.hierarchy import COLUMNS, COMMENT  # noqa: E402
-from models.zoo import imagenet_labels  # noqa: E402
+from models.zoo.labels import imagenet_labels  # noqa: E402
 
 HYPERNYMS = ("@", "@i")  # pointers to the kind, and of single things to theirs; wninput(5WN)
 ORIGIN = """ImageNet's 1000 classes in the order of their numbers and, without a number, all that they are kinds of.

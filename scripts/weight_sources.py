@@ -10,8 +10,11 @@ from typing import Any
 
 import open_clip
 import timm
+import torch
+import torchvision
 
 from models.networks import shipped
+from runner.types import first_line
 
 CIFAR10 = ("CIFAR10_RESNETS", "../shared/data/cifar10")
 GROUNDED_SAM = ("GROUNDED_SAM", "../shared/data/grounded_sam")
@@ -23,14 +26,16 @@ HALF_FILES = (*PIPELINE_FILES[:3], "*/model.fp16.safetensors", "*/diffusion_pyto
 # What open_clip and transformers read, without the copies in other formats.
 NETWORK_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
 TIMM_FILES = ("config.json", "model.safetensors")
+# What image classifiers of transformers are published in, the older ones without safetensors.
+CLASSIFIER_FILES = (*NETWORK_FILES, "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class File:
-    """One file by address. place: an environment variable that names its folder, and the folder where it is not set;
-    size: bytes; sha256: of its contents."""
+    """One file by address. place: an environment variable that names its folder, None for none, and the folder where it
+    is not set; size: bytes; sha256: of its contents, or how it begins."""
 
-    place: tuple[str, str]
+    place: tuple[str | None, str]
     url: str
     size: int
     sha256: str
@@ -39,7 +44,8 @@ class File:
 
     @property
     def path(self) -> Path:
-        return Path(os.environ.get(*self.place)) / self.url.rsplit("/", 1)[1]
+        variable, folder = self.place
+        return Path(folder if variable is None else os.environ.get(variable, folder)) / self.url.rsplit("/", 1)[1]
 
 
 @dataclass(frozen=True)
@@ -151,10 +157,14 @@ def source_of(name: str) -> Source:
         repository, _, revision = name.partition("@")
         used_by = f"classifier=timm classifier.name={repository.removeprefix('timm/')}"
         return repository_of(repository, revision or None, TIMM_FILES, used_by)
+    if name.startswith("torchvision/"):
+        network, _, tag = name.removeprefix("torchvision/").partition(".")
+        return _torchvision_file(network, tag)
     if name.startswith("hub/"):
         repository, _, revision = name.removeprefix("hub/").partition("@")
-        return repository_of(repository, revision or None, NETWORK_FILES, "its hub id")
-    more = "timm/<any timm name>[@<commit>], hub/<owner>/<name>[@<commit>] and words of run.py such as classifier=vit_b"
+        return repository_of(repository, revision or None, CLASSIFIER_FILES, "its hub id")
+    names = "timm/<name>[@<commit>], torchvision/<name>.<weights>, hub/<owner>/<name>[@<commit>]"
+    more = f"{names} and words of run.py such as classifier=vit_b"
     raise SystemExit(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {more}")
 
 
@@ -222,6 +232,27 @@ def _timm(node: Mapping[str, Any]) -> list[Source]:
     return _hub(config and config.hf_hub_id, node["revision"], TIMM_FILES, f"classifier.name={node['name']}")
 
 
+def _torchvision(node: Mapping[str, Any]) -> list[Source]:
+    return [] if node["checkpoint"] is not None else [_torchvision_file(node["name"], node["weights"])]
+
+
+def _torchvision_file(name: str, tag: str) -> File:
+    """A set of weights of torchvision, whose file's name ends with the beginning of its SHA-256. Raises SystemExit with
+    one line if there is none."""
+    try:
+        weights = torchvision.models.get_model_weights(name)[tag]
+    except (KeyError, ValueError) as error:
+        raise SystemExit(f"torchvision/{name}.{tag}: torchvision has no such weights ({first_line(error)})") from error
+    place, size = Path(torch.hub.get_dir()) / "checkpoints", int(weights.meta["_file_size"] * 2**20)
+    sha256 = weights.url.rpartition("-")[2].partition(".")[0]
+    used_by = f"classifier.name={name} classifier.weights={tag}"
+    return File((None, str(place)), weights.url, size, sha256, "BSD-3-Clause", used_by)
+
+
+def _transformers(node: Mapping[str, Any]) -> list[Source]:
+    return _hub(node["path"], node["revision"], CLASSIFIER_FILES, "classifier.path")
+
+
 def _open_clip(node: Mapping[str, Any]) -> list[Source]:
     if node["pretrained"] is None or Path(node["pretrained"]).exists():
         return []
@@ -247,8 +278,10 @@ def _grounded_sam_files(node: Mapping[str, Any]) -> list[Source]:
 
 LOADERS: dict[str, Callable[[Mapping[str, Any]], list[Source]]] = {
     "models.diffusion.load": _pipeline,
-    "models.zoo.timm_classifier": _timm,
-    "models.zoo.cifar10_resnet": _cifar10_checkpoint,
+    "models.zoo.timm.timm_classifier": _timm,
+    "models.zoo.torchvision.torchvision_classifier": _torchvision,
+    "models.zoo.transformers.transformers_classifier": _transformers,
+    "models.zoo.cifar10.cifar10_resnet": _cifar10_checkpoint,
     "models.clip.load_clip": _open_clip,
     "models.clip.zero_shot": lambda node: _open_clip(node["clip"]),
     "models.clipseg.load": _network,

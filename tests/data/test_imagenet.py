@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.hierarchy import class_names, read_kinds
 from data.imagenet import ImageNet
-from models.zoo import imagenet_labels
+from models.zoo.labels import imagenet_labels
 from runner.protocols import Dataset
 from runner.types import UserError
 from tests.conftest import SHARED

@@ -119,6 +119,8 @@ def test_the_planted_world_needs_nothing(capsys: pytest.CaptureFixture[str]) -> 
         (["classifier=vit_b", "generator=sd15_lcm_lora", "generator.path=."], {
             "latent-consistency/lcm-lora-sdv1-5", "timm/vit_base_patch16_384.augreg_in21k_ft_in1k",
         }),
+        (["classifier=caffenet", "generator=planted_ddim"], {"alexnet-owt-7be5be79.pth"}),
+        (["classifier=vit_cub", "generator=planted_ddim"], {"PwNzDust/vit_cub"}),
         (["segmenter=sam_hq"], {"syscv-community/sam-hq-vit-base"}),
         (["classifier=clip_zeroshot", "generator=planted_ddim"], {"laion/CLIP-ViT-B-16-laion2B-s34B-b88K"}),
         (["task=spurious_audit", "segmenter@text_segmenter=grounded_sam"], {
@@ -133,6 +135,22 @@ def test_the_planted_world_needs_nothing(capsys: pytest.CaptureFixture[str]) -> 
 )  # fmt: skip
 def test_what_words_of_run_py_load(words: list[str], wanted: set[str]) -> None:
     assert set(names(*words)) == wanted
+
+
+def test_weights_of_torchvision_are_told_by_the_name_of_their_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = source_of("torchvision/resnet50.IMAGENET1K_V2")
+    assert isinstance(source, File) and source.sha256 == "11ad3fa6"
+    assert source.path == tmp_path / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
+    with pytest.raises(SystemExit, match="torchvision has no such weights"):
+        source_of("torchvision/resnet50.MINE")
+    origin = tmp_path / "origin" / "net.pth"
+    origin.parent.mkdir()
+    origin.write_bytes(WEIGHTS)
+    begun = File((None, str(tmp_path / "there")), origin.as_uri(), 7, SHA256[:8], "x", "y")
+    assert fetch_weights.fetch_file(begun).read_bytes() == WEIGHTS and fetch_weights.state_of(begun) == "here"
 
 
 def test_a_known_repository_keeps_what_is_known_of_it() -> None:
@@ -218,5 +236,6 @@ def test_every_loader_of_weights_is_known() -> None:
     for path in (Path(__file__).parents[2] / "conf").rglob("*.yaml"):
         called |= set(re.findall(r"_target_: (models\.[\w.]+)", path.read_text()))
     loading = {name for name in called if re.search(r"\.(load|load_\w+|zero_shot|\w+_classifier|\w+_resnet)$", name)}
-    assert loading - set(LOADERS) == {"models.zoo.load_shipped", "models.zoo.callable_classifier"}
+    files_of_the_users = {"own.callable_classifier", "convstem.convstem_classifier"}
+    assert loading - set(LOADERS) == {f"models.zoo.{name}" for name in {"shipped.load_shipped", *files_of_the_users}}
     assert set(LOADERS) <= called
