@@ -26,6 +26,7 @@ HALF_FILES = (*PIPELINE_FILES[:3], "*/model.fp16.safetensors", "*/diffusion_pyto
 # What open_clip and transformers read, without the copies in other formats.
 NETWORK_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
 TIMM_FILES = ("config.json", "model.safetensors")
+TOKENIZER_FILES = ("config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json")
 # What image classifiers of transformers are published in, the older ones without safetensors.
 CLASSIFIER_FILES = (*NETWORK_FILES, "pytorch_model.bin")
 
@@ -258,7 +259,9 @@ def _open_clip(node: Mapping[str, Any]) -> list[Source]:
         return []
     config = open_clip.get_pretrained_cfg(node["name"], node["pretrained"])
     place = config.get("hf_hub", "").rstrip("/")
-    return _hub(place or None, node["revision"], NETWORK_FILES, f"clip.name={node['name']}")
+    words = (open_clip.get_model_config(node["name"]) or {}).get("text_cfg", {}).get("hf_tokenizer_name")
+    network = _hub(place or None, node["revision"], NETWORK_FILES, f"clip.name={node['name']}")
+    return [*network, *_hub(words, None, TOKENIZER_FILES, f"the texts of clip.name={node['name']}")]
 
 
 def _network(node: Mapping[str, Any]) -> list[Source]:

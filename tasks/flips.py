@@ -14,7 +14,7 @@ from runner.types import Edit, Problem, UserError
 from tasks.edits import prompt_of, replace_class, replace_phrase
 from tasks.pictures import probabilities
 from tasks.surroundings import Surroundings
-from tasks.targets import Choice, targets
+from tasks.targets import Choice, Rule, targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asked for: target: a rule of `tasks.targets` or a class; attribute: source and target phrases, and
-    the words whose region is masked, `changed` or those of the `class`; prompt: a template that shows what the
-    generator makes of a class's name; surroundings: what may stand around a misclassified object; cache: keeps its
+    """What the user asked for: target: a rule of `tasks.targets`, a class or several; attribute: source and target
+    phrases, and the words whose region is masked, `changed` or those of the `class`; prompt: a template that shows what
+    the generator makes of a class's name; surroundings: what may stand around a misclassified object; cache: keeps its
     pictures."""
 
-    target: str
+    target: Rule
     attribute: Mapping[str, str]
     prompt: str
     captioner: Captioner

@@ -17,20 +17,20 @@ from tasks.flips import Flip
 from tasks.gradients import Augmentation, input_gradient, shown, whole
 from tasks.pictures import confidences, own_seed, slug, success_rate, unchanged
 from tasks.shares import averages, check_kept, object_region, share_within
-from tasks.targets import Choice, known_label, targets
+from tasks.targets import Choice, Rule, count_of, known_label, targets
 
 PLAIN = "none"  # the name of the picture itself as the only view
 
 
 class InputGradients:
-    """target: a rule of `tasks.targets` or a class name; keep: one of `shares.KEPT`; mask: a picture, white where the
-    object is, None for the segmenter's; augmentations: by name; judged: the one that has to beat the plain gradient;
+    """target: a rule of `tasks.targets`, a class or several; keep: one of `shares.KEPT`; mask: a picture, white where
+    the object is, None for the segmenter's; augmentations: by name; judged: the one that has to beat the plain gradient;
     weights: of the two distances between picture and reconstruction, which are all there is to an answer's value."""
 
     baseline = "none"
 
     def __init__(
-        self, target: str, keep: str, mask: str | None, augmentations: Mapping[str, Augmentation], judged: str,
+        self, target: Rule, keep: str, mask: str | None, augmentations: Mapping[str, Augmentation], judged: str,
         weights: dict[str, float], captioner: Captioner,
     ) -> None:  # fmt: skip
         if PLAIN in augmentations:
@@ -41,11 +41,11 @@ class InputGradients:
         self.networks = ()
         self.schedules = {"inject": [0.0], "blend": [0.0]}
 
-    def problems(self, world: World) -> tuple[list[Flip], int]:
+    def problems(self, world: World) -> tuple[list[Flip], int | None]:
         """One problem per picture and target."""
         found = list(islice(self._problems(world), world.limit))
-        per_picture = len(world.classifier.labels) - 1 if self.target == "all" else 1
-        return found, len(world.dataset) * per_picture
+        per_picture = count_of(self.target, world.classifier.labels)
+        return found, None if per_picture is None else len(world.dataset) * per_picture
 
     def _problems(self, world: World) -> Iterator[Flip]:
         labels = world.classifier.labels

@@ -78,8 +78,24 @@ RULES: dict[str, Callable[[Choice], list[str]]] = {
 }  # fmt: skip
 
 
-def targets(rule: str, choice: Choice) -> list[str]:
-    """Targets by a rule's name, or the class of that name. Raises UserError for an unknown one."""
+Rule = str | Sequence[str]  # a rule's name, a class, or several classes
+
+
+def count_of(rule: Rule, labels: Sequence[str]) -> int | None:
+    """How many targets every picture has, None where one has more than another."""
+    if not isinstance(rule, str):
+        return None
+    return len(labels) - 1 if rule == "all" else 1
+
+
+def targets(rule: Rule, choice: Choice) -> list[str]:
+    """Targets by a rule's name, or the class of that name, or of several classes those that the picture is not of.
+
+    Raises UserError for an unknown one.
+    """
+    if not isinstance(rule, str):
+        known = [known_label("task.target", name, choice.classifier.labels) for name in rule]
+        return [label for label in dict.fromkeys(known) if label != choice.example.label]
     if rule in RULES:
         return RULES[rule](choice)
     target = known_label("task.target", rule, choice.classifier.labels)

@@ -19,21 +19,21 @@ from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
 from tasks.pictures import at_least_one, confidences, own_seed, slug, start, success_rate
 from tasks.surroundings import Surroundings
-from tasks.targets import Choice, known_label
+from tasks.targets import Choice, Rule, count_of, known_label
 from tasks.terms import class_log_prob, text_log_prob
 
 
 class Uvce:
-    """mode: one of `flips.QUESTIONS`; target: a rule of `tasks.targets` or a class name, in the mode `class`;
+    """mode: one of `flips.QUESTIONS`; target: a rule of `tasks.targets`, a class or several, in the mode `class`;
     attribute: {source, target} phrases, in the mode `attribute`; temperature: of its softmax over the two prompts, None
     for the CLIP model's own; seeds: answers per picture; prompt: template of a class's own picture;
     surroundings: the search for words to start with, in the mode `error`; weights: of the objective's terms (w_VAE =
     25, w_PX = 250 in D.1.5); baseline: see `runner.baselines`; cache: keeps the words' pictures."""
 
     def __init__(
-        self, mode: str, target: str, attribute: dict[str, str], temperature: float | None, keep: str, mask: str | None,
-        seeds: int, baseline: str, weights: dict[str, float], surroundings: Surroundings, captioner: Captioner,
-        prompt: str, cache: Cache,
+        self, mode: str, target: Rule, attribute: dict[str, str], temperature: float | None, keep: str,
+        mask: str | None, seeds: int, baseline: str, weights: dict[str, float], surroundings: Surroundings,
+        captioner: Captioner, prompt: str, cache: Cache,
     ) -> None:  # fmt: skip
         self.mode = check_choice("task.mode", mode, QUESTIONS)
         self.wish, self.captioner = Wish(target, attribute, prompt, captioner, surroundings, cache), captioner
@@ -48,11 +48,11 @@ class Uvce:
         How many there are in all is only known where every picture asks the same number of questions."""
         if self.mode == "attribute":
             embedder_of(world.classifier)
-        per_picture = (len(world.classifier.labels) - 1 if self.wish.target == "all" else 1) * self.seeds
+        per_picture = count_of(self.wish.target, world.classifier.labels) if self.mode == "class" else None
         found = list(islice(self._problems(world), world.limit))
         if not found:
             raise UserError(f"task.mode={self.mode}: none of the {len(world.dataset)} pictures asks this question")
-        return found, len(world.dataset) * per_picture if self.mode == "class" else None
+        return found, None if per_picture is None else len(world.dataset) * per_picture * self.seeds
 
     def _problems(self, world: World) -> Iterator[Flip]:
         for i in range(len(world.dataset)):

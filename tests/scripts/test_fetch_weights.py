@@ -119,6 +119,9 @@ def test_the_planted_world_needs_nothing(capsys: pytest.CaptureFixture[str]) -> 
         (["classifier=vit_b", "generator=sd15_lcm_lora", "generator.path=."], {
             "latent-consistency/lcm-lora-sdv1-5", "timm/vit_base_patch16_384.augreg_in21k_ft_in1k",
         }),
+        (["classifier=clip_zeroshot_clipa_h", "generator=planted_ddim"], {
+            "UCSC-VLAA/ViT-H-14-CLIPA-datacomp1B", "bert-base-uncased",
+        }),
         (["classifier=caffenet", "generator=planted_ddim"], {"alexnet-owt-7be5be79.pth"}),
         (["classifier=vit_cub", "generator=planted_ddim"], {"PwNzDust/vit_cub"}),
         (["segmenter=sam_hq"], {"syscv-community/sam-hq-vit-base"}),

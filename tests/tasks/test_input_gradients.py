@@ -61,7 +61,7 @@ def task(**changes: Any) -> InputGradients:
 
 def pose(
     own: InputGradients, limit: int | None = None, seed: int = 0, data: Pictures = DATA
-) -> tuple[list[Flip], int]:  # fmt: skip
+) -> tuple[list[Flip], int | None]:  # fmt: skip
     return own.problems(world(data, linear(), limit, seed=seed))
 
 

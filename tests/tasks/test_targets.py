@@ -8,7 +8,7 @@ import torch
 from data import planted
 from runner.protocols import Classifier
 from runner.types import Example, UserError
-from tasks.targets import RULES, Choice, known_label, targets
+from tasks.targets import RULES, Choice, count_of, known_label, targets
 from tests.conftest import TinyClassifier
 from tests.tasks.tiny import world
 
@@ -106,3 +106,21 @@ def test_the_class_itself_is_refused() -> None:
 
 def test_rules_are_not_class_names() -> None:
     assert not set(RULES) & set(planted.CLASSES)
+
+
+def test_of_several_classes_a_picture_goes_to_those_that_it_is_not_of() -> None:
+    asked = ["Viaduct", "rock crab", "viaduct", "fireboat"]
+    assert targets(asked, choice("rock crab")) == ["viaduct", "fireboat"]
+    assert targets(asked, choice("lifeboat")) == ["viaduct", "rock crab", "fireboat"]
+    with pytest.raises(UserError, match=r"task\.target=viadukt: no class of the classifier; nearest are viaduct"):
+        targets(["fireboat", "viadukt"], choice())
+
+
+def test_how_many_targets_every_picture_has() -> None:
+    labels = planted.CLASSES
+    assert [count_of(rule, labels) for rule in ("all", "nearest", "viaduct", ["viaduct", "fireboat"])] == [
+        9,
+        1,
+        1,
+        None,
+    ]
