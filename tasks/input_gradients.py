@@ -24,8 +24,9 @@ PLAIN = "none"  # the name of the picture itself as the only view
 
 class InputGradients:
     """target: a rule of `tasks.targets`, a class or several; keep: one of `shares.KEPT`; mask: a picture, white where
-    the object is, None for the segmenter's; augmentations: by name; judged: the one that has to beat the plain gradient;
-    weights: of the two distances between picture and reconstruction, which are all there is to an answer's value."""
+    the object is, None for the segmenter's; augmentations: by name; judged: the one that has to beat the plain
+    gradient; weights: of the two distances between picture and reconstruction, which are all there is to an answer's
+    value."""
 
     baseline = "none"
 

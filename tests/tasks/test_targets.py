@@ -117,10 +117,5 @@ def test_of_several_classes_a_picture_goes_to_those_that_it_is_not_of() -> None:
 
 
 def test_how_many_targets_every_picture_has() -> None:
-    labels = planted.CLASSES
-    assert [count_of(rule, labels) for rule in ("all", "nearest", "viaduct", ["viaduct", "fireboat"])] == [
-        9,
-        1,
-        1,
-        None,
-    ]
+    rules = ("all", "nearest", "viaduct", ["viaduct", "fireboat"])
+    assert [count_of(rule, planted.CLASSES) for rule in rules] == [9, 1, 1, None]
