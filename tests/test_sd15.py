@@ -14,8 +14,15 @@ from models.networks import load
 from models.sampler import ddim
 from models.steps import noise_of_velocity
 from tests.cli import Cli
+from tests.conftest import SHARED
 from tests.hub import write_half, write_stable_diffusion, write_velocity_model
 
+SAMPLES = SHARED / "imagenet_samples"
+SMALL = (
+    "generator.resolution=64", "generator.steps=4", "generator.maps.side=8", "generator.schedules.inject=[0.5]",
+    "generator.schedules.blend=[0.5]", "generator.softening.latents.blur=3", "generator.softening.pixels.blur=3",
+    "generator.null_text.inner_steps=2", "optimizer.steps=1", "augment.crops=1", "logger=none", "threads=1",
+)  # fmt: skip
 CLASSIFIER = ("classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false")
 
 
@@ -38,10 +45,7 @@ def explain(
     Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "x.jpg")
     outcome = cli.plain(
         capfd, "task=uvce", *words, "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish",
-        f"generator.path={folder}", "generator.resolution=64", "generator.steps=4", "generator.maps.side=8",
-        "generator.schedules.inject=[0.5]", "generator.schedules.blend=[0.5]", "generator.softening.latents.blur=3",
-        "generator.softening.pixels.blur=3",
-        "generator.null_text.inner_steps=2", "optimizer.steps=1", "augment.crops=1", "logger=none", "threads=1",
+        f"generator.path={folder}", *SMALL,
         f"outputs={cli.outputs}",
     )  # fmt: skip
     assert outcome.code == 0, outcome
@@ -102,3 +106,19 @@ def test_a_velocity_and_its_noise(alpha: float) -> None:
     z = level.sqrt() * picture + (1 - level).sqrt() * eps
     v = level.sqrt() * eps - (1 - level).sqrt() * picture
     assert torch.allclose(noise_of_velocity(v, z, level), eps, atol=1e-5)
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"{SAMPLES} is absent")
+def test_photographs_of_imagenet_towards_their_nearest_class(
+    sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Files called by WordNet ids, one of them chosen by its class, which WordNet knows the nearest of."""
+    data = ("data=imagenet", f"data.path={SAMPLES}", "select.classes=[great white shark]", "task.target=nearest")
+    outcome = cli.plain(
+        capfd, "task=uvce", *CLASSIFIER, *data, f"generator.path={sd15}", *SMALL, f"outputs={cli.outputs}"
+    )
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("uvce/imagenet_ddim-timm: 1 of 1 problems")
+    (line,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())
+    assert (line["source"], line["target"]) == ("great white shark", "hammerhead shark")
+    assert line["caption"] == "a photograph of a great white shark"
