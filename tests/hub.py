@@ -68,36 +68,36 @@ ADAPTED = (
 def write_stable_diffusion(folder: Path) -> Path:
     """Stable Diffusion 1.5's layout: 4 blocks in UNet and autoencoder, 77 tokens; without the safety checker and its
     extractor."""
-    _write(folder, PNDMScheduler.from_config(SCHEDULER), {})
-    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2))
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
-    return folder
+    return _published(folder, PNDMScheduler, SCHEDULER, {})
 
 
 def write_consistency_model(folder: Path) -> Path:
     """The same as a consistency model whose UNet is told the guidance."""
-    _write(folder, LCMScheduler.from_config(LCM_SCHEDULER), CONSISTENCY)
-    index = INDEX | {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(LCM_SCHEDULER, indent=2))
-    return folder
+    index = {"_class_name": "LatentConsistencyModelPipeline"}
+    return _published(folder, LCMScheduler, LCM_SCHEDULER, CONSISTENCY, index)
 
 
 def write_turbo(folder: Path) -> Path:
     """SD-Turbo's layout."""
-    _write(folder, EulerDiscreteScheduler.from_config(TURBO_SCHEDULER), TURBO, {"hidden_act": "gelu"}, "!")
-    index = INDEX | {"scheduler": ["diffusers", "EulerDiscreteScheduler"], "_diffusers_version": "0.24.0.dev0"}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(TURBO_SCHEDULER, indent=2))
-    return folder
+    index = {"_diffusers_version": "0.24.0.dev0"}
+    return _published(folder, EulerDiscreteScheduler, TURBO_SCHEDULER, TURBO, index, {"hidden_act": "gelu"}, "!")
 
 
 def write_velocity_model(folder: Path) -> Path:
     """Stable Diffusion 2.1's layout."""
-    _write(folder, DDIMScheduler.from_config(VELOCITY_SCHEDULER), TURBO, {"hidden_act": "gelu"}, "!")
-    index = INDEX | {"scheduler": ["diffusers", "DDIMScheduler"], "_diffusers_version": "0.8.0"}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(VELOCITY_SCHEDULER, indent=2))
+    index = {"_diffusers_version": "0.8.0"}
+    return _published(folder, DDIMScheduler, VELOCITY_SCHEDULER, TURBO, index, {"hidden_act": "gelu"}, "!")
+
+
+def _published(
+    folder: Path, kind: Any, scheduler: dict[str, Any], unet: dict[str, Any], index: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None, pad: str | None = None,
+) -> Path:  # fmt: skip
+    """A pipeline's folder with the published files of its scheduler and its index; index: what that says otherwise."""
+    _write(folder, kind.from_config(scheduler), unet, text, pad)
+    own = INDEX | {"scheduler": ["diffusers", kind.__name__]} | (index or {})
+    (folder / "model_index.json").write_text(json.dumps(own, indent=2))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
     return folder
 
 
