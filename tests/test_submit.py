@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,30 @@ def test_a_job_that_fails_says_so(cli: Cli, capfd: Capture) -> None:
     capfd.readouterr()
     assert submit.main(["status", f"outputs={cli.outputs}"]) == 1
     assert "failed, exit code 2" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("gpus", "given"), [(0, [None, None, None]), (2, [(0,), (1,), (0,)])])
+def test_jobs_of_this_machine_take_turns_at_its_gpus(
+    gpus: int, given: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Executor:
+        def __init__(self, folder: Path, cluster: str) -> None:
+            assert cluster == "local"
+
+        def update_parameters(self, **parameters: Any) -> None:
+            asked.append(parameters)
+
+        def submit(self, job: Job) -> SimpleNamespace:
+            return SimpleNamespace(job_id=str(100 + len(asked)))
+
+    monkeypatch.setattr(submit.submitit, "AutoExecutor", Executor)
+    monkeypatch.setattr(submit.torch.cuda, "device_count", lambda: gpus)
+    found = submit.submit([f"outputs={tmp_path}", "submit.cluster=local", "submit.workers=3"])
+    assert found.jobs == ["101", "102", "103"] and found.folder == tmp_path / "submissions" / "101"
+    assert [own.get("visible_gpus") for own in asked] == given
+    assert {own["gpus_per_node"] for own in asked} == {min(gpus, 1)}
 
 
 # --- what is told of it --------------------------------------------------------------------------------------
