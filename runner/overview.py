@@ -39,7 +39,12 @@ def show(submission: Submission, queued: Mapping[str, str], problems: bool, cons
     for run in runs:
         for name, (state, why) in run.problems.items():
             if problems or state == "failed":
-                console.print(f"{run.name}  {name}  {state}{f': {why}' if why else ''}", markup=False, highlight=False)
+                console.print(
+                    f"{run.name}  {name}  {state}{f': {why}' if why else ''}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
     return any(state.startswith("failed") for state in jobs.values()) or any(run.count("failed") for run in runs)
 
 

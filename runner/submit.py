@@ -36,6 +36,7 @@ from runner.worker import Job
 
 SETTINGS = Path(__file__).resolve().parent.parent / "conf" / "submit.yaml"
 CLUSTERS = ("slurm", "local")
+WIDTH = 160  # letters of a table that goes to a file
 UNLIMITED = 10**6  # minutes; nobody would put a local job back into a queue
 
 
@@ -154,7 +155,8 @@ def main(arguments: Sequence[str]) -> int:
         if command == "collect":
             print(f"page: {collect(submission)}")
             return DONE
-        failed = show(submission, queue(submission), asked.get("problems") == "true", Console(soft_wrap=True))
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        failed = show(submission, queue(submission), asked.get("problems") == "true", console)
         return FAILED if failed else DONE
     except UserError as error:
         print(error, file=sys.stderr)

@@ -47,24 +47,26 @@ class WandbLogger:
         self.finish()
         wandb = _import_wandb()
         attempt = 1 + sum(path.is_dir() for path in folder.glob("wandb/*run-*"))
-        settings = wandb.Settings(
-            console="off", silent=True, init_timeout=self.timeout, x_disable_stats=True,
-            finish_timeout=self.timeout if self.mode == "online" else 0.0,  # 0: until all is written
-        )  # fmt: skip
         wandb.setup(wandb.Settings(silent=True))  # process-wide: without it a terminal is asked for a key
-        about: dict[str, Any] = {
-            "project": self.project, "entity": self.entity, "dir": folder, "name": f"{task}-{key}-{attempt}",
-            "group": key, "job_type": f"attempt-{attempt}", "tags": [task], "config": config,
-            "reinit": "finish_previous", "settings": settings,
-        }  # fmt: skip
+
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                mode=mode, project=self.project, entity=self.entity, dir=folder, name=f"{task}-{key}-{attempt}",
+                group=key, job_type=f"attempt-{attempt}", tags=[task], config=config, reinit="finish_previous",
+                settings=wandb.Settings(
+                    console="off", silent=True, x_disable_stats=True, init_timeout=self.timeout,
+                    finish_timeout=self.timeout if mode == "online" else 0.0,  # 0: until all is written
+                ),
+            )  # fmt: skip
+
         try:
-            self._run = wandb.init(mode="online" if self.mode == "online" else "offline", **about)
+            self._run = begin(self.mode)
         except wandb.Error as error:
             if self.mode != "online":
                 raise
             said = f"{first_line(error)}; this attempt is logged offline, and `wandb sync` sends it later"
             print(f"logger.mode=online: {said}", file=sys.stderr, flush=True)
-            self._run = wandb.init(mode="offline", **about)
+            self._run = begin("offline")
         self._lines = []
         self._row, self._step = 0, None
         self._problems, self._successes = set(), []

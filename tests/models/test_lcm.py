@@ -210,6 +210,7 @@ def test_a_folders_unet_takes_the_place_of_the_pipelines_own(
     settings: dict[str, Any] = {
         "lora": None,
         "revision": None,
+        "variant": None,
         "dtype": "float32",
         "device": "cpu",
         "needs": "get them",

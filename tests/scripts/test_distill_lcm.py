@@ -19,7 +19,7 @@ from runner.types import UserError
 from scripts import distill_lcm
 from scripts.distill_lcm import ROOT, Student, adapted_student, full_student, load_pairs, main, solve
 
-SETTINGS: dict[str, Any] = {"revision": None, "dtype": "float32", "device": "cpu", "needs": "get them"}
+SETTINGS: dict[str, Any] = {"revision": None, "variant": None, "dtype": "float32", "device": "cpu", "needs": "get them"}
 SMALL = ("minutes=0.03", "device=cpu", "trajectories=8", "block=4", "student_batch=4", "original_steps=10", "stride=2")
 
 
