@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image
 from models.networks import load
 from models.sampler import ddim
 from models.steps import noise_of_velocity
-from tests.cli import Cli
+from tests.cli import ROOT, Cli
 from tests.conftest import SHARED
 from tests.hub import write_half, write_stable_diffusion, write_velocity_model
 
@@ -122,3 +126,25 @@ def test_photographs_of_imagenet_towards_their_nearest_class(
     (line,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())
     assert (line["source"], line["target"]) == ("great white shark", "hammerhead shark")
     assert line["caption"] == "a photograph of a great white shark"
+
+
+def test_what_was_fetched_is_found_without_a_network(sd15: Path, cli: Cli, tmp_path: Path) -> None:
+    """The hub's cache as a download leaves it, asked by the hub's id."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "home" / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    shutil.copytree(sd15, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "x.jpg")
+    words = ("task=uvce", *CLASSIFIER, "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish", *SMALL)
+    outcomes = [
+        subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), *words, f"outputs={cli.outputs}"], capture_output=True, text=True,
+            env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, timeout=200,
+        )
+        for home in (tmp_path / "home", tmp_path / "nothing")
+    ]  # fmt: skip
+    assert outcomes[0].returncode == 0, outcomes[0].stderr
+    assert (cli.folder / "results.jsonl").read_text().count("\n") == 1
+    (line,) = outcomes[1].stderr.strip().splitlines()
+    assert outcomes[1].returncode == 2 and "`python scripts/fetch_weights.py fetch sd15`" in line
