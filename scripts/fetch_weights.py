@@ -32,7 +32,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runner.compose import configure  # noqa: E402
+from runner.compose import configure, jobs  # noqa: E402
 from runner.record import write  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts.weight_sources import SOURCES, File, Repository, Source, needed, source_of  # noqa: E402
@@ -48,13 +48,15 @@ def sha256_of(path: Path) -> str:
 
 
 def sources_of(words: Sequence[str]) -> list[Source]:
-    """What is to be fetched: sources by their names, and all that `python run.py` would load of the words with a `=`.
+    """What is to be fetched: sources by their names, and all that `python run.py` of the words with a `=` would load, in
+    every run of an experiment.
 
     Raises SystemExit with one line for an unknown name.
     """
     overrides = [word for word in words if "=" in word]
     named = [source_of(word) for word in words if "=" not in word]
-    return list(dict.fromkeys([*named, *(needed(configure(overrides)) if overrides else [])]))
+    runs = [configure(job) for job in jobs(overrides)] if overrides else []
+    return list(dict.fromkeys([*named, *(source for config in runs for source in needed(config))]))
 
 
 def fetch_file(source: File) -> Path:

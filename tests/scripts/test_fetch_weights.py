@@ -156,6 +156,16 @@ def test_weights_of_torchvision_are_told_by_the_name_of_their_file(
     assert fetch_weights.fetch_file(begun).read_bytes() == WEIGHTS and fetch_weights.state_of(begun) == "here"
 
 
+def test_an_experiments_runs_are_all_thought_of() -> None:
+    """DiG-IN's Fig. 19 asks four classifiers about the same pictures."""
+    found = {
+        source.name
+        for source in fetch_weights.sources_of(["experiment=dig_in/fig19"])
+        if isinstance(source, Repository)
+    }
+    assert len([name for name in found if name.startswith("timm/")]) == 4
+
+
 def test_a_known_repository_keeps_what_is_known_of_it() -> None:
     (sd15, _) = needed(configure(["classifier=vit_b", "generator.variant=fp16", "generator.revision=abc"]))
     assert isinstance(sd15, Repository) and sd15.revision == "abc" and sd15.licence == "CreativeML OpenRAIL-M"
