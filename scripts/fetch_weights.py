@@ -48,8 +48,8 @@ def sha256_of(path: Path) -> str:
 
 
 def sources_of(words: Sequence[str]) -> list[Source]:
-    """What is to be fetched: sources by their names, and all that `python run.py` of the words with a `=` would load, in
-    every run of an experiment.
+    """What is to be fetched: sources by their names, and all that `python run.py` of the words with a `=` would load,
+    in every run of an experiment.
 
     Raises SystemExit with one line for an unknown name.
     """
