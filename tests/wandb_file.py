@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,14 +44,24 @@ def records(path: Path) -> Iterator[Any]:
             at += BLOCK - at % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        if at + HEADER + length > len(data):  # still being written
+            return
         parts = (b"" if kind in (FULL, FIRST) else parts) + data[at + HEADER : at + HEADER + length]
         at += HEADER + length
         if kind in (FULL, LAST):
             yield RECORD.FromString(parts)
 
 
-def read_offline(folder: Path) -> OfflineRun:
-    """The run of an `offline-run-…` folder."""
+def read_offline(folder: Path, patience: float = 20.0) -> OfflineRun:
+    """The run of an `offline-run-…` folder, whose file a process of W&B's own may still be writing when the run has
+    finished: it is waited for, `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while (run := _read(folder)).exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return run
+
+
+def _read(folder: Path) -> OfflineRun:
     (path,) = folder.glob("*.wandb")
     run = OfflineRun()
     for record in records(path):
