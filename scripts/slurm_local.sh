@@ -13,6 +13,8 @@ CONF="$HOME_FOLDER/slurm.conf"
 CONTROLLER_PORT="${SLURM_LOCAL_PORT:-26817}"
 NODE_PORT=$((CONTROLLER_PORT + 1))
 SECONDS_TO_WAIT=30
+# What goes back into the queue rests until its credentials have expired; begun earlier, it may fail as "revoked".
+REST=10
 
 fail() { echo "slurm_local.sh: $*" >&2; exit 2; }
 
@@ -45,7 +47,7 @@ SlurmctldPort=$CONTROLLER_PORT
 SlurmdPort=$NODE_PORT
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$HOME_FOLDER/munge/socket
+AuthInfo=socket=$HOME_FOLDER/munge/socket,cred_expire=$REST
 CryptoType=crypto/munge
 StateSaveLocation=$HOME_FOLDER/state
 SlurmdSpoolDir=$HOME_FOLDER/spool

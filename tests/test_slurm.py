@@ -41,21 +41,19 @@ def fields(job: str) -> dict[str, str]:
     return {word.partition("=")[0]: word.partition("=")[2] for word in words}
 
 
-def hurry(submission: Submission) -> None:
-    """What goes back into the queue would rest there for two minutes."""
-    lines = ask("squeue", "--noheader", "--array", "--format=%i %r", f"--jobs={submission.folder.name}").splitlines()
-    for job, reason in (line.split(maxsplit=1) for line in lines):
-        if reason == "BeginTime":
-            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
-
-
 def wait(submission: Submission, until: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
-    """Wait until something is so; what goes back into the queue is put in front meanwhile."""
+    """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not until():
-        assert time.monotonic() < deadline, f"{what}: not so after {seconds:.0f} s\n{said(submission)}"
-        hurry(submission)
+        late = time.monotonic() >= deadline
+        assert not late, f"{what}: not so after {seconds:.0f} s\n{told(submission)}{said(submission)}"
         time.sleep(0.3)
+
+
+def told(submission: Submission) -> str:
+    """What SLURM says of each job: its state and the reason."""
+    own = f"--jobs={submission.folder.name}"
+    return ask("squeue", "--noheader", "--array", "--states=all", "--format=%i %T, reason: %r", own)
 
 
 def logs(submission: Submission) -> list[Path]:
@@ -138,12 +136,13 @@ def test_signals_a_killed_node_and_a_killed_job(
 
     ask("scancel", "--signal=USR2", first)
     wait(submission, lambda: f"Requeued job {first}" in said(submission), "the signalled job in the queue")
-    wait(submission, lambda: first in running(submission), "the signalled job at work again")
 
+    # Before the signalled job is back: so there is work left for it.
     victim = attempt_of(cli.folder, second)["pid"]
     os.kill(victim, signal.SIGKILL)
     wait(submission, lambda: fields(second)["JobState"] == "FAILED", "the failure of the killed job")
     assert submission.state(second, {}) == "ended without a word"
+    wait(submission, lambda: first in running(submission), "the signalled job at work again")
 
     node = int((Path(os.environ["SLURM_CONF"]).parent / "slurmd.pid").read_text())
     os.kill(node, signal.SIGKILL)
