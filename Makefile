@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 GROUNDINGDINO := .venv-groundingdino
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slurm test-groundingdino check format evaluate figures clean
+.PHONY: help install demo test test-all test-slurm test-groundingdino check format evaluate bench figures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ format: $(STAMP) ## Format the code and mend what the linter can
 
 evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.uvce_flips N=64 SEED=1
 	$(PY) scripts/evaluate.py $(if $(ROWS),rows=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
+
+bench: $(STAMP) ## Time the runner beside a plain loop, an hour: ONLY=uvce,memory REPEATS=1
+	$(PY) scripts/bench.py $(if $(ONLY),only=$(ONLY)) $(if $(REPEATS),repeats=$(REPEATS))
 
 figures: $(STAMP) ## Run the planted miniatures and compose outputs/figures/: ONLY=fig06
 	$(PY) scripts/make_figures.py $(if $(ONLY),only=$(ONLY))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -25,7 +26,12 @@ from models.tensor_cache import TensorCache
 from runner.protocols import Segmenter
 from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start, UserError
 
-RECOMPUTE = ("none", "step", "block")
+RECOMPUTE = ("none", "step", "block", "auto")
+AT_ONCE = 8  # pictures of one call of the UNet beyond which more are no faster
+
+
+# Which latents a noise is predicted for, by position, and which of its samples are given maps.
+Asked = tuple[int, tuple[bool, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,26 +57,36 @@ class LatentDiffusion(SinglePicture):
     """A frozen latent diffusion model and its sampler; calling it renders controls, `begin` inverts pictures."""
 
     def __init__(
-        self, networks: Networks, sampler: Sampler, resolution: int, last: int, recompute: str, maps: MapWindow,
-        softening: dict[str, Softening], schedules: Schedules, segmenter: Segmenter, cache: TensorCache,
-        lr_scale: dict[str, float],
+        self, networks: Networks, sampler: Sampler, resolution: int, last: int, recompute: str, backward: int | None,
+        maps: MapWindow, softening: dict[str, Softening], schedules: Schedules, segmenter: Segmenter,
+        cache: TensorCache, lr_scale: dict[str, float],
     ) -> None:  # fmt: skip
         if recompute not in RECOMPUTE:
             raise UserError(f"generator.recompute={recompute}: allowed are {', '.join(RECOMPUTE)}")
-        if recompute == "block":
-            networks.unet.enable_gradient_checkpointing()
         if resolution % networks.shrink:
             raise UserError(f"generator.resolution={resolution}: allowed are multiples of {networks.shrink}")
+        if backward is not None and not 1 <= backward <= len(sampler.schedule):
+            raise UserError(f"generator.backward={backward}: allowed are 1 … {len(sampler.schedule)}, or null for all")
         self.networks, self.sampler, self.device = networks, sampler, networks.device
         self.latent_side, self.resolution, self.digest = resolution // networks.shrink, resolution, networks.digest
         self.recipe = repr((networks.digest, resolution, sampler.setting))
-        self.last, self.recompute = last, recompute
+        self.last, self.backward = last, backward
+        self.recompute_as(recompute)
         self.maps, self.softening, self.schedules = maps, softening, schedules
         self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
 
     def __len__(self) -> int:
         """T, the sampler's steps."""
         return len(self.sampler.schedule)
+
+    def recompute_as(self, mode: str) -> None:
+        """Choose what the backward pass computes again, one of `RECOMPUTE`; the gradient is the same. `auto` is `step`
+        until memory is looked at (`runner.memory`)."""
+        self.recompute = mode
+        if mode == "block":
+            self.networks.unet.enable_gradient_checkpointing()
+        else:
+            self.networks.unet.disable_gradient_checkpointing()
 
     # --- the chain --------------------------------------------------------------------------------------------
 
@@ -82,11 +98,19 @@ class LatentDiffusion(SinglePicture):
         maps = None
         if record is not None:
             maps = attention.MapControl(record=record, rows=len(z))
-        elif anchor is not None and bool((active := anchor.inject > i / len(self)).any()):
-            maps = attention.MapControl(
-                inject={layer: m[:, i] for layer, m in anchor.maps.items() if i < m.shape[1]}, active=active
-            )
+        elif anchor is not None:
+            maps = self.injection([anchor], i)
         return self.sampler.predict(self.networks, z, embeddings, i, maps)
+
+    def injection(self, anchors: Sequence[Anchor], i: int) -> attention.MapControl | None:
+        """The maps that the samples of anchors, one anchor's behind the other's, are given in step i; None for none."""
+        active = _joined([anchor.inject for anchor in anchors]) > i / len(self)
+        if not bool(active.any()):
+            return None
+        layers = [layer for layer, maps in anchors[0].maps.items() if i < maps.shape[1]]
+        return attention.MapControl(
+            {layer: _joined([a.maps[layer][:, i] for a in anchors]) for layer in layers}, active
+        )
 
     def advance(
         self, z: Tensor, eps: Tensor, noise: Tensor, i: int, anchor: Anchor | None = None
@@ -109,14 +133,15 @@ class LatentDiffusion(SinglePicture):
         self, latent: Float[Tensor, "b c y x"], embeddings: Mapping[str, Tensor], noise: Float[Tensor, "b t c y x"],
         anchor: Anchor | None = None,
     ) -> list[Float[Tensor, "b c y x"]]:  # fmt: skip
-        """The x0-predictions of all steps; embeddings "b t l d" by name."""
-        z, predictions = latent, []
+        """The x0-predictions of all steps; embeddings "b t l d" by name. Gradients pass the last `backward` steps."""
+        z, predictions, graph = latent, [], torch.is_grad_enabled()
         for i in range(len(self)):
             now = {name: values[:, i] for name, values in embeddings.items()}
-            if self.recompute == "step" and torch.is_grad_enabled():
-                z, x0 = checkpoint(self.step, z, now, noise[:, i], i, anchor, use_reentrant=False)
-            else:
-                z, x0 = self.step(z, now, noise[:, i], i, anchor)
+            with torch.set_grad_enabled(graph and i >= len(self) - (self.backward or len(self))):
+                if self.recompute in ("step", "auto") and torch.is_grad_enabled():
+                    z, x0 = checkpoint(self.step, z, now, noise[:, i], i, anchor, use_reentrant=False)
+                else:
+                    z, x0 = self.step(z, now, noise[:, i], i, anchor)
             predictions.append(x0)
         return predictions
 
@@ -126,6 +151,45 @@ class LatentDiffusion(SinglePicture):
         latents = self.chain(controls["latent"], embeddings, anchor.noise, anchor)[-self.last :]
         images = self.networks.decode(torch.cat(latents)).chunk(len(latents))
         return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
+
+    @torch.no_grad()
+    def compare(self, anchors: Sequence[Anchor], controls: Controls) -> list[Scene]:
+        """What the same controls show under anchors that differ in their schedules alone.
+
+        Steps in which some of them agree are computed once, the others' as many together as `AT_ONCE` pictures are.
+        """
+        embeddings = {name: base + controls[name] for name, base in anchors[0].base.items()}
+        steps = torch.arange(len(self)) / len(self)
+        plans = [[(a[:, None].cpu() > steps).T.tolist() for a in (anchor.inject, anchor.blend)] for anchor in anchors]
+        # Of the latents that differ so far, which one each anchor's chain is at.
+        latents, at, ends = [controls["latent"]], [0] * len(anchors), [controls["latent"]]
+        for i, noise in enumerate(anchors[0].noise.unbind(1)):
+            asked = [(j, tuple(inject[i])) for j, (inject, _) in zip(at, plans, strict=True)]
+            now = {name: values[:, i] for name, values in embeddings.items()}
+            eps = self._predictions(latents, now, i, dict(zip(asked, anchors, strict=True)))
+            moved: dict[object, tuple[Tensor, Tensor]] = {}
+            branches = [(own, tuple(blend[i])) for own, (_, blend) in zip(asked, plans, strict=True)]
+            for own, branch, anchor in zip(asked, branches, anchors, strict=True):
+                if branch not in moved:
+                    moved[branch] = self.advance(latents[own[0]], eps[own], noise, i, anchor)
+            at = [list(moved).index(branch) for branch in branches]
+            latents, ends = map(list, zip(*moved.values(), strict=True))
+        images = [self.networks.decode(z) for z in ends]
+        return [Scene(images[j], ends[j], images[j].unsqueeze(1)) for j in at]
+
+    def _predictions(
+        self, latents: Sequence[Tensor], embeddings: Mapping[str, Tensor], i: int, asked: Mapping[Asked, Anchor]
+    ) -> dict[Asked, Tensor]:
+        """The noise predictions of step i for latents by their positions, each with the maps of an anchor."""
+        keys, found = list(asked), dict[Asked, Tensor]()
+        together = max(1, AT_ONCE // len(latents[0]))
+        for part in (keys[first : first + together] for first in range(0, len(keys), together)):
+            z = torch.cat([latents[position] for position, _ in part])
+            repeated = {name: values.repeat(len(part), 1, 1) for name, values in embeddings.items()}
+            maps = self.injection([asked[key] for key in part], i)
+            eps = self.sampler.predict(self.networks, z, repeated, i, maps)
+            found |= dict(zip(part, eps.chunk(len(part)), strict=True))
+        return found
 
     # --- pictures of prompts -----------------------------------------------------------------------------------
 
@@ -257,8 +321,8 @@ class LatentDiffusion(SinglePicture):
             for name, values in found.items():
                 course[name][given] = values
         mapped = self.maps.steps(steps).stop if any(map(needs_mask, problems)) else 0
-        needed = max(mapped, math.ceil(max(schedules["inject"]) * steps))
-        recorded, templates, encoded = self.record(course, source_text, needed)
+        kept = math.ceil(max(schedules["inject"]) * steps)
+        recorded, templates, encoded = self.record(course, source_text, max(mapped, kept))
         images = self.networks.decode(encoded)
         if pictures is not None:
             images[given], encoded[given] = pictures, self.networks.encode(pictures)
@@ -275,7 +339,10 @@ class LatentDiffusion(SinglePicture):
             if e.source != e.target else torch.eye(len(old))
             for e, old, new in zip(edits, source_text, target_text, strict=True)
         ]).to(self.device)  # fmt: skip
-        injected = {layer: torch.einsum("bthqk,bkl->bthql", m, matrices.to(m)) for layer, m in recorded.items()}
+        injected = {
+            layer: torch.einsum("bthqk,bkl->bthql", m[:, :kept], matrices.to(m))
+            for layer, m in recorded.items() if kept
+        }  # fmt: skip
         base = Anchor(
             base=self.base(target_text, course), noise=course["noise"], norm=course["latent"].flatten(1).norm(dim=1),
             mask=region["pixels"], latent_mask=latent_mask,
@@ -287,7 +354,13 @@ class LatentDiffusion(SinglePicture):
             for share, held in product(schedules["inject"], schedules["blend"])
         ]
         offsets = {name: torch.zeros_like(values) for name, values in base.base.items()}
-        return Start({"latent": course["latent"], **offsets}, anchors, described(masks, problems))
+        start, notes = {"latent": course["latent"], **offsets}, described(masks, problems)
+        return Start(start, anchors, notes, compared=partial(self.compare, anchors))
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    """Rows behind each other; those of one tensor are not copied."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
 
 
 def needs_mask(problem: Problem) -> bool:
@@ -297,13 +370,16 @@ def needs_mask(problem: Problem) -> bool:
 
 def load(
     path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: str, device: str,
-    needs: str,
-    sampler: Callable[[Networks, int, float, NullText | None], Sampler], steps: int, guidance: float,
-    null_text: NullText | None, **settings: object,
+    needs: str, compile: bool,
+    sampler: Callable[[Networks, int, float, NullText | None, Sequence[float]], Sampler], steps: int, guidance: float,
+    null_text: NullText | None, guided: Sequence[float], **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
     """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale.
 
+    compile: whether UNet and decoder are compiled when they are first called; guided: see `models.sampler.ddim`;
     settings: the further arguments of `LatentDiffusion`.
     """
     loaded = load_networks(path, unet, lora, revision, variant, dtype, device, needs)
-    return LatentDiffusion(loaded, sampler(loaded, steps, guidance, null_text), **settings)  # type: ignore[arg-type]
+    if compile:
+        loaded.compile()
+    return LatentDiffusion(loaded, sampler(loaded, steps, guidance, null_text, guided), **settings)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from jaxtyping import Float
@@ -33,37 +33,47 @@ def ddim_invert(
 def null_text(
     predict: Predict, trajectory: Float[Tensor, "b t1 c y x"], text: Float[Tensor, "b l d"],
     null: Float[Tensor, "b l d"], schedule: Schedule, w: float, rate: float = 0.01, inner_steps: int = 10,
-    tolerance: float = 1e-5, tolerance_growth: float = 2e-5,
+    tolerance: float = 1e-5, tolerance_growth: float = 2e-5, guided: Container[int] | None = None,
 ) -> Float[Tensor, "b t l d"]:  # fmt: skip
     """Per sampler step an N_t with which the guided chain lands on the recorded latents (Mokady et al., 2022).
 
     From noisy to clean, each N_t starts from the one before and is fitted by Adam at `rate * (1 - i / 100)`, at
-    most `inner_steps` times. A sample stops for itself below `tolerance + i * tolerance_growth` (mean square).
+    most `inner_steps` times. A sample stops for itself below `tolerance + i * tolerance_growth` (mean square), and is
+    not computed further. Steps that are not among the `guided` ones, None for all, keep the N_t of the one before.
     """
     z, found = trajectory[:, 0], []
     for i in range(len(schedule)):
-        t, alpha, alpha_next = schedule.timesteps[i], schedule.alphas[i], schedule.alphas_next[i]
-        wanted = trajectory[:, i + 1]
+        t, levels = schedule.timesteps[i], (schedule.alphas[i], schedule.alphas_next[i])
         with torch.no_grad():
             eps_text = predict(z, t, text)
+        if guided is not None and i not in guided:
+            found.append(null.detach())
+            z, _ = ddim_step(z, eps_text, *levels)
+            continue
+        wanted, landed = trajectory[:, i + 1], torch.empty_like(z)
         null = null.detach().clone().requires_grad_()
         adam = torch.optim.Adam([null], lr=rate * (1 - i / 100))
-        running = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        rows = torch.arange(len(z), device=z.device)  # the samples that have not stopped
         for _ in range(inner_steps):
-            step, _ = ddim_step(z, guide(predict(z, t, null), eps_text, w), alpha, alpha_next)
-            error = ((step - wanted) ** 2).flatten(1).mean(dim=1)
-            running &= error.detach() >= tolerance + i * tolerance_growth
-            if not running.any():
+            step, _ = ddim_step(z[rows], guide(predict(z[rows], t, null[rows]), eps_text[rows], w), *levels)
+            landed[rows] = step.detach()
+            error = ((step - wanted[rows]) ** 2).flatten(1).mean(dim=1)
+            going = error.detach() >= tolerance + i * tolerance_growth
+            rows = rows[going]
+            if not len(rows):
                 break
             adam.zero_grad()
-            error.sum().backward()
+            error[going].sum().backward()
             before = null.detach().clone()
             adam.step()
             with torch.no_grad():
-                null.copy_(torch.where(running[:, None, None], null, before))
+                before[rows] = null[rows]
+                null.copy_(before)
         found.append(null.detach())
-        with torch.no_grad():
-            z, _ = ddim_step(z, guide(predict(z, t, null), eps_text, w), alpha, alpha_next)
+        if len(rows):  # their last update has not been looked at
+            with torch.no_grad():
+                landed[rows], _ = ddim_step(z[rows], guide(predict(z[rows], t, null[rows]), eps_text[rows], w), *levels)
+        z = landed
     return torch.stack(found, dim=1)
 
 

@@ -47,6 +47,11 @@ class Networks:
         """Whether the UNet is told a guidance scale (`timestep_cond`)."""
         return self.unet.config.time_cond_proj_dim is not None
 
+    def compile(self) -> None:
+        """Have UNet and decoder compiled when they are first called, for each size of batch anew."""
+        self.unet.compile()
+        self.vae.decoder.compile()
+
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
         """Scaled latents E(x) of images in [0, 1] (the posterior's mean)."""
         mean = self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode()

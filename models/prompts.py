@@ -56,7 +56,7 @@ class PromptDiffusion:
         self.generator, self.tokens, self.networks = generator, tokens, generator.networks
         self.counts = {"fresh": fresh, "validation": validation, "final": validation, "report": report}
         self.lasting: tuple[str, ...] = (tokens.control,)
-        self.reported = report
+        self.reported, self.graphed = report, fresh
 
     def check(self, problems: Sequence[Problem]) -> None:
         self.generator.check([unmarked(problem) for problem in problems])

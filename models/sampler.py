@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -67,16 +68,18 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Ddim:
-    """DDIM with classifier-free guidance; pictures are found by null-text inversion."""
+    """DDIM with classifier-free guidance, in the other steps by the text branch alone; pictures are found by null-text
+    inversion. guided: the steps that are guided."""
 
     schedule: Schedule
     guidance: float
     null_text: NullText | None
+    guided: range
     embeddings: ClassVar[tuple[str, ...]] = ("text", "null")
 
     @property
     def setting(self) -> object:
-        return (len(self.schedule), self.guidance)
+        return (len(self.schedule), self.guidance, self.guided)
 
     def inversion(self, seed: int) -> object:
         return self.null_text
@@ -90,6 +93,8 @@ class Ddim:
     def predict(
         self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: MapControl | None
     ) -> Float[Tensor, "b c y x"]:
+        if i not in self.guided:
+            return networks.predict(z, self.schedule.timesteps[i], embeddings["text"], maps)
         both = torch.cat([embeddings["null"], embeddings["text"]])
         eps_null, eps_text = networks.predict(torch.cat([z, z]), self.schedule.timesteps[i], both, maps).chunk(2)
         return guide(eps_null, eps_text, self.guidance)
@@ -115,7 +120,7 @@ class Ddim:
         trajectory = invert.ddim_invert(networks.predict, z0, text, self.schedule)
         nulls = invert.null_text(
             networks.predict, trajectory, text, null, self.schedule, self.guidance, settings.rate,
-            settings.inner_steps, settings.tolerance, settings.tolerance_growth,
+            settings.inner_steps, settings.tolerance, settings.tolerance_growth, self.guided,
         )  # fmt: skip
         # Contiguous, as what a cache gives back: kernels may round by a tensor's layout.
         return {"latent": trajectory[:, 0].contiguous(), "null": nulls}
@@ -167,8 +172,14 @@ class Lcm:
         return {"latent": latent, "noise": constants}
 
 
-def ddim(networks: Networks, steps: int, guidance: float, null_text: NullText | None) -> Ddim:
-    """DDIM with the pipeline's own noise levels."""
+def ddim(
+    networks: Networks, steps: int, guidance: float, null_text: NullText | None, guided: Sequence[float]
+) -> Ddim:  # fmt: skip
+    """DDIM with the pipeline's own noise levels. guided: from which share of the chain to which it is guided
+    (Kynkäänniemi et al., 2024). Raises UserError for shares that are none."""
+    first, last = guided
+    if not 0 <= first < last <= 1:
+        raise UserError(f"generator.guided={list(guided)}: allowed are two growing shares of the chain, in 0 … 1")
     scheduler = networks.scheduler
     # Schedulers without such a level (an LCM's own) leave it to the first training level.
     final = getattr(scheduler, "final_alpha_cumprod", None)
@@ -178,11 +189,12 @@ def ddim(networks: Networks, steps: int, guidance: float, null_text: NullText | 
         scheduler.config.get("steps_offset", 1),
         None if final is None else float(final),
     )
-    return Ddim(schedule, guidance, null_text)
+    return Ddim(schedule, guidance, null_text, range(math.floor(first * steps), math.ceil(last * steps)))
 
 
 def lcm(
-    networks: Networks, steps: int, guidance: float, null_text: NullText | None, original_steps: int
+    networks: Networks, steps: int, guidance: float, null_text: NullText | None, guided: Sequence[float],
+    original_steps: int,
 ) -> Lcm:  # fmt: skip
     """Consistency sampling; original_steps: of the solver that the model was distilled from.
 
@@ -190,6 +202,8 @@ def lcm(
     """
     if null_text is not None:
         raise UserError("generator.null_text: has no effect with a consistency model, set it to null")
+    if list(guided) != [0, 1]:
+        raise UserError("generator.guided: has no effect with a consistency model, set it to [0.0, 1.0]")
     if guidance != 1 and not networks.tells_guidance:
         raise UserError(f"generator.guidance={guidance}: this UNet is not told any guidance scale, allowed is 1")
     schedule = lcm_schedule(networks.scheduler.alphas_cumprod, steps, original_steps)

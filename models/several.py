@@ -30,7 +30,7 @@ class Several(SinglePicture):
     scene. Controls are the generator's, "b n …"."""
 
     def __init__(self, generator: Generator, count: int) -> None:
-        self.generator, self.count = generator, count
+        self.generator, self.count, self.graphed = generator, count, count
 
     def check(self, problems: Sequence[Problem]) -> None:
         self.generator.check(problems)

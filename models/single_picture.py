@@ -16,6 +16,7 @@ class SinglePicture:
 
     lasting: tuple[str, ...] = ()
     reported = 1
+    graphed = 1
 
     @abstractmethod
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:

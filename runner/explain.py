@@ -13,7 +13,7 @@ from runner import optimize
 from runner.compose import build, configure
 from runner.protocols import Classifier, World
 from runner.record import to_8_bits
-from runner.run import solver
+from runner.run import fit, solver
 from runner.solve import safety_notes
 from runner.types import Example
 
@@ -55,6 +55,8 @@ def explain(
     answer = solver(parts)
     problems, _ = parts.task.problems(World(data, classifier, parts.generator, config["seed"], limit=1))
     answer.check(problems)
+    if parts.generator.recompute == "auto":
+        fit(parts, answer, 1, 1)
     controls, anchor, notes, choice = answer.start(problems)
     state = optimize.begin(controls, choice)
     for latest in answer.states(problems, anchor, state):

@@ -122,7 +122,8 @@ def choose(generator: Generator, start: Start, objective: Objective) -> Choice:
         chosen = _lowest(objective, scenes).tolist()
     if len(start.anchors) > 1:
         controls, _ = beginning(start, Choice(chosen, schedules))
-        schedules = _lowest(objective, (generator(controls, a)[-1] for a in start.anchors)).tolist()
+        one_by_one = (generator(controls, anchor)[-1] for anchor in start.anchors)
+        schedules = _lowest(objective, start.compared(controls) if start.compared else one_by_one).tolist()
     return Choice(chosen, schedules)
 
 
@@ -177,7 +178,8 @@ def optimise(
         if not last:
             shares = [(i + 1) / sum(range(len(losses) + 1)) for i in range(len(losses))]
             total = torch.stack([share * loss.total for share, loss in zip(shares, losses, strict=True)]).sum()
-            for leaf, gradient in zip(leaves.values(), torch.autograd.grad(total, list(leaves.values())), strict=True):
+            gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+            for leaf, gradient in zip(leaves.values(), gradients, strict=True):
                 leaf.grad = gradient
             _give_up(state, leaves)
             _update(method, leaves, descent, state, anchor, moving)

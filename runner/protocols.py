@@ -148,11 +148,12 @@ class Generator(Protocol):
     """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
 
     lasting: the controls that are kept with an answer, since it can be made again from them;
-    reported: how many pictures an answer is.
+    reported: how many pictures an answer is; graphed: how many of a problem a step's gradient passes.
     """
 
     lasting: tuple[str, ...]
     reported: int
+    graphed: int
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""

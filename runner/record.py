@@ -132,6 +132,18 @@ class RunFolder:
         if len(names) > len((_text(path) or "").splitlines()):
             write(path, "".join(f"{name}\n" for name in names))
 
+    def noted_batch(self) -> int | None:
+        """How many problems a batch has, where the first process chose it by its memory."""
+        text = _text(self.path / "batch")
+        return None if text is None else int(text)
+
+    def note_batch(self, chosen: int) -> int:
+        """Note it; returns what another process may have noted before."""
+        with self._writer():
+            if (noted := self.noted_batch()) is None:
+                write(self.path / "batch", f"{chosen}\n")
+        return noted or chosen
+
     def write_attempt(self, process: Process, began: float, state: str, reason: str) -> None:
         """That a process works at the run, or how it ended; a process may do so more than once."""
         record = {**asdict(process), "began": began, "noted": time.time(), "state": state, "reason": reason}

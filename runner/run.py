@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.classifier import ImageClassifier
 from models.diffusion import LatentDiffusion
 from runner.augment import RandomCrops
 from runner.baselines import Baseline, Parametrise
 from runner.claims import Claim, Claims, Process
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Unfailing
+from runner.memory import Plan, batch_of, plan
 from runner.optimize import Descent
 from runner.progress import progress
 from runner.protocols import Classifier, Dataset, Screen, Task, World
@@ -76,21 +78,31 @@ def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tupl
     return problems, total
 
 
+def fit(parts: Parts, answer: Solver, batch: int | None, problems: int) -> Plan:
+    """Choose the batch, where None is given, and the recomputation, where it is left to memory; the latter is set."""
+    judges = [parts.classifier, *(n for n in parts.task.networks if isinstance(n, ImageClassifier))]
+    chosen = plan(parts.generator, judges, parts.augment, answer.generator.graphed, batch, problems)
+    parts.generator.recompute_as(chosen.recompute)
+    return chosen
+
+
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
     """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code.
 
     Any number of processes, on any machines that see the folder, may do so at once: they share the batches.
     """
-    _check_counts(
-        {"limit": config["limit"], "batch": config["batch"], "checkpoint.every": config["checkpoint"]["every"]}
-    )
-    answer = solver(parts)
+    _check_counts({"limit": config["limit"], "checkpoint.every": config["checkpoint"]["every"]})
+    answer, size = solver(parts), batch_of(config["batch"])
     problems, total = problems_of(parts, config, answer)
-    names, size = [p.name for p in problems], config["batch"]
+    names, key = [p.name for p in problems], run_key(config, parts.digests)
+    folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
+    chosen = None
+    if size is None or parts.generator.recompute == "auto":
+        known = size or folder.noted_batch()
+        chosen = fit(parts, answer, known, len(problems))
+        size = known or folder.note_batch(chosen.batch)
     cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
     batches = {batch_name(i, len(batch)): batch for i, batch in cut}
-    key = run_key(config, parts.digests)
-    folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
     process, interrupt, logger = Process.own(), Interrupt(), Unfailing(parts.logger)
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
@@ -107,6 +119,8 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
 
     of = "" if total is None else f" of {total}"
     print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
+    if chosen is not None:
+        print(f"batch={config['batch']}: {chosen}", flush=True)
     state, reason, code, began = "running", "", DONE, time.time()
     try:
         with interrupt.listening():

@@ -160,7 +160,7 @@ Objective = Mapping[str, tuple[float, Term]]
 class Start:
     """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem; others:
     further candidates for the controls; scenes: what all the candidates show, None for what the first anchor makes of
-    them.
+    them; compared: what controls show under each of the anchors, None for what the generator makes of them in turn.
     """
 
     controls: Controls
@@ -168,6 +168,7 @@ class Start:
     notes: Sequence[Sequence[str]]
     others: Sequence[Controls] = ()
     scenes: Callable[[], Iterator[Scene]] | None = None
+    compared: Callable[[Controls], Sequence[Scene]] | None = None
 
 
 # Prompt-to-Prompt schedules that replace the generator's own: `inject` and `blend`, shares of the chain to compare.

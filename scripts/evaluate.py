@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,6 +45,7 @@ from scripts import (  # noqa: E402
     rows_units,
 )
 from scripts.metrics import Estimate  # noqa: E402
+from scripts.options import parsed  # noqa: E402
 from scripts.rows import Row, Setting  # noqa: E402
 
 ROWS: tuple[Row, ...] = (
@@ -100,17 +99,7 @@ class Result:
 
 def options(arguments: Sequence[str]) -> Options:
     """Raises UserError for an unknown key or a value that is not allowed."""
-    schema = OmegaConf.structured(Options)
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not separator or key not in schema:
-            raise UserError(f"{argument}: allowed are {', '.join(f'{k}=' for k in schema)}")
-        try:
-            schema[key] = None if value == "null" else value
-        except OmegaConfBaseException as error:
-            raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
-    chosen = OmegaConf.to_object(schema)
-    assert isinstance(chosen, Options)
+    chosen = parsed(Options, arguments)
     if chosen.n is not None and chosen.n < 2:
         raise UserError(f"n={chosen.n}: allowed are 2 and above, or null for each row's own size")
     if chosen.seed < 0:

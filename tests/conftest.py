@@ -114,7 +114,7 @@ def make_generator(
 
     def make(sampler: str = "ddim", steps: int = 4, guidance: float = 3.0, **changes: Any) -> LatentDiffusion:
         settings: dict[str, Any] = {
-            "resolution": 16, "last": 1, "recompute": "none",
+            "resolution": 16, "last": 1, "recompute": "none", "backward": None,
             "maps": MapWindow(8, 0.0, 0.5, False),
             "softening": dict.fromkeys(("latents", "pixels"), Softening(0, 3, 0.7)),
             "schedules": {"inject": [0.3, 0.5], "blend": [0.0, 0.5]},
@@ -123,10 +123,14 @@ def make_generator(
         }  # fmt: skip
         if sampler == "lcm":
             networks = Networks(tiny_lcm_pipe, "tiny lcm")
-            return LatentDiffusion(networks, lcm(networks, steps, guidance, None, 50), **{**settings, **changes})
+            return LatentDiffusion(
+                networks, lcm(networks, steps, guidance, None, [0.0, 1.0], 50), **{**settings, **changes}
+            )
         networks = Networks(tiny_pipe, "tiny")
         return LatentDiffusion(
-            networks, ddim(networks, steps, guidance, NullText(0.01, 3, 1e-5, 2e-5)), **{**settings, **changes}
+            networks,
+            ddim(networks, steps, guidance, NullText(0.01, 3, 1e-5, 2e-5), [0.0, 1.0]),
+            **{**settings, **changes},
         )
 
     return make

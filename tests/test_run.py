@@ -100,6 +100,21 @@ def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
     assert len(results(cli.folder)) == 3 and {p: p.stat().st_mtime_ns for p in before} == before
 
 
+def test_a_batch_by_memory_stays_what_the_first_process_chose(cli: Cli, capfd: Capture) -> None:
+    first = cli.here(capfd, "limit=3", "batch=auto", "optimizer.steps=1", "generator.recompute=auto")
+    assert first.code == 0, first
+    said = r"batch=auto: 3 at once, recompute=none: \d+\.\d GiB predicted of \d+\.\d GiB free"
+    assert re.fullmatch(said, first.out.splitlines()[1]), first.out
+    assert (cli.folder / "batch").read_text() == "3\n"
+    before = untimed(cli.folder)
+    for place in (cli.folder / "images").iterdir():
+        (place / "result.json").unlink()
+    (cli.folder / "batch").write_text("2\n")
+    again = cli.here(capfd, "limit=3", "batch=auto", "optimizer.steps=1", "generator.recompute=auto")
+    assert again.code == 0 and re.findall(r"^batch of (\d)", again.out, re.MULTILINE) == ["2", "1"]
+    assert [r["predicted_after"] for r in untimed(cli.folder)] == [r["predicted_after"] for r in before]
+
+
 def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capture) -> None:
     from models.zoo.own import callable_classifier
 
@@ -257,7 +272,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no part": (["controls=[]"], ["controls: nothing is chosen; allowed are ", "soft_prompt"]),
     "no value": (["classifier=trained"], ["classifier.path: has to be given"]),
-    "recompute": (["generator.recompute=all"], ["generator.recompute=all", "none, step, block"]),
+    "recompute": (["generator.recompute=all"], ["generator.recompute=all", "none, step, block, auto"]),
 }
 
 

@@ -11,55 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import (
-    CLIPSegConfig,
-    CLIPSegForImageSegmentation,
-    CLIPSegProcessor,
-    PreTrainedTokenizerBase,
-    ViTImageProcessor,
-)
+from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
 from data import planted
 from models.clipseg import ClipSegmenter, filled_in, load
 from runner.compose import configure
 from runner.types import UserError
-from scripts.tokenizer import train_tokenizer
 from scripts.train_segmenter import TEXTS
 from tests.models.from_words import WORDS, draw, masks_depend_on_picture_and_words_alone, pixels
-
-LENGTH, SIDE = 20, 32
+from tests.models.tiny_clipseg import write_clipseg
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIPSeg with random weights, as the library saves it; it sees pictures at 32 px and texts of 20 tokens."""
-    captions = planted.draw_captioned(300, seed=1)[1]
-    tokenizer = train_tokenizer(captions, 200, LENGTH, tmp_path_factory.mktemp("tokenizer"))
-    torch.manual_seed(0)
-    network = CLIPSegForImageSegmentation(configuration(tokenizer))
-    for weight in network.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
-    folder = tmp_path_factory.mktemp("clipseg")
-    network.half().save_pretrained(folder)
-    pictures = ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.4] * 3)
-    CLIPSegProcessor(pictures, tokenizer).save_pretrained(folder)
-    return folder
-
-
-def configuration(tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
-    text = {
-        "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "hidden_size": 16, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    vision = {
-        "image_size": SIDE, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }  # fmt: skip
-    return CLIPSegConfig(
-        text_config=text, vision_config=vision, extract_layers=[0, 1], reduce_dim=16, projection_dim=16,
-        decoder_num_attention_heads=2, decoder_intermediate_size=32,
-    )  # fmt: skip
+    return write_clipseg(tmp_path_factory.mktemp("clipseg"))
 
 
 def loaded(path: Path | str, **changes: Any) -> ClipSegmenter:

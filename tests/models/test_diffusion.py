@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from models import steps
 from models.diffusion import LatentDiffusion
+from models.networks import Networks, load
 from models.region import free
+from models.sampler import NullText, ddim
 from models.segment import Softening
 from runner.types import KEEP, Anchor, Controls, Edit, Problem, UserError
 from tasks.flips import Flip
@@ -76,6 +79,82 @@ def test_recomputed_gradient_equals_plain_gradient(mode: str, make_either: Make,
     for name, value in plain.items():
         torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-7)
         assert value.abs().sum() > 0
+
+
+def test_schedules_compared_at_once_show_what_each_shows(make_either: Make, make_problems: Problems) -> None:
+    """Steps that they share are computed once: the UNet sees fewer pictures than chains of their own would."""
+    generator = make_either(schedules={"inject": [0.0, 0.3, 0.5], "blend": [0.0, 0.5]})
+    start = generator.begin(make_problems(3), {})
+    assert start.compared is not None and len(start.anchors) == 6
+    controls = {name: value + 0.1 * torch.randn_like(value) for name, value in start.controls.items()}
+    seen = 0
+
+    def count(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        nonlocal seen
+        seen += len(given[0])
+
+    with torch.no_grad():
+        wanted = [generator(controls, anchor)[-1] for anchor in start.anchors]
+    counting = generator.networks.unet.register_forward_pre_hook(count)
+    found = start.compared(controls)
+    counting.remove()
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.image, other.image, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.latent, other.latent, rtol=1e-4, atol=1e-5)
+    rows = 3 * len(generator.sampler.embeddings)
+    assert 0 < seen < 6 * len(generator) * rows
+    assert len({float(scene.latent.sum()) for scene in found}) > 1
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_picture_and_gradient(
+    make_generator: Make, make_problems: Problems, tiny_folder: Path
+) -> None:
+    start = make_generator(schedules={"inject": [0.3], "blend": [0.0]}).begin(make_problems(2), {})
+    found = []
+    for compiled in (False, True):
+        networks = load(str(tiny_folder), None, None, None, None, "float32", "cpu", "")
+        if compiled:
+            networks.compile()
+        generator = make_generator()
+        generator.networks = networks
+        found.append(
+            (gradients(generator, start.controls, start.anchors[0]), generator(start.controls, start.anchors[0]))
+        )
+    (plain, pictures), (again, same) = found
+    torch.testing.assert_close(same[-1].image, pictures[-1].image, rtol=1e-4, atol=1e-4)
+    for name, value in plain.items():
+        assert (again[name] - value).norm() < 1e-3 * value.norm(), name
+
+
+def test_a_gradient_through_the_last_steps_alone(make_either: Make, make_problems: Problems) -> None:
+    """Of the embeddings it is the whole one's part, of the start latent there is none; pictures are the same."""
+    start = make_either().begin(make_problems(2), {})
+    anchor = start.anchors[0]
+    whole, cut = (gradients(make_either(backward=k), start.controls, anchor) for k in (None, 2))
+    assert "latent" not in cut and whole["latent"].abs().sum() > 0
+    torch.testing.assert_close(cut["text"][:, 2:], whole["text"][:, 2:])
+    assert cut["text"][:, :2].abs().sum() == 0 and whole["text"][:, :2].abs().sum() > 0
+    with torch.no_grad():
+        pictures = [make_either(backward=k)(start.controls, anchor)[-1].image for k in (None, 2)]
+    assert torch.equal(*pictures)
+
+
+def test_steps_without_guidance_have_the_text_branch_alone(
+    make_generator: Make, tiny_pipe: StableDiffusionPipeline, make_problems: Problems
+) -> None:
+    networks, settings = Networks(tiny_pipe, "tiny"), NullText(0.01, 3, 1e-5, 2e-5)
+    part, all_text = ddim(networks, 4, 3.0, settings, [0.25, 0.75]), ddim(networks, 4, 1.0, settings, [0.0, 1.0])
+    whole = ddim(networks, 4, 3.0, settings, [0.0, 1.0])
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    embeddings = {"text": networks.embed(["a red crab"] * 2), "null": networks.embed([""] * 2)}
+    for i in range(4):
+        with torch.no_grad():
+            found, guided, plain = (s.predict(networks, z, embeddings, i, None) for s in (part, whole, all_text))
+        torch.testing.assert_close(found, guided if i in (1, 2) else plain, rtol=1e-4, atol=1e-5)
+    assert part.setting != whole.setting
+    with pytest.raises(UserError, match=r"generator.guided=\[0.5, 0.5\]: allowed are two growing shares"):
+        ddim(networks, 4, 3.0, settings, [0.5, 0.5])
 
 
 def test_gradient_agrees_with_finite_differences(make_either: Make, make_problems: Problems) -> None:
@@ -325,7 +404,7 @@ def test_masks_are_made_where_something_has_to_be_found(make_either: Make, make_
 
 def test_no_maps_are_kept_that_nobody_needs(make_either: Make, make_problems: Problems) -> None:
     generator, problem = make_either(), make_problems(1)[0]
-    for keep, inject, kept in (("none", 0.0, 0), ("background", 0.0, 2), ("none", 0.7, 3), ("background", 1.0, 4)):
+    for keep, inject, kept in (("none", 0.0, 0), ("background", 0.0, 0), ("background", 0.2, 1), ("none", 0.7, 3)):
         maps = generator.begin([replace(problem, keep=keep)], {"inject": [inject]}).anchors[0].maps
         assert {values.shape[1] for values in maps.values()} == ({kept} if kept else set()), (keep, inject)
 

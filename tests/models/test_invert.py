@@ -110,10 +110,32 @@ def test_a_tolerance_that_is_met_fits_nothing_and_the_inner_steps_are_a_limit() 
 
     trajectory = ddim_invert(from_text, z0, text, plan)
     untouched = null_text(counted, trajectory, text, null, plan, 3.0, tolerance=1e9)
-    assert torch.equal(untouched[0], null.expand(5, -1, -1)) and calls == 5 * 3  # text, one look, the step itself
+    assert torch.equal(untouched[0], null.expand(5, -1, -1)) and calls == 5 * 2  # the text, and one look
     calls = 0
     null_text(counted, trajectory, text, null, plan, 3.0, inner_steps=4, tolerance=0.0, tolerance_growth=0.0)
     assert calls == 5 * (2 + 4)
+
+
+def test_samples_that_have_stopped_are_not_computed_further() -> None:
+    """The first has nothing to fit: after one look it is left out, and its latent is the one that was seen."""
+    z0, text, plan = draw(2, 4, 2, 2), draw(2, 5, 6, seed=1), schedule(10)
+    null = torch.stack([text[0], draw(5, 6, seed=2)])
+    seen: list[int] = []
+
+    def counted(z: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        seen.append(len(z))
+        return from_text(z, t, text)
+
+    null_text(counted, ddim_invert(from_text, z0, text, plan), text, null, plan, 3.0, tolerance_growth=0.0)
+    assert seen[:4] == [2, 2, 1, 1] and sum(seen) == 10 * (2 + 2 + 9 + 1)
+
+
+def test_steps_without_guidance_have_nothing_to_fit() -> None:
+    z0, text, null, plan = draw(1, 4, 2, 2), draw(1, 5, 6, seed=1), draw(1, 5, 6, seed=2), schedule(5)
+    trajectory = ddim_invert(from_text, z0, text, plan)
+    found = null_text(from_text, trajectory, text, null, plan, 3.0, rate=0.1, guided=range(2, 4))
+    assert torch.equal(found[:, :2], null[:, None].expand(-1, 2, -1, -1)) and torch.equal(found[:, 3], found[:, 4])
+    assert not torch.equal(found[:, 2], null)
 
 
 def test_guidance_one_leaves_the_null_text_without_a_gradient() -> None:

@@ -194,11 +194,11 @@ def test_settings_without_effect_are_refused(
     tiny_pipe: StableDiffusionPipeline, tiny_lcm_pipe: StableDiffusionPipeline
 ) -> None:
     untold = Networks(tiny_pipe, "x")
-    assert lcm(untold, 4, 1.0, None, 50).guidance is None
+    assert lcm(untold, 4, 1.0, None, [0.0, 1.0], 50).guidance is None
     with pytest.raises(UserError, match=r"guidance=3.0: this UNet is not told any"):
-        lcm(untold, 4, 3.0, None, 50)
+        lcm(untold, 4, 3.0, None, [0.0, 1.0], 50)
     with pytest.raises(UserError, match="null_text"):
-        lcm(Networks(tiny_lcm_pipe, "x"), 4, 3.0, NullText(0.01, 3, 1e-5, 2e-5), 50)
+        lcm(Networks(tiny_lcm_pipe, "x"), 4, 3.0, NullText(0.01, 3, 1e-5, 2e-5), [0.0, 1.0], 50)
 
 
 def test_a_folders_unet_takes_the_place_of_the_pipelines_own(

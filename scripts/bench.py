@@ -1,0 +1,262 @@
+"""Time the runner beside the plain loop that published code is (scripts/reference.py).
+
+    python scripts/bench.py                     # every measure, an hour on 2 cores
+    python scripts/bench.py only=uvce,memory repeats=1
+    python scripts/bench.py write=true          # brings docs/results/speed.md up to date
+
+Keys and defaults are those of `Options`. Prints a line per measure; an `x` stands behind ratios of time alone. Both
+sides take turns in one process, and what is printed are medians. Exit code 0: every bar is reached; 1: one is not; 2:
+bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runner.record import write  # noqa: E402
+from runner.types import UserError  # noqa: E402
+from scripts import bench_measures as measures  # noqa: E402
+from scripts import bench_runs as runs  # noqa: E402
+from scripts import reference  # noqa: E402
+from scripts.bench_lines import Line, ratio  # noqa: E402
+from scripts.options import parsed  # noqa: E402
+from scripts.timing import ceiling, interleaved, operations  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+UVCE = ("task=uvce",)
+LCM = ("task=uvce", "sampler=lcm")
+DISAGREEMENT = ("task=disagreement", "classifier=planted_shortcut")
+AUDIT = ("task=spurious_audit", "classifier=planted_shortcut", "controls.starts=32")
+
+
+@dataclass
+class Options:
+    """What the command line may say.
+
+    only: beginnings of measures, by commas, or `all`; repeats: of every timing; write: whether docs/results/speed.md
+    is brought up to date.
+    """
+
+    only: str = "all"
+    repeats: int = 3
+    write: bool = False
+
+
+# --- the measures --------------------------------------------------------------------------------------------
+
+
+def uvce(repeats: int) -> list[Line]:
+    """Whole counterfactuals, their inversion and their steps."""
+    eight, one, lcm = measures.case(UVCE, 8), measures.case(UVCE, 1), measures.case(LCM, 8)
+    found = interleaved(
+        {
+            "eight": partial(measures.explained, eight), "plain": partial(measures.explained_plainly, one),
+            "one": partial(measures.explained, one), "lcm": partial(measures.explained, lcm),
+        },
+        repeats,
+    )  # fmt: skip
+    plain = found["plain"]
+    lines = [
+        ratio("uvce batch 8", found["eight"]["all"], plain["all"], 3.0),
+        ratio("uvce batch 1", found["one"]["all"], plain["all"], 1.4),
+        ratio("uvce lcm-4 batch 8", found["lcm"]["all"], plain["all"], 12.0),
+        ratio("inversion batch 8", found["eight"]["inversion"], plain["inversion"], 2.5),
+    ]
+    for part in ("begin", "search", "step", "end"):
+        lines.append(ratio(f"  {part} batch 8", found["eight"][part], plain[part]))
+    return lines
+
+
+def networks(repeats: int) -> list[Line]:
+    """A step over the sum of its own calls of networks: what the loop adds."""
+    eight, one = (measures.ready(measures.case(UVCE, batch)) for batch in (8, 1))
+    plain = reference.reference(one.own.parts.generator)
+    lines = []
+    for name, r, own, plainly in (
+        ("uvce step batch 8 over networks", eight, eight.own.parts.generator.networks, None),
+        ("reference step over networks", one, plain.networks, plain),
+    ):
+        step = partial(measures.step_time, r, plainly)
+        step()
+        found = interleaved({"step": step, "networks": partial(measures.networks_alone, r, own)}, repeats)
+        whole, calls = found["step"]["all"], found["networks"]["all"]
+        detail = f"step {whole:.2f} s  calls {calls:.2f} s"
+        lines.append(Line(name, whole / calls, "x", detail, 1.15, high=False))
+    return lines
+
+
+def disagreement(repeats: int) -> list[Line]:
+    """Steps of maximal disagreement, and the whole."""
+    eight, one = (measures.case(DISAGREEMENT, batch) for batch in (8, 1))
+    found = interleaved(
+        {"ours": partial(measures.explained, eight), "plain": partial(measures.explained_plainly, one)}, repeats
+    )
+    return [ratio("disagreement batch 8", found["ours"]["all"], found["plain"]["all"], 3.0)]
+
+
+def audit(repeats: int) -> list[Line]:
+    """Features of an audit, eight at once, with 32 random starts."""
+    eight, one = (measures.case(AUDIT, batch) for batch in (8, 1))
+    found = interleaved(
+        {"ours": partial(measures.prompted, eight), "plain": partial(measures.prompted_plainly, one)}, repeats
+    )
+    lines = [ratio("spurious_audit feature batch 8", found["ours"]["all"], found["plain"]["all"], 3.0)]
+    return lines + [ratio(f"  {part} batch 8", found["ours"][part], found["plain"][part])
+                    for part in ("search", "step", "end")]  # fmt: skip
+
+
+def operation_counts(repeats: int) -> list[Line]:
+    """Multiply-adds of a step, and how near their speed is to a plain matrix product's."""
+    eight, one = (measures.ready(measures.case(UVCE, batch)) for batch in (8, 1))
+    plain = reference.reference(one.own.parts.generator)
+    ours = operations(lambda: measures.one_step(eight)) / 8
+    theirs = operations(lambda: measures.one_plain_step(plain, one))
+    times = interleaved({"step": partial(measures.step_time, eight)}, repeats)
+    most = ceiling(eight.own.parts.generator.device, torch.float32)
+    reached = ours / times["step"]["all"] / most
+    return [
+        Line("multiply-adds of a uvce step", ours / 1e9, "G", f"reference {theirs / 1e9:.1f} G, with recomputation"),
+        Line("uvce step of the ceiling", 100 * reached, "%", f"a matrix product does {most / 1e9:.0f} G/s"),
+    ]
+
+
+def parts(repeats: int) -> list[Line]:
+    """Where a step's time goes."""
+    eight = measures.ready(measures.case(UVCE, 8))
+    measures.step_parts(eight)
+    found = interleaved({"ours": partial(measures.step_parts, eight)}, repeats)["ours"]
+    total = sum(found.values())
+    return [Line(f"  {name} of a step", 100 * value / total, "%", f"{value:.3f} s") for name, value in found.items()]
+
+
+def variants(repeats: int) -> list[Line]:
+    """A step of eight pictures under each setting of the generator, over the present one."""
+    words = (
+        "recompute=step", "recompute=block", "last=3", "guided=[0.0,0.6]", "backward=10", "backward=5", "steps=10",
+        "compile=true",
+    )  # fmt: skip
+    prepared = {word: measures.ready(measures.case((*UVCE, f"generator.{word}"), 8)) for word in words}
+    prepared = {"default": measures.ready(measures.case(UVCE, 8)), **prepared}
+    first = {name: measures.step_time(r) for name, r in prepared.items()}
+    found = interleaved({name: partial(measures.step_time, r) for name, r in prepared.items()}, repeats)
+    own = found["default"]["all"]
+    lines = [ratio(f"  {name}", own, parts["all"], names=("default", name)) for name, parts in found.items()]
+    compiling = 8 * (first["compile=true"]["all"] - found["compile=true"]["all"])
+    return [*lines, Line("  compile=true, first step", compiling, "s", "compiling, once per size of batch")]
+
+
+def memory(repeats: int) -> list[Line]:
+    """Peak memory of a step by recomputation and by the sampler's steps, each in a process of its own."""
+    del repeats
+    lines = []
+    for mode in ("none", "step", "block"):
+        for steps in (5, 20, 50):
+            words = (f"generator.recompute={mode}", f"generator.steps={steps}", "generator.null_text.inner_steps=1")
+            peak = runs.peak((*UVCE, *words), 4)
+            lines.append(Line(f"  peak, recompute={mode}, T={steps}", peak / 2**20, "M", "batch 4, above the start"))
+    flat = [line.value for line in lines if "recompute=step" in line.name]
+    spread = 100 * (max(flat) / min(flat) - 1)
+    return [Line("memory growth, recompute=step", spread, "%", "T = 5 to 50", 10.0, high=False), *lines]
+
+
+def limits(repeats: int) -> list[Line]:
+    """batch=auto in control groups with little memory."""
+    del repeats
+    return [runs.limited(gib) for gib in (4, 8, 16)]
+
+
+MEASURES: Mapping[str, Callable[[int], list[Line]]] = {
+    "uvce": uvce, "networks": networks, "disagreement": disagreement, "audit": audit,
+    "operations": operation_counts, "parts": parts, "variants": variants, "memory": memory, "limits": limits,
+    "growth": runs.growth, "overhead": runs.overhead,
+}  # fmt: skip
+
+
+# --- the command line ----------------------------------------------------------------------------------------
+
+
+def select(wanted: str) -> list[str]:
+    """The measures that are named, or whose names begin so, in the table's order."""
+    found: set[str] = set()
+    for part in filter(None, wanted.split(",")):
+        hits = {name for name in MEASURES if part == "all" or name.startswith(part.strip())}
+        if not hits:
+            raise UserError(f"only={part}: allowed are {', '.join(MEASURES)}, their beginnings, by commas, or all")
+        found |= hits
+    return [name for name in MEASURES if name in found]
+
+
+def save(measured: Mapping[str, Sequence[Line]], words: Sequence[str]) -> None:
+    """Replace what docs/results/speed.json has of these measures, and write the table anew from it."""
+    path = RESULTS / "speed.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    how = {
+        "command": shlex.join(["python", "scripts/bench.py", *words]), "machine": machine(),
+        "threads": torch.get_num_threads(), "date": datetime.now(UTC).date().isoformat(),
+    }  # fmt: skip
+    for name, lines in measured.items():
+        known[name] = {**how, "lines": [asdict(line) for line in lines]}
+    known = {name: known[name] for name in MEASURES if name in known}
+    write(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write(path.with_suffix(".md"), table(known))
+
+
+def table(known: Mapping[str, Any]) -> str:
+    """The results as a page."""
+    rows = ["# Speed", "", "Written by `scripts/bench.py`; docs/performance.md says how to read it.", ""]
+    for name, measure in known.items():
+        rows += [f"## {name}", "", "| what | | of what | bar |", "|---|---|---|---|"]
+        for line in (Line(**fields) for fields in measure["lines"]):
+            rows.append(f"| {line.name.strip()} | {line.value:.3g} {line.unit} | {line.detail} | {line.verdict} |")
+        where = f"{measure['machine']}, {measure['threads']} threads, {measure['date']}"
+        rows += ["", f"`{measure['command']}`, {where}", ""]
+    return "\n".join(rows)
+
+
+def machine() -> str:
+    """The processor's, or the GPU's name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(names)} cores"
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        chosen = parsed(Options, arguments)
+        if chosen.repeats < 1:
+            raise UserError(f"repeats={chosen.repeats}: allowed are 1 and above")
+        names = select(chosen.only)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    measured: dict[str, list[Line]] = {}
+    for name in names:
+        began = time.monotonic()
+        measured[name] = MEASURES[name](chosen.repeats)
+        for line in measured[name]:
+            print(line, flush=True)
+        print(f"({name}: {time.monotonic() - began:.0f} s)", flush=True)
+        if chosen.write:
+            save({name: measured[name]}, arguments)
+    return 0 if all(line.ok for lines in measured.values() for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,167 @@
+"""What the benchmark measures of whole commands: growth, start, resuming, logging, and memory under limits."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import runner.run
+from runner import solve
+from runner.compose import build, configure
+from runner.logging import NoLogger
+from runner.record import RunFolder
+from runner.run import run
+from scripts import bench_measures as measures
+from scripts.bench_lines import Line
+from scripts.timing import fit_line, peak_memory, seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS = Path("/sys/fs/cgroup/memory")  # version 1; one's own groups below it need root
+SHORT = ("logger=none", "optimizer.steps=1", "generator.null_text.inner_steps=1")
+
+
+def command(words: Sequence[str], outputs: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """`python run.py` with these words, to its end; before: what is to start it."""
+    return subprocess.run(
+        [*before, sys.executable, str(ROOT / "run.py"), *words, f"outputs={outputs}"], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+# --- memory --------------------------------------------------------------------------------------------------
+
+
+def peak(words: Sequence[str], batch: int) -> int:
+    """Bytes that a step of a batch takes beyond what is there before it, in a process of its own."""
+    outcome = subprocess.run(
+        [sys.executable, "-m", "scripts.bench_runs", str(batch), *words], capture_output=True, text=True, check=True,
+        cwd=ROOT,
+    )  # fmt: skip
+    return int(outcome.stdout.split()[-1])
+
+
+def limited(gib: int) -> Line:
+    """batch=auto in a control group of so much memory, which ends a process that takes more."""
+    if not os.access(GROUPS, os.W_OK):
+        return Line(f"batch=auto in {gib} GiB", float("nan"), "", f"skipped: {GROUPS} cannot be written to")
+    group = GROUPS / f"bench-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(gib * 2**30))
+        enter = ("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh")
+        with TemporaryDirectory() as outputs:
+            outcome = command((*SHORT, "batch=auto", "limit=8"), outputs, *enter)
+        used = int((group / "memory.max_usage_in_bytes").read_text())
+    finally:
+        group.rmdir()
+    said = re.search(r"batch=auto: (.*)", outcome.stdout)
+    detail = f"exit code {outcome.returncode}; {said[1] if said else outcome.stderr.strip()}"
+    share = 100 * used / 2**30 / gib if outcome.returncode == 0 else float("inf")
+    return Line(f"batch=auto in {gib} GiB", share, "%", f"of it used; {detail}", 100.0, high=False)
+
+
+# --- time ----------------------------------------------------------------------------------------------------
+
+
+def growth(repeats: int) -> list[Line]:
+    """Seconds over the number of pictures."""
+    del repeats
+    counts, times = (2, 4, 6, 8, 12), []
+    for count in counts:
+        with TemporaryDirectory() as outputs:
+            began = time.perf_counter()
+            command((*SHORT, f"limit={count}", "batch=2"), outputs).check_returncode()
+            times.append(time.perf_counter() - began)
+    start, slope, fit = fit_line(counts, times)
+    detail = f"{slope:.2f} s per picture of one step, and {start:.1f} s; {counts[0]} to {counts[-1]} pictures"
+    return [Line("growth with the pictures, R²", fit, "", detail, 0.99)]
+
+
+def overhead(repeats: int) -> list[Line]:
+    """Start of a run, and what resuming and logging add."""
+    starts = [_start() for _ in range(repeats)]
+    return [Line("start of python run.py", median(starts), "s", "to its first batch", 8.0, high=False), *_shares()]
+
+
+def _start() -> float:
+    """Seconds from the command to its first batch."""
+    with TemporaryDirectory() as outputs:
+        words = [sys.executable, str(ROOT / "run.py"), "limit=1", "logger=none", f"outputs={outputs}"]
+        began = time.perf_counter()
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as started:
+            assert started.stdout is not None
+            for line in started.stdout:
+                if line.startswith("batch of"):
+                    break
+            took = time.perf_counter() - began
+            started.kill()
+    return took
+
+
+def _shares() -> list[Line]:
+    """What resuming and logging add to a run of two batches with its settings, in one process."""
+    with TemporaryDirectory() as outputs:
+        config = configure(["limit=8", "batch=4", "logger=wandb", "logger.mode=offline", f"outputs={outputs}"])
+        parts = build(config)
+        with redirect_stdout(io.StringIO()):
+            run(parts, {**config, "name": "bench/inversions"})  # which the runs below find in the cache
+            spent: dict[str, float] = {}
+            with ExitStack() as stack:
+                for owner, name in TOLD:
+                    stack.enter_context(patch.object(owner, name, _clocked(getattr(owner, name), name, spent)))
+                whole = seconds(lambda: run(parts, {**config, "name": "bench/whole"}))
+            quiet = replace(parts, logger=NoLogger())
+            calm = seconds(lambda: run(quiet, {**config, "name": "bench/calm"}))
+            threading.Timer(calm / 2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            first = seconds(lambda: run(quiet, {**config, "name": "bench/cut"}))
+            second = seconds(lambda: run(quiet, {**config, "name": "bench/cut"}))
+    logging, resuming = sum(spent.values()), first + second - calm
+    told = ", ".join(f"{name.strip('_')} {value:.2f} s" for name, value in spent.items())
+    return [
+        Line("logging of a run", 100 * logging / whole, "%", f"of {whole:.1f} s: {told}", 3.0, high=False),
+        Line(
+            "resuming of a run",
+            100 * resuming / calm,
+            "%",
+            f"{first:.1f} + {second:.1f} s over {calm:.1f} s",
+            2.0,
+            high=False,
+        ),
+    ]
+
+
+# Curves and the console, pictures and results, the tables of a run, its page.
+TOLD = ((solve, "_tell"), (solve, "write_problem"), (RunFolder, "collect"), (runner.run, "write_report"))
+
+
+def _clocked(call: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
+    """The same call, whose seconds are added up under its name."""
+
+    def clocked(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return call(*arguments)
+        finally:
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+
+    return clocked
+
+
+if __name__ == "__main__":
+    own = measures.ready(measures.case(sys.argv[2:], int(sys.argv[1])))
+    before = peak_memory(lambda: None)
+    print(peak_memory(lambda: measures.one_step(own)) - before)

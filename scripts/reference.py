@@ -1,0 +1,220 @@
+"""The plain loop that the runner's speed is measured against (scripts/bench.py): what published code does.
+
+One picture at a time in float32; every block of UNet and decoder is computed again in the backward pass; each
+x0-prediction is decoded by itself and each classifier is shown crops of its own; attention is written out wherever
+maps are recorded or injected; the schedules of Prompt-to-Prompt are compared one after the other. Equal controls give
+the runner's loss and gradient (tests/scripts/test_reference.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from jaxtyping import Float
+from torch import Tensor
+
+from models.attention import CrossAttention, MapControl
+from models.diffusion import LatentDiffusion
+from models.networks import Networks
+from models.prompts import PromptAnchor, PromptDiffusion
+from models.sampler import Ddim
+from models.steps import ddim_step, guide
+from runner.objective import evaluate
+from runner.types import Anchor, Controls, Objective, Scene
+
+# (scene, step) -> the scene with the crops that classifiers are shown at this step
+Augment = Callable[[Scene, int], Scene]
+
+
+class WrittenOut:
+    """Self-attention that is written out while the text layers' maps are looked at, and fused otherwise."""
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, maps: MapControl | None = None,
+    ) -> Tensor:  # fmt: skip
+        q, k, v = (
+            layer(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        if maps is None:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=attn.scale)
+        else:
+            out = (q @ k.transpose(-1, -2) * attn.scale).softmax(dim=-1) @ v
+        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(-2)))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A diffusion model as the plain loop has it. networks: a copy of the model's; sampler: DDIM; last: see
+    `models.diffusion`."""
+
+    networks: Networks
+    sampler: Ddim
+    last: int
+
+
+def reference(generator: LatentDiffusion) -> Reference:
+    """The same weights, with every block computed again. Raises TypeError for another sampler than DDIM."""
+    if not isinstance(generator.sampler, Ddim):
+        raise TypeError(f"the plain loop has DDIM, not {type(generator.sampler).__name__}")
+    networks = copy.deepcopy(generator.networks)
+    recomputed(networks)
+    text = {n for n in networks.unet.attn_processors if n.removesuffix(".processor").endswith("attn2")}
+    networks.unet.set_attn_processor({
+        name: CrossAttention(name.removesuffix(".processor")) if name in text else WrittenOut()
+        for name in networks.unet.attn_processors
+    })  # fmt: skip
+    return Reference(networks, generator.sampler, generator.last)
+
+
+def recomputed(networks: Networks) -> None:
+    """Have every block of UNet and autoencoder computed again in the backward pass."""
+    networks.unet.enable_gradient_checkpointing()
+    networks.vae.enable_gradient_checkpointing()
+
+
+# --- before the loop -----------------------------------------------------------------------------------------
+
+
+def invert(own: Reference, image: Float[Tensor, "1 3 h w"], prompt: str) -> tuple[Tensor, Tensor]:
+    """z_T and the null embeddings N_t of a picture, by null-text inversion."""
+    networks, plan, settings = own.networks, own.sampler.schedule, own.sampler.null_text
+    assert settings is not None
+    text, null = networks.embed([prompt]), networks.embed([""])
+    with torch.no_grad():
+        trajectory = [networks.encode(image)]
+        for i in reversed(range(len(plan))):
+            eps = networks.predict(trajectory[-1], plan.timesteps[i], text)
+            trajectory.append(ddim_step(trajectory[-1], eps, plan.alphas_next[i], plan.alphas[i])[0])
+    z, nulls = trajectory[-1], []
+    for i in range(len(plan)):
+        t, levels, wanted = plan.timesteps[i], (plan.alphas[i], plan.alphas_next[i]), trajectory[-2 - i]
+        null = null.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([null], lr=settings.rate * (1 - i / 100))
+        with torch.no_grad():
+            eps_text = networks.predict(z, t, text)
+        for _ in range(settings.inner_steps):
+            step, _ = ddim_step(z, guide(networks.predict(z, t, null), eps_text, own.sampler.guidance), *levels)
+            error = ((step - wanted) ** 2).mean()
+            if error < settings.tolerance + i * settings.tolerance_growth:
+                break
+            adam.zero_grad()
+            error.backward()
+            adam.step()
+        nulls.append(null.detach())
+        with torch.no_grad():
+            eps_null, eps_text = networks.predict(torch.cat([z, z]), t, torch.cat([null, text])).chunk(2)
+            z, _ = ddim_step(z, guide(eps_null, eps_text, own.sampler.guidance), *levels)
+    return trajectory[-1], torch.stack(nulls, dim=1)
+
+
+@torch.no_grad()
+def record(own: Reference, latent: Tensor, text: Float[Tensor, "1 l d"], nulls: Tensor) -> list[dict[str, Tensor]]:
+    """The attention maps of every step of a pass with the original prompt."""
+    z, found = latent, []
+    for i in range(len(own.sampler.schedule)):
+        maps: dict[str, Tensor] = {}
+        recording = MapControl(record=maps, rows=1)
+        eps = own.sampler.predict(own.networks, z, {"text": text, "null": nulls[:, i]}, i, recording)
+        z, _ = own.sampler.advance(z, eps, torch.zeros_like(z), i)
+        found.append(maps)
+    return found
+
+
+@torch.no_grad()
+def search(own: Reference, controls: Controls, anchors: Sequence[Anchor], objective: Objective) -> int:
+    """Which of the schedules has the lowest loss."""
+    totals = [float(evaluate(objective, shown(own, chain(own, controls, a)[-1])).total) for a in anchors]
+    return totals.index(min(totals))
+
+
+# --- the loop ------------------------------------------------------------------------------------------------
+
+
+def chain(own: Reference, controls: Controls, anchor: Anchor) -> list[Tensor]:
+    """The x0-predictions of the last steps of one picture's chain."""
+    z, predictions = controls["latent"], []
+    steps = len(own.sampler.schedule)
+    for i in range(steps):
+        embeddings = {name: (base + controls[name])[:, i] for name, base in anchor.base.items()}
+        maps = None
+        if float(anchor.inject) > i / steps:
+            injected = {layer: m[:, i] for layer, m in anchor.maps.items() if i < m.shape[1]}
+            maps = MapControl(injected, torch.ones(1, dtype=torch.bool, device=z.device))
+        eps = own.sampler.predict(own.networks, z, embeddings, i, maps)
+        z, x0 = own.sampler.advance(z, eps, torch.zeros_like(z), i)
+        if float(anchor.blend) > i / steps:
+            z = anchor.latent_mask * z + (1 - anchor.latent_mask) * anchor.templates[:, i]
+        predictions.append(x0)
+    return predictions[-own.last :]
+
+
+def shown(own: Reference, latent: Tensor) -> Scene:
+    """One x0-prediction, decoded."""
+    image = own.networks.decode(latent)
+    return Scene(image, latent, image.unsqueeze(1))
+
+
+def gradient(
+    own: Reference, controls: Controls, anchor: Anchor, objective: Objective, augment: Augment, k: int, classifiers: int
+) -> tuple[float, Controls]:  # fmt: skip
+    """The loss of step k, by the weighted mean of the last x0-predictions, and its gradient; classifiers: how many have
+    crops of their own."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in controls.items()}
+    latents = chain(own, leaves, anchor)
+    total = torch.zeros((), device=latents[-1].device)
+    for i, latent in enumerate(latents):
+        scene = shown(own, latent)
+        with torch.no_grad():
+            evaluate(objective, scene)  # by which the best step is chosen
+        for _ in range(classifiers):
+            views = augment(scene, k)
+        total = total + (i + 1) / sum(range(len(latents) + 1)) * evaluate(objective, views).total.sum()
+    total.backward()
+    return float(total.detach()), {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def descend(
+    own: Reference, controls: Controls, anchor: Anchor, objective: Objective, augment: Augment,
+    rates: Mapping[str, float], steps: int, classifiers: int,
+) -> Controls:  # fmt: skip
+    """Adam for so many steps; z_T keeps its length."""
+    values = {name: value.detach().clone() for name, value in controls.items()}
+    adam = torch.optim.Adam([{"params": [value], "lr": rates[name]} for name, value in values.items()])
+    for k in range(steps):
+        _, gradients = gradient(own, values, anchor, objective, augment, k, classifiers)
+        for name, value in values.items():
+            value.grad = gradients[name]
+        adam.step()
+        values["latent"].mul_(anchor.norm / values["latent"].norm())
+    return values
+
+
+# --- prompts -------------------------------------------------------------------------------------------------
+
+
+def one_by_one(prompts: PromptDiffusion, controls: Controls, anchor: PromptAnchor) -> Sequence[Callable[[], Scene]]:
+    """The pictures of one prompt, each as a scene of its own that is drawn when it is asked for."""
+
+    def drawn(j: int) -> Scene:
+        course = {name: values[j : j + 1] for name, values in anchor.course.items()}
+        return prompts(controls, replace(anchor, course=course))[-1]
+
+    return [lambda j=j: drawn(j) for j in range(len(anchor.course["latent"]))]  # type: ignore[misc]
+
+
+def prompt_loss(scenes: Sequence[Callable[[], Scene]], objective: Objective) -> float:
+    """The mean loss of pictures, drawn one after the other; with gradients, these are added up on the leaves."""
+    values: list[Any] = []
+    for scene in scenes:
+        total = evaluate(objective, scene()).total.mean() / len(scenes)
+        if torch.is_grad_enabled():
+            total.backward()
+        values.append(total.detach())
+    return float(torch.stack(values).sum())

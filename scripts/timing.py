@@ -1,0 +1,81 @@
+"""Seconds, memory and operations of what runs in this process."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+# What a contestant took, in seconds by part.
+Parts = dict[str, float]
+
+
+def seconds(compute: Callable[[], object]) -> float:
+    """How long a call takes, on the device to its end."""
+    settle()
+    began = time.perf_counter()
+    compute()
+    settle()
+    return time.perf_counter() - began
+
+
+def settle() -> None:
+    """Wait for a GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def interleaved(contestants: Mapping[str, Callable[[], Parts]], repeats: int) -> dict[str, Parts]:
+    """Medians by contestant and part; all take turns, so that a machine that slows down slows all of them."""
+    runs: dict[str, list[Parts]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            runs[name].append(run())
+    return {name: {part: median(r[part] for r in own) for part in own[0]} for name, own in runs.items()}
+
+
+def peak_memory(compute: Callable[[], object]) -> int:
+    """Bytes that a call holds at most, of the GPU or of this process, with what is held before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        compute()
+        return torch.cuda.max_memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    compute()
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024
+
+
+def operations(compute: Callable[[], object]) -> int:
+    """Multiply-adds of a call's matrix products, convolutions and attention."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        compute()
+    return counter.get_total_flops() // 2
+
+
+def ceiling(device: torch.device, dtype: torch.dtype, side: int = 2048, repeats: int = 5) -> float:
+    """Multiply-adds per second of a square matrix product, the fastest of a few."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = [seconds(lambda: a @ b) for _ in range(repeats + 1)]
+    return side**3 / min(times[1:])
+
+
+def processor_seconds() -> float:
+    """CPU time of this process so far, all threads together."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
+    """Intercept and slope of the line of least squares, and its R²."""
+    n, mean_x, mean_y = len(x), sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    start = mean_y - slope * mean_x
+    unexplained = sum((b - start - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+    return start, slope, 1 - unexplained / max(sum((b - mean_y) ** 2 for b in y), 1e-12) if n > 1 else 0.0

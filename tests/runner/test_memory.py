@@ -1,0 +1,112 @@
+"""Predicted memory, and the batch and recomputation that follow from it."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.diffusion import LatentDiffusion
+from runner import memory
+from runner.augment import RandomCrops
+from runner.memory import GIB, Footprint, batch_of, footprint, free_memory, kept, plan
+from runner.types import UserError
+from tests.conftest import TinyClassifier
+
+Make = Callable[..., LatentDiffusion]
+AUGMENT = RandomCrops(crops=4, noise=0.05, power=0.3, min_share=0.75)
+
+
+def test_what_autograd_keeps_is_counted_once_and_without_the_weights() -> None:
+    layer = torch.nn.Linear(10, 20)
+    weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    x = torch.zeros(5, 10, requires_grad=True)
+    assert kept(lambda: layer(x).relu(), weights) == (5 * 10 + 5 * 20) * 4  # the input, and what relu gives
+    y = torch.zeros(7, requires_grad=True)
+    assert kept(lambda: y * y, set()) == 7 * 4
+    assert kept(lambda: layer(x.detach()) @ torch.zeros(20, 3), weights) <= (20 * 3 + 5 * 10) * 4
+
+
+def test_a_footprint_is_that_of_the_graph(make_either: Make, tiny_classifier: TinyClassifier) -> None:
+    """Of one picture: four steps keep four times what one does; blocks that are computed again keep less."""
+    generator = make_either()
+    own = footprint(generator, [tiny_classifier], AUGMENT)
+    assert generator.recompute == "none" and not generator.networks.unet.is_gradient_checkpointing
+    assert 0 < own.blocks < own.plain < own.mapped and own.end > 0 and own.maps > 0
+    course = generator.sampler.draw(generator.networks, [0], generator.latent_side)
+    base = generator.base(generator.networks.embed([""]), course)
+    embeddings = {name: values.clone().requires_grad_() for name, values in base.items()}
+    weights = {p.untyped_storage().data_ptr() for p in generator.networks.unet.parameters()}
+    whole = kept(lambda: generator.chain(course["latent"], embeddings, course["noise"]), weights)
+    assert whole == pytest.approx(len(generator) * own.plain, rel=0.1)
+
+
+def test_recomputation_keeps_the_graph_from_growing_with_the_steps() -> None:
+    own = Footprint(plain=100, mapped=150, blocks=10, end=20, maps=5)
+    assert own.graph("none", 20, 4, 10) == 4 * 150 + 16 * 100 + 20 + 14 * 5
+    assert own.graph("step", 20, 0, 0) == own.graph("step", 50, 0, 0) == 170
+    assert own.graph("block", 20, 0, 0) == 200 + 75 + 20
+
+
+@pytest.mark.parametrize(
+    ("free", "batch", "problems", "wanted"),
+    [
+        (1000.0, None, 100, (8, "none")),  # no more than are of use
+        (1000.0, None, 3, (3, "none")),
+        (7.0, None, 100, (5, "none")),
+        (4.0, None, 100, (8, "step")),  # few without recomputation are slower than many with it
+        (1.0, None, 100, (4, "block")),
+        (0.1, None, 100, (1, "block")),  # nothing fits: the least, and it is said
+        (4.0, 4, 100, (4, "step")),
+        (7.0, 4, 100, (4, "none")),
+    ],
+)
+def test_the_fastest_that_fits(
+    free: float, batch: int | None, problems: int, wanted: tuple[int, str], make_generator: Make,
+    tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Four fifths of the free memory, in units of a picture's graph without recomputation; `step` takes a quarter."""
+    unit = 1000
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(free * unit))
+    monkeypatch.setattr(
+        Footprint, "graph", lambda self, mode, *_: {"none": unit, "step": unit // 4, "block": unit // 5}[mode]
+    )
+    chosen = plan(make_generator(recompute="auto"), [tiny_classifier], AUGMENT, 1, batch, problems)
+    assert (chosen.batch, chosen.recompute) == wanted
+    assert ("may not be enough" in str(chosen)) == (chosen.predicted > chosen.free)
+
+
+def test_a_recomputation_that_is_asked_for_stays(
+    make_generator: Make, tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: 100 * GIB)
+    assert plan(make_generator(recompute="block"), [tiny_classifier], AUGMENT, 1, None, 50).recompute == "block"
+
+
+def test_the_limits_of_control_groups_and_of_ulimit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder, limit, used in ((new / "a", "max", 5), (new / "a/b", "100", 30), (new, "90", 60)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+    (new / "a/b/memory.stat").write_text("anon 3\ninactive_file 10\n")
+    (tmp_path / "own").write_text("0::/a/b\n")
+    assert sorted(memory._control_groups(new, tmp_path / "own")) == [30, 80]
+    (old / "memory/job").mkdir(parents=True)
+    (old / "memory/job/memory.limit_in_bytes").write_text("70\n")
+    (old / "memory/job/memory.usage_in_bytes").write_text("50\n")
+    (old / "memory/job/memory.stat").write_text("total_inactive_file 5\n")
+    (tmp_path / "own").write_text("5:cpu:/job\n4:memory:/job\n")
+    assert memory._control_groups(old, tmp_path / "own") == [25]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (GIB, resource.RLIM_INFINITY))
+    assert 0 <= free_memory(torch.device("cpu")) < GIB
+
+
+def test_batches_as_they_are_written() -> None:
+    assert batch_of("auto") is None and batch_of(3) == 3
+    for wrong in (0, -1, "many", None, 2.5):
+        with pytest.raises(UserError, match="allowed are 1 and above, or auto"):
+            batch_of(wrong)

@@ -1,0 +1,78 @@
+"""The benchmark's arithmetic, its command line and its page; what it measures is tiny here."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import bench
+from scripts.bench_lines import Line, ratio
+from scripts.timing import ceiling, fit_line, interleaved, operations, peak_memory, seconds
+
+
+def test_contestants_take_turns_and_medians_are_told() -> None:
+    order: list[str] = []
+    values = {"a": iter([1.0, 9.0, 2.0]), "b": iter([4.0, 5.0, 6.0])}
+
+    def contestant(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"all": next(values[name])}
+
+    found = interleaved({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, 3)
+    assert order == ["a", "b"] * 3 and found == {"a": {"all": 2.0}, "b": {"all": 5.0}}
+
+
+def test_seconds_operations_and_memory() -> None:
+    assert 0.05 <= seconds(lambda: time.sleep(0.05)) < 1.0
+    assert operations(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 3 * 4 * 5
+    assert ceiling(torch.device("cpu"), torch.float32, side=64) > 0
+    before = peak_memory(lambda: None)
+    assert peak_memory(lambda: torch.ones(64, 2**20)) - before > 200 * 2**20
+
+
+def test_a_line_of_least_squares() -> None:
+    start, slope, fit = fit_line([1, 2, 3], [5, 7, 9])
+    assert (start, slope, fit) == pytest.approx((3, 2, 1))
+    assert fit_line([1, 2, 3, 4], [1, -1, 1, -1])[2] == pytest.approx(0.2)
+
+
+def test_a_ratio_is_of_times_and_is_judged_by_its_bar() -> None:
+    line = ratio("uvce batch 8", 2.0, 9.0, 3.0)
+    assert (line.value, line.unit, line.ok) == (4.5, "x", True)
+    assert str(line).split() == "uvce batch 8 4.5x ours 2.00 s reference 9.00 s bar ≥ 3x ok".split()
+    assert not ratio("a", 2.0, 5.0, 3.0).ok and Line("b", 3.0, "%", "", 2.0, high=False).verdict == "bar ≤ 2% short"
+    assert Line("c", 3.0, "%", "").ok and Line("c", 3.0, "%", "").verdict == ""
+
+
+def test_measures_are_chosen_by_their_beginnings() -> None:
+    assert bench.select("all") == list(bench.MEASURES) and bench.select("mem,uv") == ["uvce", "memory"]
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("only=nothing", "only=nothing: allowed are uvce"), ("repeats=0", "repeats=0: allowed are 1 and above"),
+    ("speed=1", "speed=1: allowed are only="), ("repeats=x", "repeats=x: "),
+])  # fmt: skip
+def test_bad_words_end_in_one_line(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([word]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(said) and "\n" not in error
+
+
+def test_a_page_keeps_what_is_not_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    fast, slow = Line("fast", 4.0, "x", "ours 1.00 s", 3.0), Line("slow", 1.0, "x", "ours 3.00 s", 3.0)
+    monkeypatch.setattr(bench, "MEASURES", {"one": lambda repeats: [fast], "two": lambda repeats: [slow] * repeats})
+    assert bench.main(["write=true", "repeats=2"]) == 1
+    assert capsys.readouterr().out.count("bar ≥ 3x short") == 2
+    assert bench.main(["only=two", "write=true", "repeats=1"]) == 1 and bench.main(["only=one"]) == 0
+    kept = json.loads((tmp_path / "speed.json").read_text())
+    assert list(kept) == ["one", "two"] and len(kept["two"]["lines"]) == 1
+    assert kept["one"]["command"] == "python scripts/bench.py write=true repeats=2"
+    page = (tmp_path / "speed.md").read_text()
+    assert "| fast | 4 x | ours 1.00 s | bar ≥ 3x ok |" in page and "bar ≥ 3x short" in page

@@ -1,0 +1,103 @@
+"""The plain loop that speed is measured against computes what the runner computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.diffusion import LatentDiffusion
+from runner import optimize
+from runner.augment import RandomCrops
+from runner.objective import evaluate
+from runner.optimize import Descent
+from runner.types import Anchor, Objective, Scene
+from scripts import reference
+from tasks.distances import distances
+from tasks.flips import Flip
+from tasks.terms import class_log_prob
+from tests.conftest import TinyClassifier
+
+Make = Callable[..., LatentDiffusion]
+Problems = Callable[[int], list[Flip]]
+AUGMENT = RandomCrops(crops=4, noise=0.05, power=0.3, min_share=0.75)
+
+
+def asked(anchor: Anchor, problems: list[Flip], classifier: TinyClassifier) -> Objective:
+    term = class_log_prob(classifier, torch.tensor([p.target for p in problems]))
+    return {"class_log_prob": (1.0, term), **distances(anchor, {"latent_distance": 25.0, "pixel_distance": 250.0})}
+
+
+def halved(make_problems: Problems) -> list[Flip]:
+    """A problem whose left half is free."""
+    mask = torch.zeros(1, 16, 16)
+    mask[..., :8] = 1.0
+    return [replace(problem, mask=mask) for problem in make_problems(1)]
+
+
+def crops(problems: list[Flip], classifier: TinyClassifier) -> Callable[[Scene, int], Scene]:
+    return lambda scene, k: AUGMENT(scene, [p.seed for p in problems], k, classifier.size)
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_equal_controls_give_the_same_loss_and_gradient(
+    last: int, make_generator: Make, make_problems: Problems, tiny_classifier: TinyClassifier
+) -> None:
+    """With injection and blending; the bar of the relative error is 1e-4."""
+    generator, problems = make_generator(last=last), halved(make_problems)
+    start = generator.begin(problems, {})
+    anchor = start.anchors[-1]
+    assert float(anchor.inject) > 0 and float(anchor.blend) > 0
+    controls = {name: value + 0.05 * torch.randn_like(value) for name, value in start.controls.items()}
+    objective, augment = asked(anchor, problems, tiny_classifier), crops(problems, tiny_classifier)
+    leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
+    losses = [evaluate(objective, augment(scene, 2)).total for scene in generator(leaves, anchor)]
+    total = torch.stack([(i + 1) / sum(range(last + 1)) * loss.sum() for i, loss in enumerate(losses)]).sum()
+    ours = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+    value, theirs = reference.gradient(reference.reference(generator), controls, anchor, objective, augment, 2, 2)
+    assert value == pytest.approx(float(total.detach()), rel=1e-5)
+    for name, gradient in ours.items():
+        assert gradient.norm() > 0
+        assert (theirs[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+def test_the_same_inversion_schedule_and_descent(
+    make_generator: Make, make_problems: Problems, tiny_classifier: TinyClassifier
+) -> None:
+    generator, problems = make_generator(), halved(make_problems)
+    own, picture = reference.reference(generator), problems[0].image
+    assert picture is not None
+    course = generator.invert(picture[None], [problems[0].edit.source], [problems[0].seed])
+    latent, nulls = reference.invert(own, picture[None], problems[0].edit.source)
+    torch.testing.assert_close(latent, course["latent"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(nulls, course["null"], rtol=1e-3, atol=1e-4)
+    start = generator.begin(problems, {})
+    recorded = reference.record(own, latent, generator.networks.embed([problems[0].edit.source]), nulls)
+    text = generator.networks.embed([problems[0].edit.source])
+    for layer, maps in generator.record(course, text, 2)[0].items():
+        torch.testing.assert_close(recorded[1][layer], maps[:, 1], rtol=1e-3, atol=1e-4)
+    objective = asked(start.anchors[0], problems, tiny_classifier)
+    choice = optimize.choose(generator, start, objective)
+    assert reference.search(own, start.controls, start.anchors, objective) == choice.anchors[0]
+    controls, anchor = optimize.beginning(start, choice)
+    rates = {"latent": 0.01, "text": 0.01, "null": 0.01}
+    descent = Descent(torch.optim.Adam, 2, rates, None, None, True, None)
+    augment, begun = crops(problems, tiny_classifier), optimize.begin(controls)
+    *_, state = optimize.optimise(generator, anchor, objective, augment, descent, begun)
+    found = reference.descend(own, controls, anchor, objective, augment, rates, 2, 1)
+    for name, value in state.controls.items():
+        assert (found[name] - value).norm() < 1e-3 * (value - controls[name]).norm(), name
+
+
+def test_other_samplers_are_refused(make_generator: Make) -> None:
+    with pytest.raises(TypeError, match="the plain loop has DDIM, not Lcm"):
+        reference.reference(make_generator(sampler="lcm"))
+
+
+def test_blocks_are_computed_again_in_a_copy(make_generator: Make) -> None:
+    generator = make_generator()
+    own = reference.reference(generator)
+    assert own.networks.unet.is_gradient_checkpointing and not generator.networks.unet.is_gradient_checkpointing
+    assert own.networks.vae.decoder.gradient_checkpointing and not generator.networks.vae.decoder.gradient_checkpointing
