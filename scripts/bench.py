@@ -218,7 +218,8 @@ def save(measured: Mapping[str, Sequence[Line]], words: Sequence[str]) -> None:
 
 def table(known: Mapping[str, Any]) -> str:
     """The results as a page."""
-    rows = ["# Speed", "", "Written by `scripts/bench.py`; docs/performance.md says how to read it.", ""]
+    head = "Written by `scripts/bench.py`; [performance.md](../performance.md) says how to read it."
+    rows = ["# Speed", "", head, ""]
     for name, measure in known.items():
         rows += [f"## {name}", "", "| what | | of what | bar |", "|---|---|---|---|"]
         for line in (Line(**fields) for fields in measure["lines"]):

@@ -94,7 +94,8 @@ def growth(repeats: int) -> list[Line]:
 def overhead(repeats: int) -> list[Line]:
     """Start of a run, and what resuming and logging add."""
     starts = [_start() for _ in range(repeats)]
-    return [Line("start of python run.py", median(starts), "s", "to its first batch", 8.0, high=False), *_shares()]
+    started = Line("start of python run.py", median(starts), "s", "to its first batch", 8.0, high=False)
+    return [started, *shares(("limit=8", "batch=4", "logger=wandb", "logger.mode=offline"))]
 
 
 def _start() -> float:
@@ -112,10 +113,10 @@ def _start() -> float:
     return took
 
 
-def _shares() -> list[Line]:
-    """What resuming and logging add to a run of two batches with its settings, in one process."""
+def shares(words: Sequence[str]) -> list[Line]:
+    """What resuming and logging add to `python run.py <words>`, in this process."""
     with TemporaryDirectory() as outputs:
-        config = configure(["limit=8", "batch=4", "logger=wandb", "logger.mode=offline", f"outputs={outputs}"])
+        config = configure([*words, f"outputs={outputs}"])
         parts = build(config)
         with redirect_stdout(io.StringIO()):
             run(parts, {**config, "name": "bench/inversions"})  # which the runs below find in the cache

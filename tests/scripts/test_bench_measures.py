@@ -1,0 +1,58 @@
+"""What the benchmark times runs to its end on the tiny generator, on both sides."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts import bench_measures as measures
+from scripts import bench_runs, reference
+from tests.cli import Cli
+
+PARTS = {"inversion", "begin", "search", "step", "end", "all"}
+
+
+def words(cli: Cli, *more: str) -> list[str]:
+    return [word for word in cli.arguments(*more) if not word.startswith(("outputs=", "logger="))]
+
+
+@pytest.mark.parametrize("task", [("task=uvce",), ("task=disagreement", "classifier@rival=planted_clean")])
+def test_both_sides_of_an_explanation(task: tuple[str, ...], cli: Cli) -> None:
+    two, one = (measures.case(words(cli, *task), batch) for batch in (2, 1))
+    ours, theirs = measures.explained(two), measures.explained_plainly(one)
+    assert set(ours) == set(theirs) == PARTS
+    for found in (ours, theirs):
+        assert found["step"] > 0 and found["end"] > 0 and (found["inversion"] > 0) == (task[0] == "task=uvce")
+        once = sum(value for name, value in found.items() if name not in ("step", "all"))
+        assert found["all"] == pytest.approx(once + two.steps * found["step"])
+
+
+def test_a_step_and_its_networks(cli: Cli) -> None:
+    r = measures.ready(measures.case(words(cli, "task=uvce"), 1))
+    plain = reference.reference(r.own.parts.generator)
+    for networks in (r.own.parts.generator.networks, plain.networks):
+        assert 0 < measures.networks_alone(r, networks)["unet"] < measures.networks_alone(r, networks)["all"] + 1
+    assert measures.step_time(r)["all"] > 0 and measures.step_time(r, plain)["all"] > 0
+    assert set(measures.step_parts(r)) == {"chain", "decode", "classify", "backward"}
+
+
+@pytest.mark.slow
+def test_both_sides_of_a_prompt(cli: Cli) -> None:
+    asked = words(
+        cli, "task=diffexplainer_class", f"generator.unet={cli.student}", "controls.starts=3", "controls.fresh=2",
+        "controls.validation=2", "controls.report=2", "task.images=1",
+    )  # fmt: skip
+    two, one = (measures.case(asked, batch) for batch in (2, 1))
+    for found in (measures.prompted(two), measures.prompted_plainly(one)):
+        assert set(found) == {"search", "step", "end", "all"} and min(found.values()) > 0
+    assert not one.parts.generator.networks.unet.is_gradient_checkpointing
+
+
+@pytest.mark.slow
+def test_what_logging_and_resuming_add(cli: Cli) -> None:
+    logging, resuming = bench_runs.shares(words(cli, "limit=2", "batch=1", "logger=none", "optimizer.steps=40"))
+    assert 0 < logging.value < 100 and "write_problem" in logging.detail
+    assert "over" in resuming.detail and resuming.unit == "%"
+
+
+def test_the_peak_of_a_step(cli: Cli) -> None:
+    assert 0 < bench_runs.peak(words(cli, "task=uvce"), 1) < 2**30
