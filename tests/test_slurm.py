@@ -23,6 +23,7 @@ from tests.test_kill import leavings
 
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM of its own: make test-slurm starts one"),
 ]
 STEPS = 480
@@ -41,7 +42,7 @@ def fields(job: str) -> dict[str, str]:
     return {word.partition("=")[0]: word.partition("=")[2] for word in words}
 
 
-def wait(submission: Submission, until: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
+def wait(submission: Submission, until: Callable[[], bool], what: str, seconds: float = 900.0) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not until():
@@ -81,7 +82,7 @@ def alone(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPa
     """What one process that nobody disturbs leaves."""
     folder = tmp_path_factory.mktemp("alone")
     calm = Cli.at(folder, tiny_folder, tiny_student)
-    assert calm.finish(folder / "log", *COMMAND) == 0, (folder / "log").read_text()
+    assert calm.finish(folder / "log", *COMMAND, timeout=900) == 0, (folder / "log").read_text()
     return leavings(calm.folder)
 
 
@@ -113,7 +114,7 @@ def test_jobs_that_are_too_short_go_on_where_they_were(
 ) -> None:
     submission = submitted(cli, capfd, "submit.workers=4")
     assert len(submission.jobs) == 4 and all(re.fullmatch(r"\d+_[0-3]", job) for job in submission.jobs)
-    wait(submission, lambda: ended(submission), "the end of all jobs", 500)
+    wait(submission, lambda: ended(submission), "the end of all jobs")
     assert leavings(cli.folder) == alone
     requeued = said(submission).count("Requeued job")
     assert requeued >= 2, said(submission)
@@ -147,7 +148,7 @@ def test_signals_a_killed_node_and_a_killed_job(
     node = int((Path(os.environ["SLURM_CONF"]).parent / "slurmd.pid").read_text())
     os.kill(node, signal.SIGKILL)
     subprocess.run(["slurmd", "-N", "localhost"], check=True)
-    wait(submission, lambda: ended(submission), "the end of the job that is left", 500)
+    wait(submission, lambda: ended(submission), "the end of the job that is left")
     assert leavings(cli.folder) == alone
     assert submission.state(first, {}) == "done"
 
@@ -173,7 +174,7 @@ def test_a_sweep_by_hydras_launcher(cli: Cli, tmp_path: Path) -> None:
     slurm = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=2", "hydra.launcher.cpus_per_task=1"]
     outcome = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "-m", *words, "seed=1,2", *slurm],
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert outcome.returncode == 0, outcome.stderr
     runs = sorted(path.parent for path in cli.outputs.glob("*/*/*/status.json"))
