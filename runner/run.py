@@ -92,15 +92,11 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     Any number of processes, on any machines that see the folder, may do so at once: they share the batches.
     """
     _check_counts({"limit": config["limit"], "checkpoint.every": config["checkpoint"]["every"]})
-    answer, size = solver(parts), batch_of(config["batch"])
+    answer = solver(parts)
     problems, total = problems_of(parts, config, answer)
     names, key = [p.name for p in problems], run_key(config, parts.digests)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
-    chosen = None
-    if size is None or parts.generator.recompute == "auto":
-        known = size or folder.noted_batch()
-        chosen = fit(parts, answer, known, len(problems))
-        size = known or folder.note_batch(chosen.batch)
+    size, chosen = _sized(parts, answer, config["batch"], folder, len(problems))
     cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
     batches = {batch_name(i, len(batch)): batch for i, batch in cut}
     process, interrupt, logger = Process.own(), Interrupt(), Unfailing(parts.logger)
@@ -148,6 +144,16 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     code = _say(folder, status, code, reason)
     interrupt.pass_on()
     return code
+
+
+def _sized(parts: Parts, answer: Solver, batch: object, folder: RunFolder, problems: int) -> tuple[int, Plan | None]:
+    """How many problems a batch has, and what was chosen by memory, None where nothing is left to it."""
+    size = batch_of(batch)
+    if size is not None and parts.generator.recompute != "auto":
+        return size, None
+    known = size or folder.noted_batch()
+    chosen = fit(parts, answer, known, problems)
+    return known or folder.note_batch(chosen.batch), chosen
 
 
 def _check_counts(counts: Mapping[str, int | None]) -> None:

@@ -274,6 +274,9 @@ def prompted_plainly(own: Case) -> Parts:
     few = [start.controls, *islice(start.others, 1)]
     augment = first_alone(own)
 
+    def cropped(scene: Callable[[], Scene]) -> Scene:
+        return augment(scene(), 0)
+
     @torch.no_grad()
     def search() -> None:
         for controls in few:
@@ -282,7 +285,7 @@ def prompted_plainly(own: Case) -> Parts:
     def step() -> None:
         leaf = start.controls[name].detach().clone().requires_grad_()
         scenes = reference.one_by_one(begin, {name: leaf}, fresh)
-        reference.prompt_loss([lambda scene=scene: augment(scene(), 0) for scene in scenes], objective)  # type: ignore[misc]
+        reference.prompt_loss([partial(cropped, scene) for scene in scenes], objective)
         with torch.no_grad():
             reference.prompt_loss(reference.one_by_one(begin, {name: leaf}, anchor), objective)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -206,7 +207,7 @@ def one_by_one(prompts: PromptDiffusion, controls: Controls, anchor: PromptAncho
         course = {name: values[j : j + 1] for name, values in anchor.course.items()}
         return prompts(controls, replace(anchor, course=course))[-1]
 
-    return [lambda j=j: drawn(j) for j in range(len(anchor.course["latent"]))]  # type: ignore[misc]
+    return [partial(drawn, j) for j in range(len(anchor.course["latent"]))]
 
 
 def prompt_loss(scenes: Sequence[Callable[[], Scene]], objective: Objective) -> float:
