@@ -1,10 +1,9 @@
-"""A latent diffusion model as a differentiable function of its start latent and embeddings (DiG-IN, Section 3,
-Algorithm 1)."""
+"""A latent diffusion model from questions to the beginning of a descent (DiG-IN, Algorithm 2)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -13,25 +12,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from models import attention, tokens, words
+from models.chain import Chain
+from models.compare import compare
 from models.networks import Networks
 from models.networks import load as load_networks
 from models.region import described, free
 from models.sampler import Course, NullText, Sampler
 from models.segment import Softening
-from models.single_picture import SinglePicture
 from models.tensor_cache import TensorCache
 from runner.protocols import Segmenter
-from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start, UserError
-
-RECOMPUTE = ("none", "step", "block", "auto")
-AT_ONCE = 8  # pictures of one call of the UNet beyond which more are no faster
-
-
-# Which latents a noise is predicted for, by position, and which of its samples are given maps.
-Asked = tuple[int, tuple[bool, ...]]
+from runner.types import Anchor, Problem, Schedules, Start, UserError
 
 
 @dataclass(frozen=True)
@@ -53,159 +45,18 @@ class MapWindow:
         return slice(begin, max(math.ceil(self.last * total), begin + 1))
 
 
-class LatentDiffusion(SinglePicture):
-    """A frozen latent diffusion model and its sampler; calling it renders controls, `begin` inverts pictures."""
+class LatentDiffusion(Chain):
+    """A latent diffusion model that is asked about pictures: `begin` inverts them, finds what is free and exchanges
+    words."""
 
     def __init__(
         self, networks: Networks, sampler: Sampler, resolution: int, last: int, recompute: str, backward: int | None,
         maps: MapWindow, softening: dict[str, Softening], schedules: Schedules, segmenter: Segmenter,
         cache: TensorCache, lr_scale: dict[str, float],
     ) -> None:  # fmt: skip
-        if recompute not in RECOMPUTE:
-            raise UserError(f"generator.recompute={recompute}: allowed are {', '.join(RECOMPUTE)}")
-        if resolution % networks.shrink:
-            raise UserError(f"generator.resolution={resolution}: allowed are multiples of {networks.shrink}")
-        if backward is not None and not 1 <= backward <= len(sampler.schedule):
-            raise UserError(f"generator.backward={backward}: allowed are 1 … {len(sampler.schedule)}, or null for all")
-        self.networks, self.sampler, self.device = networks, sampler, networks.device
-        self.latent_side, self.resolution, self.digest = resolution // networks.shrink, resolution, networks.digest
-        self.recipe = repr((networks.digest, resolution, sampler.setting))
-        self.last, self.backward = last, backward
-        self.recompute_as(recompute)
+        super().__init__(networks, sampler, resolution, last, recompute, backward)
         self.maps, self.softening, self.schedules = maps, softening, schedules
         self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
-
-    def __len__(self) -> int:
-        """T, the sampler's steps."""
-        return len(self.sampler.schedule)
-
-    def recompute_as(self, mode: str) -> None:
-        """Choose what the backward pass computes again, one of `RECOMPUTE`; the gradient is the same. `auto` is `step`
-        until memory is looked at (`runner.memory`)."""
-        self.recompute = mode
-        if mode == "block":
-            self.networks.unet.enable_gradient_checkpointing()
-        else:
-            self.networks.unet.disable_gradient_checkpointing()
-
-    # --- the chain --------------------------------------------------------------------------------------------
-
-    def predict(
-        self, z: Tensor, embeddings: Mapping[str, Tensor], i: int, anchor: Anchor | None = None,
-        record: dict[str, Tensor] | None = None,
-    ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """The noise prediction of step i, with the anchor's injected maps; embeddings "b l d" by name."""
-        maps = None
-        if record is not None:
-            maps = attention.MapControl(record=record, rows=len(z))
-        elif anchor is not None:
-            maps = self.injection([anchor], i)
-        return self.sampler.predict(self.networks, z, embeddings, i, maps)
-
-    def injection(self, anchors: Sequence[Anchor], i: int) -> attention.MapControl | None:
-        """The maps that the samples of anchors, one anchor's behind the other's, are given in step i; None for none."""
-        active = _joined([anchor.inject for anchor in anchors]) > i / len(self)
-        if not bool(active.any()):
-            return None
-        layers = [layer for layer, maps in anchors[0].maps.items() if i < maps.shape[1]]
-        return attention.MapControl(
-            {layer: _joined([a.maps[layer][:, i] for a in anchors]) for layer in layers}, active
-        )
-
-    def advance(
-        self, z: Tensor, eps: Tensor, noise: Tensor, i: int, anchor: Anchor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Step i with a predicted noise -> (next latent, x0-prediction), with the anchor's blending."""
-        z, x0 = self.sampler.advance(z, eps, noise, i)
-        if anchor is not None and bool((held := anchor.blend > i / len(self)).any()):
-            free = torch.where(held[:, None, None, None], anchor.latent_mask, torch.ones_like(anchor.latent_mask))
-            z = free * z + (1 - free) * anchor.templates[:, i]
-        return z, x0
-
-    def step(
-        self, z: Tensor, embeddings: Mapping[str, Tensor], noise: Tensor, i: int, anchor: Anchor | None = None,
-        record: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Sampler step i -> (next latent, x0-prediction)."""
-        return self.advance(z, self.predict(z, embeddings, i, anchor, record), noise, i, anchor)
-
-    def chain(
-        self, latent: Float[Tensor, "b c y x"], embeddings: Mapping[str, Tensor], noise: Float[Tensor, "b t c y x"],
-        anchor: Anchor | None = None,
-    ) -> list[Float[Tensor, "b c y x"]]:  # fmt: skip
-        """The x0-predictions of all steps; embeddings "b t l d" by name. Gradients pass the last `backward` steps."""
-        z, predictions, graph = latent, [], torch.is_grad_enabled()
-        for i in range(len(self)):
-            now = {name: values[:, i] for name, values in embeddings.items()}
-            with torch.set_grad_enabled(graph and i >= len(self) - (self.backward or len(self))):
-                if self.recompute in ("step", "auto") and torch.is_grad_enabled():
-                    z, x0 = checkpoint(self.step, z, now, noise[:, i], i, anchor, use_reentrant=False)
-                else:
-                    z, x0 = self.step(z, now, noise[:, i], i, anchor)
-            predictions.append(x0)
-        return predictions
-
-    def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
-        """Scenes of the last `last` x0-predictions; the last one is the picture that counts."""
-        embeddings = {name: base + controls[name] for name, base in anchor.base.items()}
-        latents = self.chain(controls["latent"], embeddings, anchor.noise, anchor)[-self.last :]
-        images = self.networks.decode(torch.cat(latents)).chunk(len(latents))
-        return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
-
-    @torch.no_grad()
-    def compare(self, anchors: Sequence[Anchor], controls: Controls) -> list[Scene]:
-        """What the same controls show under anchors that differ in their schedules alone.
-
-        Steps in which some of them agree are computed once, the others' as many together as `AT_ONCE` pictures are.
-        """
-        embeddings = {name: base + controls[name] for name, base in anchors[0].base.items()}
-        steps = torch.arange(len(self)) / len(self)
-        plans = [[(a[:, None].cpu() > steps).T.tolist() for a in (anchor.inject, anchor.blend)] for anchor in anchors]
-        # Of the latents that differ so far, which one each anchor's chain is at.
-        latents, at, ends = [controls["latent"]], [0] * len(anchors), [controls["latent"]]
-        for i, noise in enumerate(anchors[0].noise.unbind(1)):
-            asked = [(j, tuple(inject[i])) for j, (inject, _) in zip(at, plans, strict=True)]
-            now = {name: values[:, i] for name, values in embeddings.items()}
-            eps = self._predictions(latents, now, i, dict(zip(asked, anchors, strict=True)))
-            moved: dict[object, tuple[Tensor, Tensor]] = {}
-            branches = [(own, tuple(blend[i])) for own, (_, blend) in zip(asked, plans, strict=True)]
-            for own, branch, anchor in zip(asked, branches, anchors, strict=True):
-                if branch not in moved:
-                    moved[branch] = self.advance(latents[own[0]], eps[own], noise, i, anchor)
-            at = [list(moved).index(branch) for branch in branches]
-            latents, ends = map(list, zip(*moved.values(), strict=True))
-        images = [self.networks.decode(z) for z in ends]
-        return [Scene(images[j], ends[j], images[j].unsqueeze(1)) for j in at]
-
-    def _predictions(
-        self, latents: Sequence[Tensor], embeddings: Mapping[str, Tensor], i: int, asked: Mapping[Asked, Anchor]
-    ) -> dict[Asked, Tensor]:
-        """The noise predictions of step i for latents by their positions, each with the maps of an anchor."""
-        keys, found = list(asked), dict[Asked, Tensor]()
-        together = max(1, AT_ONCE // len(latents[0]))
-        for part in (keys[first : first + together] for first in range(0, len(keys), together)):
-            z = torch.cat([latents[position] for position, _ in part])
-            repeated = {name: values.repeat(len(part), 1, 1) for name, values in embeddings.items()}
-            maps = self.injection([asked[key] for key in part], i)
-            eps = self.sampler.predict(self.networks, z, repeated, i, maps)
-            found |= dict(zip(part, eps.chunk(len(part)), strict=True))
-        return found
-
-    # --- pictures of prompts -----------------------------------------------------------------------------------
-
-    def base(self, text: Float[Tensor, "b l d"], course: Course) -> dict[str, Float[Tensor, "b t l d"]]:
-        """The embeddings of every step by name: the text, and what the course brings."""
-        given = {"text": text[:, None].expand(-1, len(self), -1, -1), **course}
-        return {name: given[name] for name in self.sampler.embeddings}
-
-    @torch.no_grad()
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures of prompts, without any edit; each start latent is drawn from its own seed."""
-        course = self.sampler.draw(self.networks, seeds, self.latent_side)
-        embeddings = self.base(self.networks.embed(prompts), course)
-        return self.networks.decode(self.chain(course["latent"], embeddings, course["noise"])[-1])
-
-    # --- from questions to a start -----------------------------------------------------------------------------
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
@@ -355,12 +206,7 @@ class LatentDiffusion(SinglePicture):
         ]
         offsets = {name: torch.zeros_like(values) for name, values in base.base.items()}
         start, notes = {"latent": course["latent"], **offsets}, described(masks, problems)
-        return Start(start, anchors, notes, compared=partial(self.compare, anchors))
-
-
-def _joined(rows: Sequence[Tensor]) -> Tensor:
-    """Rows behind each other; those of one tensor are not copied."""
-    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+        return Start(start, anchors, notes, compared=partial(compare, self, anchors))
 
 
 def needs_mask(problem: Problem) -> bool:

@@ -46,7 +46,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is computed. batch: problems at once; recompute: see `models.diffusion`; predicted, free: bytes."""
+    """How a run is computed. batch: problems at once; recompute: see `models.chain`; predicted, free: bytes."""
 
     batch: int
     recompute: str

@@ -14,6 +14,7 @@ from typing import Any
 from models.classifier import ImageClassifier
 from models.diffusion import LatentDiffusion
 from runner.augment import RandomCrops
+from runner.background import Background
 from runner.baselines import Baseline, Parametrise
 from runner.claims import Claim, Claims, Process
 from runner.interrupt import Interrupt, Stopped
@@ -110,6 +111,9 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
             answer, batches[name], folder, folder.checkpoint(name), config["checkpoint"]["every"], interrupt, claim,
             bar, logger,
         )  # fmt: skip
+        page()
+
+    def refresh() -> None:
         folder.collect(names, "running", "", parts.task.summarise)
         write_report(folder.path)
 
@@ -125,8 +129,10 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
             folder.write_attempt(process, began, "running", "")
             folder.collect(names, "running", "", parts.task.summarise)
             logger.start(folder.path, dict(config), key, config["name"].split("/")[0])
-            with progress(len(problems), sum(len(batch) for batch in batches.values() if done(batch))) as bar:
+            solved = sum(len(batch) for batch in batches.values() if done(batch))
+            with progress(len(problems), solved) as bar, Background(refresh) as page:
                 share(batches, done, claims, config["claim"]["wait"], solve, bar)
+                page.wait()
         state = "done"
     except Stopped as stop:
         state, reason, code = "stopped", f"stopped by {stop}; the same command continues", STOPPED

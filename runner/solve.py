@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from runner.objective import evaluate
 from runner.optimize import Choice, Descent, State
 from runner.progress import Progress
 from runner.protocols import Classifier, Generator, Screen, Task
-from runner.record import RunFolder, read_png, write, write_png
+from runner.record import RunFolder, to_8_bits, write, write_png
 from runner.types import Anchor, Controls, Objective, Problem, Scene
 from runner.warn import Doubts
+
+WRITERS = 8  # threads that compress pictures, most of a picture's time, while others are measured
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,10 @@ def solve_batch(
         (starts, _), (bests, flagged) = answer.render(controls, anchor), answer.render(state.best, anchor)
     prompts, losses = answer.generator.worded(state.best, anchor), answer.losses(problems, anchor, state)
     doubts = answer.doubts(problems, anchor, starts[:, 0], state)
-    for i, problem in enumerate(problems):
-        if not folder.done(problem.name):
+    with ThreadPoolExecutor(WRITERS, "picture") as writers:
+        for i, problem in enumerate(problems):
+            if folder.done(problem.name):
+                continue
             pictures = {"start": starts[i, 0], "best": bests[i, 0]}
             pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(bests[i, 1:], start=1)}
             if problem.image is not None or problem.edit.source != problem.edit.target:
@@ -141,8 +146,9 @@ def solve_batch(
                 bar.say(f"{problem.name}: {warning}")
             prompt = problem.edit.target if prompts is None else prompts[i]
             write_problem(
-                answer, problem, i, state, losses[i], pictures, prompt, warnings, anchor, folder, len(problems), logger
-            )
+                answer, problem, i, state, losses[i], pictures, prompt, warnings, anchor, folder, len(problems), logger,
+                writers,
+            )  # fmt: skip
     path.unlink(missing_ok=True)
     bar.finished(len(problems))
 
@@ -181,30 +187,38 @@ def _curve(values: Mapping[str, Sequence[float]], i: int) -> dict[str, float]:
 
 @dataclass
 class Saved:
-    """Pictures in a folder, and what their files hold: what is reported is measured on that."""
+    """Pictures in a folder as their files hold them: what is reported is measured on that. The files are there when
+    `wait` returns."""
 
     place: Path
+    writers: Executor
     pictures: dict[str, Tensor] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    begun: list[Future[None]] = field(default_factory=list)
 
     def add(self, pictures: Mapping[str, Tensor]) -> None:
-        """Save pictures (c, h, w) in [0, 1] under their names, and read them back with as many channels."""
+        """Begin to save pictures (c, h, w) in [0, 1] under their names."""
         for name, picture in pictures.items():
             self.files[name] = self.place / f"{name}.png"
-            write_png(self.files[name], picture)
-            self.pictures[name] = read_png(self.files[name])[: len(picture)]
+            self.pictures[name] = to_8_bits(picture).cpu()
+            self.begun.append(self.writers.submit(write_png, self.files[name], self.pictures[name]))
+
+    def wait(self) -> None:
+        """Raises what kept a file from being written."""
+        for writing in self.begun:
+            writing.result()
 
 
 def write_problem(
     answer: Solver, problem: Problem, i: int, state: State, loss: Mapping[str, float], pictures: dict[str, Tensor],
-    prompt: str, notes: Sequence[str], anchor: Anchor, folder: RunFolder, batch: int, logger: Logger,
+    prompt: str, notes: Sequence[str], anchor: Anchor, folder: RunFolder, batch: int, logger: Logger, writers: Executor,
 ) -> None:  # fmt: skip
     """Save a problem's pictures and what they can be made again from, measure the saved ones and write its result, or
     why there is none."""
     if (reason := state.failed[i]) is not None:
         folder.write_failure(problem.name, reason)
         return
-    saved = Saved(folder.problem(problem.name))
+    saved = Saved(folder.problem(problem.name), writers)
     if lasting := {name: state.best[name][i].cpu().contiguous() for name in answer.generator.lasting}:
         controls = saved.place / "controls.safetensors"
         write(controls, serialise(lasting, metadata={"prompt": problem.edit.target}))
@@ -236,5 +250,6 @@ def write_problem(
         **({"controls": str(controls.relative_to(folder.path))} if lasting else {}),
         "history": [{"step": k, **_curve(values, i)} for k, values in enumerate(state.history)],
     }
+    saved.wait()
     folder.write_result(problem.name, record)
     logger.result(record, saved.files)

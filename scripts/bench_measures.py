@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -213,10 +213,9 @@ def step_parts(r: Ready) -> Parts:
     generator, own = r.own.parts.generator, r.own
     leaves = {name: value.detach().clone().requires_grad_() for name, value in r.controls.items()}
     kept = [_Kept() for _ in range(3)]
-    embeddings = {name: base + leaves[name] for name, base in r.anchor.base.items()}
     found = {
         "chain": seconds(
-            lambda: kept[0].keep(generator.chain(leaves["latent"], embeddings, r.anchor.noise, r.anchor)[-1])
+            lambda: kept[0].keep(generator.chain(leaves["latent"], r.anchor.base, r.anchor.noise, r.anchor, leaves)[-1])
         ),
         "decode": seconds(lambda: kept[1].keep(generator.networks.decode(kept[0].value))),
     }
@@ -232,9 +231,14 @@ def step_time(r: Ready, plain: reference.Reference | None = None) -> Parts:
     return {"all": seconds(step) / r.own.size}
 
 
+def states(r: Ready) -> Iterator[State]:
+    """The descent, a whole optimisation step at a time."""
+    return r.own.answer.states(r.own.problems, r.anchor, optimize.begin(r.controls))
+
+
 def one_step(r: Ready) -> None:
-    """A whole optimisation step."""
-    next(r.own.answer.states(r.own.problems, r.anchor, optimize.begin(r.controls)))
+    """The first optimisation step."""
+    next(states(r))
 
 
 def one_plain_step(plain: reference.Reference, r: Ready) -> None:

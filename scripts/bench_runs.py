@@ -46,7 +46,7 @@ def command(words: Sequence[str], outputs: str, *before: str) -> subprocess.Comp
 
 
 def peak(words: Sequence[str], batch: int) -> int:
-    """Bytes that a step of a batch takes beyond what is there before it, in a process of its own."""
+    """Bytes that a step of a batch takes beyond what is kept between two steps, in a process of its own."""
     outcome = subprocess.run(
         [sys.executable, "-m", "scripts.bench_runs", str(batch), *words], capture_output=True, text=True, check=True,
         cwd=ROOT,
@@ -164,5 +164,7 @@ def _clocked(call: Callable[..., Any], name: str, spent: dict[str, float]) -> Ca
 
 if __name__ == "__main__":
     own = measures.ready(measures.case(sys.argv[2:], int(sys.argv[1])))
+    states = measures.states(own)
+    next(states)
     before = peak_memory(lambda: None)
-    print(peak_memory(lambda: measures.one_step(own)) - before)
+    print(peak_memory(lambda: next(states)) - before)

@@ -53,7 +53,7 @@ class WrittenOut:
 @dataclass(frozen=True)
 class Reference:
     """A diffusion model as the plain loop has it. networks: a copy of the model's; sampler: DDIM; last: see
-    `models.diffusion`."""
+    `models.chain`."""
 
     networks: Networks
     sampler: Ddim

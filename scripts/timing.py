@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +48,8 @@ def peak_memory(compute: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats()
         compute()
         return torch.cuda.max_memory_allocated()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before and is not yet given back would hide a part
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     compute()
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -1,0 +1,57 @@
+"""What the same controls show under several schedules of Prompt-to-Prompt (DiG-IN, Algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from models.chain import Chain
+from runner.types import Anchor, Controls, Scene
+
+AT_ONCE = 8  # pictures of one call of the UNet beyond which more are no faster
+
+# Which latents a noise is predicted for, by position, and which of its samples are given maps.
+Asked = tuple[int, tuple[bool, ...]]
+
+
+@torch.no_grad()
+def compare(chain: Chain, anchors: Sequence[Anchor], controls: Controls) -> list[Scene]:
+    """What the same controls show under anchors that differ in their schedules alone.
+
+    Steps in which some of them agree are computed once, the others' as many together as `AT_ONCE` pictures are.
+    """
+    embeddings = {name: base + controls[name] for name, base in anchors[0].base.items()}
+    steps = torch.arange(len(chain)) / len(chain)
+    plans = [[(a[:, None].cpu() > steps).T.tolist() for a in (anchor.inject, anchor.blend)] for anchor in anchors]
+    # Of the latents that differ so far, which one each anchor's chain is at.
+    latents, at, ends = [controls["latent"]], [0] * len(anchors), [controls["latent"]]
+    for i, noise in enumerate(anchors[0].noise.unbind(1)):
+        asked = [(j, tuple(inject[i])) for j, (inject, _) in zip(at, plans, strict=True)]
+        now = {name: values[:, i] for name, values in embeddings.items()}
+        eps = _predictions(chain, latents, now, i, dict(zip(asked, anchors, strict=True)))
+        moved: dict[object, tuple[Tensor, Tensor]] = {}
+        branches = [(key, tuple(blend[i])) for key, (_, blend) in zip(asked, plans, strict=True)]
+        for key, branch, anchor in zip(asked, branches, anchors, strict=True):
+            if branch not in moved:
+                moved[branch] = chain.advance(latents[key[0]], eps[key], noise, i, anchor)
+        at = [list(moved).index(branch) for branch in branches]
+        latents, ends = map(list, zip(*moved.values(), strict=True))
+    images = [chain.networks.decode(z) for z in ends]
+    return [Scene(images[j], ends[j], images[j].unsqueeze(1)) for j in at]
+
+
+def _predictions(
+    chain: Chain, latents: Sequence[Tensor], embeddings: Mapping[str, Tensor], i: int, asked: Mapping[Asked, Anchor]
+) -> dict[Asked, Tensor]:
+    """The noise predictions of step i for latents by their positions, each with the maps of an anchor."""
+    keys, found = list(asked), dict[Asked, Tensor]()
+    together = max(1, AT_ONCE // len(latents[0]))
+    for part in (keys[first : first + together] for first in range(0, len(keys), together)):
+        z = torch.cat([latents[position] for position, _ in part])
+        repeated = {name: values.repeat(len(part), 1, 1) for name, values in embeddings.items()}
+        maps = chain.injection([asked[key] for key in part], i)
+        eps = chain.sampler.predict(chain.networks, z, repeated, i, maps)
+        found |= dict(zip(part, eps.chunk(len(part)), strict=True))
+    return found

@@ -1,0 +1,277 @@
+"""Success, and what the oracles see, over the seconds of an explanation: by sampler and with each approximation.
+
+    python scripts/quality.py                          # hours on 2 cores; what is answered is not computed again
+    python scripts/quality.py only=uvce n=8
+    python scripts/quality.py write=true               # brings docs/results/quality.md and its picture up to date
+
+Keys and defaults are those of `Options`. Every setting answers the same questions and computes its own inversions; the
+seconds are the runner's, per problem of a batch. Exit code 0; 2: bad input; 143: told to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import planted  # noqa: E402
+from runner.record import write  # noqa: E402
+from runner.types import UserError  # noqa: E402
+from scripts import metrics, rows_dig_in, rows_planted, rows_prompts  # noqa: E402
+from scripts.bench import machine  # noqa: E402
+from scripts.judges import CLASSIFIER, TIED, answered, both  # noqa: E402
+from scripts.options import parsed  # noqa: E402
+from scripts.rows import Answer, Setting, answers  # noqa: E402
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RESULTS, PICTURE = ROOT / "docs" / "results", ROOT / "docs" / "pictures" / "quality.png"
+# Of a name the part before the comma is the sampler, behind it stands an approximation.
+DDIM, LCM = ("sampler=ddim", "generator.steps=20"), ("sampler=lcm", "generator.steps=4")
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "DDIM-20": DDIM,
+    "DDIM-10": ("sampler=ddim", "generator.steps=10"),
+    "DDIM-20, guided to 60 %": (*DDIM, "generator.guided=[0.0,0.6]"),
+    "DDIM-20, backward 10": (*DDIM, "generator.backward=10"),
+    "DDIM-20, backward 5": (*DDIM, "generator.backward=5"),
+    "LCM-4": LCM,
+    "LCM-2": ("sampler=lcm", "generator.steps=2"),
+    "LCM-4, backward 2": (*LCM, "generator.backward=2"),
+}
+PROMPTED = ("rock crab", "fiddler crab", "partridge", "prairie chicken")  # two of them tied
+
+
+@dataclass
+class Options:
+    """What the command line may say.
+
+    only: beginnings of tasks, by commas, or `all`; settings: the same of settings; n: problems per task, None for each
+    one's own; write: whether docs/results and the picture are brought up to date; outputs: where the runs lie.
+    """
+
+    only: str = "all"
+    settings: str = "all"
+    n: int | None = None
+    write: bool = False
+    outputs: str = "outputs/quality"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting's answers to a task's questions: seconds of one; shares with their 95 % intervals, (value, low, high),
+    of those that reached what was asked, and of those in which both oracles see what it takes."""
+
+    seconds: float
+    success: tuple[float, float, float]
+    oracles: tuple[float, float, float]
+    n: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task's questions. given: their answers; success, oracles: what is counted, and in words."""
+
+    given: Callable[[Setting, tuple[str, ...], int], Sequence[Answer]]
+    full: int
+    success: Callable[[Answer], bool]
+    oracles: Callable[[Setting, Sequence[Answer]], list[bool]]
+    words: tuple[str, str]
+
+
+# --- the tasks -----------------------------------------------------------------------------------------------
+
+
+def _flips(setting: Setting, how: tuple[str, ...], n: int) -> list[Answer]:
+    """Half of them within pairs, half towards any other class, as in the rows of `planted.uvce`."""
+    return [
+        a for asked, count in rows_planted.halves(setting, n)
+        for a in answers(setting, CLASSIFIER, (*how, *asked), count)
+    ]  # fmt: skip
+
+
+def _disputes(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Answer]:
+    return answers(setting, "planted_shortcut", (*rows_dig_in.disputed(setting, n, TIED), *how), n)
+
+
+def _portraits(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Answer]:
+    """Of these classes one prompt each, from the best of 64 random ones."""
+    asked = (
+        "task=diffexplainer_class", f"task.classes=[{','.join(PROMPTED[:n])}]", "task.seeds=1", "controls.starts=64",
+        f"seed={setting.seed}",
+    )  # fmt: skip
+    return answers(setting, "planted_shortcut", (*asked, *how), n)
+
+
+def _targets_seen(setting: Setting, given: Sequence[Answer]) -> list[bool]:
+    """Whether both oracles name the target."""
+    rows, images = answered(given)
+    return both(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
+
+
+def _cues_seen(setting: Setting, given: Sequence[Answer]) -> list[bool]:
+    """Whether both oracles see what the network goes by: a tied class's cue, any other class itself; in every picture
+    of an answer."""
+    seen: list[bool] = []
+    for answer in given:
+        if answer.gallery is not None:
+            name = planted.CLASSES[answer.problem.target]
+            factor, value = planted.SHORTCUTS.get(name, ("class", name))
+            seen += both(setting, factor, answer.gallery, [value] * len(answer.gallery))
+    return seen
+
+
+def _high(answer: Answer) -> bool:
+    return answer.record is not None and answer.record["activation_score"] >= rows_prompts.HIGH
+
+
+TASKS: Mapping[str, Asked] = {
+    "uvce": Asked(
+        _flips, 16, lambda a: a.success, _targets_seen, ("called the target", "both oracles see the target")
+    ),
+    "disagreement": Asked(
+        _disputes, 8, lambda a: a.success, _cues_seen, ("gap of 0.8 or more", "both oracles see the cue")
+    ),
+    "prompts": Asked(
+        _portraits, 4, _high, _cues_seen, ("score of 90 % or more", "both oracles see the cue, or the class")
+    ),
+}  # fmt: skip
+
+
+def measure(setting: Setting, asked: Asked, how: tuple[str, ...], n: int) -> Point:
+    """Answer the questions, or read the answers. Raises UserError if none could be given."""
+    given = [a for a in asked.given(setting, how, n) if a.record is not None]
+    if not given:
+        raise UserError(f"{setting.outputs}: none of {n} problems has an answer")
+    seconds = median(float(a.record["seconds"]) for a in given if a.record is not None)
+    counted = [asked.success(a) for a in given] + [False] * (n - len(given))
+    seen = asked.oracles(setting, given)
+    shares = [(s.value, s.low, s.high) for s in (metrics.share(counted), metrics.share(seen))]
+    return Point(seconds, shares[0], shares[1], n)
+
+
+# --- telling -------------------------------------------------------------------------------------------------
+
+
+def percent(share: Sequence[float]) -> str:
+    """A share with its interval."""
+    value, low, high = (100 * x for x in share)
+    return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
+
+
+def table(known: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as a page."""
+    head = "Written by `scripts/quality.py`; [performance.md](../performance.md) says how to read it."
+    rows = ["# Quality per second", "", head, "", "![Quality over seconds](../pictures/quality.png)", ""]
+    for task, points in known.items():
+        success, oracles = TASKS[task].words
+        rows += [f"## {task}", "", f"| setting | seconds | {success} | {oracles} | n |", "|---|---|---|---|---|"]
+        for name, p in points.items():
+            rows.append(
+                f"| {name} | {p['seconds']:.3g} | {percent(p['success'])} | {percent(p['oracles'])} | {p['n']} |"
+            )
+        rows.append("")
+        for how in dict.fromkeys((p["command"], p["machine"], p["date"]) for p in points.values()):
+            rows += [f"`{how[0]}`, {how[1]}, {how[2]}", ""]
+    return "\n".join(rows)
+
+
+def draw(known: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """A panel per task: shares over seconds. Raises UserError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("matplotlib is missing: pip install -e '.[figures]'") from error
+    figure = Figure(figsize=(4.2 * len(known), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(known), squeeze=False, sharey=True)[0]
+    for axes, (task, points) in zip(panels, known.items(), strict=True):
+        _panel(axes, task, points)
+    panels[0].set_ylabel("%")
+    figure.savefig(path, dpi=110)
+
+
+def _panel(axes: Axes, task: str, points: Mapping[str, Any]) -> None:
+    """The samplers of a kind are joined by a line; approximations stand by themselves."""
+    for i, (key, colour) in enumerate((("success", "tab:blue"), ("oracles", "tab:orange"))):
+        for kind in ("DDIM", "LCM"):
+            joined = [p for name, p in points.items() if name.startswith(kind) and "," not in name]
+            axes.plot([p["seconds"] for p in joined], [100 * p[key][0] for p in joined], color=colour, linewidth=1)
+        for name, p in points.items():
+            value, low, high = (100 * x for x in p[key])
+            at = p["seconds"] * (1.0 + 0.02 * i)  # beside each other where both are equal
+            face = "none" if "," in name else colour
+            axes.errorbar(
+                [at], [value], [[value - low], [high - value]], fmt="o", color=colour, markerfacecolor=face,
+                linewidth=0.6, markersize=5,
+            )  # fmt: skip
+    for name, p in points.items():
+        axes.annotate(name, (p["seconds"], 0), rotation=90, fontsize=7, ha="center", va="bottom")
+    axes.set(xscale="log", ylim=(0, 103), xlabel="seconds of one answer", title=task)
+    for label, colour in zip(TASKS[task].words, ("tab:blue", "tab:orange"), strict=True):
+        axes.plot([], [], "o", color=colour, label=label)
+    axes.legend(fontsize=7, loc="center left")
+
+
+def save(known: Mapping[str, Mapping[str, Any]]) -> None:
+    """The table, its numbers and its picture."""
+    write(RESULTS / "quality.json", json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write(RESULTS / "quality.md", table(known))
+    draw(known, PICTURE)
+
+
+# --- the command line ----------------------------------------------------------------------------------------
+
+
+def select(key: str, wanted: str, names: Sequence[str]) -> list[str]:
+    """Those that are named, or whose names begin so, in their order. Raises UserError for a word that fits none."""
+    parts = [part.strip() for part in wanted.split(",") if part.strip()]
+    for part in parts:
+        if part != "all" and not any(name.startswith(part) for name in names):
+            raise UserError(f"{key}={part}: allowed are {'; '.join(names)}, their beginnings, by commas, or all")
+    return [name for name in names if any(part == "all" or name.startswith(part) for part in parts)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        chosen = parsed(Options, arguments)
+        if chosen.n is not None and chosen.n < 2:
+            raise UserError(f"n={chosen.n}: allowed are 2 and above, or null for each task's own number")
+        tasks = select("only", chosen.only, list(TASKS))
+        settings = select("settings", chosen.settings, list(SETTINGS))
+        path = RESULTS / "quality.json"
+        known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        how = {
+            "command": shlex.join(["python", "scripts/quality.py", *arguments]), "machine": machine(),
+            "date": datetime.now(UTC).date().isoformat(),
+        }  # fmt: skip
+        for task in tasks:
+            asked = TASKS[task]
+            n = asked.full if chosen.n is None else min(chosen.n, asked.full)
+            for name in settings:
+                own = Setting(0, "auto", f"{chosen.outputs}/{name.replace(', ', '_').replace(' ', '_')}")
+                point = measure(own, asked, SETTINGS[name], n)
+                print(
+                    f"{task:<13} {name:<24} {point.seconds:>7.2f} s  {percent(point.success):<18} "
+                    f"{percent(point.oracles):<18}", flush=True,
+                )  # fmt: skip
+                known.setdefault(task, {})[name] = {**asdict(point), **how}
+                if chosen.write:
+                    ordered = {t: {s: known[t][s] for s in SETTINGS if s in known[t]} for t in TASKS if t in known}
+                    save(ordered)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
