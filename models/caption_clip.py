@@ -54,7 +54,8 @@ class ClipRank:
     def _ranked(self, example: Example, texts: Float[Tensor, "n d"]) -> list[int]:
         """Positions of texts by how well they fit the picture; equal ones in their order."""
         image = self.clip.embed_images(example.image[None])[0]
-        return (texts @ image).argsort(descending=True, stable=True).tolist()
+        # Another part that shares the model may have moved it since the texts were embedded.
+        return (texts.to(image.device) @ image).argsort(descending=True, stable=True).tolist()
 
 
 def read_list(key: str, words: str | Sequence[str]) -> list[str]:

@@ -60,7 +60,9 @@ class Clip(nn.Module):
         self.scale: float = model.logit_scale.detach().float().exp().item()
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit vectors of images in [0, 1] of any size, resized with antialiasing and without a crop."""
+        """Unit vectors, on the model's device, of images in [0, 1] of any size, resized with antialiasing and without a
+        crop."""
+        images = images.to(self.mean.device)
         return self.embed_prepared(prepared(images, self.size, self.interpolation, self.mean, self.std))
 
     def embed_prepared(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from itertools import product
 from pathlib import Path
@@ -59,7 +61,7 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
     torch.manual_seed(config["seed"])
     nodes = {key: config[key] for key in Parts.__dataclass_fields__ if key not in given and key in config}
     try:
-        parts = Parts(**instantiate(nodes, _convert_="all"), **given)
+        parts = Parts(**instantiate(_shared(nodes), _convert_="all"), **given)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise UserError(_by_its_key(str(error.__cause__), str(error), config)) from None
@@ -70,6 +72,36 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
         if isinstance(network, torch.nn.Module):
             network.to(parts.generator.device)
     return parts
+
+
+def _shared(nodes: dict[str, Any]) -> Any:
+    """The nodes, of which equal ones of models/ are one object: a CLIP model that several parts look through is loaded
+    once."""
+    found = Counter(json.dumps(node, sort_keys=True) for node in _models(nodes))
+    built: dict[str, Any] = {}
+
+    def replaced(node: Any) -> Any:
+        if isinstance(node, list):
+            return [replaced(value) for value in node]
+        if not isinstance(node, dict):
+            return node
+        key = json.dumps(node, sort_keys=True)
+        if found[key] < 2:
+            return {name: replaced(value) for name, value in node.items()}
+        if key not in built:
+            built[key] = instantiate(node, _convert_="all")
+        return built[key]
+
+    return replaced(nodes)
+
+
+def _models(node: Any) -> Iterator[dict[str, Any]]:
+    """The nodes of models/ at any depth, but those inside another."""
+    if isinstance(node, dict) and str(node.get("_target_")).startswith("models."):
+        yield node
+    elif isinstance(node, (dict, list)):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _models(value)
 
 
 def _by_its_key(message: str, error: str, config: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
+
 import runner.run
 from runner import solve
 from runner.compose import build, configure
 from runner.logging import NoLogger
-from runner.record import RunFolder
+from runner.record import RunFolder, write_png
 from runner.run import run
 from scripts import bench_measures as measures
-from scripts.bench_lines import Line
+from scripts.bench_lines import Line, ratio
 from scripts.timing import fit_line, peak_memory, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +99,18 @@ def overhead(repeats: int) -> list[Line]:
     """Start of a run, and what resuming and logging add."""
     starts = [_start() for _ in range(repeats)]
     started = Line("start of python run.py", median(starts), "s", "to its first batch", 8.0, high=False)
-    return [started, *shares(("limit=8", "batch=4", "logger=wandb", "logger.mode=offline"))]
+    return [started, *shares(("limit=4", "batch=4", "logger=wandb", "logger.mode=offline")), writing()]
+
+
+def writing() -> Line:
+    """Pictures of Stable Diffusion's size, as many as eight counterfactuals have, by the runner's threads."""
+    coarse = torch.rand(48, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pictures = F.interpolate(coarse, size=512, mode="bicubic").clamp(0, 1)
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(solve.WRITERS) as writers:
+        files = [Path(folder) / f"{i}.png" for i in range(len(pictures))]
+        beside = seconds(lambda: list(writers.map(write_png, files, pictures)))
+        alone = seconds(lambda: list(map(write_png, files, pictures)))
+    return ratio("  writing 48 pictures of 512 px", beside, alone, names=("threads", "one by one"))
 
 
 def _start() -> float:

@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS, PICTURE = ROOT / "docs" / "results", ROOT / "docs" / "pictures" / "quality.png"
-# Of a name the part before the comma is the sampler, behind it stands an approximation.
+# Of a name the first word is the sampler, behind it stands an approximation.
 DDIM, LCM = ("sampler=ddim", "generator.steps=20"), ("sampler=lcm", "generator.steps=4")
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "DDIM-20": DDIM,
     "DDIM-10": ("sampler=ddim", "generator.steps=10"),
-    "DDIM-20, guided to 60 %": (*DDIM, "generator.guided=[0.0,0.6]"),
-    "DDIM-20, backward 10": (*DDIM, "generator.backward=10"),
-    "DDIM-20, backward 5": (*DDIM, "generator.backward=5"),
+    "DDIM-20 guided to 0.6": (*DDIM, "generator.guided=[0.0,0.6]"),
+    "DDIM-20 backward 10": (*DDIM, "generator.backward=10"),
+    "DDIM-20 backward 5": (*DDIM, "generator.backward=5"),
     "LCM-4": LCM,
     "LCM-2": ("sampler=lcm", "generator.steps=2"),
-    "LCM-4, backward 2": (*LCM, "generator.backward=2"),
+    "LCM-4 backward 2": (*LCM, "generator.backward=2"),
 }
 PROMPTED = ("rock crab", "fiddler crab", "partridge", "prairie chicken")  # two of them tied
 
@@ -203,12 +203,12 @@ def _panel(axes: Axes, task: str, points: Mapping[str, Any]) -> None:
     """The samplers of a kind are joined by a line; approximations stand by themselves."""
     for i, (key, colour) in enumerate((("success", "tab:blue"), ("oracles", "tab:orange"))):
         for kind in ("DDIM", "LCM"):
-            joined = [p for name, p in points.items() if name.startswith(kind) and "," not in name]
+            joined = [p for name, p in points.items() if name.startswith(kind) and " " not in name]
             axes.plot([p["seconds"] for p in joined], [100 * p[key][0] for p in joined], color=colour, linewidth=1)
         for name, p in points.items():
             value, low, high = (100 * x for x in p[key])
             at = p["seconds"] * (1.0 + 0.02 * i)  # beside each other where both are equal
-            face = "none" if "," in name else colour
+            face = "none" if " " in name else colour
             axes.errorbar(
                 [at], [value], [[value - low], [high - value]], fmt="o", color=colour, markerfacecolor=face,
                 linewidth=0.6, markersize=5,
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str]) -> int:
             asked = TASKS[task]
             n = asked.full if chosen.n is None else min(chosen.n, asked.full)
             for name in settings:
-                own = Setting(0, "auto", f"{chosen.outputs}/{name.replace(', ', '_').replace(' ', '_')}")
+                own = Setting(0, "auto", f"{chosen.outputs}/{name.replace(' ', '_')}")
                 point = measure(own, asked, SETTINGS[name], n)
                 print(
                     f"{task:<13} {name:<24} {point.seconds:>7.2f} s  {percent(point.success):<18} "

@@ -17,9 +17,11 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from models.caption_clip import ClipRank
+from models.clip import ZeroShotClassifier
 from models.diffusion import LatentDiffusion
 from models.zoo.labels import imagenet_labels
-from runner.compose import configure, jobs
+from runner.compose import build, configure, jobs
 from runner.record import run_key
 from runner.run import Parts
 from tasks.targets import RULES
@@ -137,6 +139,13 @@ def check(config: dict[str, Any]) -> list[str]:
 def test_the_check_sees_wrong_keys(node: dict[str, Any], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         check({"part": node})
+
+
+def test_a_model_that_several_parts_look_through_is_loaded_once() -> None:
+    parts = build(configure(["classifier=planted_clip", "captioner=clip_rank"]))
+    judge, captioner = parts.classifier, parts.task.captioner
+    assert isinstance(judge, ZeroShotClassifier) and isinstance(captioner, ClipRank)
+    assert captioner.clip is judge.clip
 
 
 def test_the_default_builds_every_part() -> None:

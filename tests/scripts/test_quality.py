@@ -1,0 +1,76 @@
+"""Quality per second: what is counted, the page, its picture and the command line, on answers that are given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from runner.types import UserError
+from scripts import quality
+from scripts.quality import SETTINGS, TASKS, Asked, measure, select, table
+from scripts.rows import Answer, Setting
+
+SETTING = Setting(0, "cpu", "unused")
+
+
+def answer(seconds: float, success: bool) -> Answer:
+    picture = torch.zeros(3, 64, 64)
+    return Answer(SimpleNamespace(target=0), {"seconds": seconds, "success": success}, picture, None, picture[None])
+
+
+def asked(given: Sequence[Answer], seen: Sequence[bool]) -> Asked:
+    def answers(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Answer]:
+        return given[:n]
+
+    return Asked(answers, 4, lambda a: a.success, lambda setting, own: list(seen), ("flipped", "seen"))
+
+
+def test_problems_without_an_answer_are_misses_and_seconds_are_medians() -> None:
+    nothing = Answer(SimpleNamespace(target=0), None, None, None, None)
+    given = [answer(1.0, True), answer(9.0, True), answer(2.0, False), nothing]
+    point = measure(SETTING, asked(given, [True, False, False]), (), 4)
+    assert (point.seconds, point.n) == (2.0, 4)
+    assert point.success[0] == 0.5 and point.oracles[0] == pytest.approx(1 / 3)
+    assert point.success[1] < 0.5 < point.success[2]
+    with pytest.raises(UserError, match="none of 1 problems has an answer"):
+        measure(SETTING, asked([nothing], []), (), 1)
+
+
+def test_the_page_and_the_picture_have_every_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    given = [answer(1.0, True), answer(3.0, False)]
+    monkeypatch.setattr(quality, "TASKS", {"uvce": asked(given, [True, True])})
+    monkeypatch.setattr(quality, "RESULTS", tmp_path)
+    monkeypatch.setattr(quality, "PICTURE", tmp_path / "quality.png")
+    assert quality.main(["settings=LCM,DDIM-20", "n=2", "write=true"]) == 0
+    assert capsys.readouterr().out.count("uvce") == 7
+    known = json.loads((tmp_path / "quality.json").read_text())
+    assert list(known["uvce"]) == [name for name in SETTINGS if name != "DDIM-10"]
+    page = (tmp_path / "quality.md").read_text()
+    assert page == table(known)
+    assert page.count("| 2 | 50 % [9, 91] | 100 % [34, 100] | 2 |") == 7
+    with Image.open(tmp_path / "quality.png") as picture:
+        assert min(picture.size) > 300 and len(picture.convert("L").getcolors() or []) > 10
+
+
+def test_names_and_their_beginnings() -> None:
+    assert select("settings", "LCM-4, DDIM-10", list(SETTINGS)) == ["DDIM-10", "LCM-4", "LCM-4 backward 2"]
+    assert select("only", "all", list(TASKS)) == ["uvce", "disagreement", "prompts"]
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("only=nothing", "only=nothing: allowed are uvce; disagreement; prompts"), ("n=1", "n=1: allowed are 2 and above"),
+    ("settings=DDPM", "settings=DDPM: allowed are DDIM-20;"), ("speed=1", "speed=1: allowed are only="),
+])  # fmt: skip
+def test_bad_words_end_in_one_line(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality.main([word]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said) and error.count("\n") == 1
