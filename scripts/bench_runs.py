@@ -10,9 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -24,11 +24,12 @@ import torch
 import torch.nn.functional as F
 
 import runner.run
-from runner import solve
+from runner import checkpoint, solve
 from runner.compose import build, configure
 from runner.logging import NoLogger
 from runner.record import RunFolder, write_png
 from runner.run import run
+from runner.solve import Solver
 from scripts import bench_measures as measures
 from scripts.bench_lines import Line, ratio
 from scripts.timing import fit_line, peak_memory, seconds
@@ -129,39 +130,42 @@ def _start() -> float:
 
 
 def shares(words: Sequence[str]) -> list[Line]:
-    """What resuming and logging add to `python run.py <words>`, in this process."""
+    """What logging adds to `python run.py <words>`, of one batch, and what is done once more where it was stopped
+    halfway."""
     with TemporaryDirectory() as outputs:
         config = configure([*words, f"outputs={outputs}"])
         parts = build(config)
+        quiet = replace(parts, logger=NoLogger())
         with redirect_stdout(io.StringIO()):
-            run(parts, {**config, "name": "bench/inversions"})  # which the runs below find in the cache
-            spent: dict[str, float] = {}
-            with ExitStack() as stack:
-                for owner, name in TOLD:
-                    stack.enter_context(patch.object(owner, name, _clocked(getattr(owner, name), name, spent)))
+            run(quiet, {**config, "name": "bench/inversions"})  # which the runs below find in the cache
+            with clocks(TOLD) as told:
                 whole = seconds(lambda: run(parts, {**config, "name": "bench/whole"}))
-            quiet = replace(parts, logger=NoLogger())
-            calm = seconds(lambda: run(quiet, {**config, "name": "bench/calm"}))
-            threading.Timer(calm / 2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            first = seconds(lambda: run(quiet, {**config, "name": "bench/cut"}))
-            second = seconds(lambda: run(quiet, {**config, "name": "bench/cut"}))
-    logging, resuming = sum(spent.values()), first + second - calm
-    told = ", ".join(f"{name.strip('_')} {value:.2f} s" for name, value in spent.items())
-    return [
-        Line("logging of a run", 100 * logging / whole, "%", f"of {whole:.1f} s: {told}", 3.0, high=False),
-        Line(
-            "resuming of a run",
-            100 * resuming / calm,
-            "%",
-            f"{first:.1f} + {second:.1f} s over {calm:.1f} s",
-            2.0,
-            high=False,
-        ),
-    ]
+            threading.Timer(whole / 2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            run(quiet, {**config, "name": "bench/cut"})
+            with clocks(AGAIN) as again:
+                run(quiet, {**config, "name": "bench/cut"})
+    return [_share("logging of a run", told, whole, 3.0), _share("resuming of a run", again, whole, 2.0)]
+
+
+def _share(name: str, spent: Mapping[str, float], whole: float, bar: float) -> Line:
+    told = ", ".join(f"{part.strip('_')} {value:.2f} s" for part, value in spent.items())
+    return Line(name, 100 * sum(spent.values()) / whole, "%", f"of {whole:.1f} s: {told}", bar, high=False)
 
 
 # Curves and the console, pictures and results, the tables of a run, its page.
 TOLD = ((solve, "_tell"), (solve, "write_problem"), (RunFolder, "collect"), (runner.run, "write_report"))
+# A batch that was begun is prepared again, and what was saved of it is read.
+AGAIN = ((Solver, "start"), (checkpoint, "load"), (checkpoint, "load_choice"), (checkpoint, "save"))
+
+
+@contextmanager
+def clocks(calls: Sequence[tuple[Any, str]]) -> Iterator[dict[str, float]]:
+    """The seconds of calls by their names, each given as what has it and its name, as they are spent within."""
+    spent: dict[str, float] = {}
+    with ExitStack() as stack:
+        for owner, name in calls:
+            stack.enter_context(patch.object(owner, name, _clocked(getattr(owner, name), name, spent)))
+        yield spent
 
 
 def _clocked(call: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS, PICTURE = ROOT / "docs" / "results", ROOT / "docs" / "pictures" / "quality.png"
-# Of a name the first word is the sampler, behind it stands an approximation.
+# Samplers, and approximations of them.
 DDIM, LCM = ("sampler=ddim", "generator.steps=20"), ("sampler=lcm", "generator.steps=4")
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "DDIM-20": DDIM,
@@ -48,6 +48,10 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "LCM-2": ("sampler=lcm", "generator.steps=2"),
     "LCM-4 backward 2": (*LCM, "generator.backward=2"),
 }
+MARKERS = {
+    "DDIM-20 guided to 0.6": "s", "DDIM-20 backward 10": "^", "DDIM-20 backward 5": "v", "LCM-4 backward 2": "D",
+}  # fmt: skip
+TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 PROMPTED = ("rock crab", "fiddler crab", "partridge", "prairie chicken")  # two of them tied
 
 
@@ -191,34 +195,42 @@ def draw(known: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("matplotlib is missing: pip install -e '.[figures]'") from error
-    figure = Figure(figsize=(4.2 * len(known), 3.8), layout="constrained")
+    figure = Figure(figsize=(1.2 + 4 * len(known), 4.6), layout="constrained")
     panels = figure.subplots(1, len(known), squeeze=False, sharey=True)[0]
     for axes, (task, points) in zip(panels, known.items(), strict=True):
         _panel(axes, task, points)
-    panels[0].set_ylabel("%")
+    panels[0].set_ylabel("% of the answers")
+    shapes = {name: axes.plot([], [], MARKERS[name], color="grey", mfc="none")[0] for name in MARKERS}
+    used = [name for name in shapes if any(name in points for points in known.values())]
+    figure.legend([shapes[name] for name in used], used, loc="outside lower center", ncols=3, fontsize=7)
     figure.savefig(path, dpi=110)
 
 
 def _panel(axes: Axes, task: str, points: Mapping[str, Any]) -> None:
-    """The samplers of a kind are joined by a line; approximations stand by themselves."""
-    for i, (key, colour) in enumerate((("success", "tab:blue"), ("oracles", "tab:orange"))):
-        for kind in ("DDIM", "LCM"):
-            joined = [p for name, p in points.items() if name.startswith(kind) and " " not in name]
-            axes.plot([p["seconds"] for p in joined], [100 * p[key][0] for p in joined], color=colour, linewidth=1)
-        for name, p in points.items():
-            value, low, high = (100 * x for x in p[key])
-            at = p["seconds"] * (1.0 + 0.02 * i)  # beside each other where both are equal
-            face = "none" if " " in name else colour
-            axes.errorbar(
-                [at], [value], [[value - low], [high - value]], fmt="o", color=colour, markerfacecolor=face,
-                linewidth=0.6, markersize=5,
-            )  # fmt: skip
-    for name, p in points.items():
-        axes.annotate(name, (p["seconds"], 0), rotation=90, fontsize=7, ha="center", va="bottom")
-    axes.set(xscale="log", ylim=(0, 103), xlabel="seconds of one answer", title=task)
-    for label, colour in zip(TASKS[task].words, ("tab:blue", "tab:orange"), strict=True):
+    """The samplers of a kind are joined by a line and named above; approximations have shapes of their own."""
+    from matplotlib.ticker import NullLocator
+
+    for i, (key, label) in enumerate(zip(("success", "oracles"), TASKS[task].words, strict=True)):
+        colour, aside = (("tab:blue", 0.99), ("tab:orange", 1.01))[i]  # beside each other where both are equal
         axes.plot([], [], "o", color=colour, label=label)
-    axes.legend(fontsize=7, loc="center left")
+        for kind in ("DDIM", "LCM"):
+            joined = [p for name, p in points.items() if name.startswith(kind) and name not in MARKERS]
+            at = [aside * p["seconds"] for p in joined]
+            axes.plot(at, [100 * p[key][0] for p in joined], "o-", color=colour, linewidth=1)
+            axes.vlines(at, *([100 * p[key][end] for p in joined] for end in (1, 2)), color=colour, linewidth=0.6)
+        for name, p in points.items():
+            if name in MARKERS:
+                axes.plot([aside * p["seconds"]], [100 * p[key][0]], MARKERS[name], color=colour, mfc="none")
+    for name, p in points.items():
+        if name not in MARKERS:
+            axes.annotate(name, (p["seconds"], 104), fontsize=7, ha="center", va="bottom", rotation=30)
+    seconds = [p["seconds"] for p in points.values()]
+    shown = [x for x in TICKS if min(seconds) / 2 < x < 2 * max(seconds)]
+    axes.set(xscale="log", ylim=(0, 118), xlabel="seconds of one answer", title=task)
+    axes.set_xticks(shown, [f"{x:g}" for x in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(range(0, 101, 20))
+    axes.legend(fontsize=7, loc="lower center")
 
 
 def save(known: Mapping[str, Mapping[str, Any]]) -> None:

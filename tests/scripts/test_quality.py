@@ -13,8 +13,10 @@ from PIL import Image
 
 from runner.types import UserError
 from scripts import quality
+from scripts.options import parsed
 from scripts.quality import SETTINGS, TASKS, Asked, measure, select, table
 from scripts.rows import Answer, Setting
+from tests.test_docs import COMMANDS
 
 SETTING = Setting(0, "cpu", "unused")
 
@@ -59,6 +61,14 @@ def test_the_page_and_the_picture_have_every_point(
     assert page.count("| 2 | 50 % [9, 91] | 100 % [34, 100] | 2 |") == 7
     with Image.open(tmp_path / "quality.png") as picture:
         assert min(picture.size) > 300 and len(picture.convert("L").getcolors() or []) > 10
+
+
+def test_documented_commands_are_understood() -> None:
+    asked = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "scripts/quality.py"]]
+    assert asked
+    for words in asked:
+        chosen = parsed(quality.Options, words)
+        assert select("only", chosen.only, list(TASKS)) and select("settings", chosen.settings, list(SETTINGS))
 
 
 def test_names_and_their_beginnings() -> None:
