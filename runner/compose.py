@@ -96,10 +96,10 @@ def _shared(nodes: dict[str, Any]) -> Any:
 
 
 def _models(node: Any) -> Iterator[dict[str, Any]]:
-    """The nodes of models/ at any depth, but those inside another."""
+    """The nodes of models/ at any depth."""
     if isinstance(node, dict) and str(node.get("_target_")).startswith("models."):
         yield node
-    elif isinstance(node, (dict, list)):
+    if isinstance(node, (dict, list)):
         for value in node.values() if isinstance(node, dict) else node:
             yield from _models(value)
 
