@@ -217,7 +217,8 @@ def _panel(axes: Axes, task: str, points: Mapping[str, Any]) -> None:
             joined = [p for name, p in points.items() if name.startswith(kind) and name not in MARKERS]
             at = [aside * p["seconds"] for p in joined]
             axes.plot(at, [100 * p[key][0] for p in joined], "o-", color=colour, linewidth=1)
-            axes.vlines(at, *([100 * p[key][end] for p in joined] for end in (1, 2)), color=colour, linewidth=0.6)
+            low, high = ([100 * p[key][end] for p in joined] for end in (1, 2))
+            axes.vlines(at, low, high, color=colour, linewidth=0.6)
         for name, p in points.items():
             if name in MARKERS:
                 axes.plot([aside * p["seconds"]], [100 * p[key][0]], MARKERS[name], color=colour, mfc="none")
