@@ -34,5 +34,7 @@ class _Recomputed(torch.autograd.Function):
         wanted = [x for x in inputs if x.requires_grad]
         with torch.enable_grad():
             outputs = ctx.compute(*inputs)
-        found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
+        reached = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
+        ends, weights = zip(*reached, strict=True)
+        found = iter(torch.autograd.grad(ends, wanted, weights, allow_unused=True))
         return None, *(next(found) if x.requires_grad else None for x in inputs)
