@@ -168,7 +168,8 @@ def memory(repeats: int) -> list[Line]:
         for steps in (5, 20, 50):
             words = (f"generator.recompute={mode}", f"generator.steps={steps}", "generator.null_text.inner_steps=1")
             peak = runs.peak((*UVCE, *words), 4)
-            lines.append(Line(f"  peak, recompute={mode}, T={steps}", peak / 2**20, "M", "batch 4, above the start"))
+            detail = "batch 4, above what is kept between steps"
+            lines.append(Line(f"  peak, recompute={mode}, T={steps}", peak / 2**20, "M", detail))
     flat = [line.value for line in lines if "recompute=step" in line.name]
     spread = 100 * (max(flat) / min(flat) - 1)
     return [Line("memory growth, recompute=step", spread, "%", "T = 5 to 50", 10.0, high=False), *lines]
@@ -223,7 +224,7 @@ def table(known: Mapping[str, Any]) -> str:
     for name, measure in known.items():
         rows += [f"## {name}", "", "| what | | of what | bar |", "|---|---|---|---|"]
         for line in (Line(**fields) for fields in measure["lines"]):
-            rows.append(f"| {line.name.strip()} | {line.value:.3g} {line.unit} | {line.detail} | {line.verdict} |")
+            rows.append(f"| {line.name.strip()} | {line.figure} {line.unit} | {line.detail} | {line.verdict} |")
         where = f"{measure['machine']}, {measure['threads']} threads, {measure['date']}"
         rows += ["", f"`{measure['command']}`, {where}", ""]
     return "\n".join(rows)

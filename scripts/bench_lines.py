@@ -22,13 +22,18 @@ class Line:
         return self.bar is None or (self.value >= self.bar if self.high else self.value <= self.bar)
 
     @property
+    def figure(self) -> str:
+        """The value in three digits, or all of those before the point."""
+        return f"{self.value:.0f}" if abs(self.value) >= 1000 else f"{self.value:.3g}"
+
+    @property
     def verdict(self) -> str:
         if self.bar is None:
             return ""
         return f"bar {'≥' if self.high else '≤'} {self.bar:g}{self.unit} {'ok' if self.ok else 'short'}"
 
     def __str__(self) -> str:
-        return f"{self.name:<34} {self.value:>7.3g}{self.unit:<2} {self.detail}  {self.verdict}".rstrip()
+        return f"{self.name:<34} {self.figure:>7}{self.unit:<2} {self.detail}  {self.verdict}".rstrip()
 
 
 def ratio(
