@@ -34,7 +34,7 @@ from scripts import bench_measures as measures  # noqa: E402
 from scripts import bench_runs as runs  # noqa: E402
 from scripts import reference  # noqa: E402
 from scripts.bench_lines import Line, ratio  # noqa: E402
-from scripts.options import parsed  # noqa: E402
+from scripts.options import parsed, selected  # noqa: E402
 from scripts.timing import ceiling, interleaved, operations  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
@@ -191,17 +191,6 @@ MEASURES: Mapping[str, Callable[[int], list[Line]]] = {
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def select(wanted: str) -> list[str]:
-    """The measures that are named, or whose names begin so, in the table's order."""
-    found: set[str] = set()
-    for part in filter(None, wanted.split(",")):
-        hits = {name for name in MEASURES if part == "all" or name.startswith(part.strip())}
-        if not hits:
-            raise UserError(f"only={part}: allowed are {', '.join(MEASURES)}, their beginnings, by commas, or all")
-        found |= hits
-    return [name for name in MEASURES if name in found]
-
-
 def save(measured: Mapping[str, Sequence[Line]], words: Sequence[str]) -> None:
     """Replace what docs/results/speed.json has of these measures, and write the table anew from it."""
     path = RESULTS / "speed.json"
@@ -244,7 +233,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen = parsed(Options, arguments)
         if chosen.repeats < 1:
             raise UserError(f"repeats={chosen.repeats}: allowed are 1 and above")
-        names = select(chosen.only)
+        names = selected("only", chosen.only, list(MEASURES))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -27,3 +27,15 @@ def parsed(kind: type[T], arguments: Sequence[str]) -> T:
     chosen = OmegaConf.to_object(schema)
     assert isinstance(chosen, kind)
     return chosen
+
+
+def selected(key: str, wanted: str, names: Sequence[str]) -> list[str]:
+    """Those of names, in their order, that are given whole or by their beginnings, by commas, or `all`.
+
+    Raises UserError for a word that fits none, and where there is no word.
+    """
+    words = [word.strip() for word in wanted.split(",") if word.strip()]
+    for word in words or [wanted]:
+        if not word or (word != "all" and not any(name.startswith(word) for name in names)):
+            raise UserError(f"{key}={word}: allowed are {'; '.join(names)}, their beginnings, by commas, or all")
+    return [name for name in names if any(word == "all" or name.startswith(word) for word in words)]

@@ -29,7 +29,7 @@ from runner.types import UserError  # noqa: E402
 from scripts import metrics, rows_dig_in, rows_planted, rows_prompts  # noqa: E402
 from scripts.bench import machine  # noqa: E402
 from scripts.judges import CLASSIFIER, TIED, answered, both  # noqa: E402
-from scripts.options import parsed  # noqa: E402
+from scripts.options import parsed, selected  # noqa: E402
 from scripts.rows import Answer, Setting, answers  # noqa: E402
 
 if TYPE_CHECKING:
@@ -244,22 +244,13 @@ def save(known: Mapping[str, Mapping[str, Any]]) -> None:
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def select(key: str, wanted: str, names: Sequence[str]) -> list[str]:
-    """Those that are named, or whose names begin so, in their order. Raises UserError for a word that fits none."""
-    parts = [part.strip() for part in wanted.split(",") if part.strip()]
-    for part in parts:
-        if part != "all" and not any(name.startswith(part) for name in names):
-            raise UserError(f"{key}={part}: allowed are {'; '.join(names)}, their beginnings, by commas, or all")
-    return [name for name in names if any(part == "all" or name.startswith(part) for part in parts)]
-
-
 def main(arguments: Sequence[str]) -> int:
     try:
         chosen = parsed(Options, arguments)
         if chosen.n is not None and chosen.n < 2:
             raise UserError(f"n={chosen.n}: allowed are 2 and above, or null for each task's own number")
-        tasks = select("only", chosen.only, list(TASKS))
-        settings = select("settings", chosen.settings, list(SETTINGS))
+        tasks = selected("only", chosen.only, list(TASKS))
+        settings = selected("settings", chosen.settings, list(SETTINGS))
         path = RESULTS / "quality.json"
         known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
         how = {

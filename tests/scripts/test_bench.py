@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from runner.types import UserError
 from scripts import bench
 from scripts.bench_lines import Line, ratio
+from scripts.options import selected
 from scripts.timing import ceiling, fit_line, interleaved, operations, peak_memory, seconds
 
 
@@ -49,7 +51,11 @@ def test_a_ratio_is_of_times_and_is_judged_by_its_bar() -> None:
 
 
 def test_measures_are_chosen_by_their_beginnings() -> None:
-    assert bench.select("all") == list(bench.MEASURES) and bench.select("mem,uv") == ["uvce", "memory"]
+    names = list(bench.MEASURES)
+    assert selected("only", "all", names) == names and selected("only", "mem, uv", names) == ["uvce", "memory"]
+    for empty in ("", " , "):
+        with pytest.raises(UserError, match="^only="):
+            selected("only", empty, names)
 
 
 @pytest.mark.parametrize(("word", "said"), [

@@ -13,8 +13,8 @@ from PIL import Image
 
 from runner.types import UserError
 from scripts import quality
-from scripts.options import parsed
-from scripts.quality import SETTINGS, TASKS, Asked, measure, select, table
+from scripts.options import parsed, selected
+from scripts.quality import SETTINGS, TASKS, Asked, measure, table
 from scripts.rows import Answer, Setting
 from tests.test_docs import COMMANDS
 
@@ -68,12 +68,12 @@ def test_documented_commands_are_understood() -> None:
     assert asked
     for words in asked:
         chosen = parsed(quality.Options, words)
-        assert select("only", chosen.only, list(TASKS)) and select("settings", chosen.settings, list(SETTINGS))
+        assert selected("only", chosen.only, list(TASKS)) and selected("settings", chosen.settings, list(SETTINGS))
 
 
 def test_names_and_their_beginnings() -> None:
-    assert select("settings", "LCM-4, DDIM-10", list(SETTINGS)) == ["DDIM-10", "LCM-4", "LCM-4 backward 2"]
-    assert select("only", "all", list(TASKS)) == ["uvce", "disagreement", "prompts"]
+    assert selected("settings", "LCM-4, DDIM-10", list(SETTINGS)) == ["DDIM-10", "LCM-4", "LCM-4 backward 2"]
+    assert selected("only", "all", list(TASKS)) == ["uvce", "disagreement", "prompts"]
 
 
 @pytest.mark.parametrize(("word", "said"), [
