@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from itertools import product
 from pathlib import Path
@@ -76,7 +76,7 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
 
 def _shared(nodes: dict[str, Any]) -> Any:
     """The nodes, of which equal ones of models/ are one object: a CLIP model that several parts look through is loaded
-    once."""
+    once. Each stands there as a call that returns it: OmegaConf would turn a dataclass into a dictionary."""
     found = Counter(json.dumps(node, sort_keys=True) for node in _models(nodes))
     built: dict[str, Any] = {}
 
@@ -89,10 +89,16 @@ def _shared(nodes: dict[str, Any]) -> Any:
         if found[key] < 2:
             return {name: replaced(value) for name, value in node.items()}
         if key not in built:
-            built[key] = instantiate(node, _convert_="all")
+            part = instantiate(node, _convert_="all")
+            built[key] = {"_target_": "runner.compose.taken", "part": lambda: part}
         return built[key]
 
     return replaced(nodes)
+
+
+def taken(part: Callable[[], Any]) -> Any:
+    """The part that was built before."""
+    return part()
 
 
 def _models(node: Any) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from models.caption_clip import ClipRank
 from models.clip import ZeroShotClassifier
 from models.diffusion import LatentDiffusion
+from models.segment import Softening
 from models.zoo.labels import imagenet_labels
 from runner.compose import build, configure, jobs
 from runner.record import run_key
@@ -146,6 +147,15 @@ def test_a_model_that_several_parts_look_through_is_loaded_once() -> None:
     judge, captioner = parts.classifier, parts.task.captioner
     assert isinstance(judge, ZeroShotClassifier) and isinstance(captioner, ClipRank)
     assert captioner.clip is judge.clip
+
+
+def test_a_dataclass_that_stands_twice_stays_one() -> None:
+    both, sizes = ("latents", "pixels"), {"erode": 0, "dilate": 3, "blur": 1.0}
+    same = [f"generator.softening.{kind}.{size}={value}" for kind in both for size, value in sizes.items()]
+    generator = build(configure(same)).generator
+    assert isinstance(generator, LatentDiffusion)
+    assert isinstance(generator.softening["latents"], Softening)
+    assert generator.softening["latents"] is generator.softening["pixels"]
 
 
 def test_the_default_builds_every_part() -> None:
