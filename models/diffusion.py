@@ -23,7 +23,7 @@ from models.sampler import Course, NullText, Sampler
 from models.segment import Softening
 from models.tensor_cache import TensorCache
 from runner.protocols import Segmenter
-from runner.types import Anchor, Problem, Schedules, Start, UserError
+from runner.types import Anchor, Found, Problem, Schedules, Start, UserError
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,20 @@ class LatentDiffusion(Chain):
 
     @torch.no_grad()
     def record(
-        self, course: Course, text: Float[Tensor, "b l d"], needed: int
+        self, course: Course, text: Float[Tensor, "b l d"], needed: int, steps: int | None = None
     ) -> tuple[dict[str, Tensor], Float[Tensor, "b t c y x"], Float[Tensor, "b c y x"]]:
-        """One pass with the original prompt -> XA maps per layer (b, needed, heads, q, l) of the `needed` first steps,
-        latents after each step, and the last x0-prediction."""
-        z, steps, templates = course["latent"], [], []
+        """One pass with the original prompt, of which the first `steps` are made, None for all -> XA maps per layer
+        (b, needed, heads, q, l) of the `needed` first steps, latents after each step, and the last x0-prediction."""
+        z, recorded, templates = course["latent"], [], []
         x0, embeddings = z, self.base(text, course)
-        for i in range(len(self)):
+        for i in range(len(self) if steps is None else steps):
             maps: dict[str, Tensor] = {}
             now = {name: values[:, i] for name, values in embeddings.items()}
             z, x0 = self.step(z, now, course["noise"][:, i], i, record=maps if i < needed else None)
             if maps:
-                steps.append(maps)
+                recorded.append(maps)
             templates.append(z)
-        stacked = {layer: torch.stack([m[layer] for m in steps], dim=1) for layer in steps[0]} if steps else {}
+        stacked = {layer: torch.stack([m[layer] for m in recorded], dim=1) for layer in recorded[0]} if recorded else {}
         return stacked, torch.stack(templates, dim=1), x0
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class LatentDiffusion(Chain):
         return masks
 
     @torch.no_grad()
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
         """Invert the pictures or draw them, find the free region, exchange the words (DiG-IN, Algorithm 2, before the
         loop)."""
         edits = [p.edit for p in problems]
@@ -162,24 +162,16 @@ class LatentDiffusion(Chain):
         source_text, target_text = (
             self.networks.embed([getattr(e, side) for e in edits]) for side in ("source", "target")
         )
-        seeds, steps = [p.seed for p in problems], len(self)
-        drawn = self.sampler.draw(self.networks, seeds, self.latent_side)
-        course = {name: values.clone() for name, values in drawn.items()}
-        given = [i for i, problem in enumerate(problems) if problem.image is not None]
-        pictures = torch.stack([p.image for p in problems if p.image is not None]).to(self.device) if given else None
-        if pictures is not None:
-            found = self.invert(pictures, [edits[i].source for i in given], [seeds[i] for i in given])
-            for name, values in found.items():
-                course[name][given] = values
-        mapped = self.maps.steps(steps).stop if any(map(needs_mask, problems)) else 0
-        kept = math.ceil(max(schedules["inject"]) * steps)
-        recorded, templates, encoded = self.record(course, source_text, max(mapped, kept))
-        images = self.networks.decode(encoded)
-        if pictures is not None:
-            images[given], encoded[given] = pictures, self.networks.encode(pictures)
-        masks, keeps = self.masks(images, recorded, problems), [p.keep for p in problems]
+        drawn = self.sampler.draw(self.networks, [p.seed for p in problems], self.latent_side)
+        course = self.courses(problems, drawn)
+        kept = math.ceil(max(schedules["inject"]) * len(self))
+        if found is None:
+            recorded, found = self.find(problems, course, source_text, kept)
+        else:
+            recorded = self.record(course, source_text, kept, steps=kept)[0] if kept else {}
+        masks, keeps = found["masks"], [p.keep for p in problems]
         region = {kind: free(soften(masks), masks, keeps) for kind, soften in self.softening.items()}
-        latent_mask = F.interpolate(region["latents"], size=encoded.shape[-2:], mode="area")
+        latent_mask = F.interpolate(region["latents"], size=drawn["latent"].shape[-2:], mode="area")
         if again := [i for i, problem in enumerate(problems) if problem.redrawn]:
             # Square roots of the shares, so that a mixture of two noises is as long as either.
             new, old = latent_mask[again].sqrt(), (1 - latent_mask[again]).sqrt()
@@ -190,14 +182,15 @@ class LatentDiffusion(Chain):
             if e.source != e.target else torch.eye(len(old))
             for e, old, new in zip(edits, source_text, target_text, strict=True)
         ]).to(self.device)  # fmt: skip
+        # Step by step: how a product is rounded may depend on how many are made at once.
         injected = {
-            layer: torch.einsum("bthqk,bkl->bthql", m[:, :kept], matrices.to(m))
+            layer: torch.stack([torch.einsum("bhqk,bkl->bhql", m[:, i], matrices.to(m)) for i in range(kept)], dim=1)
             for layer, m in recorded.items() if kept
         }  # fmt: skip
         base = Anchor(
             base=self.base(target_text, course), noise=course["noise"], norm=course["latent"].flatten(1).norm(dim=1),
             mask=region["pixels"], latent_mask=latent_mask,
-            original=images, encoded=encoded, templates=templates, maps=injected,
+            original=found["images"], encoded=found["encoded"], templates=found["templates"], maps=injected,
             inject=torch.zeros(len(problems), device=self.device), blend=torch.zeros(len(problems), device=self.device),
         )  # fmt: skip
         anchors = [
@@ -206,7 +199,36 @@ class LatentDiffusion(Chain):
         ]
         offsets = {name: torch.zeros_like(values) for name, values in base.base.items()}
         start, notes = {"latent": course["latent"], **offsets}, described(masks, problems)
-        return Start(start, anchors, notes, compared=partial(compare, self, anchors))
+        return Start(start, anchors, notes, compared=partial(compare, self, anchors), found=found)
+
+    def courses(self, problems: Sequence[Problem], drawn: Course) -> Course:
+        """The courses of pictures: those that lead back to them where they are given, else as they are drawn."""
+        course = {name: values.clone() for name, values in drawn.items()}
+        if given := [i for i, problem in enumerate(problems) if problem.image is not None]:
+            asked = [problems[i] for i in given]
+            found = self.invert(_given(asked).to(self.device), [p.edit.source for p in asked], [p.seed for p in asked])
+            for name, values in found.items():
+                course[name][given] = values
+        return course
+
+    def find(
+        self, problems: Sequence[Problem], course: Course, text: Float[Tensor, "b l d"], kept: int
+    ) -> tuple[dict[str, Tensor], Found]:
+        """One pass with the original prompts -> XA maps of at least the `kept` first steps, see `record`; and the
+        pictures (`images`, `encoded`), the latents after each step (`templates`) and where the words are (`masks`)."""
+        mapped = self.maps.steps(len(self)).stop if any(map(needs_mask, problems)) else 0
+        recorded, templates, encoded = self.record(course, text, max(mapped, kept))
+        images = self.networks.decode(encoded)
+        if given := [i for i, problem in enumerate(problems) if problem.image is not None]:
+            images[given] = pictures = _given([problems[i] for i in given]).to(self.device)
+            encoded[given] = self.networks.encode(pictures)
+        masks = self.masks(images, recorded, problems)
+        return recorded, {"images": images, "encoded": encoded, "templates": templates, "masks": masks}
+
+
+def _given(problems: Sequence[Problem]) -> Float[Tensor, "b 3 h w"]:
+    """The pictures of problems that all bring one."""
+    return torch.stack([problem.image for problem in problems if problem.image is not None])
 
 
 def needs_mask(problem: Problem) -> bool:

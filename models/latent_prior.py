@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from models.diffusion import LatentDiffusion, needs_mask
 from models.single_picture import SinglePicture
-from runner.types import Anchor, Controls, Edit, Problem, Scene, Schedules, Start
+from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class LatentPrior(SinglePicture):
     def check(self, problems: Sequence[Problem]) -> None:
         self.generator.check([wordless(problem) for problem in problems])
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
         asked = [wordless(problem) for problem in problems]
-        start = self.generator.begin(asked, schedules)
+        start = self.generator.begin(asked, schedules, found)
         prompts = tuple(problem.edit.target for problem in asked)
         return replace(start, anchors=[PromptedAnchor(**vars(anchor), prompts=prompts) for anchor in start.anchors])
 

@@ -14,7 +14,7 @@ from models.latent_prior import PromptedAnchor
 from models.prompts import stream, unmarked
 from models.single_picture import SinglePicture
 from models.tokens import MARK
-from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start
+from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
 
 GREY = 0.5  # the middle of the range, which pictures are drawn to where nothing speaks for another colour
 
@@ -71,9 +71,9 @@ class PixelDescent(SinglePicture):
     def check(self, problems: Sequence[Problem]) -> None:
         self.generator.check([unmarked(problem) for problem in problems])
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
         """Start from the original pictures, without exchanging words."""
-        start = self.generator.begin([unmarked(problem) for problem in problems], schedules)
+        start = self.generator.begin([unmarked(problem) for problem in problems], schedules, found)
         anchor = start.anchors[0]
         original, encoded = anchor.original.clone(), anchor.encoded.clone()
         prompts = [problem.edit.target for problem in problems]
@@ -87,7 +87,7 @@ class PixelDescent(SinglePicture):
         anchor = PixelAnchor(
             **fields, prompts=tuple(prompts), seeds=seeds, shifts=torch.zeros(len(seeds), 2, dtype=torch.long)
         )
-        return Start({"pixels": original.clone()}, [anchor], start.notes)
+        return Start({"pixels": original.clone()}, [anchor], start.notes, found=start.found)
 
     @torch.no_grad()
     def _encoded(self, picture: Float[Tensor, "3 h w"]) -> Float[Tensor, "1 c y x"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from models.sampler import Course
 from models.tokens import Draw, Template, Tokens, plain, read_template
-from runner.types import Anchor, Controls, Edit, Problem, Scene, Schedules, Start, UserError
+from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start, UserError
 
 NO_MAPS: Schedules = {"inject": [0.0], "blend": [0.0]}
 
@@ -63,9 +63,9 @@ class PromptDiffusion:
         for problem in problems:
             read_template(self.networks.tokenizer, problem.edit.source)
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
         """The prompts' tokens; everything is free, no map is injected."""
-        start = self.generator.begin([unmarked(problem) for problem in problems], NO_MAPS)
+        start = self.generator.begin([unmarked(problem) for problem in problems], NO_MAPS, found)
         templates = tuple(read_template(self.networks.tokenizer, p.edit.source) for p in problems)
         seeds = tuple(p.seed for p in problems)
         ids = self.networks.padded([list(t.ids) for t in templates])
@@ -81,7 +81,7 @@ class PromptDiffusion:
         if all(torch.equal(b[self.tokens.control], begun[0][self.tokens.control]) for b in begun):
             begun = begun[:1]  # nothing is random about them
         scenes = partial(self.candidates, begun, anchor, draws)
-        return Start(begun[0], [anchor], start.notes, begun[1:], scenes)
+        return Start(begun[0], [anchor], start.notes, begun[1:], scenes, found=start.found)
 
     def candidates(self, begun: Sequence[Controls], anchor: PromptAnchor, draws: Sequence[int]) -> Iterator[Scene]:
         """What every start shows. Few pictures for many prompts: of other z than those by which steps are judged, and

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.prompts import stream
 from models.single_picture import SinglePicture
 from runner.protocols import Generator
-from runner.types import Anchor, Controls, Problem, Scene, Schedules, Start
+from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,12 @@ class Several(SinglePicture):
     def check(self, problems: Sequence[Problem]) -> None:
         self.generator.check(problems)
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
         every = [replace(p, seed=stream(p.seed, "several", j)) for p in problems for j in range(self.count)]
-        start = self.generator.begin(every, schedules)
+        start = self.generator.begin(every, schedules, found)
         assert len(start.anchors) == 1 and not start.others, "nothing is chosen among starts"
-        return Start(self._folded(start.controls), [self._outer(start.anchors[0])], start.notes[:: self.count])
+        controls, anchor = self._folded(start.controls), self._outer(start.anchors[0])
+        return Start(controls, [anchor], start.notes[:: self.count], found=start.found)
 
     def _folded(self, controls: Controls) -> Controls:
         return {name: values.unflatten(0, (-1, self.count)) for name, values in controls.items()}

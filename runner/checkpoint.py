@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialise
 
-from runner.optimize import Choice, State
+from runner.optimize import Origin, State
 from runner.record import write
 
 
@@ -21,7 +20,9 @@ def save(path: Path, state: State) -> None:
     tensors |= {f"moments.{k}.{m}": v for k, moments in state.moments.items() for m, v in moments.items()}
     tensors |= {"best_total": state.best_total, "best_step": state.best_step}
     plain = {key: getattr(state, key) for key in ("step", "finished", "failed", "history", "seconds")}
-    plain["choice"] = None if state.choice is None else asdict(state.choice)
+    if state.origin is not None:
+        tensors |= {f"found.{k}": v for k, v in state.origin.found.items()}
+        plain["origin"] = {key: getattr(state.origin, key) for key in ("controls", "inject", "blend")}
     whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     write(path, serialise(whole, metadata={"state": json.dumps(plain)}))
 
@@ -31,7 +32,9 @@ def load(path: Path, device: torch.device) -> State:
     with safe_open(path, framework="pt", device=str(device)) as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         plain = json.loads(file.metadata()["state"])
-    plain["choice"] = load_choice(path)
+    if (origin := plain.pop("origin", None)) is not None:
+        found = {k.removeprefix("found."): v for k, v in tensors.items() if k.startswith("found.")}
+        plain["origin"] = Origin(**origin, found=found)
     moments: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("moments."):
@@ -43,10 +46,3 @@ def load(path: Path, device: torch.device) -> State:
         best={k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")},
         best_total=tensors["best_total"], best_step=tensors["best_step"], moments=moments, **plain,
     )  # fmt: skip
-
-
-def load_choice(path: Path) -> Choice | None:
-    """What the samples of a saved state began with, without the rest of it."""
-    with safe_open(path, framework="pt") as file:
-        choice = json.loads(file.metadata()["state"])["choice"]
-    return None if choice is None else Choice(**choice)

@@ -14,7 +14,6 @@ from runner.compose import build, configure
 from runner.protocols import Classifier, World
 from runner.record import to_8_bits
 from runner.run import fit, solver
-from runner.solve import safety_notes
 from runner.types import Example
 
 
@@ -57,23 +56,19 @@ def explain(
     answer.check(problems)
     if parts.generator.recompute == "auto":
         fit(parts, answer, 1, 1)
-    controls, anchor, notes, choice = answer.start(problems)
-    state = optimize.begin(controls, choice)
+    controls, anchor, notes, origin = answer.start(problems)
+    state = optimize.begin(controls, origin)
     for latest in answer.states(problems, anchor, state):
         state = latest
         if state.failed[0] is not None:
             raise RuntimeError(state.failed[0])
-    (starts, _), (bests, flagged) = answer.render(controls, anchor), answer.render(state.best, anchor)
-    original, best = (to_8_bits(pictures[0]) for pictures in (anchor.original, bests[:, 0]))
+    found = answer.answers(problems, controls, anchor, state, notes)
+    original, best = (to_8_bits(pictures[0]) for pictures in (anchor.original, found.bests[:, 0]))
     pictures = {"before": original, "best": best, "mask": anchor.mask[0]}
     pictures |= parts.task.illustrate(problems[0], pictures, classifier)
     measured = parts.task.measure(problems[0], pictures, classifier)
     return Answer(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
-        loss={name: values[0] for name, values in state.history[int(state.best_step[0])].items()},
-        warnings=[
-            *notes[0], *answer.doubts(problems, anchor, starts[:, 0], state)[0],
-            *safety_notes(flagged[0], bests.shape[1]),
-        ],
+        loss=dict(found.losses[0]), warnings=list(found.notes[0]),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runner.objective import Loss, evaluate
 from runner.protocols import Generator
-from runner.types import Anchor, Controls, Objective, Scene, Start, UserError
+from runner.types import Anchor, Controls, Found, Objective, Scene, Schedules, Start, UserError
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]
@@ -76,14 +76,14 @@ class Descent:
 class State:
     """Where a batch stands before evaluation `step`: controls, the method's moments, the best iterate per sample
     (its controls, un-augmented total and step), the history of every evaluation, why a sample was given up, and which
-    candidates the samples began with, where there were any."""
+    the samples began with, None where it is not to be begun again."""
 
     controls: Controls
     best: Controls
     best_total: Tensor
     best_step: Tensor
     failed: list[str | None]
-    choice: Choice | None = None
+    origin: Origin | None = None
     step: int = 0
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     history: list[dict[str, list[float]]] = field(default_factory=list)
@@ -91,7 +91,7 @@ class State:
     seconds: float = 0.0
 
 
-def begin(controls: Controls, choice: Choice | None = None) -> State:
+def begin(controls: Controls, origin: Origin | None = None) -> State:
     """The state before the first evaluation. Its tensors are contiguous, as those of a checkpoint are: sums would
     otherwise run in another order after a resume."""
     controls = {name: value.contiguous() for name, value in controls.items()}
@@ -99,49 +99,59 @@ def begin(controls: Controls, choice: Choice | None = None) -> State:
     device = next(iter(controls.values())).device
     best = {name: value.clone() for name, value in controls.items()}
     infinite = torch.full((n,), math.inf, device=device)
-    return State(dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n, choice)
+    return State(dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n, origin)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """By their positions, the candidates that each sample begins with."""
+class Origin:
+    """What the samples of a batch begin with, by which the batch can be begun again: the position of each one's
+    candidate for the controls, the shares of its schedules, and what the generator found."""
 
     controls: list[int]
-    anchors: list[int]
+    inject: list[float]
+    blend: list[float]
+    found: Found
+
+    @property
+    def schedules(self) -> Schedules:
+        """Those shares alone that some sample begins with."""
+        return {"inject": sorted(set(self.inject)), "blend": sorted(set(self.blend))}
 
 
 @torch.no_grad()
-def choose(generator: Generator, start: Start, objective: Objective) -> Choice:
+def choose(generator: Generator, start: Start, objective: Objective) -> Origin:
     """Per sample the candidates with the lowest un-augmented totals: first controls are compared, then the schedules of
     the anchors."""
     count = len(start.notes)
-    chosen, schedules = [0] * count, [0] * count
+    chosen, anchors = [0] * count, [start.anchors[0]] * count
     if start.others:
         candidates = [start.controls, *start.others]
         scenes = (generator(c, start.anchors[0])[-1] for c in candidates) if start.scenes is None else start.scenes()
         chosen = _lowest(objective, scenes).tolist()
     if len(start.anchors) > 1:
-        controls, _ = beginning(start, Choice(chosen, schedules))
+        controls = _of_candidates(start, chosen)
         one_by_one = (generator(controls, anchor)[-1] for anchor in start.anchors)
-        schedules = _lowest(objective, start.compared(controls) if start.compared else one_by_one).tolist()
-    return Choice(chosen, schedules)
+        lowest = _lowest(objective, start.compared(controls) if start.compared else one_by_one)
+        anchors = [start.anchors[j] for j in lowest.tolist()]
+    inject, blend = ([getattr(a, key)[i].item() for i, a in enumerate(anchors)] for key in ("inject", "blend"))
+    return Origin(chosen, inject, blend, start.found)
 
 
-def beginning(start: Start, choice: Choice) -> tuple[Controls, Anchor]:
+def beginning(start: Start, origin: Origin) -> tuple[Controls, Anchor]:
     """The controls and the anchor of the candidates that were chosen."""
-    controls, anchor = start.controls, start.anchors[0]
-    if start.others:
-        candidates = [start.controls, *start.others]
-        controls = {
-            name: torch.stack([candidates[j][name][i] for i, j in enumerate(choice.controls)]) for name in controls
-        }
+    controls, anchor = _of_candidates(start, origin.controls), start.anchors[0]
     if len(start.anchors) == 1:
         return controls, anchor
-    inject, blend = (
-        torch.stack([getattr(start.anchors[j], key)[i] for i, j in enumerate(choice.anchors)])
-        for key in ("inject", "blend")
-    )
+    inject, blend = anchor.inject.new_tensor(origin.inject), anchor.blend.new_tensor(origin.blend)
     return controls, replace(anchor, inject=inject, blend=blend)
+
+
+def _of_candidates(start: Start, chosen: Sequence[int]) -> Controls:
+    """Each sample's controls from its candidate."""
+    if not start.others:
+        return start.controls
+    candidates = [start.controls, *start.others]
+    return {name: torch.stack([candidates[j][name][i] for i, j in enumerate(chosen)]) for name in start.controls}
 
 
 def _lowest(objective: Objective, scenes: Iterable[Scene]) -> Int[Tensor, " b"]:

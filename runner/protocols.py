@@ -16,6 +16,7 @@ from runner.types import (
     Anchor,
     Controls,
     Example,
+    Found,
     Head,
     Objective,
     Pictures,
@@ -158,7 +159,9 @@ class Generator(Protocol):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start: ...
+    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
+        """Where the problems' descent begins, under every pair of the schedules' shares. found: what an earlier call
+        found for the same problems; the same then comes of it sooner."""
 
     def fresh(self, anchor: Anchor, k: int) -> Anchor:
         """The constants of optimisation step k: the anchor itself, unless every step meets other random numbers. An

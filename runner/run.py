@@ -62,7 +62,7 @@ def solver(parts: Parts) -> Solver:
     baseline = parts.baseline[parts.task.baseline]
     chosen = baseline(parts.generator, parts.controls, replace(parts.optimizer, lr=scaled))
     doubts = Doubts(parts.generator, parts.classifier)
-    return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety)
+    return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety, parts.generator.device)
 
 
 def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tuple[list[Problem], int | None]:
@@ -87,29 +87,53 @@ def fit(parts: Parts, answer: Solver, batch: int | None, problems: int) -> Plan:
     return chosen
 
 
+@dataclass(frozen=True)
+class Work:
+    """What there is to do. names: of all problems, in their order; batches: of problems, by name; key: the folder's."""
+
+    answer: Solver
+    names: Sequence[str]
+    batches: Mapping[str, Sequence[Problem]]
+    folder: RunFolder
+    key: str
+
+    def done(self, batch: Sequence[Problem]) -> bool:
+        return all(self.folder.done(p.name) for p in batch)
+
+
+def prepare(parts: Parts, config: Mapping[str, Any]) -> Work:
+    """The problems that a configuration asks for, cut into batches, and where their answers go; says so on the console.
+
+    Raises UserError for what can be seen to fail before anything is computed.
+    """
+    _check_counts({"limit": config["limit"], "checkpoint.every": config["checkpoint"]["every"]})
+    answer = solver(parts)
+    problems, total = problems_of(parts, config, answer)
+    key = run_key(config, parts.digests)
+    folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
+    size, chosen = _sized(parts, answer, config["batch"], folder, len(problems))
+    cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
+    of = "" if total is None else f" of {total}"
+    print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
+    if chosen is not None:
+        print(f"batch={config['batch']}: {chosen}", flush=True)
+    return Work(answer, [p.name for p in problems], {batch_name(i, len(b)): b for i, b in cut}, folder, key)
+
+
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
     """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code.
 
     Any number of processes, on any machines that see the folder, may do so at once: they share the batches.
     """
-    _check_counts({"limit": config["limit"], "checkpoint.every": config["checkpoint"]["every"]})
-    answer = solver(parts)
-    problems, total = problems_of(parts, config, answer)
-    names, key = [p.name for p in problems], run_key(config, parts.digests)
-    folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
-    size, chosen = _sized(parts, answer, config["batch"], folder, len(problems))
-    cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
-    batches = {batch_name(i, len(batch)): batch for i, batch in cut}
+    work = prepare(parts, config)
+    folder, names, batches = work.folder, work.names, work.batches
     process, interrupt, logger = Process.own(), Interrupt(), Unfailing(parts.logger)
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
-    def done(batch: Sequence[Problem]) -> bool:
-        return all(folder.done(p.name) for p in batch)
-
     def solve(name: str, claim: Claim) -> None:
         solve_batch(
-            answer, batches[name], folder, folder.checkpoint(name), config["checkpoint"]["every"], interrupt, claim,
-            bar, logger,
+            work.answer, batches[name], folder, folder.checkpoint(name), config["checkpoint"]["every"], interrupt,
+            claim, bar, logger,
         )  # fmt: skip
         page()
 
@@ -117,10 +141,6 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
         folder.collect(names, "running", "", parts.task.summarise)
         write_report(folder.path)
 
-    of = "" if total is None else f" of {total}"
-    print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
-    if chosen is not None:
-        print(f"batch={config['batch']}: {chosen}", flush=True)
     state, reason, code, began = "running", "", DONE, time.time()
     try:
         with interrupt.listening():
@@ -128,10 +148,10 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
             folder.write_names(names)
             folder.write_attempt(process, began, "running", "")
             folder.collect(names, "running", "", parts.task.summarise)
-            logger.start(folder.path, dict(config), key, config["name"].split("/")[0])
-            solved = sum(len(batch) for batch in batches.values() if done(batch))
-            with progress(len(problems), solved) as bar, Background(refresh) as page:
-                share(batches, done, claims, config["claim"]["wait"], solve, bar)
+            logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
+            solved = sum(len(batch) for batch in batches.values() if work.done(batch))
+            with progress(len(names), solved) as bar, Background(refresh) as page:
+                share(batches, work.done, claims, config["claim"]["wait"], solve, bar)
                 page.wait()
         state = "done"
     except Stopped as stop:

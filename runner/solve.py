@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from runner import checkpoint, optimize
+from runner.answers import Answers, curve, write_answer
 from runner.augment import RandomCrops
 from runner.baselines import Contestant
 from runner.claims import Claim
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger
 from runner.objective import evaluate
-from runner.optimize import Choice, Descent, State
+from runner.optimize import Descent, Origin, State
 from runner.progress import Progress
 from runner.protocols import Classifier, Generator, Screen, Task
-from runner.record import RunFolder, to_8_bits, write, write_png
+from runner.record import RunFolder
 from runner.types import Anchor, Controls, Objective, Problem, Scene
 from runner.warn import Doubts
 
@@ -31,7 +31,7 @@ WRITERS = 8  # threads that compress pictures, most of a picture's time, while o
 
 @dataclass(frozen=True)
 class Solver:
-    """What turns a batch of problems into pictures."""
+    """What turns a batch of problems into answers. device: where the generator computes."""
 
     contestant: Contestant
     classifier: Classifier
@@ -39,6 +39,7 @@ class Solver:
     augment: RandomCrops
     doubts: Doubts
     safety: Screen | None
+    device: torch.device
 
     @property
     def generator(self) -> Generator:
@@ -57,16 +58,19 @@ class Solver:
         return self.contestant.objective(self.task.objective(problems, anchor, self.classifier))
 
     def start(
-        self, problems: Sequence[Problem], choice: Choice | None = None
-    ) -> tuple[Controls, Anchor, Sequence[Sequence[str]], Choice]:
-        """Invert or draw, find the region, choose the best of the candidates unless it is known already; notes per
-        problem."""
+        self, problems: Sequence[Problem], origin: Origin | None = None
+    ) -> tuple[Controls, Anchor, Sequence[Sequence[str]], Origin]:
+        """Invert or draw, find the region, choose the best of the candidates; or, from their origin, begin again as
+        before. Notes per problem."""
         begin = self.contestant.begin
-        start = begin.begin(problems, self.task.schedules)
+        if origin is None:
+            start = begin.begin(problems, self.task.schedules)
+        else:
+            start = begin.begin(problems, origin.schedules, origin.found)
         objective = self.objective(problems, start.anchors[0])
-        choice = choice or optimize.choose(begin, start, objective)
-        controls, anchor = optimize.beginning(start, choice)
-        return self.contestant.finish(controls, anchor, objective), anchor, start.notes, choice
+        origin = origin or optimize.choose(begin, start, objective)
+        controls, anchor = optimize.beginning(start, origin)
+        return self.contestant.finish(controls, anchor, objective), anchor, start.notes, origin
 
     def states(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> Iterator[State]:
         """The descent from a state on."""
@@ -97,6 +101,22 @@ class Solver:
         screened, flags = self.safety(pictures.flatten(0, 1))
         return screened.view_as(pictures), flags.view(pictures.shape[:2]).sum(dim=1).tolist()
 
+    @torch.no_grad()
+    def answers(
+        self, problems: Sequence[Problem], controls: Controls, anchor: Anchor, state: State,
+        notes: Sequence[Sequence[str]],
+    ) -> Answers:  # fmt: skip
+        """What was found from a batch's first controls on; notes: of its beginning."""
+        (starts, _), (bests, flagged) = self.render(controls, anchor), self.render(state.best, anchor)
+        prompts = self.generator.worded(state.best, anchor) or [problem.edit.target for problem in problems]
+        doubts = self.doubts(problems, anchor, starts[:, 0], state)
+        told = [
+            [*_caption_notes(self.task, problem), *notes[i], *doubts[i], *_safety_notes(flagged[i], bests.shape[1])]
+            for i, problem in enumerate(problems)
+        ]
+        losses, lasting = self.losses(problems, anchor, state), self.generator.lasting
+        return Answers(problems, anchor, state, self.descent.steps, lasting, starts, bests, prompts, losses, told)
+
 
 def solve_batch(
     answer: Solver, problems: Sequence[Problem], folder: RunFolder, path: Path, every: int, interrupt: Interrupt,
@@ -107,9 +127,9 @@ def solve_batch(
     clock = time.monotonic()
     bar.batch([p.name for p in problems])
     bar.phase("preparing")
-    saved = path.exists()
-    controls, anchor, notes, choice = answer.start(problems, checkpoint.load_choice(path) if saved else None)
-    state = checkpoint.load(path, anchor.original.device) if saved else optimize.begin(controls, choice)
+    saved = checkpoint.load(path, answer.device) if path.exists() else None
+    controls, anchor, notes, origin = answer.start(problems, saved.origin if saved else None)
+    state = saved or optimize.begin(controls, origin)
     before = state.seconds
     states = answer.states(problems, anchor, state)
     while not state.finished:
@@ -126,34 +146,19 @@ def solve_batch(
                 checkpoint.save(path, state)
         _tell(state, problems, answer.descent.steps, bar, logger)
     bar.phase("measuring")
-    with torch.no_grad():
-        (starts, _), (bests, flagged) = answer.render(controls, anchor), answer.render(state.best, anchor)
-    prompts, losses = answer.generator.worded(state.best, anchor), answer.losses(problems, anchor, state)
-    doubts = answer.doubts(problems, anchor, starts[:, 0], state)
+    answers = answer.answers(problems, controls, anchor, state, notes)
     with ThreadPoolExecutor(WRITERS, "picture") as writers:
         for i, problem in enumerate(problems):
             if folder.done(problem.name):
                 continue
-            pictures = {"start": starts[i, 0], "best": bests[i, 0]}
-            pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(bests[i, 1:], start=1)}
-            if problem.image is not None or problem.edit.source != problem.edit.target:
-                pictures = {"original": anchor.original[i], **pictures}  # drawn with the first words if not given
-            if problem.keep in ("background", "foreground"):
-                pictures["mask"] = anchor.mask[i]
-            hidden = safety_notes(flagged[i], bests.shape[1])
-            warnings = [*_caption_notes(answer.task, problem), *notes[i], *doubts[i], *hidden]
-            for warning in warnings:
-                bar.say(f"{problem.name}: {warning}")
-            prompt = problem.edit.target if prompts is None else prompts[i]
-            write_problem(
-                answer, problem, i, state, losses[i], pictures, prompt, warnings, anchor, folder, len(problems), logger,
-                writers,
-            )  # fmt: skip
+            for note in answers.notes[i]:
+                bar.say(f"{problem.name}: {note}")
+            write_answer(answers, i, answer.task, answer.classifier, folder, logger, writers)
     path.unlink(missing_ok=True)
     bar.finished(len(problems))
 
 
-def safety_notes(flagged: int, count: int) -> list[str]:
+def _safety_notes(flagged: int, count: int) -> list[str]:
     """What the reader has to know of pictures that were kept from being seen."""
     return [f"{flagged} of {count} pictures were flagged as unsafe and are blurred"] if flagged else []
 
@@ -169,87 +174,9 @@ def _tell(state: State, problems: Sequence[Problem], steps: int, bar: Progress, 
     latest = state.history[-1]
     evaluated = len(state.history) - 1
     for i, problem in enumerate(problems):
-        logger.log(problem.name, evaluated, _curve(latest, i))
-    confidence = [c for i in range(len(problems)) if (c := _curve(latest, i).get("confidence")) is not None]
+        logger.log(problem.name, evaluated, curve(latest, i))
+    confidence = [c for i in range(len(problems)) if (c := curve(latest, i).get("confidence")) is not None]
     bar.step(
         evaluated, steps, sum(latest["total"]) / len(problems),
         sum(confidence) / len(confidence) if confidence else None,
     )  # fmt: skip
-
-
-def _curve(values: Mapping[str, Sequence[float]], i: int) -> dict[str, float]:
-    """One sample's values of an evaluation, with the target's confidence where a log-probability is among them."""
-    row = {name: value[i] for name, value in values.items()}
-    if "class_log_prob" in row:
-        row["confidence"] = float(torch.tensor(-row["class_log_prob"]).exp())
-    return row
-
-
-@dataclass
-class Saved:
-    """Pictures in a folder as their files hold them: what is reported is measured on that. The files are there when
-    `wait` returns."""
-
-    place: Path
-    writers: Executor
-    pictures: dict[str, Tensor] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-    begun: list[Future[None]] = field(default_factory=list)
-
-    def add(self, pictures: Mapping[str, Tensor]) -> None:
-        """Begin to save pictures (c, h, w) in [0, 1] under their names."""
-        for name, picture in pictures.items():
-            self.files[name] = self.place / f"{name}.png"
-            self.pictures[name] = to_8_bits(picture).cpu()
-            self.begun.append(self.writers.submit(write_png, self.files[name], self.pictures[name]))
-
-    def wait(self) -> None:
-        """Raises what kept a file from being written."""
-        for writing in self.begun:
-            writing.result()
-
-
-def write_problem(
-    answer: Solver, problem: Problem, i: int, state: State, loss: Mapping[str, float], pictures: dict[str, Tensor],
-    prompt: str, notes: Sequence[str], anchor: Anchor, folder: RunFolder, batch: int, logger: Logger, writers: Executor,
-) -> None:  # fmt: skip
-    """Save a problem's pictures and what they can be made again from, measure the saved ones and write its result, or
-    why there is none."""
-    if (reason := state.failed[i]) is not None:
-        folder.write_failure(problem.name, reason)
-        return
-    saved = Saved(folder.problem(problem.name), writers)
-    if lasting := {name: state.best[name][i].cpu().contiguous() for name in answer.generator.lasting}:
-        controls = saved.place / "controls.safetensors"
-        write(controls, serialise(lasting, metadata={"prompt": problem.edit.target}))
-    saved.add(pictures)
-    before = "original" if "original" in pictures else "start"
-    shown = {**saved.pictures, "before": saved.pictures[before]}
-    saved.add({"difference": (shown["best"] - shown["before"]).abs()})
-    device = anchor.original.device
-    shown = {name: picture.to(device) for name, picture in shown.items()}
-    saved.add(answer.task.illustrate(problem, shown, answer.classifier))
-    shown |= {name: picture.to(device) for name, picture in saved.pictures.items()}
-    step = int(state.best_step[i])
-    record = {
-        "name": problem.name,
-        "picture": problem.picture,
-        **answer.task.measure(problem, shown, answer.classifier),
-        "caption": problem.edit.source,
-        "prompt": prompt,
-        "loss": dict(loss),
-        "steps": answer.descent.steps,
-        "best_step": step,
-        "inject": round(anchor.inject[i].item(), 6),
-        "blend": round(anchor.blend[i].item(), 6),
-        "seconds": round(state.seconds / batch, 2),
-        "seed": problem.seed,
-        "warnings": list(notes),
-        "keep": problem.keep,
-        "images": {name: str(path.relative_to(folder.path)) for name, path in saved.files.items()},
-        **({"controls": str(controls.relative_to(folder.path))} if lasting else {}),
-        "history": [{"step": k, **_curve(values, i)} for k, values in enumerate(state.history)],
-    }
-    saved.wait()
-    folder.write_result(problem.name, record)
-    logger.result(record, saved.files)

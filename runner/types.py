@@ -7,7 +7,7 @@ steps, l text tokens, d text width, k classes, n views. Images are RGB in [0, 1]
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -156,11 +156,16 @@ Term = Callable[[Scene], Float[Tensor, " b"]]
 Objective = Mapping[str, tuple[float, Term]]
 
 
+# What a generator found of a batch's pictures and need not find again, by names of its own.
+Found = Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Start:
     """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem; others:
     further candidates for the controls; scenes: what all the candidates show, None for what the first anchor makes of
-    them; compared: what controls show under each of the anchors, None for what the generator makes of them in turn.
+    them; compared: what controls show under each of the anchors, None for what the generator makes of them in turn;
+    found: what makes it cheap to begin again.
     """
 
     controls: Controls
@@ -169,6 +174,7 @@ class Start:
     others: Sequence[Controls] = ()
     scenes: Callable[[], Iterator[Scene]] | None = None
     compared: Callable[[Controls], Sequence[Scene]] | None = None
+    found: Found = field(default_factory=dict)
 
 
 # Prompt-to-Prompt schedules that replace the generator's own: `inject` and `blend`, shares of the chain to compare.

@@ -18,7 +18,7 @@ from models.tensor_cache import TensorCache
 from runner import optimize
 from runner.compose import build, configure
 from runner.objective import evaluate
-from runner.optimize import Choice, State
+from runner.optimize import Origin, State
 from runner.protocols import World
 from runner.run import Parts as RunParts
 from runner.run import fit, solver
@@ -86,10 +86,10 @@ def explained(own: Case) -> Parts:
     begin, start = own.answer.contestant.begin, _Kept()
     begin.begin(own.problems, own.parts.task.schedules)  # the inversion is in the cache from here on
     found["begin"] = seconds(lambda: start.keep(begin.begin(own.problems, own.parts.task.schedules))) / own.size
-    objective, choice = own.answer.objective(own.problems, start.value.anchors[0]), _Kept()
-    found["search"] = seconds(lambda: choice.keep(optimize.choose(begin, start.value, objective))) / own.size
-    controls, anchor = optimize.beginning(start.value, choice.value)
-    found["step"], state = stepped(own, controls, anchor, choice.value)
+    objective, origin = own.answer.objective(own.problems, start.value.anchors[0]), _Kept()
+    found["search"] = seconds(lambda: origin.keep(optimize.choose(begin, start.value, objective))) / own.size
+    controls, anchor = optimize.beginning(start.value, origin.value)
+    found["step"], state = stepped(own, controls, anchor, origin.value)
     found["end"] = seconds(lambda: (own.answer.render(controls, anchor), own.answer.render(state.best, anchor)))
     found["end"] /= own.size
     return totalled(found, own.steps)
@@ -104,9 +104,9 @@ class _Kept:
         self.value = value
 
 
-def stepped(own: Case, controls: Controls, anchor: Anchor, choice: Choice | None) -> tuple[float, State]:
+def stepped(own: Case, controls: Controls, anchor: Anchor, origin: Origin | None) -> tuple[float, State]:
     """Seconds per picture and optimisation step, and where they lead."""
-    states = own.answer.states(own.problems, anchor, optimize.begin(controls, choice))
+    states = own.answer.states(own.problems, anchor, optimize.begin(controls, origin))
     state, times = _Kept(), []
     for _ in range(min(TIMED, own.steps)):
         times.append(seconds(lambda: state.keep(next(states))) / own.size)
@@ -257,10 +257,10 @@ def prompted(own: Case) -> Parts:
     assert isinstance(begin, PromptDiffusion)
     own.parts.generator.cache = TensorCache(None)  # what random starts show is computed in every repetition
     start = begin.begin(own.problems, own.parts.task.schedules)
-    objective, choice = own.answer.objective(own.problems, start.anchors[0]), _Kept()
-    search = seconds(lambda: choice.keep(optimize.choose(begin, start, objective))) / own.size
-    controls, anchor = optimize.beginning(start, choice.value)
-    step, state = stepped(own, controls, anchor, choice.value)
+    objective, origin = own.answer.objective(own.problems, start.anchors[0]), _Kept()
+    search = seconds(lambda: origin.keep(optimize.choose(begin, start, objective))) / own.size
+    controls, anchor = optimize.beginning(start, origin.value)
+    step, state = stepped(own, controls, anchor, origin.value)
     end = seconds(lambda: own.answer.render(state.best, anchor)) / own.size
     return totalled({"search": search, "step": step, "end": end}, own.steps)
 

@@ -153,9 +153,9 @@ def _share(name: str, spent: Mapping[str, float], whole: float, bar: float) -> L
 
 
 # Curves and the console, pictures and results, the tables of a run, its page.
-TOLD = ((solve, "_tell"), (solve, "write_problem"), (RunFolder, "collect"), (runner.run, "write_report"))
+TOLD = ((solve, "_tell"), (solve, "write_answer"), (RunFolder, "collect"), (runner.run, "write_report"))
 # A batch that was begun is prepared again, and what was saved of it is read.
-AGAIN = ((Solver, "start"), (checkpoint, "load"), (checkpoint, "load_choice"), (checkpoint, "save"))
+AGAIN = ((Solver, "start"), (checkpoint, "load"), (checkpoint, "save"))
 
 
 @contextmanager

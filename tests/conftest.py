@@ -22,7 +22,7 @@ from models.sampler import NullText, ddim, lcm
 from models.segment import AttentionSegmenter, Softening
 from models.single_picture import SinglePicture
 from models.tensor_cache import TensorCache
-from runner.types import Anchor, Controls, Edit, Head, Problem, Response, Scene, Schedules, Start, UserError
+from runner.types import Anchor, Controls, Edit, Found, Head, Problem, Response, Scene, Schedules, Start, UserError
 from scripts.tokenizer import train_tokenizer
 from tasks.flips import Flip
 from tasks.surroundings import Surroundings
@@ -269,7 +269,7 @@ class Identity(SinglePicture):
     def check(self, problems: Sequence[Problem]) -> None:
         pass
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules) -> Start:
+    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
         raise NotImplementedError
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -326,6 +327,36 @@ def test_drawn_and_given_pictures_share_a_batch(make_either: Make, make_problems
     given = together.anchors[0].original[1]
     assert problems[1].image is not None and torch.equal(given, problems[1].image)
     torch.testing.assert_close(together.anchors[0].encoded[1], generator.networks.encode(problems[1].image[None])[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_what_was_found_is_not_found_again(
+    make_either: Make, make_problems: Problems, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same begins from it, bit for bit, with the steps alone whose maps are injected."""
+    generator = make_either()
+    problems: list[Problem] = [drawn(3, keep="background"), make_problems(1)[0], drawn(4)]
+    own = {"inject": [share], "blend": [0.5]}
+    first = generator.begin(problems, {**own, "inject": [share, 1.0]})
+    calls: list[int] = []
+    predict = generator.predict
+
+    def counted(z: torch.Tensor, embeddings: Any, i: int, *others: Any) -> torch.Tensor:
+        calls.append(i)
+        return predict(z, embeddings, i, *others)
+
+    monkeypatch.setattr(generator, "find", None)
+    monkeypatch.setattr(generator, "predict", counted)
+    again = generator.begin(problems, own, first.found)
+    assert calls == list(range(math.ceil(share * len(generator)))) and again.notes == first.notes
+    assert all(torch.equal(value, first.controls[name]) for name, value in again.controls.items())
+    one, same = first.anchors[0], again.anchors[0]
+    assert len(again.anchors) == 1 and all(maps.shape[1] == len(calls) for maps in same.maps.values())
+    assert same.maps.keys() == (one.maps.keys() if calls else set())
+    for name in ("original", "encoded", "mask", "latent_mask", "noise", "norm", "templates", "inject", "blend"):
+        assert torch.equal(getattr(same, name), getattr(one, name)), name
+    assert all(torch.equal(base, one.base[name]) for name, base in same.base.items())
+    assert all(torch.equal(maps, one.maps[layer][:, : len(calls)]) for layer, maps in same.maps.items())
 
 
 def test_what_is_free_may_start_from_noise(make_either: Make, make_problems: Problems) -> None:

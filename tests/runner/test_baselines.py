@@ -201,8 +201,9 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
     assert one.begin is generator and isinstance(one.generator, PixelDescent) and one.descent.steps == 0
     task: Any = uvce()
     answer = Solver(
-        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None
-    )
+        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None,
+        generator.device,
+    )  # fmt: skip
     controls, anchor, notes, _ = answer.start(problems)
     assert set(controls) == {"pixels"} and len(notes) == 2
     (state,) = answer.states(problems, anchor, optimize.begin(controls))
@@ -222,12 +223,14 @@ def test_what_was_chosen_is_not_chosen_again(
     task: Any = uvce()
     one = none(generator, embeddings, DESCENT)
     answer = Solver(
-        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None
-    )
-    controls, anchor, _, choice = answer.start(problems)
+        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None,
+        generator.device,
+    )  # fmt: skip
+    controls, anchor, notes, origin = answer.start(problems)
     monkeypatch.setattr(optimize, "choose", None)
-    again, same, _, _ = answer.start(problems, choice)
-    assert all(torch.equal(again[name], controls[name]) for name in controls)
+    monkeypatch.setattr(generator, "find", None)
+    again, same, noted, _ = answer.start(problems, origin)
+    assert all(torch.equal(again[name], controls[name]) for name in controls) and noted == notes
     assert torch.equal(same.inject, anchor.inject) and torch.equal(same.blend, anchor.blend)
-    _, other, _, _ = answer.start(problems, optimize.Choice([0, 0], [1, 2]))
-    assert other.inject.tolist() == pytest.approx([0.3, 0.5]) and other.blend.tolist() == [0.5, 0.0]
+    _, other, _, _ = answer.start(problems, replace(origin, inject=[0.25, 0.5], blend=[0.5, 0.0]))
+    assert other.inject.tolist() == [0.25, 0.5] and other.blend.tolist() == [0.5, 0.0]

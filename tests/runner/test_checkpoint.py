@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runner import checkpoint
-from runner.optimize import Choice, State
+from runner.optimize import Origin, State
 
 
 def state() -> State:
@@ -19,7 +19,7 @@ def state() -> State:
     return State(
         controls=controls, best={name: value + 1 for name, value in controls.items()},
         best_total=torch.tensor([0.1, math.inf]), best_step=torch.tensor([3, 0]), failed=[None, "step 0: bad"], step=4,
-        choice=Choice([0, 2], [1, 0]),
+        origin=Origin([0, 2], [0.25, 0.3], [0.0, 1.0], {"masks": torch.rand(2, 1, 4, 4, generator=draw)}),
         moments={"latent": {"step": torch.tensor(4.0), "exp_avg": torch.randn(2, 3, 4, generator=draw)}},
         history=[{"total": [0.1, math.nan]}, {"total": [0.1 + 0.2, math.nan]}], finished=False, seconds=1.25,
     )  # fmt: skip
@@ -36,9 +36,11 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(found.moments["latent"][key], saved.moments["latent"][key]) for key in ("step", "exp_avg"))
     assert torch.equal(found.best_total, saved.best_total) and torch.equal(found.best_step, saved.best_step)
     assert (found.step, found.finished, found.failed, found.seconds) == (4, False, [None, "step 0: bad"], 1.25)
-    assert found.choice == saved.choice == checkpoint.load_choice(tmp_path / "deep" / "state.safetensors")
-    checkpoint.save(tmp_path / "none.safetensors", replace(saved, choice=None))
-    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu")).choice is None
+    assert found.origin is not None and saved.origin is not None and found.origin.found.keys() == {"masks"}
+    assert torch.equal(found.origin.found["masks"], saved.origin.found["masks"])
+    assert replace(found.origin, found={}) == replace(saved.origin, found={})
+    checkpoint.save(tmp_path / "none.safetensors", replace(saved, origin=None))
+    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu")).origin is None
     assert found.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(found.history[1]["total"][1])
 
 

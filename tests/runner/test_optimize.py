@@ -15,7 +15,7 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from runner import checkpoint, optimize
 from runner.objective import evaluate
-from runner.optimize import Choice, Descent, State, Stop
+from runner.optimize import Descent, Origin, State, Stop
 from runner.protocols import Generator
 from runner.types import Anchor, Controls, Objective, Scene, Start
 from tasks.distances import latent_distance, pixel_distance
@@ -296,9 +296,10 @@ def test_the_schedule_is_chosen_per_sample() -> None:
     controls = {"latent": torch.zeros(2, 3, 1, 1)}
     candidates = [anchor_of(2, inject=value) for value in (1.0, 0.0, 2.0)]
     start = Start(controls, candidates, [[], []])
-    choice = optimize.choose(Identity(), start, objective)
-    same, chosen = optimize.beginning(start, choice)
-    assert same is controls and chosen.inject.tolist() == [0.0, 2.0] and choice == Choice([0, 0], [1, 2])
+    origin = optimize.choose(Identity(), start, objective)
+    same, chosen = optimize.beginning(start, origin)
+    assert same is controls and chosen.inject.tolist() == [0.0, 2.0]
+    assert origin == Origin([0, 0], [0.0, 2.0], [0.0, 0.0], {})
 
 
 def test_each_sample_begins_from_its_best_candidate() -> None:

@@ -50,7 +50,7 @@ def test_both_sides_of_a_prompt(cli: Cli) -> None:
 @pytest.mark.slow
 def test_what_logging_and_resuming_add(cli: Cli) -> None:
     logging, resuming = bench_runs.shares(words(cli, "limit=2", "batch=2", "logger=none", "optimizer.steps=40"))
-    assert 0 < logging.value < 100 and "write_problem" in logging.detail
+    assert 0 < logging.value < 100 and "write_answer" in logging.detail
     assert 0 < resuming.value < 100 and all(part in resuming.detail for part in ("start", "load", "save"))
 
 

@@ -35,6 +35,7 @@ def test_every_shipped_classifier_is_measured_and_can_be_chosen(facts: dict[str,
         assert stated["digest"] in (SHIPPED / name / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_facts_agree_with_a_second_measurement(facts: dict[str, Any]) -> None:
     n = 300
     for name, stated in facts["classifiers"].items():

@@ -79,9 +79,10 @@ def test_the_same_inversion_schedule_and_descent(
     for layer, maps in generator.record(course, text, 2)[0].items():
         torch.testing.assert_close(recorded[1][layer], maps[:, 1], rtol=1e-3, atol=1e-4)
     objective = asked(start.anchors[0], problems, tiny_classifier)
-    choice = optimize.choose(generator, start, objective)
-    assert reference.search(own, start.controls, start.anchors, objective) == choice.anchors[0]
-    controls, anchor = optimize.beginning(start, choice)
+    origin = optimize.choose(generator, start, objective)
+    best = start.anchors[reference.search(own, start.controls, start.anchors, objective)]
+    assert (best.inject.tolist(), best.blend.tolist()) == (origin.inject, origin.blend)
+    controls, anchor = optimize.beginning(start, origin)
     rates = {"latent": 0.01, "text": 0.01, "null": 0.01}
     descent = Descent(torch.optim.Adam, 2, rates, None, None, True, None)
     augment, begun = crops(problems, tiny_classifier), optimize.begin(controls)

@@ -1,0 +1,125 @@
+"""From what a batch's descent has found to each problem's pictures, measures and result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from runner.logging import Logger
+from runner.optimize import State
+from runner.protocols import Classifier, Task
+from runner.record import RunFolder, to_8_bits, write, write_png
+from runner.types import Anchor, Problem
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found for a batch. steps: K, those that were allowed; lasting: names of the controls that are kept;
+    starts, bests: what the first controls and the best ones show, of each problem's pictures the one that counts first;
+    prompts: the words that each was found under; losses: the terms at the best step; notes: per problem, what the
+    reader has to know."""
+
+    problems: Sequence[Problem]
+    anchor: Anchor
+    state: State
+    steps: int
+    lasting: Sequence[str]
+    starts: Float[Tensor, "b n 3 h w"]
+    bests: Float[Tensor, "b n 3 h w"]
+    prompts: Sequence[str]
+    losses: Sequence[Mapping[str, float]]
+    notes: Sequence[Sequence[str]]
+
+    def pictures(self, i: int) -> dict[str, Float[Tensor, "c h w"]]:
+        """Those of problem i, in [0, 1], by their names."""
+        problem, pictures = self.problems[i], {"start": self.starts[i, 0], "best": self.bests[i, 0]}
+        pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(self.bests[i, 1:], start=1)}
+        if problem.image is not None or problem.edit.source != problem.edit.target:
+            pictures = {"original": self.anchor.original[i], **pictures}  # drawn with the first words if not given
+        if problem.keep in ("background", "foreground"):
+            pictures["mask"] = self.anchor.mask[i]
+        return pictures
+
+
+def curve(values: Mapping[str, Sequence[float]], i: int) -> dict[str, float]:
+    """One sample's values of an evaluation, with the target's confidence where a log-probability is among them."""
+    row = {name: value[i] for name, value in values.items()}
+    if "class_log_prob" in row:
+        row["confidence"] = float(torch.tensor(-row["class_log_prob"]).exp())
+    return row
+
+
+@dataclass
+class Saved:
+    """Pictures in a folder as their files hold them: what is reported is measured on that. The files are there when
+    `wait` returns."""
+
+    place: Path
+    writers: Executor
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    begun: list[Future[None]] = field(default_factory=list)
+
+    def add(self, pictures: Mapping[str, Tensor]) -> None:
+        """Begin to save pictures (c, h, w) in [0, 1] under their names."""
+        for name, picture in pictures.items():
+            self.files[name] = self.place / f"{name}.png"
+            self.pictures[name] = to_8_bits(picture).cpu()
+            self.begun.append(self.writers.submit(write_png, self.files[name], self.pictures[name]))
+
+    def wait(self) -> None:
+        """Raises what kept a file from being written."""
+        for writing in self.begun:
+            writing.result()
+
+
+def write_answer(
+    answers: Answers, i: int, task: Task, classifier: Classifier, folder: RunFolder, logger: Logger, writers: Executor
+) -> None:  # fmt: skip
+    """Save the pictures of problem i and what they can be made again from, measure the saved ones and write its result,
+    or why there is none."""
+    problem, anchor, state = answers.problems[i], answers.anchor, answers.state
+    if (reason := state.failed[i]) is not None:
+        folder.write_failure(problem.name, reason)
+        return
+    saved = Saved(folder.problem(problem.name), writers)
+    if lasting := {name: state.best[name][i].cpu().contiguous() for name in answers.lasting}:
+        controls = saved.place / "controls.safetensors"
+        write(controls, serialise(lasting, metadata={"prompt": problem.edit.target}))
+    saved.add(answers.pictures(i))
+    before = "original" if "original" in saved.pictures else "start"
+    shown = {**saved.pictures, "before": saved.pictures[before]}
+    saved.add({"difference": (shown["best"] - shown["before"]).abs()})
+    device = anchor.original.device
+    shown = {name: picture.to(device) for name, picture in shown.items()}
+    saved.add(task.illustrate(problem, shown, classifier))
+    shown |= {name: picture.to(device) for name, picture in saved.pictures.items()}
+    record = {
+        "name": problem.name,
+        "picture": problem.picture,
+        **task.measure(problem, shown, classifier),
+        "caption": problem.edit.source,
+        "prompt": answers.prompts[i],
+        "loss": dict(answers.losses[i]),
+        "steps": answers.steps,
+        "best_step": int(state.best_step[i]),
+        "inject": round(anchor.inject[i].item(), 6),
+        "blend": round(anchor.blend[i].item(), 6),
+        "seconds": round(state.seconds / len(answers.problems), 2),
+        "seed": problem.seed,
+        "warnings": list(answers.notes[i]),
+        "keep": problem.keep,
+        "images": {name: str(path.relative_to(folder.path)) for name, path in saved.files.items()},
+        **({"controls": str(controls.relative_to(folder.path))} if lasting else {}),
+        "history": [{"step": k, **curve(values, i)} for k, values in enumerate(state.history)],
+    }
+    saved.wait()
+    folder.write_result(problem.name, record)
+    logger.result(record, saved.files)
