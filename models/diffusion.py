@@ -238,16 +238,18 @@ def needs_mask(problem: Problem) -> bool:
 
 def load(
     path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: str, device: str,
-    needs: str, compile: bool,
+    needs: str, compile: bool, channels_last: bool,
     sampler: Callable[[Networks, int, float, NullText | None, Sequence[float]], Sampler], steps: int, guidance: float,
     null_text: NullText | None, guided: Sequence[float], **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
     """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale.
 
-    compile: whether UNet and decoder are compiled when they are first called; guided: see `models.sampler.ddim`;
-    settings: the further arguments of `LatentDiffusion`.
+    compile: whether UNet and decoder are compiled when they are first called; channels_last: see
+    `Networks.channels_last`; guided: see `models.sampler.ddim`; settings: the further arguments of `LatentDiffusion`.
     """
     loaded = load_networks(path, unet, lora, revision, variant, dtype, device, needs)
+    if channels_last:
+        loaded.channels_last()
     if compile:
         loaded.compile()
     return LatentDiffusion(loaded, sampler(loaded, steps, guidance, null_text, guided), **settings)  # type: ignore[arg-type]

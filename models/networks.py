@@ -52,6 +52,11 @@ class Networks:
         self.unet.compile()
         self.vae.decoder.compile()
 
+    def channels_last(self) -> None:
+        """Have UNet and autoencoder keep a pixel's channels side by side, as the tensor cores of GPUs read them."""
+        for network in (self.unet, self.vae):
+            network.to(memory_format=torch.channels_last)
+
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
         """Scaled latents E(x) of images in [0, 1] (the posterior's mean)."""
         mean = self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode()

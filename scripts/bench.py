@@ -148,7 +148,7 @@ def variants(repeats: int) -> list[Line]:
     """A step of eight pictures under each setting of the generator, over the present one."""
     words = (
         "recompute=step", "recompute=block", "last=3", "guided=[0.0,0.6]", "backward=10", "backward=5", "steps=10",
-        "compile=true",
+        "channels_last=true", "compile=true",
     )  # fmt: skip
     prepared = {word: measures.ready(measures.case((*UVCE, f"generator.{word}"), 8)) for word in words}
     prepared = {"default": measures.ready(measures.case(UVCE, 8)), **prepared}

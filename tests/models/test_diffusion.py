@@ -107,16 +107,16 @@ def test_schedules_compared_at_once_show_what_each_shows(make_either: Make, make
     assert len({float(scene.latent.sum()) for scene in found}) > 1
 
 
-@pytest.mark.slow
-def test_compiled_networks_give_the_same_picture_and_gradient(
-    make_generator: Make, make_problems: Problems, tiny_folder: Path
+@pytest.mark.parametrize("change", [Networks.channels_last, pytest.param(Networks.compile, marks=pytest.mark.slow)])
+def test_changed_networks_give_the_same_picture_and_gradient(
+    make_generator: Make, make_problems: Problems, tiny_folder: Path, change: Callable[[Networks], None]
 ) -> None:
     start = make_generator(schedules={"inject": [0.3], "blend": [0.0]}).begin(make_problems(2), {})
     found = []
-    for compiled in (False, True):
+    for changed in (False, True):
         networks = load(str(tiny_folder), None, None, None, None, "float32", "cpu", "")
-        if compiled:
-            networks.compile()
+        if changed:
+            change(networks)
         generator = make_generator()
         generator.networks = networks
         found.append(
