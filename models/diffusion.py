@@ -223,7 +223,9 @@ class LatentDiffusion(Chain):
             images[given] = pictures = _given([problems[i] for i in given]).to(self.device)
             encoded[given] = self.networks.encode(pictures)
         masks = self.masks(images, recorded, problems)
-        return recorded, {"images": images, "encoded": encoded, "templates": templates, "masks": masks}
+        found = {"images": images, "encoded": encoded, "templates": templates, "masks": masks}
+        # As they come back from a checkpoint: sums would otherwise run in another order after a resume.
+        return recorded, {name: values.contiguous() for name, values in found.items()}
 
 
 def _given(problems: Sequence[Problem]) -> Float[Tensor, "b 3 h w"]:

@@ -75,7 +75,7 @@ class Descent:
 @dataclass
 class State:
     """Where a batch stands before evaluation `step`: controls, the method's moments, the best iterate per sample
-    (its controls, un-augmented total and step), the history of every evaluation, why a sample was given up, and which
+    (its controls, un-augmented total and step), the history of every evaluation, why a sample was given up, and what
     the samples began with, None where it is not to be begun again."""
 
     controls: Controls
