@@ -49,7 +49,8 @@ class Descent:
     """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed;
     min_lr: where the cosine ends, per control (equal to lr: constant); clip: largest gradient norm per sample;
     keep_norm: whether the start latent and each free token are scaled back to their length after every update; stop:
-    when a sample has reached enough, None for never; project: what a baseline does after every update."""
+    when a sample has reached enough, None for never; project: what a baseline does after every update; autocast: the
+    number format of the networks that see augmented views, None for their own."""
 
     method: Callable[..., torch.optim.Optimizer]
     steps: int
@@ -59,10 +60,17 @@ class Descent:
     keep_norm: bool
     stop: Stop | None
     project: Project = unprojected
+    autocast: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise UserError(f"optimizer.steps={self.steps}: allowed are 0 and above")
+        if self.autocast not in (None, "bfloat16"):
+            raise UserError(f"optimizer.autocast={self.autocast}: allowed are bfloat16, or null for float32")
+
+    def casting(self, device: torch.device) -> torch.autocast:
+        """Within which augmented views are judged."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast is not None)
 
     def rate(self, name: str, k: int) -> float:
         """The rate of a control at step k: constant, or a cosine from lr to min_lr over the K steps."""
@@ -177,7 +185,9 @@ def optimise(
         last = state.step == descent.steps or not names
         with torch.set_grad_enabled(not last):
             scenes = generator(controls, anchor if last else now)
-            losses = [] if last else [evaluate(objective, augment(scene, state.step)) for scene in scenes]
+            views = [] if last else [augment(scene, state.step) for scene in scenes]
+            with descent.casting(state.best_total.device):
+                losses = [evaluate(objective, scene) for scene in views]
         with torch.no_grad():
             judged = scenes[-1] if last or now is anchor else generator(controls, anchor)[-1]
             _record(state, evaluate(objective, judged), leaves)

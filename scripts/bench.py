@@ -34,12 +34,12 @@ from scripts import bench_measures as measures  # noqa: E402
 from scripts import bench_runs as runs  # noqa: E402
 from scripts import reference  # noqa: E402
 from scripts.bench_lines import Line, ratio  # noqa: E402
+from scripts.bench_subjects import PLANTED, UVCE, Subject, stable_diffusion  # noqa: E402
 from scripts.options import parsed, selected  # noqa: E402
-from scripts.timing import ceiling, interleaved, operations  # noqa: E402
+from scripts.random_pipeline import Size  # noqa: E402
+from scripts.timing import ceiling, interleaved, operations, peak_memory  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
-UVCE = ("task=uvce",)
-LCM = ("task=uvce", "sampler=lcm")
 DISAGREEMENT = ("task=disagreement", "classifier=planted_shortcut")
 AUDIT = ("task=spurious_audit", "classifier=planted_shortcut", "controls.starts=32")
 
@@ -60,25 +60,20 @@ class Options:
 # --- the measures --------------------------------------------------------------------------------------------
 
 
-def uvce(repeats: int) -> list[Line]:
+def uvce(repeats: int, subject: Subject = PLANTED) -> list[Line]:
     """Whole counterfactuals, their inversion and their steps."""
-    eight, one, lcm = measures.case(UVCE, 8), measures.case(UVCE, 1), measures.case(LCM, 8)
-    found = interleaved(
-        {
-            "eight": partial(measures.explained, eight), "plain": partial(measures.explained_plainly, one),
-            "one": partial(measures.explained, one), "lcm": partial(measures.explained, lcm),
-        },
-        repeats,
-    )  # fmt: skip
-    plain = found["plain"]
-    lines = [
-        ratio("uvce batch 8", found["eight"]["all"], plain["all"], 3.0),
-        ratio("uvce batch 1", found["one"]["all"], plain["all"], 1.4),
-        ratio("uvce lcm-4 batch 8", found["lcm"]["all"], plain["all"], 12.0),
-        ratio("inversion batch 8", found["eight"]["inversion"], plain["inversion"], 2.5),
-    ]
-    for part in ("begin", "search", "step", "end"):
-        lines.append(ratio(f"  {part} batch 8", found["eight"][part], plain[part]))
+    most = subject.batches[0]
+    contestants = {f"uvce batch {n}": partial(measures.explained, measures.case(subject.uvce, n))
+                   for n in subject.batches}  # fmt: skip
+    contestants[f"uvce lcm-4 batch {most}"] = partial(measures.explained, measures.case(subject.lcm, most))
+    contestants["plain"] = partial(measures.explained_plainly, measures.case(subject.uvce, 1))
+    found = interleaved(contestants, repeats)
+    plain, own = found.pop("plain"), found[f"uvce batch {most}"]
+    bars = subject.bars
+    lines = [ratio(name, parts["all"], plain["all"], bars.get(name)) for name, parts in found.items()]
+    for part in ("inversion", "begin", "search", "step", "end"):
+        name = f"{part} batch {most}"
+        lines.append(ratio(name if name in bars else f"  {name}", own[part], plain[part], bars.get(name)))
     return lines
 
 
@@ -120,44 +115,82 @@ def audit(repeats: int) -> list[Line]:
                     for part in ("search", "step", "end")]  # fmt: skip
 
 
-def operation_counts(repeats: int) -> list[Line]:
+def operation_counts(repeats: int, subject: Subject = PLANTED) -> list[Line]:
     """Multiply-adds of a step, and how near their speed is to a plain matrix product's."""
-    eight, one = (measures.ready(measures.case(UVCE, batch)) for batch in (8, 1))
+    most = subject.batches[0]
+    many, one = (measures.ready(measures.case(subject.uvce, batch)) for batch in (most, 1))
+    generator = many.own.parts.generator
     plain = reference.reference(one.own.parts.generator)
-    ours = operations(lambda: measures.one_step(eight)) / 8
+    ours = operations(lambda: measures.one_step(many)) / most
     theirs = operations(lambda: measures.one_plain_step(plain, one))
-    times = interleaved({"step": partial(measures.step_time, eight)}, repeats)
-    most = ceiling(eight.own.parts.generator.device, torch.float32)
-    reached = ours / times["step"]["all"] / most
+    product = partial(ceiling, generator.device, generator.networks.unet.dtype)
+    found = interleaved(
+        {"step": partial(measures.step_time, many), "product": lambda: {"speed": product()}}, repeats
+    )  # fmt: skip
+    top = found["product"]["speed"]
+    reached, detail = ours / found["step"]["all"] / top, f"a matrix product does {top / 1e9:.0f} G/s"
+    again = f"recompute={generator.recompute}; reference {theirs / 1e9:.1f} G, with recomputation"
     return [
-        Line("multiply-adds of a uvce step", ours / 1e9, "G", f"reference {theirs / 1e9:.1f} G, with recomputation"),
-        Line("uvce step of the ceiling", 100 * reached, "%", f"a matrix product does {most / 1e9:.0f} G/s"),
+        Line("multiply-adds of a uvce step", ours / 1e9, "G", again),
+        Line("uvce step of the ceiling", 100 * reached, "%", detail, subject.reached),
     ]
 
 
-def parts(repeats: int) -> list[Line]:
+def parts(repeats: int, subject: Subject = PLANTED) -> list[Line]:
     """Where a step's time goes."""
-    eight = measures.ready(measures.case(UVCE, 8))
-    measures.step_parts(eight)
-    found = interleaved({"ours": partial(measures.step_parts, eight)}, repeats)["ours"]
+    many = measures.ready(measures.case(subject.uvce, subject.batches[0]))
+    measures.step_parts(many)
+    found = interleaved({"ours": partial(measures.step_parts, many)}, repeats)["ours"]
     total = sum(found.values())
     return [Line(f"  {name} of a step", 100 * value / total, "%", f"{value:.3f} s") for name, value in found.items()]
 
 
-def variants(repeats: int) -> list[Line]:
-    """A step of eight pictures under each setting of the generator, over the present one."""
-    words = (
-        "recompute=step", "recompute=block", "last=3", "guided=[0.0,0.6]", "backward=10", "backward=5", "steps=10",
-        "channels_last=true", "compile=true",
-    )  # fmt: skip
-    prepared = {word: measures.ready(measures.case((*UVCE, f"generator.{word}"), 8)) for word in words}
-    prepared = {"default": measures.ready(measures.case(UVCE, 8)), **prepared}
+def variants(repeats: int, subject: Subject = PLANTED) -> list[Line]:
+    """A batch's step under each setting, over the present one."""
+    most = subject.batches[0]
+    prepared = {"default": measures.ready(measures.case(subject.uvce, most))}
+    prepared |= {word: measures.ready(measures.case((*subject.uvce, word), most)) for word in subject.settings}
     first = {name: measures.step_time(r) for name, r in prepared.items()}
     found = interleaved({name: partial(measures.step_time, r) for name, r in prepared.items()}, repeats)
     own = found["default"]["all"]
     lines = [ratio(f"  {name}", own, parts["all"], names=("default", name)) for name, parts in found.items()]
-    compiling = 8 * (first["compile=true"]["all"] - found["compile=true"]["all"])
-    return [*lines, Line("  compile=true, first step", compiling, "s", "compiling, once per size of batch")]
+    for name in (word for word in subject.settings if word == "generator.compile=true"):
+        compiling = most * (first[name]["all"] - found[name]["all"])
+        lines.append(Line(f"  {name}, first step", compiling, "s", "compiling, once per size of batch"))
+    return lines
+
+
+def peaks(subject: Subject) -> list[Line]:
+    """Peak memory of a step by the batch, in this process."""
+    lines = []
+    for batch in subject.batches:
+        own = measures.ready(measures.case(subject.uvce, batch))
+        states = measures.states(own)
+        next(states)
+        before = peak_memory(lambda: None)
+        peak = peak_memory(partial(next, states)) - before
+        mode = f"recompute={own.own.parts.generator.recompute}, above what is kept between steps"
+        lines.append(Line(f"  peak, batch {batch}", peak / 2**20, "M", mode))
+    return lines
+
+
+def at_size(repeats: int) -> list[Line]:
+    """Stable Diffusion 1.5's architecture at 512 px with ViT-B/384, on a GPU."""
+    return _at_size(lambda subject: [
+        *uvce(repeats, subject), *operation_counts(repeats, subject), *parts(repeats, subject), *peaks(subject)
+    ])  # fmt: skip
+
+
+def variants_at_size(repeats: int) -> list[Line]:
+    """A step of it under each setting."""
+    return _at_size(partial(variants, repeats))
+
+
+def _at_size(measure: Callable[[Subject], list[Line]]) -> list[Line]:
+    if not torch.cuda.is_available():
+        return [Line("stable diffusion", float("nan"), "", "skipped: needs a GPU")]
+    with stable_diffusion(Size(), (16, 4, 1), "bfloat16") as subject:
+        return measure(subject)
 
 
 def memory(repeats: int) -> list[Line]:
@@ -184,7 +217,8 @@ def limits(repeats: int) -> list[Line]:
 MEASURES: Mapping[str, Callable[[int], list[Line]]] = {
     "uvce": uvce, "networks": networks, "disagreement": disagreement, "audit": audit,
     "operations": operation_counts, "parts": parts, "variants": variants, "memory": memory, "limits": limits,
-    "growth": runs.growth, "overhead": runs.overhead,
+    "growth": runs.growth, "overhead": runs.overhead, "stable_diffusion": at_size,
+    "stable_diffusion_variants": variants_at_size,
 }  # fmt: skip
 
 

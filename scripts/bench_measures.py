@@ -194,8 +194,13 @@ def networks_alone(r: Ready, networks: Networks) -> Parts:
     crops = own.augment(Scene(image, z, image.unsqueeze(1)), 0).views.flatten(0, 1).detach().requires_grad_()
     decode = generator.last * seconds(lambda: _both_ways(lambda: networks.decode(z), [z]))
 
+    descent = own.answer.descent
+    if networks is not generator.networks:
+        descent = replace(descent, autocast=None)  # the plain loop has float32 throughout
+
     def judge(classifier: Any) -> None:
-        _both_ways(lambda: classifier(crops).logits, [crops])
+        with descent.casting(image.device):
+            _both_ways(lambda: classifier(crops).logits, [crops])
         with torch.no_grad():
             classifier(image)
 
@@ -220,7 +225,8 @@ def step_parts(r: Ready) -> Parts:
         "decode": seconds(lambda: kept[1].keep(generator.networks.decode(kept[0].value))),
     }
     scene = Scene(kept[1].value, kept[0].value, kept[1].value.unsqueeze(1))
-    found["classify"] = seconds(lambda: kept[2].keep(evaluate(r.objective, own.augment(scene, 0)).total.sum()))
+    with own.answer.descent.casting(scene.image.device):
+        found["classify"] = seconds(lambda: kept[2].keep(evaluate(r.objective, own.augment(scene, 0)).total.sum()))
     found["backward"] = seconds(lambda: torch.autograd.grad(kept[2].value, list(leaves.values())))
     return {name: value / own.size for name, value in found.items()}
 

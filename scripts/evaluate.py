@@ -10,7 +10,6 @@ Exit code 0: every row with a bar is ok; 1: one is short or had to be skipped; 2
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -45,7 +44,7 @@ from scripts import (  # noqa: E402
     rows_units,
 )
 from scripts.metrics import Estimate  # noqa: E402
-from scripts.options import parsed  # noqa: E402
+from scripts.options import parsed, selected  # noqa: E402
 from scripts.rows import Row, Setting  # noqa: E402
 
 ROWS: tuple[Row, ...] = (
@@ -107,21 +106,6 @@ def options(arguments: Sequence[str]) -> Options:
     if chosen.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={chosen.device}: allowed are auto, cpu, cuda")
     return chosen
-
-
-def select(wanted: str, rows: Sequence[Row] = ROWS) -> list[Row]:
-    """The rows that are named, or whose names begin so; each once, in the table's order."""
-    names = [row.name for row in rows]
-    found: set[str] = set()
-    for part in filter(None, (part.strip() for part in wanted.split(","))):
-        hits = {part} & set(names) or {name for name in names if part == "all" or name.startswith(part)}
-        if not hits:
-            near = difflib.get_close_matches(part, names, n=3, cutoff=0.3) or names
-            raise UserError(f"rows={part}: no row is called so or begins so; nearest are {', '.join(near)}, or all")
-        found |= hits
-    if not found:
-        raise UserError(f"rows={wanted}: allowed are names or beginnings of names, by commas, or all")
-    return [row for row in rows if row.name in found]
 
 
 # --- judging -------------------------------------------------------------------------------------------------
@@ -291,7 +275,8 @@ def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     try:
         chosen = options(arguments)
-        rows = select(chosen.rows)
+        names = selected("rows", chosen.rows, [row.name for row in ROWS])
+        rows = [row for row in ROWS if row.name in names]
         if small := [row for row in rows if chosen.write and chosen.n is not None and chosen.n < row.full]:
             raise UserError(
                 f"write=true n={chosen.n}: {small[0].name} is written at its full size {small[0].full} only"

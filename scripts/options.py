@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.types import UserError
 
 T = TypeVar("T")
+SHOWN = 16  # names that an error lists; of more, the nearest
 
 
 def parsed(kind: type[T], arguments: Sequence[str]) -> T:
@@ -30,12 +32,17 @@ def parsed(kind: type[T], arguments: Sequence[str]) -> T:
 
 
 def selected(key: str, wanted: str, names: Sequence[str]) -> list[str]:
-    """Those of names, in their order, that are given whole or by their beginnings, by commas, or `all`.
+    """Those of names, in their order, that are given whole, else by their beginnings, by commas, or `all`.
 
     Raises UserError for a word that fits none, and where there is no word.
     """
-    words = [word.strip() for word in wanted.split(",") if word.strip()]
-    for word in words or [wanted]:
-        if not word or (word != "all" and not any(name.startswith(word) for name in names)):
-            raise UserError(f"{key}={word}: allowed are {'; '.join(names)}, their beginnings, by commas, or all")
-    return [name for name in names if any(word == "all" or name.startswith(word) for word in words)]
+    found: set[str] = set()
+    for word in [word.strip() for word in wanted.split(",") if word.strip()] or [""]:
+        hits = {word} & set(names) or {name for name in names if word and (word == "all" or name.startswith(word))}
+        if not hits:
+            near = difflib.get_close_matches(word, names, n=5, cutoff=0.3)
+            shown = names if len(names) <= SHOWN else near or names[:5]
+            listed = "; ".join([*shown, *(["…"] if len(shown) < len(names) else [])])
+            raise UserError(f"{key}={word}: allowed are {listed}, their beginnings, by commas, or all")
+        found |= hits
+    return [name for name in names if name in found]

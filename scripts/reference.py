@@ -61,10 +61,12 @@ class Reference:
 
 
 def reference(generator: LatentDiffusion) -> Reference:
-    """The same weights, with every block computed again. Raises TypeError for another sampler than DDIM."""
+    """The same weights in float32, with every block computed again. Raises TypeError for another sampler than DDIM."""
     if not isinstance(generator.sampler, Ddim):
         raise TypeError(f"the plain loop has DDIM, not {type(generator.sampler).__name__}")
     networks = copy.deepcopy(generator.networks)
+    for network in (networks.unet, networks.vae, networks.text_encoder):
+        network.float().to(memory_format=torch.contiguous_format)
     recomputed(networks)
     text = {n for n in networks.unet.attn_processors if n.removesuffix(".processor").endswith("attn2")}
     networks.unet.set_attn_processor({

@@ -78,8 +78,10 @@ def operations(compute: Callable[[], object]) -> int:
     return counter.flops // 2
 
 
-def ceiling(device: torch.device, dtype: torch.dtype, side: int = 2048, repeats: int = 5) -> float:
-    """Multiply-adds per second of a square matrix product, the fastest of a few."""
+def ceiling(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
+    """Multiply-adds per second of a square matrix product, the fastest of a few; side: None for one that keeps the
+    device busy."""
+    side = side or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = [seconds(lambda: a @ b) for _ in range(repeats + 1)]
     return side**3 / min(times[1:])

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
@@ -18,10 +17,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from data import planted
-from scripts.tokenizer import train_tokenizer
+from scripts.random_pipeline import Size, write_pipeline
 
 # The published files of these components, apart from widths and depths.
 SCHEDULER = {
@@ -94,7 +91,8 @@ def _published(
     text: dict[str, Any] | None = None, pad: str | None = None,
 ) -> Path:  # fmt: skip
     """A pipeline's folder with the published files of its scheduler and its index; index: what that says otherwise."""
-    _write(folder, kind.from_config(scheduler), unet, text, pad)
+    size = Size((32, 32, 64, 64), (32,) * 4, width=32, inner=64, layers=2, heads=4, told=unet, text=text or {})
+    write_pipeline(folder, size, kind.from_config(scheduler), torch.float32, pad)
     own = INDEX | {"scheduler": ["diffusers", kind.__name__]} | (index or {})
     (folder / "model_index.json").write_text(json.dumps(own, indent=2))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
@@ -127,36 +125,3 @@ def write_lcm_lora(folder: Path, pipeline: Path, rank: int = 4) -> Path:
     halved = {name: value.half().contiguous() for name, value in tensors.items()}
     save_file(halved, folder / "pytorch_lora_weights.safetensors")
     return folder
-
-
-def _write(
-    folder: Path, scheduler: Any, unet: dict[str, Any], text: dict[str, Any] | None = None, pad: str | None = None
-) -> None:
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(planted.draw_captioned(300, seed=1)[1], 100, 77, folder.with_name("learned tokenizer"))
-    tokenizer.pad_token = pad or tokenizer.pad_token
-    StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, in_channels=3, out_channels=3, latent_channels=4,
-            layers_per_block=2, norm_num_groups=32, act_fn="silu", sample_size=512,
-        ),
-        unet=UNet2DConditionModel(
-            block_out_channels=(32, 32, 64, 64), cross_attention_dim=32, layers_per_block=2,
-            down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3), norm_num_groups=32, norm_eps=1e-5,
-            in_channels=4, out_channels=4, sample_size=64, center_input_sample=False, flip_sin_to_cos=True,
-            freq_shift=0, mid_block_scale_factor=1, downsample_padding=1, act_fn="silu",
-            **{"attention_head_dim": 8, **unet},
-        ),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=4, max_position_embeddings=77, projection_dim=32,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id, **{"hidden_act": "quick_gelu", **(text or {})},
-            )
-        ),
-        tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip

@@ -17,7 +17,7 @@ from runner import checkpoint, optimize
 from runner.objective import evaluate
 from runner.optimize import Descent, Origin, State, Stop
 from runner.protocols import Generator
-from runner.types import Anchor, Controls, Objective, Scene, Start
+from runner.types import Anchor, Controls, Objective, Scene, Start, UserError
 from tasks.distances import latent_distance, pixel_distance
 from tasks.flips import Flip
 from tasks.terms import class_log_prob
@@ -425,6 +425,24 @@ def test_a_sample_has_the_same_gradient_alone_and_among_eight(make_generator: Ma
             own = {name: value[row] for name, value in everyone.items()}
             for name, value in gradients(rows_of(anchor, row), own, problems[row]).items():
                 assert (value - together[name][row]).norm() <= 1e-9 * value.norm(), (i, name)
+
+
+def test_views_in_bfloat16_change_the_descent_a_little_and_nothing_that_is_reported(batch: Batch) -> None:
+    generator, controls, anchor, problems = batch
+    objective = objective_of(anchor, problems, "class_log_prob")
+    settings: dict[str, Any] = {
+        "method": torch.optim.SGD, "steps": 1, "lr": dict.fromkeys(controls, 10.0), "keep_norm": False
+    }  # fmt: skip
+    full, half = (
+        last_state(generator, anchor, objective, descent(**settings, autocast=word), controls)
+        for word in (None, "bfloat16")
+    )
+    assert half.history[0] == full.history[0]
+    for name, value in full.controls.items():
+        error = (half.controls[name] - value).norm() / (value - controls[name]).norm()
+        assert 0 < error < 0.02, (name, error)
+    with pytest.raises(UserError, match="optimizer.autocast=float16: allowed are bfloat16"):
+        descent(autocast="float16")
 
 
 def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:

@@ -53,6 +53,10 @@ def test_a_ratio_is_of_times_and_is_judged_by_its_bar() -> None:
 def test_measures_are_chosen_by_their_beginnings() -> None:
     names = list(bench.MEASURES)
     assert selected("only", "all", names) == names and selected("only", "mem, uv", names) == ["uvce", "memory"]
+    names = ["planted.vae", "planted.uvce", "planted.uvce.pixels", "cifar10.vae"]
+    assert selected("rows", "cifar10,planted.v", names) == ["planted.vae", "cifar10.vae"]
+    assert selected("rows", "planted.uvce", names) == ["planted.uvce"], "a whole name is no beginning"
+    assert selected("rows", "planted.uv, planted.uvce", names) == ["planted.uvce", "planted.uvce.pixels"]
     for empty in ("", " , "):
         with pytest.raises(UserError, match="^only="):
             selected("only", empty, names)

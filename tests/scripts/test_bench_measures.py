@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from scripts import bench, bench_runs, reference
 from scripts import bench_measures as measures
-from scripts import bench_runs, reference
+from scripts.bench_subjects import stable_diffusion
+from scripts.random_pipeline import Size
 from tests.cli import Cli
 
 PARTS = {"inversion", "begin", "search", "step", "end", "all"}
@@ -56,3 +60,25 @@ def test_what_logging_and_resuming_add(cli: Cli) -> None:
 
 def test_the_peak_of_a_step(cli: Cli) -> None:
     assert 0 < bench_runs.peak(words(cli, "task=uvce"), 1) < 2**30
+
+
+@pytest.mark.slow
+def test_the_measures_of_stable_diffusion_at_a_small_size() -> None:
+    """In float32: bfloat16 takes minutes on processors without instructions for it."""
+    size = Size((32, 32, 64, 64), (32,) * 4, width=32, inner=64, layers=2, heads=4)
+    small = (
+        "classifier.name=test_vit", "classifier.revision=null", "generator.resolution=64", "generator.steps=4",
+        "generator.maps.side=8", "generator.softening.latents.blur=3", "generator.softening.pixels.blur=3",
+        "augment.crops=2",
+    )  # fmt: skip
+    with stable_diffusion(size, (2, 1), "float32", *small) as subject:
+        whole, counts = bench.uvce(1, subject), bench.operation_counts(1, subject)
+        shares, peaks = bench.parts(1, subject), bench.peaks(subject)
+        settings = [word for word in subject.settings if "compile" not in word]
+        changed = bench.variants(1, replace(subject, settings=(*settings, "generator.guided=[0.0,0.5]")))
+    named = {line.name.strip(): line for line in [*whole, *counts, *shares, *peaks, *changed]}
+    assert [name for name, line in named.items() if line.bar] == ["uvce batch 2", "uvce step of the ceiling"]
+    assert named["uvce batch 2"].bar == 15 and {"uvce batch 1", "uvce lcm-4 batch 2", "peak, batch 1"} <= set(named)
+    assert {"optimizer.autocast=null", "generator.channels_last=true"} <= set(named)
+    assert sum(line.value for line in shares) == pytest.approx(100)
+    assert named["inversion batch 2"].value > 0 and named["multiply-adds of a uvce step"].value > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -95,6 +96,18 @@ def test_the_same_inversion_schedule_and_descent(
 def test_other_samplers_are_refused(make_generator: Make) -> None:
     with pytest.raises(TypeError, match="the plain loop has DDIM, not Lcm"):
         reference.reference(make_generator(sampler="lcm"))
+
+
+def test_the_plain_loop_has_float32(make_generator: Make) -> None:
+    generator = make_generator()
+    generator.networks = copy.deepcopy(generator.networks)
+    generator.networks.channels_last()
+    for network in (generator.networks.unet, generator.networks.vae, generator.networks.text_encoder):
+        network.bfloat16()
+    own = reference.reference(generator).networks
+    assert generator.networks.unet.dtype == torch.bfloat16
+    assert own.unet.dtype == own.vae.dtype == own.text_encoder.dtype == torch.float32
+    assert own.unet.conv_in.weight.is_contiguous() and not generator.networks.unet.conv_in.weight.is_contiguous()
 
 
 def test_blocks_are_computed_again_in_a_copy(make_generator: Make) -> None:

@@ -1,0 +1,85 @@
+"""Which models the benchmark times: the planted world's, and Stable Diffusion 1.5's architecture at its own size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from diffusers import LCMScheduler, PNDMScheduler
+
+from data.hierarchy import class_names
+from runner.record import write_png
+from scripts.random_pipeline import Size, write_pipeline
+
+UVCE = ("task=uvce",)
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed. uvce, lcm: the words of a run of counterfactuals, by DDIM and by a consistency model; batches: of
+    the runner, the one first that stands for it; settings: words of which a step is timed; bars: of ratios to the plain
+    loop, by the names of lines; reached: the wanted share of the machine's ceiling in percent, None for any."""
+
+    uvce: tuple[str, ...]
+    lcm: tuple[str, ...]
+    batches: tuple[int, ...]
+    settings: tuple[str, ...]
+    bars: Mapping[str, float] = field(default_factory=dict)
+    reached: float | None = None
+
+
+PLANTED = Subject(
+    UVCE, (*UVCE, "sampler=lcm"), (8, 1),
+    (
+        "generator.recompute=step", "generator.recompute=block", "generator.last=3", "generator.guided=[0.0,0.6]",
+        "generator.backward=10", "generator.backward=5", "generator.steps=10", "generator.channels_last=true",
+        "generator.compile=true",
+    ),
+    {"uvce batch 8": 3.0, "uvce batch 1": 1.4, "uvce lcm-4 batch 8": 12.0, "inversion batch 8": 2.5},
+)  # fmt: skip
+
+
+@contextmanager
+def stable_diffusion(size: Size, batches: tuple[int, ...], dtype: str, *words: str) -> Iterator[Subject]:
+    """Stable Diffusion 1.5 and a consistency model of it with random weights, and ViT-B/16 at 384 px, asked about
+    pictures of noise; words: further ones of every run.
+
+    The inversion has all of its inner steps: what random weights make of a picture tells nothing about when to stop.
+    """
+    with TemporaryDirectory(prefix="bench-") as folder:
+        plain, consistency = Path(folder) / "sd15", Path(folder) / "lcm"
+        number = getattr(torch, dtype)
+        write_pipeline(plain, size, PNDMScheduler(**SCHEDULE, skip_prk_steps=True), number)
+        told = Size(**{**vars(size), "told": {**size.told, "time_cond_proj_dim": 256}})
+        write_pipeline(consistency, told, LCMScheduler(**SCHEDULE), number)
+        write_pictures(Path(folder) / "pictures", max(batches))
+        common = (
+            *UVCE, "classifier=vit_b", "classifier.pretrained=false", "segmenter=attention", "data=imagenet",
+            f"data.path={folder}/pictures", "task.target=random", f"generator.dtype={dtype}",
+            f"optimizer.autocast={'null' if dtype == 'float32' else dtype}",
+        )  # fmt: skip
+        exact = ("generator.null_text.tolerance=0.0", "generator.null_text.tolerance_growth=0.0")
+        yield Subject(
+            (*common, f"generator.path={plain}", *exact, *words),
+            (*common, "sampler=lcm", f"generator.path={consistency}", *words), batches,
+            (
+                "optimizer.autocast=null", "generator.channels_last=true", "generator.recompute=step",
+                "generator.recompute=block", "generator.compile=true",
+            ),
+            {f"uvce batch {batches[0]}": 15.0}, 60.0,
+        )  # fmt: skip
+
+
+def write_pictures(folder: Path, count: int, side: int = 512) -> None:
+    """Smooth noise under the names of ImageNet's first classes."""
+    coarse = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    pictures = F.interpolate(coarse, size=side, mode="bicubic").clamp(0, 1)
+    for picture, number in zip(pictures, class_names(), strict=False):
+        (folder / number).mkdir(parents=True)
+        write_png(folder / number / "a.png", picture)
