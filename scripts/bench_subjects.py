@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,7 +46,9 @@ PLANTED = Subject(
 
 
 @contextmanager
-def stable_diffusion(size: Size, batches: tuple[int, ...], dtype: str, *words: str) -> Iterator[Subject]:
+def stable_diffusion(
+    size: Size, batches: tuple[int, ...], dtype: str, *words: str, inner_steps: int = 10
+) -> Iterator[Subject]:
     """Stable Diffusion 1.5 and a consistency model of it with random weights, and ViT-B/16 at 384 px, asked about
     pictures of noise; words: further ones of every run.
 
@@ -56,7 +58,7 @@ def stable_diffusion(size: Size, batches: tuple[int, ...], dtype: str, *words: s
         plain, consistency = Path(folder) / "sd15", Path(folder) / "lcm"
         number = getattr(torch, dtype)
         write_pipeline(plain, size, PNDMScheduler(**SCHEDULE, skip_prk_steps=True), number)
-        told = Size(**{**vars(size), "told": {**size.told, "time_cond_proj_dim": 256}})
+        told = replace(size, told={**size.told, "time_cond_proj_dim": 256})
         write_pipeline(consistency, told, LCMScheduler(**SCHEDULE), number)
         write_pictures(Path(folder) / "pictures", max(batches))
         common = (
@@ -64,7 +66,10 @@ def stable_diffusion(size: Size, batches: tuple[int, ...], dtype: str, *words: s
             f"data.path={folder}/pictures", "task.target=random", f"generator.dtype={dtype}",
             f"optimizer.autocast={'null' if dtype == 'float32' else dtype}",
         )  # fmt: skip
-        exact = ("generator.null_text.tolerance=0.0", "generator.null_text.tolerance_growth=0.0")
+        exact = (
+            f"generator.null_text.inner_steps={inner_steps}", "generator.null_text.tolerance=0.0",
+            "generator.null_text.tolerance_growth=0.0",
+        )  # fmt: skip
         yield Subject(
             (*common, f"generator.path={plain}", *exact, *words),
             (*common, "sampler=lcm", f"generator.path={consistency}", *words), batches,
