@@ -66,9 +66,9 @@ def test_the_measures_of_stable_diffusion_at_a_small_size() -> None:
     """In float32: bfloat16 takes minutes on processors without instructions for it."""
     size = Size((32, 32, 64, 64), (32,) * 4, width=32, inner=64, layers=2, heads=4)
     small = (
-        "classifier.name=test_vit", "classifier.revision=null", "generator.resolution=64", "generator.steps=4",
+        "classifier.name=test_vit", "classifier.revision=null", "generator.resolution=64", "generator.steps=2",
         "generator.maps.side=8", "generator.softening.latents.blur=3", "generator.softening.pixels.blur=3",
-        "augment.crops=2",
+        "augment.crops=1",
     )  # fmt: skip
     with stable_diffusion(size, (2, 1), "float32", *small, inner_steps=1) as subject:
         whole, counts = bench.uvce(1, subject), bench.operation_counts(1, subject)
