@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +45,8 @@ from scripts import (  # noqa: E402
 )
 from scripts.metrics import Estimate  # noqa: E402
 from scripts.options import parsed, selected  # noqa: E402
-from scripts.rows import Row, Setting  # noqa: E402
+from scripts.rows import NUMBERS, Row, Setting  # noqa: E402
+from scripts.tensor_cores import TensorCores  # noqa: E402
 
 ROWS: tuple[Row, ...] = (
     *rows_planted.ROWS, *rows_lcm.ROWS, *rows_dig_in.ROWS, *rows_units.ROWS, *rows_sanity.ROWS, *rows_prompts.ROWS,
@@ -61,7 +62,8 @@ class Options:
 
     rows: names or beginnings of names, by commas, or `all`; n: sample size of every row, None for each one's own;
     seed: of the held-out draw; write: whether docs/results is brought up to date, at full size only;
-    device: auto | cpu | cuda; outputs: where the runs lie.
+    device: auto | cpu | cuda; outputs: where the runs lie; dtype: float32, or bfloat16 for the generator's networks and
+    classifiers while they are descended on; without a GPU that is computed as one would (scripts/tensor_cores.py).
     """
 
     rows: str = "all"
@@ -70,6 +72,7 @@ class Options:
     write: bool = False
     device: str = "auto"
     outputs: str = "outputs/evaluate"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def options(arguments: Sequence[str]) -> Options:
         raise UserError(f"seed={chosen.seed}: allowed are 0 and above")
     if chosen.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={chosen.device}: allowed are auto, cpu, cuda")
+    if chosen.dtype not in NUMBERS:
+        raise UserError(f"dtype={chosen.dtype}: allowed are {', '.join(NUMBERS)}")
     return chosen
 
 
@@ -149,7 +154,7 @@ def measure(row: Row, chosen: Options, context: Mapping[str, Any]) -> Result:
     """Measure and judge a row. Raises UserError if what it needs is not there."""
     n = row.full if chosen.n is None else min(chosen.n, row.full)
     clock = time.monotonic()
-    estimate = row.measure(Setting(chosen.seed, chosen.device, chosen.outputs), n)
+    estimate = row.measure(Setting(chosen.seed, chosen.device, chosen.outputs, chosen.dtype), n)
     seconds = round(time.monotonic() - clock, 1)
     return Result(
         row=row.name, value=estimate.value, low=estimate.low, high=estimate.high, unit=row.unit, bar=bar(row),
@@ -181,11 +186,18 @@ def verdict_line(verdicts: Sequence[str], skipped: Sequence[str]) -> str:
     return ", ".join(f"{count} {what}" for count, what in [*counts, (len(skipped), "skipped")] if count)
 
 
-def machine(device: str) -> str:
-    """Processor, threads, torch's version and, where one is used, the GPU."""
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+def machine(chosen: Options) -> str:
+    """Processor, threads, torch's version and, where one is used, the GPU, or that its arithmetic is computed."""
     parts = [_processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
-    return ", ".join([*parts, torch.cuda.get_device_name()] if cuda else parts)
+    if _on_gpu(chosen):
+        parts.append(torch.cuda.get_device_name())
+    elif chosen.dtype == "bfloat16":
+        parts.append("a GPU's bfloat16 by scripts/tensor_cores.py")
+    return ", ".join(parts)
+
+
+def _on_gpu(chosen: Options) -> bool:
+    return chosen.device == "cuda" or (chosen.device == "auto" and torch.cuda.is_available())
 
 
 def _processor() -> str:
@@ -208,21 +220,21 @@ def weights(domain: str) -> str:
 # --- the committed tables ------------------------------------------------------------------------------------
 
 
-def record(results: Sequence[Result], folder: Path) -> None:
-    """Bring `<domain>.json` and `<domain>.md` up to date: a row measured anew replaces its former self, and one that no
+def record(results: Sequence[Result], folder: Path, suffix: str = "") -> None:
+    """Bring `<domain><suffix>.json` and `.md` up to date: a row measured anew replaces its former self, and one that no
     longer exists goes."""
     order = [row.name for row in ROWS]
     for domain in dict.fromkeys(result.row.partition(".")[0] for result in results):
-        path = folder / f"{domain}.json"
+        path = folder / f"{domain}{suffix}.json"
         former = json.loads(path.read_text()) if path.exists() else []
         known = {old["row"]: old for old in former if old["row"] in order}
         known |= {r.row: to_json(asdict(r)) for r in results if r.row.startswith(f"{domain}.")}
         kept = [known[name] for name in sorted(known, key=lambda x: order.index(x) if x in order else len(order))]
         write(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        write(folder / f"{domain}.md", page(domain, kept))
+        write(path.with_suffix(".md"), page(path.stem, kept))
 
 
-def page(domain: str, results: Sequence[Mapping[str, Any]]) -> str:
+def page(title: str, results: Sequence[Mapping[str, Any]]) -> str:
     """The table of a domain, and how each of its rows came about."""
     keys = ("command", "seed", "machine", "weights", "date")
     runs = list(dict.fromkeys(tuple(result[key] for key in keys) for result in results))
@@ -241,7 +253,7 @@ def page(domain: str, results: Sequence[Mapping[str, Any]]) -> str:
         f"{i}. `{command}`: seed {seed}, {date}, {on}, shipped weights {digest}"
         for i, (command, seed, on, digest, date) in enumerate(runs, start=1)
     ]
-    lines = [f"# Results: {domain}", "", "Written by `scripts/evaluate.py`; README.md says how to read it.", ""]
+    lines = [f"# Results: {title}", "", "Written by `scripts/evaluate.py`; README.md says how to read it.", ""]
     return "\n".join([*lines, *table, "", "Runs:", "", *how, ""])
 
 
@@ -250,15 +262,17 @@ def page(domain: str, results: Sequence[Mapping[str, Any]]) -> str:
 
 def evaluate(chosen: Options, rows: Sequence[Row], command: str, folder: Path = RESULTS) -> int:
     """Measure, print and, if asked, record the rows; returns the exit code."""
+    computing = TensorCores() if chosen.dtype == "bfloat16" and not _on_gpu(chosen) else nullcontext()
     context = {
-        "command": command, "seed": chosen.seed, "machine": machine(chosen.device),
+        "command": command, "seed": chosen.seed, "machine": machine(chosen),
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     print(columns("row", "value", "[95 % interval]", "bar", "", "seconds", ""))
     verdicts, skipped = [], []
     for row in rows:
         try:
-            result = measure(row, chosen, context)
+            with computing:
+                result = measure(row, chosen, context)
         except UserError as error:
             print(f"{row.name:<38}  skipped: {error}", flush=True)
             skipped.append(row)
@@ -266,7 +280,7 @@ def evaluate(chosen: Options, rows: Sequence[Row], command: str, folder: Path = 
         print(line(result), flush=True)
         verdicts.append(result.verdict)
         if chosen.write:
-            record([result], folder)
+            record([result], folder, "" if chosen.dtype == "float32" else f"_{chosen.dtype}")
     print(verdict_line(verdicts, [row.name for row in skipped]), flush=True)
     return int(SHORT in verdicts or any(row.bar is not None for row in skipped))
 

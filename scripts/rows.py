@@ -27,15 +27,18 @@ from runner.types import UserError
 from scripts.metrics import Estimate
 
 BATCH = 16  # pictures that are sampled, encoded or judged together
+NUMBERS = {"float32": (), "bfloat16": ("generator.dtype=bfloat16", "optimizer.autocast=bfloat16")}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """seed: of the held-out draw; device: auto | cpu | cuda; outputs: where the runs lie."""
+    """seed: of the held-out draw; device: auto | cpu | cuda; outputs: where the runs lie; dtype: float32 | bfloat16,
+    what the generator's networks compute in, and classifiers while they are descended on."""
 
     seed: int
     device: str
     outputs: str
+    dtype: str = "float32"
 
     def own_seed(self, i: int) -> int:
         """The seed of picture `i`: no two pictures and seeds of an evaluation share one."""
@@ -169,7 +172,7 @@ def _answer(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Ans
 
 def _overrides(setting: Setting, classifier: str, more: Sequence[str]) -> list[str]:
     own = (f"device={setting.device}", f"outputs={setting.outputs}", "logger=none", "batch=8")
-    return [f"classifier={classifier}", *own, *more]
+    return [f"classifier={classifier}", *own, *NUMBERS[setting.dtype], *more]
 
 
 # --- pictures ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from statistics import median
 
@@ -71,7 +72,7 @@ def lcm_uvce_ratio(setting: Setting, n: int) -> Estimate:
     for overrides, count in halves(setting, n):
         both = []
         for name, sampler in (("ddim", ()), ("lcm", LCM)):
-            own = Setting(setting.seed, setting.device, f"{setting.outputs}/timed/{name}")
+            own = replace(setting, outputs=f"{setting.outputs}/timed/{name}")
             both.append(answers(own, CLASSIFIER, (*sampler, *overrides, "task.baseline=none"), count))
         pairs += [
             (float(d.record["seconds"]), float(c.record["seconds"]))

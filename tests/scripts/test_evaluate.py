@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from data import planted
 from models.diffusion import LatentDiffusion
@@ -21,6 +22,7 @@ from runner.types import Edit, UserError
 from scripts import evaluate, judges, rows, rows_cifar10, rows_planted
 from scripts.metrics import Estimate
 from scripts.rows import Answer, Row, Setting, sample
+from scripts.tensor_cores import TensorCores
 from tasks.flips import Flip
 from tasks.uvce import Uvce
 
@@ -76,6 +78,7 @@ def test_the_table_has_every_row_once() -> None:
         (["n=many"], "n=many: "),
         (["seed=-1"], "seed=-1: allowed are 0 and above"),
         (["device=tpu"], "device=tpu: allowed are auto, cpu, cuda"),
+        (["dtype=float16"], "dtype=float16: allowed are float32, bfloat16"),
         (["size=3"], "size=3: allowed are rows=, n="),
         (["verbose"], "verbose: allowed are"),
         (["rows=planted.null_text", "n=8", "write=true"], "write=true n=8: planted.null_text is written at its full"),
@@ -132,6 +135,24 @@ def test_results_are_merged_by_row_and_say_how_they_came_about(tmp_path: Path) -
     assert "| `planted.mask_iou` | undefined | 70.0 … 90.0 | ≥ 50.0 % | short |" in page
     assert "2. `again`: seed 0, 20" in page and f"torch {torch.__version__}" in page
     assert evaluate.weights("planted") in page and not (tmp_path / "cifar10.md").exists()
+
+
+def test_bfloat16_is_measured_as_a_gpu_computes_it_and_written_beside(tmp_path: Path) -> None:
+    found: list[tuple[object, list[str]]] = []
+
+    def noting(setting: Setting, n: int) -> Estimate:
+        found.append((_get_current_dispatch_mode(), rows._overrides(setting, "planted_clean", ())))
+        return Estimate(0.8, 0.7, 0.9)
+
+    evaluate.evaluate(evaluate.Options(write=True), [row(measure=noting)], "plain", tmp_path)
+    asked = evaluate.Options(write=True, device="cpu", dtype="bfloat16")
+    evaluate.evaluate(asked, [row("planted.vae_psnr", measure=noting)], "narrow", tmp_path)
+    (before, plain), (within, narrow) = found
+    assert before is None and isinstance(within, TensorCores)
+    assert narrow == [*plain, "generator.dtype=bfloat16", "optimizer.autocast=bfloat16"]
+    page = (tmp_path / "planted_bfloat16.md").read_text()
+    assert page.startswith("# Results: planted_bfloat16\n") and "`narrow`" in page and "tensor_cores.py" in page
+    assert "narrow" not in (tmp_path / "planted.md").read_text()
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
