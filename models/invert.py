@@ -92,12 +92,15 @@ def edit_friendly(
     """
     levels = [(alpha.sqrt(), (1 - alpha).sqrt()) for alpha in schedule.alphas]
     noisy = [a * z0 + s * noise[:, i] for i, (a, s) in enumerate(levels)]
-    constants = []
-    for i, z in enumerate(noisy):
+    constants, z = [], noisy[0]
+    for i in range(len(noisy)):
         x0 = end(z, i)
         if i + 1 < len(noisy):
             a, s = levels[i + 1]
             constants.append((noisy[i + 1] - a * x0) / s)
+            # As the chain computes it: noisy[i + 1] may differ in its last digit, and then round to another number in
+            # a network of half precision.
+            z = a * x0 + s * constants[-1]
         else:
             constants.append(z0 - x0)
     return noisy[0], torch.stack(constants, dim=1)
