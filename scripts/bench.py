@@ -12,7 +12,6 @@ bad input.
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 import sys
 import time
@@ -35,6 +34,7 @@ from scripts import bench_runs as runs  # noqa: E402
 from scripts import reference  # noqa: E402
 from scripts.bench_lines import Line, ratio  # noqa: E402
 from scripts.bench_subjects import PLANTED, UVCE, Subject, stable_diffusion  # noqa: E402
+from scripts.machine import machine  # noqa: E402
 from scripts.options import parsed, selected  # noqa: E402
 from scripts.random_pipeline import Size  # noqa: E402
 from scripts.timing import ceiling, interleaved, operations, peak_memory  # noqa: E402
@@ -251,15 +251,6 @@ def table(known: Mapping[str, Any]) -> str:
         where = f"{measure['machine']}, {measure['threads']} threads, {measure['date']}"
         rows += ["", f"`{measure['command']}`, {where}", ""]
     return "\n".join(rows)
-
-
-def machine() -> str:
-    """The processor's, or the GPU's name."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names)} cores"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import shlex
 import sys
 import time
@@ -43,6 +42,7 @@ from scripts import (  # noqa: E402
     rows_segmenter,
     rows_units,
 )
+from scripts.machine import processor  # noqa: E402
 from scripts.metrics import Estimate  # noqa: E402
 from scripts.options import parsed, selected  # noqa: E402
 from scripts.rows import NUMBERS, Row, Setting  # noqa: E402
@@ -188,7 +188,7 @@ def verdict_line(verdicts: Sequence[str], skipped: Sequence[str]) -> str:
 
 def machine(chosen: Options) -> str:
     """Processor, threads, torch's version and, where one is used, the GPU, or that its arithmetic is computed."""
-    parts = [_processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts = [processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if _on_gpu(chosen):
         parts.append(torch.cuda.get_device_name())
     elif chosen.dtype == "bfloat16":
@@ -198,13 +198,6 @@ def machine(chosen: Options) -> str:
 
 def _on_gpu(chosen: Options) -> bool:
     return chosen.device == "cuda" or (chosen.device == "auto" and torch.cuda.is_available())
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def weights(domain: str) -> str:

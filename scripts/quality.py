@@ -27,8 +27,8 @@ from data import planted  # noqa: E402
 from runner.record import write  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import metrics, rows_dig_in, rows_planted, rows_prompts  # noqa: E402
-from scripts.bench import machine  # noqa: E402
 from scripts.judges import CLASSIFIER, TIED, answered, both  # noqa: E402
+from scripts.machine import machine  # noqa: E402
 from scripts.options import parsed, selected  # noqa: E402
 from scripts.rows import Answer, Setting, answers  # noqa: E402
 

@@ -1,0 +1,24 @@
+"""Which machine a figure was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine() -> str:
+    """The GPU's name, or the processor's and its cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{processor()}, {os.cpu_count()} cores"
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it, else its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
