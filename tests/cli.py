@@ -17,6 +17,9 @@ from data import planted
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# What chooses a consistency model, which inverts without a null text.
+CONSISTENCY = {"sampler=lcm", "task=diffexplainer_class", "task=spurious_audit"}
+
 NETWORK = """
 import torch
 
@@ -72,12 +75,14 @@ class Cli:
 
     def arguments(self, *overrides: str) -> list[str]:
         """The command's words; later overrides win over the tiny settings."""
-        tiny = {
+        tiny: dict[str, object] = {
             "generator.path": self.pipeline, "generator.resolution": 16, "generator.steps": 3, "generator.maps.side": 8,
             "classifier": "callable", "classifier.target": f"{self.network}:network", "classifier.labels": self.labels,
             "classifier.size": 16, "optimizer.steps": 3, "augment.crops": 2, "logger": "none", "threads": 1,
             "outputs": self.outputs,
         }  # fmt: skip
+        if not CONSISTENCY & set(overrides):
+            tiny["generator.null_text.inner_steps"] = 2
         given = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
         if "classifier" in given:
             given |= {key for key in tiny if key.startswith("classifier.")}

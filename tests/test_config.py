@@ -70,6 +70,7 @@ COMMON = (
 EVERY = [f"{group}={option}" for group in groups() for option in options(group) if group != "hydra"]
 
 
+@cache
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("config", overrides=list(overrides), return_hydra_config=True)
@@ -78,8 +79,15 @@ def composed(*overrides: str) -> DictConfig:
 @cache
 def plain(*overrides: str) -> dict[str, Any]:
     """The resolved configuration without Hydra's own part."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("config", overrides=list(overrides))
+    return resolved(own(composed(*overrides)))
+
+
+def own(cfg: DictConfig) -> DictConfig:
+    """A configuration without Hydra's own part."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
@@ -193,12 +201,10 @@ def configured(experiment: str) -> list[dict[str, Any]]:
 
 def filled(cfg: DictConfig) -> dict[str, Any]:
     """A resolved configuration without Hydra's own part, in which everything that was missing is `x`."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    for key in OmegaConf.missing_keys(own):
-        OmegaConf.update(own, key, "x")
-    container = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    given = own(cfg)
+    for key in OmegaConf.missing_keys(given):
+        OmegaConf.update(given, key, "x")
+    return resolved(given)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

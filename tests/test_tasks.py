@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.cli import ROOT, Cli
+from tests.cli import CONSISTENCY, ROOT, Cli
 from tests.test_docs import TINY
 
 FAMILIES = {"ResNet": "planted_clean", "SE-ResNet": "planted_seresnet", "ViT": "planted_vit", "CLIP": "planted_clip"}
@@ -63,7 +63,8 @@ def answers(cli: Cli) -> list[dict[str, Any]]:
 def words(cli: Cli, task: str, classifier: str, *more: str) -> list[str]:
     # The tiny generator's pictures are 16 px, the smallest that the shipped networks can be shown.
     own = (f"generator.path={cli.pipeline}", *TINY, "logger=none", "threads=1", f"outputs={cli.outputs}")
-    said = [f"classifier={classifier}", *own, *TASKS[task], *more]
+    inverting = () if CONSISTENCY & {*TASKS[task], *more} else ("generator.null_text.inner_steps=2",)
+    said = [f"classifier={classifier}", *own, *inverting, *TASKS[task], *more]
     return [word.replace("{student}", str(cli.student)) for word in said]
 
 
