@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,10 @@ def test_every_product_of_the_networks_is_known(make_generator: Callable[..., La
     seen: set[str] = set()
 
     class Noted(TensorCores):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(
+            self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+            kwargs: Mapping[str, Any] | None = None,
+        ) -> Any:  # fmt: skip
             seen.add(str(function))
             return super().__torch_dispatch__(function, types, args, kwargs)
 
