@@ -186,7 +186,7 @@ def verdict_line(verdicts: Sequence[str], skipped: Sequence[str]) -> str:
     return ", ".join(f"{count} {what}" for count, what in [*counts, (len(skipped), "skipped")] if count)
 
 
-def machine(chosen: Options) -> str:
+def conditions(chosen: Options) -> str:
     """Processor, threads, torch's version and, where one is used, the GPU, or that its arithmetic is computed."""
     parts = [processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if _on_gpu(chosen):
@@ -257,7 +257,7 @@ def evaluate(chosen: Options, rows: Sequence[Row], command: str, folder: Path = 
     """Measure, print and, if asked, record the rows; returns the exit code."""
     computing = TensorCores() if chosen.dtype == "bfloat16" and not _on_gpu(chosen) else nullcontext()
     context = {
-        "command": command, "seed": chosen.seed, "machine": machine(chosen),
+        "command": command, "seed": chosen.seed, "machine": conditions(chosen),
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     print(columns("row", "value", "[95 % interval]", "bar", "", "seconds", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM of its own: make test-slurm starts one"),
 ]
-STEPS = 480
-COMMAND = ("limit=6", "batch=1", f"optimizer.steps={STEPS}", "checkpoint.every=10", "claim.lease=6")
-JOBS = ("submit.gb=2", "submit.cpus=1", "submit.minutes=1", "submit.signal=10")
+PROBLEMS = 6
+SETTINGS = ("batch=1", "checkpoint.every=10", "claim.lease=6")
+# SLURM may signal half a minute early, and two jobs that begin together take half a minute to begin.
+JOBS = ("submit.gb=2", "submit.cpus=1", "submit.minutes=2", "submit.signal=10")
+# Of one core: more than two such jobs can do before their first signal.
+SECONDS = 240.0
 
 
 def ask(*command: str) -> str:
@@ -70,19 +74,40 @@ def ended(submission: Submission) -> bool:
     return not ask("squeue", "--noheader", "--format=%i", "--states=PENDING,RUNNING,COMPLETING,SUSPENDED").split()
 
 
+@pytest.fixture(autouse=True)
+def queue() -> Iterator[None]:
+    """Leave no job to the next test."""
+    yield
+    ask("scancel", "--user=root")
+
+
+@pytest.fixture(scope="module")
+def command(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The settings of the tiny run, with as many steps as keep one process of this machine busy for SECONDS."""
+    folder = tmp_path_factory.mktemp("probe")
+    probe, steps = Cli.at(folder, tiny_folder, tiny_student), 40
+    assert probe.finish(folder / "log", "limit=1", f"optimizer.steps={steps}", *SETTINGS) == 0
+    (result,) = probe.folder.glob("images/*/result.json")
+    seconds = json.loads(result.read_text())["seconds"] / steps
+    quarter = 10 * math.ceil(SECONDS / seconds / PROBLEMS / 40)
+    return (f"limit={PROBLEMS}", f"optimizer.steps={4 * quarter}", *SETTINGS)
+
+
 def submitted(cli: Cli, capfd: pytest.CaptureFixture[str], *words: str) -> Submission:
-    """Hand the tiny run to the queue, as `python -m runner.submit` would."""
-    assert submit(cli.arguments(*COMMAND, *JOBS, *words)) == 0
+    """Hand a run to the queue, as `python -m runner.submit` would."""
+    assert submit(cli.arguments(*JOBS, *words)) == 0
     assert f"submission: {latest(cli.outputs).resolve()}" in capfd.readouterr().out
     return read_submission(latest(cli.outputs))
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def alone(
+    command: tuple[str, ...], tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """What one process that nobody disturbs leaves."""
     folder = tmp_path_factory.mktemp("alone")
     calm = Cli.at(folder, tiny_folder, tiny_student)
-    assert calm.finish(folder / "log", *COMMAND, timeout=900) == 0, (folder / "log").read_text()
+    assert calm.finish(folder / "log", *command, timeout=900) == 0, (folder / "log").read_text()
     return leavings(calm.folder)
 
 
@@ -93,7 +118,7 @@ def steps(submission: Submission) -> dict[str, Counter[int]]:
         for line in path.read_text(errors="replace").splitlines() if path.suffix == ".out" else ():
             if begun := re.fullmatch(r"batch of 1: (\S+)", line):
                 name = begun[1]
-            elif step := re.match(rf"  step (\d+)/{STEPS} ", line):
+            elif step := re.match(r"  step (\d+)/", line):
                 found.setdefault(name, Counter())[int(step[1])] += 1
     return found
 
@@ -110,9 +135,9 @@ def running(submission: Submission) -> list[str]:
 
 
 def test_jobs_that_are_too_short_go_on_where_they_were(
-    cli: Cli, capfd: pytest.CaptureFixture[str], alone: dict[str, bytes]
+    cli: Cli, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], alone: dict[str, bytes]
 ) -> None:
-    submission = submitted(cli, capfd, "submit.workers=4")
+    submission = submitted(cli, capfd, *command, "submit.workers=4")
     assert len(submission.jobs) == 4 and all(re.fullmatch(r"\d+_[0-3]", job) for job in submission.jobs)
     wait(submission, lambda: ended(submission), "the end of all jobs")
     assert leavings(cli.folder) == alone
@@ -129,9 +154,9 @@ def test_jobs_that_are_too_short_go_on_where_they_were(
 
 
 def test_signals_a_killed_node_and_a_killed_job(
-    cli: Cli, capfd: pytest.CaptureFixture[str], alone: dict[str, bytes]
+    cli: Cli, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], alone: dict[str, bytes]
 ) -> None:
-    submission = submitted(cli, capfd, "submit.workers=2", "submit.minutes=30")
+    submission = submitted(cli, capfd, *command, "submit.workers=2", "submit.minutes=30")
     first, second = submission.jobs
     wait(submission, lambda: set(running(submission)) == {first, second}, "both jobs at work")
 
@@ -160,7 +185,7 @@ def attempt_of(folder: Path, job: str) -> dict[str, Any]:
 
 
 def test_a_job_that_cannot_run_fails_and_says_so(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    submission = submitted(cli, capfd, "submit.workers=1", "task.target=viadukt")
+    submission = submitted(cli, capfd, *SETTINGS, "submit.workers=1", "task.target=viadukt")
     wait(submission, lambda: ended(submission), "the end of the job")
     (job,) = submission.jobs
     assert (fields(job)["JobState"], fields(job)["ExitCode"]) == ("FAILED", "2:0")
