@@ -33,7 +33,7 @@ from scripts import bench_measures as measures  # noqa: E402
 from scripts import bench_runs as runs  # noqa: E402
 from scripts import reference  # noqa: E402
 from scripts.bench_lines import Line, ratio  # noqa: E402
-from scripts.bench_subjects import PLANTED, UVCE, Subject, stable_diffusion  # noqa: E402
+from scripts.bench_subjects import APPROXIMATIONS, PLANTED, UVCE, Subject, stable_diffusion  # noqa: E402
 from scripts.machine import machine  # noqa: E402
 from scripts.options import parsed, selected  # noqa: E402
 from scripts.random_pipeline import Size  # noqa: E402
@@ -41,6 +41,11 @@ from scripts.timing import ceiling, interleaved, operations, peak_memory  # noqa
 
 RESULTS = ROOT / "docs" / "results"
 DISAGREEMENT = ("task=disagreement", "classifier=planted_shortcut")
+# With little of what takes no part in a step: training pictures, plain prompts and starts to compare with.
+PROMPTS = (
+    "task=diffexplainer_class", "classifier=planted_shortcut", "sampler=ddim", "training.count=500", "task.images=2",
+    "controls.starts=2",
+)  # fmt: skip
 AUDIT = ("task=spurious_audit", "classifier=planted_shortcut", "controls.starts=32")
 
 
@@ -146,16 +151,24 @@ def parts(repeats: int, subject: Subject = PLANTED) -> list[Line]:
 
 
 def variants(repeats: int, subject: Subject = PLANTED) -> list[Line]:
-    """A batch's step under each setting, over the present one."""
-    most = subject.batches[0]
-    prepared = {"default": measures.ready(measures.case(subject.uvce, most))}
-    prepared |= {word: measures.ready(measures.case((*subject.uvce, word), most)) for word in subject.settings}
+    """A batch's step of counterfactuals under each setting, over the present one."""
+    return _under_settings(subject.uvce, subject.settings, subject.batches[0], repeats)
+
+
+def prompt_variants(repeats: int) -> list[Line]:
+    """A step of two prompts by DDIM with each approximation, over the exact one."""
+    return _under_settings(PROMPTS, APPROXIMATIONS, 2, repeats)
+
+
+def _under_settings(words: Sequence[str], settings: Sequence[str], batch: int, repeats: int) -> list[Line]:
+    prepared = {"default": measures.ready(measures.case(words, batch))}
+    prepared |= {word: measures.ready(measures.case((*words, word), batch)) for word in settings}
     first = {name: measures.step_time(r) for name, r in prepared.items()}
     found = interleaved({name: partial(measures.step_time, r) for name, r in prepared.items()}, repeats)
     own = found["default"]["all"]
     lines = [ratio(f"  {name}", own, parts["all"], names=("default", name)) for name, parts in found.items()]
-    for name in (word for word in subject.settings if word == "generator.compile=true"):
-        compiling = most * (first[name]["all"] - found[name]["all"])
+    for name in (word for word in settings if word == "generator.compile=true"):
+        compiling = batch * (first[name]["all"] - found[name]["all"])
         lines.append(Line(f"  {name}, first step", compiling, "s", "compiling, once per size of batch"))
     return lines
 
@@ -216,7 +229,8 @@ def limits(repeats: int) -> list[Line]:
 
 MEASURES: Mapping[str, Callable[[int], list[Line]]] = {
     "uvce": uvce, "networks": networks, "disagreement": disagreement, "audit": audit,
-    "operations": operation_counts, "parts": parts, "variants": variants, "memory": memory, "limits": limits,
+    "operations": operation_counts, "parts": parts, "variants": variants,
+    "prompt_variants": prompt_variants, "memory": memory, "limits": limits,
     "growth": runs.growth, "overhead": runs.overhead, "stable_diffusion": at_size,
     "stable_diffusion_variants": variants_at_size,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from runner.record import write_png
 from scripts.random_pipeline import Size, write_pipeline
 
 UVCE = ("task=uvce",)
+APPROXIMATIONS = ("generator.guided=[0.0,0.6]", "generator.backward=10", "generator.backward=5")
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
@@ -37,9 +38,8 @@ class Subject:
 PLANTED = Subject(
     UVCE, (*UVCE, "sampler=lcm"), (8, 1),
     (
-        "generator.recompute=step", "generator.recompute=block", "generator.last=3", "generator.guided=[0.0,0.6]",
-        "generator.backward=10", "generator.backward=5", "generator.steps=10", "generator.channels_last=true",
-        "generator.compile=true",
+        "generator.recompute=step", "generator.recompute=block", "generator.last=3", *APPROXIMATIONS,
+        "generator.steps=10", "generator.channels_last=true", "generator.compile=true",
     ),
     {"uvce batch 8": 3.0, "uvce batch 1": 1.4, "uvce lcm-4 batch 8": 12.0, "inversion batch 8": 2.5},
 )  # fmt: skip

@@ -39,16 +39,24 @@ def test_a_step_and_its_networks(cli: Cli) -> None:
     assert set(measures.step_parts(r)) == {"chain", "decode", "classify", "backward"}
 
 
-@pytest.mark.slow
 def test_both_sides_of_a_prompt(cli: Cli) -> None:
     asked = words(
         cli, "task=diffexplainer_class", f"generator.unet={cli.student}", "controls.starts=3", "controls.fresh=2",
-        "controls.validation=2", "controls.report=2", "task.images=1",
+        "controls.validation=2", "controls.report=2", "task.images=1", "training.count=60",
     )  # fmt: skip
     two, one = (measures.case(asked, batch) for batch in (2, 1))
     for found in (measures.prompted(two), measures.prompted_plainly(one)):
         assert set(found) == {"search", "step", "end", "all"} and min(found.values()) > 0
     assert not one.parts.generator.networks.unet.is_gradient_checkpointing
+
+
+def test_a_step_of_prompts_with_each_approximation(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("controls.starts=1", "controls.fresh=1", "controls.validation=1", "task.images=1", "training.count=60")
+    monkeypatch.setattr(bench, "PROMPTS", words(cli, "task=diffexplainer_class", "sampler=ddim", *few))
+    monkeypatch.setattr(bench, "APPROXIMATIONS", ("generator.guided=[0.0,0.5]", "generator.backward=1"))
+    lines = bench.prompt_variants(1)
+    assert [line.name.strip() for line in lines] == ["default", *bench.APPROXIMATIONS]
+    assert lines[0].value == 1 and all(line.value > 0 for line in lines)
 
 
 @pytest.mark.slow
