@@ -173,6 +173,20 @@ def _under_settings(words: Sequence[str], settings: Sequence[str], batch: int, r
     return lines
 
 
+def heads(repeats: int) -> list[Line]:
+    """A sampler step of the planted UNet's shape with other numbers of heads, over its own four."""
+    pipeline = ROOT / "models" / "pretrained" / "planted"
+    passes = {count: measures.unet_pass(pipeline, count, 8) for count in (4, 2, 8, 16)}
+    for run in passes.values():
+        run()
+    found = interleaved({str(count): run for count, run in passes.items()}, 3 * repeats)
+    own = found["4"]["all"]
+    return [
+        Line(f"  {count} heads", parts["all"] / own, "x", f"{1000 * parts['all']:.0f} ms per picture and sampler step")
+        for count, parts in found.items()
+    ]  # fmt: skip
+
+
 def peaks(subject: Subject) -> list[Line]:
     """Peak memory of a step by the batch, in this process."""
     lines = []
@@ -230,7 +244,7 @@ def limits(repeats: int) -> list[Line]:
 MEASURES: Mapping[str, Callable[[int], list[Line]]] = {
     "uvce": uvce, "networks": networks, "disagreement": disagreement, "audit": audit,
     "operations": operation_counts, "parts": parts, "variants": variants,
-    "prompt_variants": prompt_variants, "memory": memory, "limits": limits,
+    "prompt_variants": prompt_variants, "heads": heads, "memory": memory, "limits": limits,
     "growth": runs.growth, "overhead": runs.overhead, "stable_diffusion": at_size,
     "stable_diffusion_variants": variants_at_size,
 }  # fmt: skip

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPTextConfig
 
 from models.networks import Networks
 from models.prompts import PromptAnchor, PromptDiffusion
@@ -207,6 +210,19 @@ def networks_alone(r: Ready, networks: Networks) -> Parts:
     judges = [own.parts.classifier, *own.parts.task.networks]
     classify = generator.last * sum(seconds(partial(judge, classifier)) for classifier in judges)
     return {"all": (unet + decode + classify) / own.size, "unet": unet / own.size}
+
+
+def unet_pass(pipeline: Path, heads: int, batch: int) -> Callable[[], Parts]:
+    """Seconds per picture of a sampler step in both branches, forward and backward, of a UNet with random weights: of a
+    pipeline's shape but for its number of heads."""
+    config = UNet2DConditionModel.load_config(pipeline, subfolder="unet")
+    # Diffusers has the number of heads under this name.
+    unet = UNet2DConditionModel.from_config({**config, "attention_head_dim": heads}).requires_grad_(False).eval()
+    length = CLIPTextConfig.from_pretrained(pipeline, subfolder="text_encoder").max_position_embeddings
+    z = torch.randn(2 * batch, unet.config.in_channels, *[unet.config.sample_size] * 2, requires_grad=True)
+    text = torch.randn(2 * batch, length, unet.config.cross_attention_dim, requires_grad=True)
+    step = partial(_both_ways, lambda: unet(z, torch.tensor(500), text).sample, [z, text])
+    return lambda: {"all": seconds(step) / batch}
 
 
 def _both_ways(call: Callable[[], Tensor], inputs: list[Tensor]) -> None:

@@ -66,6 +66,12 @@ def test_what_logging_and_resuming_add(cli: Cli) -> None:
     assert 0 < resuming.value < 100 and all(part in resuming.detail for part in ("start", "load", "save"))
 
 
+def test_a_step_with_more_heads() -> None:
+    found = {line.name.strip(): line.value for line in bench.heads(1)}
+    assert set(found) == {f"{n} heads" for n in (4, 2, 8, 16)}
+    assert found["4 heads"] == 1 and min(found.values()) > 0
+
+
 def test_the_peak_of_a_step(cli: Cli) -> None:
     assert 0 < bench_runs.peak(words(cli, "task=uvce"), 1) < 2**30
 
