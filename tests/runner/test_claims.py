@@ -20,7 +20,7 @@ from runner.claims import UNWRITTEN, Claim, Claims, Lost, Process
 from runner.share import share
 from runner.types import Edit, Problem, UserError
 
-LEASE = 1.5  # seconds; longer than a busy machine stalls
+LEASE = 1.5  # seconds, so that a busy machine may stall for some
 HERE = Process("here", 1, None)
 THERE = Process("there", 1, None)
 
