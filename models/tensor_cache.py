@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
+
+from runner.files import write
 
 
 class TensorCache:
@@ -43,10 +44,6 @@ class TensorCache:
         """Keep row i of each tensor under keys[i]."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         for i, key in enumerate(keys):
             path = self.folder / f"{key}.safetensors"
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            row = {name: t[i].detach().cpu().contiguous().clone() for name, t in tensors.items()}
-            temporary.write_bytes(serialise(row))  # a full disk is then an OSError, as for every other file
-            temporary.replace(path)
+            write(path, serialise({name: t[i].detach().cpu().contiguous().clone() for name, t in tensors.items()}))

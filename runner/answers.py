@@ -12,10 +12,11 @@ from jaxtyping import Float
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from runner.files import write
 from runner.logging import Logger
 from runner.optimize import State
 from runner.protocols import Classifier, Task
-from runner.record import RunFolder, to_8_bits, write, write_png
+from runner.record import RunFolder, to_8_bits, write_png
 from runner.types import Anchor, Problem
 
 

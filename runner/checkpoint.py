@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialise
 
+from runner.files import write
 from runner.optimize import Origin, State
-from runner.record import write
 
 
 def save(path: Path, state: State) -> None:

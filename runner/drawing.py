@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from runner.record import write
+from runner.files import write
 from runner.report import SMALL
 from runner.types import UserError
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from runner.chart import number
-from runner.record import write
+from runner.files import write
 from runner.report import PAGE, environment
 from runner.submission import STATES, Run, Submission
 from runner.tables import words

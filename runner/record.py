@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.claims import Process
+from runner.files import write
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
@@ -59,14 +59,6 @@ def _without_places(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_places(v) for k, v in value.items() if k not in ELSEWHERE}
     return [_without_places(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
 
 
 def to_8_bits(picture: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from runner.chart import Chart, charts, number
+from runner.files import write
 from runner.tables import tables, words
 from runner.types import UserError
 
@@ -135,7 +134,7 @@ def write_report(run_folder: Path) -> Path:
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: no such run folder; give outputs/<task>/<generator>-<classifier>/<hash>")
     page = run_folder / PAGE
-    _replace(page, render(run_folder))
+    write(page, render(run_folder))
     return page
 
 
@@ -226,19 +225,6 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {text[:40]!r} is not a JSON object")
     return value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 # --- one problem ---------------------------------------------------------------------------------------------

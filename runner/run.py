@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from runner.augment import RandomCrops
 from runner.background import Background
 from runner.baselines import Baseline, Parametrise
 from runner.claims import Claim, Claims, Process
+from runner.files import FULL, Unwritable
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Unfailing
 from runner.memory import Plan, batch_of, plan
@@ -157,9 +157,11 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     except Stopped as stop:
         state, reason, code = "stopped", f"stopped by {stop}; the same command continues", STOPPED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         state, reason, code = "failed", f"disk full: {folder.path} (outputs={config['outputs']})", FAILED
+    except Unwritable as error:
+        state, reason, code = "failed", f"{error} (outputs={config['outputs']})", FAILED
     finally:
         if state == "running":
             state, reason = "failed", str(sys.exception() or "")
@@ -193,14 +195,16 @@ def _collect(
     folder: RunFolder, names: Sequence[str], process: Process, began: float, state: str, reason: str,
     summarise: Summarise,
 ) -> dict[str, Any]:  # fmt: skip
-    """The final status; on a full disk what could be written before stays."""
+    """The final status; where nothing can be written any more, what could be written before stays."""
     try:
         status = folder.collect(names, state, reason, summarise)
         folder.write_attempt(process, began, status["state"], reason)
         write_report(folder.path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
+        return {"failures": [], "failed": 0, "pending": len(names)}
+    except Unwritable:
         return {"failures": [], "failed": 0, "pending": len(names)}
     return status
 

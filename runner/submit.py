@@ -27,8 +27,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 from rich.console import Console
 
+from runner.files import write
 from runner.overview import collect, show
-from runner.record import write
 from runner.run import BAD_INPUT, DONE, FAILED
 from runner.submission import FILE, Submission, latest, read_submission
 from runner.types import UserError, first_line

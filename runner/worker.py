@@ -12,7 +12,7 @@ from pathlib import Path
 from submitit.core.utils import DelayedSubmission
 
 from runner.claims import Process
-from runner.record import write
+from runner.files import write
 from runner.run import DONE, PENDING
 from runner.submission import code_file
 

@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runner.record import write  # noqa: E402
+from runner.files import write  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import bench_measures as measures  # noqa: E402
 from scripts import bench_runs as runs  # noqa: E402

@@ -28,7 +28,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runner.record import to_json, write  # noqa: E402
+from runner.files import write  # noqa: E402
+from runner.record import to_json  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import (  # noqa: E402
     rows_audit,

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from runner.compose import configure, jobs  # noqa: E402
-from runner.record import write  # noqa: E402
+from runner.files import write  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts.weight_sources import SOURCES, File, Repository, Source, needed, source_of  # noqa: E402
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import planted  # noqa: E402
-from runner.record import write  # noqa: E402
+from runner.files import write  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import metrics, rows_dig_in, rows_planted, rows_prompts  # noqa: E402
 from scripts.judges import CLASSIFIER, TIED, answered, both  # noqa: E402

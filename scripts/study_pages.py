@@ -20,8 +20,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
+from runner.files import write
 from runner.finished import Record, Run, read_run
-from runner.record import read_png, write, write_png
+from runner.record import read_png, write_png
 from runner.report import SMALL, TEMPLATES, Rate, parse_json
 from runner.types import UserError
 

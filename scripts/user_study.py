@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from data.selection import check_choice  # noqa: E402
 from runner.figures import read_arguments  # noqa: E402
+from runner.files import write  # noqa: E402
 from runner.finished import Run  # noqa: E402
-from runner.record import write  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import study_content, study_preference, study_resemblance  # noqa: E402
 from scripts.study_pages import Make, Scores, Study, counted, make, read_key  # noqa: E402

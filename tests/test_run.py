@@ -426,7 +426,7 @@ def test_a_full_disk_ends_in_one_line(
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(record.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     outcome = cli.here(capfd, "limit=1")
     assert outcome.code == 1
     (line,) = outcome.lines

@@ -18,7 +18,8 @@ import pytest
 
 from runner import overview, submission, submit
 from runner.claims import Process
-from runner.record import RunFolder, batch_name, write
+from runner.files import write
+from runner.record import RunFolder, batch_name
 from runner.submission import Run, Submission, code_file, latest, read_submission
 from runner.types import UserError
 from runner.worker import Job, call_run_py

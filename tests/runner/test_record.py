@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.record import PART_OF_THE_RUN, RunFolder, read_png, run_key, to_8_bits, to_json, write, write_png
+from runner.record import PART_OF_THE_RUN, RunFolder, read_png, run_key, to_8_bits, to_json, write_png
 from runner.run import Parts
 
 CONFIG: dict[str, Any] = {
@@ -79,18 +78,6 @@ def test_pictures_come_back_within_half_a_level(tmp_path: Path) -> None:
     assert (read_png(tmp_path / "a.png") - picture).abs().max() <= 0.5 / 255 + 1e-6
     write_png(tmp_path / "b.png", torch.tensor([[[-1.0, 0.0, 1.0, 2.0]]]))
     assert read_png(tmp_path / "b.png").tolist() == [[[0.0, 0.0, 1.0, 1.0]]] * 3
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "a", "old")
-
-    def full(source: object, target: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        write(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "old"
 
 
 def test_numbers_that_json_lacks_become_null() -> None:

@@ -1,0 +1,84 @@
+"""Files that a run can be continued from: a file appears whole or not at all, and a power cut does not take it back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runner.types import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What file systems answer that cannot synchronize a folder: there is nothing more to do then.
+WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
+
+
+class Unwritable(UserError):
+    """A file or folder that cannot be written; the message is one line that names it and the reason."""
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file with its folders: other processes see the old file or the new one, and so does who comes after a
+    power cut. Raises Unwritable; the old file stays then."""
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        _make(path.parent)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _synchronize(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, lasting as `write` does. Raises Unwritable."""
+    with writing(path):
+        _make(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the system's errors within into Unwritable, one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(_refusal(path, error)) from error
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    if error.errno in FULL:
+        return f"disk full: {path}"
+    if error.errno == errno.EFBIG:
+        return f"{path}: is larger than files may be here; raise the limit (`ulimit -f`)"
+    return f"{path}: cannot be written: {error.strerror or error}"
+
+
+def _make(folder: Path) -> None:
+    if folder.is_dir() or folder == folder.parent:
+        return
+    _make(folder.parent)
+    with suppress(FileExistsError):  # another process was faster; a file in its place is told by what is written next
+        folder.mkdir()
+    _synchronize(folder.parent)
+
+
+def _synchronize(folder: Path) -> None:
+    """Make lasting which files a folder holds: that a file was renamed is kept in its folder."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in WITHOUT_FOLDERS:
+            raise
+    finally:
+        os.close(handle)
