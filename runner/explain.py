@@ -63,8 +63,9 @@ def explain(
         if state.failed[0] is not None:
             raise RuntimeError(state.failed[0])
     found = answer.answers(problems, controls, anchor, state, notes)
-    original, best = (to_8_bits(pictures[0]) for pictures in (anchor.original, found.bests[:, 0]))
-    pictures = {"before": original, "best": best, "mask": anchor.mask[0]}
+    shown = (anchor.original, found.starts[:, 0], found.bests[:, 0])
+    original, start, best = (to_8_bits(pictures[0]) for pictures in shown)
+    pictures = {"before": original, "start": start, "best": best, "mask": anchor.mask[0]}
     pictures |= parts.task.illustrate(problems[0], pictures, classifier)
     measured = parts.task.measure(problems[0], pictures, classifier)
     return Answer(

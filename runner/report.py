@@ -32,8 +32,10 @@ SMALL = 160  # px; narrower pictures are enlarged with hard pixel edges
 # Keys of a result that have a place of their own on its card; what else is a plain value goes into a table.
 PLACED = frozenset(
     (
-        *("name", "success", "source", "target", "predicted_before", "predicted_after"),
-        *("confidence_before", "confidence_after", "caption", "prompt", "loss", "warnings", "images", "history"),
+        *("name", "success", "criterion", "success_start", "verdict", "source", "target"),
+        *("predicted_before", "predicted_start", "predicted_after"),
+        *("confidence_before", "confidence_start", "confidence_after"),
+        *("caption", "prompt", "loss", "warnings", "images", "history"),
     )
 )
 LABELS = {
@@ -82,24 +84,27 @@ class Picture:
 
 @dataclass(frozen=True)
 class Bar:
-    """A class's confidence before and after, in [0, 1]; None where it was not measured."""
+    """A class's confidence in [0, 1] by stage: before, at the start of optimization where that is an image of its own,
+    and after; None where it was not measured."""
 
     name: str
     role: str
-    before: float | None
-    after: float | None
+    stages: list[tuple[str, float | None]]
 
 
 @dataclass(frozen=True)
 class Card:
-    """One problem, ready to be shown."""
+    """One problem, ready to be shown. success: None where nothing can succeed; criterion: what a success is, with the
+    numbers; start_reaches: whether the start of optimization was a success already; verdict: of an audit."""
 
     name: str
     success: bool | None
+    criterion: str
+    start_reaches: bool
+    verdict: str
     source: str
     target: str
-    predicted_before: str
-    predicted_after: str
+    predicted: list[tuple[str, str]]
     caption: str
     prompt: str
     pictures: list[Picture]
@@ -165,6 +170,7 @@ def render(run_folder: Path) -> str:
             failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
             seconds=_median_seconds(records),
             rate=Rate(sum(judged), len(judged)) if judged else None,
+            at_start=sum(card.start_reaches for card in cards),
             summary=[(words(key), number(value)) for key, value in _plain(summary)],
             tables=tables(summary),
             cards=cards,
@@ -236,10 +242,12 @@ def _card(folder: Path, record: Mapping[str, Any]) -> Card:
     return Card(
         name=str(record.get("name", "")),
         success=success if isinstance(success, bool) else None,
+        criterion=str(record.get("criterion") or ""),
+        start_reaches=record.get("success_start") is True,
+        verdict=str(record.get("verdict") or ""),
         source=str(record.get("source") or ""),
         target=target,
-        predicted_before=str(record.get("predicted_before") or ""),
-        predicted_after=str(record.get("predicted_after") or ""),
+        predicted=[(stage, str(record.get(f"predicted_{stage}") or "")) for stage in _stages(record, "predicted")],
         caption=str(record.get("caption") or ""),
         prompt=str(record.get("prompt") or ""),
         pictures=_pictures(folder, record),
@@ -272,13 +280,21 @@ def _picture(folder: Path, record: Mapping[str, Any], key: str, path: str) -> Pi
     return Picture(key, label, alt, quote(file.relative_to(folder).as_posix()), width, height)
 
 
+def _stages(record: Mapping[str, Any], measured: str) -> list[str]:
+    """The stages of an answer that were measured. The start is one of its own where an original was changed before the
+    first step, and steps were made after it."""
+    own = bool(record.get("steps")) and "original" in (record.get("images") or {})
+    return [s for s in ("before", "start", "after") if record.get(f"{measured}_{s}") and (own or s != "start")]
+
+
 def _bars(record: Mapping[str, Any]) -> list[Bar]:
     """Confidences by class: the target, the source, then the others by what became of them."""
-    before, after = record.get("confidence_before") or {}, record.get("confidence_after") or {}
+    by_stage = {stage: record[f"confidence_{stage}"] for stage in _stages(record, "confidence")}
     roles = {record.get("source"): "source", record.get("target"): "target"}
-    bars = [Bar(name, roles.get(name, ""), before.get(name), after.get(name)) for name in {**before, **after}]
+    names = dict.fromkeys(name for confidences in by_stage.values() for name in confidences)
+    bars = [Bar(name, roles.get(name, ""), [(s, c.get(name)) for s, c in by_stage.items()]) for name in names]
     rank = {"target": 0, "source": 1, "": 2}
-    return sorted(bars, key=lambda bar: (rank[bar.role], -(bar.after or 0.0)))
+    return sorted(bars, key=lambda bar: (rank[bar.role], -(bar.stages[-1][1] or 0.0)))
 
 
 def _loss(parts: Mapping[str, Any] | float) -> list[tuple[str, str]]:

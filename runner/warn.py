@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from runner.types import Anchor, Problem
 
 FAR = 0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
 UNMOVED = 0.01  # share by which the total has to fall
+SURE = 0.99  # confidence in the target beyond which more steps only bring the image nearer to its original
 CLAIM_SEED = 0  # of the picture that a class's name is tried with
 
 
@@ -67,4 +69,5 @@ def descent_doubts(state: State, i: int) -> list[str]:
         return ["no step improved on the start"]
     if total[0] - total[best] < UNMOVED * abs(total[0]):
         return [f"the objective hardly moved: {total[0]:.3g} to {total[best]:.3g}"]
-    return [f"the last of {last} steps was the best: more of them may help"] if best == last else []
+    sure = "class_log_prob" in state.history[best] and state.history[best]["class_log_prob"][i] <= -math.log(SURE)
+    return [f"the last of {last} steps was the best: more of them may help"] if best == last and not sure else []

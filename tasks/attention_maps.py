@@ -14,7 +14,7 @@ from torch import Tensor
 from runner.protocols import Captioner, Classifier, Painter, World
 from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.distances import distances
-from tasks.pictures import confidences, own_seed, slug, success_rate, unchanged
+from tasks.pictures import confidences, own_seed, slug, unchanged
 from tasks.shares import averages, check_kept, object_region, share_within
 from tasks.targets import known_label
 
@@ -73,27 +73,24 @@ class AttentionMaps:
         return dict(zip([*picture_names(problem.edit.source), "class"], large, strict=True))
 
     def measure(self, problem: Sight, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """Which share of each map's mass lies on the object, beside the object's share of the picture (`area`).
-
-        A success: the class's map has more of its mass there than an even map would, and no less than the caption's
-        words have on average. Where the mask is made from the class's own map the first hardly fails, the second can.
-        """
+        """Which share of each map's mass lies on the object, beside the object's share of the image (`area`), which an
+        even map would have, and the mean of the caption's words. Where the mask is made from the class's own map, that
+        has more than an even one almost by construction."""
         region = object_region(pictures, problem.keep)
         within = {name: share_within(pictures[name][0], region) for name in picture_names(problem.edit.source)}
         own, words, area = share_within(pictures["class"][0], region), fmean(within.values()), region.mean().item()
         error = (pictures["best"] - pictures["before"]).square().mean().clamp(min=1e-10)
         return {
-            "success": own > area and own >= words, "source": classifier.labels[problem.label],
-            "words": problem.edit.source.split(), "within": within, "within_class": own, "within_words": words,
-            "area": area,
+            "source": classifier.labels[problem.label], "words": problem.edit.source.split(), "within": within,
+            "within_class": own, "within_words": words, "area": area,
             "psnr": -10 * error.log10().item(),  # dB, of the reconstruction; 100 where it is perfect
-            **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+            **confidences(classifier, pictures, [problem.label]),
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Successes, and means over the pictures."""
+        """Means over the images."""
         kept = ("within_class", "within_words", "area", "psnr")
-        return success_rate(records) | averages([{key: r[key] for key in kept} for r in records])
+        return {"answers": len(records)} | averages([{key: r[key] for key in kept} for r in records])
 
 
 def picture_names(caption: str) -> list[str]:

@@ -15,7 +15,7 @@ from data.folder import square
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World  # fmt: skip
 from runner.types import Anchor, Edit, Objective, Pictures  # fmt: skip
-from tasks.pictures import at_least_one, own_seed, slug, success_rate
+from tasks.pictures import at_least_one, compared, own_seed, slug, success_rate
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank
 from tasks.shown import Rival, best_restarts, rivals_of, samples, score, surest
@@ -87,7 +87,9 @@ class DiffExplainerClass:
         own = score(classifier, list(images), problem.target)
         others = {name: r.record(own) for name, r in problem.rivals.items()}
         record = own.record() | {"target": classifier.labels[problem.target], "rivals": others}
-        record["success"] = all(own.share >= r.score.share for r in problem.rivals.values())
+        highest = max(r.score.share for r in problem.rivals.values())
+        record["success"] = own.share >= highest
+        record["criterion"] = compared(own.share, highest, "the highest activation score of a plain prompt")
         if problem.unit is not None:
             record |= {
                 "unit": str(problem.unit),

@@ -14,7 +14,7 @@ from data.selection import check_choice
 from runner.protocols import Classifier, World
 from runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
 from tasks.edits import prompt_of
-from tasks.pictures import at_least_one, probabilities, slug, success_by
+from tasks.pictures import at_least_one, compared, probabilities, slug, success_by
 from tasks.retrieval import Retrieval, same_disagreement
 from tasks.starts import start_words, strongest_gap
 from tasks.targets import known_label
@@ -98,7 +98,9 @@ class Disagreement:
         ours, theirs = probabilities(classifier, shown), probabilities(self.rival, shown)
         before, after = ((ours - theirs)[:, problem.target] * sign).tolist()
         record: dict[str, Any] = {
-            "success": after >= self.gap, "target": label, "direction": problem.direction,
+            "success": after >= self.gap,
+            "criterion": compared(after, self.gap, "the gap between both confidences that is wanted"),
+            "target": label, "direction": problem.direction,
             "gap_before": before, "gap_after": after,
             "predicted_before": classifier.labels[int(ours[0].argmax())],
             "predicted_after": classifier.labels[int(ours[1].argmax())],

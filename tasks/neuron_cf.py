@@ -18,7 +18,7 @@ from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.attack import FeatureAttack
 from tasks.cam import HiResCam
 from tasks.distances import distances
-from tasks.pictures import confidences, own_seed, probabilities, rows_of, slug, success_by, unchanged
+from tasks.pictures import STAGES, confidences, moved_by, own_seed, probabilities, rows_of, slug, success_by, unchanged
 from tasks.ranking import choose_units, rank
 from tasks.surroundings import Surroundings
 from tasks.targets import known_label
@@ -95,18 +95,20 @@ class NeuronCf:
         return {"attack": attacked, **self.cam.shown(classifier, pictures, problem.unit)}
 
     def measure(self, problem: Push, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """Activation and the class's confidence before, after and under attack; HiResCAM's share outside the object."""
-        shown = torch.stack([pictures[name] for name in ("before", "best", "attack")])
+        """Activation and the class's confidence before, at the start, after and under attack; HiResCAM's share outside
+        the object."""
+        shown = torch.stack([pictures[name] for name in (*STAGES, "attack")])
         with torch.no_grad():
             values = outputs(classifier, shown, [problem.unit.module])[problem.unit.module][:, problem.unit.index]
-        before, after, attacked = values.tolist()
+        before, start, after, attacked = values.tolist()
         label = classifier.labels[problem.label]
         return {
-            "success": SIGNS[problem.direction] * (after - before) >= self.moved * problem.std,
+            **moved_by(before, after, problem.std, SIGNS[problem.direction], self.moved),
             "source": label, "target": f"{problem.unit} {problem.direction}",
             "unit": str(problem.unit), "direction": problem.direction, "activation_before": before,
-            "activation_after": after, "activation_attack": attacked, "training_std": problem.std,
-            **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+            "activation_start": start, "activation_after": after, "activation_attack": attacked,
+            "training_std": problem.std,
+            **confidences(classifier, pictures, [problem.label]),
             "confidence_attack": probabilities(classifier, [pictures["attack"]])[0, problem.label].item(),
             **self.cam.shares(classifier, pictures, problem.unit, problem.keep),
         }  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.folder import square
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
-from tasks.pictures import at_least_one, own_seed, slug, success_rate
+from tasks.pictures import at_least_one, compared, own_seed, slug, success_rate
 from tasks.ranking import choose_units, kept, rank
 from tasks.terms import unit_activation
 from tasks.units import FEATURES, Ranking, Unit, activation, outputs
@@ -91,7 +91,9 @@ class NeuronVis:
         values = outputs(classifier, pictures["best"][None], [unit.module])[unit.module][0].cpu()
         standard = (values - ranking.mean) / ranking.std.clamp(min=1e-12)
         return {
-            "success": own[1].item() > highest, "target": str(unit), "unit": str(unit), "word": problem.worded.best,
+            "success": own[1].item() > highest,
+            "criterion": compared(own[1].item(), highest, "the highest activation in training images"),
+            "target": str(unit), "unit": str(unit), "word": problem.worded.best,
             "activation_before": own[0].item(), "activation_after": own[1].item(), "training_max": highest,
             "word_max": problem.worded.highest, "word_means": problem.worded.means,
             "own_standardised": standard[unit.index].item(),

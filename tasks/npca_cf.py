@@ -19,7 +19,19 @@ from tasks.components import Components, components, contribution, read_componen
 from tasks.distances import distances
 from tasks.edits import prompt_of
 from tasks.neuron_cf import SIGNS
-from tasks.pictures import STARTS, at_least_one, confidences, drawn, own_seed, slug, starts_of, success_by, unchanged
+from tasks.pictures import (
+    STAGES,
+    STARTS,
+    at_least_one,
+    confidences,
+    drawn,
+    moved_by,
+    own_seed,
+    slug,
+    starts_of,
+    success_by,
+    unchanged,
+)  # fmt: skip
 from tasks.surroundings import Surroundings
 from tasks.terms import ends, npca_contribution
 
@@ -99,17 +111,17 @@ class NpcaCf:
         return {}
 
     def measure(self, problem: Shift, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """α_l before and after, and the confidence of the component's class."""
+        """α_l before, at the start and after, and the confidence of the component's class."""
         own, label = problem.components, classifier.labels[problem.label]
-        shown = torch.stack([pictures["before"], pictures["best"]])
-        before, after = contribution(classifier, own, problem.component, shown).tolist()
+        shown = torch.stack([pictures[name] for name in STAGES])
+        before, start, after = contribution(classifier, own, problem.component, shown).tolist()
         return {
-            "success": SIGNS[problem.direction] * (after - before) >= self.moved * own.std(problem.component),
+            **moved_by(before, after, own.std(problem.component), SIGNS[problem.direction], self.moved),
             "source": label, "target": f"{label} {problem.component} {problem.direction}",
             "component": problem.component, "direction": problem.direction,
-            "contribution_before": before, "contribution_after": after,
+            "contribution_before": before, "contribution_start": start, "contribution_after": after,
             "training_std": own.std(problem.component),
-            **confidences(classifier, pictures["before"], pictures["best"], [problem.label]),
+            **confidences(classifier, pictures, [problem.label]),
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.folder import square
 from data.masks import read_mask
 from runner.protocols import Captioner, Classifier, Dataset
-from runner.types import KEEP, Edit, Example, UserError
+from runner.types import KEEP, Edit, Example, Pictures, UserError
 
 
 def check_keep(keep: str) -> str:
@@ -90,19 +90,60 @@ def probabilities(classifier: Classifier, pictures: Sequence[Float[Tensor, "3 h 
     return classifier(torch.stack(list(pictures))).logits.float().softmax(dim=-1).cpu()
 
 
-def confidences(
-    classifier: Classifier, before: Float[Tensor, "3 h w"], after: Float[Tensor, "3 h w"], classes: Sequence[int]
-) -> dict[str, Any]:
-    """Predictions before and after, and the confidences of these and of the classes of interest."""
-    old, new = probabilities(classifier, [before, after])
-    names = classifier.labels
-    shown = dict.fromkeys([*classes, int(old.argmax()), int(new.argmax())])
+# An image of an answer and how its measurements are named: the original (of a generated problem its start), what
+# descent started from (words and noise alone), and the result.
+STAGES = {"before": "before", "start": "start", "best": "after"}
+
+
+def confidences(classifier: Classifier, pictures: Pictures, classes: Sequence[int]) -> dict[str, Any]:
+    """Predictions before optimization, at its start and after it, and the confidences of the classes predicted in any
+    of the three and of those of interest."""
+    p = probabilities(classifier, [pictures[name] for name in STAGES])
+    predicted = p.argmax(dim=1).tolist()
+    return stages(p, classifier.labels, list(dict.fromkeys([*classes, *predicted])))
+
+
+def stages(p: Float[Tensor, "3 k"], names: Sequence[str], classes: Sequence[int]) -> dict[str, Any]:
+    """The same of probabilities (row by row those of `STAGES`) of classes by name."""
+    rows = list(zip(STAGES.values(), p, strict=True))
     return {
-        "predicted_before": names[int(old.argmax())],
-        "predicted_after": names[int(new.argmax())],
-        "confidence_before": {names[c]: old[c].item() for c in shown},
-        "confidence_after": {names[c]: new[c].item() for c in shown},
+        **{f"predicted_{stage}": names[int(row.argmax())] for stage, row in rows},
+        **{f"confidence_{stage}": {names[c]: row[c].item() for c in classes} for stage, row in rows},
     }
+
+
+def reaches(measured: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Whether the prediction changes to the target, and whether it had done so at the start of optimization; with the
+    numbers that say so. `measured`: of `stages`.
+
+    Where the original is predicted as the target nothing can change, so that nothing succeeds.
+    """
+    before, start, after = (measured[f"predicted_{stage}"] for stage in STAGES.values())
+    confidence = measured["confidence_after"]
+    if before == target:
+        criterion = f"the original is predicted as {target} already: no change can be found"
+    else:
+        criterion = f"predicted as {after} ({confidence[after]:.2f}); wanted: {target} ({confidence[target]:.2f})"
+    return {
+        "success": before != target == after, "criterion": criterion, "success_start": before != target == start,
+    }  # fmt: skip
+
+
+def compared(value: float, bound: float, of: str) -> str:
+    """A number beside what it is measured by: "5.28 < 5.83, the highest activation in training images"."""
+    sign = ">" if value > bound else "<" if value < bound else "="
+    return f"{value:.4g} {sign} {bound:.4g}, {of}"
+
+
+def moved_by(before: float, after: float, std: float, direction: float, least: float) -> dict[str, Any]:
+    """Whether a value changes far enough into a direction (1 or -1): `least` standard deviations over the training
+    images; with the numbers that say so."""
+    change = direction * (after - before)
+    deviations = "standard deviations over the training images"
+    return {
+        "success": change >= least * std,
+        "criterion": f"{before:.4g} to {after:.4g} (wanted: {direction * least:+.3g} {deviations}, {std:.4g} each)",
+    }  # fmt: skip
 
 
 def success_by(key: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -114,5 +155,8 @@ def success_by(key: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
 
 def success_rate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many answers there are and how many of them succeeded."""
-    return {"answers": len(records), "successes": sum(bool(r["success"]) for r in records)}
+    """How many answers there are, how many of them succeeded and, where it was measured, how many had done so at the
+    start of optimization."""
+    found = {"answers": len(records), "successes": sum(bool(r["success"]) for r in records)}
+    at_start = [bool(r["success_start"]) for r in records if "success_start" in r]
+    return found | ({"successes_at_start": sum(at_start)} if at_start else {})

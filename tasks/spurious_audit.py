@@ -101,9 +101,9 @@ class SpuriousAudit:
         return shown if cam is None else shown | {"cam-training": (cam / cam.max().clamp(min=1e-12))[None]}
 
     def measure(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """r of every picture, its mean with an interval, and the verdict: undecided where the pictures do less to the
-        feature than the class's own often do, since they say nothing of it then. A success is decided, as people did.
-        """
+        """r of every image, its mean with an interval, and the verdict: undecided where the images do less to the
+        feature than the class's own often do, since they say nothing of it then. Neither verdict is a success; where
+        there are human annotations, `agrees` says whether a verdict is theirs."""
         images, masks = self._found(problem, pictures)
         strength = activation(classifier, images, problem.unit).mean().item()
         # Features and weights can be negative.
@@ -114,7 +114,7 @@ class SpuriousAudit:
         said = verdict(low, high, self.delta) if reached else UNDECIDED
         known = known_of(self.labels, problem.target, problem.unit)
         return {
-            "success": said != UNDECIDED and known["label"] in (None, said),
+            "agrees": None if known["label"] is None or said == UNDECIDED else known["label"] == said,
             "target": classifier.labels[problem.target], "unit": str(problem.unit), "rank": problem.rank,
             "objective": problem.objective, "verdict": said, "r": r, "r_interval": [low, high], "delta": self.delta,
             "shares": shares, **known, "network": classifier.digest, "activation": strength, "reached": reached,

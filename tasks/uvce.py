@@ -17,7 +17,7 @@ from runner.protocols import Cache, Captioner, Classifier, Embedder, World
 from runner.types import Anchor, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
-from tasks.pictures import at_least_one, confidences, own_seed, slug, start, success_rate
+from tasks.pictures import STAGES, at_least_one, confidences, own_seed, reaches, slug, stages, start, success_rate
 from tasks.surroundings import Surroundings
 from tasks.targets import Choice, Rule, count_of, known_label
 from tasks.terms import class_log_prob, text_log_prob
@@ -87,12 +87,13 @@ class Uvce:
         return {}
 
     def measure(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """Classes and confidences before and after, of the source, the target and whatever is predicted."""
+        """Classes and confidences before, at the start and after, of the source, the target and whatever is predicted.
+        A success: the prediction changes to the target."""
         if self.mode == "attribute":
             return self._measure_attribute(problem, pictures, embedder_of(classifier))
         source, target = classifier.labels[problem.source], classifier.labels[problem.target]
-        found = confidences(classifier, pictures["before"], pictures["best"], [problem.source, problem.target])
-        return {"success": found["predicted_after"] == target, "source": source, "target": target, **found}
+        measured = confidences(classifier, pictures, [problem.source, problem.target])
+        return {**reaches(measured, target), "source": source, "target": target, **measured}
 
     @torch.no_grad()
     def _measure_attribute(self, problem: Flip, pictures: Pictures, clip: Embedder) -> dict[str, Any]:
@@ -101,16 +102,10 @@ class Uvce:
             (problem.edit.source_words, problem.edit.target_words),
             (problem.edit.source, problem.edit.target),
         )
-        similarity = (
-            clip.embed_images(torch.stack([pictures["before"], pictures["best"]])) @ clip.embed_texts(prompts).T
-        )
-        before, after = (similarity / self._temperature(clip)).softmax(dim=-1).tolist()
-        return {
-            "success": after[1] > after[0], "source": names[0], "target": names[1],
-            "predicted_before": names[before[1] > before[0]], "predicted_after": names[after[1] > after[0]],
-            "confidence_before": dict(zip(names, before, strict=True)),
-            "confidence_after": dict(zip(names, after, strict=True)),
-        }  # fmt: skip
+        images = torch.stack([pictures[name] for name in STAGES])
+        similarity = clip.embed_images(images) @ clip.embed_texts(prompts).T
+        measured = stages((similarity / self._temperature(clip)).softmax(dim=-1).cpu(), names, range(len(names)))
+        return {**reaches(measured, names[1]), "source": names[0], "target": names[1], **measured}
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Successes; with several seeds the mean spread of the target's confidence over a picture's answers."""

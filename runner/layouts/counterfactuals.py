@@ -42,7 +42,7 @@ def uvce(runs: Sequence[Run]) -> Layout:
 def _flip(run: Run, r: Record) -> Block:
     panels = [
         Panel("original", run.picture(r, "original"), _source_and_target(r, "before")),
-        Panel("start", run.picture(r, "start")),
+        Panel("start", run.picture(r, "start"), _source_and_target(r, "start")),
         Panel("counterfactual", run.picture(r, "best"), _source_and_target(r, "after")),
         Panel("difference", run.picture(r, "difference")),
     ]

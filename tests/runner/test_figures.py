@@ -54,7 +54,8 @@ def dispute(k: int, direction: str) -> dict[str, Any]:
 def flip(name: str, source: str = "rock crab", target: str = "viaduct", after: float = 0.96) -> dict[str, Any]:
     return {
         "name": name, "picture": name, "source": source, "target": target,
-        "confidence_before": {source: 0.98, target: 0.01}, "confidence_after": {source: 0.03, target: after},
+        "confidence_before": {source: 0.98, target: 0.01}, "confidence_start": {source: 0.6, target: 0.375},
+        "confidence_after": {source: 0.03, target: after},
     }  # fmt: skip
 
 
@@ -184,7 +185,8 @@ def test_uvce_shows_source_and_target_before_and_after(tmp_path: Path) -> None:
     layout = layout_of(folder_of(tmp_path, "uvce"))
     assert [block.title for block in layout.blocks] == ["rock crab → viaduct", "viaduct → rock crab"]
     assert names(layout)[0] == [["original", "start", "best", "difference", "mask"]]
-    assert captions(layout)[0] == [["rock crab 0.98\nviaduct 0.01", "", "rock crab 0.03\nviaduct 0.96", "", ""]]
+    shown = ["rock crab 0.98\nviaduct 0.01", "rock crab 0.60\nviaduct 0.38", "rock crab 0.03\nviaduct 0.96", "", ""]
+    assert captions(layout)[0] == [shown]
 
 
 def test_uvce_without_a_mask_leaves_it_out(tmp_path: Path) -> None:

@@ -48,11 +48,15 @@ def record(i: int, **changes: Any) -> dict[str, Any]:
     return {
         "name": name,
         "success": True,
+        "criterion": "predicted as rock crab (0.96); wanted: rock crab (0.96)",
+        "success_start": False,
         "source": "fiddler crab",
         "target": "rock crab",
         "predicted_before": "fiddler crab",
+        "predicted_start": "urn",
         "predicted_after": "rock crab",
         "confidence_before": {"fiddler crab": 0.98, "rock crab": 0.01},
+        "confidence_start": {"fiddler crab": 0.31, "rock crab": 0.123},
         "confidence_after": {"fiddler crab": 0.03, "rock crab": 0.962},
         "caption": "a photograph of a fiddler crab",
         "prompt": "a photograph of a rock crab",
@@ -197,9 +201,38 @@ def test_failures_and_reason(tmp_path: Path) -> None:
 
 def test_many_classes_fold_away(tmp_path: Path) -> None:
     after = {f"class {i}": 0.01 * i for i in range(9)}
-    page = read(run_folder(tmp_path, [record(0, confidence_after=after, confidence_before={})]))
+    page = read(run_folder(tmp_path, [record(0, confidence_after=after, confidence_start={}, confidence_before={})]))
     assert "4 more" in page.text
     assert page.text.index("class 8") < page.text.index("class 7") < page.text.index("class 0")
+
+
+def test_the_start_stands_between_the_original_and_the_result(tmp_path: Path) -> None:
+    page = read(run_folder(tmp_path, [record(0)]))
+    assert page.text.index("98.0\u00a0%") < page.text.index("31.0\u00a0%"), "the source's"
+    assert page.text.index("1.0\u00a0%") < page.text.index("12.3\u00a0%") < page.text.index("96.2\u00a0%")
+    assert "fiddler crab before, urn at the start, rock crab after" in page.text
+    assert "Success before the first step" not in page.text
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"images": {"best": "images/test-00000-rock-crab/best.png"}}])
+def test_without_steps_or_an_original_the_start_is_no_stage(tmp_path: Path, changes: dict[str, Any]) -> None:
+    page = read(run_folder(tmp_path, [record(0, **changes)]))
+    assert "at the start" not in page.text and "12.3\u00a0%" not in page.text and "96.2\u00a0%" in page.text
+
+
+def test_a_run_whose_starts_succeed_says_so(tmp_path: Path) -> None:
+    page = read(run_folder(tmp_path, [record(0, success_start=True), record(1)]))
+    assert "Success before the first step" in page.text and "of 2, by words and noise alone" in page.text
+    assert page.text.count("words and noise brought the change about") == 1
+
+
+def test_a_success_has_its_criterion_and_a_verdict_is_none(tmp_path: Path) -> None:
+    audited = record(1, verdict="spurious")
+    del audited["success"], audited["criterion"]
+    page = read(run_folder(tmp_path, [record(0), audited]))
+    assert page.text.count("predicted as rock crab (0.96); wanted: rock crab (0.96)") == 1
+    assert page.count("span", "badge") == 2 and page.count("span", "yes") == 1 and "1 of 1; 95" in page.text
+    assert "Success" not in read(run_folder(tmp_path / "other", [audited])).text
 
 
 def test_a_page_from_an_empty_folder_is_written_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -148,3 +149,12 @@ def test_every_sample_has_its_own_doubts() -> None:
     found = doubts()([problem()] * 3, half_kept(3), torch.zeros(3, 3, 4, 4), state)
     assert [len(own) for own in found] == [0, 1, 1]
     assert "no step" in found[1][0] and "more of them" in found[2][0]
+
+
+@pytest.mark.parametrize(("confidence", "doubted"), [(0.999, False), (0.98, True)])
+def test_where_the_target_is_sure_more_steps_are_not_advised(confidence: float, doubted: bool) -> None:
+    """What still falls is the distance to the original."""
+    state = state_of([2.0], [1.5], [1.0], best=[2])
+    for evaluation in state.history:
+        evaluation["class_log_prob"] = [-math.log(confidence)]
+    assert bool(descent_doubts(state, 0)) is doubted

@@ -238,7 +238,8 @@ def measured(own: Disagreement, classifier: ImageClassifier, name: str, pictures
 def test_what_is_measured_by_hand() -> None:
     found = measured(task(gap=0.7 - 1e-6), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})
     assert found == {
-        "success": True, "target": "rock crab", "direction": "over", "gap_before": 0, "gap_after": pytest.approx(0.7),
+        "success": True, "criterion": "0.7 > 0.7, the gap between both confidences that is wanted",
+        "target": "rock crab", "direction": "over", "gap_before": 0, "gap_after": pytest.approx(0.7),
         "predicted_before": found["predicted_before"], "predicted_after": "rock crab",
         "rival_predicted_after": "viaduct", "confidence_before": {"rock crab": pytest.approx(1 / 3)},
         "confidence_after": {"rock crab": pytest.approx(0.8)}, "rival_confidence_before": pytest.approx(1 / 3),

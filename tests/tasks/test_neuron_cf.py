@@ -200,22 +200,25 @@ def test_what_is_beyond_enough_counts_no_more() -> None:
 
 
 def seen(before: Tensor, best: Tensor, attack: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    pictures = {"before": before, "best": best, "attack": attack}
+    pictures = {"before": before, "start": before.flip(0), "best": best, "attack": attack}
     return pictures if mask is None else pictures | {"mask": mask}
 
 
 def test_what_is_measured_by_hand() -> None:
     pictures = seen(colour(0.2, 0.6, 0), colour(0.7, 0.6, 0), colour(0.9, 0.6, 0), torch.ones(1, SIDE, SIDE))
     found = task().measure(push("max"), pictures, eye())
-    colours = torch.tensor([[0.2, 0.6, 0.0], [0.7, 0.6, 0.0], [0.9, 0.6, 0.0]])
-    before, after, attacked = colours.softmax(dim=1).tolist()
+    colours = torch.tensor([[0.2, 0.6, 0.0], [0.0, 0.6, 0.2], [0.7, 0.6, 0.0], [0.9, 0.6, 0.0]])
+    before, start, after, attacked = colours.softmax(dim=1).tolist()
     assert found == {
         "success": True, "source": "rock crab", "target": "features:0 max", "unit": "features:0", "direction": "max",
-        "activation_before": pytest.approx(0.2), "activation_after": pytest.approx(0.7),
+        "criterion": "0.2 to 0.7 (wanted: +1 standard deviations over the training images, 0.2 each)",
+        "activation_before": pytest.approx(0.2), "activation_start": pytest.approx(0.0),
+        "activation_after": pytest.approx(0.7),
         "activation_attack": pytest.approx(0.9), "training_std": pytest.approx(0.2),
-        "predicted_before": "viaduct", "predicted_after": "rock crab",
+        "predicted_before": "viaduct", "predicted_start": "viaduct", "predicted_after": "rock crab",
         "confidence_attack": pytest.approx(attacked[0]),
         "confidence_before": pytest.approx(dict(zip(NAMES[:2], before, strict=False))),
+        "confidence_start": pytest.approx(dict(zip(NAMES[:2], start, strict=False))),
         "confidence_after": pytest.approx(dict(zip(NAMES[:2], after, strict=False))),
     }  # fmt: skip  # this network has no map: nothing is said about where the unit looks
 

@@ -164,7 +164,8 @@ def test_what_is_measured_by_hand() -> None:
     std = torch.tensor(TENTHS).double().div(10).std(correction=0).item()
     found = task().measure(problem, pictures, eye())
     assert found == {
-        "success": True, "target": "features:0", "unit": "features:0", "word": "sand",
+        "success": True, "criterion": "0.9 > 0.7, the highest activation in training images",
+        "target": "features:0", "unit": "features:0", "word": "sand",
         "activation_before": pytest.approx(0.4), "activation_after": pytest.approx(0.9),
         "training_max": pytest.approx(0.7), "word_max": pytest.approx(0.5),
         "word_means": pytest.approx({"a crab": 0.15, "sand": 0.45, "the sky": 0.25, "a flag": 0.35}),

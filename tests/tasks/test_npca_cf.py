@@ -212,13 +212,17 @@ def test_what_is_beyond_enough_counts_no_more() -> None:
 
 
 def test_what_is_measured_by_hand() -> None:
-    found = task().measure(shift("max"), {"before": colour(0.5, 0, 0), "best": colour(0.5, 1, 0)}, eye())
-    before, after = torch.tensor([[0.5, 0.0, 0.0], [0.5, 1.0, 0.0]]).softmax(dim=1).tolist()
+    pictures = {"before": colour(0.5, 0, 0), "start": colour(0.5, 0.5, 0), "best": colour(0.5, 1, 0)}
+    found = task().measure(shift("max"), pictures, eye())
+    before, start, after = torch.tensor([[0.5, g, 0.0] for g in (0.0, 0.5, 1.0)]).softmax(dim=1).tolist()
     assert found == {
         "success": True, "source": "viaduct", "target": "viaduct 0 max", "component": 0, "direction": "max",
-        "contribution_before": pytest.approx(1.4 * 0.6), "contribution_after": pytest.approx(1.4 * 1.4),
-        "training_std": pytest.approx(1.4 * 0.2), "predicted_before": "rock crab", "predicted_after": "viaduct",
+        "criterion": "0.84 to 1.96 (wanted: +1 standard deviations over the training images, 0.28 each)",
+        "contribution_before": pytest.approx(1.4 * 0.6), "contribution_start": pytest.approx(1.4 * 1.0),
+        "contribution_after": pytest.approx(1.4 * 1.4), "training_std": pytest.approx(1.4 * 0.2),
+        "predicted_before": "rock crab", "predicted_start": "rock crab", "predicted_after": "viaduct",
         "confidence_before": pytest.approx(dict(zip(NAMES[:2], before, strict=False))),
+        "confidence_start": pytest.approx(dict(zip(NAMES[:2], start, strict=False))),
         "confidence_after": pytest.approx(dict(zip(NAMES[:2], after, strict=False))),
     }  # fmt: skip
 
@@ -232,7 +236,7 @@ def test_a_success_is_a_change_the_right_way_in_standard_deviations(
     direction: str, moved: float, change: float, success: bool
 ) -> None:
     """α_0 = 1.4 · (1.2 r + 0.8 g) has a standard deviation of 1.4 · 0.2: one is 0.25 of green."""
-    pictures = {"before": colour(0, 0.5, 0), "best": colour(0, 0.5 + 0.25 * change, 0)}
+    pictures = {"before": colour(0, 0.5, 0), "start": colour(0, 1, 0), "best": colour(0, 0.5 + 0.25 * change, 0)}
     assert task(moved=moved).measure(shift(direction), pictures, eye())["success"] is success
 
 
@@ -241,7 +245,7 @@ def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> Non
     images = torch.stack([TRAINING[i].image for i in TRAINING.rows("viaduct")])
     problem = found[0]
     alpha = problem.components.contributions(NETWORK(images).features.double())[:, problem.component]
-    pictures = {"before": images[0], "best": images[1]}
+    pictures = {"before": images[0], "start": images[0], "best": images[1]}
     measured = task().measure(problem, pictures, NETWORK)
     assert measured["training_std"] == pytest.approx(alpha.std().item(), rel=1e-4)
     assert [measured["contribution_before"], measured["contribution_after"]] == pytest.approx(

@@ -167,18 +167,19 @@ def test_what_is_measured_by_hand() -> None:
     assert segmenter.words == ["rock crab"] * 4, "the class is looked for by its name"
     assert record["shares"] == pytest.approx([0.5, 0.25, 0.75, 0.5]) and record["r"] == pytest.approx(0.5)
     assert record["r_interval"] == pytest.approx(list(interval(record["shares"])))
-    assert record["verdict"] == "core" and record["label"] == "core" and record["success"] is True
+    assert record["verdict"] == "core" and record["label"] == "core" and record["agrees"] is True
+    assert "success" not in record, "no verdict is one"
     assert record["group"] == "medium" and record["animate"] is True and record["network"] == classifier.digest
     assert record["activation"] == pytest.approx(0.9 * 0.5) and record["activation_score"] == 1.0
-    for problem, given, verdict, success in (
+    for problem, given, verdict, agrees in (
         (problems[0], (0.0, 0.0, 0.0, 0.25), "spurious", False),
         (problems[1], (0.0, 0.0, 0.0, 0.25), "spurious", True),
-        (problems[1], (0.0, 0.5, 0.0, 0.75), "undecided", False),
+        (problems[1], (0.0, 0.5, 0.0, 0.75), "undecided", None),
     ):
         found = own.measure(problem, pictures(*given, rest=DIM), classifier)
-        assert (found["verdict"], found["success"], found["reached"]) == (verdict, success, True)
+        assert (found["verdict"], found["agrees"], found["reached"]) == (verdict, agrees, True)
     unlabelled = task().measure(problems[0], pictures(0.0, 0.0, rest=DIM), classifier)
-    assert unlabelled["label"] is None and unlabelled["success"] is True and "group" not in unlabelled
+    assert unlabelled["label"] is None and unlabelled["agrees"] is None and "group" not in unlabelled
 
 
 def test_pictures_that_do_not_excite_a_feature_say_nothing_of_it() -> None:

@@ -18,7 +18,7 @@ from models.diffusion import LatentDiffusion
 from runner.protocols import Classifier, Embedder, World
 from runner.types import Edit, Example, Scene, UserError
 from tasks.flips import QUESTIONS, Flip, embedder_of
-from tasks.pictures import own_seed
+from tasks.pictures import own_seed, reaches, stages
 from tasks.surroundings import Surroundings
 from tasks.uvce import Uvce
 from tests.conftest import Identity, TinyClassifier, anchor_of, uvce
@@ -309,21 +309,25 @@ def test_an_attribute_is_a_softmax_over_the_two_prompts(temperature: float | Non
     expected = -torch.log_softmax(torch.tensor([0.8, 0.6]) / used, 0)[1]
     assert weight == 1.0 and term(Scene(image, image, image[:, None])).tolist() == pytest.approx([expected.item()])
 
-    pictures = {"before": coloured(0.6, 0.8), "best": coloured(1.0, 0.0)}
+    pictures = {"before": coloured(0.6, 0.8), "start": coloured(0.0, 1.0), "best": coloured(1.0, 0.0)}
     found = task.measure(problems[0], pictures, ZeroShot())
-    before, after = (torch.softmax(torch.tensor(s) / used, 0).tolist() for s in ([0.8, 0.6], [0.0, 1.0]))
+    shares = [torch.softmax(torch.tensor(s) / used, 0).tolist() for s in ([0.8, 0.6], [1.0, 0.0], [0.0, 1.0])]
+    before, start, after = (pytest.approx({"in snow": s[0], "on sand": s[1]}) for s in shares)
     assert found == {
-        "success": True, "source": "in snow", "target": "on sand", "predicted_before": "in snow",
-        "predicted_after": "on sand", "confidence_before": pytest.approx({"in snow": before[0], "on sand": before[1]}),
-        "confidence_after": pytest.approx({"in snow": after[0], "on sand": after[1]}),
+        "success": True, "success_start": False, "source": "in snow", "target": "on sand",
+        "criterion": f"predicted as on sand ({shares[2][1]:.2f}); wanted: on sand ({shares[2][1]:.2f})",
+        "predicted_before": "in snow", "predicted_start": "in snow", "predicted_after": "on sand",
+        "confidence_before": before, "confidence_start": start, "confidence_after": after,
     }  # fmt: skip
 
 
 def test_an_attribute_that_stays_is_no_success() -> None:
     task = uvce(mode="attribute")
     (problem,), _ = pose(task, Given(example("viaduct", SNOW)), classifier=ZeroShot())
-    found = task.measure(problem, {"before": coloured(0.0, 1.0), "best": coloured(0.6, 0.8)}, ZeroShot())
+    pictures = {"before": coloured(0.0, 1.0), "start": coloured(1.0, 0.0), "best": coloured(0.6, 0.8)}
+    found = task.measure(problem, pictures, ZeroShot())
     assert found["success"] is False and found["predicted_after"] == "in snow"
+    assert found["success_start"] is True and found["predicted_start"] == "on sand"
 
 
 # --- what every mode has in common ---------------------------------------------------------------------------
@@ -352,30 +356,44 @@ def test_what_is_measured() -> None:
     (problem,), _ = pose(uvce(target="viaduct"), Given(example("rock crab")))
     draw = torch.Generator().manual_seed(3)
     original, best = torch.rand(2, 3, 16, 16, generator=draw)
-    before, after = TinyClassifier()(torch.stack([original, best])).logits.softmax(dim=1)
+    before, start, after = TinyClassifier()(torch.stack([original, 1 - best, best])).logits.softmax(dim=1)
     found = uvce().measure(problem, {"before": original, "best": best, "start": 1 - best}, TinyClassifier())
     assert (found["source"], found["target"]) == ("rock crab", "viaduct")
     assert found["predicted_before"] == CLASSES[int(before.argmax())]
+    assert found["predicted_start"] == CLASSES[int(start.argmax())]
     assert found["predicted_after"] == CLASSES[int(after.argmax())]
-    assert found["success"] is (found["predicted_after"] == "viaduct")
-    named = {"rock crab", "viaduct", found["predicted_before"], found["predicted_after"]}
-    assert set(found["confidence_before"]) == set(found["confidence_after"]) == named
-    for name in named:
-        assert found["confidence_before"][name] == pytest.approx(before[CLASSES.index(name)].item())
-        assert found["confidence_after"][name] == pytest.approx(after[CLASSES.index(name)].item())
+    assert found["success"] is (found["predicted_before"] != "viaduct" == found["predicted_after"])
+    named = {"rock crab", "viaduct", *(found[f"predicted_{stage}"] for stage in ("before", "start", "after"))}
+    for stage, p in (("before", before), ("start", start), ("after", after)):
+        assert set(found[f"confidence_{stage}"]) == named
+        for name in named:
+            assert found[f"confidence_{stage}"][name] == pytest.approx(p[CLASSES.index(name)].item())
 
 
-def test_success_is_the_prediction_of_the_saved_picture() -> None:
-    picture = example("rock crab")
-    image = picture.image[:, :, 2:-2]
-    top = CLASSES[top_class(picture)]
-    wrong = next(name for name in CLASSES if name not in (top, "rock crab"))
-    for target, success in ((top, True), (wrong, False)):
-        if target == "rock crab":
-            continue
-        (problem,), _ = pose(uvce(target=target), Given(picture))
-        measured = uvce().measure(problem, {"before": image, "best": image}, TinyClassifier())
-        assert measured["success"] is success
+def test_success_is_a_prediction_that_changes_to_the_target() -> None:
+    """In each of the three images a one of four classes is predicted; the target is b."""
+
+    def predicted(before: str, start: str, after: str) -> tuple[bool, bool]:
+        p = torch.eye(4)[["abcd".index(name) for name in (before, start, after)]]
+        found = reaches(stages(p, "abcd", range(4)), "b")
+        return found["success"], found["success_start"]
+
+    assert predicted("a", "a", "b") == (True, False)
+    assert predicted("a", "b", "b") == (True, True), "the words alone had done it"
+    assert predicted("a", "b", "a") == (False, True)
+    assert predicted("c", "a", "b") == (True, False), "what the original is predicted as need not be its label"
+    assert predicted("a", "a", "c") == (False, False)
+    assert predicted("b", "b", "b") == (False, False), "nothing changed"
+
+
+def test_the_criterion_of_a_success_has_its_numbers() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.25, 0.75]])
+    found = reaches(stages(p, ["crab", "urn"], [0, 1]), "urn")
+    assert found["criterion"] == "predicted as urn (0.75); wanted: urn (0.75)"
+    unmoved = reaches(stages(p[[0, 1, 1]], ["crab", "urn"], [0, 1]), "urn")
+    assert unmoved["criterion"] == "predicted as crab (0.70); wanted: urn (0.30)"
+    same = reaches(stages(p[[2, 2, 2]], ["crab", "urn"], [0, 1]), "urn")
+    assert same["criterion"] == "the original is predicted as urn already: no change can be found"
 
 
 def test_nothing_is_added_to_the_pictures() -> None:
