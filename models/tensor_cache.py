@@ -1,4 +1,4 @@
-"""Tensors kept by content, one file per row, written atomically."""
+"""Tensors kept by content, one file per row; a damaged one is computed again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor
 
-from runner.files import write
+from runner.files import Damaged, set_aside
+from runner.tensor_file import read_tensors, write_tensors
 
 
 class TensorCache:
@@ -31,14 +30,27 @@ class TensorCache:
         return sha.hexdigest()[:32]
 
     def load(self, keys: Sequence[str]) -> dict[str, Tensor] | None:
-        """The stacked tensors of all keys, or None if one of them is missing."""
+        """The stacked tensors of all keys, or None if one of them is missing or damaged."""
         if self.folder is None:
             return None
-        paths = [self.folder / f"{key}.safetensors" for key in keys]
-        if not all(path.exists() for path in paths):
+        parts = [self._row(self.folder / f"{key}.safetensors", key) for key in keys]
+        whole = [part for part in parts if part is not None]
+        if len(whole) < len(keys):
             return None
-        parts = [load_file(path) for path in paths]
-        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        return {name: torch.stack([part[name] for part in whole]) for name in whole[0]}
+
+    def _row(self, path: Path, key: str) -> dict[str, Tensor] | None:
+        """The tensors of a file, None if it is missing; one that is damaged or of another key is set aside."""
+        try:
+            file = read_tensors(path)
+            if file.texts.get("key") != key:
+                raise Damaged("belongs to another key")
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            set_aside(path, error)
+            return None
+        return file.tensors
 
     def save(self, keys: Sequence[str], **tensors: Tensor) -> None:
         """Keep row i of each tensor under keys[i]."""
@@ -46,4 +58,4 @@ class TensorCache:
             return
         for i, key in enumerate(keys):
             path = self.folder / f"{key}.safetensors"
-            write(path, serialise({name: t[i].detach().cpu().contiguous().clone() for name, t in tensors.items()}))
+            write_tensors(path, {name: values[i] for name, values in tensors.items()}, key=key)

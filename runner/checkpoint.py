@@ -1,20 +1,21 @@
-"""The state of an unfinished batch on disk: one safetensors file, written atomically."""
+"""The state of an unfinished batch on disk: one file of tensors, written atomically."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as serialise
 
-from runner.files import write
+from runner.files import Damaged
 from runner.optimize import Origin, State
+from runner.tensor_file import read_tensors, write_tensors
 
 
-def save(path: Path, state: State) -> None:
-    """Write a state; the old file stays until the new one is complete."""
+def save(path: Path, state: State, owner: Mapping[str, str]) -> None:
+    """Write a state; the old file stays until the new one is complete. owner: what it belongs to, which `load` asks
+    for."""
     tensors = {f"controls.{k}": v for k, v in state.controls.items()}
     tensors |= {f"best.{k}": v for k, v in state.best.items()}
     tensors |= {f"moments.{k}.{m}": v for k, moments in state.moments.items() for m, v in moments.items()}
@@ -23,24 +24,30 @@ def save(path: Path, state: State) -> None:
     if state.origin is not None:
         tensors |= {f"found.{k}": v for k, v in state.origin.found.items()}
         plain["origin"] = {key: getattr(state.origin, key) for key in ("controls", "inject", "blend")}
-    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write(path, serialise(whole, metadata={"state": json.dumps(plain)}))
+    write_tensors(path, tensors, **owner, state=json.dumps(plain))
 
 
-def load(path: Path, device: torch.device) -> State:
-    """Read a state back, bit for bit; its tensors are copied, since kernels may round by how memory is aligned."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        plain = json.loads(file.metadata()["state"])
+def load(path: Path, device: torch.device, owner: Mapping[str, str], steps: int) -> State:
+    """Read a state back, bit for bit. steps: the most that its batch can have taken.
+
+    Raises FileNotFoundError, and Damaged if the file is not what was saved or was saved for another owner.
+    """
+    file = read_tensors(path)
+    if foreign := [name for name, text in owner.items() if file.texts.get(name) != text]:
+        raise Damaged(f"belongs to another {foreign[0]}")
+    tensors = {name: value.to(device) for name, value in file.tensors.items()}
+    plain = json.loads(file.texts["state"])
+    if plain["step"] > steps:
+        raise Damaged(f"stands at step {plain['step']} of {steps}")
     if (origin := plain.pop("origin", None)) is not None:
         found = {k.removeprefix("found."): v for k, v in tensors.items() if k.startswith("found.")}
         plain["origin"] = Origin(**origin, found=found)
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
+    for name, value in file.tensors.items():
         if name.startswith("moments."):
             _, control, moment = name.split(".")
             # Adam counts its steps on the CPU.
-            moments.setdefault(control, {})[moment] = value.cpu() if moment == "step" else value
+            moments.setdefault(control, {})[moment] = value if moment == "step" else value.to(device)
     return State(
         controls={k.removeprefix("controls."): v for k, v in tensors.items() if k.startswith("controls.")},
         best={k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")},

@@ -1,12 +1,15 @@
-"""Files that a run can be continued from: a file appears whole or not at all, and a power cut does not take it back."""
+"""Files that a run can be continued from: a file appears whole or not at all, and a power cut does not take it back.
+What is damaged nevertheless, by a disk or by hand, is set aside and made again."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from runner.types import UserError
@@ -15,9 +18,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # What file systems answer that cannot synchronize a folder: there is nothing more to do then.
 WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
+LOST = (errno.EIO, errno.ELOOP)  # of a disk with bad blocks, and of links that lead nowhere
+
 
 class Unwritable(UserError):
     """A file or folder that cannot be written; the message is one line that names it and the reason."""
+
+
+class Damaged(Exception):
+    """A file or folder is not what was written; the message says in what way."""
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -38,6 +47,35 @@ def write(path: Path, content: bytes | str) -> None:
                 temporary.unlink()
             raise
         _synchronize(path.parent)
+
+
+def read(path: Path) -> bytes:
+    """A file's content. Raises FileNotFoundError, Damaged where something else has its name or the disk has lost it,
+    and UserError where this user may not read it."""
+    try:
+        return path.read_bytes()
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise Damaged("a folder has its name" if path.is_dir() else "a folder above it is none") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except OSError as error:
+        if error.errno not in LOST:
+            raise
+        raise Damaged(f"cannot be read: {error.strerror}") from error
+
+
+def set_aside(path: Path, why: object) -> None:
+    """Rename what is damaged, so that it can be made again, and say so in a line; where another process was faster,
+    nothing is left to do. Raises Unwritable."""
+    aside = next(p for i in count(1) if not os.path.lexists(p := path.with_name(f"{path.name}.damaged{_nth(i)}")))
+    with writing(path), suppress(FileNotFoundError):
+        os.rename(path, aside)
+        _synchronize(path.parent)
+        print(f"{path}: {why}; set aside as {aside.name} and made again", file=sys.stderr, flush=True)
+
+
+def _nth(i: int) -> str:
+    return "" if i == 1 else f"-{i}"
 
 
 def make_folder(path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from runner.answers import Answers, curve, write_answer
 from runner.augment import RandomCrops
 from runner.baselines import Contestant
 from runner.claims import Claim
+from runner.files import Damaged, set_aside
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger
 from runner.objective import evaluate
@@ -127,7 +129,8 @@ def solve_batch(
     clock = time.monotonic()
     bar.batch([p.name for p in problems])
     bar.phase("preparing")
-    saved = checkpoint.load(path, answer.device) if path.exists() else None
+    owner = {"run": folder.path.name, "list of problems": json.dumps([p.name for p in problems])}
+    saved = _resumed(path, answer, owner)
     controls, anchor, notes, origin = answer.start(problems, saved.origin if saved else None)
     state = saved or optimize.begin(controls, origin)
     before = state.seconds
@@ -140,10 +143,10 @@ def solve_batch(
             try:
                 interrupt.check()
             except Stopped:
-                checkpoint.save(path, state)
+                checkpoint.save(path, state, owner)
                 raise
             if state.step % every == 0 or state.finished:
-                checkpoint.save(path, state)
+                checkpoint.save(path, state, owner)
         _tell(state, problems, answer.descent.steps, bar, logger)
     bar.phase("measuring")
     answers = answer.answers(problems, controls, anchor, state, notes)
@@ -156,6 +159,17 @@ def solve_batch(
             write_answer(answers, i, answer.task, answer.classifier, folder, logger, writers)
     path.unlink(missing_ok=True)
     bar.finished(len(problems))
+
+
+def _resumed(path: Path, answer: Solver, owner: Mapping[str, str]) -> State | None:
+    """Where a batch stood when it was left, None where it begins; a damaged checkpoint is set aside."""
+    try:
+        return checkpoint.load(path, answer.device, owner, answer.descent.steps)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        set_aside(path, error)
+        return None
 
 
 def _safety_notes(flagged: int, count: int) -> list[str]:

@@ -1,5 +1,5 @@
-"""Imports point one way: runner.types <- runner.protocols, runner.files <- models, tasks, data <- the rest of runner <-
-run.py."""
+"""Imports point one way: runner.types <- runner.protocols, runner.files, runner.tensor_file <- models, tasks,
+data <- the rest of runner <- run.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("data", "models", "runner", "scripts", "tasks", "tests", "run")
 ALLOWED = {
     "data": {"data", "runner.types", "runner.protocols"},
-    "models": {"models", "runner.types", "runner.protocols", "runner.files"},
+    "models": {"models", "runner.types", "runner.protocols", "runner.files", "runner.tensor_file"},
     "tasks": {"tasks", "data", "runner.types", "runner.protocols"},
     "runner": {"runner", "models", "tasks", "data"},
     "run.py": {"runner"},

@@ -110,8 +110,8 @@ def test_a_resumed_descent_is_an_undisturbed_one(name: str, make_generator: Make
         one.generator, anchor, terms, lambda scene, k: scene, one.descent, optimize.begin(controls)
     )
     for _ in range(3):
-        checkpoint.save(tmp_path / "state", next(states))
-    state = checkpoint.load(tmp_path / "state", torch.device("cpu"))
+        checkpoint.save(tmp_path / "state", next(states), {})
+    state = checkpoint.load(tmp_path / "state", torch.device("cpu"), {}, 4)
     assert state.step == 3
     *_, state = optimize.optimise(one.generator, anchor, terms, lambda scene, k: scene, one.descent, state)
     assert state.history == whole.history

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from runner import checkpoint
+from runner.files import Damaged, Unwritable
 from runner.optimize import Origin, State
 
 
@@ -27,8 +30,8 @@ def state() -> State:
 
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     saved = state()
-    checkpoint.save(tmp_path / "deep" / "state.safetensors", saved)
-    found = checkpoint.load(tmp_path / "deep" / "state.safetensors", torch.device("cpu"))
+    checkpoint.save(tmp_path / "deep" / "state.safetensors", saved, {})
+    found = checkpoint.load(tmp_path / "deep" / "state.safetensors", torch.device("cpu"), {}, 4)
     for name in ("controls", "best"):
         mine, theirs = getattr(found, name), getattr(saved, name)
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -39,32 +42,57 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert found.origin is not None and saved.origin is not None and found.origin.found.keys() == {"masks"}
     assert torch.equal(found.origin.found["masks"], saved.origin.found["masks"])
     assert replace(found.origin, found={}) == replace(saved.origin, found={})
-    checkpoint.save(tmp_path / "none.safetensors", replace(saved, origin=None))
-    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu")).origin is None
+    checkpoint.save(tmp_path / "none.safetensors", replace(saved, origin=None), {})
+    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu"), {}, 4).origin is None
     assert found.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(found.history[1]["total"][1])
 
 
 def test_values_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
     saved = state()
     saved.best = saved.controls
-    checkpoint.save(tmp_path / "state.safetensors", saved)
-    found = checkpoint.load(tmp_path / "state.safetensors", torch.device("cpu"))
+    checkpoint.save(tmp_path / "state.safetensors", saved, {})
+    found = checkpoint.load(tmp_path / "state.safetensors", torch.device("cpu"), {}, 4)
     found.controls["latent"].zero_()
     assert torch.equal(found.best["latent"], saved.best["latent"])
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.safetensors"
-    checkpoint.save(path, state())
+    checkpoint.save(path, state(), {})
     before = path.read_bytes()
 
-    whole = Path.write_bytes
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def cut_off(file: Path, content: bytes) -> int:
-        whole(file, content[:100])
-        raise OSError("no space")
-
-    monkeypatch.setattr(Path, "write_bytes", cut_off)
-    with pytest.raises(OSError, match="no space"):
-        checkpoint.save(path, state())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Unwritable, match="disk full"):
+        checkpoint.save(path, state(), {})
     assert path.read_bytes() == before
+
+
+def test_a_resumed_state_has_its_controls_in_their_order(tmp_path: Path) -> None:
+    """Sums over controls round by it."""
+    saved = state()
+    saved.controls = {name: torch.zeros(1) for name in ("text", "null", "z", "latent", "a", "shift")}
+    checkpoint.save(tmp_path / "a", saved, {})
+    assert list(checkpoint.load(tmp_path / "a", torch.device("cpu"), {}, 4).controls) == list(saved.controls)
+
+
+@pytest.mark.parametrize(
+    ("owner", "steps", "why"),
+    [
+        ({"key": "x", "problems": "a"}, 4, None),
+        ({"key": "y", "problems": "a"}, 4, "belongs to another key"),
+        ({"key": "x", "problems": "b"}, 4, "belongs to another problems"),
+        ({"key": "x", "problems": "a"}, 3, "stands at step 4 of 3"),
+    ],
+)
+def test_a_state_of_another_batch_is_not_taken(
+    tmp_path: Path, owner: dict[str, str], steps: int, why: str | None
+) -> None:
+    checkpoint.save(tmp_path / "a", state(), {"key": "x", "problems": "a"})
+    if why is None:
+        assert checkpoint.load(tmp_path / "a", torch.device("cpu"), owner, steps).step == 4
+    else:
+        with pytest.raises(Damaged, match=why):
+            checkpoint.load(tmp_path / "a", torch.device("cpu"), owner, steps)

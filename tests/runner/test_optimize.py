@@ -466,9 +466,9 @@ def test_resuming_at_any_step_gives_the_bits_of_an_undisturbed_run(batch: Batch,
     for k, state in enumerate(
         optimize.optimise(generator, anchor, objective, unchanged, how, optimize.begin(controls))
     ):
-        checkpoint.save(tmp_path / f"{k}.safetensors", state)
+        checkpoint.save(tmp_path / f"{k}.safetensors", state, {})
     for k in range(how.steps + 1):
-        again = checkpoint.load(tmp_path / f"{k}.safetensors", torch.device("cpu"))
+        again = checkpoint.load(tmp_path / f"{k}.safetensors", torch.device("cpu"), {}, 4)
         assert again.step == min(k + 1, how.steps) and again.finished == (k == how.steps)
         *_, again = again, *optimize.optimise(generator, anchor, objective, unchanged, how, again)
         assert again.finished and again.history == state.history and again.failed == state.failed
