@@ -1,24 +1,35 @@
 """Which process works at which batch, agreed by files in the run's folder alone, across machines.
 
 A claim is a file `<batch>.<generation>`. It is made by an exclusive creation, which only one of several processes can
-win, and holds while it is renewed; the highest generation counts. Whoever finds that one without a sign of life makes
-the next.
+win, and holds while it is renewed; the highest generation counts. Whoever finds that its owner has ended, or sees no
+renewal of it for the time of a lease, makes the next. No clock is compared with another one: each process watches with
+its own, which does not jump, whether a claim changes.
+
+filelock's `SoftFileLease` works in the same way, but keeps a claim that a full disk left empty for ever, takes a zombie
+for alive, refuses two processes with different leases, and knows no jobs that come back.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from runner.types import UserError
 
 RENEWALS = 6  # in the time of a lease, so that a slow file system may miss some
+LONGEST = 1e6  # seconds of a lease: eleven days
 
 
 class Lost(Exception):
@@ -27,47 +38,92 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Process:
-    """Who works: host and process id; job: the cluster's name of the job, array task and rank, None without one."""
+    """Who works. host, pid: the machine's name and the process id; job: the cluster's name of the job, array task and
+    rank, None without one; start: when the process began, in ticks since the machine was booted, since ids are used
+    again, None where that cannot be seen; machine: what ids and ticks refer to, see `machine_id`; restart: how often
+    the job was put back into its queue."""
 
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     job: str | None
+    start: int | None = None
+    machine: str = ""
+    restart: Annotated[int, Field(ge=0)] = 0
 
     @staticmethod
     def own() -> Process:
         """This process, as SLURM and submitit's local jobs name it."""
-        env = os.environ
-        array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-        job = f"{array}_{task}" if array and task else env.get("SLURM_JOB_ID") or env.get("SUBMITIT_LOCAL_JOB_ID")
-        if job and int(env.get("SLURM_NTASKS", 1)) > 1:
-            job = f"{job}.{env['SLURM_PROCID']}"
-        return Process(socket.gethostname(), os.getpid(), job)
+        pid = os.getpid()
+        restart = _count("SLURM_RESTART_COUNT") or 0
+        return Process(socket.gethostname(), pid, _job(), _stat(pid)[1], machine_id(), restart)
 
     @property
     def name(self) -> str:
         """Fit for a file."""
-        return "-".join(str(part) for part in (self.job, self.host, self.pid) if part is not None)
+        return "-".join(_plain(str(part)) for part in (self.job, self.host, self.pid) if part is not None)
 
     def gone(self, reader: Process) -> bool:
         """Whether the reader, who asks only for what it does not hold itself, can tell that this process has ended: it
-        ran on the same machine, or the reader is the same job or process, begun again."""
-        if self == reader or (self.job is not None and self.job == reader.job):
+        ran on the same machine, or its job came back from the queue and the reader is part of it."""
+        if self == reader or (self.job is not None and self.job == reader.job and self.restart < reader.restart):
             return True
-        return self.host == reader.host and not is_running(self.pid)
+        return self.machine == reader.machine and self.host == reader.host and not is_running(self.pid, self.start)
 
 
-def is_running(pid: int) -> bool:
-    """Whether this machine has such a process."""
+def machine_id() -> str:
+    """Where process ids and start times mean the same: the machine since it was booted and, within it, the namespaces
+    of a container; empty where the system tells nothing of it."""
+    found = []
+    with suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        found += [f"{os.stat(f'/proc/self/ns/{space}').st_ino:x}" for space in ("pid", "time")]
+    return "-".join(found)
+
+
+def is_running(pid: int, start: int | None = None) -> bool:
+    """Whether this machine has such a process, which began at `start` if that is known. A zombie runs no more."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # another user's
-        return True
-    return True
+        pass
+    state, began = _stat(pid)
+    return state not in ("Z", "X") and (start is None or began is None or start == began)
 
 
-UNWRITTEN = Process("unknown", 0, None)  # holds a claim that is made and not written yet
+def _stat(pid: int) -> tuple[str, int | None]:
+    """A process's state and its start in ticks, where the system shows them."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return "", None
+
+
+def _job() -> str | None:
+    """The cluster's name of this job. Variables may be empty, and shells of one job have no rank."""
+    array, task, job, local = (
+        _plain(os.environ.get(name, "").strip())
+        for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID")
+    )
+    name = f"{array}_{task}" if array and task else job or local
+    rank = _count("SLURM_PROCID")
+    return f"{name}.{rank}" if name and rank is not None and (_count("SLURM_NTASKS") or 1) > 1 else name or None
+
+
+def _count(name: str) -> int | None:
+    """A variable of the environment that holds a count, None if it does not."""
+    text = os.environ.get(name, "").strip()
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+
+
+def _plain(text: str) -> str:
+    """A name fit for a file."""
+    return re.sub(r"[^\w.+-]", "_", text)[:80]
+
+
+UNWRITTEN = Process("unknown", 0, None, machine="unknown")  # holds a claim that is not written, or not legible
 
 
 @dataclass(frozen=True)
@@ -83,22 +139,25 @@ class Claim:
         return _file(self.folder, self.batch, self.generation)
 
     def check(self) -> None:
-        """Raise `Lost` if another process has taken the batch over."""
-        if _file(self.folder, self.batch, self.generation + 1).exists():
+        """Raise `Lost` if another process has taken the batch over, and may have ended since then."""
+        if _file(self.folder, self.batch, self.generation + 1).exists() or not self.path.exists():
             raise Lost(self.batch)
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The claims of a run. folder: where they lie; lease: seconds without a sign of life that set a batch free."""
+    """The claims of a run. folder: where they lie; lease: seconds without a sign of life that set a batch free; clock:
+    seconds that never jump."""
 
     folder: Path
     lease: float
     process: Process
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[Path, tuple[tuple[bytes, int], float]] = field(default_factory=dict)  # what of a claim, and since when
 
     def __post_init__(self) -> None:
-        if self.lease <= 0:
-            raise UserError(f"claim.lease={self.lease}: allowed are seconds above 0")
+        if not 0 < self.lease <= LONGEST:
+            raise UserError(f"claim.lease={self.lease}: allowed are seconds above 0, {LONGEST:.0f} at most")
 
     @contextmanager
     def take(self, batch: str) -> Iterator[Claim | None]:
@@ -120,12 +179,20 @@ class Claims:
     def forget(self, batch: str) -> None:
         """Remove what is left of the claims to a batch that is done."""
         for generation in _generations(self.folder, batch):
-            _file(self.folder, batch, generation).unlink(missing_ok=True)
+            with suppress(IsADirectoryError):  # no claim, which harms nobody
+                _file(self.folder, batch, generation).unlink(missing_ok=True)
 
     def holder(self, batch: str) -> Process | None:
         """The process that holds a batch, None where it is free."""
         latest = max(_generations(self.folder, batch), default=None)
         return None if latest is None else self._alive(_file(self.folder, batch, latest))
+
+    def silent(self, batch: str) -> float:
+        """Seconds since a batch's last sign of life by the clocks, of which two machines may have different ones: good
+        enough to show."""
+        latest = max(_generations(self.folder, batch), default=None)
+        looked = None if latest is None else _look(_file(self.folder, batch, latest))
+        return 0.0 if looked is None else time.time() - looked[1].st_mtime
 
     def _make(self, batch: str) -> Claim | None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,31 +201,32 @@ class Claims:
             return None
         claim = Claim(self.folder, batch, latest + 1)
         try:
-            with open(claim.path, "x") as file:
-                file.write(json.dumps(asdict(self.process)))  # in one piece: a reader sees nothing of it, or all
+            file = open(claim.path, "x")
         except FileExistsError:  # another process was faster
             return None
+        try:
+            with file:
+                file.write(json.dumps(asdict(self.process)))  # in one piece: a reader sees nothing of it, or all
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk
+            claim.path.unlink(missing_ok=True)
+            raise
         return claim
 
     def _alive(self, path: Path) -> Process | None:
         """The process whose claim this is, if the claim still holds."""
-        try:
-            with open(path) as file:  # opening makes a network's file system look at the file anew
-                text, renewed = file.read(), os.fstat(file.fileno()).st_mtime
-        except FileNotFoundError:
+        looked = _look(path)
+        if looked is None:
             return None
-        if self._now() - renewed > self.lease:
+        text, now = looked[0], (looked[0], looked[1].st_mtime_ns)
+        before, since = self._seen.get(path, (None, 0.0))
+        if before != now:
+            self._seen[path] = now, self.clock()
+        elif self.clock() - since > self.lease:
             return None
-        holder = Process(**json.loads(text)) if text else UNWRITTEN
+        holder = _process(text)
         return None if holder.gone(self.process) else holder
-
-    def _now(self) -> float:
-        """The time by the clock of the file system: those of two machines may differ."""
-        clock = self.folder / f".clock-{self.process.name}"
-        clock.touch()
-        now = clock.stat().st_mtime
-        clock.unlink(missing_ok=True)
-        return now
 
     def _renew(self, claim: Claim, ended: threading.Event) -> None:
         while not ended.wait(self.lease / RENEWALS):
@@ -171,4 +239,31 @@ def _file(folder: Path, batch: str, generation: int) -> Path:
 
 
 def _generations(folder: Path, batch: str) -> list[int]:
-    return [int(path.name.rpartition(".")[2]) for path in folder.glob(f"{batch}.*")]
+    endings = (path.name.rpartition(".")[2] for path in folder.glob(f"{batch}.*"))
+    return [int(ending) for ending in endings if re.fullmatch("[0-9]{1,18}", ending)]
+
+
+def _look(path: Path) -> tuple[bytes, os.stat_result] | None:
+    """What a claim says, nothing where it cannot be read, and what its file's state is; None where there is none."""
+    try:
+        # Opening makes a network's file system look at the file anew.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            state = os.fstat(descriptor)
+            return os.read(descriptor, 4096) if stat.S_ISREG(state.st_mode) else b"", state
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        with suppress(FileNotFoundError):
+            return b"", path.stat()
+        return None
+
+
+def _process(text: bytes) -> Process:
+    """The process that a claim names."""
+    try:
+        return TypeAdapter(Process).validate_json(text, strict=True)
+    except ValueError:
+        return UNWRITTEN

@@ -44,5 +44,9 @@ def share(
             if not wait:
                 return
             holders = {claims.holder(name) for name in left} - {None}
-            bar.phase(f"waiting for {len(left)} of others' batches: {', '.join(p.name for p in holders if p)}")
+            names = ", ".join(p.name for p in holders if p)
+            bar.phase(
+                f"waiting for {len(left)} of others' batches: {names}; each is taken over {claims.lease:g} s after its "
+                "last sign of life"
+            )
             time.sleep(min(claims.lease / RENEWALS, LONGEST))

@@ -114,7 +114,7 @@ class Run:
         claims = Claims(self.folder / "claims", float(self.config["claim"]["lease"]), Process.own())
         held: dict[int, str] = {}
         for batch in {path.stem for path in claims.folder.glob("problems-*.*")}:
-            if (holder := claims.holder(batch)) is not None:
+            if (holder := claims.holder(batch)) is not None and claims.silent(batch) < claims.lease:
                 held |= dict.fromkeys(range(*batch_span(batch)), holder.name)
         return {i: name for i, name in held.items() if i < count}
 

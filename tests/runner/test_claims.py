@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.claims import UNWRITTEN, Claim, Claims, Lost, Process
+from runner.claims import UNWRITTEN, Claim, Claims, Lost, Process, is_running
 from runner.share import share
 from runner.types import Edit, Problem, UserError
 
@@ -25,22 +28,50 @@ HERE = Process("here", 1, None)
 THERE = Process("there", 1, None)
 
 
-def claims(folder: Path, process: Process = HERE, lease: float = LEASE) -> Claims:
-    return Claims(folder, lease, process)
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def leave(folder: Path, process: Process, batch: str = "a", generation: int = 1, age: float = 0.0) -> Path:
+def claims(folder: Path, process: Process = HERE, lease: float = LEASE, **clock: Clock) -> Claims:
+    return Claims(folder, lease, process, **clock)
+
+
+def watching(folder: Path, batch: str, process: Process = HERE) -> tuple[Claims, Clock]:
+    """A process that has found a batch held, and its clock."""
+    clock = Clock()
+    watcher = claims(folder, process, clock=clock)
+    assert watcher.holder(batch) is not None
+    return watcher, clock
+
+
+def leave(folder: Path, process: Process, batch: str = "a", generation: int = 1) -> Path:
     """A claim that its process neither renews nor gives back."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{batch}.{generation}"
     path.write_text(json.dumps(asdict(process)))
-    os.utime(path, (time.time() - age,) * 2)
     return path
+
+
+@contextmanager
+def sleeping() -> Iterator[Process]:
+    """Another process of this machine, as it would name itself."""
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        yield replace(Process.own(), pid=child.pid, start=None)
+    finally:
+        child.kill()
+        child.wait()
 
 
 def ended() -> int:
     """The id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
+    process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
 
@@ -67,20 +98,56 @@ def test_a_holder_that_lives_keeps_its_batch_beyond_the_lease(tmp_path: Path) ->
 
 
 def test_a_holder_without_a_sign_of_life_loses_its_batch_after_the_lease(tmp_path: Path) -> None:
-    leave(tmp_path, THERE, age=0.5 * LEASE)
-    lost = Claim(tmp_path, "a", 1)
-    with claims(tmp_path).take("a") as early:
+    leave(tmp_path, THERE)
+    lost, (watcher, clock) = Claim(tmp_path, "a", 1), watching(tmp_path, "a")
+    clock.now = LEASE
+    with watcher.take("a") as early:
         assert early is None
     lost.check()
-    time.sleep(LEASE)
-    with claims(tmp_path).take("a") as late:
+    clock.now = LEASE + 0.1
+    with watcher.take("a") as late:
         assert late is not None and late.generation == 2
         with pytest.raises(Lost):
             lost.check()
 
 
+@pytest.mark.parametrize("jump", [-1e6, -10.0, 10.0, 1e6])
+def test_clocks_that_jump_or_differ_free_no_batch_and_keep_none(tmp_path: Path, jump: float) -> None:
+    """The file's time is that of another clock: a renewal counts whatever it says, and no renewal counts as none."""
+    path = leave(tmp_path, THERE)
+    os.utime(path, (time.time() + jump,) * 2)
+    watcher, clock = watching(tmp_path, "a")
+    for i in range(1, 5):
+        clock.now += 0.9 * LEASE
+        os.utime(path, (time.time() + jump * (-1) ** i + i,) * 2)
+        assert watcher.holder("a") == THERE
+    clock.now += 1.1 * LEASE
+    assert watcher.holder("a") is None
+
+
+def test_a_batch_that_was_given_back_and_taken_again_is_watched_anew(tmp_path: Path) -> None:
+    path = leave(tmp_path, THERE)
+    watcher, clock = watching(tmp_path, "a")
+    clock.now = 0.9 * LEASE
+    path.unlink()
+    os.utime(leave(tmp_path, replace(THERE, pid=2)), (1, 1))
+    assert watcher.holder("a") == replace(THERE, pid=2)
+    clock.now = 1.5 * LEASE
+    assert watcher.holder("a") is not None
+
+
+def test_what_others_have_finished_or_taken_is_lost(tmp_path: Path) -> None:
+    """Whoever took it over has ended already, and left nothing."""
+    with claims(tmp_path).take("a") as claim:
+        assert claim is not None
+        claims(tmp_path, THERE).forget("a")
+        with pytest.raises(Lost):
+            claim.check()
+
+
 def test_who_is_known_to_have_ended_is_not_waited_for(tmp_path: Path) -> None:
-    lost = ((Process("here", ended(), None), HERE), (HERE, HERE), (Process("x", 1, "7_0"), Process("y", 2, "7_0")))
+    back = replace(THERE, host="y", job="7_0", restart=1)
+    lost = ((Process("here", ended(), None), HERE), (HERE, HERE), (Process("x", 1, "7_0"), back))
     for i, (holder, taker) in enumerate(lost):
         leave(tmp_path, holder, str(i))
         with claims(tmp_path, taker).take(str(i)) as claim:
@@ -89,25 +156,87 @@ def test_who_is_known_to_have_ended_is_not_waited_for(tmp_path: Path) -> None:
         (THERE, HERE),
         (Process("here", os.getppid(), None), HERE),
         (Process("x", 1, "7_0"), replace(HERE, job="7_1")),
+        (Process("x", 1, "7_0", restart=1), replace(back, restart=1)),  # another shell of the same job
+        (Process("x", 1, "7_0", restart=2), back),
+        (Process("here", ended(), None, machine="another boot"), HERE),
+        (Process("x", ended(), None, machine="same boot"), replace(HERE, machine="same boot")),
     )
     for i, (holder, taker) in enumerate(living):
         leave(tmp_path, holder, f"l{i}")
         with claims(tmp_path, taker).take(f"l{i}") as claim:
+            assert claim is None, (holder, taker)
+
+
+def test_processes_of_one_job_do_not_rob_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with sleeping() as other, claims(tmp_path, replace(other, job="77")).take("a"):
+        with claims(tmp_path, Process.own()).take("a") as claim:
             assert claim is None
+        os.kill(other.pid, signal.SIGKILL)
+        while is_running(other.pid):  # until it is a zombie: nobody has waited for it yet
+            time.sleep(0.001)
+        with claims(tmp_path, Process.own()).take("a") as claim:
+            assert claim is not None
 
 
-def test_a_claim_that_is_not_written_yet_counts(tmp_path: Path) -> None:
-    (tmp_path / "a.1").touch()
-    assert claims(tmp_path).holder("a") == UNWRITTEN
-    time.sleep(1.5 * LEASE)
-    assert claims(tmp_path).holder("a") is None
+def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> None:
+    own = Process.own()
+    assert own.start is not None and own.machine and is_running(own.pid, own.start)
+    before = replace(own, start=own.start - 1)
+    assert not is_running(before.pid, before.start) and before.gone(replace(own, pid=1))
+    leave(tmp_path, before)
+    with claims(tmp_path, own).take("a") as claim:
+        assert claim is not None
+
+
+DAMAGE = {
+    "empty": b"", "cut": b'{"host": "he', "junk": b"\xff\xfe\x00", "a number": b"7", "a list": b"[1]",
+    "no pid": b'{"host": "x"}', "all processes": b'{"host": "here", "pid": -1, "job": null}',
+    "own group": b'{"host": "here", "pid": 0, "job": null}', "text": b'{"host": "here", "pid": "1", "job": null}',
+    "too large": b'{"host": "here", "pid": 99999999999999, "job": null}',
+    "a job of many": b'{"host": "here", "pid": 1, "job": ["a"]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGE.values(), ids=list(DAMAGE))
+def test_a_claim_that_is_not_written_or_not_legible_holds_for_the_lease(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.1").write_bytes(content)
+    watcher, clock = watching(tmp_path, "a")
+    assert watcher.holder("a") == UNWRITTEN
+    clock.now = 1.1 * LEASE
+    with watcher.take("a") as claim:
+        assert claim is not None
+    watcher.forget("a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_claim_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "a.1").mkdir()
+    for name in ("a.tmp", "a.1~", "a.", "b.²", f"b.{10**20}"):
+        (tmp_path / name).touch()
+    watcher, clock = watching(tmp_path, "a")
+    clock.now = 1.1 * LEASE
+    for batch in "ab":
+        with watcher.take(batch) as claim:
+            assert claim is not None
+        watcher.forget(batch)
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), claims(tmp_path).take("a"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_of_many_that_take_at_once_one_wins(tmp_path: Path) -> None:
     """Round after round the batch's last holder is dead, and eight others want it."""
-    everybody = [Process(f"host{i}", 1, None) for i in range(8)]
+    everybody = [Process(f"host{i}", 1, "7", restart=1) for i in range(8)]
     for generation in range(1, 20, 2):
-        leave(tmp_path, THERE, generation=generation, age=2 * LEASE)
+        leave(tmp_path, Process("x", 1, "7"), generation=generation)
         gate, checked = threading.Barrier(8), threading.Barrier(8)
 
         def attempt(process: Process, gate: Any = gate, checked: Any = checked) -> bool:
@@ -121,30 +250,54 @@ def test_of_many_that_take_at_once_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_done_batch_leaves_nothing(tmp_path: Path) -> None:
-    leave(tmp_path, THERE, age=2 * LEASE)
+    leave(tmp_path, HERE)
     with claims(tmp_path).take("a") as claim:
         assert claim is not None
     claims(tmp_path).forget("a")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lease_takes_time(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"claim.lease=0"):
-        claims(tmp_path, lease=0)
+@pytest.mark.parametrize("lease", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_a_lease_takes_time(tmp_path: Path, lease: float) -> None:
+    with pytest.raises(UserError, match=r"claim.lease=.*: allowed are seconds above 0"):
+        claims(tmp_path, lease=lease)
 
 
-def test_a_process_knows_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID", "SLURM_NTASKS"):
+SLURM = (
+    "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID", "SLURM_NTASKS",
+    "SLURM_PROCID", "SLURM_RESTART_COUNT",
+)  # fmt: skip
+ARRAY = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "job", "restart"),
+    [
+        ({}, None, 0),
+        ({"SLURM_JOB_ID": "12"}, "12", 0),
+        (ARRAY, "11_3", 0),
+        ({**ARRAY, "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "11_3.1", 0),
+        ({**ARRAY, "SLURM_NTASKS": "2"}, "11_3", 0),  # a shell of the job, which is no task of it
+        ({"SLURM_JOB_ID": "12", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, "12", 0),
+        ({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2"}, "12", 2),
+        ({"SUBMITIT_LOCAL_JOB_ID": "5"}, "5", 0),
+        (dict.fromkeys(SLURM, ""), None, 0),
+        ({**ARRAY, "SLURM_ARRAY_TASK_ID": " "}, "12", 0),
+        ({"SLURM_JOB_ID": "12", "SLURM_NTASKS": "two", "SLURM_PROCID": "1", "SLURM_RESTART_COUNT": "-1"}, "12", 0),
+        ({"SLURM_JOB_ID": "12", "SLURM_NTASKS": "2", "SLURM_PROCID": "²", "SLURM_RESTART_COUNT": "9" * 50}, "12", 0),
+        ({"SLURM_JOB_ID": "a/b c"}, "a_b_c", 0),
+    ],
+)  # fmt: skip
+def test_a_process_knows_its_job(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], job: str | None, restart: int
+) -> None:
+    for name in SLURM:
         monkeypatch.delenv(name, raising=False)
-    assert Process.own().job is None and Process.own().pid == os.getpid()
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert Process.own().job == "12" and Process.own().name.startswith("12-")
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert Process.own().job == "11_3"
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    monkeypatch.setenv("SLURM_PROCID", "1")
-    assert Process.own().job == "11_3.1"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    own = Process.own()
+    assert (own.job, own.restart, own.pid, own.host) == (job, restart, os.getpid(), socket.gethostname())
+    assert own.name.startswith(f"{job}-" if job else own.host)
 
 
 # --- sharing a run's batches ---------------------------------------------------------------------------------
@@ -231,7 +384,7 @@ def test_what_others_hold_is_waited_for_or_left(tmp_path: Path) -> None:
     assert work.share(HERE, wait=False).phases == []
     assert set(BATCHES) - set(work.by[HERE]) == {"batch-2"}
     (said, *_) = work.share(HERE).phases
-    assert said == "waiting for 1 of others' batches: there-1"
+    assert said == ("waiting for 1 of others' batches: there-1; each is taken over 1.5 s after its last sign of life")
     assert set(work.by[HERE]) == set(BATCHES), "taken over after the lease"
 
 
