@@ -41,6 +41,8 @@ def write(path: Path, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.is_dir():
+                set_aside(path, "is a folder")
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -54,8 +56,10 @@ def read(path: Path) -> bytes:
     and UserError where this user may not read it."""
     try:
         return path.read_bytes()
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise Damaged("a folder has its name" if path.is_dir() else "a folder above it is none") from error
+    except NotADirectoryError as error:  # of those above it
+        raise FileNotFoundError(path) from error
+    except IsADirectoryError as error:
+        raise Damaged("is a folder") from error
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except OSError as error:

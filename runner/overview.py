@@ -19,6 +19,7 @@ from runner.submission import STATES, Run, Submission
 from runner.tables import words
 
 NEVER_TELLING = ("command", "environment", "name", "logger", "outputs", "cache", "device", "claim", "checkpoint")
+UNTOLD = ("images", "history", "controls", "digest", "digests")  # of a result
 PICTURES = 8  # of a run, on the page
 
 
@@ -93,7 +94,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     """A result's values, without its pictures and its history."""
-    return dict(leaves({key: value for key, value in record.items() if key not in ("images", "history", "controls")}))
+    return dict(leaves({key: value for key, value in record.items() if key not in UNTOLD}))
 
 
 def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

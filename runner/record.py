@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import json
 import math
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from runner.claims import Process
-from runner.files import write
+from runner.files import Damaged, make_folder, read, set_aside, write, writing
+from runner.integrity import FAILURE, RESULT, damaged, parse_config, parse_failure, parse_result, with_digests
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
@@ -44,14 +47,21 @@ PART_OF_THE_RUN = (
 # Where a part computes and what it keeps follow from `device` and `outputs`; which weights it reads is told by hashes.
 ELSEWHERE = ("device", "cache", "variant")
 
+PARTS = ("images", "state", "claims", "attempts")  # the folders within a run's folder
+
+Parse = Callable[[bytes, str], dict[str, Any]]  # (a file's content, the problem's name) -> what it holds
 Summarise = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
 def run_key(config: Mapping[str, Any], digests: Sequence[str]) -> str:
     """Ten letters that follow from the resolved configuration and the weights' hashes."""
-    kept = {key: _without_places(config[key]) for key in PART_OF_THE_RUN if key in config}
-    text = json.dumps([kept, list(digests)], sort_keys=True, default=str)
+    text = json.dumps([_settings(config), list(digests)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What results follow from."""
+    return {key: _without_places(config[key]) for key in PART_OF_THE_RUN if key in config}
 
 
 def _without_places(value: Any) -> Any:
@@ -115,19 +125,28 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """The resolved configuration; the first command that made the run stays in it."""
-        if not (self.path / "config.yaml").exists():
-            write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        if not self.begun_with(config):
+            write(self.path / "config.yaml", _as_yaml(config))
+
+    def begun_with(self, config: Mapping[str, Any]) -> bool:
+        """Whether the folder's configuration can be read and its results follow from the same settings."""
+        try:
+            held = parse_config(read(self.path / "config.yaml"))
+        except (FileNotFoundError, Damaged):
+            return False
+        return _settings(held) == _settings(parse_config(_as_yaml(config).encode()))
 
     def write_names(self, names: Sequence[str]) -> None:
         """The problems that are asked for, in their order; a process that asks for fewer of them changes nothing."""
         path = self.path / "problems.txt"
-        if len(names) > len((_text(path) or "").splitlines()):
+        known = (_text(path) or "").splitlines()
+        if len(names) > len(known) or list(names) != known[: len(names)]:
             write(path, "".join(f"{name}\n" for name in names))
 
     def noted_batch(self) -> int | None:
         """How many problems a batch has, where the first process chose it by its memory."""
-        text = _text(self.path / "batch")
-        return None if text is None else int(text)
+        text = (_text(self.path / "batch") or "").strip()
+        return int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else None
 
     def note_batch(self, chosen: int) -> int:
         """Note it; returns what another process may have noted before."""
@@ -141,21 +160,44 @@ class RunFolder:
         record = {**asdict(process), "began": began, "noted": time.time(), "state": state, "reason": reason}
         write(self.path / "attempts" / f"{began:.0f}-{process.name}.json", json.dumps(record, indent=1))
 
+    def repair(self, names: Sequence[str]) -> None:
+        """Set aside what is not what was written, a line each: what is asked for of it is solved again. Raises
+        Unwritable."""
+        for path, why in self.damage(names).items():
+            set_aside(path, why)
+
+    def damage(self, names: Sequence[str]) -> dict[Path, str]:
+        """What is not what was written, and in what way."""
+        folders = (self.path, *(self.path / part for part in PARTS))
+        found = {path: "is no folder" for path in folders if os.path.lexists(path) and not path.is_dir()}
+        return found | damaged(self.path, [self.problem(name) for name in names])
+
     def done(self, name: str) -> bool:
-        return any((self.problem(name) / file).exists() for file in ("result.json", "failure.json"))
+        return any((self.problem(name) / file).exists() for file in (RESULT, FAILURE))
+
+    def _held(self, name: str, file: str, parse: Parse) -> dict[str, Any] | None:
+        """What was found of a problem, None where there is nothing yet, or nothing that can be trusted."""
+        try:
+            return parse(read(self.problem(name) / file), name)
+        except (FileNotFoundError, Damaged):
+            return None
 
     def write_result(self, name: str, record: Mapping[str, Any]) -> None:
-        write(self.problem(name) / "result.json", json.dumps(to_json(record), indent=1, allow_nan=False))
+        """Write what was found, once the files that it names are written."""
+        whole = with_digests(self.path, to_json(record))
+        write(self.problem(name) / RESULT, json.dumps(whole, indent=1, allow_nan=False))
 
     def write_failure(self, name: str, error: str) -> None:
-        write(self.problem(name) / "failure.json", json.dumps({"name": name, "error": error}))
+        write(self.problem(name) / FAILURE, json.dumps({"name": name, "error": error}))
 
     def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarise) -> dict[str, Any]:
         """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files; returns
         the status."""
         with self._writer():
-            results = [json.loads(t) for n in names if (t := _text(self.problem(n) / "result.json")) is not None]
-            failures = [json.loads(t) for n in names if (t := _text(self.problem(n) / "failure.json")) is not None]
+            results = [record for name in names if (record := self._held(name, RESULT, parse_result))]
+            solved = {record["name"] for record in results}
+            others = [name for name in names if name not in solved]
+            failures = [record for name in others if (record := self._held(name, FAILURE, parse_failure))]
             write(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
             write(self.path / "summary.json", json.dumps(to_json(summarise(results)), indent=1, allow_nan=False))
             pending = len(names) - len(results) - len(failures)
@@ -171,11 +213,24 @@ class RunFolder:
     @contextmanager
     def _writer(self) -> Iterator[None]:
         """One writer at a time, across processes."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        make_folder(self.path)
+        lock = self.path / ".lock"
+        if os.path.lexists(lock) and not lock.is_file():
+            set_aside(lock, "is no file")
+        with writing(lock):
+            file = open(lock, "w")
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
+def _as_yaml(config: Mapping[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
 def _text(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
+    """A file's text, None where there is none that can be read."""
+    try:
+        return read(path).decode()
+    except (FileNotFoundError, Damaged, UnicodeDecodeError):
+        return None

@@ -36,6 +36,7 @@ PLACED = frozenset(
         *("predicted_before", "predicted_start", "predicted_after"),
         *("confidence_before", "confidence_start", "confidence_after"),
         *("caption", "prompt", "loss", "warnings", "images", "history"),
+        *("digest", "digests"),
     )
 )
 LABELS = {

@@ -144,6 +144,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     state, reason, code, began = "running", "", DONE, time.time()
     try:
         with interrupt.listening():
+            folder.repair(names)
             folder.write_config(config)
             folder.write_names(names)
             folder.write_attempt(process, began, "running", "")

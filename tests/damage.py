@@ -94,16 +94,6 @@ def from_neighbour(neighbour: Path) -> Callable[[Path], None]:
     return exchanged
 
 
-ANY: tuple[Callable[[Path], None], ...] = (
-    empty,
-    cut,
-    lengthened,
-    junk,
-    zeros,
-    flipped,
-    folder,
-    loop,
-    other_json,
-    number,
-)
-OF_TENSORS: tuple[Callable[[Path], None], ...] = (*ANY, other_tensors, other_shapes, without_texts)
+Harm = Callable[[Path], None]
+ANY: tuple[Harm, ...] = (empty, cut, lengthened, junk, zeros, flipped, folder, loop, other_json, number)
+OF_TENSORS: tuple[Harm, ...] = (*ANY, other_tensors, other_shapes, without_texts)

@@ -1,0 +1,120 @@
+"""Whether what a run folder holds of a problem is what was written: a result carries the digests of its files and of
+itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from runner.files import Damaged, read
+
+LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
+READERS = 8  # files that are read at once
+RESULT, FAILURE = "result.json", "failure.json"
+
+
+def with_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with the digests of its files, by their paths within the run folder, and one of itself."""
+    files = [*record.get("images", {}).values(), *([record["controls"]] if "controls" in record else [])]
+    digests = {path: _digest((folder / path).read_bytes()) for path in files}
+    whole = json.loads(json.dumps({**record, "digests": digests}))  # as it will be read
+    return {**whole, "digest": _of_record(whole)}
+
+
+def parse_result(data: bytes, name: str) -> dict[str, Any]:
+    """A problem's result from its file's content. Raises Damaged if this is not what was written for it."""
+    record = parse_object(data)
+    if record.get("name") != name or record.get("digest") != _of_record(record):
+        raise Damaged("is not what was written")
+    return record
+
+
+def parse_failure(data: bytes, name: str) -> dict[str, Any]:
+    """Why a problem failed, from its file's content. Raises Damaged if this is not what was written for it."""
+    record = parse_object(data)
+    if record.get("name") != name or not isinstance(record.get("error"), str):
+        raise Damaged("is not what was written")
+    return record
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """A JSON object. Raises Damaged for anything else."""
+    if not data.strip():
+        raise Damaged("is empty")
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise Damaged("is not JSON") from error
+    if not isinstance(value, dict):
+        raise Damaged("is not a JSON object")
+    return value
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """A run's configuration. Raises Damaged for anything else."""
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(StringIO(data.decode())))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:  # the last one for other types
+        raise Damaged("is no configuration") from error
+    if not isinstance(value, dict):
+        raise Damaged("is no configuration")
+    return {str(key): part for key, part in value.items()}
+
+
+def damaged(folder: Path, places: Sequence[Path]) -> dict[Path, str]:
+    """What is to be set aside of these problems' folders within a run folder, and why. What is done is read whole."""
+    with ThreadPoolExecutor(READERS, "reader") as readers:
+        found = readers.map(lambda place: dict(_damaged(folder, place)), places)
+        return {path: why for each in found for path, why in each.items()}
+
+
+def _damaged(folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
+    if os.path.lexists(place) and not place.is_dir():
+        yield place, "is no folder"
+        return
+    for file, check in ((RESULT, _check_result), (FAILURE, _check_failure)):
+        try:
+            check(folder, place)
+        except FileNotFoundError:
+            continue
+        except Damaged as error:
+            yield place / file, str(error)
+
+
+def _check_failure(folder: Path, place: Path) -> None:
+    parse_failure(read(place / FAILURE), place.name)
+
+
+def _check_result(folder: Path, place: Path) -> None:
+    """Raises FileNotFoundError where there is no result, Damaged where it or a file that it names is not what was
+    written."""
+    record = parse_result(read(place / RESULT), place.name)
+    for path, digest in record["digests"].items():
+        try:
+            same = _digest(read(folder / path)) == digest
+        except FileNotFoundError as error:
+            raise Damaged(f"{path} is missing") from error
+        except Damaged as error:
+            raise Damaged(f"{path} {error}") from error
+        if not same:
+            raise Damaged(f"{path} is not what was written")
+
+
+def _of_record(record: Mapping[str, Any]) -> str:
+    """The digest of a result, that itself and the seconds aside, in which equal runs differ."""
+    kept = {key: value for key, value in record.items() if key not in ("digest", "seconds")}
+    return _digest(json.dumps(kept, sort_keys=True).encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:LENGTH]

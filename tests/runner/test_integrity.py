@@ -1,0 +1,142 @@
+"""What is done is read whole before it is believed; what is not what was written counts as not done."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.record import RunFolder, write_png
+from tests import damage
+
+NAMES = ("a", "b", "c")
+CONFIG = {"seed": 0, "task": {"x": [1, 2.5e-7]}, "command": "first"}
+
+
+def summed(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"answers": len(records)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """Two results of two images each, and a failure."""
+    run = RunFolder(tmp_path / "run")
+    for i, name in enumerate(NAMES[:2]):
+        images = {key: f"images/{name}/{key}.png" for key in ("best", "mask")}
+        for key, path in images.items():
+            write_png(run.path / path, torch.full((3, 4, 4), i / 4 + len(key) / 8))
+        run.write_result(name, {"name": name, "images": images, "ranks": {1: 2, 10: 3, 2: math.nan}, "seconds": 1.5})
+    run.write_failure("c", "step 1: is not finite")
+    run.write_config(CONFIG)
+    run.write_names(NAMES)
+    run.collect(NAMES, "done", "", summed)
+    return run
+
+
+def test_a_whole_run_has_no_damage(run: RunFolder) -> None:
+    assert run.damage(NAMES) == {}
+    assert run.damage([*NAMES, "never begun"]) == {}
+
+
+def harms(file: str) -> list[damage.Harm]:
+    """The kinds of damage that are told of a file; what is a number in JSON is so in a picture's place, too."""
+    return [harm for harm in damage.ANY if not (file == "failure.json" and harm in (damage.lengthened, damage.flipped))]
+
+
+CASES = [
+    (f"images/{name}/{file}", f"images/{name}/{told}", harm)
+    for name, file, told in (
+        ("a", "result.json", "result.json"), ("a", "best.png", "result.json"), ("b", "mask.png", "result.json"),
+        ("c", "failure.json", "failure.json"),
+    ) for harm in harms(file)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "told", "harm"), CASES)
+def test_what_is_damaged_is_not_done_and_harms_no_other(
+    run: RunFolder, file: str, told: str, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(run.path / file)
+    name = Path(file).parts[1]
+    assert list(run.damage(NAMES)) == [run.path / told]
+    run.repair(NAMES)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{run.path / told}: ")
+    assert line.endswith(f"; set aside as {Path(told).name}.damaged and made again")
+    assert [run.done(other) for other in NAMES] == [other != name for other in NAMES]
+    status = run.collect(NAMES, "done", "", summed)
+    assert status["pending"] == 1 and status["done"] + status["failed"] == 2
+    assert run.damage(NAMES) == {}
+
+
+@pytest.mark.parametrize("file", ["result.json", "best.png", "mask.png"])
+def test_a_file_of_another_problem_is_none_of_its_own(run: RunFolder, file: str) -> None:
+    shutil.copyfile(run.path / "images/b" / file, run.path / "images/a" / file)
+    assert list(run.damage(NAMES)) == [run.path / "images/a/result.json"]
+
+
+@pytest.mark.parametrize("file", ["best.png", "mask.png"])
+def test_a_picture_that_is_missing_is_told(run: RunFolder, file: str) -> None:
+    (run.path / "images/a" / file).unlink()
+    assert run.damage(NAMES) == {run.path / "images/a/result.json": f"images/a/{file} is missing"}
+
+
+def test_an_edited_result_is_not_what_was_measured(run: RunFolder) -> None:
+    path = run.path / "images/a/result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ranks": {}}))
+    assert list(run.damage(NAMES)) == [path]
+
+
+@pytest.mark.parametrize("place", ["images", "state", "claims", "attempts", "images/a", "images/c"])
+def test_a_file_in_a_folders_place_is_set_aside(run: RunFolder, place: str) -> None:
+    shutil.rmtree(run.path / place, ignore_errors=True)
+    (run.path / place).touch()
+    run.repair(NAMES)
+    assert (run.path / f"{place}.damaged").is_file() and not (run.path / place).exists()
+    run.write_failure("a", "again")
+    assert run.done("a") and run.done("b") is (place != "images")
+
+
+@pytest.mark.parametrize("harm", [h for h in damage.ANY if h not in (damage.lengthened, damage.flipped)])
+@pytest.mark.parametrize(
+    "file", ["config.yaml", "problems.txt", "results.jsonl", "summary.json", "status.json", ".lock"]
+)
+def test_what_follows_from_the_problems_is_written_anew(
+    run: RunFolder, file: str, harm: Callable[[Path], None]
+) -> None:  # fmt: skip
+    before = (run.path / file).read_bytes()
+    harm(run.path / file)
+    run.repair(NAMES)
+    run.write_config(CONFIG)
+    run.write_names(NAMES)
+    run.collect(NAMES, "done", "", summed)
+    if file != ".lock":
+        assert (run.path / file).read_bytes() == before
+    assert len((run.path / "results.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("harm", damage.ANY)
+def test_a_noted_batch_that_is_no_number_is_chosen_again(run: RunFolder, harm: Callable[[Path], None]) -> None:
+    assert run.note_batch(7) == 7
+    harm(run.path / "batch")
+    noted = run.noted_batch()
+    assert run.note_batch(5) == (noted or 5) and (noted is None or noted > 0)
+
+
+def test_of_equal_runs_only_the_seconds_differ(tmp_path: Path) -> None:
+    for path, seconds in (("x", 1.0), ("y", 2.0)):
+        RunFolder(tmp_path / path).write_result("a", {"name": "a", "seconds": seconds})
+    read = [json.loads((tmp_path / path / "images/a/result.json").read_text()) for path in "xy"]
+    assert read[0] | {"seconds": 2.0} == read[1]
+
+
+def test_a_result_counts_and_not_the_failure_beside_it(run: RunFolder) -> None:
+    run.write_failure("a", "before")
+    status = run.collect(NAMES, "done", "", summed)
+    assert (status["done"], status["failed"], status["pending"]) == (2, 1, 0)
