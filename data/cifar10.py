@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.array_pickle import read_arrays
 from data.selection import check_choice, check_count, check_position, digest_of, shuffled
 from runner.types import Example, UserError, first_line
 
@@ -36,10 +37,25 @@ def load(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
 
 def _load_batches(folder: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
     files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    batches = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in files]
-    images = torch.from_numpy(np.concatenate([b["data"] for b in batches]).reshape(-1, 3, 32, 32))
-    labels = torch.tensor([label for b in batches for label in b["labels"]])
+    batches = [_batch(folder / name) for name in files]
+    images = torch.from_numpy(np.concatenate([data for data, _ in batches]).reshape(-1, 3, 32, 32))
+    labels = torch.tensor([label for _, own in batches for label in own])
     return images, labels, [f"{split}-{i:05d}" for i in range(len(labels))]
+
+
+def _batch(path: Path) -> tuple[np.ndarray, list[int]]:
+    """Photographs (n, 3072) uint8 and their classes. Raises ValueError or UnpicklingError if the file is no batch."""
+    try:
+        batch = read_arrays(path.read_bytes())
+    except pickle.UnpicklingError as error:
+        raise pickle.UnpicklingError(f"{path.name} {error}") from error
+    data, labels = (batch.get(key) if isinstance(batch, dict) else None for key in ("data", "labels"))
+    size = 3 * 32 * 32
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == size):
+        raise ValueError(f"{path.name} has no `data` of {size} bytes a photograph")
+    if not (isinstance(labels, list) and len(labels) == len(data) and set(labels) <= set(range(len(CLASSES)))):
+        raise ValueError(f"{path.name} has no `labels` from 0 to {len(CLASSES) - 1}, one for each photograph")
+    return data, labels
 
 
 def _load_zip(archive: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
@@ -68,7 +84,7 @@ class Cifar10:
             self._images, self._labels, self._names = load(Path(path).expanduser(), split)
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
-        except (OSError, ValueError, KeyError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"data.path={path}: cannot read the {split} split: {first_line(error)}") from error
         size = len(self._labels)
         self._order = shuffled(size, seed)[: check_count(count, size)]

@@ -95,7 +95,7 @@ def hub_pictures(
         table = _kept(found, image, label) if count is None else _streamed(found, image, label, count)
     except UserError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{key}: split {split} cannot be read: {first_line(error)}") from error
     labels = [_class(key, value, table.names) for value in table.classes]
     names = sorted(set(labels)) if table.names is None else table.names

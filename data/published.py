@@ -122,7 +122,7 @@ def _matrix(folder: Path, name: str, variable: str, wanted: str) -> Any:
             return np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
     except OSError as error:
         raise UserError(f"data.path={folder}: {name}: {error.strerror}; wanted is {wanted}") from error
-    except (MatReadError, ValueError, TypeError, NotImplementedError) as error:
+    except (MatReadError, IndexError, ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"data.path={folder}: {name}: cannot be read ({first_line(error)})") from error
     except KeyError as error:
         raise UserError(f"data.path={folder}: {name}: has no variable {variable}; wanted is {wanted}") from error

@@ -146,7 +146,7 @@ def load(
     shots = [read_shot(example) for example in examples]
     folder = local_folder(key, path, revision)
     with one_line(key):
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"{key}: has no chat template; wanted is a model that was trained to follow instructions")
     network = load_frozen(key, folder, AutoModelForImageTextToText, getattr(torch, dtype))

@@ -98,8 +98,8 @@ def load(
             "needs an environment of its own (`make test-groundingdino`); `segmenter=grounded_sam` does without them"
         ) from error
     brought = {path.stem: path for path in Path(groundingdino.__file__).parent.glob("config/Grounding*.py")}
-    if not (file := brought.get(config, Path(config))).is_file():
-        raise UserError(f"segmenter.config={config}: no such file; the package brings {', '.join(sorted(brought))}")
+    if (file := brought.get(config)) is None:  # a configuration is a module: only the package's own are run
+        raise UserError(f"segmenter.config={config}: allowed are the package's own, {', '.join(sorted(brought))}")
     if sam not in sam_model_registry:
         raise UserError(f"segmenter.sam={sam}: allowed are {', '.join(sorted(sam_model_registry))}")
     states = {key: _read(key, path) for key, path in (("weights", weights), ("sam_weights", sam_weights))}

@@ -63,7 +63,7 @@ def local_folder(key: str, path: str, revision: str | None) -> Path:
 def kind_of(key: str, folder: Path, allowed: Iterable[str]) -> str:
     """The kind of network that a folder's config.json names. Raises UserError if it is none of those allowed."""
     with one_line(key):
-        kind: str = AutoConfig.from_pretrained(folder).model_type
+        kind: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     if kind not in (allowed := tuple(allowed)):
         raise UserError(f"{key}: holds a network of kind {kind}; allowed are {', '.join(allowed)}")
     return kind
@@ -78,7 +78,9 @@ def load_frozen(key: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     with one_line(key):
-        network, info = kind.from_pretrained(folder, dtype=dtype, weights_only=True, output_loading_info=True)
+        network, info = kind.from_pretrained(
+            folder, dtype=dtype, weights_only=True, trust_remote_code=False, output_loading_info=True
+        )
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{key}: cannot be loaded ({len(missing)} weights are missing, such as {missing[0]}); {WANTED}")
     return network.requires_grad_(False).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -171,7 +172,7 @@ def load(
             fuse(pipe, place)
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnpicklingError) as error:
         reason = (
             str(error).strip().splitlines()[0] if Path(place).exists() else "neither a folder nor in the hub's cache"
         )

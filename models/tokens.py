@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from models.networks import Networks
-from runner.types import UserError
+from runner.types import UserError, first_line
 
 MARK = re.compile(r"\*([^\s*]+)")
 
@@ -147,7 +148,10 @@ class Soft:
         path = Path(str(self.load))
         if not path.is_file():
             raise UserError(f"controls.tokens.load={path}: no such file; wanted is an answer's controls.safetensors")
-        found = load_file(path).get(self.control)
+        try:
+            found = load_file(path).get(self.control)
+        except SafetensorError as error:
+            raise UserError(f"controls.tokens.load={path}: cannot be read ({first_line(error)})") from error
         if found is None or found.shape != (count, width):
             held = "none" if found is None else " x ".join(map(str, found.shape))
             raise UserError(f"controls.tokens.load={path}: holds {held} tokens, the prompt needs {count} x {width}")

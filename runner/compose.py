@@ -21,8 +21,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data.selection import select
+from runner.protocols import Dataset
+from runner.report import read_config
 from runner.run import Parts
-from runner.types import UserError
+from runner.types import UserError, first_line
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 CHOICES = ("task", "generator", "classifier")  # the groups that name a run's folder
@@ -72,6 +74,32 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
         if isinstance(network, torch.nn.Module):
             network.to(parts.generator.device)
     return parts
+
+
+def recorded_data(node: Mapping[str, Any], place: str) -> Dataset:
+    """The data set that a run folder's configuration names. A folder may come from anybody, and Hydra calls whatever a
+    node names: only the loaders of conf/data are called. place: what errors point at.
+
+    Raises UserError for another one, or where its files cannot be read.
+    """
+    loaders = {read_config(path).get("_target_") for path in (CONF / "data").glob("*.yaml")} - {None}
+    if foreign := [name for name in _targets(node) if name not in loaders]:
+        raise UserError(f"{place}: names {foreign[0]}, which is no loader of conf/data, and is not called")
+    try:
+        dataset: Dataset = instantiate(node)
+    except InstantiationException as error:  # data that is not here, or a folder that an older version wrote
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"{place}: its training images cannot be read ({reason})") from error
+    return dataset
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """What a configuration's node calls, at any depth."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield node["_target_"]
+    if isinstance(node, (dict, list)):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _targets(value)
 
 
 def _shared(nodes: dict[str, Any]) -> Any:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from runner.report import parse_json
+from runner.report import parse_json, read_config
 from runner.types import UserError
 
 Record = Mapping[str, Any]  # a line of results.jsonl
@@ -52,12 +50,15 @@ def read_run(folder: Path) -> Run:
     for name in ("config.yaml", "results.jsonl"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no run folder, {name} is missing; {WANTED}")
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    config = read_config(folder / "config.yaml")
+    task = config["task"].get("_target_") if isinstance(config.get("task"), Mapping) else None
+    if not isinstance(task, str) or "." not in task:
+        raise UserError(f"{folder / 'config.yaml'}: names no task; {WANTED}")
     lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
     records = [parse_json(line, f"{folder / 'results.jsonl'}, line {i}") for i, line in enumerate(lines, start=1)]
     if not records:
         raise UserError(f"{folder}: holds no results yet; the same command continues the run")
-    return Run(folder, config["task"]["_target_"].split(".")[-2], config, records)
+    return Run(folder, task.split(".")[-2], config, records)
 
 
 def groups(records: Sequence[Record], *keys: str) -> list[list[Record]]:

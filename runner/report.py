@@ -16,13 +16,15 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from scipy.stats import binomtest
+from yaml import YAMLError
 
 from runner.chart import Chart, charts, number
 from runner.files import write
 from runner.tables import tables, words
-from runner.types import UserError
+from runner.types import UserError, first_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
@@ -208,8 +210,12 @@ def _text(path: Path) -> str:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """The configuration that a run's folder holds, empty where it has none."""
-    config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    """The configuration that a run's folder holds, empty where it has none. Raises UserError if it is no YAML, or if it
+    asks for more than plain values."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import Tensor
 
 from data.folder import ImageFolder, square
+from runner.compose import recorded_data
 from runner.finished import Record, Run
 from runner.protocols import Dataset
 from runner.record import read_png
@@ -112,11 +111,9 @@ def reference_data(references: str | None, run: Run, seed: int) -> Dataset:
     if "training" not in run.config:
         raise UserError(f"{run.folder}: names no training pictures; give references=<folder of <class>/<picture>>")
     try:
-        dataset: Dataset = instantiate(run.config["training"])
-    except InstantiationException as error:  # data that is not here, or a folder that an older version wrote
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{run.folder}: its training pictures cannot be read ({reason}); give references=") from error
-    return dataset
+        return recorded_data(run.config["training"], str(run.folder / "config.yaml"))
+    except UserError as error:
+        raise UserError(f"{error}; give references=<folder of <class>/<picture>>") from error
 
 
 def _pair(runs: Sequence[Run], both: Sequence[Record], shown: Dataset, gallery: Gallery) -> Pair:

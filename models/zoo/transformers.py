@@ -31,7 +31,7 @@ def transformers_classifier(
     key = f"classifier.path={path}"
     folder = local_folder(key, path, revision)
     with one_line(key):
-        processor = AutoImageProcessor.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     network = load_frozen(key, folder, AutoModelForImageClassification, torch.float32)
     names = _own_labels(key, network.config.id2label) if labels is None else read_labels(labels)
     size, mean, std, interpolation = _preparation(key, processor)

@@ -150,7 +150,10 @@ def test_what_cannot_be_used_is_said_in_one_line(make: Make, files: dict[str, st
     (tmp_path / "broken.pth").write_bytes(b"not weights")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "code.pth")
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"config": "GroundingDINO_SwinL"}, "segmenter.config=.*the package brings GroundingDINO_SwinB_cfg, Groun"),
+        (
+            {"config": "GroundingDINO_SwinL"},
+            "segmenter.config=.*the package's own, GroundingDINO_SwinB_cfg, G",
+        ),
         ({"sam": "vit_x"}, "segmenter.sam=vit_x: allowed are default, small, vit_b, vit_h, vit_l"),
         ({"weights": str(tmp_path / "none.pth")}, "segmenter.weights=.*none.pth: cannot be loaded"),
         ({"weights": str(tmp_path / "broken.pth")}, "segmenter.weights=.*broken.pth: cannot be loaded"),
