@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.compose import build, resolved
-from runner.run import BAD_INPUT, DONE, STOPPED, run
+from runner.run import BAD_INPUT, DONE, STOPPED, check_places, run
 from runner.types import UserError
 
 codes = [0]
@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> None:
     context = HydraConfig.get()
     try:
         config = resolved(cfg, context.runtime.choices, context.overrides.task)
+        check_places(config)
         codes.append(run(build(config), config))
     except UserError as error:
         print(error, file=sys.stderr)

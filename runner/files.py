@@ -88,6 +88,29 @@ def make_folder(path: Path) -> None:
         _make(path)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises Unwritable where a folder, which need not be there yet, takes no files. Leaves nothing behind."""
+    with writing(folder):
+        there = folder
+        while not _is_there(there) and there != there.parent:
+            there = there.parent
+        probe = there / f".{secrets.token_hex(4)}.tmp"
+        try:
+            with open(probe, "xb") as file:
+                file.write(b"0")
+        finally:
+            with suppress(OSError):
+                probe.unlink()
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns the system's errors within into Unwritable, one line that names `path`."""

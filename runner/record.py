@@ -25,7 +25,16 @@ from torch import Tensor
 
 from runner.claims import Process
 from runner.files import Damaged, make_folder, read, set_aside, write, writing
-from runner.integrity import FAILURE, RESULT, damaged, parse_config, parse_failure, parse_result, with_digests
+from runner.integrity import (
+    FAILURE,
+    RESULT,
+    damaged,
+    parse_config,
+    parse_failure,
+    parse_object,
+    parse_result,
+    with_digests,
+)
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
@@ -128,6 +137,14 @@ class RunFolder:
         if not self.begun_with(config):
             write(self.path / "config.yaml", _as_yaml(config))
 
+    def finished(self, config: Mapping[str, Any]) -> bool:
+        """Whether a run of the same settings says here that it is done."""
+        try:
+            status = parse_object(read(self.path / "status.json"))
+        except (FileNotFoundError, Damaged):
+            return False
+        return status.get("state") == "done" and self.begun_with(config)
+
     def begun_with(self, config: Mapping[str, Any]) -> bool:
         """Whether the folder's configuration can be read and its results follow from the same settings."""
         try:
@@ -175,6 +192,17 @@ class RunFolder:
     def done(self, name: str) -> bool:
         return any((self.problem(name) / file).exists() for file in (RESULT, FAILURE))
 
+    def results(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Of those problems that are solved."""
+        return [record for name in names if (record := self._held(name, RESULT, parse_result))]
+
+    def failures(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Of those problems that failed: name and error."""
+        return [
+            record for name in names
+            if not (self.problem(name) / RESULT).exists() and (record := self._held(name, FAILURE, parse_failure))
+        ]  # fmt: skip
+
     def _held(self, name: str, file: str, parse: Parse) -> dict[str, Any] | None:
         """What was found of a problem, None where there is nothing yet, or nothing that can be trusted."""
         try:
@@ -194,10 +222,8 @@ class RunFolder:
         """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files; returns
         the status."""
         with self._writer():
-            results = [record for name in names if (record := self._held(name, RESULT, parse_result))]
-            solved = {record["name"] for record in results}
-            others = [name for name in names if name not in solved]
-            failures = [record for name in others if (record := self._held(name, FAILURE, parse_failure))]
+            results = self.results(names)
+            failures = self.failures(names)
             write(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
             write(self.path / "summary.json", json.dumps(to_json(summarise(results)), indent=1, allow_nan=False))
             pending = len(names) - len(results) - len(failures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from runner.augment import RandomCrops
 from runner.background import Background
 from runner.baselines import Baseline, Parametrise
 from runner.claims import Claim, Claims, Process
-from runner.files import FULL, Unwritable
+from runner.files import FULL, Unwritable, check_writable
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Unfailing
 from runner.memory import Plan, batch_of, plan
@@ -120,6 +121,23 @@ def prepare(parts: Parts, config: Mapping[str, Any]) -> Work:
     return Work(answer, [p.name for p in problems], {batch_name(i, len(b)): b for i, b in cut}, folder, key)
 
 
+def check_places(config: Mapping[str, Any]) -> None:
+    """Raises UserError, before anything is loaded, where run folders or the cache cannot be written; a run that is
+    finished there can still be shown."""
+    folder = Path(config["outputs"]) / config["name"]
+    for key, value, place in (
+        ("outputs", config["outputs"], folder),
+        ("cache.folder", config["cache"]["folder"], config["cache"]["folder"]),
+    ):
+        try:
+            if place is not None:
+                check_writable(Path(place))
+        except Unwritable as error:
+            runs = folder.glob("*") if os.path.isdir(folder) else ()
+            if not any(RunFolder(path).finished(config) for path in runs):
+                raise UserError(f"{key}={value}: {error}; give a folder that can be written") from error
+
+
 def run(parts: Parts, config: Mapping[str, Any]) -> int:
     """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code.
 
@@ -127,6 +145,10 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     """
     work = prepare(parts, config)
     folder, names, batches = work.folder, work.names, work.batches
+    try:
+        check_writable(folder.path)
+    except Unwritable as error:
+        return _shown(work, error)
     process, interrupt, logger = Process.own(), Interrupt(), Unfailing(parts.logger)
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
@@ -173,6 +195,17 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     code = _say(folder, status, code, reason)
     interrupt.pass_on()
     return code
+
+
+def _shown(work: Work, refusal: Unwritable) -> int:
+    """The exit code of a finished run whose folder cannot be written, such as another user's. Raises UserError if
+    something is left to do."""
+    damaged = {path.parent.name for path in work.folder.damage(work.names)}
+    left = [name for name in work.names if name in damaged or not work.folder.done(name)]
+    if left:
+        raise UserError(f"{refusal}; {len(left)} of {len(work.names)} problems are not done there")
+    failures = work.folder.failures(work.names)
+    return _say(work.folder, {"failures": failures, "failed": len(failures)}, DONE, "")
 
 
 def _sized(parts: Parts, answer: Solver, batch: object, folder: RunFolder, problems: int) -> tuple[int, Plan | None]:

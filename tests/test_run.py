@@ -19,8 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+import runner.run
 from data.planted import CLASSES, PAIRS
 from runner import record
+from runner.files import Unwritable
 from tests.cli import ROOT, Cli, Outcome
 
 Capture = pytest.CaptureFixture[str]
@@ -411,6 +413,28 @@ def test_a_loss_that_is_not_finite_fails_its_problem_alone(
     assert not (cli.folder / "images" / bad / "best.png").exists()
     again = cli.here(capfd, *words)
     assert again.code == 1 and again.lines[-1] == outcome.lines[-1], "the same command says so again"
+
+
+def test_a_finished_run_is_shown_where_nothing_can_be_written(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("limit=1", "optimizer.steps=1")
+    assert cli.here(capfd, *words).code == 0
+
+    def refuse(folder: Path) -> None:
+        raise Unwritable(f"{folder}: cannot be written: Read-only file system")
+
+    def forbid(*given: object) -> None:
+        raise AssertionError("nothing is written")
+
+    monkeypatch.setattr(runner.run, "check_writable", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", forbid)
+        shown = cli.here(capfd, *words)
+    assert shown.code == 0 and shown.out.splitlines()[-1] == f"page: {cli.folder / 'index.html'}"
+    more = cli.here(capfd, "limit=2", "optimizer.steps=1")
+    (line,) = more.lines
+    assert more.code == 2 and line.endswith("Read-only file system; 1 of 2 problems are not done there")
 
 
 @pytest.mark.parametrize("after", [0, 2, 9])
