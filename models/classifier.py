@@ -8,8 +8,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,32 +18,35 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from runner.types import Head, Response, UserError, first_line
+from models.fitness import check_answers, check_gradient, check_outputs, check_settings
+from models.outputs import tensor_of, to_logits
+from runner.types import Head, Response, UserError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
-# Asks a network: normalised images -> logits (b, k), and features (b, f) where the network has them.
-Ask = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]
+# Asks a network: normalised images -> its answer, which is or has the outputs (b, k), and features (b, f) where the
+# network has them.
+Ask = Callable[[Any, Tensor], tuple[Any, Tensor | None]]
 
 
-def ask_logits(network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Any callable: logits, and the input of its last linear layer if it is a module that has one."""
+def ask_logits(network: Any, images: Tensor) -> tuple[Any, Tensor | None]:
+    """Any callable: its answer, and the input of its last linear layer if it is a module that has one."""
     return _tapping_the_last(network, lambda: network(images))
 
 
-def ask_transformers(network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """An image classifier of transformers: logits, and the input of its last linear layer."""
-    return _tapping_the_last(network, lambda: network(pixel_values=images).logits)
+def ask_transformers(network: Any, images: Tensor) -> tuple[Any, Tensor | None]:
+    """An image classifier of transformers: its answer, and the input of its last linear layer."""
+    return _tapping_the_last(network, lambda: network(pixel_values=images))
 
 
-def _tapping_the_last(network: Any, answer: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
+def _tapping_the_last(network: Any, answer: Callable[[], Any]) -> tuple[Any, Tensor | None]:
     """What `answer` gives, and what the last linear layer is given meanwhile, None where there is none."""
     linear = last_linear(network)
     if linear is None:
         return answer(), None
     with tapped(network, [f"{linear}.in"]) as found:
-        logits = answer()
-    return logits, found.get(f"{linear}.in")
+        given = answer()
+    return given, found.get(f"{linear}.in")
 
 
 def ask_timm(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,31 +103,34 @@ class ImageClassifier(nn.Module):
 
     def __init__(
         self, network: Any, labels: Sequence[str], size: int, mean: Sequence[float], std: Sequence[float],
-        interpolation: str, domain: str | None, ask: Ask, name: str,
+        interpolation: str, domain: str | None, ask: Ask, name: str, output: str | None = None,
     ) -> None:  # fmt: skip
         """Freeze `network` and check that it fits.
 
         mean, std: per RGB channel, in [0, 1] units; interpolation: one of `INTERPOLATIONS`;
-        ask: how the network is asked; name: the key and value that errors point at, e.g. `classifier.path=x`.
+        ask: how the network is asked; name: the key and value that errors point at, e.g. `classifier.path=x`;
+        output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits that nobody declared.
         Raises UserError if labels, settings or the network's answers are not usable.
         """
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"{name}: interpolation={interpolation}, allowed are {', '.join(INTERPOLATIONS)}")
-        _check_normalisation(name, mean, std)
+        check_settings(name, labels, size, mean, std, output)
         if isinstance(network, nn.Module):
             network.requires_grad_(False).eval()
         self.network, self.ask, self.name = network, ask, name
         self.labels, self.size, self.domain = tuple(labels), size, domain
-        self.interpolation = interpolation
+        self.interpolation, self.output = interpolation, output
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.digest = digest_of(network)
-        self.recipe = repr((self.digest, size, tuple(mean), tuple(std), interpolation))
+        self.recipe = repr((self.digest, size, tuple(mean), tuple(std), interpolation, output))
         self._linear = last_linear(network)
-        _check(self)
+        values = check_answers(self)
         if not _explained_by_head(self):
             self._linear = None
+        check_outputs(self, values, self._linear is not None)
+        check_gradient(self)
 
     @property
     def head(self) -> Head | None:
@@ -140,9 +144,14 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Response:
         """Logits, and features where there is a head, in float32. Images in [0, 1], any floating type, also under
         autocast."""
-        logits, features = self.ask(self.network, self.prepare(images))
+        answer, features = self.ask(self.network, self.prepare(images))
         known = features is not None and self._linear is not None
-        return Response(logits.float(), features.float() if known and features is not None else None)
+        logits = to_logits(self.output, tensor_of(answer, self.name))
+        return Response(logits, features.float() if known and features is not None else None)
+
+    def values(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """What the network gives for images in [0, 1], before it is made logits."""
+        return tensor_of(self.ask(self.network, self.prepare(images))[0], self.name)
 
     def trace(self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
         """The answer, and what the named modules give; `<module>.in` is what a module is given.
@@ -254,44 +263,3 @@ def _explained_by_head(classifier: ImageClassifier) -> bool:
     if response.features is None or response.features.shape[1:] != head.weight.shape[1:]:
         return False
     return torch.allclose(response.features @ head.weight.T + head.bias, response.logits, rtol=1e-3, atol=1e-4)
-
-
-def _check(classifier: ImageClassifier) -> None:
-    """One seeded picture through the network and back. Raises UserError with one line that says what is wrong."""
-    name, labels, size = classifier.name, classifier.labels, classifier.size
-    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-        raise UserError(f"{name}: labels must differ, but these stand there twice: {', '.join(repeated)}")
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
-    with torch.enable_grad():
-        try:
-            logits = classifier(image).logits
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
-            said = f"{name}: the network fails on images of shape (1, 3, {size}, {size}): {first_line(error)}"
-            raise UserError(said) from error
-        if logits.ndim != 2 or logits.shape != (1, len(labels)):
-            outputs = logits.shape[-1] if logits.ndim == 2 else f"shape {tuple(logits.shape)}"
-            raise UserError(f"{name}: output size {outputs} does not match its {len(labels)} labels")
-        if not logits.isfinite().all():
-            raise UserError(f"{name}: logits of a random picture are not finite")
-        _check_gradient(name, logits, image)
-
-
-def _check_gradient(name: str, logits: Tensor, image: Tensor) -> None:
-    """Raises UserError unless the gradient of the logits reaches the image, is finite and not zero everywhere."""
-    known = logits.requires_grad
-    gradient = torch.autograd.grad(logits.logsumexp(1).sum(), image, allow_unused=True)[0] if known else None
-    if gradient is None:
-        raise UserError(
-            f"{name}: the gradient of the logits does not reach the image; something detaches it on its way"
-        )
-    if not gradient.isfinite().all():
-        raise UserError(f"{name}: the gradient of the logits with respect to a random picture is not finite")
-    if not gradient.any():
-        raise UserError(f"{name}: the gradient of the logits with respect to a random picture is zero everywhere")
-
-
-def _check_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises UserError unless they are three finite numbers each, those of std above 0."""
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        given = f"mean={list(mean)} std={list(std)}"
-        raise UserError(f"{name}: {given}; allowed are three finite numbers each, those of std above 0")

@@ -50,7 +50,16 @@ def stranger(known: Classifier, change: Callable[[nn.Module], None]) -> ImageCla
     change(network)
     mean, std = known.mean.flatten().tolist(), known.std.flatten().tolist()
     return ImageClassifier(
-        network, known.labels, known.size, mean, std, known.interpolation, known.domain, known.ask, known.name
+        network,
+        known.labels,
+        known.size,
+        mean,
+        std,
+        known.interpolation,
+        known.domain,
+        known.ask,
+        known.name,
+        known.output,
     ).to(known.mean.device)
 
 

@@ -21,13 +21,14 @@ from runner.types import UserError
 
 def callable_classifier(
     target: str, labels: str | Sequence[str], size: int, mean: Sequence[float], std: Sequence[float],
-    interpolation: str, domain: str | None,
+    interpolation: str, domain: str | None, output: str | None = None,
 ) -> ImageClassifier:  # fmt: skip
     """The user's own network.
 
     target: `module:name` or `file.py:name` of a function or `torch.nn.Module` that maps normalised images
     (b, 3, size, size) to logits (b, k); a function without arguments is called once and returns such a network;
-    labels: a text file of one name per line, or the names, in the order of the logits.
+    labels: a text file of one name per line, or the names, in the order of the logits;
+    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits that nobody declared.
     """
     key = f"classifier.target={target}"
     network = _import(target, key)
@@ -35,7 +36,10 @@ def callable_classifier(
         network = network()
     if not callable(network):
         raise UserError(f"{key}: gives a {type(network).__name__}, which cannot be called with images")
-    return ImageClassifier(network, read_labels(labels), size, mean, std, interpolation, domain, ask_logits, key)
+    if isinstance(network, nn.Module):
+        network.float()
+    names = read_labels(labels)
+    return ImageClassifier(network, names, size, mean, std, interpolation, domain, ask_logits, key, output)
 
 
 def _import(target: str, key: str) -> Callable[..., Any]:
