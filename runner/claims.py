@@ -26,6 +26,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from runner.files import make_folder, writing
 from runner.types import UserError
 
 RENEWALS = 6  # in the time of a lease, so that a slow file system may miss some
@@ -147,13 +148,13 @@ class Claim:
 @dataclass(frozen=True)
 class Claims:
     """The claims of a run. folder: where they lie; lease: seconds without a sign of life that set a batch free; clock:
-    seconds that never jump."""
+    seconds that never jump; _seen: what of a claim was seen last, and since when."""
 
     folder: Path
     lease: float
     process: Process
     clock: Callable[[], float] = time.monotonic
-    _seen: dict[Path, tuple[tuple[bytes, int], float]] = field(default_factory=dict)  # what of a claim, and since when
+    _seen: dict[Path, tuple[tuple[bytes, int], float]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.lease <= LONGEST:
@@ -195,23 +196,24 @@ class Claims:
         return 0.0 if looked is None else time.time() - looked[1].st_mtime
 
     def _make(self, batch: str) -> Claim | None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         latest = max(_generations(self.folder, batch), default=0)
         if latest and self._alive(_file(self.folder, batch, latest)):
             return None
         claim = Claim(self.folder, batch, latest + 1)
-        try:
-            file = open(claim.path, "x")
-        except FileExistsError:  # another process was faster
-            return None
-        try:
-            with file:
-                file.write(json.dumps(asdict(self.process)))  # in one piece: a reader sees nothing of it, or all
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:  # a full disk
-            claim.path.unlink(missing_ok=True)
-            raise
+        with writing(claim.path):
+            try:
+                file = open(claim.path, "x")
+            except FileExistsError:  # another process was faster
+                return None
+            try:
+                with file:
+                    file.write(json.dumps(asdict(self.process)))  # in one piece: a reader sees nothing of it, or all
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:  # a full disk
+                claim.path.unlink(missing_ok=True)
+                raise
         return claim
 
     def _alive(self, path: Path) -> Process | None:

@@ -28,10 +28,10 @@ from runner.record import RunFolder, Summarise, batch_name, run_key
 from runner.report import write_report
 from runner.share import share
 from runner.solve import Solver, solve_batch
-from runner.types import Problem, UserError
+from runner.types import Problem, UserError, first_line
 from runner.warn import Doubts
 
-STOPPED, PENDING, BAD_INPUT, FAILED, DONE = 143, 75, 2, 1, 0  # exit codes
+PENDING, BAD_INPUT, FAILED, DONE = 75, 2, 1, 0  # exit codes, beside those of `runner.interrupt`
 
 
 @dataclass(frozen=True)
@@ -138,18 +138,26 @@ def check_places(config: Mapping[str, Any]) -> None:
                 raise UserError(f"{key}={value}: {error}; give a folder that can be written") from error
 
 
-def run(parts: Parts, config: Mapping[str, Any]) -> int:
-    """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code.
+def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = None) -> int:
+    """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code. interrupt:
+    what listens to signals already, None where nothing does.
 
     Any number of processes, on any machines that see the folder, may do so at once: they share the batches.
     """
+    if interrupt is None:
+        interrupt = Interrupt()
+        with interrupt.listening():
+            code = run(parts, config, interrupt)
+        interrupt.pass_on()
+        return code
     work = prepare(parts, config)
+    interrupt.check()
     folder, names, batches = work.folder, work.names, work.batches
     try:
         check_writable(folder.path)
     except Unwritable as error:
         return _shown(work, error)
-    process, interrupt, logger = Process.own(), Interrupt(), Unfailing(parts.logger)
+    process, logger = Process.own(), Unfailing(parts.logger)
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
     def solve(name: str, claim: Claim) -> None:
@@ -165,20 +173,20 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
 
     state, reason, code, began = "running", "", DONE, time.time()
     try:
-        with interrupt.listening():
-            folder.repair(names)
-            folder.write_config(config)
-            folder.write_names(names)
-            folder.write_attempt(process, began, "running", "")
-            folder.collect(names, "running", "", parts.task.summarise)
-            logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
-            solved = sum(len(batch) for batch in batches.values() if work.done(batch))
-            with progress(len(names), solved) as bar, Background(refresh) as page:
-                share(batches, work.done, claims, config["claim"]["wait"], solve, bar)
-                page.wait()
+        folder.repair(names)
+        folder.write_config(config)
+        folder.write_names(names)
+        folder.write_attempt(process, began, "running", "")
+        folder.collect(names, "running", "", parts.task.summarise)
+        logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
+        solved = sum(len(batch) for batch in batches.values() if work.done(batch))
+        with progress(len(names), solved) as bar, Background(refresh) as page:
+            share(batches, work.done, claims, config["claim"]["wait"], solve, bar)
+            page.wait()
+        interrupt.check()
         state = "done"
     except Stopped as stop:
-        state, reason, code = "stopped", f"stopped by {stop}; the same command continues", STOPPED
+        state, reason, code = "stopped", stop.line, stop.code
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -186,15 +194,14 @@ def run(parts: Parts, config: Mapping[str, Any]) -> int:
     except Unwritable as error:
         state, reason, code = "failed", f"{error} (outputs={config['outputs']})", FAILED
     finally:
-        if state == "running":
-            state, reason = "failed", str(sys.exception() or "")
-        logger.finish()
-        status = _collect(folder, names, process, began, state, reason, parts.task.summarise)
+        with interrupt.deferred():
+            if state == "running" and (raised := sys.exception()) is not None:
+                state, reason = "failed", f"{type(raised).__name__}: {first_line(raised)}"
+            logger.finish()
+            status = _collect(folder, names, process, began, state, reason, parts.task.summarise)
     if code == DONE and status["pending"]:
         code, reason = PENDING, f"{status['pending']} problems are left to other processes"
-    code = _say(folder, status, code, reason)
-    interrupt.pass_on()
-    return code
+    return _say(folder, status, code, reason)
 
 
 def _shown(work: Work, refusal: Unwritable) -> int:

@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from runner.compose import CONF, build, configure, jobs  # noqa: E402
 from runner.figures import Chosen, compose  # noqa: E402
+from runner.interrupt import stopped  # noqa: E402
 from runner.record import RunFolder, run_key  # noqa: E402
-from runner.run import BAD_INPUT, DONE, STOPPED, run  # noqa: E402
+from runner.run import BAD_INPUT, DONE, run  # noqa: E402
 from runner.types import UserError  # noqa: E402
 
 GROUP = "planted"
@@ -54,7 +55,7 @@ def solve(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
         parts = build(config)
         codes.append(run(parts, config))
         folders.append(RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests)).path)
-        if codes[-1] == STOPPED:
+        if stopped(codes[-1]):
             break
     return folders, max(codes)
 
@@ -66,7 +67,7 @@ def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -
         try:
             folders, code = solve(name, overrides)
             codes.append(code)
-            if code == STOPPED:
+            if stopped(code):
                 break
             for file in compose(folders, Chosen(name=name, out=figures)):
                 print(f"figure: {file}", flush=True)

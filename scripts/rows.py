@@ -20,9 +20,10 @@ from torch import Tensor
 
 from models.diffusion import LatentDiffusion
 from runner.compose import build, configure
+from runner.interrupt import stopped
 from runner.protocols import World
 from runner.record import RunFolder, read_png, run_key, to_8_bits
-from runner.run import STOPPED, Parts, run
+from runner.run import Parts, run
 from runner.types import UserError
 from scripts.metrics import Estimate
 
@@ -147,12 +148,12 @@ def answers(setting: Setting, classifier: str, overrides: tuple[str, ...], n: in
 def solved(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tuple[Answer, ...]:
     """The runner's answers to problems; what it answered in an earlier process is read, not repeated.
 
-    Exits with code 143 if the run is asked to stop. Raises UserError if problems stay unanswered, as on a full disk.
+    Exits with the run's code if it is asked to stop. Raises UserError if problems stay unanswered, as on a full disk.
     """
     with redirect_stdout(sys.stderr):
         code = run(replace(parts, task=Posed(parts.task, problems)), config)
-    if code == STOPPED:
-        raise SystemExit(STOPPED)
+    if stopped(code):
+        raise SystemExit(code)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests))
     if pending := [p.name for p in problems if not folder.done(p.name)]:
         raise UserError(f"{folder.path}: {len(pending)} of {len(problems)} problems have no answer")

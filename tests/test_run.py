@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from PIL import Image
 import runner.run
 from data.planted import CLASSES, PAIRS
 from runner import record
+from runner.claims import Process
 from runner.files import Unwritable
 from tests.cli import ROOT, Cli, Outcome
 
@@ -358,22 +360,57 @@ def test_an_unknown_option_lists_the_known_ones(cli: Cli, capfd: Capture) -> Non
 # --- runs that end early -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda n: n.name)
-def test_a_signal_ends_a_run_in_good_order(cli: Cli, tmp_path: Path, number: signal.Signals) -> None:
-    log = tmp_path / "log"
-    words = ("limit=2", "batch=2", "optimizer.steps=2000")
-    process = cli.launch(log, *words)
-    deadline = time.monotonic() + 120
-    while not list(cli.outputs.glob("*/*/*/state/*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert process.pid is not None
-    os.kill(process.pid, number)
-    process.join(60)
-    assert process.exitcode == 143, log.read_text()
-    assert log.read_text().strip().splitlines()[-1] == f"stopped by {number.name}; the same command continues"
+STOPS = {"SIGINT": 130, "SIGHUP": 129, "SIGTERM": 143, "SIGUSR2": 143}
+
+
+def signalled(number: str, before: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, once a signal has come."""
+
+    def call(*arguments: Any, **settings: Any) -> Any:
+        os.kill(os.getpid(), signal.Signals[number])
+        return before(*arguments, **settings)
+
+    return call
+
+
+@pytest.mark.parametrize(("number", "code"), STOPS.items())
+def test_a_signal_ends_a_run_in_good_order(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, number: str, code: int
+) -> None:
+    from runner import solve
+
+    monkeypatch.setattr(solve, "_tell", signalled(number, solve._tell))
+    outcome = cli.here(capfd, "limit=2", "batch=2", "optimizer.steps=20", "checkpoint.every=1", "task.baseline=pixels")
+    assert (outcome.code, outcome.err) == (code, f"stopped by {number}; the same command continues\n")
     found = status(cli.folder)
-    assert (found["state"], found["pending"]) == ("stopped", 2) and number.name in found["reason"]
+    assert (found["state"], found["pending"], found["reason"]) == ("stopped", 2, outcome.err.strip())
+    (attempt,) = cli.folder.glob("attempts/*.json")
+    assert json.loads(attempt.read_text())["state"] == "stopped"
     assert results(cli.folder) == [] and list(cli.folder.glob("state/*.safetensors"))
+    assert not list(cli.folder.glob("claims/*"))
+
+
+@pytest.mark.parametrize("where", ["runner.compose.select", "runner.run.problems_of"])
+def test_a_signal_before_the_first_problem_leaves_nothing(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Of a sweep no further run begins."""
+    module, _, name = where.rpartition(".")
+    monkeypatch.setattr(where, signalled("SIGINT", getattr(sys.modules[module], name)))
+    outcome = cli.plain(capfd, "-m", *cli.arguments("seed=0,1", "limit=1"))
+    assert (outcome.code, outcome.err) == (130, "stopped by SIGINT; the same command continues\n")
+    assert not list(cli.outputs.glob("uvce"))
+
+
+def test_a_signal_while_others_work_ends_the_waiting(cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner import share
+
+    monkeypatch.setattr("runner.claims.Claims.take", lambda *_: nullcontext())
+    monkeypatch.setattr("runner.claims.Claims.holder", lambda *_: Process("elsewhere", 1, None))
+    monkeypatch.setattr(share.time, "sleep", signalled("SIGHUP", time.sleep))
+    outcome = cli.here(capfd, "limit=1", "task.baseline=pixels")
+    assert (outcome.code, outcome.err) == (129, "stopped by SIGHUP; the same command continues\n")
+    assert status(cli.folder)["state"] == "stopped" and "waiting for 1 of others' batches" in outcome.out
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from runner.claims import UNWRITTEN, Claim, Claims, Lost, Process, is_running
+from runner.files import Unwritable
 from runner.share import share
 from runner.types import Edit, Problem, UserError
 
@@ -227,7 +228,7 @@ def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"), claims(tmp_path).take("a"):
+    with pytest.raises(Unwritable, match="disk full"), claims(tmp_path).take("a"):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
-from runner.interrupt import SIGNALS, Interrupt, Stopped
+from runner import interrupt as signals
+from runner.interrupt import SIGNALS, Interrupt, Stopped, at_once, stopped
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -62,3 +66,116 @@ def test_nothing_is_passed_on_without_a_signal_or_to_nobody() -> None:
     with pytest.raises(Stopped), interrupt.listening():
         os.kill(os.getpid(), signal.SIGUSR1)  # whose handler was the system's own, which would end this process
     interrupt.pass_on()
+
+
+CODES = {"SIGINT": 130, "SIGHUP": 129, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_has_its_exit_code(number: signal.Signals) -> None:
+    stop = Stopped(number.name)
+    assert stop.code == CODES[number.name] and stopped(stop.code)
+    assert stop.line == f"stopped by {number.name}; the same command continues"
+    assert not any(stopped(code) for code in (0, 1, 2, 75))
+
+
+@contextmanager
+def handled(number: signal.Signals, handler: Callable[..., Any] | int) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_what_the_process_ignores_stays_ignored() -> None:
+    """As with `nohup`, and for SIGINT in the background of a shell script."""
+    interrupt = Interrupt()
+    with handled(signal.SIGHUP, signal.SIG_IGN), at_once(), interrupt.listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+    interrupt.check()
+
+
+def test_signals_after_the_first_change_nothing() -> None:
+    interrupt, done = Interrupt(), []
+    with interrupt.listening(), pytest.raises(Stopped, match="SIGINT"):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            with interrupt.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("saved")
+    assert done == ["saved"]
+
+
+def test_a_signal_that_comes_last_in_what_was_deferred_is_heard() -> None:
+    interrupt = Interrupt()
+    with interrupt.listening(), pytest.raises(Stopped, match="SIGINT"), interrupt.deferred(), interrupt.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_swallows_the_exception_does_not_keep_the_run_going() -> None:
+    interrupt = Interrupt()
+    with interrupt.listening():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except Stopped:
+            pass
+        with pytest.raises(Stopped, match="SIGINT"):
+            interrupt.check()
+
+
+def test_listening_within_listening_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt = Interrupt()
+    with interrupt.listening():
+        with interrupt.listening():
+            pass
+        with pytest.raises(Stopped, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_during_the_imports_ends_the_process_in_one_line(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    with handled(number, signal.SIG_DFL), at_once():
+        print("printed before")
+        os.kill(os.getpid(), number)
+    assert ends == [CODES[number.name]]
+    out, err = capfd.readouterr()
+    assert out == "printed before\n" and err == f"stopped by {number.name}; the same command continues\n"
+
+
+def test_who_handles_a_signal_already_keeps_it_during_the_imports() -> None:
+    seen: list[int] = []
+    with handled(signal.SIGUSR2, lambda number, frame: seen.append(number)), at_once():
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert seen == [signal.SIGUSR2]
+
+
+def test_nobody_is_told_twice(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither Python's own handler of Ctrl-C nor that of the imports."""
+    for outer in (at_once, lambda: handled(signal.SIGINT, signal.default_int_handler)):
+        interrupt = Interrupt()
+        with outer():
+            with pytest.raises(Stopped), interrupt.listening():
+                os.kill(os.getpid(), signal.SIGINT)
+            interrupt.pass_on()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_that_has_closed_is_let_go() -> None:
+    """What is printed goes nowhere, instead of ending a run before it has saved."""
+    terminal, end = os.openpty()
+    signals._let_go([end])
+    os.write(end, b"seen")
+    assert os.read(terminal, 4) == b"seen", "it is open yet"
+    os.close(terminal)
+    with pytest.raises(OSError):
+        os.write(end, b"x")
+    signals._let_go([end])
+    os.write(end, b"x")
+    os.close(end)

@@ -15,7 +15,7 @@ from runner.compose import build
 from runner.figures import LAYOUTS
 from runner.finished import read_run
 from runner.protocols import World
-from runner.run import BAD_INPUT, DONE, FAILED, STOPPED
+from runner.run import BAD_INPUT, DONE, FAILED
 from runner.types import UserError
 from scripts import make_figures
 from tests.runner.test_figures import flip, run_folder
@@ -106,12 +106,12 @@ def test_each_gets_its_figure_and_one_that_cannot_run_does_not_stop_the_next(
         asked.append((name, list(overrides)))
         if name == "b":
             raise UserError("b=1: is wrong")
-        code = {"a": DONE, "c": FAILED, "d": STOPPED}[name]
+        code = {"a": DONE, "c": FAILED, "d": 143}[name]
         return [run_folder(tmp_path / name, "uvce", [flip("x")], pictures)], code
 
     monkeypatch.setattr(make_figures, "solve", solve)
     out = tmp_path / "figures"
-    assert make_figures.make_figures(["a", "b", "c", "d", "a"], str(out), ["limit=1"]) == STOPPED
+    assert make_figures.make_figures(["a", "b", "c", "d", "a"], str(out), ["limit=1"]) == 143
     assert asked == [(name, ["limit=1"]) for name in "abcd"]
     assert {path.name for path in out.iterdir()} == {"a.png", "a.pdf", "c.png", "c.pdf"}
     assert capsys.readouterr().err == "b: b=1: is wrong\n"
