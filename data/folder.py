@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +22,22 @@ from torch import Tensor
 from data.selection import check_position, digest_of, shuffled
 from runner.types import Example, UserError, first_line
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is run: some start further programs
 MIN_SIDE = 16  # pixels
+MAX_PIXELS = 178_000_000  # 13,000 x 13,000 and more; half a gigabyte while it is decoded
+LARGE_SIDE = (
+    2048  # pixels; an image that has twice as many on both sides is reduced to no less before it becomes floats
+)
+NAMED = 3  # files that a line about many names
 
 _WANTED = f"a whole picture ({', '.join(suffix[1:] for suffix in SUFFIXES)})"
 # What Pillow raises for a broken file, by format.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class UnreadableImage(UserError):
+    """An image that is broken, too small or too large; a data set of many goes on without it."""
 
 
 def square(image: Float[Tensor, "3 h w"], side: int) -> Float[Tensor, "3 s s"]:
@@ -43,10 +55,11 @@ def square(image: Float[Tensor, "3 h w"], side: int) -> Float[Tensor, "3 s s"]:
 
 
 def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
-    """Decode a picture to RGB in [0, 1] at its own size, turned as its EXIF orientation says.
+    """Decode an image to RGB in [0, 1], turned as its EXIF orientation says; of an animated one the first frame.
 
-    Transparent parts are laid on white. Raises UserError if the file is missing, no picture, truncated or
-    smaller than 16 pixels on a side.
+    It keeps its own size, unless both sides have 4096 pixels or more: then it is reduced by a whole factor, to 2048 or
+    more. Transparent parts are laid on white. Raises UserError if the file is missing, UnreadableImage if it is none
+    of `FORMATS`, truncated, smaller than 16 pixels on a side or larger than `MAX_PIXELS`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -55,26 +68,42 @@ def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
 
 
 def decode(key: str, source: Path | IO[bytes]) -> Float[Tensor, "3 h w"]:
-    """The picture in a file or in its bytes, as `read_picture` gives it; key: what errors name."""
+    """The image in a file or in its bytes, as `read_picture` gives it; key: what errors name."""
     try:
-        with _truncation_refused(), Image.open(source) as file:
-            picture = _to_rgb(ImageOps.exif_transpose(file))
+        with _pillow_strict(), Image.open(source, formats=FORMATS) as file:
+            _check_size(key, file)
+            ImageOps.exif_transpose(file, in_place=True)
+            image = _to_rgb(file)
     except _BROKEN as error:
+        if isinstance(error, UserError):
+            raise
         reason = first_line(error).replace(str(source), "the file")
-        raise UserError(f"{key}: cannot be read ({reason}); wanted is {_WANTED}") from error
-    if min(picture.size) < MIN_SIDE:
-        width, height = picture.size
-        raise UserError(f"{key}: {width} x {height} pixels; allowed are {MIN_SIDE} x {MIN_SIDE} and larger")
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255
+        raise UnreadableImage(f"{key}: cannot be read ({reason}); wanted is {_WANTED}") from error
+    if (factor := min(image.size) // LARGE_SIDE) > 1:
+        image = image.reduce(factor)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def _check_size(key: str, image: Image.Image) -> None:
+    """Raises UnreadableImage, before anything is decoded, for an image that is too small or too large."""
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise UnreadableImage(f"{key}: {width} x {height} pixels; allowed are {MIN_SIDE} x {MIN_SIDE} and larger")
+    if width * height > MAX_PIXELS:
+        allowed = f"up to {MAX_PIXELS // 1_000_000} million pixels"
+        raise UnreadableImage(f"{key}: {width} x {height} pixels; allowed are {allowed}")
 
 
 @contextmanager
-def _truncation_refused() -> Iterator[None]:
-    """Pillow's switch is global, and other libraries turn it to tolerate truncated files."""
+def _pillow_strict() -> Iterator[None]:
+    """Pillow's switch about truncated files is global, and other libraries turn it to tolerate them; its warning about
+    large images has `MAX_PIXELS` in its place."""
     before = pillow_file.LOAD_TRUNCATED_IMAGES
     pillow_file.LOAD_TRUNCATED_IMAGES = False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
     finally:
         pillow_file.LOAD_TRUNCATED_IMAGES = before
 
@@ -82,7 +111,8 @@ def _truncation_refused() -> Iterator[None]:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Any of Pillow's modes to 8-bit RGB: transparency laid on white, 16-bit grey scaled to 8."""
     if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        levels = np.divide(np.asarray(picture), 257, dtype=np.float32).round().clip(0, 255)
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")
@@ -196,17 +226,39 @@ def check_folder(path: str | Path | None, wanted: str) -> Path:
 
 
 def find_pictures(folder: Path, wanted: str, *patterns: str) -> list[Path]:
-    """The files that match a pattern and look like pictures, sorted. Raises UserError if there is none."""
-    found = {f for pattern in patterns for f in folder.glob(pattern) if f.suffix.lower() in SUFFIXES and f.is_file()}
+    """The images below a folder whose path in it matches one of the patterns, sorted; hidden files are passed over, and
+    a line tells of all others that are left out. Raises UserError if there is none."""
+    files = sorted(_visible_files(folder))
+    found = [f for f in files if _is_image(f) and any(f.relative_to(folder).match(pattern) for pattern in patterns)]
     if not found:
         raise UserError(f"data.path={folder}: holds no picture; wanted are files {wanted} ({', '.join(SUFFIXES)})")
-    return sorted(found)
+    kept = set(found)
+    if left_out := [str(f.relative_to(folder)) for f in files if f not in kept]:
+        more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        print(f"data.path={folder}: {len(found)} images; left out: {', '.join(left_out[:NAMED])}{more}", flush=True)
+    return found
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, also behind links to folders, but for hidden ones."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place).resolve()
+        # A link to where it lies itself would lead around for ever.
+        folders[:] = [f for f in folders if not f.startswith(".") and not here.is_relative_to((here / f).resolve())]
+        yield from (Path(place, f) for f in files if not f.startswith("."))
+
+
+def _is_image(file: Path) -> bool:
+    """Whether a file is called as an image is, and holds anything."""
+    return file.suffix.lower() in SUFFIXES and file.is_file() and file.stat().st_size > 0
 
 
 class ImageFolder(LabelledFiles):
-    """A tree `<label>/<picture>`. Raises UserError if the folder is missing or holds no picture."""
+    """A tree `<label>/<image>`, also of further folders below a label's. Raises UserError if the folder is missing or
+    holds no image."""
 
     def __init__(self, path: str | Path | None, seed: int) -> None:
         wanted = "<label>/<picture>"
-        files = find_pictures(check_folder(path, wanted), wanted, "[!.]*/[!.]*")
-        super().__init__([(f, f.parent.name) for f in files], sorted({f.parent.name for f in files}), seed, ["folder"])
+        root = check_folder(path, wanted)
+        files = [(f, f.relative_to(root).parts[0]) for f in find_pictures(root, wanted, "*/*")]
+        super().__init__(files, sorted({label for _, label in files}), seed, ["folder"])

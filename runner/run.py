@@ -74,6 +74,8 @@ def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tupl
     world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
     problems, total = parts.task.problems(world)
     answer.check(problems)
+    if not problems:
+        raise UserError(f"{config['name']}: no problem is left, of a data set of {len(parts.data)} images")
     names = [p.name for p in problems]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{config['name']}: {twice[0]} is asked {names.count(twice[0])} times; name it once")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from runner.protocols import Captioner, Classifier, Painter, World
 from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.distances import distances
-from tasks.pictures import confidences, own_seed, slug, unchanged
+from tasks.pictures import confidences, own_seed, readable, slug, unchanged
 from tasks.shares import averages, check_kept, object_region, share_within
 from tasks.targets import known_label
 
@@ -46,8 +47,7 @@ class AttentionMaps:
         """One problem per picture."""
         count = len(world.dataset)
         found = []
-        for i in range(count if world.limit is None else min(count, world.limit)):
-            example = world.dataset[i]
+        for i, example in islice(readable(world.dataset, range(count)), world.limit):
             label = known_label("data.label", example.label, world.classifier.labels)
             fields = unchanged(example, self.captioner, world.generator.resolution, self.keep, self.mask)
             found.append(Sight(

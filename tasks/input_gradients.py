@@ -14,7 +14,7 @@ from runner.types import Anchor, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import Flip
 from tasks.gradients import Augmentation, input_gradient, shown, whole
-from tasks.pictures import confidences, own_seed, slug, unchanged
+from tasks.pictures import confidences, own_seed, readable, slug, unchanged
 from tasks.shares import averages, check_kept, object_region, share_within
 from tasks.targets import Choice, Rule, count_of, known_label, targets
 
@@ -47,8 +47,8 @@ class InputGradients:
 
     def _problems(self, world: World) -> Iterator[Flip]:
         labels = world.classifier.labels
-        for i in range(len(world.dataset)):
-            example, seed = world.dataset[i], own_seed(world.seed, i)
+        for i, example in readable(world.dataset, range(len(world.dataset))):
+            seed = own_seed(world.seed, i)
             label = known_label("data.label", example.label, labels)
             fields = unchanged(example, self.captioner, world.generator.resolution, self.keep, self.mask)
             shown = replace(example, label=label, image=fields["image"])

@@ -18,7 +18,18 @@ from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.attack import FeatureAttack
 from tasks.cam import HiResCam
 from tasks.distances import distances
-from tasks.pictures import STAGES, confidences, moved_by, own_seed, probabilities, rows_of, slug, success_by, unchanged
+from tasks.pictures import (
+    STAGES,
+    confidences,
+    moved_by,
+    own_seed,
+    probabilities,
+    readable,
+    rows_of,
+    slug,
+    success_by,
+    unchanged,
+)  # fmt: skip
 from tasks.ranking import choose_units, rank
 from tasks.surroundings import Surroundings
 from tasks.targets import known_label
@@ -64,10 +75,10 @@ class NeuronCf:
         ranking = memoised(lambda module: rank(classifier, module, self.training, side, self.cache))
         units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
         self.cam.check(classifier)
-        asked = list(product(rows_of(world.dataset, self.label), units, self.directions))
+        rows, changes = rows_of(world.dataset, self.label), list(product(units, self.directions))
+        asked = ((i, example, *change) for i, example in readable(world.dataset, rows) for change in changes)
         found = []
-        for i, unit, direction in islice(asked, world.limit):
-            example = world.dataset[i]
+        for i, example, unit, direction in islice(asked, world.limit):
             score = partial(activation, classifier, unit=unit)
             fields = unchanged(example, self.captioner, side, self.keep, self.mask)
             caption, sign = fields["edit"].source, SIGNS[direction]
@@ -78,7 +89,7 @@ class NeuronCf:
                 label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
                 words=example.label, **fields,
             ))  # fmt: skip
-        return found, len(asked)
+        return found, len(rows) * len(changes)
 
     def objective(self, problems: Sequence[Push], anchor: Anchor, classifier: Classifier) -> Objective:
         """∓ φ_n(x) and the two distances."""

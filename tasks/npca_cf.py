@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
 from functools import partial
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from tasks.pictures import (
     drawn,
     moved_by,
     own_seed,
+    readable,
     slug,
     starts_of,
     success_by,
@@ -71,26 +72,32 @@ class NpcaCf:
         side, classifier = world.generator.resolution, world.classifier
         of = memoised(lambda label: components(classifier, label, self.training, side, self.cache))
         pairs = read_components(self.components, classifier)
-        asked = [
-            (label, number, row, direction)
-            for label, number in pairs
-            for row, direction in product(starts_of(world.dataset, label, self.start, self.images), self.directions)
-        ]
+        starts = [(*pair, starts_of(world.dataset, pair[0], self.start, self.images)) for pair in pairs]
+        asked = (
+            (label, number, row, shown, fields, direction)
+            for label, number, rows in starts
+            for row, shown, fields in self._started(world, label, rows)
+            for direction in self.directions
+        )
         found = []
-        for label, number, row, direction in islice(asked, world.limit):
-            if self.start == "generated":
-                shown, fields = label, self._drawn(label, row, side)
-            else:
-                shown = world.dataset[row].label
-                fields = unchanged(world.dataset[row], self.captioner, side, self.keep, self.mask)
+        for label, number, row, shown, fields, direction in islice(asked, world.limit):
             score, sign = partial(contribution, classifier, of(label), number), SIGNS[direction]
-            fields |= self.surroundings.start(fields["edit"].source, shown, score, sign, world, self.cache)
+            fields = fields | self.surroundings.start(fields["edit"].source, shown, score, sign, world, self.cache)
             found.append(Shift(
                 name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
                 label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
                 words=shown, **fields,
             ))  # fmt: skip
-        return found, len(asked)
+        return found, sum(len(rows) for _, _, rows in starts) * len(self.directions)
+
+    def _started(self, world: World, label: str, rows: Iterable[int]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Of each start its position, the class that it shows and a problem's fields."""
+        side = world.generator.resolution
+        if self.start == "generated":
+            yield from ((k, label, self._drawn(label, k, side)) for k in rows)
+            return
+        for row, example in readable(world.dataset, rows):
+            yield row, example.label, unchanged(example, self.captioner, side, self.keep, self.mask)
 
     def _drawn(self, label: str, k: int, side: int) -> dict[str, Any]:
         edit = Edit.unchanged(prompt_of(self.prompt, label), label)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.folder import square
+from data.folder import UnreadableImage, square
 from data.masks import read_mask
 from runner.protocols import Captioner, Classifier, Dataset
 from runner.types import KEEP, Edit, Example, Pictures, UserError
@@ -46,6 +46,17 @@ def unchanged(example: Example, captioner: Captioner, side: int, keep: str, mask
     """The fields of `start` and a caption of which no word changes."""
     edit = Edit.unchanged(captioner.caption(example), example.label)
     return {"edit": edit, **start(example, side, keep, mask)}
+
+
+def readable(dataset: Dataset, rows: Iterable[int]) -> Iterator[tuple[int, Example]]:
+    """The positions whose images can be read, with what lies there; a line tells of each other one."""
+    for i in rows:
+        try:
+            example = dataset[i]
+        except UnreadableImage as error:
+            print(f"left out: {error}", flush=True)
+            continue
+        yield i, example
 
 
 def rows_of(dataset: Dataset, label: str | None) -> list[int]:

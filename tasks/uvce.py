@@ -17,7 +17,18 @@ from runner.protocols import Cache, Captioner, Classifier, Embedder, World
 from runner.types import Anchor, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
-from tasks.pictures import STAGES, at_least_one, confidences, own_seed, reaches, slug, stages, start, success_rate
+from tasks.pictures import (
+    STAGES,
+    at_least_one,
+    confidences,
+    own_seed,
+    reaches,
+    readable,
+    slug,
+    stages,
+    start,
+    success_rate,
+)  # fmt: skip
 from tasks.surroundings import Surroundings
 from tasks.targets import Choice, Rule, count_of, known_label
 from tasks.terms import class_log_prob, text_log_prob
@@ -55,8 +66,7 @@ class Uvce:
         return found, None if per_picture is None else len(world.dataset) * per_picture * self.seeds
 
     def _problems(self, world: World) -> Iterator[Flip]:
-        for i in range(len(world.dataset)):
-            example = world.dataset[i]
+        for i, example in readable(world.dataset, range(len(world.dataset))):
             fields = start(example, world.generator.resolution, self.keep, self.mask)
             label = known_label("data.label", example.label, world.classifier.labels)
             shown = replace(example, label=label, image=fields["image"])

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from PIL import ImageFile as PillowFile
 
-from data.folder import ImageFile, ImageFolder, OnePicture, read_picture, square
+from data import folder
+from data.folder import ImageFile, ImageFolder, OnePicture, UnreadableImage, read_picture, square
 from runner.protocols import Dataset
 from runner.types import Example, UserError
 
-FORMATS = ("jpg", "png", "webp")
+FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")
 
 
 def picture(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
@@ -87,6 +88,46 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         read_picture(tmp_path / "b.jpg")
     with pytest.raises(UserError, match="is a folder"):
         read_picture(tmp_path)
+
+
+def test_of_an_animated_image_the_first_frame_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    for suffix in ("gif", "webp", "png"):
+        path = save(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:])
+        assert read_picture(path).mean(dim=(1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.01)
+
+
+def test_no_decoder_is_run_but_the_named_ones(tmp_path: Path) -> None:
+    """Pillow goes by content, not by name, and hands Postscript to Ghostscript."""
+    for kind in ("eps", "ppm", "ico", "pcx"):
+        path = tmp_path / "a.png"
+        with path.open("wb") as file:
+            picture(64, 64).save(file, kind)
+        with pytest.raises(UnreadableImage, match="cannot be read"):
+            read_picture(path)
+
+
+def test_a_large_image_is_reduced_before_it_becomes_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "LARGE_SIDE", 20)
+    for width, height, shape in ((39, 90, (90, 39)), (40, 90, (45, 20)), (130, 65, (22, 44)), (64, 61, (21, 22))):
+        image = picture(width, height)
+        found = read_picture(save(tmp_path / "a.png", image))
+        assert found.shape[1:] == shape
+        if shape == (45, 20):  # means of 2 x 2 pixels, rounded
+            blocks = torch.from_numpy(np.array(image)).float().view(45, 2, 20, 2, 3).mean(dim=(1, 3)).permute(2, 0, 1)
+            assert (255 * found - blocks).abs().max() <= 0.5 + 1e-4
+
+
+def test_the_largest_allowed_image_is_told_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.png", picture(40, 30))
+    monkeypatch.setattr(folder, "MAX_PIXELS", 1200)
+    assert read_picture(path).shape == (3, 30, 40)
+    monkeypatch.setattr(folder, "MAX_PIXELS", 1199)
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(UnreadableImage, match="40 x 30 pixels; allowed are up to"):
+        read_picture(path)
 
 
 @pytest.mark.parametrize(("width", "height", "allowed"), [(15, 40, False), (40, 15, False), (16, 16, True)])
@@ -170,9 +211,30 @@ def test_a_folder_offers_every_picture_once_in_the_seeds_order(tmp_path: Path) -
 
 def test_a_broken_picture_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "broken.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"data.path=.*broken\.png: cannot be read"):
+    (tmp_path / "cat" / "broken.png").write_bytes(b"PNG")
+    with pytest.raises(UnreadableImage, match=r"data.path=.*broken\.png: cannot be read"):
         ImageFolder(tmp_path, 0)[0]
+
+
+def test_what_is_left_out_of_a_folder_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "crab" / "0.png")
+    assert len(ImageFolder(tmp_path, 0)) == 1 and capsys.readouterr().out == ""
+    save(tmp_path / "loose.png")
+    for name in ("crab/a.txt", "crab/b.mp4", "crab/empty.jpg", ".hidden", "crab/.DS_Store"):
+        (tmp_path / name).touch()
+    assert len(ImageFolder(tmp_path, 0)) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("1 images; left out: crab/a.txt, crab/b.mp4, crab/empty.jpg and 1 more")
+
+
+def test_images_of_further_folders_belong_to_the_labels_folder(tmp_path: Path) -> None:
+    for name in ("crab/0.png", "crab/day/0.png", "crab/day/wet/1.png", "viaduct/day/0.png"):
+        save(tmp_path / "here" / name)
+    (tmp_path / "here" / "crab" / "around").symlink_to(tmp_path / "here" / "crab")  # leads into itself
+    save(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "here" / "urn").symlink_to(tmp_path / "elsewhere")
+    data = ImageFolder(tmp_path / "here", 0)
+    assert data.labels == ("crab", "urn", "viaduct") and [len(data.rows(label)) for label in data.labels] == [3, 1, 1]
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
