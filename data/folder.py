@@ -33,7 +33,7 @@ NAMED = 3  # files that a line about many names
 
 _WANTED = f"a whole picture ({', '.join(suffix[1:] for suffix in SUFFIXES)})"
 # What Pillow raises for a broken file, by format.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class UnreadableImage(UserError):
@@ -73,8 +73,8 @@ def decode(key: str, source: Path | IO[bytes]) -> Float[Tensor, "3 h w"]:
         with _pillow_strict(), Image.open(source, formats=FORMATS) as file:
             _check_size(key, file)
             ImageOps.exif_transpose(file, in_place=True)
-            image = _to_rgb(file)
-    except _BROKEN as error:
+            image = to_rgb(file)
+    except BROKEN as error:
         if isinstance(error, UserError):
             raise
         reason = first_line(error).replace(str(source), "the file")
@@ -108,11 +108,16 @@ def _pillow_strict() -> Iterator[None]:
         pillow_file.LOAD_TRUNCATED_IMAGES = before
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Any of Pillow's modes to 8-bit RGB: transparency laid on white, 16-bit grey scaled to 8."""
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Any of Pillow's modes to 8-bit RGB: transparency laid on white, 16-bit grey scaled to 8. Raises ValueError where
+    the range of the values is not known."""
+    if picture.mode == "F":
+        raise ValueError("floating-point values, whose range nothing tells")
     if picture.mode.startswith("I"):
-        levels = np.divide(np.asarray(picture), 257, dtype=np.float32).round().clip(0, 255)
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"values from {values.min()} to {values.max()}, of which 0 to 65535 are known")
+        return Image.fromarray(np.divide(values, 257, dtype=np.float32).round().astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")

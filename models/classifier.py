@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -237,7 +239,8 @@ def places(maps: Tensor) -> Float[Tensor, "b c p"]:
 def digest_of(network: Any) -> str:
     """SHA-256 over names, types and bytes of a module's weights.
 
-    Of a plain function, which has none that can be seen, over its source file.
+    Of a plain function, which has none that can be seen, over its source file, or what it was compiled to where it has
+    none, as in a notebook.
     """
     digest = hashlib.sha256()
     if isinstance(network, nn.Module):
@@ -247,9 +250,12 @@ def digest_of(network: Any) -> str:
         return digest.hexdigest()
     code = network if inspect.isroutine(network) else type(network)
     digest.update(f"{code.__module__}:{code.__qualname__}".encode())
-    if source := inspect.getsourcefile(code):
-        with open(source, "rb") as file:
-            digest.update(file.read())
+    compiled = getattr(code, "__code__", None)
+    source = Path(compiled.co_filename if compiled else getattr(sys.modules[code.__module__], "__file__", None) or "")
+    if source.is_file():
+        digest.update(source.read_bytes())
+    elif compiled:
+        digest.update(compiled.co_code)
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from itertools import product
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from data.selection import select
@@ -104,13 +107,16 @@ def _targets(node: Any) -> Iterator[Any]:
 
 def _shared(nodes: dict[str, Any]) -> Any:
     """The nodes, of which equal ones of models/ are one object: a CLIP model that several parts look through is loaded
-    once. Each stands there as a call that returns it: OmegaConf would turn a dataclass into a dictionary."""
+    once. Each stands there as a call that returns it: OmegaConf would turn a dataclass into a dictionary. So does
+    a text in which it would look for keys."""
     found = Counter(json.dumps(node, sort_keys=True) for node in _models(nodes))
     built: dict[str, Any] = {}
 
     def replaced(node: Any) -> Any:
         if isinstance(node, list):
             return [replaced(value) for value in node]
+        if isinstance(node, str) and "${" in node:
+            return {"_target_": "runner.compose.taken", "part": lambda: node}
         if not isinstance(node, dict):
             return node
         key = json.dumps(node, sort_keys=True)
@@ -149,20 +155,47 @@ def _by_its_key(message: str, error: str, config: Mapping[str, Any]) -> str:
     return re.sub(r"^\w+\.", f"{keys[0]}.", message) if keys else message
 
 
-def configure(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration that `python run.py <overrides>` would use, from Python."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra with conf/, in whatever program: a Hydra that the caller has set up is there again afterwards."""
+    state, version = GlobalHydra.instance(), VersionBase.instance()
+    hydra, base = state.hydra, version.version_base
+    state.clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            yield
+    finally:
+        GlobalHydra.set_instance(state)
+        state.hydra, version.version_base = hydra, base
+
+
+def configure(overrides: Sequence[str], given: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """The configuration that `python run.py <overrides>` would use, from Python. given: values by key that are taken as
+    they are, whatever characters they hold."""
+    with _own_hydra():
         cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(with_hydra, dict)
     plain = OmegaConf.create({key: value for key, value in with_hydra.items() if key != "hydra"})
+    for key, value in (given or {}).items():
+        group, _, name = key.rpartition(".")
+        if name not in (node := OmegaConf.select(plain, group)).keys():
+            raise UserError(f"{key}: there is no such key; {group} has {', '.join(k for k in node if k != '_target_')}")
+        OmegaConf.update(plain, key, _literal(value))
     return resolved(plain, choices, overrides)
+
+
+def _literal(value: object) -> object:
+    """A value in which nothing stands for another key's."""
+    if isinstance(value, (list, tuple)):
+        return [_literal(part) for part in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each run that `python run.py <overrides>` starts: itself, or those of the experiment's sweep."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with _own_hydra():
         hydra = compose("config", overrides=list(overrides), return_hydra_config=True).hydra
     if hydra.mode != RunMode.MULTIRUN:
         return [list(overrides)]

@@ -1,20 +1,28 @@
-"""Ask one question from Python: what must this picture look like to be called something else?"""
+"""Ask one question from Python: what must this image look like to be predicted as something else?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.folder import OnePicture
+from data.in_memory import as_image
+from models.zoo.own import callable_classifier
 from runner import optimize
 from runner.compose import build, configure
+from runner.progress import Progress, progress
 from runner.protocols import Classifier, World
 from runner.record import to_8_bits
-from runner.run import fit, solver
-from runner.types import Example
+from runner.run import Parts, fit, solver
+from runner.solve import tell
+from runner.types import Example, UserError
+from tasks.uvce import Uvce
 
 
 @dataclass(frozen=True)
@@ -36,23 +44,70 @@ class Answer:
 
 
 def explain(
-    image: Float[Tensor, "3 h w"], classifier: Classifier, label: str, target: str, caption: str | None = None,
-    overrides: Sequence[str] = (),
+    image: object, classifier: Classifier | nn.Module | Callable[[Tensor], Tensor], label: str, target: str,
+    caption: str | None = None, overrides: Sequence[str] = (), labels: Sequence[str] | None = None, **settings: Any,
 ) -> Answer:  # fmt: skip
-    """A visual counterfactual of one picture.
+    """A visual counterfactual of one image. Progress, and where inverted images are kept, is printed.
 
-    image: RGB in [0, 1], any size; classifier: anything with `labels`, `size` and `digest` that maps images to a
-    `runner.types.Response` (`models.zoo` has loaders, `models.classifier.ImageClassifier` wraps a network); label: what
-    the picture shows, one of the classifier's names; target: what it should be called, or a rule such as `confusion`;
-    caption: must contain the label, a template writes one if it is None; overrides: as on the command line, such as
-    `optimizer.steps=10`. Raises UserError for bad input, RuntimeError if the loss is not finite.
+    image: a Pillow image, a NumPy array or a tensor, see `data.in_memory.as_image`;
+    classifier: a network, any module or function that maps normalized images (b, 3, size, size) to logits (b, k); or
+    one that has its names and its preparation: `models.zoo` loads them;
+    label: what the image shows, one of the names; target: what it should be predicted as, or a rule as `confusion`;
+    caption: must contain the label, a template writes one if it is None;
+    overrides: as on the command line, such as `optimizer.steps=10`;
+    labels: of a network, the names in the order of the logits; settings: of a network, `size`, `mean`, `std` and what
+    else conf/classifier/callable.yaml has, with its defaults. A network is left in the mode in which it was.
+
+    Raises UserError for bad input, RuntimeError if the loss is not finite.
     """
-    domain = getattr(classifier, "domain", "planted")
-    config = configure([f"domain={domain}", f"task.target={target}", "logger=none", *overrides])
-    data = OnePicture(Example("picture", image, label, caption))
-    parts = build(config, classifier=classifier, data=data)
+    shown = as_image(image)
+    for key, name in (("label", label), ("target", target)):
+        if not isinstance(name, str):
+            raise UserError(f"{key}={name!r}: is of type {type(name).__name__}; wanted is a class name")
+    with _as_it_was(classifier):
+        known, config = _composed(classifier, labels, target, overrides, settings)
+        data = OnePicture(Example("picture", shown, label, caption))
+        with progress(1, 0) as bar:
+            bar.batch(["picture"])
+            if folder := config["cache"]["folder"]:
+                bar.say(f"inverted images are kept in {Path(folder).resolve()}")
+            bar.phase("preparing")
+            return _answered(build(config, classifier=known, data=data), data, config, bar)
+
+
+def _composed(
+    classifier: Any, labels: Sequence[str] | None, target: str, overrides: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier with its names and its preparation, and the configuration that goes with it."""
+    given: dict[str, object] = {"task.target": target}
+    ready = all(hasattr(classifier, name) for name in ("labels", "size", "digest", "recipe", "trace"))
+    if ready and (labels is not None or settings):
+        raise UserError(f"{', '.join(['labels', *settings])}: given with a classifier that has its own; leave them out")
+    if ready:
+        return classifier, configure(_words(getattr(classifier, "domain", None), overrides), given)
+    if labels is None or isinstance(labels, str):
+        raise UserError("labels: a network needs the names of its classes, a list in the order of the logits")
+    given |= {"classifier.target": "in memory", "classifier.labels": [str(name) for name in labels]}
+    given |= {f"classifier.{key}": value for key, value in settings.items()}
+    config = configure(["classifier=callable", *_words(settings.get("domain"), overrides)], given)
+    node = {key: value for key, value in config["classifier"].items() if key != "_target_"}
+    return callable_classifier(**{**node, "target": classifier}), config
+
+
+def _words(domain: str | None, overrides: Sequence[str]) -> list[str]:
+    """The overrides, with the domain that the classifier names, unless they choose one or it names none."""
+    if classifiers := [word for word in overrides if word.startswith("classifier=")]:
+        raise UserError(f"overrides: {classifiers[0]}; the classifier is given as an object")
+    own = [] if domain is None or any(word.startswith("domain=") for word in overrides) else [f"domain={domain}"]
+    return [*own, "logger=none", *overrides]
+
+
+def _answered(parts: Parts, data: OnePicture, config: Mapping[str, Any], bar: Progress) -> Answer:
+    """The answer to the one problem that the parts ask."""
+    if not isinstance(parts.task, Uvce):
+        raise UserError(f"task={config['name'].split('/')[0]}: allowed is uvce; the others are asked by run.py")
     answer = solver(parts)
-    problems, _ = parts.task.problems(World(data, classifier, parts.generator, config["seed"], limit=1))
+    problems, _ = parts.task.problems(World(data, parts.classifier, parts.generator, config["seed"], limit=1))
     answer.check(problems)
     if parts.generator.recompute == "auto":
         fit(parts, answer, 1, 1)
@@ -62,14 +117,37 @@ def explain(
         state = latest
         if state.failed[0] is not None:
             raise RuntimeError(state.failed[0])
+        tell(state, problems, answer.descent.steps, bar, parts.logger)
     found = answer.answers(problems, controls, anchor, state, notes)
     shown = (anchor.original, found.starts[:, 0], found.bests[:, 0])
     original, start, best = (to_8_bits(pictures[0]) for pictures in shown)
     pictures = {"before": original, "start": start, "best": best, "mask": anchor.mask[0]}
-    pictures |= parts.task.illustrate(problems[0], pictures, classifier)
-    measured = parts.task.measure(problems[0], pictures, classifier)
+    pictures |= parts.task.illustrate(problems[0], pictures, parts.classifier)
+    measured = parts.task.measure(problems[0], pictures, parts.classifier)
+    bar.finished(1)
     return Answer(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
         loss=dict(found.losses[0]), warnings=list(found.notes[0]),
     )  # fmt: skip
+
+
+@contextmanager
+def _as_it_was(classifier: object) -> Iterator[None]:
+    """A module has its modes, what of it is trained, its number format and its device again afterwards."""
+    if not isinstance(classifier, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in classifier.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in classifier.parameters()]
+    tensors = [*classifier.parameters(), *classifier.buffers()]
+    places = [(tensor, tensor.dtype, tensor.device) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, own in trained:
+            parameter.requires_grad_(own)
+        for tensor, dtype, device in places:
+            tensor.data = tensor.data.to(device, dtype)

@@ -147,7 +147,7 @@ def solve_batch(
                 raise
             if state.step % every == 0 or state.finished:
                 checkpoint.save(path, state, owner)
-        _tell(state, problems, answer.descent.steps, bar, logger)
+        tell(state, problems, answer.descent.steps, bar, logger)
     bar.phase("measuring")
     answers = answer.answers(problems, controls, anchor, state, notes)
     with ThreadPoolExecutor(WRITERS, "picture") as writers:
@@ -183,7 +183,7 @@ def _caption_notes(task: Task, problem: Problem) -> list[str]:
     return [] if note is None else [note]
 
 
-def _tell(state: State, problems: Sequence[Problem], steps: int, bar: Progress, logger: Logger) -> None:
+def tell(state: State, problems: Sequence[Problem], steps: int, bar: Progress, logger: Logger) -> None:
     """Curves to the logger, means to the console."""
     latest = state.history[-1]
     evaluated = len(state.history) - 1

@@ -108,7 +108,7 @@ def test_every_python_block_runs(
     """Blocks of one document share their names, in a folder that has the files they speak of."""
     configure = explaining.configure
     tiny = [*TINY, f"generator.path={cli.pipeline}", f"outputs={cli.outputs}"]
-    monkeypatch.setattr(explaining, "configure", lambda overrides: configure([*overrides, *tiny]))
+    monkeypatch.setattr(explaining, "configure", lambda overrides, given: configure([*overrides, *tiny], given))
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "sandybrown").save("crab.png")
     Path("names.txt").write_text("\n".join(CLASSES) + "\n")

@@ -1,4 +1,4 @@
-"""The user's own network, by the name of what makes it."""
+"""The user's own network: an object, or the name of what makes it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import os
+import site
 import sys
-from collections.abc import Callable, Sequence
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,57 +20,126 @@ from torch import nn
 
 from models.classifier import ImageClassifier, ask_logits
 from models.zoo.labels import read_labels
-from runner.types import UserError
+from runner.types import UserError, first_line
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("data", "models", "runner", "scripts", "tasks")  # packages of this project
+# Where code lies that is not the user's: an error in it is told at the user's line that led there.
+_OTHERS = (
+    "<", *(str(ROOT / name) + os.sep for name in OURS), sysconfig.get_path("stdlib") + os.sep,
+    *(folder + os.sep for folder in (*site.getsitepackages(), site.getusersitepackages())),
+)  # fmt: skip
 
 
 def callable_classifier(
-    target: str, labels: str | Sequence[str], size: int, mean: Sequence[float], std: Sequence[float],
-    interpolation: str, domain: str | None, output: str | None = None,
+    target: str | Callable[..., Any], labels: str | Sequence[str], size: int, mean: Sequence[float],
+    std: Sequence[float], interpolation: str, domain: str | None, output: str | None = None,
 ) -> ImageClassifier:  # fmt: skip
     """The user's own network.
 
-    target: `module:name` or `file.py:name` of a function or `torch.nn.Module` that maps normalised images
-    (b, 3, size, size) to logits (b, k); a function without arguments is called once and returns such a network;
+    target: a function or `torch.nn.Module` that maps normalised images (b, 3, size, size) to logits (b, k), or its name
+    as `module:name` or `file.py:name`; what can be called without arguments is called once and returns such a network;
     labels: a text file of one name per line, or the names, in the order of the logits;
     output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits that nobody declared.
+    Raises UserError in one line, with the user's file and line where the error is the user's code's.
     """
-    key = f"classifier.target={target}"
-    network = _import(target, key)
-    if not isinstance(network, nn.Module) and not inspect.signature(network).parameters:
-        network = network()
-    if not callable(network):
-        raise UserError(f"{key}: gives a {type(network).__name__}, which cannot be called with images")
+    if isinstance(target, str):
+        key = f"classifier.target={target}"
+        with _looked_for(target):
+            network = _made(_import(target, key), key)
+    else:
+        key = f"classifier={getattr(target, '__name__', type(target).__name__)}"
+        network = _made(target, key)
     if isinstance(network, nn.Module):
         network.float()
     names = read_labels(labels)
     return ImageClassifier(network, names, size, mean, std, interpolation, domain, ask_logits, key, output)
 
 
+def _made(found: Any, key: str) -> Any:
+    """The network: what was found, or what it returns if it can be called without arguments."""
+    if not callable(found):
+        raise UserError(f"{key}: {type(found).__name__} cannot be called with images")
+    if isinstance(found, nn.Module) or not _takes_nothing(found):
+        return found
+    try:
+        network = found()
+    except Exception as error:  # anything may go wrong in code that is not ours
+        raise UserError(f"{key}: {_told(error)}") from error
+    if not callable(network):
+        raise UserError(f"{key}: gives a {type(network).__name__}, which cannot be called with images")
+    return network
+
+
+def _takes_nothing(found: Callable[..., Any]) -> bool:
+    """Whether every parameter that it names has a default; of what names none, such as *args, it is not known."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError:  # of some built-in functions
+        return False
+    return all(p.default is not p.empty for p in parameters)
+
+
+def _told(error: BaseException) -> str:
+    """An error of the user's code in one line, with its kind, and the file and line of that code where it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({error.filename}, line {error.lineno})"
+    elif own := [f for f in frames if not f.filename.startswith(_OTHERS)]:
+        place = f" ({own[-1].filename}, line {own[-1].lineno})"
+    else:
+        place = ""
+    return f"{type(error).__name__}: {first_line(error)}{place}{_taken(error)}"
+
+
+def _taken(error: BaseException) -> str:
+    """What to do where a name was looked for in a package of ours that the user has another one of."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if name not in OURS:
+        return ""
+    return (
+        f"; `{name}` is a package of this project: give the file, file.py:name, and call your package otherwise in it"
+    )
+
+
 def _import(target: str, key: str) -> Callable[..., Any]:
-    """The object that `target` names; modules are also looked for in the working folder."""
+    """The object that `target` names."""
     place, _, name = target.rpartition(":")
     if not place or not name:
         raise UserError(f"{key}: allowed are module:name and file.py:name")
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise UserError(f"{key}: cannot import {place}: {error}") from error
+        module = _import_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # it runs the user's code
+        raise UserError(f"{key}: cannot import {place}: {_told(error)}") from error
     if not callable(found := getattr(module, name, None)):
         names = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise UserError(f"{key}: {place} has no callable {name}; it has {names or 'none'}")
     return found
 
 
-def _import_module(name: str) -> ModuleType:
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    return importlib.import_module(name)
+@contextmanager
+def _looked_for(target: str) -> Iterator[None]:
+    """Meanwhile modules are looked for beside the target's file, or in the working folder, before anywhere else; they
+    still are afterwards, but last, as a network may import when it is called."""
+    place = Path(target.rpartition(":")[0])
+    folder = str(place.expanduser().resolve().parent) if place.suffix == ".py" else os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+    """The module in a file, under a name that no package has."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; it is looked for in {Path.cwd()}")
+    module_name = f"own_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module

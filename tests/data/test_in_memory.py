@@ -1,0 +1,110 @@
+"""Images as objects: one meaning each, or one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.in_memory import as_image
+from runner.types import UserError
+
+BYTES = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+WANTED = torch.from_numpy(BYTES).permute(2, 0, 1).float() / 255
+NUMBERS = WANTED.numpy()
+GRAY = Image.fromarray(BYTES[..., 0])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Image.fromarray(BYTES),
+        BYTES,
+        BYTES.transpose(2, 0, 1),
+        BYTES[None],
+        BYTES[..., ::-1].copy()[..., ::-1],  # as OpenCV's order is turned: a negative stride
+        NUMBERS,
+        NUMBERS.astype(np.float64),
+        NUMBERS.astype(">f4"),
+        np.longdouble(NUMBERS),
+        torch.from_numpy(BYTES),
+        WANTED,
+        WANTED[None],
+        WANTED.permute(1, 2, 0),
+        WANTED.double(),
+        WANTED.clone().requires_grad_(),
+        WANTED * (1 + 1e-7),
+        np.concatenate([BYTES, np.full_like(BYTES[..., :1], 255)], axis=2),
+    ],
+    ids=lambda given: f"{type(given).__name__} {getattr(given, 'dtype', '')} {getattr(given, 'shape', '')}",
+)
+def test_the_same_image_in_every_form(given: Any) -> None:
+    image = as_image(given)
+    assert image.shape == (3, 20, 30) and image.dtype == torch.float32 and not image.requires_grad
+    assert torch.allclose(image, WANTED, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [GRAY, BYTES[..., 0], BYTES[..., :1], WANTED[:1], WANTED[0], GRAY.convert("LA")])
+def test_gray_is_repeated(given: Any) -> None:
+    assert torch.allclose(as_image(given), WANTED[:1].expand(3, -1, -1))
+
+
+def test_modes_of_pillow() -> None:
+    palette = Image.fromarray(BYTES).quantize(16)
+    assert torch.equal(as_image(palette), as_image(palette.convert("RGB")))
+    clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    assert torch.equal(as_image(clear), torch.ones(3, 16, 16)), "on white"
+    assert torch.equal(as_image(np.array(clear)), torch.ones(3, 16, 16))
+    half = as_image(np.concatenate([np.zeros((16, 16, 3)), np.full((16, 16, 1), 0.25)], axis=2))
+    assert torch.allclose(half, torch.tensor(0.75))
+    deep = Image.fromarray(np.full((16, 16), 257 * 51, dtype=np.uint16))
+    assert torch.allclose(as_image(deep), torch.tensor(0.2))
+
+
+def test_turned_as_exif_says() -> None:
+    picture = Image.fromarray(BYTES)
+    picture.getexif()[0x0112] = 6  # a quarter turn
+    assert as_image(picture).shape == (3, 30, 20)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "type NoneType"),
+        ("crab.png", "type str; .*PIL.Image.open"),
+        ([[0.0]], "type list"),
+        (NUMBERS * 255, r"from 0 to 255; .*divide values in 0..255 by 255"),
+        (WANTED * 2 - 1, r"from -1 to 1; .*\(image \+ 1\) / 2"),
+        ((WANTED - 0.45) / 0.22, "before mean and std"),
+        (WANTED * 1.01, "from 0 to 1.01"),
+        (torch.full((3, 20, 20), float("nan")), "1200 of its values are NaN"),
+        (np.full((20, 20), np.inf), "NaN or infinite"),
+        (BYTES.astype(np.int64), "dtype int64"),
+        (BYTES.astype(np.uint16), "dtype uint16"),
+        (BYTES > 7, "dtype bool"),
+        (BYTES.astype(object), "dtype object"),
+        (torch.from_numpy(BYTES).long(), "torch.int64"),
+        (WANTED.to_sparse(), "sparse"),
+        (torch.empty(3, 20, 20, device="meta"), "meta"),
+        (WANTED.to(torch.complex64), "complex64"),
+        (BYTES // 255, "no value above 1 of 255"),
+        (WANTED[None].expand(2, -1, -1, -1), r"\(2, 3, 20, 30\) is a batch of 2"),
+        (WANTED[None, None], "shape"),
+        (WANTED[0, 0], "shape"),
+        (torch.rand(2, 20, 20), "1, 3 or 4 channels"),
+        (torch.rand(20, 20, 20), "1, 3 or 4 channels"),
+        (torch.rand(3, 8, 8), r"\(3, 8, 8\); allowed are 16 x 16"),
+        (torch.rand(3, 20, 3), "allowed are 16 x 16"),
+        (Image.new("RGB", (40, 15)), "allowed are 16 x 16"),
+        (torch.empty(3, 0, 0), "allowed are 16 x 16"),
+        (Image.new("F", (20, 20)), "mode F"),
+        (Image.new("I", (20, 20)), "mode I"),
+    ],
+)
+def test_the_rest_is_refused_in_one_line(given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        as_image(given)
+    assert str(refused.value).startswith("image: ") and "\n" not in str(refused.value)
