@@ -19,7 +19,6 @@ from models import attention
 from models.steps import guidance_embedding, noise_of_velocity
 from runner.types import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learned to say
 REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -151,7 +150,6 @@ def load(
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-    path = shipped(path)
     missing = [name for name in REQUIRED if Path(path).exists() and not (Path(path) / name).exists()]
     if missing:
         raise UserError(f"generator.path={path}: {', '.join(missing)} missing; wanted is a folder in diffusers' layout")
@@ -160,7 +158,7 @@ def load(
     try:
         given = {}
         if unet is not None:
-            key, place = "unet", shipped(unet)
+            key, place = "unet", unet
             given["unet"] = UNet2DConditionModel.from_pretrained(place, subfolder="unet", dtype=number)
         key, place = "path", path
         pipe = StableDiffusionPipeline.from_pretrained(
@@ -168,7 +166,7 @@ def load(
             requires_safety_checker=False, **given,
         )  # fmt: skip
         if lora is not None:
-            key, place = "lora", shipped(lora)
+            key, place = "lora", lora
             fuse(pipe, place)
     except UserError:
         raise
@@ -180,11 +178,6 @@ def load(
             f"generator.{key}={place}: no weights ({reason}); {needs}; `python run.py` alone needs none"
         ) from error
     return Networks(pipe.to(device), digest(pipe))
-
-
-def shipped(path: str) -> str:
-    """A path that is found from anywhere, if it is one of the shipped folders."""
-    return str(ROOT / path) if not Path(path).exists() and (ROOT / path).exists() else path
 
 
 def fuse(pipe: StableDiffusionPipeline, lora: str) -> None:

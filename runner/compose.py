@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -29,8 +30,18 @@ from runner.report import read_config
 from runner.run import Parts
 from runner.types import UserError, first_line
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
 CHOICES = ("task", "generator", "classifier")  # the groups that name a run's folder
+
+
+def _project_path(path: str) -> str:
+    """`${project:<path>}` of conf/: what lies in or beside the project's folder, for every working folder. Where that
+    is the working folder it stays as short as it is written."""
+    return path if Path.cwd() == ROOT else os.path.normpath(ROOT / path)
+
+
+OmegaConf.register_new_resolver("project", _project_path, replace=True)
 
 
 def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _share(name: str, spent: Mapping[str, float], whole: float, bar: float) -> L
 
 
 # Curves and the console, pictures and results, the tables of a run, its page.
-TOLD = ((solve, "_tell"), (solve, "write_answer"), (RunFolder, "collect"), (runner.run, "write_report"))
+TOLD = ((solve, "tell"), (solve, "write_answer"), (RunFolder, "collect"), (runner.run, "write_report"))
 # A batch that was begun is prepared again, and what was saved of it is read.
 AGAIN = ((Solver, "start"), (checkpoint, "load"), (checkpoint, "save"))
 

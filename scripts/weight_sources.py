@@ -13,7 +13,6 @@ import timm
 import torch
 import torchvision
 
-from models.networks import shipped
 from runner.types import first_line
 
 CIFAR10 = ("CIFAR10_RESNETS", "../shared/data/cifar10")
@@ -213,7 +212,7 @@ def _of_node(node: Mapping[str, Any]) -> list[Source]:
 
 def _hub(path: str | None, revision: str | None, files: tuple[str, ...], used_by: str) -> list[Source]:
     """A repository of the hub, unless there is none or the path is a folder."""
-    if path is None or Path(shipped(path)).expanduser().exists():
+    if path is None or Path(path).expanduser().exists():
         return []
     return [repository_of(path, revision, files, used_by)]
 

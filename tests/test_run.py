@@ -379,7 +379,7 @@ def test_a_signal_ends_a_run_in_good_order(
 ) -> None:
     from runner import solve
 
-    monkeypatch.setattr(solve, "_tell", signalled(number, solve._tell))
+    monkeypatch.setattr(solve, "tell", signalled(number, solve.tell))
     outcome = cli.here(capfd, "limit=2", "batch=2", "optimizer.steps=20", "checkpoint.every=1", "task.baseline=pixels")
     assert (outcome.code, outcome.err) == (code, f"stopped by {number}; the same command continues\n")
     found = status(cli.folder)

@@ -11,8 +11,8 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffus
 from safetensors import safe_open
 
 from data import cifar10, planted
-from models.networks import ROOT
 from scripts.captioned import cifar10_caption
+from tests.conftest import ROOT
 
 SHIPPED = ROOT / "models" / "pretrained"
 WEIGHTS = sorted(SHIPPED.rglob("*.safetensors"))
