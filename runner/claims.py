@@ -175,7 +175,8 @@ class Claims:
         finally:
             ended.set()
             thread.join()
-            claim.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a file system that cannot be written any more: the claim ends with its lease
+                claim.path.unlink(missing_ok=True)
 
     def forget(self, batch: str) -> None:
         """Remove what is left of the claims to a batch that is done."""
@@ -259,7 +260,7 @@ def _look(path: Path) -> tuple[bytes, os.stat_result] | None:
         return None
     except OSError:
         with suppress(FileNotFoundError):
-            return b"", path.stat()
+            return b"", path.lstat()
         return None
 
 

@@ -82,6 +82,18 @@ def _nth(i: int) -> str:
     return "" if i == 1 else f"-{i}"
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises Unwritable."""
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left of a folder's files, or of one; nobody else may be writing them."""
+    for temporary in folder.glob(f".{name}*.tmp"):
+        remove(temporary)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, lasting as `write` does. Raises Unwritable."""
     with writing(path):

@@ -17,7 +17,7 @@ from runner.augment import RandomCrops
 from runner.background import Background
 from runner.baselines import Baseline, Parametrise
 from runner.claims import Claim, Claims, Process
-from runner.files import FULL, Unwritable, check_writable
+from runner.files import Unwritable, check_writable
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Unfailing
 from runner.memory import Plan, batch_of, plan
@@ -189,10 +189,6 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
         state = "done"
     except Stopped as stop:
         state, reason, code = "stopped", stop.line, stop.code
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        state, reason, code = "failed", f"disk full: {folder.path} (outputs={config['outputs']})", FAILED
     except Unwritable as error:
         state, reason, code = "failed", f"{error} (outputs={config['outputs']})", FAILED
     finally:
@@ -243,10 +239,6 @@ def _collect(
         status = folder.collect(names, state, reason, summarise)
         folder.write_attempt(process, began, status["state"], reason)
         write_report(folder.path)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        return {"failures": [], "failed": 0, "pending": len(names)}
     except Unwritable:
         return {"failures": [], "failed": 0, "pending": len(names)}
     return status

@@ -17,7 +17,7 @@ from runner.answers import Answers, curve, write_answer
 from runner.augment import RandomCrops
 from runner.baselines import Contestant
 from runner.claims import Claim
-from runner.files import Damaged, set_aside
+from runner.files import Damaged, remove, remove_unfinished, set_aside
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger
 from runner.objective import evaluate
@@ -130,6 +130,9 @@ def solve_batch(
     bar.batch([p.name for p in problems])
     bar.phase("preparing")
     owner = {"run": folder.path.name, "list of problems": json.dumps([p.name for p in problems])}
+    remove_unfinished(path.parent, path.name)
+    for problem in problems:
+        remove_unfinished(folder.problem(problem.name))
     saved = _resumed(path, answer, owner)
     controls, anchor, notes, origin = answer.start(problems, saved.origin if saved else None)
     state = saved or optimize.begin(controls, origin)
@@ -157,7 +160,7 @@ def solve_batch(
             for note in answers.notes[i]:
                 bar.say(f"{problem.name}: {note}")
             write_answer(answers, i, answer.task, answer.classifier, folder, logger, writers)
-    path.unlink(missing_ok=True)
+    remove(path)
     bar.finished(len(problems))
 
 

@@ -94,18 +94,21 @@ class Cli:
 
     def plain(self, capfd: pytest.CaptureFixture[str], *words: str) -> Outcome:
         """`python run.py` with these words alone."""
-        argv = sys.argv
         capfd.readouterr()
+        return Outcome(self.code(*words), *capfd.readouterr())
+
+    @staticmethod
+    def code(*words: str) -> int:
+        """The exit code of `python run.py` with these words alone, in this process."""
+        argv = sys.argv
         try:
             sys.argv = [str(ROOT / "run.py"), *words]
             runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        else:
-            code = 0
+            return end.code if isinstance(end.code, int) else 1
         finally:
             sys.argv = argv
-        return Outcome(code, *capfd.readouterr())
+        return 0
 
     def launch(self, log: Path, *overrides: str) -> ForkServerProcess:
         """Start in a process of its own, whose packages are imported already; its output goes to `log`."""

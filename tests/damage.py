@@ -35,7 +35,7 @@ def zeros(path: Path) -> None:
 
 def flipped(path: Path) -> None:
     """One bit in the middle."""
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes() or b"0")
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
@@ -76,7 +76,8 @@ def beyond(path: Path) -> None:
     with safe_open(path, "pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}
         texts = file.metadata()
-    save_file(held, path, {**texts, "state": json.dumps({**json.loads(texts["state"]), "step": 10**6})})
+    state = json.loads(texts.get("state", "{}"))
+    save_file(held, path, {**texts, "state": json.dumps({**state, "step": 10**6})})
 
 
 def without_texts(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runner.files import Unwritable, make_folder, write
+from runner.files import Unwritable, make_folder, remove_unfinished, write
 
 
 @pytest.fixture
@@ -129,3 +129,13 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    for name in (".a.png.12345678.tmp", ".b.png.12345678.tmp", "a.png", ".lock"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, "a.png")
+    assert {path.name for path in tmp_path.iterdir()} == {".b.png.12345678.tmp", "a.png", ".lock"}
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", ".lock"}
+    remove_unfinished(tmp_path / "nowhere")
