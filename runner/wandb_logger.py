@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from platformdirs import user_cache_dir, user_config_dir, user_data_dir
 
 from runner.types import UserError, first_line
 
 if TYPE_CHECKING:
     import wandb
 
-MODES = ("offline", "online")
+MODES = ("offline", "online", "disabled")
+SYNONYMS = {"dryrun": "offline", "run": "online"}  # what WANDB_MODE may also say
+PLACES = {"WANDB_CACHE_DIR": user_cache_dir, "WANDB_CONFIG_DIR": user_config_dir, "WANDB_DATA_DIR": user_data_dir}
 TABLE = ("name", "source", "target", "predicted_before", "predicted_after", "success", "prompt", "seconds")
 
 
@@ -30,12 +33,13 @@ class WandbLogger:
     must never fall; problems of a batch, logged at the same step, share a row.
     """
 
-    def __init__(self, mode: str, project: str, entity: str | None, timeout: float) -> None:
-        """mode: one of `MODES`; an attempt that cannot be online is offline, and says so; timeout: seconds to wait for
-        the server when an attempt starts and ends."""
-        if mode not in MODES:
-            raise UserError(f"logger.mode={mode}: allowed are {', '.join(MODES)}; logger=none switches logging off")
-        self.mode, self.project, self.entity, self.timeout = mode, project, entity, timeout
+    def __init__(self, mode: str | None, project: str, entity: str | None, timeout: float) -> None:
+        """mode: one of `MODES`, None for what WANDB_MODE says or else offline; what cannot be online is offline,
+        and says so; timeout: seconds to wait for the server when an attempt starts and ends."""
+        if mode not in (*MODES, None):
+            raise UserError(f"logger.mode={mode}: allowed are null, {', '.join(MODES)}")
+        self.mode = mode_by_environment(os.environ) if mode is None else mode
+        self.project, self.entity, self.timeout = project, entity, timeout
         self._run: wandb.Run | None = None
         self._row = 0
         self._step: int | None = None
@@ -45,6 +49,9 @@ class WandbLogger:
 
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
         self.finish()
+        if self.mode == "disabled" or switched_off(os.environ):
+            return
+        _keep_within(folder / "wandb")
         wandb = _import_wandb()
         attempt = 1 + sum(path.is_dir() for path in folder.glob("wandb/*run-*"))
         wandb.setup(wandb.Settings(silent=True))  # process-wide: without it a terminal is asked for a key
@@ -114,6 +121,35 @@ class WandbLogger:
         if step is None or step != self._step:
             self._row += 1
         self._step = step
+
+
+def mode_by_environment(variables: Mapping[str, str]) -> str:
+    """The mode that WANDB_MODE names, offline where it names none. Raises UserError for another word."""
+    said = variables.get("WANDB_MODE", "").strip().lower() or "offline"
+    mode = SYNONYMS.get(said, said)
+    if mode not in MODES:
+        raise UserError(f"WANDB_MODE={said}: allowed are {', '.join(MODES)}; logger=none switches logging off")
+    return mode
+
+
+def switched_off(variables: Mapping[str, str]) -> bool:
+    """Whether WANDB_DISABLED says that nothing is to be logged, whatever the configuration says."""
+    return variables.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def _keep_within(folder: Path) -> None:
+    """Have W&B keep its cache, settings and logs in a folder where it cannot in the user's home: it would tell all of
+    them to the console instead."""
+    for variable, default in PLACES.items():
+        if variable in os.environ:
+            continue
+        try:
+            (home := Path(default("wandb"))).mkdir(parents=True, exist_ok=True)
+        except OSError:
+            os.environ[variable] = str(folder)
+        else:
+            if not os.access(home, os.W_OK):
+                os.environ[variable] = str(folder)
 
 
 def _free(pictures: Mapping[str, Path]) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from runner.logging import Logger, NoLogger, Unfailing
 from runner.progress import Pace, duration, progress, shortened
 from runner.tensorboard_logger import TensorBoardLogger
 from runner.types import UserError
-from runner.wandb_logger import WandbLogger
+from runner.wandb_logger import WandbLogger, mode_by_environment, switched_off
 from tests.wandb_file import OfflineRun, read_offline
 
 CONF = Path(__file__).parents[2] / "conf" / "logger"
@@ -60,7 +60,7 @@ def test_finish_before_start() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(UserError, match="logger.mode=on: allowed are offline, online"):
+    with pytest.raises(UserError, match="logger.mode=on: allowed are null, offline, online, disabled"):
         WandbLogger(mode="on", project="p", entity=None, timeout=1.0)
 
 
@@ -257,3 +257,41 @@ def test_words() -> None:
     assert shortened(["a"]) == "a"
     assert shortened(["a", "b", "c", "d"]) == "a, b and 2 more"
     assert [duration(s) for s in (0, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
+
+
+# --- what W&B's own variables say ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "mode"), [("", "offline"), ("online", "online"), ("Disabled", "disabled"), ("dryrun", "offline")]
+)
+def test_without_a_mode_of_its_own_the_environments_counts(
+    said: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mode_by_environment({"WANDB_MODE": said}) == mode
+    monkeypatch.setenv("WANDB_MODE", said)
+    assert WandbLogger(mode=None, project="p", entity=None, timeout=1.0).mode == mode
+    assert WandbLogger(mode="offline", project="p", entity=None, timeout=1.0).mode == "offline"
+
+
+def test_an_unknown_mode_of_the_environment_is_refused() -> None:
+    with pytest.raises(UserError, match="WANDB_MODE=of: allowed are offline, online, disabled"):
+        mode_by_environment({"WANDB_MODE": "of"})
+
+
+@pytest.mark.parametrize(
+    ("said", "off"), [("true", True), ("1", True), ("yes", True), ("false", False), ("0", False), ("", False)]
+)
+def test_what_switches_logging_off(said: str, off: bool) -> None:
+    assert switched_off({"WANDB_DISABLED": said}) is off
+    assert not switched_off({})
+
+
+@pytest.mark.parametrize(("mode", "variables"), [("disabled", {}), ("offline", {"WANDB_DISABLED": "true"})])
+def test_nothing_is_logged_where_it_is_switched_off(
+    mode: str, variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    use(WandbLogger(mode=mode, project="p", entity=None, timeout=1.0), tmp_path)
+    assert not list(tmp_path.rglob("*wandb*"))
