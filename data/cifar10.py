@@ -89,7 +89,7 @@ class Cifar10:
         size = len(self._labels)
         self._order = shuffled(size, seed)[: check_count(count, size)]
         content = hashlib.sha256(self._images.numpy().tobytes()).hexdigest()
-        self.digest = digest_of("cifar10", content, self._order)
+        self.digest = digest_of("cifar10", content, self._labels.tolist(), self._order)
 
     def __len__(self) -> int:
         return len(self._order)

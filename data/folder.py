@@ -8,6 +8,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 from PIL import ImageFile as pillow_file
 from torch import Tensor
 
-from data.selection import check_position, digest_of, shuffled
+from data.selection import check_position, digest_of, digest_of_files, shuffled
 from runner.types import Example, UserError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -181,14 +182,15 @@ class ImageFile(OnePicture):
             raise UserError(f"data.path is missing: give {_WANTED}, e.g. data.path=goldfish.jpg")
         if label is None or not str(label).strip():
             raise UserError(f"data.label is missing: name the class that {path} shows, e.g. data.label='goldfish'")
-        super().__init__(Example(_name(Path(path).stem), read_picture(path), str(label).strip(), caption))
+        image, file = read_picture(path), Path(path).expanduser()
+        super().__init__(Example(_name(file.stem), image, str(label).strip(), caption, file))
 
 
 class LabelledFiles:
     """Files of pictures, each with its class, as a `runner.types.Dataset` in the seed's order; nobody captioned them.
 
-    kind: what decides the data set beside its files, for the digest. Pictures are read when asked for, at their own
-    size; raises UserError for a broken one as `read_picture` does.
+    kind: what decides the data set beside its files, for the digest, see `digest_of_files`. Pictures are read when
+    asked for, at their own size; raises UserError for a broken one as `read_picture` does.
     """
 
     def __init__(
@@ -197,15 +199,20 @@ class LabelledFiles:
         self.labels: tuple[str, ...] = tuple(labels)
         names = _unique([_name(label, file.stem) for file, label in files])
         self._files = [(files[i][0], names[i], files[i][1]) for i in shuffled(len(files), seed)]
-        stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f, _, _ in self._files]
-        self.digest = digest_of(*kind, stats)
+        self._kind = kind
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the names, classes and contents of all pictures; taken when it is asked for, as it reads the files."""
+        names, files = [own[1:] for own in self._files], [file for file, *_ in self._files]
+        return digest_of(*self._kind, names, digest_of_files(files))
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, i: int) -> Example:
         file, name, label = self._files[check_position(i, len(self))]
-        return Example(name, read_picture(file), label)
+        return Example(name, read_picture(file), label, origin=file)
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's pictures."""

@@ -48,7 +48,7 @@ class HubPictures:
         except OSError as error:
             raise UserError(f"{key} cannot be read: {first_line(error)}") from error
         image = decode(key, BytesIO(source))
-        return Example(f"{self._split}-{row:06d}", image, self._own[row])
+        return Example(f"{self._split}-{row:06d}", image, self._own[row], origin=sha256(source).hexdigest())
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's pictures."""

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from data.selection import digest_of, digest_of_files
 from runner.types import UserError
 
 WHITE = {"1": 1, "L": 255, "I;16": 65535}  # the largest value of a pixel, by Pillow's mode
 
 
 class FileSegmenter:
-    """Masks that somebody drew: the files `<name of the picture>.png` of one folder; see `read_mask`.
+    """Masks that somebody drew: the files `<name of the picture>.png` of one folder; see `read_mask`. digest: of all.
 
     Raises UserError if there is no such folder.
     """
@@ -28,6 +29,8 @@ class FileSegmenter:
         self.folder = Path(path).expanduser()
         if not self.folder.is_dir():
             raise UserError(f"segmenter.path={path}: no such folder; wanted are masks <name of the picture>.png in it")
+        masks = sorted(self.folder.glob("*.png"))
+        self.digest = digest_of([mask.name for mask in masks], digest_of_files(masks))
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],

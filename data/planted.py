@@ -294,7 +294,8 @@ class PlantedDataset:
         """Picture `i`, (3, 64, 64) in multiples of 1/255 as a saved file has them, with its full caption."""
         scenes, rendered = self.truth(i)
         image = (rendered.image[0] * 255).round() / 255
-        return Example(f"{self.split}-{i:05d}", image, CLASSES[int(scenes.label)], caption(scenes, 0))
+        name, origin = f"{self.split}-{i:05d}", f"{self.digest} {i}"  # machines may round pixels differently
+        return Example(name, image, CLASSES[int(scenes.label)], caption(scenes, 0), origin)
 
     def truth(self, i: int) -> tuple[Scenes, Rendered]:
         """What picture `i` shows, as batches of one: its factors, and its masks beside the unrounded image."""

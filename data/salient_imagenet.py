@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from data.selection import digest_of
 from runner.types import UserError
 
 COLUMNS = ("Input.class_index", "Input.feature_index", "Input.feature_rank", "Answer.main")
@@ -34,6 +35,10 @@ class Annotations:
 
     features: Mapping[int, Sequence[Annotated]]
     animate: Sequence[Sequence[int]]
+
+    @property
+    def digest(self) -> str:
+        return digest_of(sorted(self.features.items()), self.animate)
 
     def is_animate(self, label: int) -> bool:
         return any(first <= label < end for first, end in self.animate)

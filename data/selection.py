@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from runner.protocols import Dataset
 from runner.types import Example, UserError
@@ -45,6 +49,51 @@ def check_position(i: int, size: int) -> int:
 def digest_of(*parts: object) -> str:
     """SHA-256 of everything that decides a data set's pictures (by `repr`)."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+# Files are read for a digest as long as they are so many at most and hold so many bytes together; that takes a tenth of
+# a second from a local disk. Of more, sizes and times of change are taken.
+MANY, LARGE = 2_000, 64 * 2**20
+
+
+def digest_of_files(files: Sequence[Path]) -> str:
+    """SHA-256 of what files hold, in their order, whatever they are called; of large data sets (see `LARGE`) of their
+    sizes and times of change instead. Raises OSError for one that cannot be read."""
+    stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)]
+    if len(files) > MANY or sum(size for size, _ in stats) > LARGE:
+        return digest_of("sizes and times", stats)
+    return digest_of("contents", [digest_of_file(file) for file in files])
+
+
+def digest_of_file(file: Path) -> str:
+    """SHA-256 of what a file holds. Raises OSError if it cannot be read."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digest_of_pixels(image: Float[Tensor, "c h w"]) -> str:
+    """SHA-256 of a picture in [0, 1] as a file of 8 bits would hold it, and of its shape."""
+    pixels = (image.detach() * 255).round().clamp(0, 255).byte().cpu().contiguous()
+    return digest_of(tuple(image.shape), hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
+
+
+def content_of(example: Example) -> str:
+    """The digest of what an example's picture follows from: its file, what else decides it, or its pixels."""
+    if isinstance(example.origin, Path):
+        return digest_of_file(example.origin)
+    return digest_of_pixels(example.image) if example.origin is None else digest_of(example.origin)
+
+
+class NamedFiles:
+    """Files on which results depend and of which no problem tells."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._files = list(files)
+
+    @property
+    def digest(self) -> str:
+        """Of what they hold. Raises OSError if one cannot be read."""
+        return digest_of_files(self._files)
 
 
 def shuffled(size: int, seed: int) -> list[int]:

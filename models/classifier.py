@@ -96,12 +96,14 @@ class ImageClassifier(nn.Module):
 
     labels: one name per output, in the outputs' order, all different; size: side in pixels of what the network sees;
     domain: the kind of pictures it was trained on (`planted`, `cifar10`, `imagenet`), None if not known;
-    digest: SHA-256 of the weights (see `digest_of`); recipe: everything that an answer follows from; head: the last
-    linear layer, whose input the features are.
+    digest: SHA-256 of the weights (see `digest_of`); recipe: everything that an answer follows from; unseen: what of it
+    the recipe may lack, in one line, None where it lacks nothing; head: the last linear layer, whose input the features
+    are.
     """
 
     mean: Tensor
     std: Tensor
+    unseen: str | None = None
 
     def __init__(
         self, network: Any, labels: Sequence[str], size: int, mean: Sequence[float], std: Sequence[float],

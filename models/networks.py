@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,12 +20,13 @@ from models import attention
 from models.steps import guidance_embedding, noise_of_velocity
 from runner.types import UserError
 
+NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")  # what a configuration says of the library that wrote it
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learned to say
 REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 class Networks:
-    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; digest: of their weights."""
+    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; digest: of their weights and configurations."""
 
     def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
         self._predicts: str = pipe.scheduler.config.prediction_type
@@ -192,8 +194,16 @@ def fuse(pipe: StableDiffusionPipeline, lora: str) -> None:
 
 
 def digest(pipe: StableDiffusionPipeline) -> str:
-    """SHA-256 over the weights of the three networks, in the order of their names."""
+    """SHA-256 over the weights of the three networks, in the order of their names, their and the scheduler's
+    configurations, and the tokenizer."""
     sha = hashlib.sha256()
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet, pipe.scheduler):
+        config = part.config if isinstance(part.config, dict) else part.config.to_dict()
+        told = {k: v for k, v in config.items() if not k.startswith("_") and k not in NO_SETTINGS}
+        sha.update(json.dumps(told, sort_keys=True, default=str).encode())
+    words = json.loads(pipe.tokenizer.backend_tokenizer.to_str())
+    words |= {"padding": None, "truncation": None}  # of the last call
+    sha.update(json.dumps([words, pipe.tokenizer.model_max_length], sort_keys=True).encode())
     for network in (pipe.vae, pipe.text_encoder, pipe.unet):
         for name, value in sorted(network.state_dict().items()):
             sha.update(name.encode())

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProcessor, SamModel
 
 from models.hub import kind_of, load_frozen, local_folder, one_line
-from models.segment import eight_bits, enlarged
+from models.segment import eight_bits, enlarged, joint_digest
 from runner.types import UserError
 
 # By the kind that a checkpoint's config.json names: the network, and what prepares its pictures. Checkpoints of SAM 2
@@ -85,6 +85,11 @@ class SamSegmenter:
     points: int
     threshold: float
     square_root: bool
+
+    @property
+    def digest(self) -> str:
+        """Of the weights, and of how pictures are prepared for them."""
+        return joint_digest([self.sam.network], self.sam.processor.to_json_string())
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],

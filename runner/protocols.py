@@ -32,7 +32,9 @@ class Dataset(Protocol):
     """Pictures by position, in an order that the run's seed sets. digest: of what decides all of them."""
 
     labels: tuple[str, ...]
-    digest: str
+
+    @property
+    def digest(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -75,9 +77,10 @@ class Classifier(Protocol):
 
 
 class Weighted(Protocol):
-    """Whatever answers follow from beside the classifier; digest: of its weights and settings."""
+    """Whatever answers follow from beside the classifier; digest: of its weights and settings, or of its content."""
 
-    digest: str
+    @property
+    def digest(self) -> str: ...
 
 
 class Embedder(Protocol):
@@ -117,7 +120,8 @@ class Captioner(Protocol):
 
 class Segmenter(Protocol):
     """Pictures in [0, 1], the cross-attention maps of the words that are looked for, in [0, 1], these words and the
-    pictures' names to masks of what the words name, 0 or 1."""
+    pictures' names to masks of what the words name, 0 or 1. One whose masks follow from more than these and its
+    settings, as from weights, has a `digest` of it."""
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
@@ -221,7 +225,8 @@ class Task(Protocol):
 
     @property
     def networks(self) -> Sequence[Weighted]:
-        """Those that answers depend on beside the classifier that is explained."""
+        """What answers depend on beside the classifier that is explained: other networks, and images and files that
+        are read after the problems are made, or of which nothing but numbers goes into them."""
 
     @property
     def captioner(self) -> Captioner | None:

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -35,6 +36,7 @@ from runner.integrity import (
     parse_result,
     with_digests,
 )
+from runner.manifest import Manifest, named_files
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
@@ -63,8 +65,10 @@ Summarise = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
 def run_key(config: Mapping[str, Any], digests: Sequence[str]) -> str:
-    """Ten letters that follow from the resolved configuration and the weights' hashes."""
-    text = json.dumps([_settings(config), list(digests)], sort_keys=True, default=str)
+    """Ten letters that follow from the resolved configuration, what the files hold that it names, and the digests of
+    the parts. What its problems follow from is told by the run's manifest."""
+    settings = _settings(config)
+    text = json.dumps([settings, list(digests), named_files(settings)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -153,12 +157,37 @@ class RunFolder:
             return False
         return _settings(held) == _settings(parse_config(_as_yaml(config).encode()))
 
-    def write_names(self, names: Sequence[str]) -> None:
-        """The problems that are asked for, in their order; a process that asks for fewer of them changes nothing."""
-        path = self.path / "problems.txt"
-        known = (_text(path) or "").splitlines()
-        if len(names) > len(known) or list(names) != known[: len(names)]:
-            write(path, "".join(f"{name}\n" for name in names))
+    def names(self) -> list[str]:
+        """All problems that were ever asked for, in their order."""
+        return (_text(self.path / "problems.txt") or "").splitlines()
+
+    def begun(self) -> Manifest | None:
+        """The manifest with which the run began, with all problems that were ever asked for; None where there is none
+        that can be read."""
+        try:
+            return Manifest.parse(read(self.path / "manifest.json"))
+        except (FileNotFoundError, Damaged):
+            return None
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise UserError if the run began with other problems or classifiers."""
+        if (begun := self.begun()) is not None:
+            manifest.check(begun, self.path)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """What is asked for, and of whom, and the problems' names; a process that asks for fewer problems changes
+        nothing. Raises UserError as `check` does."""
+        path, names = self.path / "manifest.json", self.path / "problems.txt"
+        with self._writer():
+            self.check(manifest)
+            begun = self.begun()
+            if begun is None and os.path.lexists(path):
+                set_aside(path, "is no manifest")
+            if begun is None or len(begun.problems) < len(manifest.problems):
+                begun = manifest
+                write(path, manifest.text())
+            if self.names() != (known := list(begun.problems)):
+                write(names, "".join(f"{name}\n" for name in known))
 
     def noted_batch(self) -> int | None:
         """How many problems a batch has, where the first process chose it by its memory."""
@@ -188,6 +217,20 @@ class RunFolder:
         folders = (self.path, *(self.path / part for part in PARTS))
         found = {path: "is no folder" for path in folders if os.path.lexists(path) and not path.is_dir()}
         return found | damaged(self.path, [self.problem(name) for name in names])
+
+    def untouched(self, process: Process) -> bool:
+        """Whether nothing lies here that a run could go on from, and no other process ever worked here."""
+        own = f"-{process.name}.json"
+        attempts = [path.name for path in self.path.glob("attempts/*")]
+        answered = [*self.path.glob("images/*/result.json"), *self.path.glob("images/*/failure.json")]
+        return all(name.endswith(own) for name in attempts) and not [*answered, *self.path.glob("state/*")]
+
+    def remove(self) -> None:
+        """Remove the folder, and those above it that tell its task and its parts, if they are empty then."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for above in self.path.parents[:2]:
+            with suppress(OSError):
+                above.rmdir()
 
     def done(self, name: str) -> bool:
         return any((self.problem(name) / file).exists() for file in (RESULT, FAILURE))
@@ -220,13 +263,17 @@ class RunFolder:
 
     def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarise) -> dict[str, Any]:
         """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files; returns
-        the status."""
+        the status.
+
+        What earlier commands asked for beyond `names` stays where it is done; only `names` can be pending.
+        """
         with self._writer():
-            results = self.results(names)
-            failures = self.failures(names)
+            every = known if len(known := self.names()) > len(names) else names
+            results, failures = self.results(every), self.failures(every)
             write(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
             write(self.path / "summary.json", json.dumps(to_json(summarise(results)), indent=1, allow_nan=False))
-            pending = len(names) - len(results) - len(failures)
+            found = {record["name"] for record in (*results, *failures)}
+            pending = sum(name not in found for name in names)
             if state == "done" and pending:  # other processes work at what is left
                 state = "pending"
             status = {

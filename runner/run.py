@@ -20,10 +20,11 @@ from runner.claims import Claim, Claims, Process
 from runner.files import Unwritable, check_writable
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Unfailing
+from runner.manifest import Manifest, answers_of, digests_of
 from runner.memory import Plan, batch_of, plan
 from runner.optimize import Descent
 from runner.progress import progress
-from runner.protocols import Classifier, Dataset, Screen, Task, World
+from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
 from runner.record import RunFolder, Summarise, batch_name, run_key
 from runner.report import write_report
 from runner.share import share
@@ -51,10 +52,29 @@ class Parts:
 
     @property
     def digests(self) -> list[str]:
-        """Of the weights that results follow from."""
-        others = [network.digest for network in self.task.networks]
+        """Of the networks, images and files that results follow from."""
+        judges = [identity_of(part) for part in (self.classifier, *self.task.networks)]
         safety = [] if self.safety is None else [self.safety.digest]
-        return [self.generator.digest, self.classifier.digest, *others, *safety]
+        return [self.generator.digest, getattr(self.generator.segmenter, "digest", ""), *judges, *safety]
+
+    @property
+    def judges(self) -> dict[str, Classifier]:
+        """The classifiers that results follow from, by the part of the configuration that each is."""
+        rivals = [network for network in self.task.networks if isinstance(network, ImageClassifier)]
+        return dict(zip(("classifier", "rival"), (self.classifier, *rivals), strict=False))
+
+
+def identity_of(part: Weighted) -> str:
+    """What answers of a part follow from: its digest, and of a classifier how images are prepared and what its outputs
+    are called."""
+    return repr((getattr(part, "recipe", part.digest), getattr(part, "labels", ())))
+
+
+def manifest_of(parts: Parts, problems: Sequence[Problem]) -> Manifest:
+    """What is asked, and of whom."""
+    answers = {name: answers_of(judge) for name, judge in parts.judges.items()}
+    unseen = [line for judge in parts.judges.values() if (line := getattr(judge, "unseen", None)) is not None]
+    return Manifest({problem.name: digests_of(problem) for problem in problems}, answers, unseen)
 
 
 def solver(parts: Parts) -> Solver:
@@ -92,13 +112,17 @@ def fit(parts: Parts, answer: Solver, batch: int | None, problems: int) -> Plan:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do. names: of all problems, in their order; batches: of problems, by name; key: the folder's."""
+    """What there is to do. manifest: all problems, in their order; batches: of problems, by name; key: of the run."""
 
     answer: Solver
-    names: Sequence[str]
+    manifest: Manifest
     batches: Mapping[str, Sequence[Problem]]
     folder: RunFolder
     key: str
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.manifest.problems)
 
     def done(self, batch: Sequence[Problem]) -> bool:
         return all(self.folder.done(p.name) for p in batch)
@@ -113,14 +137,17 @@ def prepare(parts: Parts, config: Mapping[str, Any]) -> Work:
     answer = solver(parts)
     problems, total = problems_of(parts, config, answer)
     key = run_key(config, parts.digests)
-    folder = RunFolder(Path(config["outputs"]) / config["name"] / key)
+    folder, manifest = RunFolder(Path(config["outputs"]) / config["name"] / key), manifest_of(parts, problems)
+    folder.check(manifest)
     size, chosen = _sized(parts, answer, config["batch"], folder, len(problems))
     cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
     of = "" if total is None else f" of {total}"
     print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
     if chosen is not None:
         print(f"batch={config['batch']}: {chosen}", flush=True)
-    return Work(answer, [p.name for p in problems], {batch_name(i, len(b)): b for i, b in cut}, folder, key)
+    for line in manifest.unseen:
+        print(line, flush=True)
+    return Work(answer, manifest, {batch_name(i, len(b)): b for i, b in cut}, folder, key)
 
 
 def check_places(config: Mapping[str, Any]) -> None:
@@ -177,7 +204,7 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
     try:
         folder.repair(names)
         folder.write_config(config)
-        folder.write_names(names)
+        folder.write_manifest(work.manifest)
         folder.write_attempt(process, began, "running", "")
         folder.collect(names, "running", "", parts.task.summarise)
         logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
@@ -199,7 +226,7 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
             status = _collect(folder, names, process, began, state, reason, parts.task.summarise)
     if code == DONE and status["pending"]:
         code, reason = PENDING, f"{status['pending']} problems are left to other processes"
-    return _say(folder, status, code, reason)
+    return _say(work, status, code, reason)
 
 
 def _shown(work: Work, refusal: Unwritable) -> int:
@@ -210,7 +237,7 @@ def _shown(work: Work, refusal: Unwritable) -> int:
     if left:
         raise UserError(f"{refusal}; {len(left)} of {len(work.names)} problems are not done there")
     failures = work.folder.failures(work.names)
-    return _say(work.folder, {"failures": failures, "failed": len(failures)}, DONE, "")
+    return _say(work, {"failures": failures, "failed": len(failures)}, DONE, "")
 
 
 def _sized(parts: Parts, answer: Solver, batch: object, folder: RunFolder, problems: int) -> tuple[int, Plan | None]:
@@ -234,7 +261,11 @@ def _collect(
     folder: RunFolder, names: Sequence[str], process: Process, began: float, state: str, reason: str,
     summarise: Summarise,
 ) -> dict[str, Any]:  # fmt: skip
-    """The final status; where nothing can be written any more, what could be written before stays."""
+    """The final status; where nothing can be written any more, what could be written before stays. Of a run that failed
+    before its first problem nothing stays."""
+    if state == "failed" and folder.untouched(process):
+        folder.remove()
+        return {"failures": [], "failed": 0, "pending": len(names)}
     try:
         status = folder.collect(names, state, reason, summarise)
         folder.write_attempt(process, began, status["state"], reason)
@@ -244,12 +275,13 @@ def _collect(
     return status
 
 
-def _say(folder: RunFolder, status: Mapping[str, Any], code: int, reason: str) -> int:
-    """The last lines of a run and its exit code."""
-    for failure in status["failures"]:
+def _say(work: Work, status: Mapping[str, Any], code: int, reason: str) -> int:
+    """The last lines of a run and its exit code, which follow from the problems that are asked for."""
+    failures = [failure for failure in status["failures"] if failure["name"] in work.manifest.problems]
+    for failure in failures:
         print(f"failed: {failure['name']}: {failure['error']}", file=sys.stderr)
     if code == DONE:
-        print(f"page: {(folder.path / 'index.html').resolve()}", flush=True)
-        return FAILED if status["failed"] else DONE
+        print(f"page: {(work.folder.path / 'index.html').resolve()}", flush=True)
+        return FAILED if failures else DONE
     print(reason, file=sys.stderr, flush=True)
     return code

@@ -20,6 +20,7 @@ from runner.claims import Claim
 from runner.files import Damaged, remove, remove_unfinished, set_aside
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger
+from runner.manifest import digests_of
 from runner.objective import evaluate
 from runner.optimize import Descent, Origin, State
 from runner.progress import Progress
@@ -129,7 +130,7 @@ def solve_batch(
     clock = time.monotonic()
     bar.batch([p.name for p in problems])
     bar.phase("preparing")
-    owner = {"run": folder.path.name, "list of problems": json.dumps([p.name for p in problems])}
+    owner = {"run": folder.path.name, "list of problems": json.dumps({p.name: digests_of(p) for p in problems})}
     remove_unfinished(path.parent, path.name)
     for problem in problems:
         remove_unfinished(folder.problem(problem.name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,12 +30,17 @@ def first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that a data set offers. `label` is a class name, `caption` None where nobody wrote one."""
+    """A picture that a data set offers. `label` is a class name, `caption` None where nobody wrote one.
+
+    origin: what its pixels follow from, the file that they are read from or words that decide them; None: nothing that
+    is shorter than themselves.
+    """
 
     name: str
     image: Float[Tensor, "3 h w"]
     label: str
     caption: str | None = None
+    origin: Path | str | None = None
 
 
 def article(name: str) -> str:
@@ -72,6 +78,7 @@ class Problem:
     name: unique in the run and fit for a folder; seed: of everything random about it; draw: the seed of the random
     prompts that are compared at the start, which problems may share, None for `seed`;
     image: the picture, None where it is drawn from the seed and `edit.source`; picture: the picture's own name;
+    content: digest of what the image was made from, the same on every machine, None where nobody took one;
     keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in
     [0, 1], None where the segmenter has to find it; redrawn: whether what is free of a picture starts from noise, not
     from its inversion, which remembers what was there;
@@ -92,6 +99,7 @@ class Problem:
     claim: tuple[str, int] | None = None
     example: Float[Tensor, "3 h w"] | None = None
     draw: int | None = None
+    content: str | None = None
 
     @property
     def region(self) -> str:

@@ -46,7 +46,7 @@ class DiffExplainerClass:
         self.training, self.classes, self.prompt, self.named = training, classes, prompt, named
         self.weights, self.captioner, self.cache, self.baseline = weights, captioner, cache, baseline
         self.schedules = {"inject": [0.0], "blend": [0.0]}
-        self.networks = ()
+        self.networks = (training,)
 
     def problems(self, world: World) -> tuple[list[Portrait], int | None]:
         """One problem per class and restart; the plain prompts of a class are tried once."""

@@ -50,7 +50,7 @@ class Disagreement:
         self.rival, self.classes, self.words = rival, classes, words
         self.phrases, self.prompt, self.gap = phrases or ("",), prompt, gap
         self.baseline, self.validate, self.captioner = baseline, validate or None, None
-        self.networks = (rival,)
+        self.networks = (rival,) if self.validate is None else (rival, self.validate)
         self.schedules = {"inject": [0.0], "blend": [0.0]}
 
     def problems(self, world: World) -> tuple[list[Dispute], int | None]:

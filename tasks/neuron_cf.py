@@ -67,7 +67,7 @@ class NeuronCf:
         self.moved, self.enough, self.attack, self.cam, self.weights = moved, enough, attack, cam, weights
         self.captioner, self.cache = captioner, cache
         self.schedules, self.surroundings = schedules, surroundings
-        self.networks, self.baseline = (), baseline
+        self.networks, self.baseline = (training,), baseline
 
     def problems(self, world: World) -> tuple[list[Push], int | None]:
         """One problem per picture, unit and direction."""

@@ -50,7 +50,7 @@ class NeuronVis:
         self.prompt, self.seeds, self.enough, self.baseline = prompt, seeds, enough, baseline
         self.captioner, self.cache = captioner, cache
         self.schedules = {"inject": [0.0], "blend": [0.0]}
-        self.networks = ()
+        self.networks = (training,)
 
     def problems(self, world: World) -> tuple[list[Excitation], int | None]:
         """So many problems per unit; those of a unit start from its best word and differ in their seed."""

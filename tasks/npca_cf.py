@@ -65,7 +65,7 @@ class NpcaCf:
         self.keep, self.moved, self.enough, self.prompt, self.weights = keep, moved, enough, prompt, weights
         self.captioner, self.cache, self.baseline = captioner, cache, baseline
         self.schedules, self.surroundings = schedules, surroundings
-        self.networks = ()
+        self.networks = (training,)
 
     def problems(self, world: World) -> tuple[list[Shift], int | None]:
         """One problem per component, picture and direction."""

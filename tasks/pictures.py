@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.folder import UnreadableImage, square
 from data.masks import read_mask
+from data.selection import content_of
 from runner.protocols import Captioner, Classifier, Dataset
 from runner.types import KEEP, Edit, Example, Pictures, UserError
 
@@ -31,9 +32,10 @@ def at_least_one(key: str, count: int) -> int:
 
 
 def start(example: Example, side: int, keep: str, mask: str | None) -> dict[str, Any]:
-    """The fields of a problem that starts from a picture: the picture at the generator's size, its name, what stays,
-    and the mask that the user drew, if any."""
-    return {**drawn(example.name, side, keep, mask), "image": square(example.image, side)}
+    """The fields of a problem that starts from a picture: the picture at the generator's size, its name and content,
+    what stays, and the mask that the user drew, if any."""
+    image = square(example.image, side)
+    return {**drawn(example.name, side, keep, mask), "image": image, "content": content_of(example)}
 
 
 def drawn(name: str, side: int, keep: str, mask: str | None) -> dict[str, Any]:

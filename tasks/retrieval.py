@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.folder import square
+from data.selection import digest_of
 from runner.protocols import Cache, Classifier, Dataset, Embedder
 from runner.types import Pictures, UserError
 from tasks.pictures import probabilities
@@ -29,6 +30,10 @@ class Retrieval:
         if len(dataset) > EXACT and importlib.util.find_spec("faiss") is None:
             raise UserError(f"task.validate: more than {EXACT} pictures need an index: pip install faiss-cpu")
         self.dataset, self.clip, self.nearest, self.side, self.cache = dataset, clip, nearest, side, cache
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.clip.digest, self.dataset.digest)
 
     @cached_property
     def embeddings(self) -> Float[Tensor, "n d"]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
 from data.salient_imagenet import Annotations
-from data.selection import check_choice
+from data.selection import NamedFiles, check_choice
 from runner.protocols import Cache, Classifier, Dataset, TextSegmenter, World  # fmt: skip
 from runner.types import Anchor, Edit, Objective, Pictures, UserError  # fmt: skip
 from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, interval, verdict
@@ -59,7 +60,9 @@ class SpuriousAudit:
         self.delta, self.calibration, self.reached, self.weights = delta, calibration, reached, weights
         self.cache, self.baseline = cache, baseline
         self.schedules = {"inject": [0.0], "blend": [0.0]}
-        self.networks, self.captioner = (segmenter,), None
+        known = [NamedFiles(Path(run) / "results.jsonl" for run in calibration)] if calibration else []
+        self.networks = (segmenter, training, *([] if self.labels is None else [self.labels]), *known)
+        self.captioner = None
 
     def problems(self, world: World) -> tuple[list[Feature], int | None]:
         """One problem per class, feature and objective."""

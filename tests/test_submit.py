@@ -19,6 +19,7 @@ import pytest
 from runner import overview, submission, submit
 from runner.claims import Process
 from runner.files import write
+from runner.manifest import Manifest
 from runner.record import RunFolder, batch_name
 from runner.submission import Run, Submission, code_file, latest, read_submission
 from runner.types import UserError
@@ -156,7 +157,7 @@ def run(tmp_path: Path) -> Run:
     """A run of seven problems in batches of two: two done, one failed, its neighbour open, two held, one free."""
     folder = RunFolder(tmp_path / "outputs" / "uvce" / "generator-classifier" / "0123456789")
     folder.write_config({"claim": {"lease": 60.0}, "name": "x"})
-    folder.write_names([*"abcdefg"])
+    folder.write_manifest(Manifest({name: {} for name in "abcdefg"}, {}, []))
     for name in "ab":
         folder.write_result(name, {"name": name})
     folder.write_failure("c", "step 3: not finite")

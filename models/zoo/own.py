@@ -20,6 +20,7 @@ from torch import nn
 
 from models.classifier import ImageClassifier, ask_logits
 from models.zoo.labels import read_labels
+from models.zoo.sources import identified
 from runner.types import UserError, first_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,13 +35,15 @@ _OTHERS = (
 def callable_classifier(
     target: str | Callable[..., Any], labels: str | Sequence[str], size: int, mean: Sequence[float],
     std: Sequence[float], interpolation: str, domain: str | None, output: str | None = None,
+    files: Sequence[str] = (),
 ) -> ImageClassifier:  # fmt: skip
     """The user's own network.
 
     target: a function or `torch.nn.Module` that maps normalised images (b, 3, size, size) to logits (b, k), or its name
     as `module:name` or `file.py:name`; what can be called without arguments is called once and returns such a network;
     labels: a text file of one name per line, or the names, in the order of the logits;
-    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits that nobody declared.
+    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits that nobody declared;
+    files: what its answers follow from beside its code and its weights, see `models.zoo.sources`.
     Raises UserError in one line, with the user's file and line where the error is the user's code's.
     """
     if isinstance(target, str):
@@ -53,7 +56,8 @@ def callable_classifier(
     if isinstance(network, nn.Module):
         network.float()
     names = read_labels(labels)
-    return ImageClassifier(network, names, size, mean, std, interpolation, domain, ask_logits, key, output)
+    classifier = ImageClassifier(network, names, size, mean, std, interpolation, domain, ask_logits, key, output)
+    return identified(classifier, target if isinstance(target, str) else "", files)
 
 
 def _made(found: Any, key: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner.manifest import Manifest
 from runner.record import RunFolder, write_png
 from tests import damage
 
@@ -34,7 +35,7 @@ def run(tmp_path: Path) -> RunFolder:
         run.write_result(name, {"name": name, "images": images, "ranks": {1: 2, 10: 3, 2: math.nan}, "seconds": 1.5})
     run.write_failure("c", "step 1: is not finite")
     run.write_config(CONFIG)
-    run.write_names(NAMES)
+    run.write_manifest(Manifest({name: {} for name in NAMES}, {}, []))
     run.collect(NAMES, "done", "", summed)
     return run
 
@@ -105,7 +106,7 @@ def test_a_file_in_a_folders_place_is_set_aside(run: RunFolder, place: str) -> N
 
 @pytest.mark.parametrize("harm", [h for h in damage.ANY if h not in (damage.lengthened, damage.flipped)])
 @pytest.mark.parametrize(
-    "file", ["config.yaml", "problems.txt", "results.jsonl", "summary.json", "status.json", ".lock"]
+    "file", ["config.yaml", "manifest.json", "problems.txt", "results.jsonl", "summary.json", "status.json", ".lock"]
 )
 def test_what_follows_from_the_problems_is_written_anew(
     run: RunFolder, file: str, harm: Callable[[Path], None]
@@ -114,7 +115,7 @@ def test_what_follows_from_the_problems_is_written_anew(
     harm(run.path / file)
     run.repair(NAMES)
     run.write_config(CONFIG)
-    run.write_names(NAMES)
+    run.write_manifest(Manifest({name: {} for name in NAMES}, {}, []))
     run.collect(NAMES, "done", "", summed)
     if file != ".lock":
         assert (run.path / file).read_bytes() == before

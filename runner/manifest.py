@@ -1,0 +1,137 @@
+"""What a run's results follow from beside its configuration and its weights: its problems, and what classifiers say.
+
+A run's folder keeps it, and every start compares: what was computed of one image is never taken for another one's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from data.selection import LARGE, digest_of, digest_of_file, digest_of_pixels
+from runner.files import Damaged
+from runner.protocols import Classifier
+from runner.types import Edit, Problem, UserError
+
+Digests = Mapping[str, str]  # of a problem, by what it is a digest of
+
+LENGTH = 16  # characters of a digest that are kept: a problem has four of them
+LEVELS = 4  # of the coarse pattern in the image that classifiers are compared on, along each side
+SAME = 0.02  # largest difference of logits between machines, as a share of their range; other weights differ by more
+
+
+def named_files(settings: Any) -> dict[str, str]:
+    """Digests of the files that settings name, at any depth, by the names. Larger ones are weights, whose digests are
+    taken when they are loaded."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple)):
+        return {name: digest for one in settings for name, digest in named_files(one).items()}
+    if not isinstance(settings, str) or not os.path.isfile(path := os.path.expanduser(settings)):
+        return {}
+    return {settings: digest_of_file(Path(path))} if os.path.getsize(path) <= LARGE else {}
+
+
+def digests_of(problem: Problem) -> dict[str, str]:
+    """What a problem's result follows from: its image, its mask, its prompt, and whatever else it asks.
+
+    Numbers that were computed are left out, as machines may round them differently: they follow from the rest, and from
+    what the run's key covers.
+    """
+    image = problem.content
+    if image is None and problem.image is not None:
+        image = digest_of_pixels(problem.image)
+    told = {f.name: getattr(problem, f.name) for f in fields(problem)}
+    prompt = [told.pop(name) for name in ("edit", "words", "claim")]
+    for name in ("image", "content", "mask", "name"):
+        told.pop(name)
+    found = {
+        "image": image, "mask": None if problem.mask is None else digest_of_pixels(problem.mask),
+        "prompt": digest_of(*map(exact, prompt)), "question": digest_of(exact(told)),
+    }  # fmt: skip
+    return {name: digest[:LENGTH] for name, digest in found.items() if digest is not None}
+
+
+def exact(value: Any) -> Any:
+    """A value without what is computed or has no content: words, whole numbers and truth values, in records, mappings
+    and sequences at any depth; None for anything else."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Edit) or (is_dataclass(value) and not isinstance(value, type)):
+        return {field.name: exact(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): exact(one) for key, one in value.items()}
+    return [exact(one) for one in value] if isinstance(value, (list, tuple)) else None
+
+
+@torch.no_grad()
+def answers_of(classifier: Classifier) -> list[float]:
+    """The logits of one image that is always the same: they tell other weights, wherever a network keeps them."""
+    drawn = torch.Generator().manual_seed(0)
+    pattern = torch.rand(1, 3, LEVELS, LEVELS, generator=drawn).repeat_interleave(-(-classifier.size // LEVELS), 2)
+    pattern = pattern.repeat_interleave(pattern.shape[2] // LEVELS, 3)[..., : classifier.size, : classifier.size]
+    noise = torch.rand(pattern.shape, generator=drawn)
+    return [round(value, 6) for value in classifier(0.7 * pattern + 0.3 * noise).logits[0].float().cpu().tolist()]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """problems: by name, in their order; answers: of each classifier, by its part of the run; unseen: what a run may
+    follow from that nothing here tells, in one line each."""
+
+    problems: Mapping[str, Digests]
+    answers: Mapping[str, Sequence[float]]
+    unseen: Sequence[str]
+
+    def text(self) -> str:
+        """As it stands in its file."""
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def parse(content: bytes) -> Manifest:
+        """What a file says. Raises Damaged if it is none."""
+        try:
+            return _FORM.validate_json(content)
+        except ValidationError as error:
+            raise Damaged("is no manifest") from error
+
+    def check(self, begun: Manifest, folder: Path) -> None:
+        """Raise UserError, in one line, if a run that began in a folder with `begun` cannot go on with this: one has to
+        be the other's beginning."""
+        for i, (own, old) in enumerate(zip(self.problems, begun.problems, strict=False)):
+            if own != old:
+                raise UserError(_differs(folder, f"problem {i} is {own}, it was {old}", "images, classes or names"))
+            if changed := _changed(self.problems[own], begun.problems[old]):
+                raise UserError(_differs(folder, f"{own}: its {changed} is another one", f"the {changed}"))
+        for part, values in self.answers.items():
+            if not _alike(values, begun.answers.get(part, values)):
+                said = f"{part}: it gives other logits than before, so its weights or its code are others"
+                raise UserError(_differs(folder, said, "them"))
+
+
+_FORM = TypeAdapter(Manifest)
+
+
+def _changed(own: Digests, old: Digests) -> str:
+    """What differs between two records of a problem, in words; empty where nothing does."""
+    return " and ".join(name for name in {**old, **own} if own.get(name) != old.get(name))
+
+
+def _differs(folder: Path, what: str, back: str) -> str:
+    return f"{what} when {folder} was begun; put back {back}, or choose another outputs= to begin anew"
+
+
+def _alike(own: Sequence[float], old: Sequence[float]) -> bool:
+    """Whether two lists of logits are the same network's."""
+    if len(own) != len(old):
+        return False
+    a, b = torch.tensor(own), torch.tensor(old)
+    spread = float(a.max() - a.min()) if len(a) > 1 else float(a.abs().max())
+    return bool((a - b).abs().max() <= SAME * max(spread, 1e-3))

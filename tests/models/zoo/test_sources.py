@@ -1,0 +1,145 @@
+"""What can be seen of a user's network: its code, what it imports from its own folder, and values that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.classifier import ImageClassifier
+from models.zoo.own import callable_classifier
+from models.zoo.sources import kept, sources
+from runner.types import UserError
+
+FILE = """
+import torch
+from pathlib import Path
+import layers
+from layers import SCALE
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(12, 2, bias=False)
+        torch.nn.init.constant_(self.linear.weight, SCALE)
+        self.plain = torch.ones(2)
+
+    def forward(self, x):
+        return self.linear(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)) * self.plain
+
+net = Net()
+table = {"weights": [torch.linspace(0, 1, 24).view(12, 2)]}
+
+class Hidden:
+    def __init__(self):
+        self.place = Path(__file__).with_name("weights.pt")
+
+    def weights(self):
+        return torch.load(self.place)
+
+hidden = Hidden()
+
+def by_network(x):
+    return net(x)
+
+def by_table(x):
+    return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1) @ table["weights"][0]
+
+def by_file(x):
+    return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1) @ hidden.weights()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a network's file, its neighbour, and weights that only a function knows of."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "net.py").write_text(FILE)
+    (tmp_path / "layers.py").write_text("SCALE = 0.1\n")
+    (tmp_path / "stranger.py").write_text("nothing imports it\n")
+    torch.save(torch.linspace(0, 1, 24).view(12, 2), tmp_path / "weights.pt")
+    return tmp_path
+
+
+def load(place: Path, name: str, files: list[str] | None = None) -> ImageClassifier:
+    """The classifier, imported anew."""
+    import sys
+
+    sys.modules.pop("layers", None)
+    target = f"{place / 'net.py'}:{name}"
+    return callable_classifier(target, ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", None, files=files or [])
+
+
+def edited(file: str, old: str, new: str) -> Callable[[Path], object]:
+    return lambda place: (place / file).write_text((place / file).read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("net", edited("net.py", "* self.plain", "* self.plain * 2")),
+        ("net", edited("layers.py", "SCALE = 0.1", "SCALE = 0.1\n\n")),
+        ("by_network", edited("layers.py", "0.1", "0.2")),
+        ("by_table", edited("net.py", "linspace(0, 1, 24)", "linspace(0, 2, 24)")),
+    ],
+    ids=["code", "neighbour", "network of a function", "table"],
+)
+def test_what_can_be_seen_is_part_of_the_recipe(place: Path, name: str, change: Callable[[Path], object]) -> None:
+    before = load(place, name).recipe
+    assert load(place, name).recipe == before
+    (place / "stranger.py").write_text("something else\n")
+    assert load(place, name).recipe == before
+    change(place)
+    assert load(place, name).recipe != before
+
+
+def test_weights_that_cannot_be_seen_are_said_and_files_can_be_declared(place: Path) -> None:
+    assert load(place, "net").unseen is None
+    said = load(place, "by_file").unseen
+    assert said is not None and "by_file" in said and "classifier.files=" in said and "\n" not in said
+    weights = str(place / "weights.pt")
+    before = load(place, "by_file", [weights])
+    assert before.unseen is None and before.recipe == load(place, "by_file", [weights]).recipe
+    torch.save(torch.zeros(12, 2) + torch.eye(12, 2), weights)
+    assert load(place, "by_file", [weights]).recipe != before.recipe
+    with pytest.raises(UserError, match=r"classifier\.files=nowhere\.pt: No such file"):
+        load(place, "by_file", ["nowhere.pt"])
+
+
+def test_what_is_kept_outside_the_weights_is_found() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_buffer("own", torch.ones(1))
+            self.register_buffer("passing", torch.zeros(1), persistent=False)
+            self.listed: Any = [nn.Linear(1, 1), {"x": torch.ones(3)}]
+            self.number = 3
+
+    assert sorted(name for name, _ in kept(Odd())) == ["./listed/0", "./listed/1/x", ".passing"]
+    assert kept(nn.Linear(2, 2)) == []
+    shift = torch.ones(2)
+    assert [name for name, _ in kept(lambda x: x + shift)] == ["/shift"]
+
+
+def test_a_package_is_followed_to_its_other_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    files = {
+        "somepackage/__init__.py": "", "somepackage/nets.py": "from .parts import a\nfrom somepackage.deep import b\n",
+        "somepackage/parts/__init__.py": "", "somepackage/parts/a.py": "import torch\n",
+        "somepackage/deep.py": "def b():\n    from . import late\n", "somepackage/late.py": "", "somepackage/no.py": "",
+        "outside.py": "",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    import importlib
+
+    importlib.import_module("somepackage.nets")
+    found = {str(file.relative_to(tmp_path.resolve())) for file in sources("somepackage.nets:load")}
+    assert found == set(files) - {"somepackage/no.py", "outside.py"}
+    assert [file.name for file in sources("torchvision:x")] in ([], ["__init__.py"])

@@ -1,0 +1,259 @@
+"""What a run's results follow from: the same inputs are the same run, others are another one or refused by name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from data.folder import ImageFile, ImageFolder
+from data.masks import FileSegmenter
+from data.planted import PlantedDataset
+from data.salient_imagenet import Annotated, Annotations
+from data.selection import NamedFiles, content_of, select
+from runner.manifest import Manifest, answers_of, digests_of, named_files
+from runner.record import RunFolder, run_key
+from runner.run import identity_of
+from runner.types import Edit, Example, Problem, UserError
+from tasks.neuron_cf import Push
+from tasks.pictures import start
+from tasks.units import Unit
+from tests.conftest import TinyClassifier
+
+PUSH = Push(
+    name="crab-1-features-3-max", seed=7, edit=Edit.unchanged("a rock crab on sand", "rock crab"), words="rock crab",
+    image=torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)), picture="crab-1", keep="foreground",
+    content="of crab-1.png", mask=torch.zeros(1, 8, 8), unit=Unit("features", 3), direction="max", std=0.5, label=2,
+)  # fmt: skip
+
+
+def manifest(*names: str, answers: list[float] | None = None, **changed: Any) -> Manifest:
+    """Problems of these names, of which the last differs as `changed` says."""
+    problems = {name: digests_of(PUSH) for name in names}
+    problems[names[-1]] = digests_of(replace(PUSH, **changed))
+    return Manifest(problems, {"classifier": answers or [0.0, 1.0]}, [])
+
+
+def refused(own: Manifest, begun: Manifest, *said: str) -> None:
+    """One line that says all this, where the run began and what to do."""
+    with pytest.raises(UserError) as error:
+        own.check(begun, Path("outputs/uvce/x/0123"))
+    line = str(error.value)
+    for text in (*said, "outputs/uvce/x/0123", "put back", "outputs="):
+        assert text in line, (text, line)
+    assert "\n" not in line
+
+
+# --- problems ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"content": "of another"}, "image"), ({"mask": torch.ones(1, 8, 8)}, "mask"), ({"mask": None}, "mask"),
+        ({"edit": Edit.unchanged("a rock crab in snow", "rock crab")}, "prompt"), ({"words": "sand"}, "prompt"),
+        ({"claim": ("a rock crab", 1)}, "prompt"), ({"unit": Unit("features", 4)}, "question"),
+        ({"label": 3}, "question"), ({"direction": "min"}, "question"), ({"seed": 8}, "question"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_part_of_a_problem_is_told_by_its_name(change: dict[str, Any], part: str) -> None:
+    before, after = digests_of(PUSH), digests_of(replace(PUSH, **change))
+    assert {name for name in before if before.get(name) != after.get(name)} == {part}
+    refused(manifest("a", "b", **change), manifest("a", "b"), f"b: its {part}")
+
+
+def test_numbers_that_machines_may_round_differently_are_left_out() -> None:
+    assert PUSH.image is not None
+    other = replace(PUSH, std=0.5 + 1e-9, image=PUSH.image + 1e-7, example=torch.zeros(3, 8, 8))
+    assert digests_of(other) == digests_of(PUSH)
+
+
+def test_an_image_without_a_digest_is_told_by_its_pixels() -> None:
+    assert PUSH.image is not None
+    bare = replace(PUSH, content=None)
+    assert digests_of(replace(bare, image=PUSH.image.clone())) == digests_of(bare)
+    assert digests_of(replace(bare, image=PUSH.image.flip(1)))["image"] != digests_of(bare)["image"]
+    assert "image" not in digests_of(replace(bare, image=None))
+
+
+# --- runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_more_problems_and_with_fewer() -> None:
+    for own in (manifest("a", "b"), manifest("a", "b", "c"), manifest("a")):
+        own.check(manifest("a", "b"), Path("x"))
+
+
+def test_other_problems_are_refused() -> None:
+    refused(manifest("a", "c", "b"), manifest("a", "b"), "problem 1 is c, it was b")
+    refused(manifest("b"), manifest("a", "b"), "problem 0 is b, it was a")
+    refused(manifest("a", "b", content="x", seed=1), manifest("a", "b"), "b: its image and question")
+
+
+def test_another_network_is_told_by_its_answers() -> None:
+    begun = manifest("a", answers=[-10.0, 0.0, 10.0])
+    manifest("a", answers=[-10.1, 0.1, 10.1]).check(begun, Path("x"))  # another machine
+    for other in ([-10.0, 1.0, 10.0], [-10.0, 0.0, 10.0, 0.0]):
+        refused(manifest("a", answers=other), begun, "classifier: it gives other logits")
+
+
+def test_answers_are_of_one_image_that_is_always_the_same(tiny_classifier: TinyClassifier) -> None:
+    assert answers_of(tiny_classifier) == answers_of(TinyClassifier())
+    other = TinyClassifier()
+    other.weight = other.weight.flip(0)
+    assert answers_of(other) == answers_of(tiny_classifier)[::-1]
+    for size in (1, 7, 16):
+        other.size = size
+        assert len(answers_of(other)) == 10
+
+
+def test_a_folder_keeps_the_longest_list_and_refuses_another(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.check(manifest("z"))  # nothing has begun
+    for own in (manifest("a", "b"), manifest("a"), manifest("a", "b", "c"), manifest("a", "b")):
+        folder.write_manifest(own)
+    assert folder.begun() == manifest("a", "b", "c") and folder.names() == ["a", "b", "c"]
+    with pytest.raises(UserError, match="b: its image"):
+        folder.write_manifest(manifest("a", "b", content="another"))
+    assert folder.begun() == manifest("a", "b", "c")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"problems": []}'])
+def test_a_damaged_manifest_is_set_aside_and_made_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str
+) -> None:  # fmt: skip
+    folder = RunFolder(tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    folder.check(manifest("a"))
+    folder.write_manifest(manifest("a"))
+    assert folder.begun() == manifest("a") and len(capfd.readouterr().err.splitlines()) == 1
+    assert (tmp_path / "manifest.json.damaged").read_text() == text
+
+
+# --- the run's key -------------------------------------------------------------------------------------------
+
+
+def test_files_are_found_wherever_settings_name_them(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    settings = {"labels": a, "n": 3, "deep": [{"path": b}, [c, "nothing", None, "x" * 5000]], "folder": str(tmp_path)}
+    assert set(named_files(settings)) == {a, b, c}
+
+
+@pytest.mark.parametrize("part", ["classifier", "task", "data", "controls", "safety"])
+def test_what_a_named_file_holds_is_part_of_the_key(tmp_path: Path, part: str) -> None:
+    file = tmp_path / "names.txt"
+    config = {part: {"deep": {"file": str(file)}}}
+    file.write_text("crab\nviaduct\n")
+    before = run_key(config, [])
+    os.utime(file, (1, 1))
+    assert run_key(config, []) == before
+    file.write_text("viaduct\ncrab\n")
+    assert run_key(config, []) != before
+
+
+def test_labels_and_their_order_are_part_of_a_classifiers_identity(tiny_classifier: TinyClassifier) -> None:
+    before = identity_of(tiny_classifier)
+    tiny_classifier.labels = tiny_classifier.labels[::-1]
+    assert identity_of(tiny_classifier) != before
+    tiny_classifier.labels, tiny_classifier.recipe = tiny_classifier.labels[::-1], "another size"
+    assert identity_of(tiny_classifier) != before
+
+
+# --- images and files ----------------------------------------------------------------------------------------
+
+
+def image(path: Path, colour: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 20), colour).save(path)
+    return path
+
+
+def folder_of(path: Path) -> Path:
+    for name, colour in {"crab/a": "red", "crab/b": "green", "boat/c": "blue"}.items():
+        image(path / f"{name}.png", colour)
+    return path
+
+
+def later(path: Path) -> None:
+    """Another time of change, as after a copy."""
+    for file in path.rglob("*.png"):
+        os.utime(file, (1, 1))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "another image": lambda path: image(path / "crab" / "a.png", "black"),
+    "exchanged": lambda path: (image(path / "crab" / "a.png", "green"), image(path / "crab" / "b.png", "red")),
+    "one more": lambda path: image(path / "boat" / "d.png", "black"),
+    "one less": lambda path: (path / "boat" / "c.png").unlink(),
+    "another name": lambda path: (path / "crab" / "a.png").rename(path / "crab" / "z.png"),
+    "another class": lambda path: (path / "crab").rename(path / "ship"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folders_digest_follows_from_its_images_and_their_names(tmp_path: Path, change: str) -> None:
+    before = ImageFolder(folder_of(tmp_path / "a"), 0).digest
+    assert ImageFolder(folder_of(tmp_path / "elsewhere"), 0).digest == before
+    later(tmp_path / "a")
+    assert ImageFolder(tmp_path / "a", 0).digest == before
+    CHANGES[change](tmp_path / "a")
+    assert ImageFolder(tmp_path / "a", 0).digest != before
+    assert select(ImageFolder(tmp_path / "a", 0), None, [0]).digest != before
+
+
+@pytest.mark.parametrize("limit", ["MANY", "LARGE"])
+def test_of_a_large_folder_sizes_and_times_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(f"data.selection.{limit}", 2)
+    folder = folder_of(tmp_path)
+    before = ImageFolder(folder, 0).digest
+    assert ImageFolder(folder, 0).digest == before
+    later(folder)
+    assert ImageFolder(folder, 0).digest != before
+
+
+def test_the_content_of_an_image_is_its_files(tmp_path: Path) -> None:
+    image(tmp_path / "x.png", "red")
+    one = ImageFile(tmp_path / "x.png", "crab", None)[0]
+    folder = ImageFolder(folder_of(tmp_path / "a"), 0)
+    named = {example.name: content_of(example) for example in folder}  # type: ignore[attr-defined]
+    assert content_of(one) == named["crab-a"] != named["crab-b"]
+    assert start(one, 16, "all", None)["content"] == content_of(one)
+    image(tmp_path / "x.png", "black")
+    assert content_of(one) != named["crab-a"]
+
+
+def test_the_content_of_an_image_without_a_file() -> None:
+    planted = PlantedDataset("test", 2, 0, "chance")
+    assert content_of(planted[0]) == content_of(PlantedDataset("test", 2, 0, "chance")[0]) != content_of(planted[1])
+    assert content_of(planted[0]) != content_of(PlantedDataset("test", 2, 1, "chance")[0])
+    red, blue = (Example("x", torch.full((3, 4, 4), value), "crab") for value in (0.2, 0.4))
+    assert content_of(red) == content_of(replace(red, name="y")) != content_of(blue)
+
+
+def test_drawn_masks_human_annotations_and_named_files_have_digests(tmp_path: Path) -> None:
+    digests: list[str] = []
+    for colour in (0, 255):
+        Image.new("L", (8, 8), colour).save(tmp_path / "a.png")
+        features = {3: [Annotated(7, 1, colour > 0)]}
+        found = FileSegmenter(str(tmp_path)), NamedFiles([tmp_path / "a.png"]), Annotations(features, [[0, 5]])
+        digests += [part.digest for part in found]
+        assert [part.digest for part in found] == digests[-3:]
+    assert len(set(digests)) == 6
+
+
+def test_problems_of_a_plain_kind_have_digests() -> None:
+    plain = Problem(name="a", seed=0, edit=Edit.unchanged("x", "x"), image=None, picture="a", keep="none")
+    assert set(digests_of(plain)) == {"prompt", "question"}
+    assert re.fullmatch(r"[0-9a-f]{16}", digests_of(plain)["prompt"])
