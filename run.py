@@ -10,7 +10,8 @@ with at_once():  # the imports take seconds
     from omegaconf import DictConfig
 
     from runner.compose import build, resolved
-    from runner.run import BAD_INPUT, DONE, check_places, run
+    from runner.retry import Failure, out_of_memory
+    from runner.run import BAD_INPUT, DONE, FAILED, check_places, run
     from runner.types import UserError
 
 codes = [0]
@@ -31,6 +32,11 @@ def main(cfg: DictConfig) -> None:
         except UserError as error:
             print(error, file=sys.stderr)
             codes.append(BAD_INPUT)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            print(Failure.of(error).error, file=sys.stderr, flush=True)
+            codes.append(FAILED)
     interrupt.pass_on()
     # A signal ends a sweep, too; and of a sweep's job in a queue of its own the code would be lost.
     if stopped(codes[-1]) or (codes[-1] != DONE and "submitit" in context.launcher._target_):

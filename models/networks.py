@@ -45,6 +45,12 @@ class Networks:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The number format that the UNet computes in."""
+        number: torch.dtype = self.unet.dtype
+        return number
+
+    @property
     def tells_guidance(self) -> bool:
         """Whether the UNet is told a guidance scale (`timestep_cond`)."""
         return self.unet.config.time_cond_proj_dim is not None

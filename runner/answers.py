@@ -17,7 +17,7 @@ from runner.logging import Logger
 from runner.optimize import State
 from runner.protocols import Classifier, Task
 from runner.record import RunFolder, to_8_bits, write_png
-from runner.types import Anchor, Problem
+from runner.types import Anchor, NotFinite, Problem, finite
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class Saved:
     begun: list[Future[None]] = field(default_factory=list)
 
     def add(self, pictures: Mapping[str, Tensor]) -> None:
-        """Begin to save pictures (c, h, w) in [0, 1] under their names."""
+        """Begin to save pictures (c, h, w) in [0, 1] under their names. Raises NotFinite."""
         for name, picture in pictures.items():
+            finite(picture[None], f"the picture '{name}'")
             self.files[name] = self.place / f"{name}.png"
             self.pictures[name] = to_8_bits(picture).cpu()
             self.begun.append(self.writers.submit(write_png, self.files[name], self.pictures[name]))
@@ -84,12 +85,11 @@ class Saved:
 def write_answer(
     answers: Answers, i: int, task: Task, classifier: Classifier, folder: RunFolder, logger: Logger, writers: Executor
 ) -> None:  # fmt: skip
-    """Save the pictures of problem i and what they can be made again from, measure the saved ones and write its result,
-    or why there is none."""
+    """Save the pictures of problem i and what they can be made again from, measure the saved ones and write its result.
+    Raises NotFinite for what was given up, and for a picture or a measured value that is not finite."""
     problem, anchor, state = answers.problems[i], answers.anchor, answers.state
     if (reason := state.failed[i]) is not None:
-        folder.write_failure(problem.name, reason)
-        return
+        raise NotFinite(reason)
     saved = Saved(folder.problem(problem.name), writers)
     if lasting := {name: state.best[name][i].cpu().contiguous() for name in answers.lasting}:
         controls = saved.place / "controls.safetensors"

@@ -18,7 +18,7 @@ from runner import optimize
 from runner.compose import build, configure
 from runner.progress import Progress, progress
 from runner.protocols import Classifier, World
-from runner.record import to_8_bits
+from runner.record import check_finite, to_8_bits
 from runner.run import Parts, fit, solver
 from runner.solve import tell
 from runner.types import Example, UserError
@@ -58,7 +58,8 @@ def explain(
     labels: of a network, the names in the order of the logits; settings: of a network, `size`, `mean`, `std` and what
     else conf/classifier/callable.yaml has, with its defaults. A network is left in the mode in which it was.
 
-    Raises UserError for bad input, RuntimeError if the loss is not finite.
+    Raises UserError for bad input, RuntimeError if the loss is not finite, NotFinite for
+    what is measured at last.
     """
     shown = as_image(image)
     for key, name in (("label", label), ("target", target)):
@@ -124,6 +125,7 @@ def _answered(parts: Parts, data: OnePicture, config: Mapping[str, Any], bar: Pr
     pictures = {"before": original, "start": start, "best": best, "mask": anchor.mask[0]}
     pictures |= parts.task.illustrate(problems[0], pictures, parts.classifier)
     measured = parts.task.measure(problems[0], pictures, parts.classifier)
+    check_finite({**measured, "loss": found.losses[0]})
     bar.finished(1)
     return Answer(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.claims import Process
-from runner.files import Damaged, make_folder, read, set_aside, write, writing
+from runner.files import Damaged, make_folder, read, remove, set_aside, write, writing
 from runner.integrity import (
     FAILURE,
     RESULT,
@@ -37,6 +37,7 @@ from runner.integrity import (
     with_digests,
 )
 from runner.manifest import Manifest, named_files
+from runner.types import NotFinite
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
@@ -103,13 +104,15 @@ def read_png(path: Path) -> Float[Tensor, "3 h w"]:
         return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
 
 
-def to_json(value: Any) -> Any:
-    """Numbers that JSON has no word for become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: to_json(v) for k, v in value.items()}
-    return [to_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+def check_finite(value: Any, name: str = "") -> None:
+    """Raises NotFinite for a number at any depth of mappings and sequences that is not finite, and names it. What is
+    undefined by design is None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NotFinite(f"{name or 'a value'} is not finite")
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    for key, part in value.items() if isinstance(value, Mapping) else ():
+        check_finite(part, f"{name}.{key}" if name else str(key))
 
 
 def batch_name(start: int, count: int) -> str:
@@ -254,12 +257,29 @@ class RunFolder:
             return None
 
     def write_result(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write what was found, once the files that it names are written."""
-        whole = with_digests(self.path, to_json(record))
+        """Write what was found, once the files that it names are written. Raises NotFinite."""
+        check_finite(record)
+        whole = with_digests(self.path, record)
         write(self.problem(name) / RESULT, json.dumps(whole, indent=1, allow_nan=False))
 
-    def write_failure(self, name: str, error: str) -> None:
-        write(self.problem(name) / FAILURE, json.dumps({"name": name, "error": error}))
+    def write_failure(self, name: str, error: str, traceback: str | None = None) -> None:
+        """Write why a problem failed; traceback: of what was raised, None where a result was no number."""
+        raised = {} if traceback is None else {"traceback": traceback}
+        write(self.problem(name) / FAILURE, json.dumps({"name": name, "error": error, **raised}))
+
+    def retry(self, names: Sequence[str]) -> None:
+        """Forget the failures that were raised as errors: what raised them may have been put right."""
+        for name in names:
+            if "traceback" in (self._held(name, FAILURE, parse_failure) or {}):
+                remove(self.problem(name) / FAILURE)
+
+    def drop_states(self, batch: str) -> None:
+        """Remove the states of a batch that is done, and of its parts."""
+        start, stop = batch_span(batch)
+        for path in (self.path / "state").glob("problems-*-*.safetensors"):
+            first, last = batch_span(path.stem)
+            if start <= first and last <= stop:
+                remove(path)
 
     def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarise) -> dict[str, Any]:
         """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files; returns
@@ -271,16 +291,16 @@ class RunFolder:
             every = known if len(known := self.names()) > len(names) else names
             results, failures = self.results(every), self.failures(every)
             write(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
-            write(self.path / "summary.json", json.dumps(to_json(summarise(results)), indent=1, allow_nan=False))
             found = {record["name"] for record in (*results, *failures)}
             pending = sum(name not in found for name in names)
             if state == "done" and pending:  # other processes work at what is left
                 state = "pending"
             status = {
                 "state": state, "done": len(results), "failed": len(failures), "pending": pending, "reason": reason,
-                "failures": failures,
+                "failures": [{"name": failure["name"], "error": failure["error"]} for failure in failures],
             }  # fmt: skip
             write(self.path / "status.json", json.dumps(status, indent=1))
+            write(self.path / "summary.json", json.dumps(summarise(results), indent=1, allow_nan=False))
         return status
 
     @contextmanager

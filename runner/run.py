@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.classifier import ImageClassifier
 from models.diffusion import LatentDiffusion
 from runner.augment import RandomCrops
@@ -25,8 +27,9 @@ from runner.memory import Plan, batch_of, plan
 from runner.optimize import Descent
 from runner.progress import progress
 from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
-from runner.record import RunFolder, Summarise, batch_name, run_key
+from runner.record import RunFolder, Summarise, batch_name, batch_span, run_key
 from runner.report import write_report
+from runner.retry import DeviceLost, Failure, Retry
 from runner.share import share
 from runner.solve import Solver, solve_batch
 from runner.types import Problem, UserError, first_line
@@ -83,7 +86,22 @@ def solver(parts: Parts) -> Solver:
     baseline = parts.baseline[parts.task.baseline]
     chosen = baseline(parts.generator, parts.controls, replace(parts.optimizer, lr=scaled))
     doubts = Doubts(parts.generator, parts.classifier)
-    return Solver(chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety, parts.generator.device)
+    formats = formats_of(parts.generator.networks.dtype, parts.optimizer.autocast)
+    return Solver(
+        chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety, parts.generator.device, formats
+    )
+
+
+def formats_of(generator: torch.dtype, autocast: str | None) -> str:
+    """What the failure of a number says of formats below float32, which may be why it is not finite."""
+    found = []
+    if generator != torch.float32:
+        largest = f"largest number {torch.finfo(generator).max:.3g}"
+        found.append(f"; the generator computes in {str(generator).removeprefix('torch.')} ({largest}): "
+                     "generator.dtype=float32 has the widest range and most digits")  # fmt: skip
+    if autocast is not None:
+        found.append(f"; classifiers are shown crops in {autocast}: optimizer.autocast=null takes float32")
+    return "".join(found)
 
 
 def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tuple[list[Problem], int | None]:
@@ -190,11 +208,19 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
     def solve(name: str, claim: Claim) -> None:
-        solve_batch(
-            work.answer, batches[name], folder, folder.checkpoint(name), config["checkpoint"]["every"], interrupt,
-            claim, bar, logger,
-        )  # fmt: skip
+        first, _ = batch_span(name)
+
+        def attempt(start: int, stop: int, told: Sequence[str]) -> None:
+            part, path = batches[name][start:stop], folder.checkpoint(batch_name(first + start, stop - start))
+            every = config["checkpoint"]["every"]
+            solve_batch(work.answer, part, folder, path, every, interrupt, claim, bar, logger, told)
+
+        retry(batches[name], attempt)
+        folder.drop_states(name)
         page()
+
+    def fail(problem: Problem, failure: Failure) -> None:
+        folder.write_failure(problem.name, failure.error, failure.traceback)
 
     def refresh() -> None:
         folder.collect(names, "running", "", parts.task.summarise)
@@ -203,6 +229,7 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
     state, reason, code, began = "running", "", DONE, time.time()
     try:
         folder.repair(names)
+        folder.retry(names)
         folder.write_config(config)
         folder.write_manifest(work.manifest)
         folder.write_attempt(process, began, "running", "")
@@ -210,6 +237,7 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
         logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
         solved = sum(len(batch) for batch in batches.values() if work.done(batch))
         with progress(len(names), solved) as bar, Background(refresh) as page:
+            retry = Retry(lambda problem: folder.done(problem.name), fail, bar, parts.generator.device)
             share(batches, work.done, claims, config["claim"]["wait"], solve, bar)
             page.wait()
         interrupt.check()
@@ -218,6 +246,8 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
         state, reason, code = "stopped", stop.line, stop.code
     except Unwritable as error:
         state, reason, code = "failed", f"{error} (outputs={config['outputs']})", FAILED
+    except DeviceLost as error:
+        state, reason, code = "failed", f"{error}; the same command continues", FAILED
     finally:
         with interrupt.deferred():
             if state == "running" and (raised := sys.exception()) is not None:

@@ -26,7 +26,7 @@ from runner.optimize import Descent, Origin, State
 from runner.progress import Progress
 from runner.protocols import Classifier, Generator, Screen, Task
 from runner.record import RunFolder
-from runner.types import Anchor, Controls, Objective, Problem, Scene
+from runner.types import Anchor, Controls, NotFinite, Objective, Problem, Scene
 from runner.warn import Doubts
 
 WRITERS = 8  # threads that compress pictures, most of a picture's time, while others are measured
@@ -34,7 +34,8 @@ WRITERS = 8  # threads that compress pictures, most of a picture's time, while o
 
 @dataclass(frozen=True)
 class Solver:
-    """What turns a batch of problems into answers. device: where the generator computes."""
+    """What turns a batch of problems into answers. device: where the generator computes; formats: what a failure adds
+    of the number formats, where they are not float32."""
 
     contestant: Contestant
     classifier: Classifier
@@ -43,6 +44,7 @@ class Solver:
     doubts: Doubts
     safety: Screen | None
     device: torch.device
+    formats: str = ""
 
     @property
     def generator(self) -> Generator:
@@ -123,10 +125,10 @@ class Solver:
 
 def solve_batch(
     answer: Solver, problems: Sequence[Problem], folder: RunFolder, path: Path, every: int, interrupt: Interrupt,
-    claim: Claim, bar: Progress, logger: Logger,
+    claim: Claim, bar: Progress, logger: Logger, told: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """One batch from where it stands to its results; its state is saved every so many steps and when stopped. Raises
-    Lost if another process has taken it over."""
+    """One batch from where it stands to its results; its state is saved every so many steps and when stopped. told:
+    notes for all its records. Raises Lost if another process has taken it over."""
     clock = time.monotonic()
     bar.batch([p.name for p in problems])
     bar.phase("preparing")
@@ -153,14 +155,17 @@ def solve_batch(
                 checkpoint.save(path, state, owner)
         tell(state, problems, answer.descent.steps, bar, logger)
     bar.phase("measuring")
-    answers = answer.answers(problems, controls, anchor, state, notes)
+    answers = answer.answers(problems, controls, anchor, state, [[*told, *own] for own in notes])
     with ThreadPoolExecutor(WRITERS, "picture") as writers:
         for i, problem in enumerate(problems):
             if folder.done(problem.name):
                 continue
             for note in answers.notes[i]:
                 bar.say(f"{problem.name}: {note}")
-            write_answer(answers, i, answer.task, answer.classifier, folder, logger, writers)
+            try:
+                write_answer(answers, i, answer.task, answer.classifier, folder, logger, writers)
+            except NotFinite as error:
+                folder.write_failure(problem.name, f"{error}{answer.formats}")
     remove(path)
     bar.finished(len(problems))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +22,18 @@ Controls = dict[str, Tensor]
 
 class UserError(ValueError):
     """Something the user can put right: one line that names the key or file, the value and what is allowed."""
+
+
+class NotFinite(UserError):
+    """A measured value is not a number: one line that names it. It is never repaired."""
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values, if all are finite. Raises NotFinite that names what they are, and the first row that is not."""
+    rows = torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
+    if not rows.all():
+        raise NotFinite(f"{what}: not finite in image {int(rows.long().argmin()) + 1} of {len(rows)}")
+    return values
 
 
 def first_line(error: BaseException) -> str:

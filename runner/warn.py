@@ -24,7 +24,7 @@ class Doubts:
 
     def __init__(self, generator: Painter, classifier: Classifier) -> None:
         self.generator, self.classifier = generator, classifier
-        self._tried: dict[tuple[str, int], int] = {}
+        self._tried: dict[tuple[str, int], int | None] = {}
 
     def __call__(
         self, problems: Sequence[Problem], anchor: Anchor, starts: Float[Tensor, "b 3 h w"], state: State
@@ -38,16 +38,17 @@ class Doubts:
                 own.append(f"the start is far from the original: RMS {away[i]:.2f} where it should stay")
             if problem.claim is not None and (called := self._called(problem.claim)) != problem.claim[1]:
                 labels = self.classifier.labels
-                own.append(f"the classifier calls the generator's '{problem.claim[0]}' a {labels[called]}")
+                names = "nothing: its logits are not finite" if called is None else f"a {labels[called]}"
+                own.append(f"the classifier calls the generator's '{problem.claim[0]}' {names}")
             found.append([*own, *descent_doubts(state, i)])
         return found
 
-    def _called(self, claim: tuple[str, int]) -> int:
-        """The class of a picture of the claim's prompt."""
+    def _called(self, claim: tuple[str, int]) -> int | None:
+        """The class of a picture of the claim's prompt, None where there is none."""
         if claim not in self._tried:
             with torch.no_grad():
                 logits = self.classifier(self.generator.sample([claim[0]], [CLAIM_SEED])).logits
-            self._tried[claim] = int(logits[0].argmax())
+            self._tried[claim] = int(logits[0].argmax()) if logits.isfinite().all() else None
         return self._tried[claim]
 
 

@@ -29,7 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from runner.files import write  # noqa: E402
-from runner.record import to_json  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import (  # noqa: E402
     rows_audit,
@@ -226,6 +225,15 @@ def record(results: Sequence[Result], folder: Path, suffix: str = "") -> None:
         kept = [known[name] for name in sorted(known, key=lambda x: order.index(x) if x in order else len(order))]
         write(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         write(path.with_suffix(".md"), page(path.stem, kept))
+
+
+def to_json(value: Any) -> Any:
+    """Numbers that JSON has no word for become null: what a row could not estimate."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: to_json(v) for k, v in value.items()}
+    return [to_json(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def page(title: str, results: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from data.folder import UnreadableImage, square
 from data.masks import read_mask
 from data.selection import content_of
 from runner.protocols import Captioner, Classifier, Dataset
-from runner.types import KEEP, Edit, Example, Pictures, UserError
+from runner.types import KEEP, Edit, Example, Pictures, UserError, finite
 
 
 def check_keep(keep: str) -> str:
@@ -99,8 +99,9 @@ def slug(name: str) -> str:
 
 @torch.no_grad()
 def probabilities(classifier: Classifier, pictures: Sequence[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n k"]:
-    """Softmax over the classes for each picture."""
-    return classifier(torch.stack(list(pictures))).logits.float().softmax(dim=-1).cpu()
+    """Softmax over the classes for each picture. Raises NotFinite."""
+    p = classifier(torch.stack(list(pictures))).logits.float().softmax(dim=-1).cpu()
+    return finite(p, "the classifier's confidences")
 
 
 # An image of an answer and how its measurements are named: the original (of a generated problem its start), what

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.folder import square
 from runner.protocols import Cache, Classifier, Dataset
-from runner.types import UserError
+from runner.types import UserError, finite
+from tasks.pictures import probabilities
 from tasks.targets import known_label
 from tasks.units import FEATURES, Ranking, Unit, check_units, outputs, read_unit
 
@@ -55,7 +56,7 @@ def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> d
     top = rows = torch.empty(0)
     total = squares = by_class = counts = torch.zeros(())
     for positions, images in chunks(dataset, side):
-        values = outputs(classifier, images, [module])[module].cpu()
+        values = finite(outputs(classifier, images, [module])[module].cpu(), f"the activations of {module}")
         places = torch.tensor(positions)[:, None].expand_as(values)
         if not len(top):
             top, rows = values[:0], places[:0]
@@ -66,7 +67,7 @@ def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> d
         top, rows = best.values, merged_rows.gather(0, best.indices)
         total, squares = total + values.double().sum(0), squares + values.double().square().sum(0)
         if module == FEATURES and classifier.head is not None:
-            predicted = classifier(images).logits.argmax(dim=1).cpu()
+            predicted = finite(classifier(images).logits, "the classifier's logits").argmax(dim=1).cpu()
             by_class.index_add_(0, predicted, values.double())
             counts.index_add_(0, predicted, torch.ones(len(predicted), 1, dtype=torch.double))
     mean = total / len(dataset)
@@ -82,7 +83,7 @@ def most_certain(classifier: Classifier, dataset: Dataset, side: int, cache: Cac
     """Per class the position of the picture that is most surely called so, shown at `side` px."""
 
     def compute() -> dict[str, Tensor]:
-        found = [(p, classifier(x).logits.float().softmax(dim=1).cpu()) for p, x in chunks(dataset, side)]
+        found = [(p, probabilities(classifier, list(x))) for p, x in chunks(dataset, side)]
         positions = torch.tensor([i for part, _ in found for i in part])
         return {"rows": positions[torch.cat([p for _, p in found]).argmax(dim=0)]}
 
@@ -95,7 +96,7 @@ def best_picture(
     """The highest of a unit's best pictures that are predicted as the class; where none is, the highest one."""
     images = torch.stack([square(dataset[int(row)].image, side) for row in ranking.rows[:, unit.index]])
     with torch.no_grad():
-        own = classifier(images).logits.argmax(dim=1) == label
+        own = finite(classifier(images).logits, "the classifier's logits").argmax(dim=1) == label
     return images[int(own.int().argmax())]
 
 

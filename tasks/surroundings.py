@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runner.protocols import Cache, World
-from runner.types import Edit, UserError, article
+from runner.types import Edit, UserError, article, finite
 from tasks.edits import replace_phrase, replace_phrases
 from tasks.pictures import at_least_one
 from tasks.worded import phrased, pictures_of
@@ -50,7 +50,8 @@ class Surroundings:
         """
 
         def mean(phrase: str) -> float:
-            return sign * score(self._pictures(label, phrase, world, cache)).mean().item()
+            values = score(self._pictures(label, phrase, world, cache))
+            return sign * finite(values, f"what images of '{phrase}' do").mean().item()
 
         owns = [next((p for p in kind if replace_phrase(caption, p, p)), None) for kind in self.phrases or ()]
         bests, gains = [], []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from runner.protocols import Classifier, Dataset, World
-from runner.types import Example, UserError
+from runner.types import Example, UserError, finite
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def confusion(choice: Choice) -> list[str]:
     """The strongest wrong class of the classifier on this picture."""
     labels = choice.classifier.labels
     with torch.no_grad():
-        logits = choice.classifier(choice.example.image[None]).logits[0].clone()
+        logits = finite(choice.classifier(choice.example.image[None]).logits, "the classifier's logits")[0].clone()
     logits[labels.index(choice.example.label)] = -torch.inf
     return [labels[int(logits.argmax())]]
 

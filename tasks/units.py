@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from runner.protocols import Classifier
-from runner.types import UserError
+from runner.types import UserError, finite
 
 FEATURES = "features"  # the input of the last linear layer
 
@@ -69,8 +69,9 @@ def activations(
 
 @torch.no_grad()
 def activation(classifier: Classifier, images: Float[Tensor, "n 3 h w"], unit: Unit) -> Float[Tensor, " n"]:
-    """One unit's activation in pictures."""
-    return outputs(classifier, images, [unit.module])[unit.module][:, unit.index].cpu()
+    """One unit's activation in pictures. Raises NotFinite."""
+    values = outputs(classifier, images, [unit.module])[unit.module][:, unit.index].cpu()
+    return finite(values, f"the activation of {unit}")
 
 
 def check_units(classifier: Classifier, units: Sequence[Unit]) -> None:

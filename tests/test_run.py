@@ -553,6 +553,65 @@ def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(distances, "pixel_distance", pixel_distance)
 
 
+def test_an_error_in_the_middle_of_a_run_fails_its_problem_alone(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command tries that problem again, and no other."""
+    from runner.solve import Solver
+
+    begin = Solver.start
+
+    def start(self: Solver, problems: Any, *origin: Any) -> Any:
+        if any(problem.name.startswith("test-00001") for problem in problems):
+            raise RuntimeError("wrong shape")
+        return begin(self, problems, *origin)
+
+    words = ("limit=5", "batch=3", "task.baseline=pixels", "optimizer.steps=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Solver, "start", start)
+        outcome = cli.here(capfd, *words)
+    (line,) = outcome.lines
+    assert outcome.code == 1 and re.match(
+        r"failed: test-00001-\S+: RuntimeError: wrong shape \(.*test_run.py:\d+\)$", line
+    )
+    found = status(cli.folder)
+    assert (found["done"], found["failed"], found["pending"]) == (4, 1, 0) and set(found["failures"][0]) == {
+        "name",
+        "error",
+    }
+    (failure,) = cli.folder.glob("images/test-00001-*/failure.json")
+    assert "raise RuntimeError" in json.loads(failure.read_text())["traceback"]
+    first, third, *others = results(cli.folder)
+    for alone in (first, third):
+        assert any(note.startswith("its batch of 3 failed (RuntimeError: wrong shape") for note in alone["warnings"])
+    assert not any("its batch" in note for other in others for note in other["warnings"])
+    assert not list(cli.folder.glob("state/*"))
+    again = cli.here(capfd, *words)
+    assert again.code == 0 and "batch of 3: " in again.out and "batch of 2: " not in again.out
+    assert [r for r in results(cli.folder) if not r["name"].startswith("test-00001")] == [first, third, *others]
+
+
+def test_a_measured_value_that_is_not_finite_fails_its_problem_by_name(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.uvce import Uvce
+
+    measure = Uvce.measure
+
+    def spoilt(self: Uvce, problem: Any, *given: Any) -> dict[str, Any]:
+        found = measure(self, problem, *given)
+        if problem.name.startswith("test-00001"):
+            found["confidence_after"] = dict.fromkeys(found["confidence_after"], float("nan"))
+        return found
+
+    monkeypatch.setattr(Uvce, "measure", spoilt)
+    outcome = cli.here(capfd, "limit=2", "batch=2", "task.baseline=pixels", "optimizer.steps=1")
+    (line,) = outcome.lines
+    assert outcome.code == 1
+    assert re.match(r"failed: test-00001-\S+: confidence_after\.[\w ]+ is not finite$", line)
+    assert len(results(cli.folder)) == 1 and status(cli.folder)["failed"] == 1
+
+
 def test_a_loss_that_is_not_finite_fails_its_problem_alone(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.record import PART_OF_THE_RUN, RunFolder, read_png, run_key, to_8_bits, to_json, write_png
+from runner.files import write
+from runner.record import (
+    PART_OF_THE_RUN,
+    RunFolder,
+    batch_name,
+    check_finite,
+    read_png,
+    run_key,
+    to_8_bits,
+    write_png,
+)  # fmt: skip
 from runner.run import Parts
+from runner.types import NotFinite
 
 CONFIG: dict[str, Any] = {
     "seed": 0, "limit": 4, "claim": {"lease": 180.0}, "checkpoint": {"every": 5}, "device": "auto",
@@ -29,7 +41,7 @@ CONFIG: dict[str, Any] = {
 
 def summed(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How a task may summarise: a count, and a mean that is not defined for some records."""
-    return {"answers": len(records), "mean": math.nan if len(records) < 2 else 0.5}
+    return {"answers": len(records), "mean": None if len(records) < 2 else 0.5}
 
 
 @pytest.mark.parametrize(
@@ -80,15 +92,44 @@ def test_pictures_come_back_within_half_a_level(tmp_path: Path) -> None:
     assert read_png(tmp_path / "b.png").tolist() == [[[0.0, 0.0, 1.0, 1.0]]] * 3
 
 
-def test_numbers_that_json_lacks_become_null() -> None:
-    value = {"a": [1.5, math.nan], "b": (math.inf, 2, "x"), "c": None}
-    assert to_json(value) == {"a": [1.5, None], "b": [None, 2, "x"], "c": None}
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_named_and_not_written(tmp_path: Path, value: float) -> None:
+    folder = RunFolder(tmp_path)
+    for record, name in (
+        ({"loss": {"total": value}}, "loss.total"), ({"r": value}, "r"), ({"shares": (0.5, value)}, "shares.1"),
+        ({"confidence_after": {"viaduct": value}}, "confidence_after.viaduct"),
+        ({"history": [{"step": 0, "total": value}]}, "history.0.total"),
+    ):  # fmt: skip
+        with pytest.raises(NotFinite, match=rf"^{re.escape(name)} is not finite$"):
+            folder.write_result("a", {"name": "a", **record})
+    assert not folder.done("a")
+    check_finite({"auc": None, "b": (2, "x", True, [0.0, 1e300])})  # what is undefined by design is None
+
+
+def test_failures_that_were_raised_are_tried_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_failure("a", "step 3: the term total is not finite")
+    folder.write_failure("b", "ValueError: no", "Traceback ...")
+    assert [f["error"] for f in folder.failures(["a", "b"])] == [
+        "step 3: the term total is not finite", "ValueError: no",
+    ]  # fmt: skip
+    folder.retry(["a", "b", "c"])
+    assert folder.done("a") and not folder.done("b")
+
+
+def test_the_states_of_a_batch_and_its_parts_are_dropped_together(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    names = {batch_name(start, count) for start, count in ((0, 4), (4, 4), (4, 2), (7, 1), (8, 4))}
+    for name in names:
+        write(folder.checkpoint(name), b"x")
+    folder.drop_states(batch_name(4, 4))
+    assert {path.stem for path in (tmp_path / "state").iterdir()} == {batch_name(0, 4), batch_name(8, 4)}
 
 
 def test_results_stand_in_problem_order_and_the_status_counts_them(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     for name in ("c", "a"):  # finished in another order than they stand in
-        folder.write_result(name, {"name": name, "confidence": math.nan})
+        folder.write_result(name, {"name": name, "confidence": None})
     folder.write_failure("b", "step 3: the term x is not finite")
     status = folder.collect(["a", "b", "c", "d"], "running", "", summed)
     lines = [json.loads(line) for line in (folder.path / "results.jsonl").read_text().splitlines()]

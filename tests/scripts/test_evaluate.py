@@ -350,3 +350,8 @@ def test_two_cheap_rows_on_the_shipped_weights(tmp_path: Path, capsys: pytest.Ca
     code = evaluate.main(["rows=planted.vae_psnr,planted.prompt_class", "n=2", f"outputs={tmp_path}"])
     lines = capsys.readouterr().out.splitlines()
     assert code == int("short" in lines[-1]) and len(lines) == 4 and "skipped" not in lines[-1]
+
+
+def test_numbers_that_json_lacks_become_null() -> None:
+    value = {"a": [1.5, math.nan], "b": (math.inf, 2, "x"), "c": None}
+    assert evaluate.to_json(value) == {"a": [1.5, None], "b": [None, 2, "x"], "c": None}

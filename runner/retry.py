@@ -1,0 +1,157 @@
+"""A batch whose computation raises an error is tried again in parts: only problems that raise it alone fail."""
+
+from __future__ import annotations
+
+import gc
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from runner.claims import Lost
+from runner.files import FULL
+from runner.progress import Progress
+from runner.types import Problem, UserError, first_line
+
+HOME = Path(__file__).resolve().parent.parent
+OURS = tuple(HOME / folder for folder in ("runner", "models", "tasks", "data"))
+LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+# How PyTorch and what it calls tell that memory is short where they raise a plain RuntimeError.
+SHORT = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
+LESS = "batch=, generator.recompute=step or block, and generator.dtype=bfloat16 or float16 take less"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an error leaves. error: one line, with the file and line where it was raised; traceback: all of it; memory:
+    whether there was too little."""
+
+    error: str
+    traceback: str
+    memory: bool
+
+    @staticmethod
+    def of(error: Exception) -> Failure:
+        memory = out_of_memory(error)
+        line = f"{type(error).__name__}: {first_line(error)}{_place(error)}"
+        return Failure(
+            f"out of memory: {LESS} ({line})" if memory else line,
+            "".join(traceback.format_exception(error)), memory,
+        )  # fmt: skip
+
+
+class DeviceLost(Exception):
+    """The GPU computes nothing more in this process; the message is one line."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, tells that a GPU's or the machine's memory is too small."""
+    if error is None:
+        return False
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in SHORT)
+    return told or out_of_memory(error.__cause__)
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's own code, else of ours."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    known = [f for f in frames if not any(Path(f.filename).is_relative_to(place) for place in LIBRARIES)]
+    own = [f for f in known if not any(Path(f.filename).is_relative_to(place) for place in OURS)]
+    found = own or known or frames
+    return f" ({found[-1].filename}:{found[-1].lineno})" if found else ""
+
+
+class Retry:
+    """Solves batches. One that raises an error is solved in parts, halves where memory was short and else problem by
+    problem; what raises it alone fails. After memory was short, further batches are solved in parts of that size.
+
+    done: whether a problem is done; fail: notes why one is not; device: where it is computed.
+    """
+
+    def __init__(
+        self, done: Callable[[Problem], bool], fail: Callable[[Problem, Failure], None], bar: Progress,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self._done, self._note_failure, self._bar, self._device = done, fail, bar, device
+        self._most: int | None = None
+
+    def __call__(self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None]) -> None:
+        """attempt: solves the problems from one position to before another, with notes for their records.
+
+        Raises DeviceLost, and what is nobody's problem: mistakes of the user's, a full disk, a batch that was lost.
+        """
+        size = min(self._most or len(problems), len(problems))
+        note = [] if size == len(problems) else [_note(len(problems), "ran out of memory", size)]
+        for start, stop in _cut(0, len(problems), size):
+            self._part(problems, attempt, start, stop, note)
+
+    def _part(
+        self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None], start: int, stop: int,
+        note: Sequence[str],
+    ) -> None:  # fmt: skip
+        failure = _tried(lambda: attempt(start, stop, note))
+        if failure is None:
+            return
+        gc.collect()
+        if not usable(self._device):
+            self._fail(problems[start:stop], failure)
+            raise DeviceLost(f"{self._device} computes nothing more: {failure.error}")
+        if stop - start == 1:
+            self._fail(problems[start:stop], failure)
+            return
+        size = (stop - start + 1) // 2 if failure.memory else 1
+        self._most = size if failure.memory else self._most
+        why = "ran out of memory" if failure.memory else f"failed ({failure.error})"
+        advice = f"; {LESS}" if failure.memory else ""
+        self._bar.say(f"a batch of {stop - start} {why}: {size} at once are tried{advice}")
+        for first, last in _cut(start, stop, size):
+            if all(map(self._done, problems[first:last])):
+                self._bar.finished(last - first)
+            else:
+                self._part(problems, attempt, first, last, [_note(stop - start, why, size)])
+
+    def _fail(self, problems: Sequence[Problem], failure: Failure) -> None:
+        for problem in problems:
+            if not self._done(problem):
+                self._note_failure(problem, failure)
+        self._bar.finished(len(problems))
+
+
+def usable(device: torch.device) -> bool:
+    """Whether a device still computes: some errors end that for a process. Its unused memory is given back."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.empty_cache()
+        return bool(torch.ones(1, device=device).add(1).item() == 2)
+    except RuntimeError:
+        return False
+
+
+def _tried(attempt: Callable[[], None]) -> Failure | None:
+    """What an attempt's error leaves: not the error itself, which would hold on to the memory of what raised it."""
+    try:
+        attempt()
+    except (UserError, Lost):
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return Failure.of(error)
+    except Exception as error:
+        return Failure.of(error)
+    return None
+
+
+def _cut(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+def _note(count: int, why: str, size: int) -> str:
+    return f"its batch of {count} {why}; it was solved with {size} at once, which may differ by rounding"
