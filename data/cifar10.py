@@ -7,6 +7,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from data.array_pickle import read_arrays
 from data.selection import check_choice, check_count, check_position, digest_of, shuffled
+from runner.ranges import Count, OneOf, Seed
 from runner.types import Example, UserError, first_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -78,7 +80,9 @@ class Cifar10:
 
     labels: tuple[str, ...] = CLASSES
 
-    def __init__(self, path: str | Path, split: str, count: int | None, seed: int) -> None:
+    def __init__(
+        self, path: str | Path, split: Annotated[str, OneOf(("train", "test"))], count: Count | None, seed: Seed
+    ) -> None:
         check_choice("data.split", split, ("train", "test"))
         try:
             self._images, self._labels, self._names = load(Path(path).expanduser(), split)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.folder import LabelledFiles
 from data.selection import check_choice
+from runner.ranges import Names, Seed
 from runner.types import UserError
 
 FILE = "file"  # the column with a picture's path, from the table's folder on
@@ -59,7 +60,7 @@ class FairFace(LabelledFiles):
     """
 
     def __init__(
-        self, path: str | Path | None, table: str, label: str, classes: Sequence[str] | None, seed: int
+        self, path: str | Path | None, table: str, label: str, classes: Names | None, seed: Seed
     ) -> None:  # fmt: skip
         if not path:
             raise UserError(f"data.path is missing: give the folder of {table}, e.g. data.path=fairface")

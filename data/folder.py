@@ -21,6 +21,7 @@ from PIL import ImageFile as pillow_file
 from torch import Tensor
 
 from data.selection import check_position, digest_of, digest_of_files, shuffled
+from runner.ranges import Seed
 from runner.types import Example, UserError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -269,7 +270,7 @@ class ImageFolder(LabelledFiles):
     """A tree `<label>/<image>`, also of further folders below a label's. Raises UserError if the folder is missing or
     holds no image."""
 
-    def __init__(self, path: str | Path | None, seed: int) -> None:
+    def __init__(self, path: str | Path | None, seed: Seed) -> None:
         wanted = "<label>/<picture>"
         root = check_folder(path, wanted)
         files = [(f, f.relative_to(root).parts[0]) for f in find_pictures(root, wanted, "*/*")]

@@ -15,6 +15,7 @@ import fsspec
 
 from data.folder import decode
 from data.selection import check_choice, check_position, digest_of, shuffled
+from runner.ranges import Count, Seed
 from runner.types import Example, UserError, first_line
 
 Picture = Mapping[str, Any]  # `bytes`, and where these are none, the `path` of the file
@@ -75,8 +76,8 @@ class Table:
 
 
 def hub_pictures(
-    name: str | None, config: str | None, revision: str | None, split: str, image: str, label: str, count: int | None,
-    seed: int,
+    name: str | None, config: str | None, revision: str | None, split: str, image: str, label: str, count: Count | None,
+    seed: Seed,
 ) -> HubPictures:  # fmt: skip
     """Pictures of a data set and their classes.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from data import hierarchy
 from data.folder import LabelledFiles, check_folder, find_pictures
 from data.hierarchy import class_names
+from runner.ranges import Seed
 from runner.types import UserError
 
 _WANTED = "<n01440764 or class>/<picture> or n01440764_<picture>"
@@ -34,7 +35,7 @@ class ImageNet(LabelledFiles):
     that ImageNet does not have.
     """
 
-    def __init__(self, path: str | Path | None, seed: int) -> None:
+    def __init__(self, path: str | Path | None, seed: Seed) -> None:
         folder = check_folder(path, _WANTED)
         found = find_pictures(folder, _WANTED, "[!.]*/[!.]*", f"n{'[0-9]' * 8}_*")
         said = [file.stem.split("_")[0] if file.parent == folder else file.parent.name for file in found]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from data import planted_shapes
 from data.planted_shapes import GROUNDS, OBJECTS, PROP_SHAPES, SIZE, edge, prop_texture, union
 from data.selection import check_choice, check_count, check_position, check_seed, digest_of
+from runner.ranges import Count, OneOf, Seed
 from runner.types import Example
 
 CLASSES = (
@@ -279,7 +281,13 @@ class PlantedDataset:
 
     labels: tuple[str, ...] = CLASSES
 
-    def __init__(self, split: str, count: int | None, seed: int, cues: str) -> None:
+    def __init__(
+        self,
+        split: Annotated[str, OneOf(tuple(SPLIT_SEEDS))],
+        count: Count | None,
+        seed: Seed,
+        cues: Annotated[str, OneOf(CUES)],
+    ) -> None:
         key = split_seed(split, seed)
         strength = float(check_choice("data.cues", cues, CUES) == "shown")
         self.split = split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.io import loadmat
@@ -13,9 +13,11 @@ from torchvision.datasets import Flowers102
 
 from data.folder import LabelledFiles, check_folder
 from data.selection import check_choice
+from runner.ranges import OneOf, Seed
 from runner.types import UserError, first_line
 
 SPLITS = ("train", "test")
+Split = Annotated[str, OneOf(SPLITS)]
 
 _FOOD101 = "Food-101 as it is published, with images/<class>/<number>.jpg and meta/<split>.txt"
 _CUB = "CUB-200-2011 as it is published, with images/, images.txt, classes.txt and what belongs to them"
@@ -23,7 +25,7 @@ _CARS = "Stanford Cars as it is published, with cars_train/, cars_test/, devkit/
 _FLOWERS = "Oxford Flowers-102 as it is published, with jpg/, imagelabels.mat and setid.mat"
 
 
-def food101(path: str | Path | None, split: str, seed: int) -> LabelledFiles:
+def food101(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
     """Food-101; folders `grilled_salmon` are the class `grilled salmon`.
 
     path: the folder with images/ and meta/; split: train | test. Raises UserError for what is not there.
@@ -35,7 +37,7 @@ def food101(path: str | Path | None, split: str, seed: int) -> LabelledFiles:
     return _labelled(files, sorted({label for _, label in files}), seed, "food101", folder)
 
 
-def cub(path: str | Path | None, split: str, seed: int) -> LabelledFiles:
+def cub(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
     """CUB-200-2011; `001.Black_footed_Albatross` is the class `Black footed Albatross`.
 
     path: the folder with images/, images.txt, image_class_labels.txt, train_test_split.txt and classes.txt;
@@ -53,7 +55,7 @@ def cub(path: str | Path | None, split: str, seed: int) -> LabelledFiles:
     return _labelled(files, list(names.values()), seed, "cub", folder)
 
 
-def cars(path: str | Path | None, split: str, seed: int) -> LabelledFiles:
+def cars(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
     """Stanford Cars.
 
     path: the folder with cars_train/, cars_test/ and devkit/; cars_test_annos_withlabels.mat lies beside or in devkit/;
@@ -74,7 +76,9 @@ def cars(path: str | Path | None, split: str, seed: int) -> LabelledFiles:
     return _labelled(files, names, seed, "cars", folder)
 
 
-def flowers(path: str | Path | None, split: str, seed: int) -> LabelledFiles:
+def flowers(
+    path: str | Path | None, split: Annotated[str, OneOf(("train", "val", "test"))], seed: Seed
+) -> LabelledFiles:
     """Oxford Flowers-102, whose names are torchvision's.
 
     path: the folder with jpg/, imagelabels.mat and setid.mat; split: train | val | test. Raises UserError for what is

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from data.selection import digest_of
+from runner.ranges import Span
 from runner.types import UserError
 
 COLUMNS = ("Input.class_index", "Input.feature_index", "Input.feature_rank", "Answer.main")
@@ -64,7 +65,7 @@ class Annotations:
         return sorted(drawn)
 
 
-def read_answers(path: str | None, animate: Sequence[Sequence[int]]) -> Annotations:
+def read_answers(path: str | None, animate: Sequence[Span]) -> Annotations:
     """The answers of a CSV file, a row per person: a feature is core if more than half of its rows say `main_object`.
 
     Raises UserError for a missing file or column, and for a value that is not allowed.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.caption import checked, filled
 from runner.protocols import Embedder
+from runner.ranges import Names, Repeats
 from runner.types import Example, UserError, article
 
 
@@ -24,7 +25,7 @@ class ClipRank:
     """
 
     def __init__(
-        self, clip: Embedder, objects: str | Sequence[str], phrases: str | Sequence[str], top: int,
+        self, clip: Embedder, objects: str | Names, phrases: str | Names, top: Repeats,
         object_template: str, template: str,
     ) -> None:  # fmt: skip
         if top < 1:

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from models.caption import Template, checked, filled, mentions, tidy, with_article
 from models.hub import load_frozen, local_folder, one_line
+from runner.ranges import Dtype, Names, Repeats
 from runner.types import Example, UserError, article
 
 
@@ -131,7 +132,7 @@ def _to_pillow(picture: Float[Tensor, "3 h w"]) -> Image.Image:
 
 
 def load(
-    path: str, revision: str | None, dtype: str, device: str, max_new_tokens: int, demands: Sequence[str],
+    path: str, revision: str | None, dtype: Dtype, device: str, max_new_tokens: Repeats, demands: Names,
     inventory: str, examples: Sequence[Mapping[str, str]], fallback: Template,
 ) -> Vlm:  # fmt: skip
     """A captioner over a vision-language model with a chat template; see `Vlm` for the other settings.

@@ -26,6 +26,7 @@ from models.hub import in_cache
 from models.tensor_cache import TensorCache
 from models.zoo.labels import read_labels
 from models.zoo.shipped import SHIPPED
+from runner.ranges import Names, Positive
 from runner.types import UserError, first_line
 
 Tokenize = Callable[[list[str]], Tensor]
@@ -196,8 +197,8 @@ def ask_zero_shot(network: ZeroShotNetwork, images: Tensor) -> tuple[Tensor, Ten
 
 
 def zero_shot(
-    clip: Clip, labels: str | Sequence[str], names: str | Sequence[str] | None, templates: Sequence[str],
-    scale: float | None, domain: str | None, cache: TensorCache,
+    clip: Clip, labels: str | Names, names: str | Names | None, templates: Names,
+    scale: Positive | None, domain: str | None, cache: TensorCache,
 ) -> ZeroShotClassifier:  # fmt: skip
     """A classifier that compares a picture with descriptions of its classes (Radford et al., 2021, Section 3.1.4).
 

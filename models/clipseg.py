@@ -13,6 +13,7 @@ from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 from models.caption import filled
 from models.hub import kind_of, load_frozen, local_folder, one_line
 from models.segment import FromWords, check_thresholds, eight_bits, joint_digest
+from runner.ranges import BelowOne
 from runner.types import UserError, article
 
 KIND = "clipseg"  # as a checkpoint's config.json names it
@@ -55,7 +56,7 @@ def filled_in(template: str, words: str) -> str:
     return filled("segmenter.template", template, words=words, article="" if bare else article(words))
 
 
-def load(path: str, revision: str | None, threshold: float, template: str) -> ClipSegmenter:
+def load(path: str, revision: str | None, threshold: BelowOne, template: str) -> ClipSegmenter:
     """A CLIPSeg network in float32; see `ClipSegmenter` for the settings.
 
     path: a folder in transformers' layout, or a hub id whose files are in the hub's cache at `revision`;

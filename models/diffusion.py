@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from jaxtyping import Float
 from torch import Tensor
 
 from models import attention, tokens, words
-from models.chain import Chain
+from models.chain import RECOMPUTE, Chain
 from models.compare import compare
 from models.networks import Networks
 from models.networks import load as load_networks
@@ -23,6 +25,7 @@ from models.sampler import Course, NullText, Sampler
 from models.segment import Softening
 from models.tensor_cache import TensorCache
 from runner.protocols import Segmenter
+from runner.ranges import ChainSteps, Dtype, Fraction, Guidance, OneOf, Pixels, Rates, Schedule
 from runner.types import Anchor, Found, Problem, Schedules, Start, UserError
 
 
@@ -34,9 +37,9 @@ class MapWindow:
     everywhere, and only the differences show the object.
     """
 
-    side: int
-    first: float
-    last: float
+    side: Pixels
+    first: Fraction
+    last: Fraction
     stretch: bool
 
     def steps(self, total: int) -> slice:
@@ -50,9 +53,10 @@ class LatentDiffusion(Chain):
     words."""
 
     def __init__(
-        self, networks: Networks, sampler: Sampler, resolution: int, last: int, recompute: str, backward: int | None,
-        maps: MapWindow, softening: dict[str, Softening], schedules: Schedules, segmenter: Segmenter,
-        cache: TensorCache, lr_scale: dict[str, float],
+        self, networks: Networks, sampler: Sampler, resolution: Pixels, last: ChainSteps,
+        recompute: Annotated[str, OneOf(RECOMPUTE)], backward: ChainSteps | None,
+        maps: MapWindow, softening: dict[str, Softening], schedules: Schedule, segmenter: Segmenter,
+        cache: TensorCache, lr_scale: Rates,
     ) -> None:  # fmt: skip
         super().__init__(networks, sampler, resolution, last, recompute, backward)
         self.maps, self.softening, self.schedules = maps, softening, schedules
@@ -239,10 +243,11 @@ def needs_mask(problem: Problem) -> bool:
 
 
 def load(
-    path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: str, device: str,
+    path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: Dtype, device: str,
     needs: str, compile: bool, channels_last: bool,
-    sampler: Callable[[Networks, int, float, NullText | None, Sequence[float]], Sampler], steps: int, guidance: float,
-    null_text: NullText | None, guided: Sequence[float], **settings: object,
+    sampler: Callable[[Networks, int, float, NullText | None, Sequence[float]], Sampler], steps: ChainSteps,
+    guidance: Guidance, null_text: NullText | None, guided: Annotated[Sequence[Fraction], Len(2, 2)],
+    **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
     """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale.
 

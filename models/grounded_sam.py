@@ -14,6 +14,7 @@ from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 from models.hub import kind_of, load_frozen, local_folder, one_line
 from models.sam import Sam, load_sam
 from models.segment import FromBoxes, check_thresholds, eight_bits, joint_digest
+from runner.ranges import BelowOne
 
 KIND = "grounding-dino"  # as a checkpoint's config.json names it
 
@@ -58,7 +59,7 @@ def caption_of(words: str) -> str:
 
 
 def load(
-    detector: str, detector_revision: str | None, box_threshold: float, text_threshold: float, path: str,
+    detector: str, detector_revision: str | None, box_threshold: BelowOne, text_threshold: BelowOne, path: str,
     revision: str | None, options: Mapping[str, bool],
 ) -> GroundedSam:  # fmt: skip
     """Grounding DINO and a Segment Anything network, both in float32; see `GroundedSam` for the thresholds.

@@ -20,6 +20,7 @@ from torchvision.ops import box_convert
 
 from models.hub import local_folder
 from models.segment import FromBoxes, check_thresholds, eight_bits, joint_digest
+from runner.ranges import BelowOne
 from runner.types import UserError, first_line
 
 SHORTEST, LONGEST = 800, 1333  # side in pixels that the detector's pictures are brought to, and the limit of the other
@@ -75,8 +76,8 @@ def _pixels(image: Float[Tensor, "3 h w"]) -> Any:
 
 
 def load(
-    config: str, weights: str, text_encoder: str, text_encoder_revision: str | None, box_threshold: float,
-    text_threshold: float, sam: str, sam_weights: str,
+    config: str, weights: str, text_encoder: str, text_encoder_revision: str | None, box_threshold: BelowOne,
+    text_threshold: BelowOne, sam: str, sam_weights: str,
 ) -> OriginalGroundedSam:  # fmt: skip
     """Both networks in float32; see `models.grounded_sam.GroundedSam` for the thresholds.
 

@@ -14,6 +14,7 @@ from models.latent_prior import PromptedAnchor
 from models.prompts import stream, unmarked
 from models.single_picture import SinglePicture
 from models.tokens import MARK
+from runner.ranges import NonNegative
 from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
 
 GREY = 0.5  # the middle of the range, which pictures are drawn to where nothing speaks for another colour
@@ -27,18 +28,18 @@ def as_drawn(problem: Problem, drawn: Float[Tensor, "3 h w"]) -> Float[Tensor, "
     return drawn
 
 
-def from_noise(problem: Problem, drawn: Float[Tensor, "3 h w"], std: float) -> Float[Tensor, "3 h w"]:
+def from_noise(problem: Problem, drawn: Float[Tensor, "3 h w"], std: NonNegative) -> Float[Tensor, "3 h w"]:
     """Grey with Gaussian noise of the problem's seed, standard deviation `std` in [0, 1] units."""
     draw = torch.Generator().manual_seed(stream(problem.seed, "pixels"))
     return (GREY + std * torch.randn(drawn.shape, generator=draw)).clamp(0, 1).to(drawn)
 
 
-def from_words(problem: Problem, drawn: Float[Tensor, "3 h w"], std: float) -> Float[Tensor, "3 h w"]:
+def from_words(problem: Problem, drawn: Float[Tensor, "3 h w"], std: NonNegative) -> Float[Tensor, "3 h w"]:
     """The picture drawn of the prompt; noise, see `from_noise`, where its tokens are free."""
     return from_noise(problem, drawn, std) if MARK.search(problem.edit.source) else drawn
 
 
-def from_example(problem: Problem, drawn: Float[Tensor, "3 h w"], std: float) -> Float[Tensor, "3 h w"]:
+def from_example(problem: Problem, drawn: Float[Tensor, "3 h w"], std: NonNegative) -> Float[Tensor, "3 h w"]:
     """The problem's example; noise, see `from_noise`, where it has none."""
     return from_noise(problem, drawn, std) if problem.example is None else problem.example.to(drawn)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from models.sampler import Course
 from models.tokens import Draw, Template, Tokens, plain, read_template
+from runner.ranges import Repeats
 from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start, UserError
 
 NO_MAPS: Schedules = {"inject": [0.0], "blend": [0.0]}
@@ -47,7 +48,8 @@ class PromptDiffusion:
     """
 
     def __init__(
-        self, generator: LatentDiffusion, tokens: Tokens, starts: int, fresh: int, validation: int, report: int
+        self, generator: LatentDiffusion, tokens: Tokens, starts: Repeats, fresh: Repeats, validation: Repeats,
+        report: Repeats,
     ) -> None:  # fmt: skip
         for key, count in {"starts": starts, "fresh": fresh, "validation": validation, "report": report}.items():
             if count < 1:

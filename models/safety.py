@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor
 
 from models.hub import load_frozen, local_folder, one_line
 from models.segment import eight_bits, joint_digest
+from runner.ranges import Fraction
 from runner.types import UserError
 
 
@@ -53,7 +54,7 @@ def blurred(images: Float[Tensor, "n 3 h w"], share: float) -> Float[Tensor, "n 
     return gaussian_blur(images, [2 * reach + 1] * 2, [width] * 2)
 
 
-def load(path: str | None, revision: str | None, blur: float) -> SafetyChecker:
+def load(path: str | None, revision: str | None, blur: Fraction) -> SafetyChecker:
     """The checker of a pipeline's folder, its parts `safety_checker` and `feature_extractor`; see `SafetyChecker`.
 
     path: a folder in diffusers' layout, or a hub id whose files are in the hub's cache at `revision`.

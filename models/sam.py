@@ -15,6 +15,7 @@ from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProc
 
 from models.hub import kind_of, load_frozen, local_folder, one_line
 from models.segment import eight_bits, enlarged, joint_digest
+from runner.ranges import BelowOne, Repeats
 from runner.types import UserError
 
 # By the kind that a checkpoint's config.json names: the network, and what prepares its pictures. Checkpoints of SAM 2
@@ -131,7 +132,12 @@ def spread_points(weights: Float[Tensor, "h w"], count: int, seed: int) -> Int[T
 
 
 def load(
-    path: str, revision: str | None, points: int, threshold: float, square_root: bool, options: Mapping[str, bool]
+    path: str,
+    revision: str | None,
+    points: Repeats,
+    threshold: BelowOne,
+    square_root: bool,
+    options: Mapping[str, bool],
 ) -> SamSegmenter:
     """A segmenter from a Segment Anything network; see `load_sam`, and `SamSegmenter` for the other settings.
 

@@ -15,6 +15,7 @@ from models import invert
 from models.attention import MapControl
 from models.networks import Networks
 from models.steps import Schedule, ddim_schedule, ddim_step, guide, lcm_schedule, lcm_step
+from runner.ranges import ChainSteps, NonNegative, Rate, Steps
 from runner.types import UserError
 
 # What a chain follows from beside its text, batch first: `latent` "b c y x", z_T; `noise` "b t c y x", what each step
@@ -26,10 +27,10 @@ Course = dict[str, Tensor]
 class NullText:
     """Settings of null-text inversion: see `models.invert.null_text`."""
 
-    rate: float
-    inner_steps: int
-    tolerance: float
-    tolerance_growth: float
+    rate: Rate
+    inner_steps: Steps
+    tolerance: NonNegative
+    tolerance_growth: NonNegative
 
 
 class Sampler(Protocol):
@@ -194,7 +195,7 @@ def ddim(
 
 def lcm(
     networks: Networks, steps: int, guidance: float, null_text: NullText | None, guided: Sequence[float],
-    original_steps: int,
+    original_steps: ChainSteps,
 ) -> Lcm:  # fmt: skip
     """Consistency sampling; original_steps: of the solver that the model was distilled from.
 

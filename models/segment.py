@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from models.classifier import digest_of
+from runner.ranges import BelowOne, Blur, Reach, Repeats
 from runner.types import UserError
 
 
@@ -28,7 +29,7 @@ class AttentionSegmenter:
     `square_root` lifts weak parts before the cut, as the published code does.
     """
 
-    threshold: float
+    threshold: BelowOne
     square_root: bool
 
     def __call__(
@@ -47,10 +48,10 @@ class GrabCutSegmenter:
     decides in `iterations` rounds, starting from the map cut at `likely`. All in [0, 1].
     """
 
-    never: float
-    likely: float
-    certain: float
-    iterations: int
+    never: BelowOne
+    likely: BelowOne
+    certain: BelowOne
+    iterations: Repeats
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
@@ -142,9 +143,9 @@ def joint_digest(networks: Sequence[Any], *settings: object) -> str:
 class Softening:
     """What happens to a mask before it is used, in pixels (published: 3, 20, 30 at 512 px); 0 leaves a step out."""
 
-    erode: int
-    dilate: int
-    blur: float
+    erode: Reach
+    dilate: Reach
+    blur: Blur
 
     def __call__(self, masks: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
         """Minimum and maximum over square windows of that side, then a Gaussian of that standard deviation."""

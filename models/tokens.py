@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.networks import Networks
+from runner.ranges import Names, NonNegative, Positive, Share
 from runner.types import UserError, first_line
 
 MARK = re.compile(r"\*([^\s*]+)")
@@ -179,11 +180,11 @@ class Hard:
     `cooling` each step never lower than the second.
     """
 
-    vocabulary: Sequence[str] | None
+    vocabulary: Names | None
     exclude: Sequence[str]
-    spread: float
-    temperatures: tuple[float, float]
-    cooling: float
+    spread: NonNegative
+    temperatures: tuple[Positive, Positive]
+    cooling: Share
     control: str = field(default="logits", init=False)
 
     def spelled(self) -> bool:

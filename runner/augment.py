@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from runner.ranges import Noise, Rate, Repeats, Share
 from runner.types import Scene
 
 
@@ -19,10 +20,10 @@ class RandomCrops:
     """crops: per view of a scene; noise: standard deviation in [0, 1] units; power: of the uniform number that sets the
     side; min_share: the smallest side as a share of the image, where the classifier's own size would cut nothing."""
 
-    crops: int
-    noise: float
-    power: float
-    min_share: float
+    crops: Repeats
+    noise: Noise
+    power: Rate
+    min_share: Share
 
     def __call__(self, scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
         """The scene with new views (b, n · crops, 3, size, size) of its n views, drawn from each sample's seed and the

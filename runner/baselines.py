@@ -15,8 +15,9 @@ from models.several import Several, SeveralAnchor
 from runner.objective import evaluate
 from runner.optimize import Descent
 from runner.protocols import Generator
+from runner.ranges import Rate, Reach, Repeats, Steps, Weights
 from runner.regularisers import Regulariser, Update
-from runner.types import Anchor, Controls, Objective, Term, UserError
+from runner.types import Anchor, Controls, Objective, Term
 
 # From where a batch starts to where its descent begins.
 Finish = Callable[[Controls, Anchor, Objective], Controls]
@@ -65,7 +66,7 @@ def start_only(generator: LatentDiffusion, controls: Parametrise, descent: Desce
 
 
 def pixels(
-    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: int
+    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: Repeats
 ) -> Contestant:  # fmt: skip
     """The same loss by descent on the picture's pixels. begun: where a picture begins that is not given; most: pictures
     per answer at most, where the method's is several."""
@@ -86,9 +87,9 @@ def guidance(generator: LatentDiffusion, controls: Parametrise, descent: Descent
 
 
 def activation_maximisation(
-    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: int, jitter: int,
-    method: Callable[..., torch.optim.Optimizer], steps: int, rate: float, between: Mapping[str, Regulariser],
-    penalties: Mapping[str, Term], weights: Mapping[str, float], without: Sequence[str],
+    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: Repeats, jitter: Reach,
+    method: Callable[..., torch.optim.Optimizer], steps: Steps, rate: Rate, between: Mapping[str, Regulariser],
+    penalties: Mapping[str, Term], weights: Weights, without: Sequence[str],
 ) -> Contestant:  # fmt: skip
     """Pixels by another paper's descent, on the task's terms at the pictures themselves, without crops.
 
@@ -115,8 +116,8 @@ def activation_maximisation(
 
 
 def generator_prior(
-    generator: LatentDiffusion, controls: Parametrise, descent: Descent, most: int,
-    method: Callable[..., torch.optim.Optimizer], steps: int, rate: float,
+    generator: LatentDiffusion, controls: Parametrise, descent: Descent, most: Repeats,
+    method: Callable[..., torch.optim.Optimizer], steps: Steps, rate: Rate,
 ) -> Contestant:  # fmt: skip
     """The start latent alone, see `models.latent_prior`, at the pictures themselves, without crops; most, method,
     steps, rate: see `activation_maximisation`."""
@@ -126,8 +127,6 @@ def generator_prior(
 
 
 def several(generator: Generator, reported: int, most: int) -> Generator:
-    """A generator whose answers are as many pictures as the method's, `most` at most. Raises UserError below 1."""
-    if most < 1:
-        raise UserError(f"most={most} of task.baseline: allowed are 1 and above")
+    """A generator whose answers are as many pictures as the method's, `most` at most."""
     count = min(reported, most)
     return generator if count == 1 else Several(generator, count)

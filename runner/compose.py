@@ -28,6 +28,8 @@ from data.selection import select
 from runner.protocols import Dataset
 from runner.report import read_config
 from runner.run import Parts
+from runner.schema import check_settings
+from runner.settings import Settings
 from runner.types import UserError, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +57,7 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
         if part.default is MISSING and part.name not in config:
             options = ", ".join(sorted(path.stem for path in (CONF / part.name).glob("*.yaml")))
             raise UserError(f"{part.name}: nothing is chosen; allowed are {options}")
+    config = _checked(config, cfg)
     # What optimises nothing knows no baselines.
     asked = config["task"].get("baseline", "none")
     if asked not in config["baseline"]:
@@ -66,6 +69,14 @@ def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[st
         torch.set_num_threads(config["threads"])
     config["environment"] = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
     return config
+
+
+def _checked(config: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """The configuration with its values as their readers take them. Raises UserError for a wrong one. Keys that an
+    experiment made for itself, and that others refer to, are read by these alone."""
+    read = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(cfg))) - set(Settings.__dataclass_fields__)
+    own = {key: value for key, value in config.items() if key in read}
+    return own | check_settings(Settings, {key: value for key, value in config.items() if key not in own})
 
 
 def build(config: Mapping[str, Any], **given: Any) -> Parts:

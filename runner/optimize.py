@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Int
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from runner.objective import Loss, evaluate
 from runner.protocols import Generator
+from runner.ranges import Limit, OneOf, Positive, Rates, Repeats, Steps
 from runner.types import Anchor, Controls, Found, Objective, Scene, Schedules, Start, UserError
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
@@ -31,8 +32,8 @@ class Stop:
     """Enough is reached when in `times` evaluations in a row each term of the objective was under its bound in `below`;
     an objective with a term that has no bound never has enough."""
 
-    times: int
-    below: dict[str, float]
+    times: Repeats
+    below: Mapping[str, Limit]
 
     def __call__(self, history: Sequence[Mapping[str, Sequence[float]]], i: int) -> bool:
         """Whether sample i has enough, by its last evaluations."""
@@ -53,14 +54,14 @@ class Descent:
     number format of the networks that see augmented views, None for their own."""
 
     method: Callable[..., torch.optim.Optimizer]
-    steps: int
-    lr: dict[str, float]
-    min_lr: dict[str, float] | None
-    clip: float | None
+    steps: Steps
+    lr: Rates
+    min_lr: Rates | None
+    clip: Positive | None
     keep_norm: bool
     stop: Stop | None
     project: Project = unprojected
-    autocast: str | None = None
+    autocast: Annotated[str, OneOf(("bfloat16",))] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0:

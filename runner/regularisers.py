@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.pixels import GREY
+from runner.ranges import Blur, Count, Exponent, Fraction, NonNegative, Percent, Positive
 from runner.types import Scene, UserError
 from tasks.attack import within
 
@@ -34,13 +35,13 @@ class Update:
 Regulariser = Callable[[Tensor, Update], Tensor]
 
 
-def l2_decay(x: Float[Tensor, "... 3 h w"], update: Update, rate: float) -> Float[Tensor, "... 3 h w"]:
+def l2_decay(x: Float[Tensor, "... 3 h w"], update: Update, rate: Fraction) -> Float[Tensor, "... 3 h w"]:
     """Differences from grey multiplied by 1 − rate (Yosinski et al., 2015, θ_decay)."""
     return GREY + (1 - rate) * (x - GREY)
 
 
 def gaussian_blur(
-    x: Float[Tensor, "... 3 h w"], update: Update, width: float, every: int
+    x: Float[Tensor, "... 3 h w"], update: Update, width: Blur, every: Count
 ) -> Float[Tensor, "... 3 h w"]:  # fmt: skip
     """A Gaussian blur of standard deviation `width` in pixels at every so many updates, the picture mirrored at its
     border, so that its mean stays (Yosinski et al., 2015, θ_b_width and θ_b_every)."""
@@ -63,7 +64,7 @@ def blur_matrix(side: int, width: float) -> Float[Tensor, "s s"]:
 
 
 def clip_small_norm(
-    x: Float[Tensor, "... 3 h w"], update: Update, percentile: float
+    x: Float[Tensor, "... 3 h w"], update: Update, percentile: Percent
 ) -> Float[Tensor, "... 3 h w"]:  # fmt: skip
     """Pixels whose difference from grey is below this percentile of the picture's become grey (Yosinski et al., 2015,
     θ_n_pct); 0 for none."""
@@ -71,7 +72,7 @@ def clip_small_norm(
 
 
 def clip_small_contribution(
-    x: Float[Tensor, "... 3 h w"], update: Update, percentile: float
+    x: Float[Tensor, "... 3 h w"], update: Update, percentile: Percent
 ) -> Float[Tensor, "... 3 h w"]:  # fmt: skip
     """Pixels become grey that the objective would miss least, to first order |Σ_c (x − grey) · gradient|, below this
     percentile of the picture's (Yosinski et al., 2015, θ_c_pct); 0 for none."""
@@ -87,14 +88,14 @@ def _greyed(x: Tensor, sizes: Float[Tensor, "... h w"], percentile: float) -> Te
 
 
 def bounded_range(
-    x: Float[Tensor, "... 3 h w"], update: Update, bound: float
+    x: Float[Tensor, "... 3 h w"], update: Update, bound: Positive
 ) -> Float[Tensor, "... 3 h w"]:  # fmt: skip
     """No pixel further from grey than `bound`, L2 over its colours (Mahendran & Vedaldi, 2016, B+)."""
     away = x - GREY
     return GREY + away * (bound / away.norm(dim=-3, keepdim=True).clamp(min=1e-12)).clamp(max=1)
 
 
-def l2_ball(x: Float[Tensor, "... 3 h w"], update: Update, radius: float) -> Float[Tensor, "... 3 h w"]:
+def l2_ball(x: Float[Tensor, "... 3 h w"], update: Update, radius: NonNegative) -> Float[Tensor, "... 3 h w"]:
     """No picture further than `radius` from where it began, L2 over all its values."""
     return within(x, update.start, radius)
 
@@ -102,7 +103,7 @@ def l2_ball(x: Float[Tensor, "... 3 h w"], update: Update, radius: float) -> Flo
 # Penalties: the mean over a scene's pictures.
 
 
-def total_variation(scene: Scene, beta: float, unit: float) -> Float[Tensor, " b"]:
+def total_variation(scene: Scene, beta: Exponent, unit: Positive) -> Float[Tensor, " b"]:
     """Mean over the pixels of Σ_c (|∇x| / unit)^β, ∇ the differences to the next row and column (Mahendran & Vedaldi,
     2016, R_TVβ with unit V)."""
     x = scene.views
@@ -112,7 +113,7 @@ def total_variation(scene: Scene, beta: float, unit: float) -> Float[Tensor, " b
     return squares.pow(beta / 2).sum(dim=-3).mean(dim=(-2, -1)).mean(dim=1)
 
 
-def alpha_norm(scene: Scene, alpha: float, unit: float) -> Float[Tensor, " b"]:
+def alpha_norm(scene: Scene, alpha: Exponent, unit: Positive) -> Float[Tensor, " b"]:
     """Mean over the pixels of (|x − grey| / unit)^α, L2 over the colours (Mahendran & Vedaldi, 2016, R_α, unit B)."""
     squares = (scene.views - GREY).square().sum(dim=-3).clamp(min=SMOOTH) / unit**2
     return squares.pow(alpha / 2).mean(dim=(-2, -1)).mean(dim=1)

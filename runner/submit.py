@@ -30,12 +30,13 @@ from rich.console import Console
 from runner.files import write
 from runner.overview import collect, show
 from runner.run import BAD_INPUT, DONE, FAILED
+from runner.schema import check_settings
+from runner.settings import SubmitSettings
 from runner.submission import FILE, Submission, latest, read_submission
 from runner.types import UserError, first_line
 from runner.worker import Job
 
 SETTINGS = Path(__file__).resolve().parent.parent / "conf" / "submit.yaml"
-CLUSTERS = ("slurm", "local")
 WIDTH = 160  # letters of a table that goes to a file
 UNLIMITED = 10**6  # minutes; nobody would put a local job back into a queue
 
@@ -50,11 +51,7 @@ def settings_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     except (ConfigKeyError, ValidationError) as error:
         allowed = ", ".join(f"submit.{key}" for key in map(str, defaults))
         raise UserError(f"submit: {first_line(error)}; allowed are {allowed}") from error
-    if settings["cluster"] not in CLUSTERS:
-        raise UserError(f"submit.cluster={settings['cluster']}: allowed are {', '.join(CLUSTERS)}")
-    for key in ("workers", "minutes", "gb", "cpus"):
-        if not (isinstance(settings[key], int) and settings[key] >= 1):
-            raise UserError(f"submit.{key}={settings[key]}: allowed are whole numbers from 1 on")
+    settings = check_settings(SubmitSettings, settings, "submit.")
     return settings, [word for word in words if not word.startswith("submit.")]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from platformdirs import user_cache_dir, user_config_dir, user_data_dir
 
+from runner.ranges import Seconds
 from runner.types import UserError, first_line
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class WandbLogger:
     must never fall; problems of a batch, logged at the same step, share a row.
     """
 
-    def __init__(self, mode: str | None, project: str, entity: str | None, timeout: float) -> None:
+    def __init__(self, mode: str | None, project: str, entity: str | None, timeout: Seconds) -> None:
         """mode: one of `MODES`, None for what WANDB_MODE says or else offline; what cannot be online is offline,
         and says so; timeout: seconds to wait for the server when an attempt starts and ends."""
         if mode not in (*MODES, None):

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runner.protocols import Classifier
+from runner.ranges import NonNegative, Rate, Steps
 from tasks.units import Unit, activations
 
 
@@ -25,9 +26,9 @@ def within(
 class FeatureAttack:
     """radius: largest L2 distance from the picture, in [0, 1] units over all values; step: length of a step; steps."""
 
-    radius: float
-    step: float
-    steps: int
+    radius: NonNegative
+    step: Rate
+    steps: Steps
 
     def __call__(
         self, classifier: Classifier, image: Float[Tensor, "3 h w"], unit: Unit, sign: float

@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from runner.protocols import Captioner, Classifier, Painter, World
+from runner.ranges import DistanceWeights, OneOf
 from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.distances import distances
 from tasks.pictures import confidences, own_seed, readable, slug, unchanged
-from tasks.shares import averages, check_kept, object_region, share_within
+from tasks.shares import KEPT, averages, object_region, share_within
 from tasks.targets import known_label
 
 
@@ -38,8 +39,10 @@ class AttentionMaps:
 
     baseline = "none"
 
-    def __init__(self, keep: str, mask: str | None, weights: dict[str, float], captioner: Captioner) -> None:
-        self.keep, self.mask, self.weights, self.captioner = check_kept(keep), mask, weights, captioner
+    def __init__(
+        self, keep: Annotated[str, OneOf(KEPT)], mask: str | None, weights: DistanceWeights, captioner: Captioner
+    ) -> None:
+        self.keep, self.mask, self.weights, self.captioner = keep, mask, weights, captioner
         self.networks = ()
         self.schedules = {"inject": [0.0], "blend": [0.0]}  # the reconstruction is the inversion's alone
 

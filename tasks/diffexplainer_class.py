@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cache as memoised
 from itertools import islice, product
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from data.folder import square
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World  # fmt: skip
+from runner.ranges import Names, OneOf, PromptWeights, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures  # fmt: skip
 from tasks.pictures import at_least_one, compared, own_seed, slug, success_rate
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
@@ -37,8 +38,9 @@ class DiffExplainerClass:
     plain prompt; named: the class's plain prompt; weights: of the terms; baseline: see `runner.baselines`."""
 
     def __init__(
-        self, training: Dataset, objective: str, classes: Sequence[str] | None, feature: int, prompt: str, seeds: int,
-        images: int, named: str, weights: Mapping[str, float], captioner: Captioner, cache: Cache, baseline: str,
+        self, training: Dataset, objective: Annotated[str, OneOf(tuple(OBJECTIVES))], classes: Names | None,
+        feature: Repeats, prompt: str, seeds: Repeats, images: Repeats, named: str, weights: PromptWeights,
+        captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.asked = check_choice("task.objective", objective, OBJECTIVES)
         self.feature, self.seeds = at_least_one("task.feature", feature), at_least_one("task.seeds", seeds)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from data.selection import check_choice
 from runner.protocols import Classifier, World
+from runner.ranges import Fraction, Names, NonNegative, OneOf, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
 from tasks.edits import prompt_of
 from tasks.pictures import at_least_one, compared, probabilities, slug, success_by
@@ -40,8 +42,9 @@ class Disagreement:
     a success; validate: where real pictures are looked for, None for nowhere."""
 
     def __init__(
-        self, rival: Classifier, mode: str, margin: float, classes: Sequence[str] | None, directions: Sequence[str],
-        seeds: int, starts: int, words: str | Sequence[str], phrases: Sequence[str] | None, prompt: str, gap: float,
+        self, rival: Classifier, mode: Annotated[str, OneOf(tuple(GAPS))], margin: NonNegative, classes: Names | None,
+        directions: Annotated[Sequence[Annotated[str, OneOf(tuple(DIRECTIONS))]], MinLen(1)], seeds: Repeats,
+        starts: Repeats, words: str | Names, phrases: Names | None, prompt: str, gap: Fraction,
         baseline: str, validate: Retrieval | None,
     ) -> None:  # fmt: skip
         self.mode, self.margin = check_choice("task.mode", mode, GAPS), margin

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from runner.protocols import Captioner, Classifier, World
+from runner.ranges import DistanceWeights, OneOf
 from runner.types import Anchor, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import Flip
 from tasks.gradients import Augmentation, input_gradient, shown, whole
 from tasks.pictures import confidences, own_seed, readable, slug, unchanged
-from tasks.shares import averages, check_kept, object_region, share_within
+from tasks.shares import KEPT, averages, object_region, share_within
 from tasks.targets import Choice, Rule, count_of, known_label, targets
 
 PLAIN = "none"  # the name of the picture itself as the only view
@@ -29,12 +30,12 @@ class InputGradients:
     baseline = "none"
 
     def __init__(
-        self, target: Rule, keep: str, mask: str | None, augmentations: Mapping[str, Augmentation],
-        weights: dict[str, float], captioner: Captioner,
+        self, target: Rule, keep: Annotated[str, OneOf(KEPT)], mask: str | None,
+        augmentations: Mapping[str, Augmentation], weights: DistanceWeights, captioner: Captioner,
     ) -> None:  # fmt: skip
         if PLAIN in augmentations:
             raise UserError(f"task.augmentations.{PLAIN}: is the picture itself, give the augmentation another name")
-        self.augmentations, self.target, self.keep, self.mask = augmentations, target, check_kept(keep), mask
+        self.augmentations, self.target, self.keep, self.mask = augmentations, target, keep, mask
         self.weights, self.captioner = weights, captioner
         self.networks = ()
         self.schedules = {"inject": [0.0], "blend": [0.0]}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from runner.ranges import Directions, Keep, NonNegative, Positive, Schedule, Units, UnitWeights
 from runner.types import Anchor, Objective, Pictures, Problem
 from tasks.attack import FeatureAttack
 from tasks.cam import HiResCam
@@ -57,9 +58,9 @@ class NeuronCf:
     beside; cam: tells where units look; weights: of the objective's terms; cache: keeps what was computed."""
 
     def __init__(
-        self, training: Dataset, units: str | int | list[str | int], label: str | None, directions: Sequence[str],
-        keep: str, mask: str | None, moved: float, enough: float | None, attack: FeatureAttack, cam: HiResCam,
-        weights: dict[str, float], schedules: dict[str, list[float]], surroundings: Surroundings,
+        self, training: Dataset, units: Units, label: str | None, directions: Directions,
+        keep: Keep, mask: str | None, moved: NonNegative, enough: Positive | None, attack: FeatureAttack, cam: HiResCam,
+        weights: UnitWeights, schedules: Schedule, surroundings: Surroundings,
         captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.training, self.units, self.label, self.keep, self.mask = training, units, label, keep, mask

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.folder import square
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from runner.ranges import Positive, Repeats, Units
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
 from tasks.pictures import at_least_one, compared, own_seed, slug, success_rate
 from tasks.ranking import choose_units, kept, rank
@@ -41,8 +42,8 @@ class NeuronVis:
     cache: keeps rankings and the words' pictures; baseline: see `runner.baselines`."""
 
     def __init__(
-        self, training: Dataset, units: str | int | list[str | int], top: int, words: int, samples: int, prompt: str,
-        seeds: int, enough: float | None, captioner: Captioner, cache: Cache, baseline: str,
+        self, training: Dataset, units: Units, top: Repeats, words: Repeats, samples: Repeats, prompt: str,
+        seeds: Repeats, enough: Positive | None, captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         for key, count in {"words": words, "samples": samples, "seeds": seeds}.items():
             at_least_one(f"task.{key}", count)

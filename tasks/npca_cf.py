@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cache as memoised
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from runner.ranges import ComponentWeights, Directions, Index, Keep, NonNegative, OneOf, Positive, Repeats, Schedule
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
 from tasks.components import Components, components, contribution, read_components
 from tasks.distances import distances
@@ -53,9 +54,10 @@ class NpcaCf:
     `training`; these and the rest as in `neuron_cf.NeuronCf`."""
 
     def __init__(
-        self, training: Dataset, components: str | dict[str, list[int]] | None, start: str, images: int,
-        directions: Sequence[str], keep: str, mask: str | None, moved: float, enough: float | None, prompt: str,
-        weights: dict[str, float], schedules: dict[str, list[float]], surroundings: Surroundings,
+        self, training: Dataset, components: str | dict[str, list[Index]] | None,
+        start: Annotated[str, OneOf(STARTS)], images: Repeats, directions: Directions, keep: Keep, mask: str | None,
+        moved: NonNegative, enough: Positive | None, prompt: str,
+        weights: ComponentWeights, schedules: Schedule, surroundings: Surroundings,
         captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.start = check_choice("task.start", start, STARTS)

@@ -13,6 +13,7 @@ from torch import Tensor
 from data.folder import square
 from data.selection import digest_of
 from runner.protocols import Cache, Classifier, Dataset, Embedder
+from runner.ranges import Pixels, Repeats
 from runner.types import Pictures, UserError
 from tasks.pictures import probabilities
 from tasks.ranking import cached, chunks
@@ -24,7 +25,7 @@ class Retrieval:
     """dataset: the real pictures; clip: embeds them; nearest: how many are looked for; side: px at which they are
     shown; cache: keeps their embeddings."""
 
-    def __init__(self, dataset: Dataset, clip: Embedder, nearest: int, side: int, cache: Cache) -> None:
+    def __init__(self, dataset: Dataset, clip: Embedder, nearest: Repeats, side: Pixels, cache: Cache) -> None:
         if not 1 <= nearest <= len(dataset):
             raise UserError(f"task.validate.nearest={nearest}: allowed are 1 … {len(dataset)}, the pictures there are")
         if len(dataset) > EXACT and importlib.util.find_spec("faiss") is None:

@@ -9,16 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.selection import check_choice
 from runner.types import Pictures
 
 # What has to be kept for the mask to show the object: it frees the object, or all but the object.
 KEPT = ("background", "foreground")
-
-
-def check_kept(keep: str) -> str:
-    """`task.keep`, if there is a mask then. Raises UserError otherwise."""
-    return check_choice("task.keep", keep, KEPT)
 
 
 def object_region(pictures: Pictures, keep: str) -> Float[Tensor, "1 h w"]:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from torch import Tensor
 
 from data.salient_imagenet import Annotations
 from data.selection import NamedFiles, check_choice
 from runner.protocols import Cache, Classifier, Dataset, TextSegmenter, World  # fmt: skip
+from runner.ranges import Fraction, Names, NonNegative, OneOf, PromptWeights, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures, UserError  # fmt: skip
 from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, interval, verdict
 from tasks.audited import audited_classes, audited_features, known_of
@@ -48,9 +50,10 @@ class SpuriousAudit:
     typical activation below which its prompt's pictures show nothing of it; weights: of the terms."""
 
     def __init__(
-        self, training: Dataset, classes: Sequence[str] | str | None, features: int, labels: Annotations | None,
-        objectives: Sequence[str], prompt: str, segmenter: TextSegmenter, delta: float, calibration: Sequence[str],
-        reached: float, weights: Mapping[str, float], cache: Cache, baseline: str,
+        self, training: Dataset, classes: Names | str | None, features: Repeats, labels: Annotations | None,
+        objectives: Annotated[Sequence[Annotated[str, OneOf(tuple(OBJECTIVES))]], MinLen(1)], prompt: str,
+        segmenter: TextSegmenter, delta: Fraction, calibration: Sequence[str], reached: NonNegative,
+        weights: PromptWeights, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         if not objectives:
             raise UserError(f"task.objectives=[]: name at least one of {', '.join(OBJECTIVES)}")

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runner.protocols import Cache, World
+from runner.ranges import Names, Repeats
 from runner.types import Edit, UserError, article, finite
 from tasks.edits import replace_phrase, replace_phrases
 from tasks.pictures import at_least_one
@@ -28,9 +29,9 @@ class Surroundings:
     these, with {phrase} for the class and what stands behind it.
     """
 
-    phrases: Sequence[Sequence[str]] | None
+    phrases: Sequence[Names] | None
     redraw: bool
-    samples: int
+    samples: Repeats
     prompt: str
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from runner.protocols import Classifier, Dataset, World
+from runner.ranges import Names
 from runner.types import Example, UserError, finite
 
 
@@ -78,7 +79,7 @@ RULES: dict[str, Callable[[Choice], list[str]]] = {
 }  # fmt: skip
 
 
-Rule = str | Sequence[str]  # a rule's name, a class, or several classes
+Rule = str | Names  # a rule's name, a class, or several classes
 
 
 def count_of(rule: Rule, labels: Sequence[str]) -> int | None:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Embedder, World
+from runner.ranges import EditWeights, Keep, Keys, OneOf, Positive, Repeats
 from runner.types import Anchor, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
@@ -42,8 +43,10 @@ class Uvce:
     25, w_PX = 250 in D.1.5); baseline: see `runner.baselines`; cache: keeps the words' pictures."""
 
     def __init__(
-        self, mode: str, target: Rule, attribute: dict[str, str], temperature: float | None, keep: str,
-        mask: str | None, seeds: int, baseline: str, weights: dict[str, float], surroundings: Surroundings,
+        self, mode: Annotated[str, OneOf(tuple(QUESTIONS))], target: Rule,
+        attribute: Annotated[Mapping[str, str], Keys(("source", "target", "words"))],
+        temperature: Positive | None, keep: Keep, mask: str | None, seeds: Repeats, baseline: str, weights: EditWeights,
+        surroundings: Surroundings,
         captioner: Captioner, prompt: str, cache: Cache,
     ) -> None:  # fmt: skip
         self.mode = check_choice("task.mode", mode, QUESTIONS)

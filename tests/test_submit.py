@@ -45,8 +45,8 @@ def test_words_are_the_jobs_or_run_pys() -> None:
     [
         ("submit.worker=3", "allowed are submit.cluster, submit.workers"),
         ("submit.cluster=pbs", "submit.cluster=pbs: allowed are slurm, local"),
-        ("submit.workers=0", "submit.workers=0: allowed are whole numbers from 1 on"),
-        ("submit.minutes=1.5", "submit.minutes=1.5: allowed are whole numbers from 1 on"),
+        ("submit.workers=0", "submit.workers=0: allowed are whole numbers from 1 to"),
+        ("submit.minutes=1.5", "submit.minutes=1.5: allowed are whole numbers from 1 to"),
     ],
 )
 def test_what_does_not_fit_ends_in_one_line(word: str, said: str, capfd: Capture) -> None:

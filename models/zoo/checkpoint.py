@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.hub import NEEDS_NONE
+from runner.ranges import AnyText
 from runner.types import UserError, first_line
 
 # `{from: pattern, to: replacement}` renames, `{drop: pattern}` leaves out; patterns are regular expressions.
-Rule = Mapping[str, str]
+Rule = Mapping[str, AnyText]
 # Mean and standard deviation per RGB channel, of pictures in [0, 1].
 Normalisation = tuple[list[float], list[float]]
 

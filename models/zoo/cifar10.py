@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.cifar_resnet import DEPTHS, CifarResNet
+from models.cifar_resnet import CifarResNet
 from models.classifier import ImageClassifier
 from models.hub import NEEDS_NONE
 from runner.types import UserError
@@ -18,7 +19,7 @@ LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def cifar10_resnet(path: str, depth: int, sha256: str) -> ImageClassifier:
+def cifar10_resnet(path: str, depth: Literal[20, 32, 44, 56, 110], sha256: str) -> ImageClassifier:
     """A published CIFAR-10 ResNet (option A) of akamaster/pytorch_resnet_cifar10.
 
     path: the `.th` file, or the folder that holds `resnet<depth>-*.th`; sha256: what the file must hash to.
@@ -32,8 +33,6 @@ def cifar10_resnet(path: str, depth: int, sha256: str) -> ImageClassifier:
             f"{key}: {file} is not there; `python scripts/fetch_weights.py fetch cifar10_resnet{depth}` gets it; "
             + NEEDS_NONE
         )
-    if depth not in DEPTHS:
-        raise UserError(f"classifier.depth={depth}: allowed are {', '.join(map(str, DEPTHS))}")
     data = file.read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise UserError(f"{key}: SHA-256 of {file} is {found}, expected {sha256}; fetch it again")

@@ -15,14 +15,15 @@ from torch import nn
 from models.classifier import ImageClassifier, ask_timm
 from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
+from runner.ranges import Names, Normalization, Pixels
 from runner.types import UserError
 
 SIZE = 224  # px
 
 
 def convstem_classifier(
-    name: str, channels: int, checkpoint: str, inside: Sequence[str], keys: Sequence[Rule], mean: Sequence[float],
-    std: Sequence[float], labels: str | Sequence[str], domain: str,
+    name: str, channels: Pixels, checkpoint: str, inside: Sequence[str], keys: Sequence[Rule], mean: Normalization,
+    std: Normalization, labels: str | Names, domain: str,
 ) -> ImageClassifier:  # fmt: skip
     """A vision transformer of timm with a convolutional stem in the place of its patches, from a file of weights.
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from models.classifier import ImageClassifier, ask_logits
+from models.classifier import INTERPOLATIONS, ImageClassifier, ask_logits
 from models.zoo.labels import read_labels
 from models.zoo.sources import identified
+from runner.ranges import Names, Normalization, OneOf, Pixels
 from runner.types import UserError, first_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +34,8 @@ _OTHERS = (
 
 
 def callable_classifier(
-    target: str | Callable[..., Any], labels: str | Sequence[str], size: int, mean: Sequence[float],
-    std: Sequence[float], interpolation: str, domain: str | None, output: str | None = None,
+    target: str | Callable[..., Any], labels: str | Names, size: Pixels, mean: Normalization, std: Normalization,
+    interpolation: Annotated[str, OneOf(INTERPOLATIONS)], domain: str | None, output: str | None = None,
     files: Sequence[str] = (),
 ) -> ImageClassifier:  # fmt: skip
     """The user's own network.

@@ -74,12 +74,6 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
     assert total == 5 and [p.name for p in found] == [p.name for p in pose(task())[0][:limit]]
 
 
-@pytest.mark.parametrize("keep", ["all", "none", "middle"])
-def test_without_a_mask_nothing_could_be_measured(keep: str) -> None:
-    with pytest.raises(UserError, match=rf"^task\.keep={keep}: allowed are background, foreground$"):
-        task(keep=keep)
-
-
 def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
     data = Pictures([colour(0, 0, 0)], ["heron"])
     with pytest.raises(UserError, match=r"data\.label=heron: no class of the classifier"):

@@ -1,0 +1,378 @@
+"""Whether a configuration's values are of the types and in the ranges that their readers state.
+
+What a node's `_target_` is called with is stated by its signature, what the runner itself reads by `Settings`; ranges
+are those of `runner.ranges`. A signature of another package may state nothing: of it only the names are checked.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from functools import cache, reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
+from hydra.utils import get_object
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from runner.ranges import Keys, OneOf, Section
+from runner.types import UserError
+
+# Keys of a node that are not its target's.
+HYDRAS_OWN = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
+# A loader that hands its further settings on: to what, and which arguments of that it fills in itself.
+HANDED_ON = {"models.diffusion.load": ("models.diffusion.LatentDiffusion", frozenset({"networks", "sampler"}))}
+OURS = ("data", "models", "runner", "tasks")  # packages whose signatures state their types
+SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
+MAPPINGS = (dict, collections.abc.Mapping)
+NONE = type(None)
+UNBOUNDED = (Ge(-1_000_000_000), Le(1_000_000_000))  # of a number whose signature states no range
+SHOWN = 60  # letters of a value
+LISTED = 16  # names that an error lists; of more, the nearest
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One wrong key or value, and what is said of it."""
+
+    key: str
+    said: str
+
+
+class Found(list[Wrong]):
+    """What is wrong of a configuration, in the order in which it was seen."""
+
+    def end(self) -> None:
+        """Raise UserError of the first of those that stand highest: what refers to a value has its fault as well."""
+        if self:
+            raise UserError(min(self, key=lambda wrong: wrong.key.count(".")).said)
+
+
+def check_settings(kind: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings that a dataclass names, and every node below them, with numbers for texts made texts.
+
+    Raises UserError, in one line with the key, the value and what is allowed, for an unknown or a missing key and for a
+    value of the wrong type or out of its range.
+    """
+    found = Found()
+    checked = _fields(_Signature.of(kind, partial=False), given, prefix, found)
+    found.end()
+    return checked
+
+
+def allowed(annotation: Any) -> str:
+    """What an annotation allows, in words."""
+    base, facts = _unpacked(annotation)
+    options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
+    if options or get_origin(base) is Literal:
+        return ", ".join(map(str, options or get_args(base)))
+    if _is_union(base):
+        return " or ".join(dict.fromkeys(allowed(part) for part in _lists_last(get_args(base))))
+    if base in (int, float):
+        return " ".join(["whole numbers" if base is int else "numbers", *_ends(facts or UNBOUNDED)])
+    if get_origin(base) in (*SEQUENCES, tuple):
+        return _allowed_of_list(base, facts)
+    if get_origin(base) in MAPPINGS:
+        key, value = get_args(base)
+        names = f" of {allowed(key)}" if _unpacked(key)[1] else ""
+        return f"{{name: value}}{names} with {allowed(value)}"
+    if _is_text(base):
+        return "texts" if _may_be_empty(facts) else "texts that are not empty"
+    return {bool: "true and false", NONE: "null"}.get(base, "a part, {_target_: …}")
+
+
+def near(name: str, names: Sequence[str]) -> str:
+    """The names that are allowed in place of one that is not; of many, those that are nearest to it."""
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.6)
+    if len(names) <= LISTED:
+        meant = f"did you mean {close[0]}? " if close else ""
+        return f"{meant}allowed are {', '.join(names) or 'none'}"
+    return f"near ones are {', '.join(close)}" if close else f"allowed are {', '.join(names[:LISTED])} …"
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a command, cut to what a line can hold."""
+    words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = " ".join(words.split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What can be given by name: annotations by name, those that have to be, and whether any other name can be."""
+
+    annotations: Mapping[str, Any]
+    required: frozenset[str]
+    open: bool
+
+    @staticmethod
+    def of(target: Callable[..., Any], partial: bool) -> _Signature:
+        """Of a function or class; of a partial call what has a range is required: callers fill in the other rest."""
+        parameters = inspect.signature(target).parameters
+        hints = _hints(target)
+        names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        annotations = {name: hints.get(name, Any) for name in names}
+        wanted = [n for n in names if parameters[n].default is inspect.Parameter.empty]
+        required = [n for n in wanted if not partial or _unpacked(annotations[n])[1]]
+        return _Signature(annotations, frozenset(required), any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
+
+    @staticmethod
+    def of_node(path: str, partial: bool) -> _Signature:
+        """Of what a node names. Raises UserError, without a key, if there is none."""
+        own = _Signature.of(_located(path), partial)
+        if path not in HANDED_ON:
+            return own
+        end, filled = HANDED_ON[path]
+        other = _Signature.of(_located(end), partial)
+        annotations = {name: hint for name, hint in other.annotations.items() if name not in filled}
+        return _Signature({**annotations, **own.annotations}, own.required | (other.required - filled), False)
+
+
+def _located(path: str) -> Callable[..., Any]:
+    try:
+        found = get_object(path)
+    except Exception as error:  # whatever importing somebody's module raises
+        raise UserError(f"cannot be found ({str(error).splitlines()[0]})") from error
+    if not callable(found):
+        raise UserError("cannot be called; wanted is a function or a class")
+    return typing.cast(Callable[..., Any], found)
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations by name; none where another package's name what only a type checker imports."""
+    source: Any = target if is_dataclass(target) or not inspect.isclass(target) else target.__init__
+    try:
+        return typing.get_type_hints(source, include_extras=True)
+    except (NameError, TypeError):
+        assert source.__module__.split(".")[0] not in OURS, source
+        return {}
+
+
+_of_node = cache(_Signature.of_node)
+
+
+def _node(node: Mapping[str, Any], key: str, found: Found) -> dict[str, Any]:
+    """A node whose values are checked."""
+    try:
+        signature = _of_node(str(node["_target_"]), bool(node.get("_partial_", False)))
+    except UserError as error:
+        found.append(Wrong(f"{key}._target_", f"{key}._target_={shown(node['_target_'])}: {error}"))
+        return dict(node)
+    own = {name: value for name, value in node.items() if name in HYDRAS_OWN}
+    rest = {name: value for name, value in node.items() if name not in HYDRAS_OWN}
+    return {**own, **_fields(signature, rest, f"{key}.", found)}
+
+
+def _fields(signature: _Signature, given: Mapping[str, Any], prefix: str, found: Found) -> dict[str, Any]:
+    names = list(signature.annotations)
+    for name in signature.required - set(given):
+        said = f"{prefix}{name}: is missing; allowed are {allowed(signature.annotations[name])}"
+        found.append(Wrong(f"{prefix}{name}", said))
+    checked = {}
+    for name, value in given.items():
+        if name not in signature.annotations and not signature.open:
+            said = f"{prefix}{name}={shown(value)}: nothing reads this key; {near(str(name), names)}"
+            found.append(Wrong(f"{prefix}{name}", said))
+        else:
+            checked[name] = _value(value, signature.annotations.get(name, Any), f"{prefix}{name}", found)
+    return checked
+
+
+def _value(value: Any, annotation: Any, key: str, found: Found) -> Any:
+    """A value that is checked against its annotation, and below it every node against its own."""
+    parts = _parts(annotation)
+    if value == {} and NONE in parts and not any(get_origin(part) in MAPPINGS for part in parts):
+        return None  # an option `none` has no content
+    if isinstance(value, Mapping) and (signature := _signature_of(annotation)):
+        return _fields(signature, value, f"{key}.", found)
+    try:
+        value = _adapter(annotation).validate_python(value)
+    except ValidationError as error:
+        found.append(_wrong(value, annotation, key, error))
+    return _below(value, key, found)
+
+
+def _signature_of(annotation: Any) -> _Signature | None:
+    """What a mapping of stated keys holds, None where its keys are not stated."""
+    base, facts = _unpacked(annotation)
+    for fact in facts:
+        if isinstance(fact, Keys):
+            return _Signature(dict.fromkeys(fact.names, get_args(base)[1]), frozenset(fact.names), False)
+    sections = [part for part in _parts(annotation) if inspect.isclass(part) and issubclass(part, Section)]
+    return _Signature.of(sections[0], partial=False) if sections else None
+
+
+def _below(value: Any, key: str, found: Found) -> Any:
+    """A value with every node in it checked."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _node(value, key, found)
+        return {name: _below(inner, f"{key}.{name}", found) for name, inner in value.items()}
+    return [_below(inner, f"{key}[{i}]", found) for i, inner in enumerate(value)] if isinstance(value, list) else value
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_strict(annotation))
+
+
+def _strict(annotation: Any) -> Any:
+    """The annotation as YAML's values can meet it, and pydantic check them: nothing is taken for something else but a
+    whole number for a number, and digits for the text that they write."""
+    base, facts = _unpacked(annotation)
+    options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
+    if options:
+        return Literal[options]
+    facts = facts or (UNBOUNDED if base in (int, float) else ())
+    facts = tuple(fact for fact in facts if not isinstance(fact, Keys))
+    return reduce(lambda kind, fact: Annotated[kind, fact], facts, _strict_base(base, facts))
+
+
+def _strict_base(base: Any, facts: Sequence[Any]) -> Any:
+    parts = [_strict(part) for part in _texts_last(get_args(base))] if get_origin(base) is not Literal else []
+    if base in (Any, object, NONE) or get_origin(base) is Literal:
+        return base
+    if _is_union(base):
+        others = [part for part in dict.fromkeys(parts) if part is not NONE]
+        chosen = Annotated[reduce(or_, others), Field(union_mode="left_to_right")] if len(others) > 1 else others[0]
+        return chosen | None if NONE in parts else chosen
+    if base in (int, bool):
+        return Annotated[base, Strict()]
+    if base is float:
+        return Annotated[float, Strict(), AllowInfNan(False)]
+    if get_origin(base) is tuple:
+        return Annotated[list[parts[0]], Len(len(parts), len(parts))]  # type: ignore[valid-type]
+    if get_origin(base) in SEQUENCES:
+        return list[parts[0]]  # type: ignore[valid-type]
+    if get_origin(base) in MAPPINGS:
+        key, value = (_strict(part) for part in get_args(base))
+        return dict[key, value]  # type: ignore[valid-type]
+    if _is_text(base):
+        checks = () if _may_be_empty(facts) else (AfterValidator(_filled),)
+        return Annotated[str, Strict(), BeforeValidator(_digits), *checks]
+    return Annotated[Any, AfterValidator(_is_node)]
+
+
+def _digits(value: Any) -> Any:
+    """A number as the text that was written, where that is certain: a class may be called 7."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool) and repr(value).strip("-.0123456789") == ""
+    return repr(value) if plain else value
+
+
+def _may_be_empty(facts: Sequence[Any]) -> bool:
+    return any(isinstance(fact, MinLen) and fact.min_length == 0 for fact in facts)
+
+
+def _filled(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("empty", "is empty")
+    return value
+
+
+def _is_node(value: Any) -> Any:
+    if not (isinstance(value, Mapping) and "_target_" in value):
+        raise PydanticCustomError("part", "is no part")
+    return value
+
+
+def _unpacked(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An annotation without its metadata, and these."""
+    if get_origin(annotation) is Annotated:
+        base, *facts = get_args(annotation)
+        return base, tuple(facts)
+    return annotation, ()
+
+
+def _is_union(base: Any) -> bool:
+    return get_origin(base) in (Union, types.UnionType)
+
+
+def _is_text(base: Any) -> bool:
+    return base in (str, Path)
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    base, _ = _unpacked(annotation)
+    return get_args(base) if _is_union(base) else (base,)
+
+
+def _texts_last(parts: Sequence[Any]) -> list[Any]:
+    """In the order in which a value is tried: a number is one before it is a text."""
+    return sorted(parts, key=lambda part: _is_text(_unpacked(part)[0]))
+
+
+def _lists_last(parts: Sequence[Any]) -> list[Any]:
+    """In the order in which they are told."""
+    return sorted(parts, key=lambda part: (part is NONE, get_origin(_unpacked(part)[0]) is not None))
+
+
+def _ends(facts: Sequence[Any]) -> Iterator[str]:
+    """The ends of a range, in words."""
+    words = {Ge: "from {}", Gt: "above {}", Le: "to {}", Lt: "to below {}"}
+    if any(isinstance(fact, Gt) for fact in facts):
+        words[Le] = "and up to {}"
+    for kind, text in words.items():
+        for fact in facts:
+            if isinstance(fact, kind):
+                yield text.format(getattr(fact, kind.__name__.lower()))
+
+
+def _allowed_of_list(base: Any, facts: Sequence[Any]) -> str:
+    """What a list can hold, in words."""
+    inner = allowed(get_args(base)[0])
+    lengths = [fact for fact in facts if isinstance(fact, Len) and fact.max_length is not None]
+    count = len(get_args(base)) if get_origin(base) is tuple else lengths[0].max_length if lengths else None
+    least = "at least one of " if any(isinstance(fact, MinLen) and fact.min_length for fact in facts) else ""
+    return f"lists [a, b] of {f'{count} ' if count else least}{inner}"
+
+
+def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Wrong:
+    """What pydantic found, where it lies deepest, in this project's words."""
+    paths = [_walked(value, line["loc"]) for line in error.errors(include_url=False, include_context=False)]
+    path, name = max(paths, key=lambda path: len(path[0]))
+    for step in path:
+        value, annotation = value[step], _inner(annotation, step)
+        key += f"[{step}]" if isinstance(step, int) else f".{step}"
+    if name is not None:
+        names = next(fact.values for fact in _unpacked(get_args(_unpacked(annotation)[0])[0])[1])
+        return Wrong(key, f"{key}.{name}={shown(value[name])}: nothing reads this key; {near(name, names)}")
+    text = any(_is_text(_unpacked(part)[0]) for part in _parts(annotation)) and isinstance(value, (bool, float))
+    quoting = f"; a text of these letters is written {key}=\"'{shown(value)}'\"" if text else ""
+    return Wrong(key, f"{key}={shown(value)}: allowed are {allowed(annotation)}{quoting}")
+
+
+def _walked(value: Any, loc: Sequence[Any]) -> tuple[list[Any], str | None]:
+    """The steps of pydantic's path that lead into the value (others name members of unions), and the key that is wrong
+    in itself, if that is what is wrong."""
+    steps: list[Any] = []
+    for i, step in enumerate(loc):
+        if isinstance(value, Mapping) and step in value:
+            if loc[i + 1 :] == ("[key]",):
+                return steps, str(step)
+        elif not (isinstance(value, list) and isinstance(step, int)):
+            continue
+        steps.append(step)
+        value = value[step]
+    return steps, None
+
+
+def _inner(annotation: Any, step: Any) -> Any:
+    """The annotation of what lies at a step into a value."""
+    wanted = (*SEQUENCES, tuple) if isinstance(step, int) else MAPPINGS
+    base = next(_unpacked(part)[0] for part in _parts(annotation) if get_origin(_unpacked(part)[0]) in wanted)
+    return get_args(base)[-1] if get_origin(base) in MAPPINGS else get_args(base)[0]
