@@ -68,6 +68,14 @@ def read(path: Path) -> bytes:
         raise Damaged(f"cannot be read: {error.strerror}") from error
 
 
+def read_text(path: Path) -> str | None:
+    """A file's text, None where there is none that can be read."""
+    try:
+        return read(path).decode()
+    except (FileNotFoundError, Damaged, UnicodeDecodeError):
+        return None
+
+
 def set_aside(path: Path, why: object) -> None:
     """Rename what is damaged, so that it can be made again, and say so in a line; where another process was faster,
     nothing is left to do. Raises Unwritable."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.report import parse_json, read_config
+from runner.report import read_config, read_object, read_results
 from runner.types import UserError
 
 Record = Mapping[str, Any]  # a line of results.jsonl
@@ -42,11 +42,12 @@ class Run:
         path = self.folder / "summary.json"
         if not path.is_file():
             raise UserError(f"{path}: is missing; run the same command again")
-        return parse_json(path.read_text(encoding="utf-8"), str(path))
+        return read_object(path)
 
 
 def read_run(folder: Path) -> Run:
-    """A run folder's configuration and results. Raises UserError if they are not there or cannot be read."""
+    """A run folder's configuration and results; a damaged result is left out, and told. Raises UserError if they are
+    not there or cannot be read."""
     for name in ("config.yaml", "results.jsonl"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no run folder, {name} is missing; {WANTED}")
@@ -54,8 +55,7 @@ def read_run(folder: Path) -> Run:
     task = config["task"].get("_target_") if isinstance(config.get("task"), Mapping) else None
     if not isinstance(task, str) or "." not in task:
         raise UserError(f"{folder / 'config.yaml'}: names no task; {WANTED}")
-    lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [parse_json(line, f"{folder / 'results.jsonl'}, line {i}") for i, line in enumerate(lines, start=1)]
+    records = list(read_results(folder / "results.jsonl"))
     if not records:
         raise UserError(f"{folder}: holds no results yet; the same command continues the run")
     return Run(folder, task.split(".")[-2], config, records)

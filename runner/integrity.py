@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from runner.files import Damaged, read
@@ -21,6 +22,21 @@ from runner.files import Damaged, read
 LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
 READERS = 8  # files that are read at once
 RESULT, FAILURE = "result.json", "failure.json"
+
+Confidences = dict[str, float | None]
+
+
+class Line(BaseModel):
+    """What every reader of results goes by; tasks add to it."""
+
+    name: str
+    images: dict[str, str] = {}
+    history: list[dict[str, Any]] = []
+    loss: float | Confidences | None = None
+    warnings: list[str] = []
+    confidence_before: Confidences | None = None
+    confidence_start: Confidences | None = None
+    confidence_after: Confidences | None = None
 
 
 def with_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +51,19 @@ def parse_result(data: bytes, name: str) -> dict[str, Any]:
     """A problem's result from its file's content. Raises Damaged if this is not what was written for it."""
     record = parse_object(data)
     if record.get("name") != name or record.get("digest") != _of_record(record):
+        raise Damaged("is not what was written")
+    return record
+
+
+def parse_line(data: bytes) -> dict[str, Any]:
+    """A line of a run's results. Raises Damaged if this is no result, or not what was measured."""
+    record = parse_object(data)
+    try:
+        Line.model_validate(record, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Damaged(f"is no result ({where}: {error.errors()[0]['msg']})") from error
+    if "digest" in record and record["digest"] != _of_record(record):
         raise Damaged("is not what was written")
     return record
 

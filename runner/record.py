@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.claims import Process
-from runner.files import Damaged, make_folder, read, remove, set_aside, write, writing
+from runner.files import Damaged, make_folder, read, read_text, remove, set_aside, write, writing
 from runner.integrity import (
     FAILURE,
     RESULT,
@@ -162,7 +162,7 @@ class RunFolder:
 
     def names(self) -> list[str]:
         """All problems that were ever asked for, in their order."""
-        return (_text(self.path / "problems.txt") or "").splitlines()
+        return (read_text(self.path / "problems.txt") or "").splitlines()
 
     def begun(self) -> Manifest | None:
         """The manifest with which the run began, with all problems that were ever asked for; None where there is none
@@ -194,7 +194,7 @@ class RunFolder:
 
     def noted_batch(self) -> int | None:
         """How many problems a batch has, where the first process chose it by its memory."""
-        text = (_text(self.path / "batch") or "").strip()
+        text = (read_text(self.path / "batch") or "").strip()
         return int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else None
 
     def note_batch(self, chosen: int) -> int:
@@ -319,11 +319,3 @@ class RunFolder:
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
-
-
-def _text(path: Path) -> str | None:
-    """A file's text, None where there is none that can be read."""
-    try:
-        return read(path).decode()
-    except (FileNotFoundError, Damaged, UnicodeDecodeError):
-        return None

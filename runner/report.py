@@ -17,18 +17,20 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy.stats import binomtest
 from yaml import YAMLError
 
 from runner.chart import Chart, charts, number
-from runner.files import write
+from runner.files import Damaged, read, write
+from runner.integrity import parse_line, parse_object
 from runner.tables import tables, words
 from runner.types import UserError, first_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
 FILES = ("config.yaml", "results.jsonl", "summary.json", "status.json")
+ANEW = "the run's own command writes it anew"
 SMALL = 160  # px; narrower pictures are enlarged with hard pixel edges
 
 # Keys of a result that have a place of their own on its card; what else is a plain value goes into a table.
@@ -151,7 +153,7 @@ def render(run_folder: Path) -> str:
     folder = run_folder.resolve()
     config = read_config(folder / "config.yaml")
     records = list(read_results(folder / "results.jsonl"))
-    status, summary = (_read_object(folder / name) for name in ("status.json", "summary.json"))
+    status, summary = (read_object(folder / name) for name in ("status.json", "summary.json"))
     cards = [_card(folder, record) for record in records]
     generator, _, classifier = folder.parent.name.partition("-")
     judged = [card.success for card in cards if card.success is not None]
@@ -220,15 +222,31 @@ def read_config(path: Path) -> Mapping[str, Any]:
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
 
 
-def _read_object(path: Path) -> Mapping[str, Any]:
-    return parse_json(_text(path) or "{}", str(path))
+def read_object(path: Path) -> Mapping[str, Any]:
+    """A JSON object of a run's folder, empty where there is no file. Raises UserError for any other content."""
+    try:
+        return parse_object(read(path))
+    except FileNotFoundError:
+        return {}
+    except Damaged as error:
+        raise UserError(f"{path}: {error}; {ANEW}") from error
 
 
 def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The finished problems of a run, none where there is no file."""
-    for i, line in enumerate(_text(path).splitlines(), start=1):
+    """The finished problems of a run, none where there is no file; a damaged line is left out, and told. Raises
+    UserError where the file as a whole cannot be read."""
+    try:
+        lines = read(path).split(b"\n")
+    except FileNotFoundError:
+        return
+    except Damaged as error:
+        raise UserError(f"{path}: {error}; {ANEW}") from error
+    for i, line in enumerate(lines, start=1):
         if line.strip():
-            yield parse_json(line, f"{path}, line {i}")
+            try:
+                yield parse_line(line)
+            except Damaged as error:
+                print(f"{path}, line {i}: {error}; left out, {ANEW}", file=sys.stderr)
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
@@ -278,8 +296,12 @@ def _picture(folder: Path, record: Mapping[str, Any], key: str, path: str) -> Pi
     file = (folder / path).resolve()
     if not file.is_relative_to(folder) or not file.is_file():
         return None
-    with Image.open(file) as image:
-        width, height = image.size
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except UnidentifiedImageError:
+        print(f"{file}: is no image; left out, {ANEW}", file=sys.stderr)
+        return None
     label = LABELS.get(key, words(key).capitalize())
     if key == "best" and "original" not in (record.get("images") or {}):
         label = "Result"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.claims import Claims, Process, is_running
+from runner.files import Damaged, read, read_text
+from runner.integrity import parse_failure, parse_object
 from runner.record import batch_span
-from runner.report import parse_json, read_config, read_results
+from runner.report import parse_json, read_config, read_object, read_results
 from runner.types import UserError
 
 FILE = "submission.json"
@@ -43,21 +46,24 @@ class Submission:
         if job in queued:
             return QUEUED.get(queued[job], "running")
         path = code_file(self.folder.parent, job)
-        if path.exists():
-            code = int(path.read_text())
-            return "done" if code == 0 else f"failed, exit code {code}"
+        if code := re.fullmatch("-?[0-9]{1,9}", (read_text(path) or "").strip()):
+            return "done" if int(code[0]) == 0 else f"failed, exit code {int(code[0])}"
         if self.cluster == "local" and is_running(int(job)):
             return "running"
         return "ended without a word"
 
     def runs(self) -> list[Run]:
-        """The runs that a job of it has worked at, in the order of their folders."""
+        """The runs that a job of it has worked at, in the order of their folders; a damaged one is left out, and
+        told."""
         found = {path.parent.parent for path in self.outputs.glob("*/*/*/attempts/*.json") if self._own(path)}
-        return [Run(folder) for folder in sorted(found)]
+        return [run for run in map(Run, sorted(found)) if run.legible()]
 
     def _own(self, attempt: Path) -> bool:
-        job = json.loads(attempt.read_text())["job"]
-        return job is not None and job.partition(".")[0] in self.jobs
+        try:
+            job = parse_object(read(attempt)).get("job")
+        except (FileNotFoundError, Damaged):
+            return False
+        return isinstance(job, str) and job.partition(".")[0] in self.jobs
 
 
 def code_file(submissions: Path, job: str) -> Path:
@@ -76,6 +82,14 @@ class Run:
         """Task, generator and classifier, and the key."""
         return "/".join(self.folder.parts[-3:])
 
+    def legible(self) -> bool:
+        """Whether its configuration and its summary can be read; says so where they cannot."""
+        try:
+            return bool(self.config) and self.summary is not None
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return False
+
     @cached_property
     def config(self) -> Mapping[str, Any]:
         return read_config(self.folder / "config.yaml")
@@ -86,21 +100,20 @@ class Run:
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
-        path = self.folder / "summary.json"
-        return parse_json(path.read_text(), str(path)) if path.exists() else {}
+        return read_object(self.folder / "summary.json")
 
     @cached_property
     def problems(self) -> dict[str, tuple[str, str]]:
         """Of each problem that is asked for one of `STATES`, and why it failed or who works at it."""
-        names = (self.folder / "problems.txt").read_text().splitlines()
+        names = (read_text(self.folder / "problems.txt") or "").splitlines()
         held = self._held(len(names))
         found = {}
         for i, name in enumerate(names):
             place = self.folder / "images" / name
             if (place / "result.json").exists():
                 found[name] = ("done", "")
-            elif (place / "failure.json").exists():
-                found[name] = ("failed", json.loads((place / "failure.json").read_text())["error"])
+            elif (failure := _failure(place)) is not None:
+                found[name] = ("failed", failure)
             else:
                 found[name] = ("running", held[i]) if i in held else ("pending", "")
         return found
@@ -117,6 +130,14 @@ class Run:
             if (holder := claims.holder(batch)) is not None and claims.silent(batch) < claims.lease:
                 held |= dict.fromkeys(range(*batch_span(batch)), holder.name)
         return {i: name for i, name in held.items() if i < count}
+
+
+def _failure(place: Path) -> str | None:
+    """Why a problem failed, None where nothing says so."""
+    try:
+        return str(parse_failure(read(place / "failure.json"), place.name)["error"])
+    except (FileNotFoundError, Damaged):
+        return None
 
 
 def read_submission(folder: Path) -> Submission:

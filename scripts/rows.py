@@ -157,7 +157,7 @@ def solved(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tup
     folder = RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests))
     if pending := [p.name for p in problems if not folder.done(p.name)]:
         raise UserError(f"{folder.path}: {len(pending)} of {len(problems)} problems have no answer")
-    records = {r["name"]: r for r in map(json.loads, (folder.path / "results.jsonl").read_text().splitlines())}
+    records = {record["name"]: record for record in folder.results([problem.name for problem in problems])}
     return tuple(_answer(problem, records.get(problem.name), folder.path) for problem in problems)
 
 

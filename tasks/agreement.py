@@ -59,8 +59,13 @@ def calibrated(runs: Sequence[str], digest: str) -> float:
     r, labels = [], []
     for folder in runs:
         results = Path(folder) / "results.jsonl"
-        lines = results.read_text().splitlines() if results.is_file() else []
-        records = [record for record in map(json.loads, lines) if record.get("label") and record["reached"]]
+        try:
+            lines = [json.loads(line) for line in results.read_bytes().splitlines()] if results.is_file() else []
+        except ValueError as error:
+            raise UserError(
+                f"task.calibration={folder}: {results.name} is not JSON; its command writes it anew"
+            ) from error
+        records = [record for record in lines if record.get("label") and record["reached"]]
         if not records:
             raise UserError(f"task.calibration={folder}: holds no labelled features; wanted is an audit's run folder")
         if any(record["network"] == digest for record in records):

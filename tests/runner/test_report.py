@@ -15,6 +15,7 @@ from PIL import Image
 from runner.chart import Chart, chart, number, ticks
 from runner.report import PAGE, Rate, main, percent, write_report
 from runner.types import UserError
+from tests import damage
 
 KEYS = ("start", "original", "best", "mask", "difference")
 NASTY = "</script><img src=x onerror=\"alert('1')\"> & co"
@@ -245,11 +246,34 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_report(tmp_path / "absent")
     folder = run_folder(tmp_path, [record(0)])
     page = write_report(folder).read_text()
-    with (folder / "results.jsonl").open("a") as file:
-        file.write('{"name": "tor')
-    assert main([str(folder)]) == 2
-    assert "results.jsonl, line 2: not JSON" in capsys.readouterr().err
-    assert (folder / PAGE).read_text() == page
+    with (folder / "results.jsonl").open("ab") as file:
+        file.write(b'{"name": "tor\n\xff\n{"name": 3}\n{"name": "x", "images": ["best.png"]}\n42\n')
+    capsys.readouterr()
+    assert main([str(folder)]) == 0 and (folder / PAGE).read_text() == page, "other results never suffer"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    told = ("is not JSON", "is not JSON", "is no result (name: ", "is no result (images: ", "is not a JSON object")
+    for i, (line, why) in enumerate(zip(lines, told, strict=True), start=2):
+        assert line.startswith(f"{folder / 'results.jsonl'}, line {i}: {why}") and "; left out, " in line
+
+
+def test_a_picture_that_is_none_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder(tmp_path, [record(0), record(1)])
+    broken = folder / record(0)["images"]["best"]
+    broken.write_bytes(b"")
+    write_report(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{broken}: is no image; left out, ")
+
+
+@pytest.mark.parametrize("harm", [damage.junk, damage.empty, damage.folder])
+@pytest.mark.parametrize("file", ["status.json", "summary.json"])
+def test_what_is_said_of_all_results_has_to_be_whole(tmp_path: Path, file: str, harm: damage.Harm) -> None:
+    folder = run_folder(tmp_path, [record(0)])
+    (folder / file).touch()
+    harm(folder / file)
+    with pytest.raises(UserError, match=f"{file}: is .*; the run's own command writes it anew"):
+        write_report(folder)
     assert main([]) == 2
 
 
