@@ -43,8 +43,21 @@ def with_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """A result with the digests of its files, by their paths within the run folder, and one of itself."""
     files = [*record.get("images", {}).values(), *([record["controls"]] if "controls" in record else [])]
     digests = {path: _digest((folder / path).read_bytes()) for path in files}
-    whole = json.loads(json.dumps({**record, "digests": digests}))  # as it will be read
+    return with_digest({**record, "digests": digests})
+
+
+def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record, as it will be read, with its digest."""
+    whole = json.loads(json.dumps(record))
     return {**whole, "digest": _of_record(whole)}
+
+
+def parse_with_digest(data: bytes) -> dict[str, Any]:
+    """A record without its digest. Raises Damaged if it is not what was written."""
+    record = parse_object(data)
+    if record.pop("digest", None) != _of_record(record):
+        raise Damaged("is not what was written")
+    return record
 
 
 def parse_result(data: bytes, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data.selection import LARGE, digest_of, digest_of_file, digest_of_pixels
 from runner.files import Damaged
+from runner.integrity import parse_with_digest, with_digest
 from runner.protocols import Classifier
 from runner.types import Edit, Problem, UserError
 
@@ -92,13 +93,13 @@ class Manifest:
 
     def text(self) -> str:
         """As it stands in its file."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(with_digest(asdict(self)), indent=1)
 
     @staticmethod
     def parse(content: bytes) -> Manifest:
         """What a file says. Raises Damaged if it is none."""
         try:
-            return _FORM.validate_json(content)
+            return _FORM.validate_python(parse_with_digest(content))
         except ValidationError as error:
             raise Damaged("is no manifest") from error
 

@@ -170,7 +170,7 @@ def render(run_folder: Path) -> str:
             config=_text(folder / "config.yaml"),
             state=STATES.get(state, state),
             reason=str(status.get("reason") or ""),
-            unseen=[str(line) for line in _read_object(folder / "manifest.json").get("unseen") or []],
+            unseen=[str(line) for line in read_object(folder / "manifest.json").get("unseen") or []],
             failed=int(status.get("failed") or 0),
             pending=int(status.get("pending") or 0),
             failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],

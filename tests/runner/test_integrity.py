@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ def run(tmp_path: Path) -> RunFolder:
         images = {key: f"images/{name}/{key}.png" for key in ("best", "mask")}
         for key, path in images.items():
             write_png(run.path / path, torch.full((3, 4, 4), i / 4 + len(key) / 8))
-        run.write_result(name, {"name": name, "images": images, "ranks": {1: 2, 10: 3, 2: math.nan}, "seconds": 1.5})
+        run.write_result(name, {"name": name, "images": images, "ranks": {1: 2, 10: 3, 2: 0.1}, "seconds": 1.5})
     run.write_failure("c", "step 1: is not finite")
     run.write_config(CONFIG)
     run.write_manifest(Manifest({name: {} for name in NAMES}, {}, []))
