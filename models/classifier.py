@@ -9,8 +9,7 @@ import difflib
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.fitness import check_answers, check_gradient, check_outputs, check_settings
+from models.layouts import Channels, Layout, Reading, halves
 from models.outputs import tensor_of, to_logits
+from models.taps import Address, as_it_is, calls, measuring, read_address, reading, tapped
 from runner.types import Head, Response, UserError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -46,15 +47,9 @@ def _tapping_the_last(network: Any, answer: Callable[[], Any]) -> tuple[Any, Ten
     linear = last_linear(network)
     if linear is None:
         return answer(), None
-    with tapped(network, [f"{linear}.in"]) as found:
+    with tapped(network, [f"{linear}.in"], as_it_is) as found:
         given = answer()
-    return given, found.get(f"{linear}.in")
-
-
-def ask_timm(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """A timm model: logits, and the input of its last linear layer."""
-    maps = network.forward_features(images)
-    return network.forward_head(maps), network.forward_head(maps, pre_logits=True)
+    return given, next(reversed(found.values()), None)
 
 
 def last_linear(network: Any) -> str | None:
@@ -62,33 +57,6 @@ def last_linear(network: Any) -> str | None:
     if not isinstance(network, nn.Module):
         return None
     return next((name for name, m in reversed(list(network.named_modules())) if isinstance(m, nn.Linear)), None)
-
-
-@contextmanager
-def tapped(network: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """While it lasts, what the named modules give is put under their names; under `<module>.in` what they are given."""
-    found: dict[str, Tensor] = {}
-    by_name = dict(network.named_modules())
-
-    def note(name: str, value: Any) -> Any:
-        """Keep the value and pass on a copy: later layers may write over what they are given."""
-        first, *rest = value if isinstance(value, (tuple, list)) else (value,)
-        found[name] = first
-        passed = first.clone() if isinstance(first, Tensor) else first
-        return (passed, *rest) if isinstance(value, (tuple, list)) else passed
-
-    handles = []
-    for name in modules:
-        if name.endswith(".in"):
-            module = by_name[name.removesuffix(".in")]
-            handles.append(module.register_forward_pre_hook(lambda _, given, name=name: note(name, given)))
-        else:
-            handles.append(by_name[name].register_forward_hook(lambda _, __, out, name=name: note(name, out)))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class ImageClassifier(nn.Module):
@@ -130,10 +98,13 @@ class ImageClassifier(nn.Module):
         self.digest = digest_of(network)
         self.recipe = repr((self.digest, size, tuple(mean), tuple(std), interpolation, output))
         self._linear = last_linear(network)
+        self._read: set[str] = set()
+        self._layouts: dict[str, Reading] = {}
         values = check_answers(self)
-        if not _explained_by_head(self):
+        linear = _made_by_last_linear(self)
+        if not linear or output not in (None, "logits"):
             self._linear = None
-        check_outputs(self, values, self._linear is not None)
+        check_outputs(self, values, linear)
         check_gradient(self)
 
     @property
@@ -158,50 +129,83 @@ class ImageClassifier(nn.Module):
         return tensor_of(self.ask(self.network, self.prepare(images))[0], self.name)
 
     def trace(self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
-        """The answer, and what the named modules give; `<module>.in` is what a module is given.
+        """The answer, and what the named modules give; `<module>.in` is what a module is given, `<module>#1` belongs to
+        the second of several calls.
 
-        Raises UserError for a name that the network does not have, or a module that an answer does not use.
+        Feature maps are "b c y x", tokens "b l c", whatever the network's own order is; where the other dimensions are
+        no places, and of values alone, "b c", the mean over them. Raises UserError for a name that the network does not
+        have, a module that an answer does not use or uses several times, and one of whose output no dimension is known
+        to hold channels.
         """
         self._check_modules(modules)
         if not modules:
             return self(images), {}
-        with tapped(self.network, modules) as found:
+        layouts = self._layouts_of(modules)
+        with tapped(self.network, modules, reading(layouts)) as found:
             response = self(images)
-        if unused := [name for name in modules if name not in found]:
-            raise UserError(f"{self.name}: an answer does not use the module {unused[0]}; choose another")
-        return response, found
+        return response, {name: self._shown(name, found, layouts) for name in modules}
+
+    def _layouts_of(self, modules: Sequence[str]) -> Mapping[str, Reading]:
+        """How what modules give and are given is read, by call; found once."""
+        unread = [name for name in modules if name not in self._read]
+        if unread:
+            with torch.no_grad(), tapped(self.network, unread, measuring(self._layouts)):
+                self(halves(self.size))
+            self._read.update(unread)
+        return self._layouts
+
+    def _shown(self, name: str, found: Mapping[str, Tensor], layouts: Mapping[str, Reading]) -> Tensor:
+        """What a module gave in the call that its address means. Raises UserError if there is none, or several."""
+        address = read_address(name)
+        noted = calls(found, address)
+        if not noted:
+            said = f"an answer does not use the module {name}, or it gives no tensor"
+            raise UserError(f"{self.name}: {said}; choose another")
+        if len(noted) > 1 if address.call is None else address.call >= len(noted):
+            choice = f"{noted[0]} … {noted[-1]}" if len(noted) > 1 else noted[0]
+            raise UserError(f"{self.name}: {name}: an answer uses the module {len(noted)} times; allowed are {choice}")
+        at = noted[address.call or 0]
+        layout, value = layouts.get(at), found[at]
+        if layout is None:
+            said = (
+                f"no dimension of what it gives, of shape {tuple(value.shape)}, is known to hold one value per channel"
+            )
+            raise UserError(f"{self.name}: {name}: {said}; choose another module")
+        if isinstance(layout, Channels):
+            value = value.movedim(layout.dimension, 1).flatten(2).mean(dim=2)
+        return value
 
     def _check_modules(self, modules: Sequence[str]) -> None:
-        modules_there = self.network.named_modules() if isinstance(self.network, nn.Module) else ()
-        known = [name for name, _ in modules_there if name]
+        known = _modules_of(self.network)
         for name in modules:
-            if name.removesuffix(".in") not in known:
-                near = difflib.get_close_matches(name.removesuffix(".in"), known, 5, 0.3) or known[-5:]
+            if (module := read_address(name).module) not in known:
+                near = difflib.get_close_matches(module, known, 5, 0.3) or known[-5:]
                 raise UserError(f"{self.name}: no module {name}; nearest are {', '.join(near) or 'none: it has none'}")
 
     @cached_property
     def map_module(self) -> str | None:
         """The last module whose output has places, as a feature map or as tokens, that the features depend on at more
         than one; None if there is none."""
-        if not isinstance(self.network, nn.Module):
+        if not (names := _modules_of(self.network)):
             return None
-        names = [name for name, _ in self.network.named_modules() if name]
+        layouts = self._layouts_of(names)
         image = torch.rand(1, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
-        with torch.enable_grad(), tapped(self.network, names) as found:
+        with torch.enable_grad(), tapped(self.network, names, reading(layouts)) as found:
             features = self(image.to(self.mean.device).requires_grad_()).features
         if features is None:
             return None
         # Their plain sum does not depend on anything behind a layer norm.
         drawn = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0)).to(features)
-        one = (features[0] * drawn).sum()
-        candidates = [
-            (name, places(out).shape[1])
-            for name, out in found.items()
-            if isinstance(out, Tensor) and has_places(out) and out.requires_grad and _at_several_places(one, out)
-        ]
+        placed = [at for at, out in found.items() if _has_places(layouts.get(at)) and out.requires_grad]
+        used = _used_at_several_places((features[0] * drawn).sum(), [found[at] for at in placed])
         # In the order of the forward pass. A block's output is as wide as the features, its inner layers may not be.
-        wide = [name for name, width in candidates if width == features.shape[1]]
-        return next(reversed([*(name for name, _ in candidates), *wide]), None)
+        candidates = [at for at, several in zip(placed, used, strict=True) if several]
+        wide = [at for at in candidates if places(found[at]).shape[1] == features.shape[1]]
+        last = next(reversed([*candidates, *wide]), None)
+        if last is None:
+            return None
+        module = read_address(last).module
+        return module if len(calls(found, Address(module, None, False))) == 1 else last
 
     def prepare(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """What the network sees: resized to its size with antialiasing (no crop), then normalised."""
@@ -222,10 +226,20 @@ def prepared(
     return (images - mean) / std
 
 
-def _at_several_places(value: Tensor, output: Tensor) -> bool:
-    """Whether a value depends on a module's output at more than one place."""
-    gradient = torch.autograd.grad(value, output, retain_graph=True, allow_unused=True)[0]
-    return gradient is not None and int((places(gradient) != 0).any(dim=1).sum()) > 1
+def _modules_of(network: Any) -> list[str]:
+    """The names of a network's modules, none of what is no module."""
+    return [name for name, _ in network.named_modules() if name] if isinstance(network, nn.Module) else []
+
+
+def _has_places(layout: Reading) -> bool:
+    """Whether a module's output is known to be a feature map, or tokens in rows that are not split into heads."""
+    return isinstance(layout, Layout) and bool(layout.places) and len(layout.shape) - len(layout.places) == 1
+
+
+def _used_at_several_places(value: Tensor, outputs: Sequence[Tensor]) -> list[bool]:
+    """Whether a value depends on modules' outputs at more than one place; of all in one backward pass."""
+    gradients = torch.autograd.grad(value, outputs, allow_unused=True) if outputs else ()
+    return [g is not None and int((places(g) != 0).any(dim=1).sum()) > 1 for g in gradients]
 
 
 def has_places(output: Tensor) -> bool:
@@ -262,12 +276,14 @@ def digest_of(network: Any) -> str:
 
 
 @torch.no_grad()
-def _explained_by_head(classifier: ImageClassifier) -> bool:
-    """Whether the last linear layer makes the logits of the features, and nothing else does."""
-    if (head := classifier.head) is None or head.weight.shape[0] != len(classifier.labels):
+def _made_by_last_linear(classifier: ImageClassifier) -> bool:
+    """Whether the last linear layer makes the outputs of the features, and nothing else does."""
+    if (head := classifier.head) is None:
         return False
     size = classifier.size
-    response = classifier(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
-    if response.features is None or response.features.shape[1:] != head.weight.shape[1:]:
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    answer, features = classifier.ask(classifier.network, classifier.prepare(images))
+    values = tensor_of(answer, classifier.name).float()
+    if features is None or features.shape != (2, head.weight.shape[1]) or values.shape != (2, len(head.weight)):
         return False
-    return torch.allclose(response.features @ head.weight.T + head.bias, response.logits, rtol=1e-3, atol=1e-4)
+    return torch.allclose(features.float() @ head.weight.T + head.bias, values, rtol=1e-3, atol=1e-4)

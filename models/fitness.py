@@ -44,10 +44,15 @@ def check_settings(
     if len(labels) < 2:
         given = ", ".join(labels) or "none"
         raise UserError(f"{name}: labels are {given}; at least 2 are needed, or every image is predicted as the same")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST:
-        raise UserError(f"{name}: size={size}; allowed are whole numbers of pixels, 1 to {LARGEST}")
+    check_size(name, size)
     check_output(name, output, len(labels))
     _check_normalisation(name, mean, std)
+
+
+def check_size(name: str, size: int) -> None:
+    """Raises UserError unless it is a number of pixels that a network may see."""
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST:
+        raise UserError(f"{name}: size={size}; allowed are whole numbers of pixels, 1 to {LARGEST}")
 
 
 def _check_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -82,7 +87,9 @@ def check_outputs(classifier: Checked, values: Tensor, linear: bool) -> None:
     linear: whether they are known to be those of a linear layer, and so logits.
     """
     flat = values.reshape(len(values), -1).float()
-    if (flat - flat[:1]).any() and not (linear and classifier.output is None):  # of what never changes, gradients tell
+    if (flat - flat[:1]).any() and not (
+        linear and classifier.output in (None, "logits", "binary")
+    ):  # of what never changes, gradients tell
         check_meaning(
             classifier.name, classifier.output, flat, lambda: _far(classifier).reshape(-1, flat.shape[1]).float()
         )

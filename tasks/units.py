@@ -18,8 +18,8 @@ FEATURES = "features"  # the input of the last linear layer
 
 @dataclass(frozen=True)
 class Unit:
-    """One channel of a module's output, or of its input where the module is called `<name>.in`; of the features before
-    the last linear layer where it is called `features`."""
+    """One channel of a module's output, or of its input where the module is called `<name>.in`, of several calls in the
+    second where it is called `<name>#1`; of the features before the last linear layer where it is called `features`."""
 
     module: str
     index: int
@@ -30,7 +30,7 @@ class Unit:
 
 def read_unit(address: str | int) -> Unit:
     """`7`, `features:7`, `layer4:3` or `head.in:565` as a unit. Raises UserError for anything else."""
-    found = re.fullmatch(r"(?:([\w.]+):)?(\d+)", str(address))
+    found = re.fullmatch(r"(?:([\w.]+(?:#\d+)?(?:\.in)?):)?(\d+)", str(address))
     if found is None:
         raise UserError(f"task.units={address}: allowed are a number, or <module>:<number> such as head.in:565")
     return Unit(found[1] or FEATURES, int(found[2]))

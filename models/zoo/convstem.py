@@ -12,7 +12,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from models.classifier import ImageClassifier, ask_timm
+from models.classifier import ImageClassifier, ask_logits
 from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
 from runner.ranges import Names, Normalization, Pixels
@@ -42,7 +42,7 @@ def convstem_classifier(
         network.patch_embed.proj = convolutional_stem(channels, network.embed_dim)
     found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
     mean, std = found or (mean, std)
-    return ImageClassifier(network, names, SIZE, mean, std, "bicubic", domain, ask_timm, f"{key} classifier.labels")
+    return ImageClassifier(network, names, SIZE, mean, std, "bicubic", domain, ask_logits, f"{key} classifier.labels")
 
 
 def convolutional_stem(channels: int, outputs: int) -> nn.Sequential:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, ask_timm
+from models.classifier import ImageClassifier, ask_logits
 from runner.types import UserError, first_line
 
 SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "classifiers"
@@ -30,7 +30,7 @@ def load_shipped(path: str | Path) -> ImageClassifier:
     )
     return ImageClassifier(
         network, labels, config["size"], config["mean"], config["std"], config["interpolation"], config["domain"],
-        ask_timm, f"classifier.path={path}",
+        ask_logits, f"classifier.path={path}",
     )  # fmt: skip
 
 

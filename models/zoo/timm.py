@@ -12,8 +12,10 @@ import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from models.classifier import ImageClassifier, ask_timm
+from models.classifier import ImageClassifier, ask_logits
+from models.fitness import check_size
 from models.hub import NEEDS_NONE, in_cache
+from models.outputs import check_output, output_count
 from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
 from runner.types import UserError, first_line
@@ -21,31 +23,43 @@ from runner.types import UserError, first_line
 
 def timm_classifier(
     name: str, pretrained: bool, revision: str | None, checkpoint: str | None, inside: Sequence[str],
-    keys: Sequence[Rule], labels: str | Sequence[str], domain: str,
+    keys: Sequence[Rule], labels: str | Sequence[str], domain: str, size: int | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, output: str | None = None,
 ) -> ImageClassifier:  # fmt: skip
-    """Any timm model, with the preprocessing that timm records for it.
+    """Any timm model, with the preprocessing that timm records for it where it is not given.
 
     name: timm's, with or without a tag; pretrained: whether to load timm's weights (from its cache or the hub);
     revision: commit of the hub's repository, None for the newest;
     checkpoint: a file of weights to load instead (safetensors or of `torch.save`), one output per label; inside, keys:
     where in it they lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
-    labels: `imagenet`, a text file of one name per line, or the names.
+    labels: `imagenet`, a text file of one name per line, or the names;
+    size: side in pixels; mean, std: per RGB channel, in [0, 1] units; None for those of the file, or timm's;
+    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits.
     """
     key = f"classifier.name={name}"
     if not timm.is_model(name.split(".")[0]):
         close = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models(), 5)) or "none"
         raise UserError(f"{key}: timm {timm.__version__} has no such model; close ones: {close}")
     names = read_labels(labels)
-    settings: dict[str, Any] = {"num_classes": len(names)} if checkpoint else {}
+    check_output(key, output, len(names))
+    if size is not None:
+        check_size(key, size)
+    settings: dict[str, Any] = {"num_classes": output_count(output, len(names))} if checkpoint else {}
     try:
         if pretrained and checkpoint is None:
-            settings = _pinned(key, name, revision)
+            settings |= _pinned(key, name, revision)
+        if size is not None and _fixed(name):
+            settings["img_size"] = size
         with torch.random.fork_rng(devices=[]):  # random weights are the same in every run
             torch.manual_seed(0)
             network = timm.create_model(name, pretrained=pretrained and checkpoint is None, **settings)
     except _HUB_ERRORS as error:
         raise _missing_hub(key, name, revision) from error
-    except RuntimeError as error:  # an unknown tag, or no weights under this one
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+    ) as error:  # a size that does not fit, an unknown tag, or no weights under this one
         raise UserError(f"{key}: {first_line(error)}") from error
     found = None
     if checkpoint is not None:
@@ -55,10 +69,17 @@ def timm_classifier(
     if height != width:
         raise UserError(f"{key}: takes {height} x {width} pictures; only square ones are allowed")
     interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
-    mean, std = found or (data["mean"], data["std"])
+    known = found or (data["mean"], data["std"])
     return ImageClassifier(
-        network, names, height, mean, std, interpolation, domain, ask_timm, f"{key} classifier.labels"
-    )
+        network, names, height if size is None else size, known[0] if mean is None else mean,
+        known[1] if std is None else std, interpolation, domain, ask_logits, f"{key} classifier.labels", output,
+    )  # fmt: skip
+
+
+def _fixed(name: str) -> bool:
+    """Whether a network is built for one size of image, as transformers with learned positions are."""
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and config.fixed_input_size)
 
 
 _HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, URLError)

@@ -13,10 +13,12 @@ from torch import nn
 from torchvision import models
 
 from models.classifier import ImageClassifier, ask_logits
+from models.fitness import check_size
 from models.hub import NEEDS_NONE
+from models.outputs import check_output, output_count
 from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
-from runner.types import UserError
+from runner.types import UserError, first_line
 
 # Their published weights expect inputs in [-1, 1], which the networks themselves make of ImageNet's normalisation.
 INCEPTIONS = ("googlenet", "inception_v3")
@@ -27,7 +29,8 @@ PUBLISHED = ({"from": r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", "to": r"
 
 def torchvision_classifier(
     name: str, weights: str, checkpoint: str | None, inside: Sequence[str], keys: Sequence[Rule],
-    labels: str | Sequence[str], domain: str,
+    labels: str | Sequence[str], domain: str, size: int | None = None, mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None, output: str | None = None,
 ) -> ImageClassifier:  # fmt: skip
     """Any classification network of torchvision, as the pictures of one of its sets of weights are prepared.
 
@@ -36,7 +39,9 @@ def torchvision_classifier(
     interpolation are used; its crop is not: the network sees the whole picture, resized to what the crop would leave;
     checkpoint: a file of weights to load instead (safetensors or of `torch.save`), one output per label; inside, keys:
     where in it they lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
-    labels: `imagenet`, a text file of one name per line, or the names.
+    labels: `imagenet`, a text file of one name per line, or the names;
+    size: side in pixels; mean, std: per RGB channel, in [0, 1] units; None for those of the file, or of the weights;
+    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits.
     """
     key = f"classifier.name={name}"
     if name not in (known := models.list_models(module=models)):
@@ -46,28 +51,36 @@ def torchvision_classifier(
         raise UserError(f"classifier.weights={weights}: of {name}, allowed are {', '.join(tags)}")
     chosen = tags[weights]
     names = read_labels(labels)
-    network = _plain(name, chosen, len(names) if checkpoint else len(chosen.meta["categories"]))
+    check_output(key, output, len(names))
+    if size is not None:
+        check_size(key, size)
+    outputs = output_count(output, len(names)) if checkpoint else len(chosen.meta["categories"])
+    network = _plain(name, chosen, outputs, size)
     if checkpoint is None:
         found = load_into(network, _in_cache(f"{key} classifier.weights={weights}", name, chosen), (), PUBLISHED, key)
     else:
         found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
     seen = chosen.transforms()
-    mean, std = found or (seen.mean, seen.std)
-    (size,) = seen.crop_size
+    known = found or (seen.mean, seen.std)
     return ImageClassifier(
-        network, names, size, mean, std, seen.interpolation.value, domain, ask_logits, f"{key} classifier.labels"
-    )
+        network, names, seen.crop_size[0] if size is None else size, known[0] if mean is None else mean,
+        known[1] if std is None else std, seen.interpolation.value, domain, ask_logits, f"{key} classifier.labels",
+        output,
+    )  # fmt: skip
 
 
-def _plain(name: str, weights: Any, outputs: int) -> nn.Module:
-    """The network that a set of weights is of, before they are loaded."""
+def _plain(name: str, weights: Any, outputs: int, size: int | None = None) -> nn.Module:
+    """The network that a set of weights is of, before they are loaded; size: None for that of the weights."""
     settings: dict[str, Any] = {"num_classes": outputs}
     if name.startswith("vit_"):
-        settings["image_size"] = weights.meta["min_size"][0]
+        settings["image_size"] = weights.meta["min_size"][0] if size is None else size
     if name in INCEPTIONS:
         settings |= {"transform_input": True, "init_weights": False}
-    with torch.random.fork_rng(devices=[]):
-        return models.get_model(name, weights=None, **settings)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return models.get_model(name, weights=None, **settings)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"classifier.name={name} classifier.size={size}: {first_line(error)}") from error
 
 
 def _in_cache(key: str, name: str, weights: Any) -> Path:

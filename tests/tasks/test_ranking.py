@@ -104,6 +104,7 @@ def test_the_second_time_nothing_is_computed(tmp_path: Path, layer: str) -> None
 def test_without_a_cache_all_is_computed_once() -> None:
     network = Maps()
     classifier = classifier_of(network)
+    classifier.trace(colour(0, 0, 0)[None], ["early"])  # the first time tells the order of the module's dimensions
     network.calls = 0
     rank(classifier, "early", noise(9), SIDE, NOTHING_KEPT)
     assert network.calls == 1

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,7 +20,8 @@ from torchvision import models
 
 from models.classifier import ImageClassifier
 from models.zoo.checkpoint import load_into
-from models.zoo.torchvision import PUBLISHED
+from models.zoo.timm import timm_classifier
+from models.zoo.torchvision import PUBLISHED, torchvision_classifier
 from runner.types import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -145,13 +147,19 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     state = small().state_dict()
     lacking = {name: value for name, value in state.items() if name != "0.bias"}
     assert "1 weights are missing, such as 0.bias; 0 are left over" in said(tmp_path, lacking, [], [])
-    assert "6 weights are missing, such as 0.weight; 7 are left over, such as x.0.weight; classifier.keys" in said(
-        tmp_path, prefixed(state, "x."), [], []
+    assert "6 weights are missing, such as 0.weight; 6 are left over, such as x.0.weights; classifier.keys" in said(
+        tmp_path, {f"x.{name}s": value for name, value in state.items() if "num_batches" not in name}, [], []
     )
+    beside = prefixed(state, "model.") | {"criterion.weight": torch.zeros(3)}
+    assert "0 weights are missing; 1 are left over, such as criterion.weight" in said(tmp_path, beside, [], [])
+    both = said(tmp_path, prefixed(state, "student.", "teacher."), [], [])
+    assert "stand there as student., teacher.; classifier.keys=[{drop: '^teacher\\.'}] leaves out one" in both
+    averaged = said(tmp_path, {"net": state, "ema": state}, [], [])
+    assert "the network's weights stand in net, ema; classifier.inside=[net] chooses" in averaged
     assert "0.bias has shape (5,), the network's has (2,)" in said(tmp_path, state | {"0.bias": torch.zeros(5)}, [], [])
     assert "holds a list; allowed is a state dict" in said(tmp_path, [1], [], [])
     assert "holds net, epoch, which are no weights; classifier.inside=['model'] has to name" in said(
-        tmp_path, {"net": state, "epoch": 3}, ["model"], []
+        tmp_path, {"net": lacking, "epoch": 3}, ["model"], []
     )
     only = said(tmp_path, state | {"mu": torch.zeros(3)}, [], [{"from": "^mu$", "to": "mean"}])
     assert "mean of shape (3,); allowed are mean and std of 3 channels" in only
@@ -168,9 +176,108 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
-    line = said(tmp_path, {"model": small().state_dict(), "args": Namespace(eps=3)}, ["model"], [])
-    assert "holds pickled code, of dill for example, which is never run here; strip it once" in line
-    assert "torch.save(torch.load(" in line
+    line = said(tmp_path, {"model": small().state_dict(), "args": Code()}, ["model"], [])
+    assert "sing), which is never run here; save the entry of the weights alone" in line
+    assert "torch.save(torch.load('in.pt', map_location='cpu', weights_only=False)['state_dict'], 'out.pt')" in line
+    assert not Code.ran
+    line = said(tmp_path, small(), [], [])
+    assert "the network itself was saved; save its weights" in line and ".state_dict(), 'out.pt')" in line
+    torch.jit.script(small()).save(str(tmp_path / "script.pt"))
+    with pytest.raises(UserError, match=r"is a TorchScript archive, a program; save its weights: torch\.save"):
+        load_into(small(), tmp_path / "script.pt", [], [], "classifier.checkpoint=x")
+
+
+class Code:
+    """A canary: what unpickling it would call."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return sing, ()
+
+
+def sing() -> None:
+    Code.ran = True
+
+
+# --- layouts of training scripts -----------------------------------------------------------------------------
+
+NEW, OLD = small().state_dict(), {name: value + 1 for name, value in small().state_dict().items()}
+NUMBERS = {"best": np.float64(0.9), "epoch": np.int64(3), "lr": np.float32(0.1), "done": np.bool_(True)}
+SCRIPTS: dict[str, Any] = {
+    "several devices": {"state_dict": prefixed(NEW, "module."), "epoch": 3},
+    "lightning": {"state_dict": prefixed(NEW, "model."), "hyper_parameters": {"lr": 1e-3}, "loops": {"fit": {}}},
+    "lightning, net": {"state_dict": prefixed(NEW, "net."), "optimizer_states": [{"state": {}}]},
+    "compiled, several devices": prefixed(NEW, "module._orig_mod."),
+    "timm": {"state_dict": NEW, "arch": "resnet18", "args": Namespace(lr=0.1, out=Path("x")), "metric": 1.0},
+    "torchvision": {"model": NEW, "optimizer": {"state": {}, "param_groups": []}, "args": Namespace(lr=0.1)},
+    "tutorial": {"model_state_dict": NEW, "optimizer_state_dict": {}, "epoch": 3, "loss": torch.tensor(0.1)},
+    "another name": {"net": NEW, "acc": 91.2, "epoch": 3},
+    "two deep": {"checkpoint": {"weights": NEW, "epoch": 3}},
+    "numbers of NumPy": {"model": NEW, **NUMBERS},
+    "half precision": {name: value.half() if value.is_floating_point() else value for name, value in NEW.items()},
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_checkpoints_of_training_scripts_load_by_themselves(tmp_path: Path, script: str) -> None:
+    torch.save(SCRIPTS[script], tmp_path / "w.pt")
+    network = small()
+    for value in network.state_dict().values():
+        value.zero_()
+    assert load_into(network, tmp_path / "w.pt", ["state_dict", "model"], [], "classifier.checkpoint=w.pt") is None
+    tolerance = 1e-3 if script == "half precision" else 0.0
+    for name, value in network.state_dict().items():
+        assert value.dtype == NEW[name].dtype
+        torch.testing.assert_close(value, NEW[name], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("inside", [["state_dict", "model"], ["state_dict_ema"]])
+def test_averaged_weights_are_named_and_can_be_chosen(
+    tmp_path: Path, inside: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(
+        {"state_dict": NEW, "state_dict_ema": {"n_averaged": torch.tensor(3)} | prefixed(OLD, "module.")},
+        tmp_path / "w",
+    )
+    network = small()
+    load_into(network, tmp_path / "w", inside, [], "classifier.checkpoint=w")
+    wanted, other = (OLD, "state_dict") if "state_dict_ema" in inside else (NEW, "state_dict_ema")
+    assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{other} would fit as well, classifier.inside=[{other}] chooses it" in line
+
+
+def test_numbers_that_are_objects_are_not_read(tmp_path: Path) -> None:
+    """NumPy keeps any pickle as a number of the kind `object`."""
+    line = said(tmp_path, {"model": NEW, "best": np.array(Code(), dtype=object)}, ["model"], [])
+    assert "never run here" in line and not Code.ran
+
+
+def test_a_network_of_timm_at_another_size_and_normalisation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    half = [0.5, 0.5, 0.5]
+    for name, settings in (("test_resnet", {}), ("test_vit", {"img_size": 64})):
+        torch.save(timm.create_model(name, num_classes=2, **settings).state_dict(), tmp_path / "w.pt")
+        given = ("imagenet", 64, half, half)
+        classifier = timm_classifier(name, True, None, str(tmp_path / "w.pt"), [], [], ["a", "b"], *given)
+        assert classifier.size == 64 and classifier.mean.flatten().tolist() == half == classifier.std.flatten().tolist()
+        assert classifier(PICTURES).logits.shape == (2, 2)
+    torch.save(timm.create_model("test_resnet", num_classes=1).state_dict(), tmp_path / "one.pt")
+    file = str(tmp_path / "one.pt")
+    one = timm_classifier("test_resnet", True, None, file, [], [], ["a", "b"], "imagenet", output="binary")
+    assert one(PICTURES).logits[:, 0].tolist() == [0, 0]
+    with pytest.raises(UserError, match="size=0; allowed are whole numbers"):
+        timm_classifier("test_vit", True, None, file, [], [], ["a", "b"], "imagenet", 0)
+
+
+def test_a_network_of_torchvision_at_another_size_and_normalisation(tmp_path: Path) -> None:
+    torch.save({"model": prefixed(models.squeezenet1_1(num_classes=3).state_dict(), "module.")}, tmp_path / "w.pt")
+    classifier = torchvision_classifier(
+        "squeezenet1_1", "DEFAULT", str(tmp_path / "w.pt"), ["model"], [], ["a", "b", "c"], "imagenet", 64, [0.5] * 3,
+        [0.25] * 3,
+    )  # fmt: skip
+    assert classifier.size == 64 and classifier.std.flatten().tolist() == [0.25] * 3
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

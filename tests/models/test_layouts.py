@@ -1,0 +1,274 @@
+"""Which dimension holds channels, whatever a network's authors chose: the same units and the same maps."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.classifier import ImageClassifier, has_places, places
+from models.layouts import PAIRS, Channels, Layout, halves, layout_of
+from models.zoo.timm import timm_classifier
+from runner.types import UserError
+from tasks.cam import hirescam
+from tasks.units import FEATURES, Unit, outputs
+from tests.models.test_classifier import hooks_in, linear, wrap
+
+# --- what a layout does --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("places", "shape", "shown"),
+    [
+        ((2, 3), (5, 4, 4), (2, 5, 4, 4)),
+        ((1, 2), (4, 4, 5), (2, 5, 4, 4)),
+        ((1,), (9, 5), (2, 9, 5)),
+        ((2,), (5, 9), (2, 9, 5)),
+        ((2,), (3, 9, 5), (2, 9, 15)),
+        ((), (1, 1, 5), (2, 5)),
+        ((), (5, 1), (2, 5)),
+    ],
+)
+def test_what_is_shown_is_the_output_in_another_order(
+    places: tuple[int, ...], shape: tuple[int, ...], shown: tuple[int, ...]
+) -> None:
+    layout, output = Layout(places, shape), torch.rand(2, *shape)
+    assert layout.shown(output).shape == shown
+    assert torch.equal(layout.hidden(layout.shown(output)), output)
+
+
+ORDERS: dict[str, tuple[Callable[[Tensor], Tensor], Layout | None]] = {
+    "channels first": (lambda maps: maps, Layout((2, 3), (5, 4, 4))),
+    "channels last": (lambda maps: maps.permute(0, 2, 3, 1), Layout((1, 2), (4, 4, 5))),
+    "tokens": (lambda maps: maps.flatten(2).transpose(1, 2), Layout((1,), (16, 5))),
+    "tokens last": (lambda maps: maps.flatten(2), Layout((2,), (5, 16))),
+    "after a class token": (
+        lambda maps: F.pad(maps.flatten(2), (1, 0), value=1.0).transpose(1, 2),
+        Layout((1,), (17, 5)),
+    ),
+    "in heads": (lambda maps: maps.flatten(2).unflatten(1, (1, 5)).transpose(2, 3), Layout((2,), (1, 16, 5))),
+    "averaged": (lambda maps: maps.mean((2, 3), keepdim=True), Layout((), (5, 1, 1))),
+    "columns before rows": (lambda maps: maps.transpose(2, 3), None),
+    "tokens in columns": (lambda maps: maps.transpose(2, 3).flatten(2), None),
+    "in windows": (lambda maps: maps.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 4, 5, 1).reshape(-1, 4, 5), None),
+    "mixed": (lambda maps: maps.flatten(1) @ mixing(80) + 0, Layout((), (80,))),
+    "everywhere": (lambda maps: (maps.flatten(1) @ mixing(80)).view(-1, 5, 4, 4), None),
+}
+
+
+def mixing(n: int) -> Tensor:
+    return torch.randn(n, n, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_of_dimensions_is_seen(order: str) -> None:
+    maps = F.conv2d(halves(16), torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)), stride=4)
+    arranged, wanted = ORDERS[order]
+    assert layout_of(nn.Identity(), arranged(maps)) == wanted
+
+
+def test_sizes_do_not_matter() -> None:
+    """As many channels as rows and columns."""
+    maps = F.conv2d(halves(16), torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1)), stride=4)
+    assert layout_of(nn.Identity(), maps) == Layout((2, 3), (4, 4, 4))
+    assert layout_of(nn.Identity(), maps.permute(0, 2, 3, 1)) == Layout((1, 2), (4, 4, 4))
+
+
+def test_layers_whose_channels_are_defined_need_no_law() -> None:
+    everywhere = torch.rand(5 * PAIRS, 6, 7, generator=torch.Generator().manual_seed(0))
+    assert layout_of(nn.Linear(7, 7), everywhere) == Channels(2) and layout_of(nn.GELU(), everywhere) is None
+    assert layout_of(nn.Conv2d(6, 6, 1), everywhere[..., None].expand(-1, -1, -1, 7)) == Channels(1)
+
+
+# --- networks of one's own -----------------------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """One ReLU object after two layers, in place, and a layer whose input is given by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 8, 1), nn.ReLU(inplace=True)
+        self.both, self.head = Both(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.both(values=self.relu(self.b(self.relu(self.a(x)))))["maps"]
+        out: Tensor = self.head(maps.mean((2, 3)))
+        return out
+
+
+class Both(nn.Module):
+    def forward(self, values: Tensor) -> dict[str, Tensor]:
+        return {"maps": values}
+
+
+def test_every_call_of_a_module_has_an_address() -> None:
+    classifier, images = wrap(Twice()), torch.rand(2, 3, 8, 8)
+    network = classifier.network
+    first = network.a(images).relu()
+    second = network.b(first).relu()
+    _, found = classifier.trace(images, ["relu#0", "relu#1", "relu#1.in", "a", "a#0", "both.in"])
+    torch.testing.assert_close(found["relu#0"], first)
+    torch.testing.assert_close(found["relu#1"], second)
+    torch.testing.assert_close(found["relu#1.in"], network.b(first))
+    torch.testing.assert_close(found["a"], network.a(images))
+    assert torch.equal(found["a"], found["a#0"]) and torch.equal(found["both.in"], found["relu#1"])
+    assert classifier.map_module == "relu#1"
+    assert hirescam(classifier, images[0], Unit(FEATURES, 1)) is not None
+    assert outputs(classifier, images, ["relu#0"])["relu#0"].shape == (2, 4)
+
+
+def test_without_a_call_a_module_that_is_used_twice_is_refused() -> None:
+    classifier = wrap(Twice())
+    for name, said in (
+        ("relu", "relu: an answer uses the module 2 times; allowed are relu#0 … relu#1"),
+        ("relu.in", "relu.in: an answer uses the module 2 times; allowed are relu#0.in … relu#1.in"),
+        ("relu#2", "relu#2: an answer uses the module 2 times; allowed are"),
+        ("a#1", "a#1: an answer uses the module 1 times; allowed are a#0"),
+        ("both", "an answer does not use the module both, or it gives no tensor"),
+        ("relv#0", "no module relv#0; nearest are relu"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)) as caught:
+            classifier.trace(torch.rand(1, 3, 8, 8), [name])
+        assert "\n" not in str(caught.value) and hooks_in(classifier) == 0
+
+
+def test_what_holds_no_row_per_image_is_refused() -> None:
+    """Windows of a map are rows of a larger batch: row 1 is not the second image."""
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.inside, self.head = nn.Conv2d(3, 4, 1), nn.GELU(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = self.maps(x).unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(-1, 16, 4)
+            out: Tensor = self.head(self.inside(windows).view(len(x), -1, 4).mean(1))
+            return out
+
+    with pytest.raises(UserError, match=r"inside: no dimension of what it gives, of shape \(8, 16, 4\), is known"):
+        wrap(Windows()).trace(torch.rand(2, 3, 8, 8), ["inside"])
+    assert wrap(linear()).map_module is None
+
+
+# --- timm's families -----------------------------------------------------------------------------------------
+
+SMALL = {"depths": (1, 1, 2, 1), "img_size": 64}
+# By architecture: what makes it small, and the order of its last map.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "test_resnet": {},
+    "test_convnext": {},
+    "test_efficientnet": {},
+    "test_vit2": {},
+    "test_mambaout": {},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "num_heads": (1, 2, 2, 2), "window_size": 4, **SMALL},
+    "swinv2_tiny_window8_256": {"embed_dim": 24, "num_heads": (1, 2, 2, 2), "window_size": 4, **SMALL},
+    "regnetx_002": {},
+    "edgenext_xx_small": {},
+    "pvt_v2_b0": {},
+    "mobilevit_xxs": {},
+    "deit_tiny_patch16_224": {"depth": 3, "embed_dim": 48, "num_heads": 2, "img_size": 64, "global_pool": "avg"},
+}
+
+
+def small_network(name: str) -> ImageClassifier:
+    """Of 64 px, and more where the last map would be of few places."""
+    settings = FAMILIES[name]
+    return from_timm(name, 128 if name == "mobilevit_xxs" else 64, **settings)
+
+
+def from_timm(name: str, size: int, **settings: Any) -> ImageClassifier:
+    """Random weights; some authors let the last layer begin at 0."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=3, **settings)
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.any():
+            nn.init.normal_(layer.weight, std=0.02)
+    return wrap(network, 3, size)
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def family(request: pytest.FixtureRequest) -> ImageClassifier:
+    return small_network(request.param)
+
+
+def test_the_map_of_every_family_is_found_in_seconds(family: ImageClassifier) -> None:
+    clock = time.monotonic()
+    module = family.map_module
+    assert module is not None and time.monotonic() - clock < 20
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    response, found = family.trace(image.requires_grad_(), [module])
+    assert response.features is not None and has_places(found[module])
+    if places(found[module]).shape[1] != response.features.shape[1]:  # those have layers between map and features
+        assert family.network.__class__.__name__ in ("MambaOut",)
+
+
+def test_what_changes_in_a_part_of_the_image_changes_that_part_of_the_map(family: ImageClassifier) -> None:
+    assert family.map_module is not None
+    base, other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    changed = base.clone()
+    changed[:, 32:, :32] = other[:, 32:, :32]
+    with torch.no_grad():
+        maps = places(family.trace(torch.stack([base, changed]), [family.map_module])[1][family.map_module])
+    squares = (maps[1] - maps[0]).square().sum(dim=0)
+    side = int(len(squares) ** 0.5)
+    squares, half = squares[-side * side :].view(side, side), side // 2
+    corners = torch.stack(
+        [squares[:half, :half], squares[:half, -half:], squares[-half:, :half], squares[-half:, -half:]]
+    )
+    assert corners.mean(dim=(1, 2)).argmax() == 2, "the lower left"
+
+
+def test_units_of_the_map_are_its_channels(family: ImageClassifier) -> None:
+    assert family.map_module is not None
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    values = outputs(family, images, [family.map_module])[family.map_module]
+    maps = family.trace(images, [family.map_module])[1][family.map_module]
+    torch.testing.assert_close(values, places(maps).mean(dim=2))
+    found = hirescam(family, images[0], Unit(FEATURES, 0))
+    assert found is not None and found.shape == (64, 64) and found.isfinite().all()
+
+
+def test_channels_last_and_first_have_the_same_map_of_a_unit() -> None:
+    """HiResCAM sums over channels, wherever they stand."""
+
+    class Ordered(nn.Module):
+        def __init__(self, last: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.maps, self.order, self.head, self.last = nn.Conv2d(3, 4, 1), nn.Identity(), nn.Linear(4, 3), last
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.maps(x).sin()
+            maps = self.order(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.last else self.order(maps)
+            out: Tensor = self.head(maps.square().mean((2, 3)))
+            return out
+
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(6))
+    first, last = (wrap(Ordered(last)) for last in (False, True))
+    assert first.map_module == last.map_module == "order"
+    for unit in (Unit(FEATURES, 2), Unit("order", 1)):
+        torch.testing.assert_close(hirescam(last, image, unit), hirescam(first, image, unit))
+    values = [outputs(c, image[None], ["order"])["order"] for c in (first, last)]
+    torch.testing.assert_close(*values)
+
+
+def test_tokens_in_another_order_than_rows_have_no_map() -> None:
+    """Hiera keeps the patches of a mask unit together: its tokens are no square."""
+    settings = {"img_size": (64, 64), "embed_dim": 8, "stages": (1, 1, 1, 1), "mask_unit_size": (8, 8)}
+    classifier = from_timm("hiera_tiny_224", 64, **settings)
+    _, found = classifier.trace(torch.rand(2, 3, 64, 64), ["blocks.0.norm2"])
+    assert found["blocks.0.norm2"].shape == (2, 8), "the mean over what is no map"
+
+
+def test_timm_shows_every_module_once() -> None:
+    classifier = timm_classifier("test_resnet", False, None, None, [], [], "imagenet", "imagenet")
+    assert classifier.trace(torch.rand(1, 3, 64, 64), ["global_pool"])[1]["global_pool"].shape[0] == 1
