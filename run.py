@@ -10,6 +10,7 @@ with at_once():  # the imports take seconds
     from omegaconf import DictConfig
 
     from runner.compose import build, resolved
+    from runner.overrides import in_one_line
     from runner.retry import Failure, out_of_memory
     from runner.run import BAD_INPUT, DONE, FAILED, check_places, run
     from runner.types import UserError
@@ -45,5 +46,10 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     with at_once():
-        main()
+        try:
+            with in_one_line(sys.argv[1:]):
+                main()
+        except UserError as error:
+            print(error, file=sys.stderr)
+            codes.append(BAD_INPUT)
     sys.exit(max(codes))

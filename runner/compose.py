@@ -25,6 +25,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from data.selection import select
+from runner.overrides import in_one_line
 from runner.protocols import Dataset
 from runner.report import read_config
 from runner.run import Parts
@@ -49,10 +50,12 @@ OmegaConf.register_new_resolver("project", _project_path, replace=True)
 def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, Any]:
     """The plain configuration with the run's name, the command that makes it, the environment, and of the baselines the
     one that is asked for. Raises UserError if there is none of its name, or if a part or a value is missing."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    with in_one_line(overrides):
+        missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{', '.join(missing)}: has to be given; its option's file in conf/ says what it is")
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    with in_one_line(overrides):
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
     for part in fields(Parts):
         if part.default is MISSING and part.name not in config:
             options = ", ".join(sorted(path.stem for path in (CONF / part.name).glob("*.yaml")))
@@ -194,7 +197,7 @@ def _own_hydra() -> Iterator[None]:
 def configure(overrides: Sequence[str], given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """The configuration that `python run.py <overrides>` would use, from Python. given: values by key that are taken as
     they are, whatever characters they hold."""
-    with _own_hydra():
+    with _own_hydra(), in_one_line(overrides):
         cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
@@ -217,7 +220,7 @@ def _literal(value: object) -> object:
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each run that `python run.py <overrides>` starts: itself, or those of the experiment's sweep."""
-    with _own_hydra():
+    with _own_hydra(), in_one_line(overrides):
         hydra = compose("config", overrides=list(overrides), return_hydra_config=True).hydra
     if hydra.mode != RunMode.MULTIRUN:
         return [list(overrides)]
