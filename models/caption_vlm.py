@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from models.caption import Template, checked, filled, mentions, tidy, with_article
+from models.devices import device_of, dtype_of
 from models.hub import load_frozen, local_folder, one_line
 from runner.ranges import Dtype, Names, Repeats
 from runner.types import Example, UserError, article
@@ -144,16 +145,15 @@ def load(
     key = f"captioner.path={path}"
     if not demands:
         raise UserError("captioner.demands: holds nothing; wanted is a list of ways to ask for a caption")
+    number, place = dtype_of("captioner.dtype", dtype), device_of("captioner.device", device)
     shots = [read_shot(example) for example in examples]
     folder = local_folder(key, path, revision)
     with one_line(key):
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"{key}: has no chat template; wanted is a model that was trained to follow instructions")
-    network = load_frozen(key, folder, AutoModelForImageTextToText, getattr(torch, dtype))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Vlm(TransformersChat(network.to(device), processor, max_new_tokens), demands, inventory, shots, fallback)
+    network = load_frozen(key, folder, AutoModelForImageTextToText, number)
+    return Vlm(TransformersChat(network.to(place), processor, max_new_tokens), demands, inventory, shots, fallback)
 
 
 def read_shot(example: Mapping[str, str]) -> Shot:

@@ -13,7 +13,7 @@ from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from models.hub import kind_of, load_frozen, local_folder, one_line
 from models.sam import Sam, load_sam
-from models.segment import FromBoxes, check_thresholds, eight_bits, joint_digest
+from models.segment import FromBoxes, caption_of, check_thresholds, eight_bits, joint_digest
 from runner.ranges import BelowOne
 
 KIND = "grounding-dino"  # as a checkpoint's config.json names it
@@ -51,11 +51,6 @@ class GroundedSam(FromBoxes):
     def in_boxes(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
         """The mask of each box's object."""
         return self.sam.in_boxes(image, boxes)
-
-
-def caption_of(words: str) -> str:
-    """Words as Grounding DINO is asked for them: in lower case, ending in a full stop."""
-    return f"{words.strip().lower().rstrip('. ')}."
 
 
 def load(

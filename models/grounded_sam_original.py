@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from models.hub import local_folder
-from models.segment import FromBoxes, check_thresholds, eight_bits, joint_digest
+from models.hub import local_folder, no_weights
+from models.segment import FromBoxes, caption_of, check_thresholds, eight_bits, joint_digest
 from runner.ranges import BelowOne
 from runner.types import UserError, first_line
 
@@ -48,7 +48,7 @@ class OriginalGroundedSam(FromBoxes):
         ])  # fmt: skip
         given, _ = prepare(Image.fromarray(_pixels(image)), None)
         shares, _, phrases = predict(
-            self.detector, given, words, self.box_threshold, self.text_threshold, device=str(image.device)
+            self.detector, given, caption_of(words), self.box_threshold, self.text_threshold, device=str(image.device)
         )
         named = [i for i, phrase in enumerate(phrases) if phrase.strip()]
         height, width = image.shape[-2:]
@@ -118,13 +118,13 @@ def load(
 
 def _read(key: str, path: str) -> Any:
     """What a .pth file holds, tensors alone. Raises UserError if it cannot be read."""
+    wanted = "wanted is the published .pth file, see `python scripts/fetch_weights.py list`"
+    if not Path(path).expanduser().is_file():
+        raise no_weights(f"segmenter.{key}={path}", "cannot be loaded (no such file)", wanted)
     try:
         return torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"segmenter.{key}={path}: cannot be loaded ({first_line(error)}); wanted is the published .pth file, see "
-            "`python scripts/fetch_weights.py list`"
-        ) from error
+        raise UserError(f"segmenter.{key}={path}: cannot be loaded ({first_line(error)}); {wanted}") from error
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], key: str) -> None:

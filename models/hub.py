@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from transformers import AutoConfig
@@ -18,7 +20,16 @@ from transformers.utils import logging
 
 from runner.types import UserError, first_line
 
-NEEDS_NONE = "`python run.py` alone needs no download"
+NEEDS_NONE = "`python run.py` alone needs none"
+# What works where the weights of a group's option are absent, and what is lost by it.
+WITHOUT = {
+    "captioner": "captioner=template needs none: captions then name the class alone, not what is around it",
+    "clip": "of what needs CLIP, captioner=template does without: captions then name the class alone",
+    "segmenter": "segmenter=attention needs none: its masks follow the cross-attention map, not the object's edges; "
+    "segmenter=file takes your own masks",
+    "text_segmenter": "task=neuron_vis needs none: it shows units without saying whether they look at the object",
+    "safety": "safety=none needs none: images are then shown unchecked",
+}
 WANTED = "wanted is a folder in transformers' layout with its weights"
 
 
@@ -35,29 +46,53 @@ def in_cache(what: str, repository: str, files: Iterable[str], revision: str | N
         get_session().head(HfApi().endpoint, timeout=5)
     except (HTTPError, OSError) as error:
         name = repository if repository.startswith("timm/") else f"hub/{repository}"
-        source = f"{name}@{revision}" if revision else name
-        raise UserError(
-            f"{what} is not in the local cache and the hub cannot be reached; with a network, "
-            f"`python scripts/fetch_weights.py fetch {source}` gets it; {NEEDS_NONE}"
+        key, _, role = what.rpartition(": ")
+        raise no_weights(
+            key, f"{role} is not in the local cache and the hub cannot be reached", fetched(name, revision)
         ) from error
     return None
 
 
-def local_folder(key: str, path: str, revision: str | None) -> Path:
+def no_weights(key: str, reason: str, needs: str) -> UserError:
+    """The error where weights are absent, with what works without them and what is lost by that. key: the
+    configuration's key and value; needs: how to get them, see `fetched`."""
+    without = WITHOUT.get(key.partition(".")[0])
+    return UserError("; ".join([f"{key}: {reason}", needs, *([without] if without else []), NEEDS_NONE]))
+
+
+def fetched(source: str, revision: str | None = None) -> str:
+    """The command that gets what `scripts/fetch_weights.py` calls `source`."""
+    name = f"{source}@{revision}" if revision else source
+    return f"with a network, `python scripts/fetch_weights.py fetch {name}` gets it"
+
+
+def local_folder(key: str, path: str, revision: str | None, needs: str | None = None, file: bool = False) -> Path:
     """The folder that `path` names, or the hub's cached one of that id at `revision`; nothing is downloaded.
 
-    key: the key and value that errors point at. Raises UserError where there is neither.
+    key: the key and value that errors point at; needs: how to get it, None for a fetch by its id; file: whether `path`
+    may name a file, too. Raises UserError where there is neither.
     """
-    if (folder := Path(path).expanduser()).is_dir():
+    if (folder := Path(path).expanduser()).is_dir() or (file and folder.is_file()):
         return folder
     try:
         return Path(snapshot_download(path, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
-        source = f"hub/{path}@{revision}" if revision else f"hub/{path}"
-        raise UserError(
-            f"{key}: neither a folder nor, at revision {revision}, in the hub's cache; with a network, "
-            f"`python scripts/fetch_weights.py fetch {source}` gets it; {NEEDS_NONE}"
-        ) from error
+        is_id = isinstance(error, LocalEntryNotFoundError)
+        if is_id and revision is None and (found := _only_snapshot(path)):
+            return found
+        at = f"revision {revision}" if revision else "any one revision"
+        absent = f"neither a folder nor, at {at}, in the hub's cache"
+        if needs is not None:
+            raise no_weights(key, f"no weights ({absent})", needs) from error
+        how = fetched(f"hub/{path}", revision) if is_id else "wanted is a folder, or a hub id as owner/name"
+        raise no_weights(key, absent, how) from error
+
+
+def _only_snapshot(repository: str) -> Path | None:
+    """The cached files of a repository of which one revision alone was fetched, by its commit."""
+    folder = Path(HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"), "snapshots")
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    return found[0] if len(found) == 1 else None
 
 
 def kind_of(key: str, folder: Path, allowed: Iterable[str]) -> str:
@@ -87,12 +122,12 @@ def load_frozen(key: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def one_line(key: str) -> Iterator[None]:
-    """What transformers says of files that it cannot load, as a UserError of one line."""
+def one_line(key: str, wanted: str = WANTED) -> Iterator[None]:
+    """What transformers or diffusers say of files that they cannot load, as a UserError of one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"{key}: cannot be loaded ({first_line(error)}); {WANTED}") from error
+        raise UserError(f"{key}: cannot be loaded ({first_line(error)}); {wanted}") from error
     except UnpicklingError as error:
         said = "its file of weights is damaged, or holds code, which is never run"
-        raise UserError(f"{key}: cannot be loaded ({said}); {WANTED}") from error
+        raise UserError(f"{key}: cannot be loaded ({said}); {wanted}") from error

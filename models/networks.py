@@ -6,36 +6,43 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from models import attention
+from models.adapters import fuse
+from models.devices import device_of, dtype_of
+from models.hub import local_folder, one_line
+from models.layout import WANTED, check_pipeline, check_unet, chosen_variants, pipeline_folder
+from models.levels import noise_levels, read_scheduler
 from models.steps import guidance_embedding, noise_of_velocity
 from runner.types import UserError
 
+KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")  # what a configuration says of the library that wrote it
-PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learned to say
-REQUIRED = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 class Networks:
-    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; digest: of their weights and configurations."""
+    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and times; digest: of
+    their weights and configurations."""
 
     def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
-        self._predicts: str = pipe.scheduler.config.prediction_type
-        if self._predicts not in PREDICTIONS:
-            raise UserError(f"prediction_type={self._predicts}: allowed are {', '.join(PREDICTIONS)}")
+        self.scheduler = noise_levels("generator.path", pipe.scheduler)
+        self._predicts: str = self.scheduler.config.prediction_type
         self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
         self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
         self.text_encoder: CLIPTextModel = pipe.text_encoder.requires_grad_(False).eval()
-        self.tokenizer, self.scheduler = pipe.tokenizer, pipe.scheduler
+        self.tokenizer = pipe.tokenizer
+        # Files of tokenizers may leave their length out; the text encoder has positions for so many.
+        positions = self.text_encoder.config.max_position_embeddings
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, positions)
         self.device, self.digest = pipe.device, digest
         attention.install(self.unet)
 
@@ -147,56 +154,62 @@ def load(
     path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: str, device: str,
     needs: str,
 ) -> Networks:  # fmt: skip
-    """The networks of a pipeline's folder or hub id.
+    """The networks of a pipeline's folder, or of a hub id whose files are in the hub's cache.
 
     unet: a folder or hub id whose UNet takes the place of the pipeline's own; lora: one whose adapter is fused with it;
     variant: which of the pipeline's files are read, such as fp16, None for those without such a word in their names;
-    needs: says how to get them. Raises UserError in one line if weights are not there or an adapter changes nothing.
+    needs: says how to get them. Raises UserError in one line if weights are not there, if the folder holds another kind
+    of pipeline, and unless an adapter fits whole; where small files tell, before any weight is read.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    number, place = dtype_of("generator.dtype", dtype), device_of("generator.device", device)
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-    missing = [name for name in REQUIRED if Path(path).exists() and not (Path(path) / name).exists()]
-    if missing:
-        raise UserError(f"generator.path={path}: {', '.join(missing)} missing; wanted is a folder in diffusers' layout")
-    number = getattr(torch, dtype)
-    key, place = "path", path
-    try:
-        given = {}
-        if unet is not None:
-            key, place = "unet", unet
-            given["unet"] = UNet2DConditionModel.from_pretrained(place, subfolder="unet", dtype=number)
-        key, place = "path", path
-        pipe = StableDiffusionPipeline.from_pretrained(
-            path, revision=revision, variant=variant, dtype=number, safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False, **given,
-        )  # fmt: skip
-        if lora is not None:
-            key, place = "lora", lora
-            fuse(pipe, place)
-    except UserError:
-        raise
-    except (OSError, ValueError, UnpicklingError) as error:
-        reason = (
-            str(error).strip().splitlines()[0] if Path(place).exists() else "neither a folder nor in the hub's cache"
-        )
+    key = f"generator.path={path}"
+    folder = pipeline_folder(key, path, revision, needs)
+    check_pipeline(key, folder)
+    scheduler = read_scheduler(key, folder)
+    parts = {"unet": folder / "unet", "vae": folder / "vae", "text_encoder": folder / "text_encoder"}
+    keys = dict.fromkeys(parts, key)
+    if unet is not None:
+        keys["unet"] = f"generator.unet={unet}"
+        parts["unet"] = local_folder(keys["unet"], unet, None, needs) / "unet"
+        check_unet(keys["unet"], "UNet", parts["unet"], folder)
+    chosen = chosen_variants(keys, parts, variant, needs)
+    networks = {name: _read(keys[name], KINDS[name], parts[name], chosen[name], number) for name in parts}
+    with one_line(key, WANTED):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    pipe = StableDiffusionPipeline(
+        **networks, tokenizer=tokenizer, scheduler=None, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.register_modules(scheduler=scheduler)  # the pipeline would have set steps_offset to 1, whatever its file says
+    _check_words(key, pipe)
+    if lora is not None:
+        fuse(pipe, lora, needs)
+    return Networks(pipe.to(place), digest(pipe))
+
+
+def _read(key: str, kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    """A network with all its weights. Raises UserError if its files are broken or leave weights out."""
+    with one_line(key, WANTED):
+        network, info = kind.from_pretrained(folder, variant=variant, dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"generator.{key}={place}: no weights ({reason}); {needs}; `python run.py` alone needs none"
-        ) from error
-    return Networks(pipe.to(device), digest(pipe))
+            f"{key}: {len(missing)} weights of its {folder.name} are missing, such as {missing[0]}; {WANTED}"
+        )
+    return network
 
 
-def fuse(pipe: StableDiffusionPipeline, lora: str) -> None:
-    """Add an adapter's low-rank changes to the UNet's weights. Raises UserError if no weight changes, as happens when
-    none of its names fits."""
-    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
-    pipe.load_lora_weights(lora)
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    if all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items() if name in before):
-        raise UserError(f"generator.lora={lora}: fits none of the UNet's weights; wanted is an adapter of this UNet")
+def _check_words(key: str, pipe: StableDiffusionPipeline) -> None:
+    """Raise UserError for words that the tokenizer knows and the text encoder has no embedding of."""
+    rows = pipe.text_encoder.get_input_embeddings().num_embeddings
+    words = sorted(word for word, number in pipe.tokenizer.get_vocab().items() if number >= rows)
+    if words:
+        raise UserError(
+            f"{key}: its tokenizer knows {len(words)} words that its text encoder has no embedding of, such as "
+            f"{words[0]}: a learned word needs its row there (resize_token_embeddings, then save both)"
+        )
 
 
 def digest(pipe: StableDiffusionPipeline) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models import invert
 from models.attention import MapControl
+from models.levels import check_signal
 from models.networks import Networks
 from models.steps import Schedule, ddim_schedule, ddim_step, guide, lcm_schedule, lcm_step
 from runner.ranges import ChainSteps, NonNegative, Rate, Steps
@@ -80,7 +81,7 @@ class Ddim:
 
     @property
     def setting(self) -> object:
-        return (len(self.schedule), self.guidance, self.guided)
+        return (*self.schedule.told(), self.guidance, self.guided)
 
     def inversion(self, seed: int) -> object:
         return self.null_text
@@ -138,7 +139,7 @@ class Lcm:
 
     @property
     def setting(self) -> object:
-        return (self.schedule.timesteps.tolist(), self.guidance)
+        return (*self.schedule.told(), self.guidance)
 
     def inversion(self, seed: int) -> object:
         return ("edit-friendly", seed)
@@ -176,20 +177,17 @@ class Lcm:
 def ddim(
     networks: Networks, steps: int, guidance: float, null_text: NullText | None, guided: Sequence[float]
 ) -> Ddim:  # fmt: skip
-    """DDIM with the pipeline's own noise levels. guided: from which share of the chain to which it is guided
-    (Kynkäänniemi et al., 2024). Raises UserError for shares that are none."""
+    """DDIM with the noise levels and times of the pipeline's scheduler. guided: from which share of the chain to which
+    it is guided (Kynkäänniemi et al., 2024). Raises UserError for shares that are none, and see `check_signal`."""
     first, last = guided
     if not 0 <= first < last <= 1:
         raise UserError(f"generator.guided={list(guided)}: allowed are two growing shares of the chain, in 0 … 1")
-    scheduler = networks.scheduler
-    # Schedulers without such a level (an LCM's own) leave it to the first training level.
-    final = getattr(scheduler, "final_alpha_cumprod", None)
+    levels = networks.scheduler
     schedule = ddim_schedule(
-        scheduler.alphas_cumprod,
-        steps,
-        scheduler.config.get("steps_offset", 1),
-        None if final is None else float(final),
-    )
+        levels.alphas_cumprod, steps, levels.config.steps_offset, float(levels.final_alpha_cumprod),
+        levels.config.timestep_spacing,
+    )  # fmt: skip
+    check_signal(schedule)
     return Ddim(schedule, guidance, null_text, range(math.floor(first * steps), math.ceil(last * steps)))
 
 
@@ -208,4 +206,5 @@ def lcm(
     if guidance != 1 and not networks.tells_guidance:
         raise UserError(f"generator.guidance={guidance}: this UNet is not told any guidance scale, allowed is 1")
     schedule = lcm_schedule(networks.scheduler.alphas_cumprod, steps, original_steps)
+    check_signal(schedule)
     return Lcm(schedule, guidance if networks.tells_guidance else None)

@@ -4,6 +4,7 @@ used."""
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +107,12 @@ class FromWords(ABC):
         names: Sequence[str],
     ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
         return self.find(images, words)
+
+
+def caption_of(words: str) -> str:
+    """Words as Grounding DINO is asked for them: one phrase in lower case that ends in a full stop. Full stops and
+    question marks within, as in `St. Bernard`, would end a phrase of their own there."""
+    return f"{' '.join(re.sub('[.?]', ' ', words.lower()).split())}."
 
 
 class FromBoxes(FromWords):

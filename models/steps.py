@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,24 +31,51 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def told(self) -> tuple[list[float], ...]:
+        """Times and levels as plain numbers."""
+        return self.timesteps.tolist(), self.alphas.tolist(), self.alphas_next.tolist()
+
+
+def leading(trained: int, steps: int, offset: int) -> Int[Tensor, " t"]:
+    """Even distances from the clean end, moved by `offset`: T = 20 of 1000 with offset 1 gives 951, 901, …, 1."""
+    return torch.arange(steps).flip(0) * (trained // steps) + offset
+
+
+def trailing(trained: int, steps: int, offset: int) -> Int[Tensor, " t"]:
+    """Even distances from the noisy end, without an offset: T = 20 of 1000 gives 999, 949, …, 49."""
+    return torch.from_numpy(np.round(trained - np.arange(steps) * (trained / steps)).astype(np.int64)) - 1
+
+
+def linspace(trained: int, steps: int, offset: int) -> Int[Tensor, " t"]:
+    """Even distances from end to end, without an offset: T = 20 of 1000 gives 999, 946, …, 0."""
+    return torch.from_numpy(np.linspace(0, trained - 1, steps).round()[::-1].astype(np.int64))
+
+
+SPACINGS = {"leading": leading, "trailing": trailing, "linspace": linspace}
+
 
 def ddim_schedule(
-    alphas_cumprod: Float[Tensor, " train_steps"], steps: int, offset: int = 1, final_alpha: float | None = None
-) -> Schedule:
-    """Leading spacing, as Stable Diffusion's DDIM: T = 20 gives timesteps 951, 901, …, 1.
+    alphas_cumprod: Float[Tensor, " train_steps"], steps: int, offset: int = 1, final_alpha: float | None = None,
+    spacing: str = "leading",
+) -> Schedule:  # fmt: skip
+    """The times of DDIM, as diffusers' scheduler has them; by default those of Stable Diffusion.
 
-    `final_alpha` is the level after the last step; by default the first training level (`set_alpha_to_one` off).
-    Raises UserError if `steps` is not in 1 … number of training steps.
+    `final_alpha` is the level after the last step; by default the first training level (`set_alpha_to_one` off);
+    spacing: one of `SPACINGS`. Every step leads as far as T even ones would, also where the times are rounded.
+    Raises UserError if `steps` is not in 1 … number of training steps, and for times that were not trained.
     """
     trained = len(alphas_cumprod)
     if not 1 <= steps <= trained:
         raise UserError(f"generator.steps={steps}: allowed are 1 … {trained}")
-    stride = trained // steps
-    timesteps = torch.arange(steps).flip(0) * stride + offset
-    before = timesteps - stride
+    timesteps = SPACINGS[spacing](trained, steps, offset)
+    if not 0 <= (first := int(timesteps[0])) < trained:
+        raise UserError(
+            f"generator.steps={steps}: begins at time {first} (steps_offset={offset}); trained are 0 … {trained - 1}"
+        )
+    before = timesteps - trained // steps
     last = alphas_cumprod[0] if final_alpha is None else torch.tensor(final_alpha)
     alphas_next = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], last)
-    return Schedule(timesteps, alphas_cumprod[timesteps.clamp(max=trained - 1)], alphas_next)
+    return Schedule(timesteps, alphas_cumprod[timesteps], alphas_next)
 
 
 def noise_of_velocity(

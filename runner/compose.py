@@ -25,6 +25,8 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from data.selection import select
+from models.devices import device_of
+from models.hub import WITHOUT
 from runner.overrides import in_one_line
 from runner.protocols import Dataset
 from runner.report import read_config
@@ -82,12 +84,22 @@ def _checked(config: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
     return own | check_settings(Settings, {key: value for key, value in config.items() if key not in own})
 
 
+def _devices(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, object]]:
+    """The keys by which devices are chosen, with their values; those of the whole run first."""
+    yield from ((f"{place}{key}", value) for key, value in node.items() if key == "device")
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _devices(value, f"{place}{key}.")
+
+
 def build(config: Mapping[str, Any], **given: Any) -> Parts:
     """The parts of a run, each built once from its node, of the data the pictures that are selected; those `given` as
     objects are taken as they are.
 
     Raises UserError where a part refuses its settings.
     """
+    for key, name in _devices(config):
+        device_of(key, name)
     torch.manual_seed(config["seed"])
     nodes = {key: config[key] for key in Parts.__dataclass_fields__ if key not in given and key in config}
     try:
@@ -177,7 +189,11 @@ def _by_its_key(message: str, error: str, config: Mapping[str, Any]) -> str:
         return message
     node, own = config["task"][place[1]], {part.name for part in fields(Parts)}
     keys = [key for key, other in config.items() if key not in own and other == node]
-    return re.sub(r"^\w+\.", f"{keys[0]}.", message) if keys else message
+    if not keys:
+        return message
+    if (group := message.partition(".")[0]) in WITHOUT:  # what does without its weights, which need not do so here
+        message = message.replace(WITHOUT[group], WITHOUT.get(keys[0], WITHOUT[group]))
+    return re.sub(r"^\w+\.", f"{keys[0]}.", message)
 
 
 @contextmanager

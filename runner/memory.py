@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from models.diffusion import LatentDiffusion
 from runner.augment import RandomCrops
 from runner.protocols import Classifier
-from runner.types import Scene, UserError
+from runner.types import Scene, Schedules, UserError
 
 MOST = 8  # pictures at once that `auto` asks for: more are hardly faster
 ENOUGH = 4  # of them without recomputation are faster than `MOST` with it
@@ -62,17 +63,19 @@ class Plan:
 
 
 def plan(
-    generator: LatentDiffusion, classifiers: Sequence[Classifier], augment: RandomCrops, pictures: int,
-    batch: int | None, problems: int,
+    generator: LatentDiffusion, classifiers: Sequence[Classifier], augment: RandomCrops, schedules: Schedules,
+    pictures: int, batch: int | None, problems: int,
 ) -> Plan:  # fmt: skip
     """The batch, where None is given, and the recomputation, where the generator leaves it to memory.
 
-    pictures: of a problem in one step's graph; problems: how many there are. The first of `FAST_FIRST` that has room
+    schedules: the task's of Prompt-to-Prompt, in the place of the generator's; pictures: of a problem in one step's
+    graph; problems: how many there are. The first of `FAST_FIRST` that has room
     for the batch, or for `ENOUGH` problems of one that is to be chosen; where none has, the one that takes least.
     """
     own = footprint(generator, classifiers, augment)
-    steps, inject = len(generator), max(generator.schedules["inject"])
-    injected, recorded = round(inject * steps), max(generator.maps.steps(steps).stop, round(inject * steps))
+    steps, inject = len(generator), max({**generator.schedules, **schedules}["inject"])
+    injected = math.ceil(inject * steps)
+    recorded = max(generator.maps.steps(steps).stop, injected)
     modes = FAST_FIRST if generator.recompute == "auto" else (generator.recompute,)
     need = {mode: pictures * own.graph(mode, steps, injected, recorded) for mode in modes}
     free = free_memory(generator.device)

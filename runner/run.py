@@ -123,7 +123,8 @@ def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tupl
 def fit(parts: Parts, answer: Solver, batch: int | None, problems: int) -> Plan:
     """Choose the batch, where None is given, and the recomputation, where it is left to memory; the latter is set."""
     judges = [parts.classifier, *(n for n in parts.task.networks if isinstance(n, ImageClassifier))]
-    chosen = plan(parts.generator, judges, parts.augment, answer.generator.graphed, batch, problems)
+    shares = parts.task.schedules
+    chosen = plan(parts.generator, judges, parts.augment, shares, answer.generator.graphed, batch, problems)
     parts.generator.recompute_as(chosen.recompute)
     return chosen
 

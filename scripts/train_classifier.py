@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.selection import check_choice  # noqa: E402
 from data.ties import shares  # noqa: E402
+from models.devices import device_of  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts.adversarial import l2_pgd  # noqa: E402
 from scripts.augmentation import Augment  # noqa: E402
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def train_and_measure(cfg: DictConfig, arguments: Sequence[str]) -> None:
     """The training of `cfg`, if it has steps, and the card. Raises UserError or FileNotFoundError for its data."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    device = device_of("device", cfg.device)
     if cfg.steps > 0:
         corpus = load_corpus(cfg, "train", cfg.images)
         network, runs = build(cfg, sum(len(names) for names in corpus.heads.values()))

@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import planted  # noqa: E402
-from runner.types import article  # noqa: E402
+from models.devices import device_of  # noqa: E402
+from runner.types import UserError, article  # noqa: E402
 from scripts.augmentation import Augment  # noqa: E402
 from scripts.measure_clip import LOCAL_NAMES, NAMES, local_name, render, write_card  # noqa: E402
 from scripts.tokenizer import train_tokenizer  # noqa: E402
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str]) -> list[float]:
     """Train, save and measure; the losses of the steps."""
     cfg = configure(arguments)
     losses: list[float] = []
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    device = device_of("device", cfg.device)
     if cfg.steps > 0:
         model, tokenize, runs = build(cfg)
         scenes = planted.draw_captioned(cfg.images, planted.SPLIT_SEEDS["train"] + cfg.seed)[0]
@@ -242,4 +243,7 @@ def main(arguments: Sequence[str]) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(str(error)) from error

@@ -12,6 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from models.devices import device_of
+from runner.types import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ("planted", "cifar10")
 
@@ -19,7 +22,7 @@ DATA = ("planted", "cifar10")
 def settings(name: str, arguments: Sequence[str]) -> tuple[Any, torch.device]:
     """The defaults in conf/train/<name>_<data>.yaml with the command line's changes, and where to train.
 
-    Exits with one line for unknown data.
+    Exits with one line for unknown data, and for a device that is not there.
     """
     cli = OmegaConf.from_cli(list(arguments))
     data = cli.get("data", DATA[0])
@@ -29,8 +32,10 @@ def settings(name: str, arguments: Sequence[str]) -> tuple[Any, torch.device]:
     base = OmegaConf.load(_defaults(name, data))
     OmegaConf.set_struct(base, True)
     cfg: Any = OmegaConf.merge(base, cli)
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    return cfg, torch.device(chosen)
+    try:
+        return cfg, device_of("device", cfg.device)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _defaults(name: str, data: str) -> Path:

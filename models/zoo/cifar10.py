@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.cifar_resnet import CifarResNet
 from models.classifier import ImageClassifier
-from models.hub import NEEDS_NONE
+from models.hub import fetched, no_weights
 from runner.types import UserError
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -29,10 +29,7 @@ def cifar10_resnet(path: str, depth: Literal[20, 32, 44, 56, 110], sha256: str) 
     if file.is_dir():
         file = file / f"resnet{depth}-{sha256[:8]}.th"
     if not file.is_file():
-        raise UserError(
-            f"{key}: {file} is not there; `python scripts/fetch_weights.py fetch cifar10_resnet{depth}` gets it; "
-            + NEEDS_NONE
-        )
+        raise no_weights(key, f"{file} is not there", fetched(f"cifar10_resnet{depth}"))
     data = file.read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise UserError(f"{key}: SHA-256 of {file} is {found}, expected {sha256}; fetch it again")

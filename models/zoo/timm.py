@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 
 from models.classifier import ImageClassifier, ask_logits
 from models.fitness import check_size
-from models.hub import NEEDS_NONE, in_cache
+from models.hub import fetched, in_cache, no_weights
 from models.outputs import check_output, output_count
 from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
@@ -98,8 +98,5 @@ def _pinned(key: str, name: str, revision: str | None) -> dict[str, Any]:
 
 
 def _missing_hub(key: str, name: str, revision: str | None) -> UserError:
-    source = f"timm/{name}@{revision}" if revision else f"timm/{name}"
-    return UserError(
-        f"{key}: its weights are not in the local cache and the hub cannot be reached; with a network, "
-        f"`python scripts/fetch_weights.py fetch {source}` gets them; {NEEDS_NONE}"
-    )
+    reason = "its weights are not in the local cache and the hub cannot be reached"
+    return no_weights(key, reason, fetched(f"timm/{name}", revision))

@@ -14,7 +14,7 @@ from torchvision import models
 
 from models.classifier import ImageClassifier, ask_logits
 from models.fitness import check_size
-from models.hub import NEEDS_NONE
+from models.hub import fetched, no_weights
 from models.outputs import check_output, output_count
 from models.zoo.checkpoint import Rule, load_into
 from models.zoo.labels import read_labels
@@ -87,8 +87,5 @@ def _in_cache(key: str, name: str, weights: Any) -> Path:
     """The file of a set of weights in torch hub's cache folder. Raises UserError if it is not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     if not path.is_file():
-        raise UserError(
-            f"{key}: {path} is not there; with a network, "
-            f"`python scripts/fetch_weights.py fetch torchvision/{name}.{weights.name}` gets it; {NEEDS_NONE}"
-        )
+        raise no_weights(key, f"{path} is not there", fetched(f"torchvision/{name}.{weights.name}"))
     return path

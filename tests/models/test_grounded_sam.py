@@ -80,6 +80,19 @@ def test_words_become_captions() -> None:
     assert caption_of("Fiddler Crab") == caption_of(" fiddler crab. ") == "fiddler crab."
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [("St. Bernard", "st bernard."), ("Mt. St. Helens?", "mt st helens."), ("7.5 cm gun", "7 5 cm gun.")],
+)
+def test_a_name_is_one_phrase_whatever_its_full_stops(words: str, wanted: str, detector: Path) -> None:
+    """Grounding DINO lets no token look beyond a full stop or a question mark: these end a phrase."""
+    assert caption_of(words) == wanted
+    processor = GroundingDinoProcessor.from_pretrained(detector)
+    ids = processor.tokenizer(caption_of(words), add_special_tokens=False).input_ids
+    ends = set(processor.tokenizer(". ?", add_special_tokens=False).input_ids)
+    assert [i for i, token in enumerate(ids) if token in ends] == [len(ids) - 1]
+
+
 @pytest.mark.parametrize("words", WORDS)
 def test_boxes_are_the_librarys(words: str, make: Make, detector: Path) -> None:
     """The documented call; a token of the words, not the full stop, has to exceed the second threshold."""

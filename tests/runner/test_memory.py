@@ -74,16 +74,37 @@ def test_the_fastest_that_fits(
     monkeypatch.setattr(
         Footprint, "graph", lambda self, mode, *_: {"none": unit, "step": unit // 4, "block": unit // 5}[mode]
     )
-    chosen = plan(make_generator(recompute="auto"), [tiny_classifier], AUGMENT, 1, batch, problems)
+    chosen = plan(make_generator(recompute="auto"), [tiny_classifier], AUGMENT, {}, 1, batch, problems)
     assert (chosen.batch, chosen.recompute) == wanted
     assert ("may not be enough" in str(chosen)) == (chosen.predicted > chosen.free)
+
+
+@pytest.mark.parametrize(
+    ("shares", "injected", "recorded"), [({}, 2, 2), ({"inject": [0.0]}, 0, 2), ({"inject": [0.8]}, 4, 4)]
+)
+def test_the_tasks_shares_take_the_place_of_the_generators(
+    shares: dict[str, list[float]], injected: int, recorded: int, make_generator: Make,
+    tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of Prompt-to-Prompt: the maps of so many of four steps are injected, and recorded for these or the mask."""
+    asked: list[tuple[int, ...]] = []
+
+    def graph(self: Footprint, mode: str, *counts: int) -> int:
+        asked.append(counts)
+        return 1000
+
+    monkeypatch.setattr(Footprint, "graph", graph)
+    generator = make_generator(recompute="none")
+    assert max(generator.schedules["inject"]) == 0.5
+    plan(generator, [tiny_classifier], AUGMENT, shares, 1, None, 5)
+    assert asked == [(4, injected, recorded)]
 
 
 def test_a_recomputation_that_is_asked_for_stays(
     make_generator: Make, tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 100 * GIB)
-    assert plan(make_generator(recompute="block"), [tiny_classifier], AUGMENT, 1, None, 50).recompute == "block"
+    assert plan(make_generator(recompute="block"), [tiny_classifier], AUGMENT, {}, 1, None, 50).recompute == "block"
 
 
 def test_the_limits_of_control_groups_and_of_ulimit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

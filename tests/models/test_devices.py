@@ -1,0 +1,37 @@
+"""Devices and number formats by their names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.devices import device_of, dtype_of
+from runner.types import UserError
+
+
+@pytest.fixture
+def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
+    return int(request.param)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "names"), [(0, ["cpu"]), (1, ["cpu", "cuda", "cuda:0"]), (2, ["cpu", "cuda", "cuda:0", "cuda:1"])],
+    indirect=["gpus"],
+)  # fmt: skip
+def test_what_a_machine_has_is_allowed_and_nothing_else(gpus: int, names: list[str]) -> None:
+    assert device_of("device", "auto") == torch.device("cuda" if gpus else "cpu")
+    for name in ("cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "mps", "gpu", 0, 1, None, "", "CUDA", "cuda:-1"):
+        if name in names:
+            assert device_of("device", name) == torch.device(str(name))
+        else:
+            with pytest.raises(UserError, match=rf"^device={name}: .* auto, {', '.join(names)} \(.*{gpus} CUDA"):
+                device_of("device", name)
+
+
+def test_number_formats() -> None:
+    assert dtype_of("generator.dtype", "bfloat16") is torch.bfloat16
+    for name in ("fp16", "half", "bf16", "float64", "int8", 16, None):
+        with pytest.raises(UserError, match=rf"^generator.dtype={name}: allowed are float32, float16, bfloat16$"):
+            dtype_of("generator.dtype", name)

@@ -1,0 +1,75 @@
+"""What is said where weights are absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import clipseg, grounded_sam, hub, safety, sam
+from models.hub import fetched, local_folder, no_weights
+from runner.types import UserError
+
+LOADERS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "sam": (
+        lambda: sam.load("some/net", None, 5, 0.3, False, {}),
+        ("segmenter.path=some/net", "fetch hub/some/net`", "segmenter=attention needs none", "the object's edges"),
+    ),
+    "clipseg": (
+        lambda: clipseg.load("some/net", "abc", 0.5, "{words}"),
+        ("segmenter.path=some/net", "fetch hub/some/net@abc`", "segmenter=attention needs none"),
+    ),
+    "grounded_sam": (
+        lambda: grounded_sam.load("some/net", None, 0.2, 0.2, "some/sam", None, {}),
+        ("segmenter.detector=some/net", "segmenter=attention needs none"),
+    ),
+    "safety": (lambda: safety.load("some/net", None, 0.06), ("safety.path=some/net", "safety=none needs none")),
+    "captioner": (
+        lambda: local_folder("captioner.path=some/net", "some/net", None),
+        ("fetch hub/some/net`", "captioner=template needs none", "name the class alone"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_one_line_says_how_to_get_them_and_what_does_without(name: str) -> None:
+    load, said = LOADERS[name]
+    with pytest.raises(UserError) as caught:
+        load()
+    line = str(caught.value)
+    assert "\n" not in line and line.endswith("`python run.py` alone needs none")
+    assert all(part in line for part in said), line
+
+
+def test_no_command_fetches_what_cannot_be_an_id() -> None:
+    for path in ("models/pretrained/nowhere", "/tmp/nowhere/else", "../nowhere"):
+        with pytest.raises(UserError, match="wanted is a folder, or a hub id as owner/name") as caught:
+            local_folder("segmenter.path=x", path, None)
+        assert "fetch_weights" not in str(caught.value)
+
+
+def test_the_only_revision_that_was_fetched_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its commit: such a fetch leaves no name behind that the hub's clients would look for."""
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise hub.LocalEntryNotFoundError("no such entry")
+
+    monkeypatch.setattr(hub, "snapshot_download", absent)
+    snapshots = tmp_path / "models--some--net" / "snapshots"
+    (snapshots / "a").mkdir(parents=True)
+    assert local_folder("x", "some/net", None) == snapshots / "a"
+    with pytest.raises(UserError, match=r"neither a folder nor, at revision b, in the hub's cache"):
+        local_folder("x", "some/net", "b")
+    (snapshots / "b").mkdir()
+    with pytest.raises(UserError, match="neither a folder nor, at any one revision, in the hub's cache"):
+        local_folder("x", "some/net", None)
+
+
+def test_groups_without_an_alternative_promise_none() -> None:
+    assert str(no_weights("classifier.path=x", "not there", fetched("net", "abc"))) == (
+        "classifier.path=x: not there; with a network, `python scripts/fetch_weights.py fetch net@abc` gets it; "
+        "`python run.py` alone needs none"
+    )
