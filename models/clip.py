@@ -39,7 +39,8 @@ class Clip(nn.Module):
 
     name: the key and value that errors point at, e.g. `clip.name=ViT-B-16`;
     size: side in pixels of what the network sees; interpolation: how pictures get there;
-    digest: SHA-256 of the weights; scale: what its training multiplied the cosine similarities by.
+    digest: SHA-256 of the weights; recipe: of them and of how pictures are prepared; scale: what its training
+    multiplied the cosine similarities by.
     """
 
     mean: Tensor
@@ -58,6 +59,7 @@ class Clip(nn.Module):
         self.register_buffer("mean", torch.tensor(seen["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(seen["std"]).view(1, 3, 1, 1), persistent=False)
         self.digest = digest_of(model)
+        self.recipe = repr((self.digest, self.size, tuple(seen["mean"]), tuple(seen["std"]), self.interpolation))
         self.scale: float = model.logit_scale.detach().float().exp().item()
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:

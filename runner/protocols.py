@@ -84,9 +84,10 @@ class Weighted(Protocol):
 
 
 class Embedder(Protocol):
-    """A CLIP model: pictures and texts as unit vectors of one space; scale: what their products are multiplied by."""
+    """A CLIP model: pictures and texts as unit vectors of one space; scale: what their products are multiplied by;
+    recipe: everything that the vector of a picture follows from."""
 
-    digest: str
+    recipe: str
     scale: float
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...

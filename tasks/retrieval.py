@@ -34,12 +34,12 @@ class Retrieval:
 
     @property
     def digest(self) -> str:
-        return digest_of(self.clip.digest, self.dataset.digest)
+        return digest_of(self.clip.recipe, self.dataset.digest)
 
     @cached_property
     def embeddings(self) -> Float[Tensor, "n d"]:
         """Of all pictures of the data set, computed once."""
-        key = ("embeddings", self.clip.digest, self.dataset.digest, self.side)
+        key = ("embeddings", self.clip.recipe, self.dataset.digest, self.side)
         return cached(self.cache, key, lambda: {"embeddings": self._embed()})["embeddings"]
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ def test_a_file_has_to_be_named() -> None:
 class Colours:
     """An embedder that knows three words, each an axis: a picture's colour says how much of each it shows."""
 
-    digest, scale = "colours", 1.0
+    recipe, scale = "colours", 1.0
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
 from data.folder import ImageFile, ImageFolder
@@ -18,6 +19,7 @@ from data.masks import FileSegmenter
 from data.planted import PlantedDataset
 from data.salient_imagenet import Annotated, Annotations
 from data.selection import NamedFiles, content_of, select
+from runner.compose import CONF, configure
 from runner.manifest import Manifest, answers_of, digests_of, named_files
 from runner.record import RunFolder, run_key
 from runner.run import identity_of
@@ -26,6 +28,8 @@ from tasks.neuron_cf import Push
 from tasks.pictures import start
 from tasks.units import Unit
 from tests.conftest import TinyClassifier
+
+TASKS = CONF / "task"
 
 PUSH = Push(
     name="crab-1-features-3-max", seed=7, edit=Edit.unchanged("a rock crab on sand", "rock crab"), words="rock crab",
@@ -167,6 +171,13 @@ def test_labels_and_their_order_are_part_of_a_classifiers_identity(tiny_classifi
     assert identity_of(tiny_classifier) != before
     tiny_classifier.labels, tiny_classifier.recipe = tiny_classifier.labels[::-1], "another size"
     assert identity_of(tiny_classifier) != before
+
+
+@pytest.mark.parametrize("task", sorted(p.stem for p in TASKS.glob("*.yaml") if "training:" in p.read_text()))
+def test_training_images_are_among_what_a_tasks_answers_depend_on(task: str) -> None:
+    config = configure([f"task={task}", "captioner=template", "training.count=10", "baseline=[none,feature_attack]"])
+    built = instantiate({**config["task"], "segmenter": None} if "segmenter" in config["task"] else config["task"])
+    assert any(part is built.training for part in built.networks)
 
 
 # --- images and files ----------------------------------------------------------------------------------------

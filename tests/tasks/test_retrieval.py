@@ -93,13 +93,13 @@ def test_embeddings_are_computed_once(tmp_path: Path) -> None:
 def test_each_thing_that_embeddings_depend_on_is_part_of_their_key(tmp_path: Path) -> None:
     cache = cache_in(tmp_path)
     assert Retrieval(noise(9), Embeddings(), 1, SIDE, cache).embeddings.shape == (9, 3)
-    for dataset, digest, side in (
+    for dataset, recipe, side in (
         (noise(9, digest="others"), "embeddings", 8),
         (noise(9), "else", 8),
         (noise(9), "embeddings", 6),
     ):
         clip = Embeddings()
-        clip.digest = digest
+        clip.recipe = recipe
         assert Retrieval(dataset, clip, 1, side, cache).embeddings.shape == (9, 3)
         assert clip.seen == 9
 

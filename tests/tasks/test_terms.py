@@ -86,7 +86,7 @@ class Answers(Constant):
 class Said:
     """A CLIP model that embeds every picture as the same direction."""
 
-    digest, scale = "said", 10.0
+    recipe, scale = "said", 10.0
 
     def __init__(self, *direction: float) -> None:
         self.direction = torch.tensor(direction)

@@ -259,7 +259,7 @@ def test_no_errors_are_said_in_one_line() -> None:
 class Weather:
     """An embedder that knows two phrases: blue pictures are of the first, red ones of the second."""
 
-    digest, scale = "weather", 4.0
+    recipe, scale = "weather", 4.0
 
     def embed_images(self, images: Tensor) -> Tensor:
         return torch.nn.functional.normalize(images.mean(dim=(2, 3))[:, [2, 0]], dim=-1)

@@ -163,7 +163,7 @@ class Maker:
 class Embeddings:
     """Pictures are embedded as the direction of their mean colour, texts by a table; `seen` counts pictures."""
 
-    digest, scale = "embeddings", 10.0
+    recipe, scale = "embeddings", 10.0
 
     def __init__(self, texts: Mapping[str, Sequence[float]] | None = None) -> None:
         self.texts, self.seen = texts or {}, 0
