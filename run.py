@@ -1,6 +1,7 @@
 """Compose a configuration, build its parts once and hand them over: `python run.py task=uvce classifier=vit_b`."""
 
 import sys
+import time
 
 from runner.interrupt import Interrupt, Stopped, at_once, stopped
 
@@ -11,6 +12,7 @@ with at_once():  # the imports take seconds
 
     from runner.compose import build, resolved
     from runner.overrides import in_one_line
+    from runner.progress import preparing
     from runner.retry import Failure, out_of_memory
     from runner.run import BAD_INPUT, DONE, FAILED, check_places, run
     from runner.types import UserError
@@ -26,7 +28,10 @@ def main(cfg: DictConfig) -> None:
         try:
             config = resolved(cfg, context.runtime.choices, context.overrides.task)
             check_places(config)
-            codes.append(run(build(config), config, interrupt))
+            began = time.time()
+            with preparing():
+                parts = build(config)
+            codes.append(run(parts, config, interrupt, began))
         except Stopped as stop:
             print(stop.line, file=sys.stderr, flush=True)
             codes.append(stop.code)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.steps import Schedule, ddim_step, guide
+from runner.counted import counted
 
 # (latents, timestep, text embeddings) -> predicted noise
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -42,7 +43,7 @@ def null_text(
     not computed further. Steps that are not among the `guided` ones, None for all, keep the N_t of the one before.
     """
     z, found = trajectory[:, 0], []
-    for i in range(len(schedule)):
+    for i in counted(range(len(schedule)), "steps are inverted"):
         t, levels = schedule.timesteps[i], (schedule.alphas[i], schedule.alphas_next[i])
         with torch.no_grad():
             eps_text = predict(z, t, text)

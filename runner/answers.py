@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def write_answer(
 ) -> None:  # fmt: skip
     """Save the pictures of problem i and what they can be made again from, measure the saved ones and write its result.
     Raises NotFinite for what was given up, and for a picture or a measured value that is not finite."""
-    problem, anchor, state = answers.problems[i], answers.anchor, answers.state
+    problem, anchor, state, clock = answers.problems[i], answers.anchor, answers.state, time.monotonic()
     if (reason := state.failed[i]) is not None:
         raise NotFinite(reason)
     saved = Saved(folder.problem(problem.name), writers)
@@ -113,7 +114,7 @@ def write_answer(
         "best_step": int(state.best_step[i]),
         "inject": round(anchor.inject[i].item(), 6),
         "blend": round(anchor.blend[i].item(), 6),
-        "seconds": round(state.seconds / len(answers.problems), 2),
+        "seconds": round(state.seconds / len(answers.problems) + time.monotonic() - clock, 2),
         "seed": problem.seed,
         "warnings": list(answers.notes[i]),
         "keep": problem.keep,

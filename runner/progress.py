@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -11,6 +12,11 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
+
+from runner.counted import heard
+
+LAST = 3  # batches by which the time left is told
+OFTEN, SELDOM = 0.2, 20.0  # seconds between two counts, on a terminal and in a log file
 
 
 class Progress(Protocol):
@@ -40,32 +46,53 @@ def progress(
     console = console or Console(file=sys.stdout)
     pace = Pace(total, done, clock)
     if not console.is_terminal:
-        yield Lines(pace, console)
+        lines = Lines(pace, console)
+        with heard(lines.phase, SELDOM):
+            yield lines
         return
     bar = Bar(pace, console)
-    with bar.display:
+    with bar.display, heard(bar.phase, OFTEN):
         yield bar
 
 
+@contextmanager
+def preparing(console: Console | None = None) -> Iterator[None]:
+    """Show how far the preparation of a run is, made within: a line that changes, or lines without a terminal."""
+    console = console or Console(file=sys.stdout)
+    if not console.is_terminal:
+        with heard(lambda text: print(f"preparing: {text}", file=console.file, flush=True), SELDOM):
+            yield
+        return
+    with console.status("preparing") as status, heard(lambda text: status.update(f"preparing: {text}"), OFTEN):
+        yield
+
+
 class Pace:
-    """How far a run is and how long the rest takes at the speed so far."""
+    """How far a run is and how long the rest takes, by the last batches; what other processes finish meanwhile
+    counts, too."""
 
     def __init__(self, total: int, done: int, clock: Callable[[], float]) -> None:
         self.total, self.done = total, done
-        self._clock, self._began, self._already = clock, clock(), done
+        self._clock = clock
         self._batch, self._share = 0, 0.0
+        self._marks: deque[tuple[float, int]] = deque(maxlen=LAST + 1)  # when how many were done, where batches end
 
     def batch(self, size: int) -> None:
         """A batch of `size` problems begins."""
         self._batch, self._share = size, 0.0
+        if not self._marks:
+            self._marks.append((self._clock(), self.done))
 
     def step(self, k: int, steps: int) -> None:
         """`k` of `steps` steps of the batch are done."""
         self._share = k / max(steps, 1)
 
     def finished(self, n: int) -> None:
-        """`n` problems of the batch are done."""
-        self.done, self._batch, self._share = self.done + n, max(self._batch - n, 0), 0.0
+        """`n` problems are done, of the batch or, where there is none, by other processes."""
+        self.done += n
+        if self._batch:
+            self._marks.append((self._clock(), self.done))
+        self._batch, self._share = max(self._batch - n, 0), 0.0
 
     @property
     def progressed(self) -> float:
@@ -73,12 +100,15 @@ class Pace:
         return self.done + self._batch * self._share
 
     @property
-    def eta(self) -> str:
-        """Time left as minutes and seconds, or "?" before anything is known."""
-        fresh = self.progressed - self._already
-        if fresh <= 0:
-            return "?"
-        return duration((self._clock() - self._began) / fresh * max(self.total - self.progressed, 0))
+    def eta(self) -> str | None:
+        """Time left as minutes and seconds, None before the first batch is done."""
+        if len(self._marks) < 2:
+            return None
+        (began, before), (ended, after) = self._marks[0], self._marks[-1]
+        each = (ended - began) / max(after - before, 1)
+        left = max(self.total - self.done, 0)
+        beyond = max(left - self._batch, 0)  # the present batch: it may take longer than those before
+        return duration(max(each * left - (self._clock() - ended), each * beyond) if left else 0.0)
 
 
 class Bar:
@@ -118,7 +148,7 @@ class Bar:
         self._refresh()
 
     def _refresh(self) -> None:
-        text = f"{self._pace.done}/{self._pace.total}  ETA {self._pace.eta}"
+        text = f"{self._pace.done}/{self._pace.total}{left(self._pace, '  ')}"
         self.display.update(self._run, completed=self._pace.progressed, text=text)
 
 
@@ -141,14 +171,19 @@ class Lines:
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None:
         self._pace.step(k, steps)
         if k == steps or k % max(1, steps // 4) == 0:
-            self._print(f"  {step_text(k, steps, loss, confidence)}  ETA {self._pace.eta}")
+            self._print(f"  {step_text(k, steps, loss, confidence)}{left(self._pace, '  ')}")
 
     def finished(self, n: int) -> None:
         self._pace.finished(n)
-        self._print(f"{self._pace.done} of {self._pace.total} problems done, ETA {self._pace.eta}")
+        self._print(f"{self._pace.done} of {self._pace.total} problems done{left(self._pace, ', ')}")
 
     def _print(self, line: str) -> None:
         print(line, file=self._file, flush=True)
+
+
+def left(pace: Pace, before: str) -> str:
+    """The time left, behind what stands before it; nothing where it is not known."""
+    return "" if pace.eta is None else f"{before}ETA {pace.eta}"
 
 
 def step_text(k: int, steps: int, loss: float, confidence: float | None) -> str:

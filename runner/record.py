@@ -204,9 +204,15 @@ class RunFolder:
                 write(self.path / "batch", f"{chosen}\n")
         return noted or chosen
 
-    def write_attempt(self, process: Process, began: float, state: str, reason: str) -> None:
-        """That a process works at the run, or how it ended; a process may do so more than once."""
-        record = {**asdict(process), "began": began, "noted": time.time(), "state": state, "reason": reason}
+    def write_attempt(
+        self, process: Process, began: float, state: str, reason: str, prepared: float = 0.0
+    ) -> None:  # fmt: skip
+        """That a process works at the run, or how it ended; a process may do so more than once. prepared: seconds that
+        it took to load and to prepare the problems."""
+        record = {
+            **asdict(process), "began": began, "prepared": round(prepared, 2), "noted": time.time(), "state": state,
+            "reason": reason,
+        }  # fmt: skip
         write(self.path / "attempts" / f"{began:.0f}-{process.name}.json", json.dumps(record, indent=1))
 
     def repair(self, names: Sequence[str]) -> None:

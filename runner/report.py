@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -175,6 +176,7 @@ def render(run_folder: Path) -> str:
             pending=int(status.get("pending") or 0),
             failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
             seconds=_median_seconds(records),
+            prepared=_longest_preparation(folder),
             rate=Rate(sum(judged), len(judged)) if judged else None,
             at_start=sum(card.start_reaches for card in cards),
             summary=[(words(key), number(value)) for key, value in _plain(summary)],
@@ -349,6 +351,15 @@ def _plain(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _median_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
     seconds = [float(r["seconds"]) for r in records if isinstance(r.get("seconds"), (int, float))]
     return median(seconds) if seconds else None
+
+
+def _longest_preparation(folder: Path) -> float | None:
+    """Seconds that loading and preparing the problems took, of the process that they took longest."""
+    values = []
+    for path in sorted(folder.glob("attempts/*.json")):
+        with suppress(FileNotFoundError, Damaged):  # nothing is asked again because of it
+            values.append(parse_object(read(path)).get("prepared"))
+    return max((float(value) for value in values if isinstance(value, (int, float)) and value > 0), default=None)
 
 
 def main(arguments: Sequence[str]) -> int:

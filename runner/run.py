@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from runner.logging import Logger, Unfailing
 from runner.manifest import Manifest, answers_of, digests_of
 from runner.memory import Plan, batch_of, plan
 from runner.optimize import Descent
-from runner.progress import progress
+from runner.progress import preparing, progress
 from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
 from runner.record import RunFolder, Summarise, batch_name, batch_span, run_key
 from runner.report import write_report
@@ -186,19 +187,28 @@ def check_places(config: Mapping[str, Any]) -> None:
                 raise UserError(f"{key}={value}: {error}; give a folder that can be written") from error
 
 
-def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = None) -> int:
+def run(
+    parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = None, began: float | None = None
+) -> int:  # fmt: skip
     """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code. interrupt:
-    what listens to signals already, None where nothing does.
+    what listens to signals already, None where nothing does; began: when the parts began to be loaded, in seconds of
+    `time.time`, None for now.
 
     Any number of processes, on any machines that see the folder, may do so at once: they share the batches.
     """
-    if interrupt is None:
-        interrupt = Interrupt()
-        with interrupt.listening():
-            code = run(parts, config, interrupt)
-        interrupt.pass_on()
-        return code
-    work = prepare(parts, config)
+    began = time.time() if began is None else began
+    if interrupt is not None:
+        return _run(parts, config, interrupt, began)
+    interrupt = Interrupt()
+    with interrupt.listening():
+        code = _run(parts, config, interrupt, began)
+    interrupt.pass_on()
+    return code
+
+
+def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: float) -> int:
+    with preparing():
+        work = prepare(parts, config)
     interrupt.check()
     folder, names, batches = work.folder, work.names, work.batches
     try:
@@ -227,13 +237,14 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
         folder.collect(names, "running", "", parts.task.summarise)
         write_report(folder.path)
 
-    state, reason, code, began = "running", "", DONE, time.time()
+    state, reason, code = "running", "", DONE
+    note = partial(folder.write_attempt, process, began, prepared=time.time() - began)
     try:
         folder.repair(names)
         folder.retry(names)
         folder.write_config(config)
         folder.write_manifest(work.manifest)
-        folder.write_attempt(process, began, "running", "")
+        note("running", "")
         folder.collect(names, "running", "", parts.task.summarise)
         logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
         solved = sum(len(batch) for batch in batches.values() if work.done(batch))
@@ -254,7 +265,7 @@ def run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = N
             if state == "running" and (raised := sys.exception()) is not None:
                 state, reason = "failed", f"{type(raised).__name__}: {first_line(raised)}"
             logger.finish()
-            status = _collect(folder, names, process, began, state, reason, parts.task.summarise)
+            status = _collect(folder, names, process, note, state, reason, parts.task.summarise)
     if code == DONE and status["pending"]:
         code, reason = PENDING, f"{status['pending']} problems are left to other processes"
     return _say(work, status, code, reason)
@@ -289,8 +300,8 @@ def _check_counts(counts: Mapping[str, int | None]) -> None:
 
 
 def _collect(
-    folder: RunFolder, names: Sequence[str], process: Process, began: float, state: str, reason: str,
-    summarise: Summarise,
+    folder: RunFolder, names: Sequence[str], process: Process, note: Callable[[str, str], None], state: str,
+    reason: str, summarise: Summarise,
 ) -> dict[str, Any]:  # fmt: skip
     """The final status; where nothing can be written any more, what could be written before stays. Of a run that failed
     before its first problem nothing stays."""
@@ -299,7 +310,7 @@ def _collect(
         return {"failures": [], "failed": 0, "pending": len(names)}
     try:
         status = folder.collect(names, state, reason, summarise)
-        folder.write_attempt(process, began, status["state"], reason)
+        note(status["state"], reason)
         write_report(folder.path)
     except Unwritable:
         return {"failures": [], "failed": 0, "pending": len(names)}

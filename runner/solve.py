@@ -156,6 +156,7 @@ def solve_batch(
         tell(state, problems, answer.descent.steps, bar, logger)
     bar.phase("measuring")
     answers = answer.answers(problems, controls, anchor, state, [[*told, *own] for own in notes])
+    state.seconds = before + time.monotonic() - clock
     with ThreadPoolExecutor(WRITERS, "picture") as writers:
         for i, problem in enumerate(problems):
             if folder.done(problem.name):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.folder import square
+from runner.counted import counted
 from runner.protocols import Cache, Classifier, Dataset
 from runner.types import UserError, finite
 from tasks.pictures import probabilities
@@ -22,7 +23,7 @@ KEPT = 16  # best pictures per unit
 def chunks(dataset: Dataset, side: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Tensor]]:
     """Positions and square pictures (n, 3, side, side) of a data set, or of some of its rows, `CHUNK` at a time."""
     rows = range(len(dataset)) if rows is None else rows
-    for first in range(0, len(rows), CHUNK):
+    for first in counted(range(0, len(rows), CHUNK), "images are looked at", CHUNK):
         part = list(rows[first : first + CHUNK])
         yield part, torch.stack([square(dataset[i].image, side) for i in part])
 

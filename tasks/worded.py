@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from runner.counted import counted
 from runner.protocols import Cache, World
 from runner.types import UserError
 from tasks.pictures import own_seed
@@ -28,7 +29,9 @@ class Words:
 
 def words_of(unit: Unit, words: Sequence[str], template: str, samples: int, world: World, cache: Cache) -> Words:
     """The activations of one unit in `samples` pictures of each word (DiG-IN, App. F.1)."""
-    pictures = {word: pictures_of(word, template, samples, world, cache) for word in words}
+    pictures = {
+        word: pictures_of(word, template, samples, world, cache) for word in counted(words, "words are generated")
+    }
     values = {word: activation(world.classifier, images, unit) for word, images in pictures.items()}
     best = max(values, key=lambda word: values[word].mean().item())
     highest = max(v.max().item() for v in values.values())

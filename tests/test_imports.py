@@ -18,9 +18,10 @@ ALLOWED = {
         "runner.ranges",
         "runner.protocols",
         "runner.files",
+        "runner.counted",
         "runner.tensor_file",
     },
-    "tasks": {"tasks", "data", "runner.types", "runner.ranges", "runner.protocols"},
+    "tasks": {"tasks", "data", "runner.types", "runner.ranges", "runner.counted", "runner.protocols"},
     "runner": {"runner", "models", "tasks", "data"},
     "run.py": {"runner"},
 }

@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
+from runner.counted import counted, heard
 from runner.interrupt import Stopped
 from runner.logging import Logger, NoLogger, Unfailing
-from runner.progress import Pace, duration, progress, shortened
+from runner.progress import Pace, duration, preparing, progress, shortened
 from runner.tensorboard_logger import TensorBoardLogger
 from runner.types import UserError
 from runner.wandb_logger import WandbLogger, mode_by_environment, switched_off
@@ -204,18 +205,66 @@ class Clock:
         return self.now
 
 
-def test_eta_counts_only_this_attempt() -> None:
+def test_the_time_left_goes_by_the_last_batches() -> None:
     clock = Clock()
-    pace = Pace(total=8, done=4, clock=clock)
-    assert pace.eta == "?"
+    pace = Pace(total=24, done=4, clock=clock)
+    clock.now = 1000.0  # what was done before the first batch tells nothing
     pace.batch(2)
-    clock.now = 30.0
     pace.step(10, 20)
-    assert pace.progressed == 5
-    assert pace.eta == "1:30"
-    clock.now = 60.0
+    assert [pace.progressed, pace.eta] == [5, None]
+    clock.now += 60
     pace.finished(2)
-    assert (pace.done, pace.eta) == (6, "1:00")
+    assert (pace.done, pace.eta) == (6, "9:00")
+    for seconds in (10, 10, 10):  # the first one was slow
+        pace.batch(2)
+        clock.now += seconds
+        pace.finished(2)
+    assert (pace.done, pace.eta) == (12, "1:00")
+    pace.batch(2)
+    clock.now += 4
+    assert pace.eta == "0:56"
+    clock.now += 60
+    assert pace.eta == "0:50", "all but the present batch, which takes longer than those before"
+
+
+def test_the_time_left_is_shorter_where_others_help() -> None:
+    clock = Clock()
+    pace = Pace(total=12, done=0, clock=clock)
+    pace.batch(2)
+    clock.now = 10.0
+    pace.finished(2)
+    pace.finished(4)  # seen when the own batch had ended
+    assert (pace.done, pace.eta) == (6, "0:30")
+    pace.batch(2)
+    clock.now = 20.0
+    pace.finished(2)
+    assert (pace.done, pace.eta) == (8, "0:10")
+    pace.finished(4)
+    assert pace.eta == "0:00"
+
+
+def test_long_counts_are_told_now_and_then() -> None:
+    clock, told = Clock(), list[str]()
+    with heard(told.append, every=10.0, clock=clock):
+        for i in counted(range(0, 640, 64), "images are looked at", 64):
+            assert i % 64 == 0
+            clock.now += 4.0
+    assert told == [
+        "192 of 640 images are looked at",
+        "384 of 640 images are looked at",
+        "576 of 640 images are looked at",
+    ]
+    assert list(counted([3, 4], "x")) == [3, 4] and len(told) == 3, "nobody listens any more"
+
+
+def test_a_preparation_is_told_in_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.progress.SELDOM", 0.0)
+    stream = io.StringIO()
+    with preparing(Console(file=stream)):
+        list(counted(range(2), "words are generated"))
+    assert stream.getvalue().splitlines() == [f"preparing: {i} of 2 words are generated" for i in range(2)]
+    with preparing(Console(file=io.StringIO(), force_terminal=True)):
+        list(counted(range(2), "words are generated"))
 
 
 def walk(console: Console) -> None:
@@ -235,10 +284,10 @@ def test_lines_without_a_terminal() -> None:
         "batch of 3: crab, shark and 1 more",
         "  preparing",
         "  shark: the mask of '[bold]shark' was empty",
-        "  step 5/20  loss 0.400  confidence 0.25  ETA 0:00",
-        "  step 10/20  loss 0.200  confidence 0.50  ETA 0:00",
-        "  step 15/20  loss 0.133  confidence 0.75  ETA 0:00",
-        "  step 20/20  loss 0.100  confidence 1.00  ETA 0:00",
+        "  step 5/20  loss 0.400  confidence 0.25",
+        "  step 10/20  loss 0.200  confidence 0.50",
+        "  step 15/20  loss 0.133  confidence 0.75",
+        "  step 20/20  loss 0.100  confidence 1.00",
         "4 of 4 problems done, ETA 0:00",
     ]
 

@@ -108,6 +108,17 @@ def test_one_card_per_problem(tmp_path: Path, n: int) -> None:
         assert page.count("span", "no") == 1
 
 
+def test_the_preparation_stands_beside_the_time_per_problem(tmp_path: Path) -> None:
+    """That of the process which it took longest; what an attempt that is damaged says is nobody's loss."""
+    folder = run_folder(tmp_path, [record(0)])
+    assert "Preparation" not in read(folder).text
+    (folder / "attempts").mkdir()
+    for i, text in enumerate(('{"prepared": 465.0}', '{"prepared": 12.5}', '{"prepared": "x"}', '{"prep', "", "{}")):
+        (folder / "attempts" / f"{i}.json").write_text(text)
+    text = " ".join(read(folder).text.split())
+    assert "Preparation 465" in text and "Time per problem 31.2" in text
+
+
 def test_refers_to_its_own_files_only(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, [record(0), record(1, images={"best": "images/a b#1?.png"})], size=(512, 320))
     path = write_report(folder)

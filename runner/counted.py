@@ -1,0 +1,43 @@
+"""How far a long computation is, told to whoever listens: the console, where it knows of the computation's run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+LOG = logging.getLogger("runner.counted")
+LOG.propagate = False  # a line of a log file for every item would be too many
+LOG.setLevel(logging.INFO)
+
+
+def counted(items: Sequence[T], what: str, size: int = 1) -> Iterator[T]:
+    """The items, one after the other; each stands for `size` of what is counted."""
+    for i, item in enumerate(items):
+        LOG.info("%d of %d %s", i * size, len(items) * size, what)
+        yield item
+
+
+@contextmanager
+def heard(show: Callable[[str], None], every: float, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Within, counts are shown, but none in the first seconds and none within so many of the last one."""
+    handler = _Handler(show, every, clock)
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, show: Callable[[str], None], every: float, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._show, self._every, self._clock, self._last = show, every, clock, clock()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (now := self._clock()) - self._last >= self._every:
+            self._last = now
+            self._show(record.getMessage())
