@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,20 +128,21 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _name(*parts: str) -> str:
-    """A name fit for a folder: letters, digits, `.`, `_` and `-`, at most 60 characters."""
-    return re.sub(r"[^\w.-]+", "-", "-".join(parts)).strip(".-")[:60] or "picture"
+    """A name fit for a folder: letters, digits, `.`, `_` and `-`, at most 60 characters and 120 bytes."""
+    name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", "-".join(parts))).strip(".-")[:60]
+    return name.encode()[:120].decode(errors="ignore") or "picture"
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names, repeated ones numbered in their order: a, b, a -> a, b, a-2."""
-    result: dict[str, None] = {}
+    """The names, repeated ones numbered in their order: a, b, a -> a, b, a-2. Some file systems tell no letter case."""
+    result: dict[str, str] = {}
     for name in names:
         unique, k = name, 1
-        while unique in result:
+        while unique.casefold() in result:
             k += 1
             unique = f"{name}-{k}"
-        result[unique] = None
-    return list(result)
+        result[unique.casefold()] = unique
+    return list(result.values())
 
 
 class OnePicture:

@@ -75,8 +75,9 @@ class Disagreement:
             target = labels.index(label)
             start = begin(label, k, DIRECTIONS[direction])
             found.append(Dispute(
-                name=f"{slug(label)}-{k}-{direction}", seed=start.seed, edit=Edit.unchanged(start.prompt, start.name),
-                image=None, keep="none", picture=f"{slug(label)}-{k}", claim=(start.prompt, labels.index(start.word)),
+                name=f"{slug(label, labels)}-{k}-{direction}", picture=f"{slug(label, labels)}-{k}", seed=start.seed,
+                edit=Edit.unchanged(start.prompt, start.name), image=None, keep="none",
+                claim=(start.prompt, labels.index(start.word)),
                 target=target, direction=direction,
             ))  # fmt: skip
         return found, len(asked)

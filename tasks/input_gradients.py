@@ -55,7 +55,7 @@ class InputGradients:
             shown = replace(example, label=label, image=fields["image"])
             for target in targets(self.target, Choice(shown, world, seed)):
                 yield Flip(
-                    name=f"{example.name}-{slug(target)}", seed=seed, source=labels.index(label),
+                    name=f"{example.name}-{slug(target, labels)}", seed=seed, source=labels.index(label),
                     target=labels.index(target), **fields,
                 )  # fmt: skip
 

@@ -86,8 +86,9 @@ class NpcaCf:
             score, sign = partial(contribution, classifier, of(label), number), SIGNS[direction]
             fields = fields | self.surroundings.start(fields["edit"].source, shown, score, sign, world, self.cache)
             found.append(Shift(
-                name=f"{fields['picture']}-{slug(label)}-{number}-{direction}", seed=own_seed(world.seed, row),
-                label=classifier.labels.index(label), component=number, direction=direction, components=of(label),
+                name=f"{fields['picture']}-{slug(label, classifier.labels)}-{number}-{direction}",
+                seed=own_seed(world.seed, row), label=classifier.labels.index(label), component=number,
+                direction=direction, components=of(label),
                 words=shown, **fields,
             ))  # fmt: skip
         return found, sum(len(rows) for _, _, rows in starts) * len(self.directions)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,6 +74,7 @@ def rows_of(dataset: Dataset, label: str | None) -> list[int]:
     return rows
 
 
+LONGEST = 80  # bytes of a name's part: with an image's name and what follows it is below a file system's 255
 # Pictures of a class, of other classes, and drawn ones of the class.
 STARTS = ("own", "other", "generated")
 
@@ -92,9 +96,28 @@ def own_seed(seed: int, i: int, repeat: int = 0) -> int:
     return seed * 1_000_003 + i + repeat * 1_000_000_007
 
 
-def slug(name: str) -> str:
-    """A name fit for a folder: "a fiddler crab" -> "a-fiddler-crab"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def slug(name: str, among: Sequence[str] = ()) -> str:
+    """A name fit for a file on every system: "a fiddler crab" -> "a-fiddler-crab"; letters and digits of any alphabet
+    stay. A digest stands behind a name that another one of `among` would share with it, letter case aside, that has no
+    letter, or that is cut since it is longer than `LONGEST` bytes."""
+    plain = _plain(name)
+    shared = _shared(tuple(among))[plain] - (name in among)
+    if plain and not shared and len(plain.encode()) <= LONGEST:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain.encode()[: LONGEST - 9].decode(errors='ignore')}-{digest}".lstrip("-")
+
+
+def _plain(name: str) -> str:
+    """Letters, the marks on them and digits in lower case, hyphens for everything between."""
+    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFC", name.lower()))
+    return "-".join("".join(kept).split())
+
+
+@lru_cache(maxsize=16)
+def _shared(names: tuple[str, ...]) -> Counter[str]:
+    """How many different names become the same."""
+    return Counter(_plain(name) for name in dict.fromkeys(names))
 
 
 @torch.no_grad()

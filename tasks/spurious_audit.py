@@ -83,7 +83,8 @@ class SpuriousAudit:
         for label, k, unit, objective in islice(asked, world.limit):
             name = classifier.labels[label]
             found.append(Feature(
-                name=f"{slug(name)}-{k}-{slug(str(unit))}-{objective}", seed=own_seed(world.seed, unit.index, label),
+                name=f"{slug(name, classifier.labels)}-{k}-{slug(str(unit))}-{objective}",
+                seed=own_seed(world.seed, unit.index, label),
                 image=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
                 keep="none", draw=own_seed(world.seed, 0), objective=objective, target=label, unit=unit, rank=k,
                 typical=ranking.by_class[label, unit.index].item(), highest=ranking.top[0, unit.index].item(),

@@ -69,15 +69,16 @@ class Uvce:
         return found, None if per_picture is None else len(world.dataset) * per_picture * self.seeds
 
     def _problems(self, world: World) -> Iterator[Flip]:
+        labels = world.classifier.labels
         for i, example in readable(world.dataset, range(len(world.dataset))):
             fields = start(example, world.generator.resolution, self.keep, self.mask)
-            label = known_label("data.label", example.label, world.classifier.labels)
+            label = known_label("data.label", example.label, labels)
             shown = replace(example, label=label, image=fields["image"])
             choice = Choice(shown, world, own_seed(world.seed, i))
             for question in QUESTIONS[self.mode](choice, self.wish):
                 for k in range(self.seeds):
                     yield Flip(
-                        name=f"{example.name}-{slug(question.name)}" + (f"-{k}" if self.seeds > 1 else ""),
+                        name=f"{example.name}-{slug(question.name, labels)}" + (f"-{k}" if self.seeds > 1 else ""),
                         seed=own_seed(world.seed, i, k), edit=question.edit, source=question.source,
                         target=question.target, claim=question.claim, words=question.words, redrawn=question.redrawn,
                         **fields,

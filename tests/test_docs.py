@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -83,9 +84,9 @@ def test_every_run_composes(words: list[str], capfd: pytest.CaptureFixture[str],
         assert outcome.code == 0, outcome
         config = OmegaConf.create(outcome.out)
         for word in job:
-            key, _, value = word.partition("=")
-            if "." in key:
-                assert str(OmegaConf.select(config, key)).lower() == value.lower(), word
+            given = OverridesParser.create().parse_override(word)
+            if "." in (key := given.get_key_element()):
+                assert OmegaConf.select(config, key) == given.value(), word
 
 
 @pytest.mark.parametrize(

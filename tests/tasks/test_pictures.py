@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from data.folder import ImageFolder
-from tasks.pictures import compared, moved_by, readable
+from models.zoo.labels import imagenet_labels
+from tasks.pictures import compared, moved_by, readable, slug
 
 
 def test_images_that_cannot_be_read_are_left_out_with_a_line_each(
@@ -42,3 +44,52 @@ def test_a_change_counts_in_its_direction(direction: int, after: float, success:
     found = moved_by(1.0, after, 0.5, direction, 3.0)
     assert found["success"] is success
     assert found["criterion"].startswith(f"1 to {after} (wanted: {'+' if direction == 1 else '-'}3 standard deviations")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("a fiddler crab", "a-fiddler-crab"), ("potter's wheel", "potter-s-wheel"), ("7", "7"), ("猫", "猫"),
+        ("Café au lait", "café-au-lait"), ("impala (antelope)", "impala-antelope"), ("कुत्ता", "कुत्ता"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_right_stays_readable(name: str, wanted: str) -> None:
+    assert slug(name) == slug(name, ["x", name]) == wanted
+
+
+def test_names_stay_apart_whatever_they_are_made_of() -> None:
+    names = [
+        "C",
+        "C++",
+        "C#",
+        "c",
+        "猫",
+        "狗",
+        "++",
+        "--",
+        "Cardigan",
+        "cardigan",
+        "x" * 300,
+        "x" * 301,
+        "猫" * 100,
+        "caf\u00e9",
+    ]
+    found = [slug(name, names) for name in names]
+    assert len({name.casefold() for name in found}) == len(names)
+    assert all(0 < len(name.encode()) <= 80 and "/" not in name and " " not in name for name in found)
+    assert slug("caf\u00e9") == slug("cafe\u0301")
+
+
+def test_names_of_imagenet_are_as_they_were() -> None:
+    labels = imagenet_labels()
+    plain = {name: re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in labels}
+    assert {name: slug(name, labels) for name in labels} == plain
+
+
+def test_images_whose_names_differ_in_case_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "猫").mkdir()
+    for name in ("a", "A", "猫" * 70):
+        Image.new("RGB", (16, 16)).save(tmp_path / "猫" / f"{name}.png")
+    data = ImageFolder(tmp_path, 0)
+    found = [data[i].name for i in range(3)]
+    assert len({name.casefold() for name in found}) == 3 and all(len(name.encode()) <= 130 for name in found)
