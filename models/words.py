@@ -28,8 +28,9 @@ def token_spans(tokenizer: Any, prompt: str) -> list[list[int]]:
     """For each word of the prompt the positions of its tokens, the start token at position 0 counted.
 
     Byte-pair encoding never crosses a blank, so the words' own tokens joined are the prompt's tokens.
-    Raises UserError if the prompt is longer than the tokenizer allows.
+    Raises UserError if the prompt is longer than the tokenizer allows, and for a part of a learned word.
     """
+    _check_learned(tokenizer, prompt)
     spans, position = [], 1
     for word in prompt.split():
         n = len(tokenizer(word, add_special_tokens=False).input_ids)
@@ -38,6 +39,17 @@ def token_spans(tokenizer: Any, prompt: str) -> list[list[int]]:
     if position + 1 > tokenizer.model_max_length:
         raise UserError(f"prompt '{prompt}' has {position + 1} tokens: allowed are {tokenizer.model_max_length}")
     return spans
+
+
+def _check_learned(tokenizer: Any, prompt: str) -> None:
+    """Raise UserError for a learned word of several rows (`<it>`, `<it>_1`, …) that does not stand there whole: the
+    first row alone means something else."""
+    learned, said = tokenizer.get_added_vocab(), prompt.split()
+    for word in (word for word in said if f"{word}_1" in learned):
+        rows = [word, *(name for i in range(1, len(learned)) if (name := f"{word}_{i}") in learned)]
+        start = said.index(word)
+        if said[start : start + len(rows)] != rows:
+            raise UserError(f"prompt '{prompt}': the learned word {word} has {len(rows)} rows; write {' '.join(rows)}")
 
 
 def word_tokens(tokenizer: Any, prompt: str, words: str) -> list[int]:

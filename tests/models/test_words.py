@@ -284,3 +284,14 @@ def test_after_its_share_of_the_chain_a_prompt_attends_for_itself(readable: Read
         for layer, attended in seen.items():
             assert torch.allclose(attended.seen[1], own[layer][1], atol=1e-5) is (i >= 2), (i, layer)
             torch.testing.assert_close(attended.seen[0], own[layer][0])
+
+
+def test_a_learned_word_of_several_rows_stands_there_whole(tokenizer: Any) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<sand>", "<sand>_1", "<sand>_2", "<one>"])
+    prompt = "a crab on <sand> <sand>_1 <sand>_2 and <one>"
+    spans = token_spans(own, prompt)
+    assert [len(span) for span in spans[3:6]] == [1, 1, 1] and len(spans[-1]) == 1
+    for part in ("a crab on <sand>", "a crab on <sand> <sand>_2 <sand>_1"):
+        with pytest.raises(UserError, match=r"<sand> has 3 rows; write <sand> <sand>_1 <sand>_2$"):
+            token_spans(own, part)
