@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data.selection import check_position, digest_of, digest_of_files, shuffled
 from runner.ranges import Seed
-from runner.types import Example, UserError, first_line
+from runner.types import Example, UserError, first_line, matching_rows
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is run: some start further programs
@@ -162,7 +162,7 @@ class OnePicture:
 
     def rows(self, label: str) -> list[int]:
         """Its position if it has this label."""
-        return [0] if self._example.label.lower() == label.lower() else []
+        return matching_rows("label", label, [self._example.label])
 
     def nearest(self, label: str) -> str | None:
         """None: one picture knows no other class."""
@@ -219,7 +219,7 @@ class LabelledFiles:
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's pictures."""
-        return [i for i, (_, _, own) in enumerate(self._files) if own.lower() == label.lower()]
+        return matching_rows("data.path", label, [own for _, _, own in self._files])
 
     def nearest(self, label: str) -> str | None:
         """None: files do not say which of their classes are alike."""

@@ -16,7 +16,7 @@ import fsspec
 from data.folder import decode
 from data.selection import check_choice, check_position, digest_of, shuffled
 from runner.ranges import Count, Seed
-from runner.types import Example, UserError, first_line
+from runner.types import Example, UserError, first_line, matching_rows
 
 Picture = Mapping[str, Any]  # `bytes`, and where these are none, the `path` of the file
 
@@ -53,7 +53,7 @@ class HubPictures:
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's pictures."""
-        return [i for i, row in enumerate(self._order) if self._own[row].lower() == label.lower()]
+        return matching_rows(self._key, label, [self._own[row] for row in self._order])
 
     def nearest(self, label: str) -> str | None:
         """None: the hub does not say which of its classes are alike."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runner.protocols import Dataset
-from runner.types import Example, UserError
+from runner.types import Example, UserError, matching
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> str:
@@ -149,8 +149,8 @@ def select(dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[in
     if classes is not None:
         own = {position for name in classes for position in _rows(dataset, name)}
         positions = [position for position in positions if position in own]
-        wanted = {name.lower() for name in classes}
-        labels = tuple(label for label in dataset.labels if label.lower() in wanted)
+        wanted = {label for name in classes for label in matching(name, dataset.labels)}
+        labels = tuple(label for label in dataset.labels if label in wanted)
     if not positions:
         raise UserError(f"select.classes={classes}, select.indices={indices}: no picture is left")
     return Selected(dataset, positions, labels)

@@ -6,7 +6,7 @@ steps, l text tokens, d text width, k classes, n views. Images are RGB in [0, 1]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +54,24 @@ class Example:
     label: str
     caption: str | None = None
     origin: Path | str | None = None
+
+
+def matching(name: str, names: Iterable[str]) -> list[str]:
+    """Those of different names that are meant by a name: the one that equals it; where none does, those that differ
+    from it by letter case alone."""
+    known = list(dict.fromkeys(names))
+    return [name] if name in known else [other for other in known if other.casefold() == name.casefold()]
+
+
+def matching_rows(key: str, name: str, labels: Sequence[str]) -> list[int]:
+    """The positions of the labels that a name means.
+
+    key: where the name stands, for errors. Raises UserError if several labels differ from it by letter case alone.
+    """
+    meant = matching(name, labels)
+    if len(meant) > 1:
+        raise UserError(f"{key}: {' and '.join(meant)} differ from {name} by letter case alone; write one of them")
+    return [i for i, label in enumerate(labels) if label in meant]
 
 
 def article(name: str) -> str:

@@ -14,7 +14,9 @@ from torch import Tensor
 from runner.protocols import Cache, Classifier, Dataset
 from runner.types import Head, UserError
 from tasks.ranking import cached, chunks
-from tasks.targets import known_label
+from tasks.targets import known_label, rows_of_class
+
+NOTHING = 1e-12  # of the mean square length of ψ_k: variance below it is rounding in the network's float32
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Components:
         weight, mean, vectors = (t.to(features) for t in (self.weight, self.mean, self.vectors))
         return vectors.sum(dim=1) * ((features * weight - mean) @ vectors.T)
 
+    @property
+    def rank(self) -> int:
+        """How many components vary over the class's training pictures; α of the others is the same in all of them."""
+        scale = self.mean.square().sum() + self.variance.sum()
+        return int((self.variance > NOTHING * scale).sum())
+
     def std(self, number: int) -> float:
         """Standard deviation of α_l over the class's training pictures."""
         return (self.vectors[number].sum().abs() * self.variance[number].sqrt()).item()
@@ -47,6 +55,17 @@ def components(classifier: Classifier, label: str, dataset: Dataset, side: int, 
     weight = _head(classifier).weight[k].detach().cpu().double()
     key = ("components", classifier.recipe, k, label, dataset.digest, side)
     return Components(**cached(cache, key, lambda: _components(classifier, label, weight, dataset, side)))
+
+
+def check_component(label: str, number: int, own: Components) -> None:
+    """Raises UserError for a component beyond the rank of the class's pictures: it never varies, so that any change of
+    it would count as a success."""
+    if number >= own.rank:
+        known = f"0 … {own.rank - 1}" if own.rank else "none"
+        raise UserError(
+            f"task.components={{{label}: [{number}]}}: over the training pictures of '{label}' {own.rank} components "
+            f"vary; allowed are {known}, and more with more pictures (training.count, data@training=)"
+        )
 
 
 @torch.no_grad()
@@ -67,7 +86,7 @@ def _head(classifier: Classifier) -> Head:
 
 @torch.no_grad()
 def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dataset, side: int) -> dict[str, Tensor]:
-    rows = dataset.rows(label)
+    rows = rows_of_class(dataset, label, classifier.labels)
     if len(rows) < 2:
         raise UserError(f"task.components: the data set has {len(rows)} pictures of '{label}'; at least 2 are needed")
     f = len(weight)

@@ -35,7 +35,9 @@ from tasks.ranking import choose_units, rank
 from tasks.surroundings import Surroundings
 from tasks.targets import known_label
 from tasks.terms import ends, unit_activation
-from tasks.units import FEATURES, Unit, activation, outputs
+from tasks.units import FEATURES, Ranking, Unit, activation, outputs
+
+CONSTANT = 1e-6  # of its mean: a unit that spreads less is constant but for rounding in float32
 
 SIGNS = {"max": 1.0, "min": -1.0}
 
@@ -82,11 +84,11 @@ class NeuronCf:
         for i, example, unit, direction in islice(asked, world.limit):
             score = partial(activation, classifier, unit=unit)
             fields = unchanged(example, self.captioner, side, self.keep, self.mask)
-            caption, sign = fields["edit"].source, SIGNS[direction]
+            caption, sign, std = fields["edit"].source, SIGNS[direction], _spread(ranking(unit.module), unit)
             fields |= self.surroundings.start(caption, example.label, score, sign, world, self.cache)
             found.append(Push(
                 name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
-                direction=direction, std=ranking(unit.module).std[unit.index].item(),
+                direction=direction, std=std,
                 label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
                 words=example.label, **fields,
             ))  # fmt: skip
@@ -128,3 +130,9 @@ class NeuronCf:
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Successes per direction."""
         return success_by("direction", records)
+
+
+def _spread(ranking: Ranking, unit: Unit) -> float:
+    """The standard deviation of a unit over the training pictures, 0 where it is the same in all of them."""
+    std: float = ranking.std[unit.index].item()
+    return std if std > CONSTANT * abs(ranking.mean[unit.index].item()) else 0.0

@@ -16,7 +16,7 @@ from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import ComponentWeights, Directions, Index, Keep, NonNegative, OneOf, Positive, Repeats, Schedule
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
-from tasks.components import Components, components, contribution, read_components
+from tasks.components import Components, check_component, components, contribution, read_components
 from tasks.distances import distances
 from tasks.edits import prompt_of
 from tasks.neuron_cf import SIGNS
@@ -74,7 +74,9 @@ class NpcaCf:
         side, classifier = world.generator.resolution, world.classifier
         of = memoised(lambda label: components(classifier, label, self.training, side, self.cache))
         pairs = read_components(self.components, classifier)
-        starts = [(*pair, starts_of(world.dataset, pair[0], self.start, self.images)) for pair in pairs]
+        starts = [
+            (*pair, starts_of(world.dataset, pair[0], self.start, self.images, classifier.labels)) for pair in pairs
+        ]
         asked = (
             (label, number, row, shown, fields, direction)
             for label, number, rows in starts
@@ -83,6 +85,7 @@ class NpcaCf:
         )
         found = []
         for label, number, row, shown, fields, direction in islice(asked, world.limit):
+            check_component(label, number, of(label))
             score, sign = partial(contribution, classifier, of(label), number), SIGNS[direction]
             fields = fields | self.surroundings.start(fields["edit"].source, shown, score, sign, world, self.cache)
             found.append(Shift(

@@ -18,6 +18,7 @@ from data.masks import read_mask
 from data.selection import content_of
 from runner.protocols import Captioner, Classifier, Dataset
 from runner.types import KEEP, Edit, Example, Pictures, UserError, finite
+from tasks.targets import rows_of_class
 
 
 def check_keep(keep: str) -> str:
@@ -79,12 +80,12 @@ LONGEST = 80  # bytes of a name's part: with an image's name and what follows it
 STARTS = ("own", "other", "generated")
 
 
-def starts_of(dataset: Dataset, label: str, start: str, count: int) -> list[int]:
+def starts_of(dataset: Dataset, label: str, start: str, count: int, labels: Sequence[str]) -> list[int]:
     """The first `count` positions of the pictures that a class's questions start from, as one of `STARTS` says; numbers
-    where pictures are drawn. Raises UserError if the data set has none."""
+    where pictures are drawn. labels: the classifier's. Raises UserError if the data set has none."""
     if start == "generated":
         return list(range(count))
-    own = set(dataset.rows(label))
+    own = set(rows_of_class(dataset, label, labels))
     rows = [i for i in range(len(dataset)) if (i in own) == (start == "own")]
     if not rows:
         raise UserError(f"task.start={start}: the data set has no such picture for '{label}'")
@@ -174,11 +175,11 @@ def compared(value: float, bound: float, of: str) -> str:
 
 def moved_by(before: float, after: float, std: float, direction: float, least: float) -> dict[str, Any]:
     """Whether a value changes far enough into a direction (1 or -1): `least` standard deviations over the training
-    images; with the numbers that say so."""
+    images, of which a value that is the same in all of them has none; with the numbers that say so."""
     change = direction * (after - before)
     deviations = "standard deviations over the training images"
     return {
-        "success": change >= least * std,
+        "success": change >= least * std and change > 0 and std > 0,
         "criterion": f"{before:.4g} to {after:.4g} (wanted: {direction * least:+.3g} {deviations}, {std:.4g} each)",
     }  # fmt: skip
 

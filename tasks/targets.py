@@ -10,7 +10,7 @@ import torch
 
 from runner.protocols import Classifier, Dataset, World
 from runner.ranges import Names
-from runner.types import Example, UserError, finite
+from runner.types import Example, UserError, finite, matching
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ def confusion(choice: Choice) -> list[str]:
 
 def cluster(choice: Choice) -> list[str]:
     """A class of the same kind, drawn with the problem's seed from those of the data set that the classifier knows."""
-    known = {label.lower(): label for label in choice.classifier.labels}
-    others = [known[label.lower()] for label in choice.dataset.cluster(choice.example.label) if label.lower() in known]
+    labels = choice.classifier.labels
+    named = choice.dataset.cluster(choice.example.label)
+    others = [known_label("task.target (cluster)", label, labels) for label in named if matching(label, labels)]
     if not others:
         raise UserError(
             f"task.target=cluster: the data set and the classifier have no class of the kind of "
@@ -105,10 +106,21 @@ def targets(rule: Rule, choice: Choice) -> list[str]:
     return [target]
 
 
+def rows_of_class(dataset: Dataset, label: str, labels: Sequence[str]) -> list[int]:
+    """The positions of the pictures of one of the classifier's labels: none of another label's that differs by letter
+    case alone."""
+    own = matching(label, dataset.labels)
+    return [] if len(own) == 1 and label not in matching(own[0], labels) else dataset.rows(label)
+
+
 def known_label(key: str, label: str, labels: Sequence[str]) -> str:
-    """The class of that name, letter case aside; UserError with the nearest names if there is none."""
-    by_lower = {name.lower(): name for name in labels}
-    if label.lower() in by_lower:
-        return by_lower[label.lower()]
-    near = difflib.get_close_matches(label.lower(), by_lower, n=3, cutoff=0.4) or list(by_lower)[:5]
-    raise UserError(f"{key}={label}: no class of the classifier; nearest are {', '.join(by_lower[n] for n in near)}")
+    """The class of that name, or the only one that differs by letter case alone. Raises UserError if there are several,
+    and with the nearest names if there is none."""
+    meant = matching(label, labels)
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise UserError(f"{key}={label}: {' and '.join(meant)} differ by letter case alone; write one of them")
+    folded: dict[str, str] = {name.casefold(): name for name in labels}
+    near = difflib.get_close_matches(label.casefold(), folded, n=3, cutoff=0.4) or list(folded)[:5]
+    raise UserError(f"{key}={label}: no class of the classifier; nearest are {', '.join(folded[n] for n in near)}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.tensor_cache import TensorCache
 from runner.types import Head, UserError
 from tasks import ranking
-from tasks.components import Components, components, read_components
+from tasks.components import Components, check_component, components, read_components
 from tests.conftest import SHARED
 from tests.tasks.tiny import NAMES, SIDE, Maps, Pictures, cache_in, classifier_of, noise, plain
 
@@ -197,3 +197,27 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=said) as caught:
             read_components(str(path), classifier_of(Maps()))
         assert "\n" not in str(caught.value)
+
+
+# --- the rank ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pictures", "rank"), [(2, 1), (3, 2), (9, 4)])
+def test_there_are_as_many_components_as_the_pictures_can_vary(tmp_path: Path, pictures: int, rank: int) -> None:
+    """n pictures vary in n − 1 directions, and no more than there are features."""
+    data = noise(pictures, labels=["urn"])
+    own = components(classifier_of(Maps()), "urn", data, SIDE, cache_in(tmp_path))
+    assert own.rank == rank and all(own.std(number) > 0 for number in range(rank))
+    check_component("urn", rank - 1, own)
+    if rank < 4:
+        with pytest.raises(
+            UserError, match=rf"urn: \[{rank}\]\}}: over .* {rank} components vary; allowed are 0 … {rank - 1}"
+        ):
+            check_component("urn", rank, own)
+
+
+def test_equal_pictures_have_no_component(tmp_path: Path) -> None:
+    data = Pictures([noise(1)[0].image] * 5, ["urn"] * 5)
+    own = components(classifier_of(Maps()), "urn", data, SIDE, cache_in(tmp_path))
+    with pytest.raises(UserError, match=r"0 components vary; allowed are none"):
+        check_component("urn", 0, own)

@@ -94,6 +94,15 @@ def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
         assert problem.region == DATA[0].label
 
 
+def test_a_unit_that_never_changes_has_no_success() -> None:
+    """In standard deviations of 0 every change would be one."""
+    grey = Pictures([colour(0.5, i / 4, 0) for i in range(4)], ["urn"] * 4)
+    own = task(training=grey, units=[0], keep="none")
+    problem = pose(own)[0][0]
+    pictures = seen(colour(0.2, 0, 0), colour(0.9, 0, 0), colour(0.9, 0, 0))
+    assert problem.std == 0 and not own.measure(problem, pictures, eye())["success"]
+
+
 def test_all_questions_about_a_picture_have_its_seed() -> None:
     found, _ = pose(task())
     seeds = {p.picture: {q.seed for q in found if q.picture == p.picture} for p in found}

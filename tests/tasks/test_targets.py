@@ -7,10 +7,10 @@ import torch
 
 from data import planted
 from runner.protocols import Classifier
-from runner.types import Example, UserError
-from tasks.targets import RULES, Choice, count_of, known_label, targets
+from runner.types import Example, UserError, matching_rows
+from tasks.targets import RULES, Choice, count_of, known_label, rows_of_class, targets
 from tests.conftest import TinyClassifier
-from tests.tasks.tiny import world
+from tests.tasks.tiny import Pictures, colour, world
 
 
 class Pairs:
@@ -119,3 +119,32 @@ def test_of_several_classes_a_picture_goes_to_those_that_it_is_not_of() -> None:
 def test_how_many_targets_every_picture_has() -> None:
     rules = ("all", "nearest", "viaduct", ["viaduct", "fireboat"])
     assert [count_of(rule, planted.CLASSES) for rule in rules] == [9, 1, 1, None]
+
+
+# --- names that differ by letter case ------------------------------------------------------------------------
+
+
+def test_an_exact_name_wins_over_one_in_another_case() -> None:
+    labels = ("C", "c", "Straße", "java")
+    assert [known_label("task.target", name, labels) for name in ("C", "c", "JAVA", "STRASSE")] == [
+        "C", "c", "java", "Straße",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="task.target=URN: Urn and uRN differ by letter case alone; write one of them"):
+        known_label("task.target", "URN", ("Urn", "uRN", "c"))
+
+
+class Cased(Pictures):
+    """Rows as data sets of files give them."""
+
+    def rows(self, label: str) -> list[int]:
+        return matching_rows("data.path", label, [example.label for example in self.examples])
+
+
+def test_pictures_of_a_class_are_not_those_of_another_case() -> None:
+    data = Cased([colour(i / 4, 0, 0) for i in range(3)], ["c", "C", "c"])
+    assert rows_of_class(data, "C", ("C", "c")) == [1] and rows_of_class(data, "c", ("C", "c")) == [0, 2]
+    with pytest.raises(UserError, match=r"data\.path: Urn and uRN differ from urn by letter case alone"):
+        Cased([colour(0, 0, 0)] * 2, ["Urn", "uRN"]).rows("urn")
+    small = Cased([colour(0, 0, 0)], ["c"])
+    assert rows_of_class(small, "C", ("C", "urn")) == [0], "the only class that is meant"
+    assert rows_of_class(small, "C", ("C", "c")) == [], "its pictures are the other class's"
