@@ -116,7 +116,7 @@ def test_the_preparation_stands_beside_the_time_per_problem(tmp_path: Path) -> N
     for i, text in enumerate(('{"prepared": 465.0}', '{"prepared": 12.5}', '{"prepared": "x"}', '{"prep', "", "{}")):
         (folder / "attempts" / f"{i}.json").write_text(text)
     text = " ".join(read(folder).text.split())
-    assert "Preparation 465" in text and "Time per problem 31.2" in text
+    assert "Preparation465 s" in text and "Time per problem31.2 s" in text
 
 
 def test_refers_to_its_own_files_only(tmp_path: Path) -> None:
