@@ -37,6 +37,7 @@ from runner.types import UserError, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+MULTIRUN = ("-m", "--multirun")
 CHOICES = ("task", "generator", "classifier")  # the groups that name a run's folder
 
 
@@ -235,13 +236,20 @@ def _literal(value: object) -> object:
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run that `python run.py <overrides>` starts: itself, or those of the experiment's sweep."""
+    """The overrides of each run that `python run.py <overrides>` starts: itself, or those of a sweep, be it an
+    experiment's or the command line's."""
+    plain, choices = sweep_of(overrides)
+    return [[*plain, *job] for job in product(*choices)]
+
+
+def sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The overrides that all runs of a command share, and of each key that is swept the overrides to choose from."""
     with _own_hydra(), in_one_line(overrides):
-        hydra = compose("config", overrides=list(overrides), return_hydra_config=True).hydra
-    if hydra.mode != RunMode.MULTIRUN:
-        return [list(overrides)]
-    swept = OverridesParser.create().parse_overrides(
-        [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-    )
-    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept]
-    return [[*overrides, *job] for job in product(*choices)]
+        parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in MULTIRUN])
+        plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        hydra = compose("config", overrides=plain, return_hydra_config=True).hydra
+    own = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()])
+    swept = {o.get_key_element(): o for o in own if hydra.mode == RunMode.MULTIRUN}
+    swept |= {o.get_key_element(): o for o in parsed if o.is_sweep_override()}
+    choices = [[f"{key}={value}" for value in o.sweep_string_iterator()] for key, o in swept.items()]
+    return plain, choices

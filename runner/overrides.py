@@ -36,7 +36,7 @@ def in_one_line(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except FLAWS as error:
-        raise UserError(told(error, words)) from error
+        raise UserError(" ".join(told(error, words).split())) from error  # a value may hold ends of lines
     finally:
         _inside.pop()
         os.environ.pop(FULL) if before is None else os.environ.update({FULL: before})

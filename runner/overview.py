@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from runner.chart import number
 from runner.files import write
@@ -27,15 +28,14 @@ def show(submission: Submission, queued: Mapping[str, str], problems: bool, cons
     """Print how the jobs and the runs fare, with `problems` each problem; returns whether anything failed."""
     jobs = {job: submission.state(job, queued) for job in submission.jobs}
     runs = submission.runs()
-    table = Table("job", "state", title=f"submission {submission.folder.name}", title_justify="left")
+    table = Table("job", "state", title=Text(f"submission {submission.folder.name}"), title_justify="left")
     for job, state in jobs.items():
-        table.add_row(job, state)
+        table.add_row(Text(job), Text(state))
     console.print(table)
-    table = Table(
-        Column("run", overflow="fold"), *STATES, title=" ".join(submission.words) or "run.py", title_justify="left"
-    )
+    title = Text(" ".join(submission.words) or "run.py")
+    table = Table(Column("run", overflow="fold"), *STATES, title=title, title_justify="left")
     for run in runs:
-        table.add_row(run.name, *(str(run.count(state)) for state in STATES))
+        table.add_row(Text(run.name), *(str(run.count(state)) for state in STATES))
     console.print(table)
     for run in runs:
         for name, (state, why) in run.problems.items():

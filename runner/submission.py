@@ -147,7 +147,12 @@ def read_submission(folder: Path) -> Submission:
         raise UserError(
             f"submission={folder}: {path} is not there; give a folder that `python -m runner.submit` printed"
         )
-    noted = parse_json(path.read_text(), str(path))
+    noted = parse_json(path.read_text(errors="replace"), str(path))
+    kinds = {"cluster": str, "jobs": list, "words": list, "place": str}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(noted.get(key), kind)]:
+        raise UserError(f"{path}: has no usable {wrong[0]}; submit again, what is done stays")
+    if not noted["jobs"] or not all(isinstance(value, str) for value in (*noted["jobs"], *noted["words"])):
+        raise UserError(f"{path}: its jobs and words are no texts; submit again, what is done stays")
     return Submission(folder.resolve(), noted["cluster"], noted["jobs"], noted["words"], noted["place"])
 
 

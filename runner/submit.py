@@ -13,52 +13,69 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import submitit
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, ValidationError
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from rich.console import Console
+from submitit.core.utils import FailedJobError
 
+from runner.compose import configure, sweep_of
 from runner.files import write
 from runner.overview import collect, show
 from runner.run import BAD_INPUT, DONE, FAILED
-from runner.schema import check_settings
-from runner.settings import SubmitSettings
 from runner.submission import FILE, Submission, latest, read_submission
+from runner.submit_settings import check_line, parsed, settings_of
 from runner.types import UserError, first_line
 from runner.worker import Job
+from tasks.targets import RULES, known_label
 
-SETTINGS = Path(__file__).resolve().parent.parent / "conf" / "submit.yaml"
 WIDTH = 160  # letters of a table that goes to a file
 UNLIMITED = 10**6  # minutes; nobody would put a local job back into a queue
 
 
-def settings_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The settings of the jobs, and the words that are run.py's. Raises UserError for what does not fit."""
-    own = [word.removeprefix("submit.") for word in words if word.startswith("submit.")]
-    defaults = OmegaConf.load(SETTINGS)
-    OmegaConf.set_struct(defaults, True)
+def checked(words: Sequence[str]) -> Path:
+    """Where the runs of a command will lie. Raises UserError for words with which one of them could not begin: each
+    value of a sweep is tried once."""
+    plain, choices = sweep_of(words)
+    first = [options[0] for options in choices]
+    others = [[*first[:i], other, *first[i + 1 :]] for i, options in enumerate(choices) for other in options[1:]]
+    configs = [configure([*plain, *job]) for job in (first, *others)]
+    for config in configs:
+        _check_classes(config)
+    outputs = Path(configs[0]["outputs"])
+    check_line("outputs", str(outputs.resolve()))
+    if "%" in str(outputs.resolve()):
+        raise UserError(f"outputs={outputs}: allowed are paths without %, which SLURM takes for a pattern")
+    return outputs
+
+
+def _check_classes(config: Mapping[str, Any]) -> None:
+    """Raise UserError for a class that the task names and the classifier does not know; where the classifier cannot be
+    loaded on this machine, say so and leave it to the jobs."""
+    named = {f"task.{key}": config["task"].get(key) for key in ("target", "classes")}
+    listed = {key: [value] if isinstance(value, str) else list(value or ()) for key, value in named.items()}
+    asked = [(key, name) for key, names in listed.items() for name in names if not (name in RULES or ":" in name)]
+    if not asked:
+        return
     try:
-        settings: Any = OmegaConf.to_container(OmegaConf.merge(defaults, OmegaConf.from_dotlist(own)))
-    except (ConfigKeyError, ValidationError) as error:
-        allowed = ", ".join(f"submit.{key}" for key in map(str, defaults))
-        raise UserError(f"submit: {first_line(error)}; allowed are {allowed}") from error
-    settings = check_settings(SubmitSettings, settings, "submit.")
-    return settings, [word for word in words if not word.startswith("submit.")]
-
-
-def outputs_of(words: Sequence[str]) -> Path:
-    """Where the runs will lie."""
-    given = [word.partition("=")[2] for word in words if word.startswith("outputs=")]
-    return Path(given[-1] if given else "outputs")
+        labels = instantiate(config["classifier"], _convert_="all").labels
+    except InstantiationException as error:
+        print(f"classes are not checked here: {first_line(error.__cause__ or error)}", file=sys.stderr)
+        return
+    for key, name in asked:
+        known_label(key, name, labels)
 
 
 def parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,22 +105,34 @@ def submit(words: Sequence[str]) -> Submission:
     Raises UserError for bad settings, and where there is no queue.
     """
     settings, own = settings_of(words)
-    if settings["cluster"] == "slurm" and not shutil.which("sbatch"):
-        raise UserError("submit.cluster=slurm: this machine has no sbatch; submit.cluster=local uses its own cores")
-    home = outputs_of(own).resolve() / "submissions"
+    missing = [name for name in ("sbatch", "srun") if not shutil.which(name)]
+    if settings["cluster"] == "slurm" and missing:
+        raise UserError(
+            f"submit.cluster=slurm: this machine has no {missing[0]}; submit.cluster=local uses its own cores"
+        )
+    home = checked(own).resolve() / "submissions"
     logs = home / "logs" / "%j"
     job = Job(Path.cwd(), tuple(own), home)
     if settings["cluster"] == "slurm":
         executor = submitit.AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=settings["requeues"])
         executor.update_parameters(**parameters(settings))
-        with executor.batch():
-            jobs = [executor.submit(job) for _ in range(settings["workers"])]
+        try:
+            with redirect_stderr(StringIO()), executor.batch():  # submitit repeats what sbatch says
+                jobs = [executor.submit(job) for _ in range(settings["workers"])]
+        except FailedJobError as error:
+            raise UserError(f"sbatch refused: {_said_by_slurm(str(error))}") from error
     else:
         jobs = [_local(job, logs, settings, i) for i in range(settings["workers"])]
     first = jobs[0].job_id.partition("_")[0]
     submission = Submission(home / first, settings["cluster"], [job.job_id for job in jobs], own, os.getcwd())
     write(submission.folder / FILE, json.dumps(asdict(submission), indent=1, default=str))
     return submission
+
+
+def _said_by_slurm(text: str) -> str:
+    """SLURM's own sentence within what submitit says of a command that failed."""
+    said = re.findall(r"sbatch: error: (.+)", text)
+    return said[-1] if said else first_line(ValueError(text))
 
 
 def _local(job: Job, logs: Path, settings: Mapping[str, Any], i: int) -> submitit.Job[None]:
@@ -144,16 +173,16 @@ def main(arguments: Sequence[str]) -> int:
             submission = submit(arguments)
             print(f"{len(submission.jobs)} jobs: {', '.join(submission.jobs)}\nsubmission: {submission.folder}")
             return DONE
-        asked = dict(word.partition("=")[::2] for word in arguments[1:])
+        asked = dict(parsed(word) for word in arguments[1:])
         if unknown := set(asked) - {"submission", "problems", "outputs"}:
             raise UserError(f"{command} {unknown.pop()}: allowed are submission=, outputs= and problems=true")
-        outputs = Path(asked.get("outputs", "outputs"))
-        submission = read_submission(Path(asked["submission"]) if "submission" in asked else latest(outputs))
+        outputs = Path(str(asked.get("outputs", "outputs")))
+        submission = read_submission(Path(str(asked["submission"])) if "submission" in asked else latest(outputs))
         if command == "collect":
             print(f"page: {collect(submission)}")
             return DONE
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        failed = show(submission, queue(submission), asked.get("problems") == "true", console)
+        failed = show(submission, queue(submission), asked.get("problems") is True, console)
         return FAILED if failed else DONE
     except UserError as error:
         print(error, file=sys.stderr)

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from runner import overview, submission, submit
 from runner.claims import Process
@@ -22,6 +24,7 @@ from runner.files import write
 from runner.manifest import Manifest
 from runner.record import RunFolder, batch_name
 from runner.submission import Run, Submission, code_file, latest, read_submission
+from runner.submit_settings import check_line
 from runner.types import UserError
 from runner.worker import Job, call_run_py
 from tests.cli import Cli
@@ -43,16 +46,80 @@ def test_words_are_the_jobs_or_run_pys() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("submit.worker=3", "allowed are submit.cluster, submit.workers"),
+        ("submit.worker=3", "submit.worker=3: nothing reads this key; did you mean workers?"),
         ("submit.cluster=pbs", "submit.cluster=pbs: allowed are slurm, local"),
-        ("submit.workers=0", "submit.workers=0: allowed are whole numbers from 1 to"),
-        ("submit.minutes=1.5", "submit.minutes=1.5: allowed are whole numbers from 1 to"),
+        ("submit.workers=0", "submit.workers=0: allowed are whole numbers from 1"),
+        ("submit.workers=1,2", "workers=1,2: takes one value"),
+        ("submit.workers=true", "submit.workers=true: allowed are whole numbers"),
+        ("submit.minutes=1.5", "submit.minutes=1.5: allowed are minutes, or a time as SLURM has it"),
+        ("submit.minutes=0", "submit.minutes=0: allowed are whole numbers from 1"),
+        ("submit.minutes=2", "submit.signal=120: allowed are seconds from 1 to below the time limit of 120"),
+        ("submit.gpus=-1", "submit.gpus=-1: allowed are whole numbers from 0"),
+        ("submit.requeues=x", "submit.requeues=x: allowed are whole numbers from 0"),
+        ("submit.parallel=0", "submit.parallel=0: allowed are whole numbers from 1"),
+        ("submit.signal=0", "submit.signal=0: allowed are whole numbers from 1"),
+        ("submit.setup=date", "submit.setup=date: allowed are lists"),
+        ("submit.name=null", "submit.name=null: allowed are texts"),
+        ("submit.name=a\ntouch x", "this value has to be quoted"),
+        ("submit.partition=potter's", "this value has to be quoted, for example"),
+        ("task.target=no-such-class", "task.target=no-such-class: no class of the classifier"),
+        ("outputs=a%j", "outputs=a%j: allowed are paths without %"),
     ],
 )
-def test_what_does_not_fit_ends_in_one_line(word: str, said: str, capfd: Capture) -> None:
-    assert submit.main([word]) == 2
+def test_what_does_not_fit_ends_in_one_line(word: str, said: str, capfd: Capture, tmp_path: Path) -> None:
+    outputs = () if word.startswith("outputs") else (f"outputs={tmp_path}",)
+    assert submit.main([word, *outputs, *(() if "cluster" in word else ("submit.cluster=local",))]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert said in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "minutes"),
+    [("90", 90), ("1:30", 2), ("4:00:00", 240), ("08:00:00", 480), ("1-0", 1440), ("1-02:30", 1590),
+     ("2-00:00:01", 2881)],
+)  # fmt: skip
+def test_a_time_limit_is_read_as_slurm_reads_it(said: str, minutes: int) -> None:
+    assert submit.settings_of([f"submit.minutes={said}", "submit.signal=1"])[0]["minutes"] == minutes
+
+
+@pytest.mark.parametrize("said", ["-1", "4h", "1:2:3:4", "null", "true", "''", "1-", "[3]"])
+def test_other_times_are_refused(said: str) -> None:
+    with pytest.raises(UserError, match=r"submit\.minutes=.*: allowed are minutes, or a time as SLURM has it"):
+        submit.settings_of([f"submit.minutes={said}"])
+
+
+def test_quoted_values_mean_what_they_mean_to_run_py() -> None:
+    settings, words = submit.settings_of(["submit.name='a b'", "submit.setup=['a; b', c]", "outputs='x y'"])
+    assert (settings["name"], settings["setup"]) == ("a b", ["a; b", "c"])
+    assert submit.checked(words) == Path("x y")
+
+
+def test_no_text_becomes_a_line_of_the_batch_script() -> None:
+    for text in ("a\ntouch x", "a\rb", "a\x00", " ", "", None, 3):
+        with pytest.raises(UserError, match=r"submit\.name=.*allowed is a line of text"):
+            check_line("submit.name", text)
+    check_line("submit.setup", "module load\tcuda")
+
+
+def test_each_value_of_a_sweep_is_tried() -> None:
+    assert submit.checked(["-m", "seed=0,1", "task.target=viaduct,nearest"]) == Path("outputs")
+    with pytest.raises(UserError, match=r"task\.target=viadukt: no class"):
+        submit.checked(["-m", "seed=0,1", "task.target=viaduct,viadukt"])
+
+
+def test_what_slurm_refuses_is_told_in_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    """A queue's commands that say what SLURM says where an array is too long."""
+    said = "sbatch: error: Batch job submission failed: Invalid job array specification"
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert submit.main(["submit.workers=5000", f"outputs={tmp_path / 'outputs'}"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "sbatch refused: Batch job submission failed: Invalid job array specification"
 
 
 def test_a_machine_without_a_queue_says_so(monkeypatch: pytest.MonkeyPatch, capfd: Capture, tmp_path: Path) -> None:
@@ -113,7 +180,7 @@ def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Pa
 
 
 def test_a_job_that_fails_says_so(cli: Cli, capfd: Capture) -> None:
-    words = cli.arguments("limit=1", "task.target=viadukt")
+    words = cli.arguments("limit=1", "data=folder", "data.path=nowhere")
     assert submit.main([*words, "submit.cluster=local", "submit.workers=1"]) == 0
     given = read_submission(latest(cli.outputs))
     deadline = time.monotonic() + 100
@@ -204,6 +271,25 @@ def test_settings_that_tell_runs_apart() -> None:
     assert overview.differing([first, third]) == [
         {"task.target": "x", "task.keep": "all"}, {"task.target": "y", "task.keep": None},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"cluster": "slurm"}', '{"cluster": "slurm", "jobs": [], "words": [], "place": "/"}',
+             '{"cluster": "slurm", "jobs": [1], "words": [], "place": "/"}'],
+)  # fmt: skip
+def test_a_broken_submission_is_told_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / submission.FILE).write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_submission(tmp_path)
+    assert "submission.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_words_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    """They are no markup."""
+    console = Console(width=100, file=StringIO(), record=True)
+    given = Submission(tmp_path / "[bold]x", "local", ["1"], ["select.indices=[0]", "task.target=[/red]"], "/")
+    overview.show(given, {"1": "RUNNING"}, False, console)
+    assert "select.indices=[0] task.target=[/red]" in console.export_text()
 
 
 def test_folders_that_are_no_submissions(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from runner.schema import HYDRAS_OWN, check_settings
 from runner.settings import Settings, SubmitSettings
-from runner.submit import SETTINGS, settings_of
+from runner.submit_settings import SETTINGS, settings_of
 from runner.types import UserError
 from tests.test_config import CONF, EVERY, NEEDED, OmegaConf, plain
 
