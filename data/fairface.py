@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.folder import LabelledFiles
 from data.selection import check_choice
 from runner.ranges import Names, Seed
+from runner.text import read_text
 from runner.types import UserError
 
 FILE = "file"  # the column with a picture's path, from the table's folder on
@@ -22,13 +24,12 @@ def read_table(path: str | Path) -> Rows:
     """
     path = Path(path).expanduser()
     wanted = f"a CSV file with a column `{FILE}` and columns of attributes"
+    text = read_text(f"data.table={path}", path, wanted)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or (), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not CSV text"
-        raise UserError(f"data.table={path}: {reason}; wanted is {wanted}") from error
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns, rows = reader.fieldnames or (), list(reader)
+    except csv.Error as error:
+        raise UserError(f"data.table={path}: not CSV text; wanted is {wanted}") from error
     if FILE not in columns or not rows:
         raise UserError(
             f"data.table={path}: has {len(rows)} rows of {', '.join(columns) or 'nothing'}; wanted is {wanted}"

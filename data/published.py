@@ -14,6 +14,7 @@ from torchvision.datasets import Flowers102
 from data.folder import LabelledFiles, check_folder
 from data.selection import check_choice
 from runner.ranges import OneOf, Seed
+from runner.text import read_lines
 from runner.types import UserError, first_line
 
 SPLITS = ("train", "test")
@@ -100,12 +101,7 @@ def flowers(
 
 def _lines(folder: Path, name: str, wanted: str) -> list[str]:
     """The lines of a text file that are not empty. Raises UserError if it cannot be read."""
-    try:
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"data.path={folder}: {name}: {reason}; wanted is {wanted}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return read_lines(f"data.path={folder}: {name}", folder / name, wanted)
 
 
 def _numbered(folder: Path, name: str, wanted: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ in the same columns."""
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 
 from data.selection import digest_of
 from runner.ranges import Span
+from runner.text import read_text
 from runner.types import UserError
 
 COLUMNS = ("Input.class_index", "Input.feature_index", "Input.feature_rank", "Answer.main")
@@ -71,11 +73,12 @@ def read_answers(path: str | None, animate: Sequence[Span]) -> Annotations:
     Raises UserError for a missing file or column, and for a value that is not allowed.
     """
     key = f"task.labels.path={path or 'null'}"
+    wanted = f"a CSV with the columns {', '.join(COLUMNS)}"
     if path is None or not Path(path).is_file():
-        raise UserError(f"{key}: no such file; wanted is a CSV with the columns {', '.join(COLUMNS)}")
+        raise UserError(f"{key}: no such file; wanted is {wanted}")
     votes: dict[tuple[int, int], list[bool]] = defaultdict(list)
     ranks: dict[tuple[int, int], int] = {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with io.StringIO(read_text(key, path, wanted), newline="") as file:
         rows = csv.DictReader(file)
         if missing := [column for column in COLUMNS if column not in (rows.fieldnames or ())]:
             raise UserError(f"{key}: has no column {', '.join(missing)}; wanted are {', '.join(COLUMNS)}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.words import find_words
+from runner.text import read_text
 from runner.types import Example, UserError, article
 
 
@@ -80,11 +81,9 @@ def _read(key: str, path: Path) -> dict[str, Described]:
     readers = {".csv": _read_csv, ".json": _read_json}
     if path.suffix not in readers:
         raise UserError(f"{key}: allowed are files of kind {', '.join(readers)}")
+    text = read_text(key, path, "a .csv or .json file of captions by picture name")
     try:
-        described = readers[path.suffix](path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{key}: {reason}; wanted is a .csv or .json file of captions by picture name") from error
+        described = readers[path.suffix](text)
     except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
         wanted = "name,caption[,objects]" if path.suffix == ".csv" else "{name: caption} or {name: {caption, objects}}"
         raise UserError(f"{key}: cannot be read as {wanted} ({error})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from torch import Tensor
 from models.caption import checked, filled
 from runner.protocols import Embedder
 from runner.ranges import Names, Repeats
+from runner.text import read_lines
 from runner.types import Example, UserError, article
 
 
@@ -62,11 +62,7 @@ class ClipRank:
 def read_list(key: str, words: str | Sequence[str]) -> list[str]:
     """Words as they are given, or from a text file of one per line. Raises UserError if there are none."""
     if isinstance(words, str):
-        try:
-            words = Path(words).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise UserError(f"{key}={words}: {reason}; allowed are a list, or a text file of one per line") from error
+        words = read_lines(f"{key}={words}", words, "a list, or a text file of one per line")
     if not (found := [word.strip() for word in words if word.strip()]):
         raise UserError(f"{key}: holds nothing; wanted is a list, or a text file of one per line")
     return found

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from runner.protocols import Cache, Classifier, Dataset
+from runner.text import read_text
 from runner.types import Head, UserError
 from tasks.ranking import cached, chunks
 from tasks.targets import known_label, rows_of_class
@@ -117,9 +117,10 @@ def read_components(
     and a classifier that shows no features.
     """
     if isinstance(spec, str):
+        text = read_text(f"task.components={spec}", spec, "{class: [numbers]}, or a JSON file of it")
         try:
-            spec = json.loads(Path(spec).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            spec = json.loads(text)
+        except json.JSONDecodeError as error:
             raise UserError(
                 f"task.components={spec}: cannot be read ({error}); wanted is {{class: [numbers]}}"
             ) from error
@@ -130,7 +131,7 @@ def read_components(
     width = _head(classifier).weight.shape[1]
     pairs = []
     for key, numbers in spec.items():
-        if str(key).isdigit() and int(key) < len(classifier.labels):
+        if str(key).isdigit() and str(key) not in classifier.labels and int(key) < len(classifier.labels):
             label = classifier.labels[int(key)]
         else:
             label = known_label("task.components", str(key), classifier.labels)

@@ -1,5 +1,5 @@
-"""Imports point one way: runner.types <- runner.ranges, runner.protocols, runner.files, runner.tensor_file <- models,
-tasks, data <- the rest of runner <- run.py."""
+"""Imports point one way: runner.types <- runner.ranges, runner.text, runner.protocols, runner.files, runner.tensor_file
+<- models, tasks, data <- the rest of runner <- run.py."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("data", "models", "runner", "scripts", "tasks", "tests", "run")
 ALLOWED = {
-    "data": {"data", "runner.types", "runner.ranges", "runner.protocols"},
+    "data": {"data", "runner.types", "runner.ranges", "runner.text", "runner.protocols"},
     "models": {
         "models",
         "runner.types",
         "runner.ranges",
+        "runner.text",
         "runner.protocols",
         "runner.files",
         "runner.counted",
         "runner.tensor_file",
     },
-    "tasks": {"tasks", "data", "runner.types", "runner.ranges", "runner.counted", "runner.protocols"},
+    "tasks": {"tasks", "data", "runner.types", "runner.ranges", "runner.text", "runner.counted", "runner.protocols"},
     "runner": {"runner", "models", "tasks", "data"},
     "run.py": {"runner"},
 }

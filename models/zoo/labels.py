@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-from runner.types import UserError
+from runner.text import read_lines
 
 # Two pairs of classes share a name in open_clip's list; one of each pair takes WordNet's other name for it.
 IMAGENET_RENAMED = {744: "projectile", 836: "sunglass"}
@@ -19,14 +18,7 @@ def read_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
         return tuple(labels)
     if labels == "imagenet":
         return imagenet_labels()
-    try:
-        lines = Path(labels).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(
-            f"classifier.labels={labels}: {reason}; allowed are `imagenet` or a file of one name per line"
-        ) from error
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(read_lines(f"classifier.labels={labels}", labels, "`imagenet` or a file of one name per line"))
 
 
 def imagenet_labels() -> tuple[str, ...]:

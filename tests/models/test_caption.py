@@ -101,7 +101,7 @@ def test_a_caption_that_is_missing_or_names_another_class_is_refused(files: list
     [
         ("c.txt", "a crab", "allowed are files of kind .csv, .json"),
         ("none.csv", None, "No such file.*wanted is a .csv or .json file"),
-        ("c.csv", b"\xff\xfe", "not UTF-8 text"),
+        ("c.csv", b"\xff\xfea", "not UTF-8 text"),
         ("c.csv", "picture,caption\na,b\n", "column name is missing"),
         ("c.csv", "name,caption\na,b\na,c\n", "'a' stands there twice"),
         ("c.csv", "name,caption\na\n", "cannot be read as name,caption"),
@@ -192,7 +192,7 @@ def test_a_ranking_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="captioner.phrases: holds nothing"):
         read_list("captioner.phrases", [" "])
     with pytest.raises(
-        UserError, match=r"captioner.objects=.*none.txt: No such file.*allowed are a list, or a text file"
+        UserError, match=r"captioner.objects=.*none.txt: No such file.*wanted is a list, or a text file"
     ):
         read_list("captioner.objects", str(tmp_path / "none.txt"))
 

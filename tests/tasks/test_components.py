@@ -181,7 +181,7 @@ def test_the_published_components_of_imagenet_can_be_read() -> None:
         ({"urn": ["first"]}, "task.components={urn: [first]}: not computed; allowed are 0 … 3"),
         ({"urn": 2}, "task.components={urn: 2}: wanted is a list of numbers"),
         ([3], "task.components=[3]: wanted is {class name or index: [numbers]}"),
-        ("nowhere.json", "task.components=nowhere.json: cannot be read"),
+        ("nowhere.json", "task.components=nowhere.json: No such file"),
     ],
 )
 def test_others_are_refused_in_one_line(spec: object, said: str) -> None:
