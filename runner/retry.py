@@ -14,6 +14,7 @@ import torch
 from runner.claims import Lost
 from runner.files import FULL
 from runner.progress import Progress
+from runner.record import RunFolder
 from runner.types import Problem, UserError, first_line
 
 HOME = Path(__file__).resolve().parent.parent
@@ -70,14 +71,11 @@ class Retry:
     """Solves batches. One that raises an error is solved in parts, halves where memory was short and else problem by
     problem; what raises it alone fails. After memory was short, further batches are solved in parts of that size.
 
-    done: whether a problem is done; fail: notes why one is not; device: where it is computed.
+    folder: where results and failures are noted; device: where it is computed.
     """
 
-    def __init__(
-        self, done: Callable[[Problem], bool], fail: Callable[[Problem, Failure], None], bar: Progress,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self._done, self._note_failure, self._bar, self._device = done, fail, bar, device
+    def __init__(self, folder: RunFolder, bar: Progress, device: torch.device) -> None:
+        self._folder, self._bar, self._device = folder, bar, device
         self._most: int | None = None
 
     def __call__(self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None]) -> None:
@@ -115,10 +113,13 @@ class Retry:
             else:
                 self._part(problems, attempt, first, last, [_note(stop - start, why, size)])
 
+    def _done(self, problem: Problem) -> bool:
+        return self._folder.done(problem.name)
+
     def _fail(self, problems: Sequence[Problem], failure: Failure) -> None:
         for problem in problems:
             if not self._done(problem):
-                self._note_failure(problem, failure)
+                self._folder.write_failure(problem.name, failure.error, failure.traceback)
         self._bar.finished(len(problems))
 
 

@@ -30,7 +30,7 @@ from runner.progress import preparing, progress
 from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
 from runner.record import RunFolder, Summarise, batch_name, batch_span, run_key
 from runner.report import write_report
-from runner.retry import DeviceLost, Failure, Retry
+from runner.retry import DeviceLost, Retry
 from runner.share import share
 from runner.solve import Solver, solve_batch
 from runner.types import Problem, UserError, first_line
@@ -230,9 +230,6 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: f
         folder.drop_states(name)
         page()
 
-    def fail(problem: Problem, failure: Failure) -> None:
-        folder.write_failure(problem.name, failure.error, failure.traceback)
-
     def refresh() -> None:
         folder.collect(names, "running", "", parts.task.summarise)
         write_report(folder.path)
@@ -249,7 +246,7 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: f
         logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
         solved = sum(len(batch) for batch in batches.values() if work.done(batch))
         with progress(len(names), solved) as bar, Background(refresh) as page:
-            retry = Retry(lambda problem: folder.done(problem.name), fail, bar, parts.generator.device)
+            retry = Retry(folder, bar, parts.generator.device)
             share(batches, work.done, claims, config["claim"]["wait"], solve, bar)
             page.wait()
         interrupt.check()

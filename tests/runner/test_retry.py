@@ -35,10 +35,13 @@ class Work:
         self.tried: list[str] = []
         self.said: list[str] = []
         self.counted = 0
-        self.retry = Retry(
-            lambda p: p.name in self.solved or p.name in self.failed,
-            lambda p, failure: self.failed.update({p.name: failure}), self, CPU,  # type: ignore[arg-type]
-        )  # fmt: skip
+        self.retry = Retry(self, self, CPU)  # type: ignore[arg-type]
+
+    def done(self, name: str) -> bool:
+        return name in self.solved or name in self.failed
+
+    def write_failure(self, name: str, error: str, traceback: str) -> None:
+        self.failed[name] = Failure(error, traceback, False)
 
     def say(self, text: str) -> None:
         self.said.append(text)
