@@ -32,6 +32,14 @@ class Damaged(Exception):
 def write(path: Path, content: bytes | str) -> None:
     """Write a file with its folders: other processes see the old file or the new one, and so does who comes after a
     power cut. Raises Unwritable; the old file stays then."""
+    put(path, content)
+    with writing(path):
+        _synchronize(path.parent)
+
+
+def put(path: Path, content: bytes | str) -> None:
+    """As `write`, but after a power cut the old file may be seen until something else is written to the folder: for
+    files that another one completes, or that are made again."""
     data = content.encode() if isinstance(content, str) else content
     with writing(path):
         _make(path.parent)
@@ -48,7 +56,6 @@ def write(path: Path, content: bytes | str) -> None:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        _synchronize(path.parent)
 
 
 def read(path: Path) -> bytes:

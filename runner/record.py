@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.claims import Process
-from runner.files import Damaged, make_folder, read, read_text, remove, set_aside, write, writing
+from runner.files import Damaged, make_folder, put, read, read_text, remove, set_aside, write, writing
 from runner.integrity import (
     FAILURE,
     RESULT,
@@ -91,11 +91,12 @@ def to_8_bits(picture: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
 
 
 def write_png(path: Path, picture: Float[Tensor, "c h w"]) -> None:
-    """Save a picture in [0, 1], three channels or one, with 8 bits."""
+    """Save a picture in [0, 1], three channels or one, with 8 bits; what is written to its folder next keeps its
+    name."""
     pixels = (to_8_bits(picture) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     buffer = BytesIO()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
-    write(path, buffer.getvalue())
+    put(path, buffer.getvalue())
 
 
 def read_png(path: Path) -> Float[Tensor, "3 h w"]:
@@ -296,7 +297,7 @@ class RunFolder:
         with self._writer():
             every = known if len(known := self.names()) > len(names) else names
             results, failures = self.results(every), self.failures(every)
-            write(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
+            put(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
             found = {record["name"] for record in (*results, *failures)}
             pending = sum(name not in found for name in names)
             if state == "done" and pending:  # other processes work at what is left
@@ -305,8 +306,8 @@ class RunFolder:
                 "state": state, "done": len(results), "failed": len(failures), "pending": pending, "reason": reason,
                 "failures": [{"name": failure["name"], "error": failure["error"]} for failure in failures],
             }  # fmt: skip
-            write(self.path / "status.json", json.dumps(status, indent=1))
-            write(self.path / "summary.json", json.dumps(summarise(results), indent=1, allow_nan=False))
+            put(self.path / "status.json", json.dumps(status, indent=1))
+            put(self.path / "summary.json", json.dumps(summarise(results), indent=1, allow_nan=False))
         return status
 
     @contextmanager

@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from yaml import YAMLError
 
 from runner.chart import Chart, charts, number
-from runner.files import Damaged, read, write
+from runner.files import Damaged, put, read
 from runner.integrity import parse_line, parse_object
 from runner.tables import tables, words
 from runner.types import UserError, first_line
@@ -145,7 +145,7 @@ def write_report(run_folder: Path) -> Path:
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: no such run folder; give outputs/<task>/<generator>-<classifier>/<hash>")
     page = run_folder / PAGE
-    write(page, render(run_folder))
+    put(page, render(run_folder))
     return page
 
 

@@ -245,8 +245,8 @@ MEASURES: Mapping[str, Callable[[int], list[Line]]] = {
     "uvce": uvce, "networks": networks, "disagreement": disagreement, "audit": audit,
     "operations": operation_counts, "parts": parts, "variants": variants,
     "prompt_variants": prompt_variants, "heads": heads, "memory": memory, "limits": limits,
-    "growth": runs.growth, "overhead": runs.overhead, "stable_diffusion": at_size,
-    "stable_diffusion_variants": variants_at_size,
+    "growth": runs.growth, "overhead": runs.overhead, "durability": runs.durability,
+    "stable_diffusion": at_size, "stable_diffusion_variants": variants_at_size,
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import runner.run
-from runner import checkpoint, solve
+from runner import checkpoint, record, solve
 from runner.compose import build, configure
 from runner.logging import NoLogger
 from runner.record import RunFolder, write_png
@@ -103,6 +103,23 @@ def overhead(repeats: int) -> list[Line]:
     return [started, *shares(("limit=4", "batch=4", "logger=wandb", "logger.mode=offline")), writing()]
 
 
+def durability(repeats: int) -> list[Line]:
+    """What it costs that a run outlasts a power cut and knows what it follows from."""
+    del repeats
+    return [lasting(sampler) for sampler in ("ddim", "lcm")]
+
+
+def lasting(sampler: str) -> Line:
+    """Of four counterfactuals of a sampler. Threads' waiting for the disk is counted as if it was one after the other;
+    the folder is the checkout's, since temporary files often lie in memory."""
+    with TemporaryDirectory(dir=ROOT) as outputs:
+        config = configure(["limit=4", "batch=4", "logger=none", f"sampler={sampler}", f"outputs={outputs}"])
+        parts = build(config)
+        with redirect_stdout(io.StringIO()), clocks(LASTING) as spent:
+            whole = seconds(lambda: run(parts, config))
+    return _share(f"durability of a run, {sampler}", spent, whole, 1.0)
+
+
 def writing() -> Line:
     """Pictures of Stable Diffusion's size, as many as eight counterfactuals have, by the runner's threads."""
     coarse = torch.rand(48, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -154,6 +171,11 @@ def _share(name: str, spent: Mapping[str, float], whole: float, bar: float) -> L
 
 # Curves and the console, pictures and results, the tables of a run, its page.
 TOLD = ((solve, "tell"), (solve, "write_answer"), (RunFolder, "collect"), (runner.run, "write_report"))
+# Waiting for the disk, digests of files and of problems, what a start compares.
+LASTING = (
+    (os, "fsync"), (record, "with_digests"), (runner.run, "manifest_of"), (RunFolder, "write_manifest"),
+    (RunFolder, "check"), (RunFolder, "repair"),
+)  # fmt: skip
 # A batch that was begun is prepared again, and what was saved of it is read.
 AGAIN = ((Solver, "start"), (checkpoint, "load"), (checkpoint, "save"))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runner.files import Unwritable, make_folder, remove_unfinished, write
+from runner.files import Unwritable, make_folder, put, remove_unfinished, write
 
 
 @pytest.fixture
@@ -37,6 +37,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_file_is_on_the_disk_before_it_is_renamed_and_its_name_afterwards(tmp_path: Path, calls: list[str]) -> None:
     write(tmp_path / "a", "text")
     assert calls == ["sync .tmp", "rename", "sync folder"]
+    calls.clear()
+    put(tmp_path / "b", "text")
+    assert calls == ["sync .tmp", "rename"], "its name lasts with the next file that is written there"
 
 
 def test_the_folders_that_a_file_needs_last_too(tmp_path: Path, calls: list[str]) -> None:
