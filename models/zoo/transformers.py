@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from models.classifier import ImageClassifier, ask_transformers
+from models.classifier import ImageClassifier, ask_transformers, prepared
 from models.hub import load_frozen, local_folder, one_line
 from models.zoo.labels import read_labels
 from runner.types import UserError
@@ -17,16 +17,21 @@ from runner.types import UserError
 # What preprocessor_config.json calls them, which are the numbers of Pillow's filters.
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
+# Options of a processor that do what we do, or are not used.
+COMMON = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "rescale_factor")
+SAME = 1e-2  # of the largest value: by how much prepared images may differ
+
 
 def transformers_classifier(
-    path: str, revision: str | None, labels: str | Sequence[str] | None, domain: str | None
+    path: str, revision: str | None, labels: str | Sequence[str] | None, domain: str | None, output: str | None = None
 ) -> ImageClassifier:
     """An image classifier of transformers, with the size, mean, std and interpolation of its preprocessor_config.json.
 
     A crop that stands there is not made: the network sees the whole picture, resized to what the crop would leave.
     path: a folder with config.json, preprocessor_config.json and weights, or a hub id that is in the local cache;
     revision: of a hub id, its commit, None for the newest; labels: a text file of one name per line or the names, None
-    for those that config.json has, without what numbers and joins them.
+    for those that config.json has, without what numbers and joins them; output: what the network gives, one of
+    `models.outputs.OUTPUTS`, None for logits. Raises UserError for images that are prepared in another way than here.
     """
     key = f"classifier.path={path}"
     folder = local_folder(key, path, revision)
@@ -35,8 +40,9 @@ def transformers_classifier(
     network = load_frozen(key, folder, AutoModelForImageClassification, torch.float32)
     names = _own_labels(key, network.config.id2label) if labels is None else read_labels(labels)
     size, mean, std, interpolation = _preparation(key, processor)
+    _check_preparation(key, processor, size, mean, std)
     return ImageClassifier(
-        network, names, size, mean, std, interpolation, domain, ask_transformers, f"{key} classifier.labels"
+        network, names, size, mean, std, interpolation, domain, ask_transformers, f"{key} classifier.labels", output
     )
 
 
@@ -53,6 +59,9 @@ def _own_labels(key: str, id2label: dict[int, str]) -> tuple[str, ...]:
 
 def _preparation(key: str, processor: Any) -> tuple[int, Sequence[float], Sequence[float], str]:
     """Side in pixels, mean, std and interpolation. Raises UserError for pictures that are prepared in another way."""
+    if not getattr(processor, "size", None):
+        kind, advice = type(processor).__name__, "a network of timm is given by classifier=timm classifier.checkpoint="
+        raise UserError(f"{key}: its {kind} states no size of the images; {advice}<its file of weights>")
     size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
     sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
     if len(sides) != 1:
@@ -64,3 +73,22 @@ def _preparation(key: str, processor: Any) -> tuple[int, Sequence[float], Sequen
     plain = ([0.0] * 3, [1.0] * 3)
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else plain
     return sides.pop(), mean, std, RESAMPLE[resample]
+
+
+def _check_preparation(key: str, processor: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises UserError if the processor makes something else of an image of the network's own size than we do, such as
+    one with its channels in another order; the line names its options."""
+    image = torch.randint(256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+    with one_line(key):
+        theirs = processor(image, **settings)["pixel_values"].float()
+    ours = prepared(image[None] / 255, size, "bilinear", *(torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std)))
+    if theirs.shape == ours.shape and (theirs - ours).abs().max() <= SAME * ours.abs().max():
+        return
+    told = processor.to_dict()
+    known = [f"{name}={told[name]}" for name in sorted(told) if re.match(r"do_|include_|rescale_", name) and told[name]]
+    differ = ", ".join(option for option in known if option.split("=")[0] not in COMMON)
+    raise UserError(
+        f"{key}: its {type(processor).__name__} prepares images in another way than resizing, rescaling by 1/255 and "
+        f"normalizing: {differ or ', '.join(known)}; allowed are options that change nothing else"
+    )

@@ -22,7 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from models.zoo.transformers import transformers_classifier
+from models.zoo.transformers import _preparation, transformers_classifier
 from runner.types import UserError
 
 CUB = ["026.Bronzed_Cowbird", "053.Western_Grebe", "055.Evening_Grosbeak"]
@@ -133,6 +133,41 @@ def test_pictures_that_are_prepared_in_another_way_are_refused(
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         transformers_classifier(str(folder), None, None, "cub")
     assert f"classifier.path={folder}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+# By processor: what it does beside resizing, rescaling and normalizing, and whether images come out as ours then.
+PROCESSORS: list[tuple[str, dict[str, Any], str | None]] = [
+    (
+        "MobileViTImageProcessor",
+        {"do_normalize": False, "do_center_crop": False, "do_flip_channel_order": True},
+        "do_flip_channel_order=True",
+    ),
+    ("MobileViTImageProcessor", {"do_normalize": False, "do_center_crop": False, "do_flip_channel_order": False}, None),
+    ("EfficientNetImageProcessor", {"include_top": True}, "include_top=True"),
+    ("EfficientNetImageProcessor", {"include_top": False, "rescale_offset": False}, None),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.875}, None),
+    ("DeiTImageProcessor", {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, None),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "named"), PROCESSORS)
+def test_what_a_processor_does_beside_is_done_or_refused(
+    tmp_path: Path, kind: str, changes: dict[str, Any], named: str | None
+) -> None:
+    folder = write_vit(tmp_path, NEW | {"image_processor_type": kind} | changes, CUB)
+    if named is None:
+        assert transformers_classifier(str(folder), None, None, "cub").size == 32
+        return
+    with pytest.raises(UserError, match=f"its {kind}.* prepares images in another way .*{named}") as caught:
+        transformers_classifier(str(folder), None, None, "cub")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_of_timm_in_a_folder_is_told_where_to_go(tmp_path: Path) -> None:
+    folder = write_vit(tmp_path, NEW, CUB)
+    processor = Namespace(size=None)
+    with pytest.raises(UserError, match="Namespace states no size of the images; a network of timm is given by"):
+        _preparation(f"classifier.path={folder}", processor)
 
 
 def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
