@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -132,13 +133,39 @@ class Selected:
         return self._dataset.cluster(label)
 
 
-def select(dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int] | None) -> Dataset:
+class Centered(Selected):
+    """The images of a data set, of each the central square whose side is `share` of the shorter side."""
+
+    def __init__(self, dataset: Dataset, share: float) -> None:
+        super().__init__(dataset, range(len(dataset)), dataset.labels)
+        self.digest, self.share = digest_of("centered", dataset.digest, share), share
+
+    def __getitem__(self, i: int) -> Example:
+        example = super().__getitem__(i)
+        height, width = example.image.shape[-2:]
+        side = round(self.share * min(height, width))
+        top, left = (height - side) // 2, (width - side) // 2
+        return replace(example, image=example.image[:, top : top + side, left : left + side])
+
+
+def select(
+    dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int] | None, center: float = 1.0
+) -> Dataset:
     """The pictures of some classes, those at some positions, or with both those that are both; all for None and None.
 
     classes: names, letter case aside, whose pictures come in the data set's order; indices: positions in the seed's
-    order, from 0, which is then theirs. Raises UserError for a class that has no picture, a position that there is not
-    or that is named twice, and where nothing is left.
+    order, from 0, which is then theirs; center: the side of the central square that is kept of an image, as a share of
+    its shorter side, 1 for the whole image. Raises UserError for a class that has no picture, a position that there is
+    not or that is named twice, where nothing is left, and for a share outside (0, 1].
     """
+    if not 0 < center <= 1:
+        raise UserError(f"select.center={center}: allowed are shares above 0 and up to 1")
+    some = _some(dataset, classes, indices)
+    return some if center == 1 else Centered(some, center)
+
+
+def _some(dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int] | None) -> Dataset:
+    """The pictures that are selected by class and position."""
     if classes is None and indices is None:
         return dataset
     for key, value, kind in (("classes", classes, "names as [a, b]"), ("indices", indices, "positions as [0, 7]")):

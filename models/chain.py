@@ -7,7 +7,7 @@ from functools import partial, reduce
 from operator import add
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models import attention
@@ -24,11 +24,13 @@ class Chain(SinglePicture):
     """Frozen networks and their sampler; calling it renders controls.
 
     last: the last x0-predictions that are decoded; recompute: one of `RECOMPUTE`; backward: the last steps that
-    gradients pass, None for all.
+    gradients pass, None for all; blend_from: the first latent that blending holds, 0 for z_T, i for the output of step
+    i - 1.
     """
 
     def __init__(
-        self, networks: Networks, sampler: Sampler, resolution: int, last: int, recompute: str, backward: int | None
+        self, networks: Networks, sampler: Sampler, resolution: int, last: int, recompute: str, backward: int | None,
+        blend_from: int,
     ) -> None:  # fmt: skip
         if recompute not in RECOMPUTE:
             raise UserError(f"generator.recompute={recompute}: allowed are {', '.join(RECOMPUTE)}")
@@ -36,10 +38,12 @@ class Chain(SinglePicture):
             raise UserError(f"generator.resolution={resolution}: allowed are multiples of {networks.shrink}")
         if backward is not None and not 1 <= backward <= len(sampler.schedule):
             raise UserError(f"generator.backward={backward}: allowed are 1 … {len(sampler.schedule)}, or null for all")
+        if not 0 <= blend_from <= len(sampler.schedule):
+            raise UserError(f"generator.blend_from={blend_from}: allowed are 0 … {len(sampler.schedule)}")
         self.networks, self.sampler, self.device = networks, sampler, networks.device
         self.latent_side, self.resolution, self.digest = resolution // networks.shrink, resolution, networks.digest
         self.recipe = repr((networks.digest, resolution, sampler.setting))
-        self.last, self.backward = last, backward
+        self.last, self.backward, self.blend_from = last, backward, blend_from
         self.recompute_as(recompute)
 
     def __len__(self) -> int:
@@ -75,22 +79,26 @@ class Chain(SinglePicture):
         layers = [layer for layer, maps in anchors[0].maps.items() if i < maps.shape[1]]
         return attention.MapControl({layer: joined([a.maps[layer][:, i] for a in anchors]) for layer in layers}, active)
 
-    def advance(
-        self, z: Tensor, eps: Tensor, noise: Tensor, i: int, anchor: Anchor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Step i with a predicted noise -> (next latent, x0-prediction), with the anchor's blending."""
-        z, x0 = self.sampler.advance(z, eps, noise, i)
-        if anchor is not None and bool((held := anchor.blend > i / len(self)).any()):
-            free = torch.where(held[:, None, None, None], anchor.latent_mask, torch.ones_like(anchor.latent_mask))
-            z = free * z + (1 - free) * anchor.templates[:, i]
-        return z, x0
+    def blends(self, anchor: Anchor, i: int) -> Bool[Tensor, " b"]:
+        """Which samples' input of step i is held outside the mask: the shares of the chain count from the first latent
+        that is held."""
+        since = i - self.blend_from
+        return (anchor.blend > since / len(self)) & (since >= 0)
+
+    def blended(self, z: Tensor, i: int, anchor: Anchor | None) -> Float[Tensor, "b c y x"]:
+        """The input of step i: what lies outside the mask is set to the template where the anchor says so."""
+        if anchor is None or not bool((held := self.blends(anchor, i)).any()):
+            return z
+        free = torch.where(held[:, None, None, None], anchor.latent_mask, torch.ones_like(anchor.latent_mask))
+        return free * z + (1 - free) * anchor.templates[:, i]
 
     def step(
         self, z: Tensor, embeddings: Mapping[str, Tensor], noise: Tensor, i: int, anchor: Anchor | None = None,
         record: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Sampler step i -> (next latent, x0-prediction)."""
-        return self.advance(z, self.predict(z, embeddings, i, anchor, record), noise, i, anchor)
+        """Sampler step i -> (next latent, x0-prediction), with the anchor's blending."""
+        z = self.blended(z, i, anchor)
+        return self.sampler.advance(z, self.predict(z, embeddings, i, anchor, record), noise, i)
 
     def _step_of(
         self, names: Sequence[str], noise: Tensor, i: int, anchor: Anchor | None, z: Tensor, *parts: Tensor
@@ -123,7 +131,8 @@ class Chain(SinglePicture):
         """Scenes of the last `last` x0-predictions; the last one is the picture that counts."""
         latents = self.chain(controls["latent"], anchor.base, anchor.noise, anchor, controls)[-self.last :]
         images = self.networks.decode(torch.cat(latents)).chunk(len(latents))
-        return [Scene(image, z, image.unsqueeze(1)) for image, z in zip(images, latents, strict=True)]
+        left = reversed(range(len(latents)))
+        return [Scene(image, z, image.unsqueeze(1), n) for image, z, n in zip(images, latents, left, strict=True)]
 
     def base(self, text: Float[Tensor, "b l d"], course: Course) -> dict[str, Float[Tensor, "b t l d"]]:
         """The embeddings of every step by name: the text, and what the course brings."""

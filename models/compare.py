@@ -23,20 +23,21 @@ def compare(chain: Chain, anchors: Sequence[Anchor], controls: Controls) -> list
     Steps in which some of them agree are computed once, the others' as many together as `AT_ONCE` pictures are.
     """
     embeddings = {name: base + controls[name] for name, base in anchors[0].base.items()}
-    steps = torch.arange(len(chain)) / len(chain)
-    plans = [[(a[:, None].cpu() > steps).T.tolist() for a in (anchor.inject, anchor.blend)] for anchor in anchors]
     # Of the latents that differ so far, which one each anchor's chain is at.
     latents, at, ends = [controls["latent"]], [0] * len(anchors), [controls["latent"]]
     for i, noise in enumerate(anchors[0].noise.unbind(1)):
-        asked = [(j, tuple(inject[i])) for j, (inject, _) in zip(at, plans, strict=True)]
+        inputs: dict[object, Tensor] = {}
+        branches = [(j, tuple(chain.blends(anchor, i).tolist())) for j, anchor in zip(at, anchors, strict=True)]
+        for branch, anchor in zip(branches, anchors, strict=True):
+            if branch not in inputs:
+                inputs[branch] = chain.blended(latents[branch[0]], i, anchor)
+        at, latents = [list(inputs).index(branch) for branch in branches], list(inputs.values())
+        injected = [tuple((anchor.inject > i / len(chain)).tolist()) for anchor in anchors]
+        asked = list(zip(at, injected, strict=True))
         now = {name: values[:, i] for name, values in embeddings.items()}
         eps = _predictions(chain, latents, now, i, dict(zip(asked, anchors, strict=True)))
-        moved: dict[object, tuple[Tensor, Tensor]] = {}
-        branches = [(key, tuple(blend[i])) for key, (_, blend) in zip(asked, plans, strict=True)]
-        for key, branch, anchor in zip(asked, branches, anchors, strict=True):
-            if branch not in moved:
-                moved[branch] = chain.advance(latents[key[0]], eps[key], noise, i, anchor)
-        at = [list(moved).index(branch) for branch in branches]
+        moved = {key: chain.sampler.advance(latents[key[0]], e, noise, i) for key, e in eps.items()}
+        at = [list(moved).index(key) for key in asked]
         latents, ends = map(list, zip(*moved.values(), strict=True))
     images = [chain.networks.decode(z) for z in ends]
     return [Scene(images[j], ends[j], images[j].unsqueeze(1)) for j in at]

@@ -25,7 +25,7 @@ from models.sampler import Course, NullText, Sampler
 from models.segment import Softening
 from models.tensor_cache import TensorCache
 from runner.protocols import Segmenter
-from runner.ranges import ChainSteps, Dtype, Fraction, Guidance, OneOf, Pixels, Rates, Schedule
+from runner.ranges import ChainIndex, ChainSteps, Dtype, Fraction, Guidance, OneOf, Pixels, Rates, Schedule
 from runner.types import Anchor, Found, Problem, Schedules, Start, UserError
 
 
@@ -54,11 +54,11 @@ class LatentDiffusion(Chain):
 
     def __init__(
         self, networks: Networks, sampler: Sampler, resolution: Pixels, last: ChainSteps,
-        recompute: Annotated[str, OneOf(RECOMPUTE)], backward: ChainSteps | None,
+        recompute: Annotated[str, OneOf(RECOMPUTE)], backward: ChainSteps | None, blend_from: ChainIndex,
         maps: MapWindow, softening: dict[str, Softening], schedules: Schedule, segmenter: Segmenter,
         cache: TensorCache, lr_scale: Rates,
     ) -> None:  # fmt: skip
-        super().__init__(networks, sampler, resolution, last, recompute, backward)
+        super().__init__(networks, sampler, resolution, last, recompute, backward, blend_from)
         self.maps, self.softening, self.schedules = maps, softening, schedules
         self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
 
@@ -105,16 +105,16 @@ class LatentDiffusion(Chain):
         self, course: Course, text: Float[Tensor, "b l d"], needed: int, steps: int | None = None
     ) -> tuple[dict[str, Tensor], Float[Tensor, "b t c y x"], Float[Tensor, "b c y x"]]:
         """One pass with the original prompt, of which the first `steps` are made, None for all -> XA maps per layer
-        (b, needed, heads, q, l) of the `needed` first steps, latents after each step, and the last x0-prediction."""
+        (b, needed, heads, q, l) of the `needed` first steps, latents before each step, and the last x0-prediction."""
         z, recorded, templates = course["latent"], [], []
         x0, embeddings = z, self.base(text, course)
         for i in range(len(self) if steps is None else steps):
             maps: dict[str, Tensor] = {}
             now = {name: values[:, i] for name, values in embeddings.items()}
+            templates.append(z)
             z, x0 = self.step(z, now, course["noise"][:, i], i, record=maps if i < needed else None)
             if maps:
                 recorded.append(maps)
-            templates.append(z)
         stacked = {layer: torch.stack([m[layer] for m in recorded], dim=1) for layer in recorded[0]} if recorded else {}
         return stacked, torch.stack(templates, dim=1), x0
 
@@ -219,7 +219,7 @@ class LatentDiffusion(Chain):
         self, problems: Sequence[Problem], course: Course, text: Float[Tensor, "b l d"], kept: int
     ) -> tuple[dict[str, Tensor], Found]:
         """One pass with the original prompts -> XA maps of at least the `kept` first steps, see `record`; and the
-        pictures (`images`, `encoded`), the latents after each step (`templates`) and where the words are (`masks`)."""
+        pictures (`images`, `encoded`), the latents before each step (`templates`) and where the words are (`masks`)."""
         mapped = self.maps.steps(len(self)).stop if any(map(needs_mask, problems)) else 0
         recorded, templates, encoded = self.record(course, text, max(mapped, kept))
         images = self.networks.decode(encoded)
@@ -244,17 +244,18 @@ def needs_mask(problem: Problem) -> bool:
 
 def load(
     path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: Dtype, device: str,
-    needs: str, compile: bool, channels_last: bool,
+    needs: str, compile: bool, channels_last: bool, clamp_gradient: bool,
     sampler: Callable[[Networks, int, float, NullText | None, Sequence[float]], Sampler], steps: ChainSteps,
     guidance: Guidance, null_text: NullText | None, guided: Annotated[Sequence[Fraction], Len(2, 2)],
     **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
     """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale.
 
-    compile: whether UNet and decoder are compiled when they are first called; channels_last: see
-    `Networks.channels_last`; guided: see `models.sampler.ddim`; settings: the further arguments of `LatentDiffusion`.
+    compile: whether UNet and decoder are compiled when they are first called; channels_last, clamp_gradient: see
+    `Networks`; guided: see `models.sampler.ddim`; settings: the further arguments of `LatentDiffusion`.
     """
     loaded = load_networks(path, unet, lora, revision, variant, dtype, device, needs)
+    loaded.clamp_gradient = clamp_gradient
     if channels_last:
         loaded.channels_last()
     if compile:

@@ -28,14 +28,14 @@ def guided_sampling(
     for i in range(len(generator)):
         now, noise = {name: values[:, i] for name, values in embeddings.items()}, anchor.noise[:, i]
         with torch.enable_grad():
-            leaf = z.clone().requires_grad_()
+            leaf = generator.blended(z, i, anchor).clone().requires_grad_()
             eps = generator.predict(leaf, now, i, anchor)
-            x0 = generator.advance(leaf, eps, noise, i, anchor)[1]
+            x0 = generator.sampler.advance(leaf, eps, noise, i)[1]
             image = generator.networks.decode(x0)
             total = loss(Scene(image, x0, image.unsqueeze(1))).sum()
             gradient = torch.autograd.grad(total, leaf)[0]
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
         moved = strength * gradient[0].numel() ** 0.5 * gradient / length[:, None, None, None]
-        z, latent = generator.advance(z, eps.detach() + moved, noise, i, anchor)
+        z, latent = generator.sampler.advance(leaf.detach(), eps.detach() + moved, noise, i)
     with torch.no_grad():
         return generator.networks.decode(latent)

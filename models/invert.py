@@ -35,12 +35,14 @@ def null_text(
     predict: Predict, trajectory: Float[Tensor, "b t1 c y x"], text: Float[Tensor, "b l d"],
     null: Float[Tensor, "b l d"], schedule: Schedule, w: float, rate: float = 0.01, inner_steps: int = 10,
     tolerance: float = 1e-5, tolerance_growth: float = 2e-5, guided: Container[int] | None = None,
+    last_update: bool = False,
 ) -> Float[Tensor, "b t l d"]:  # fmt: skip
     """Per sampler step an N_t with which the guided chain lands on the recorded latents (Mokady et al., 2022).
 
     From noisy to clean, each N_t starts from the one before and is fitted by Adam at `rate * (1 - i / 100)`, at
     most `inner_steps` times. A sample stops for itself below `tolerance + i * tolerance_growth` (mean square), and is
-    not computed further. Steps that are not among the `guided` ones, None for all, keep the N_t of the one before.
+    not computed further; last_update: whether the update that follows that loss is still made. Steps that are not
+    among the `guided` ones, None for all, keep the N_t of the one before.
     """
     z, found = trajectory[:, 0], []
     for i in counted(range(len(schedule)), "steps are inverted"):
@@ -60,20 +62,26 @@ def null_text(
             landed[rows] = step.detach()
             error = ((step - wanted[rows]) ** 2).flatten(1).mean(dim=1)
             going = error.detach() >= tolerance + i * tolerance_growth
-            rows = rows[going]
-            if not len(rows):
+            moving = going | last_update
+            if not moving.any():
+                rows = rows[going]
                 break
             adam.zero_grad()
-            error[going].sum().backward()
+            error[moving].sum().backward()
             before = null.detach().clone()
             adam.step()
             with torch.no_grad():
-                before[rows] = null[rows]
+                before[rows[moving]] = null[rows[moving]]
                 null.copy_(before)
+            rows = rows[going]
+            if not len(rows):
+                break
         found.append(null.detach())
-        if len(rows):  # their last update has not been looked at
+        unseen = torch.arange(len(z), device=z.device) if last_update else rows
+        if len(unseen):  # their last update has not been looked at
             with torch.no_grad():
-                landed[rows], _ = ddim_step(z[rows], guide(predict(z[rows], t, null[rows]), eps_text[rows], w), *levels)
+                eps = guide(predict(z[unseen], t, null[unseen]), eps_text[unseen], w)
+                landed[unseen], _ = ddim_step(z[unseen], eps, *levels)
         z = landed
     return torch.stack(found, dim=1)
 

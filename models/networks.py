@@ -31,7 +31,8 @@ NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")  # what a configu
 
 class Networks:
     """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and times; digest: of
-    their weights and configurations."""
+    their weights and configurations; clamp_gradient: whether the gradient of a decoded image passes where it is cut to
+    [0, 1]."""
 
     def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
         self.scheduler = noise_levels("generator.path", pipe.scheduler)
@@ -44,6 +45,7 @@ class Networks:
         positions = self.text_encoder.config.max_position_embeddings
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, positions)
         self.device, self.digest = pipe.device, digest
+        self.clamp_gradient = True
         attention.install(self.unet)
 
     @property
@@ -78,10 +80,10 @@ class Networks:
         return mean.to(images.dtype) * self.vae.config.scaling_factor
 
     def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
-        """Images of scaled latents, cut to [0, 1]; the cut lets the gradient pass."""
+        """Images of scaled latents, cut to [0, 1]."""
         decoded = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         image = decoded.to(latents.dtype) / 2 + 0.5
-        return image + (image.clamp(0, 1) - image).detach()
+        return image + (image.clamp(0, 1) - image).detach() if self.clamp_gradient else image.clamp(0, 1)
 
     def tokens(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
         """Token numbers of prompts, padded to the model's length."""

@@ -169,7 +169,8 @@ class PromptDiffusion:
         folded = [
             (image.unflatten(0, (b, -1)), z.unflatten(0, (b, -1))) for image, z in zip(decoded, latents, strict=True)
         ]
-        return [Scene(image[:, 0], z[:, 0], image) for image, z in folded]
+        left = reversed(range(len(folded)))
+        return [Scene(image[:, 0], z[:, 0], image, n) for (image, z), n in zip(folded, left, strict=True)]
 
     @torch.no_grad()
     def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b n 3 h w"]:

@@ -77,15 +77,16 @@ def _scale(given: Any) -> Float[Tensor, " 2"]:
 
 @dataclass(frozen=True)
 class SamSegmenter:
-    """The best mask for `points` points on a map above `threshold` (in [0, 1]), none where nothing lies above it.
+    """The best mask for `points` points on a map above `threshold`, none where nothing lies above it.
 
-    `square_root` lifts weak parts of the map before the cut.
+    Points are sampled in proportion to `squashed(map, background)`; background, threshold: shares of the
+    map's maximum, in [0, 1).
     """
 
     sam: Sam
     points: int
+    background: float
     threshold: float
-    square_root: bool
 
     @property
     def digest(self) -> str:
@@ -97,8 +98,7 @@ class SamSegmenter:
         names: Sequence[str],
     ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
         large = enlarged(maps, images)[:, 0]
-        weights = large.sqrt() if self.square_root else large
-        weights = torch.where(weights > self.threshold, weights, 0)
+        weights = torch.where(large > self.threshold, squashed(large, self.background), 0)
         chosen = [
             spread_points(w, self.points, zlib.crc32(name.encode())) for w, name in zip(weights, names, strict=True)
         ]
@@ -107,6 +107,12 @@ class SamSegmenter:
             for image, points in zip(images, chosen, strict=True)
         ]
         return torch.stack(masks).to(images)
+
+
+def squashed(maps: Float[Tensor, "b h w"], background: float) -> Float[Tensor, "b h w"]:
+    """What of a map lies above the background, stretched to [0, 1], and its square root, which lifts weak parts: as
+    published, the cut comes before the root."""
+    return ((maps - background).clamp(min=0) / (1 - background)).sqrt()
 
 
 def spread_points(weights: Float[Tensor, "h w"], count: int, seed: int) -> Int[Tensor, "n 2"]:
@@ -135,8 +141,8 @@ def load(
     path: str,
     revision: str | None,
     points: Repeats,
+    background: BelowOne,
     threshold: BelowOne,
-    square_root: bool,
     options: Mapping[str, bool],
 ) -> SamSegmenter:
     """A segmenter from a Segment Anything network; see `load_sam`, and `SamSegmenter` for the other settings.
@@ -145,7 +151,7 @@ def load(
     """
     if points < 1:
         raise UserError(f"segmenter.points={points}: allowed are 1 and above")
-    return SamSegmenter(load_sam(path, revision, options), points, threshold, square_root)
+    return SamSegmenter(load_sam(path, revision, options), points, background, threshold)
 
 
 def load_sam(path: str, revision: str | None, options: Mapping[str, bool]) -> Sam:

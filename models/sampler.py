@@ -32,6 +32,7 @@ class NullText:
     inner_steps: Steps
     tolerance: NonNegative
     tolerance_growth: NonNegative
+    last_update: bool
 
 
 class Sampler(Protocol):
@@ -122,7 +123,7 @@ class Ddim:
         trajectory = invert.ddim_invert(networks.predict, z0, text, self.schedule)
         nulls = invert.null_text(
             networks.predict, trajectory, text, null, self.schedule, self.guidance, settings.rate,
-            settings.inner_steps, settings.tolerance, settings.tolerance_growth, self.guided,
+            settings.inner_steps, settings.tolerance, settings.tolerance_growth, self.guided, settings.last_update,
         )  # fmt: skip
         # Contiguous, as what a cache gives back: kernels may round by a tensor's layout.
         return {"latent": trajectory[:, 0].contiguous(), "null": nulls}

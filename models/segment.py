@@ -19,26 +19,21 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from models.classifier import digest_of
-from runner.ranges import BelowOne, Blur, Reach, Repeats
+from runner.ranges import BelowOne, Blur, Pixels, Reach, Repeats
 from runner.types import UserError
 
 
 @dataclass(frozen=True)
 class AttentionSegmenter:
-    """The map itself, resized and cut: a pixel belongs to the object where its map exceeds `threshold` (in [0, 1]).
-
-    `square_root` lifts weak parts before the cut, as the published code does.
-    """
+    """The map itself, resized and cut: a pixel belongs to the object where its map exceeds `threshold` (in [0, 1])."""
 
     threshold: BelowOne
-    square_root: bool
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
         names: Sequence[str],
     ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
-        large = enlarged(maps, images)
-        return ((large.sqrt() if self.square_root else large) > self.threshold).to(images.dtype)
+        return (enlarged(maps, images) > self.threshold).to(images.dtype)
 
 
 @dataclass(frozen=True)
@@ -148,26 +143,35 @@ def joint_digest(networks: Sequence[Any], *settings: object) -> str:
 
 @dataclass(frozen=True)
 class Softening:
-    """What happens to a mask before it is used, in pixels (published: 3, 20, 30 at 512 px); 0 leaves a step out."""
+    """Postprocessing of a mask, in pixels (published: 3, 20, 30 and 45 at 512 px); 0 leaves a step out.
+
+    erode, dilate: sides of square windows; blur: standard deviation of a Gaussian that is cut off at a window of side
+    `blur_kernel`, which bounds how far the mask spreads. Raises UserError for a window without a center.
+    """
 
     erode: Reach
     dilate: Reach
     blur: Blur
+    blur_kernel: Pixels
+
+    def __post_init__(self) -> None:
+        if self.blur and (self.blur_kernel < 1 or self.blur_kernel % 2 == 0):
+            raise UserError(f"generator.softening: blur_kernel={self.blur_kernel}: allowed are odd numbers of pixels")
 
     def __call__(self, masks: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """Minimum and maximum over square windows of that side, then a Gaussian of that standard deviation."""
+        """Minimum, then maximum over the windows, then the Gaussian."""
         if self.erode:
             masks = -_grow(-masks, self.erode)
         if self.dilate:
             masks = _grow(masks, self.dilate)
         if self.blur:
-            reach = int(1.5 * self.blur + 0.5)
-            masks = gaussian_blur(masks, [2 * reach + 1] * 2, [self.blur] * 2)
+            masks = gaussian_blur(masks, [self.blur_kernel] * 2, [self.blur] * 2)
         return masks.clamp(0, 1)
 
 
 def _grow(masks: Tensor, side: int) -> Tensor:
-    """Maximum over a window of `side` pixels, the border repeated."""
-    low = (side - 1) // 2
+    """Maximum over a window of `side` pixels, the border repeated. A window of an even side reaches one pixel further
+    up and to the left, as published."""
+    low = side // 2
     padded = F.pad(masks, (low, side - 1 - low, low, side - 1 - low), mode="replicate")
     return F.max_pool2d(padded, side, stride=1)

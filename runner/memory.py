@@ -102,8 +102,8 @@ def footprint(generator: LatentDiffusion, classifiers: Sequence[Classifier], aug
 
     def end() -> list[Tensor]:
         image = networks.decode(course["latent"].clone().requires_grad_())
-        shown = augment(Scene(image, course["latent"], image.unsqueeze(1)), [0], 0, classifiers[0].size).views
-        return [classifier(shown.flatten(0, 1)).logits for classifier in classifiers]
+        shown = augment(Scene(image, course["latent"], image.unsqueeze(1)), [0], 0, classifiers[0].size)
+        return [classifier(shown.views_at(classifier.size).flatten(0, 1)).logits for classifier in classifiers]
 
     maps: dict[str, Tensor] = {}
     mode = generator.recompute

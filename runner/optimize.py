@@ -18,6 +18,8 @@ from runner.types import Anchor, Controls, Found, Objective, Scene, Schedules, S
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]
+# gradients by control -> the same tensors, made shorter in place, for each sample on its own
+Clip = Callable[[Controls], None]
 # (controls after an update, the gradients that led there, the anchor, the update's number) -> controls that it changes
 Project = Callable[[Controls, Controls, Anchor, int], Controls]
 
@@ -25,6 +27,24 @@ Project = Callable[[Controls, Controls, Anchor, int], Controls]
 def unprojected(after: Controls, gradients: Controls, anchor: Anchor, step: int) -> Controls:
     """Controls stay as the update left them."""
     return {}
+
+
+def clip_joint_norm(gradients: Controls, most: Positive) -> None:
+    """Scale each sample's gradients, all controls together, to an L2 norm of `most` where it is larger. The controls
+    keep their proportions to each other."""
+    length = torch.stack([_norms(g) ** 2 for g in gradients.values()]).sum(dim=0).sqrt()
+    scale = (most / length.clamp(min=1e-12)).clamp(max=1.0)
+    for gradient in gradients.values():
+        gradient.mul_(_rows(scale, gradient))
+
+
+def clip_largest_element(gradients: Controls, most: Positive) -> None:
+    """Scale each control's gradient, for each sample, so that its largest element is `most` where it is larger
+    (max-norm; DiG-IN, B.1)."""
+    for gradient in gradients.values():
+        largest = gradient.abs().flatten(1).amax(dim=1)
+        # The small number is that of PyTorch's own clipping.
+        gradient.mul_(_rows((most / (largest + 1e-6)).clamp(max=1.0), gradient))
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,8 @@ class Stop:
 @dataclass(frozen=True)
 class Descent:
     """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed;
-    min_lr: where the cosine ends, per control (equal to lr: constant); clip: largest gradient norm per sample;
+    min_lr: where the cosine ends, per control (equal to lr: constant, above it: the rate grows); clip: what shortens
+    gradients, None for nothing;
     keep_norm: whether the start latent and each free token are scaled back to their length after every update; stop:
     when a sample has reached enough, None for never; project: what a baseline does after every update; autocast: the
     number format of the networks that see augmented views, None for their own."""
@@ -57,7 +78,7 @@ class Descent:
     steps: Steps
     lr: Rates
     min_lr: Rates | None
-    clip: Positive | None
+    clip: Clip | None
     keep_norm: bool
     stop: Stop | None
     project: Project = unprojected
@@ -77,7 +98,7 @@ class Descent:
         """The rate of a control at step k: constant, or a cosine from lr to min_lr over the K steps."""
         if self.min_lr is None:
             return self.lr[name]
-        low = min(self.min_lr.get(name, 0.0), self.lr[name])
+        low = self.min_lr.get(name, 0.0)
         return low + (self.lr[name] - low) * (1 + math.cos(math.pi * k / max(self.steps, 1))) / 2
 
 
@@ -259,10 +280,7 @@ def _update(
     before = {name: leaf.clone() for name, leaf in leaves.items()}
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     if descent.clip is not None:
-        length = torch.stack([_norms(g) ** 2 for g in gradients.values()]).sum(dim=0).sqrt()
-        scale = (descent.clip / length.clamp(min=1e-12)).clamp(max=1.0)
-        for gradient in gradients.values():
-            gradient.mul_(_rows(scale, gradient))
+        descent.clip(gradients)
     for group, name in zip(method.param_groups, leaves, strict=False):
         group["lr"] = descent.rate(name, state.step)
     method.step()

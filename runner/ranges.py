@@ -38,6 +38,7 @@ Count = Annotated[int, Ge(1), Le(1_000_000)]  # of images, problems, optimizatio
 Repeats = Annotated[int, Ge(1), Le(10_000)]  # of what is done for each problem
 Steps = Annotated[int, Ge(0), Le(100_000)]  # of an optimization; 0 does none
 ChainSteps = Annotated[int, Ge(1), Le(1000)]  # of a sampler
+ChainIndex = Annotated[int, Ge(0), Le(1000)]  # of a latent between its steps; 0 is the start latent
 Pixels = Annotated[int, Ge(1), Le(8192)]  # the side of an image, a width
 Reach = Annotated[int, Ge(0), Le(8192)]  # px; 0 reaches nowhere
 Index = Annotated[int, Ge(0), Le(1_000_000_000)]  # a position

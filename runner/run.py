@@ -83,9 +83,13 @@ def manifest_of(parts: Parts, problems: Sequence[Problem]) -> Manifest:
 
 def solver(parts: Parts) -> Solver:
     """The solver that a task's `baseline` asks for, with the rates in the generator's own scale."""
-    scaled = {name: rate * parts.generator.lr_scale.get(name, 1.0) for name, rate in parts.optimizer.lr.items()}
+    descent, scale = parts.optimizer, parts.generator.lr_scale
+    rates, ends = (
+        None if values is None else {name: value * scale.get(name, 1.0) for name, value in values.items()}
+        for values in (descent.lr, descent.min_lr)
+    )
     baseline = parts.baseline[parts.task.baseline]
-    chosen = baseline(parts.generator, parts.controls, replace(parts.optimizer, lr=scaled))
+    chosen = baseline(parts.generator, parts.controls, replace(descent, lr=rates or {}, min_lr=ends))
     doubts = Doubts(parts.generator, parts.classifier)
     formats = formats_of(parts.generator.networks.dtype, parts.optimizer.autocast)
     return Solver(

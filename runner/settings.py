@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MinLen
 
-from runner.ranges import AnyText, BelowOne, Count, Index, Names, Noise, OneOf, Seconds, Section, Seed, Steps
+from runner.ranges import AnyText, BelowOne, Count, Index, Names, Noise, OneOf, Seconds, Section, Seed, Share, Steps
 from tasks.targets import Rule
 
 
@@ -22,6 +22,7 @@ class Select(Section):
 
     classes: Names | None
     indices: Annotated[list[Index], MinLen(1)] | None
+    center: Share
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Settings:
     segmenter: Node | None = None
     text_segmenter: Node | None = None
     rival: Node | None = None
+    published: Annotated[str, OneOf(("code", "paper"))] | None = None  # of experiments of the papers
     samples: str | None = None  # a folder that experiments of the papers take images from
 
 

@@ -147,7 +147,7 @@ class Anchor:
     mask, latent_mask: soft region S in [0, 1] that is free to change, in pixels and latents;
     original, encoded: the pictures and their scaled latents, of drawn pictures what the chain gives at its start;
     maps: cross-attention maps to inject, layer -> (b, t', heads, pixels, l), t' the recorded steps;
-    templates: latents of the original's chain after each step; inject, blend: per sample, the share of the chain
+    templates: latents of the original's chain before each step; inject, blend: per sample, the share of the chain
     in which maps are injected, and in which what lies outside the mask is set to the template.
     """
 
@@ -166,11 +166,21 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one render shows. `views` are what a classifier looks at: crops of the image, or the image itself."""
+    """What one render shows. `views` are what a classifier looks at: crops of the image, or the image itself.
+
+    steps_left: sampler steps between the x0-prediction that is shown and the last one; crops: the same crops of the
+    image at any size in pixels, None where the views are the image itself.
+    """
 
     image: Float[Tensor, "b 3 h w"]
     latent: Float[Tensor, "b c y x"]
     views: Float[Tensor, "b n 3 s s"]
+    steps_left: int = 0
+    crops: Callable[[int], Float[Tensor, "b n 3 s s"]] | None = None
+
+    def views_at(self, size: int) -> Float[Tensor, "b n 3 s s"]:
+        """The views for a classifier whose images have this size: crops of that size, of the same regions."""
+        return self.views if self.crops is None or size == self.views.shape[-1] else self.crops(size)
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,13 @@ class WrittenOut:
 
 @dataclass(frozen=True)
 class Reference:
-    """A diffusion model as the plain loop has it. networks: a copy of the model's; sampler: DDIM; last: see
+    """A diffusion model as the plain loop has it. networks: a copy of the model's; sampler: DDIM; last, blend_from: see
     `models.chain`."""
 
     networks: Networks
     sampler: Ddim
     last: int
+    blend_from: int
 
 
 def reference(generator: LatentDiffusion) -> Reference:
@@ -73,7 +74,7 @@ def reference(generator: LatentDiffusion) -> Reference:
         name: CrossAttention(name.removesuffix(".processor")) if name in text else WrittenOut()
         for name in networks.unet.attn_processors
     })  # fmt: skip
-    return Reference(networks, generator.sampler, generator.last)
+    return Reference(networks, generator.sampler, generator.last, generator.blend_from)
 
 
 def recomputed(networks: Networks) -> None:
@@ -146,14 +147,14 @@ def chain(own: Reference, controls: Controls, anchor: Anchor) -> list[Tensor]:
     steps = len(own.sampler.schedule)
     for i in range(steps):
         embeddings = {name: (base + controls[name])[:, i] for name, base in anchor.base.items()}
+        if 0 <= i - own.blend_from < float(anchor.blend) * steps - 1e-4:
+            z = anchor.latent_mask * z + (1 - anchor.latent_mask) * anchor.templates[:, i]
         maps = None
         if float(anchor.inject) > i / steps:
             injected = {layer: m[:, i] for layer, m in anchor.maps.items() if i < m.shape[1]}
             maps = MapControl(injected, torch.ones(1, dtype=torch.bool, device=z.device))
         eps = own.sampler.predict(own.networks, z, embeddings, i, maps)
         z, x0 = own.sampler.advance(z, eps, torch.zeros_like(z), i)
-        if float(anchor.blend) > i / steps:
-            z = anchor.latent_mask * z + (1 - anchor.latent_mask) * anchor.templates[:, i]
         predictions.append(x0)
     return predictions[-own.last :]
 

@@ -119,6 +119,9 @@ SOURCES: dict[str, File | Repository] = {
         "syscv-community/sam-hq-vit-base", "f906a2e", NETWORK_FILES, 379e6, "Apache-2.0",
         "segmenter=sam_hq, grounded_sam_hq",
     ),
+    "sam_hq_huge": Repository(
+        "syscv-community/sam-hq-vit-huge", None, NETWORK_FILES, 2570e6, "Apache-2.0", "segmenter=sam_hq_huge",
+    ),
     "sam2": Repository(
         "facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290", NETWORK_FILES, 323e6,
         "Apache-2.0", "segmenter=grounded_sam2",

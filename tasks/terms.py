@@ -18,10 +18,10 @@ from tasks.components import Components
 from tasks.units import Unit, activations
 
 
-def viewed(scene: Scene, ask: Callable[[Tensor], Tensor]) -> Float[Tensor, "b n k"]:
-    """What `ask` says of every view, (b n, k) folded back to (b, n, k)."""
-    n, views = scene.views.shape[:2]
-    return ask(scene.views.flatten(0, 1)).unflatten(0, (n, views))
+def viewed(scene: Scene, ask: Callable[[Tensor], Tensor], size: int | None = None) -> Float[Tensor, "b n k"]:
+    """What `ask` says of every view, (b n, k) folded back to (b, n, k); size: of the views, None for the scene's."""
+    views = scene.views if size is None else scene.views_at(size)
+    return ask(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
 def class_log_prob(classifier: Classifier, targets: Int[Tensor, " b"]) -> Term:
@@ -39,7 +39,7 @@ def confidence_gap(
     enough: float,
 ) -> Term:  # fmt: skip
     """−s (c_f(y|x) − c_g(y|x)): what classifier f sees more of class y than rival g where s = 1, and the other way
-    round where s = −1 (DiG-IN, Eq. 3).
+    round where s = −1 (DiG-IN, Eq. 3). Both see the same regions of the image, each at its own size.
 
     mode: c is the `confidence`, its logarithm (`log_confidence`) or the logit's `margin` over the best other class. A
     margin has no end: beyond `enough` on the side that is wanted it counts no more (Carlini & Wagner, 2017), or one
@@ -51,8 +51,8 @@ def confidence_gap(
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
         s = signs.to(scene.image)[:, None]
-        ours = sure(s, viewed(scene, lambda x: classifier(x).logits), targets, enough)
-        theirs = sure(-s, viewed(scene, lambda x: rival(x).logits), targets, enough)
+        ours = sure(s, viewed(scene, lambda x: classifier(x).logits, classifier.size), targets, enough)
+        theirs = sure(-s, viewed(scene, lambda x: rival(x).logits, rival.size), targets, enough)
         return -(ours + theirs).mean(dim=1)
 
     return term

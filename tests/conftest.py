@@ -131,11 +131,11 @@ def make_generator(
 
     def make(sampler: str = "ddim", steps: int = 4, guidance: float = 3.0, **changes: Any) -> LatentDiffusion:
         settings: dict[str, Any] = {
-            "resolution": 16, "last": 1, "recompute": "none", "backward": None,
+            "resolution": 16, "last": 1, "recompute": "none", "backward": None, "blend_from": 0,
             "maps": MapWindow(8, 0.0, 0.5, False),
-            "softening": dict.fromkeys(("latents", "pixels"), Softening(0, 3, 0.7)),
+            "softening": dict.fromkeys(("latents", "pixels"), Softening(0, 3, 0.7, 3)),
             "schedules": {"inject": [0.3, 0.5], "blend": [0.0, 0.5]},
-            "segmenter": AttentionSegmenter(0.3, False), "cache": TensorCache(None),
+            "segmenter": AttentionSegmenter(0.3), "cache": TensorCache(None),
             "lr_scale": {"latent": 1.0, "text": 1.0, "null": 1.0},
         }  # fmt: skip
         if sampler == "lcm":
@@ -146,7 +146,7 @@ def make_generator(
         networks = Networks(tiny_pipe, "tiny")
         return LatentDiffusion(
             networks,
-            ddim(networks, steps, guidance, NullText(0.01, 3, 1e-5, 2e-5), [0.0, 1.0]),
+            ddim(networks, steps, guidance, NullText(0.01, 3, 1e-5, 2e-5, False), [0.0, 1.0]),
             **{**settings, **changes},
         )
 

@@ -42,6 +42,7 @@ NEEDED = {
     "classifier=transformers": ["classifier.path=google/vit-base-patch16-224"],
     "classifier=cal_resnet101": ["classifier.target=cal.py:load", "classifier.labels=cars.txt"],
 }
+SOFTENING = ("erode", "dilate", "blur", "blur_kernel")
 # Defaults of the training scripts, which read them on their own.
 ELSEWHERE = {"train"}
 
@@ -117,7 +118,7 @@ def test_a_model_that_several_parts_look_through_is_loaded_once() -> None:
 
 
 def test_a_dataclass_that_stands_twice_stays_one() -> None:
-    both, sizes = ("latents", "pixels"), {"erode": 0, "dilate": 3, "blur": 1.0}
+    both, sizes = ("latents", "pixels"), {"erode": 0, "dilate": 3, "blur": 1.0, "blur_kernel": 5}
     same = [f"generator.softening.{kind}.{size}={value}" for kind in both for size, value in sizes.items()]
     generator = build(configure(same)).generator
     assert isinstance(generator, LatentDiffusion)
@@ -196,9 +197,43 @@ def test_disagreements_have_the_published_settings() -> None:
     """DiG-IN, B.1."""
     for config in configured("dig_in/fig05"):
         assert (config["generator"]["path"], config["generator"]["steps"]) == ("CompVis/stable-diffusion-v1-4", 25)
-        assert (config["optimizer"]["steps"], config["optimizer"]["clip"]) == (15, 0.05)
+        clip = config["optimizer"]["clip"]
+        assert (clip["_target_"], clip["most"]) == ("runner.optimize.clip_largest_element", 0.05)
+        assert config["optimizer"]["steps"] == 15
+        assert config["optimizer"]["min_lr"] == {"latent": 0.0025, "text": 0.0025, "null": 0.0025}
         assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.05)
         assert config["generator"]["guidance"] == 3.0 and config["rival"]["name"].startswith("convnext_base")
+
+
+def test_where_code_and_paper_differ_either_may_be_asked_for() -> None:
+    code, paper = plain("experiment=dig_in/fig03"), plain("experiment=dig_in/fig03", "published=paper")
+    found = [
+        (c["generator"]["last"], c["optimizer"]["keep_norm"], c["optimizer"]["min_lr"]["latent"]) for c in (code, paper)
+    ]
+    assert found == [(3, True, 0.0025), (1, False, 0.0)]
+
+
+@pytest.mark.parametrize(
+    "classifier", ["vit_b", "callable", "trained", "transformers", "planted_clean", "cifar10_resnet20"]
+)
+def test_the_published_settings_hold_for_every_classifier(classifier: str) -> None:
+    """DiG-IN, D.1.5, whatever a classifier's domain is or whether it has one."""
+    choice = f"classifier={classifier}"
+    config = filled(composed("experiment=dig_in/published", choice))
+    assert (config["optimizer"]["steps"], config["augment"]["noise"], config["augment"]["crops"]) == (20, 0.005, 16)
+    assert config["optimizer"]["lr"]["latent"] == 0.001 and config["generator"]["lr_scale"]["latent"] == 1.0
+    assert config["generator"]["path"] == "CompVis/stable-diffusion-v1-4" and config["task"]["target"] == "confusion"
+    assert config["segmenter"]["path"] == "syscv-community/sam-hq-vit-huge"
+    assert not config["generator"]["clamp_gradient"] and config["generator"]["null_text"]["last_update"]
+    assert config["augment"]["redraw"] and config["augment"]["min_share"] is None and config["select"]["center"] == 0.8
+    assert choices("experiment=dig_in/published", choice)["data"] == "imagenet"
+
+
+def test_a_prompts_pictures_are_shown_whole_in_the_published_setting() -> None:
+    for classifier in ("robust_resnet50", "callable"):
+        config = filled(composed("experiment=diffexplainer/published", f"classifier={classifier}"))
+        assert (config["augment"]["crops"], config["augment"]["noise"], config["augment"]["power"]) == (1, 0.0, 0.0)
+        assert config["generator"]["path"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def test_vit_b_selects_stable_diffusion_and_imagenet() -> None:
@@ -272,6 +307,15 @@ def test_defaults_of_the_published_counterfactuals() -> None:
     assert (config["task"]["weights"]["latent_distance"], config["task"]["weights"]["pixel_distance"]) == (25, 250)
     assert config["generator"]["guidance"] == 3.0
     assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.005)
-    assert config["generator"]["schedules"]["inject"] == [0.3, 0.4, 0.5]
+    assert config["generator"]["schedules"] == {"inject": [0.3, 0.4, 0.5], "blend": [0.0, 0.3]}
+    assert config["generator"]["blend_from"] == 0
     assert {config["generator"]["lr_scale"][name] for name in ("latent", "text", "null")} == {1.0}
-    assert config["generator"]["softening"]["latents"] == config["generator"]["softening"]["pixels"]
+    soft = config["generator"]["softening"]
+    assert soft["latents"] == soft["pixels"] and [soft["pixels"][key] for key in SOFTENING] == [3, 20, 30.0, 45]
+
+
+def test_the_small_worlds_keep_their_own_sizes() -> None:
+    for domain, latents in (("planted", [0, 5, 1.5, 5]), ("cifar10", [0, 3, 1.0, 5])):
+        generator = plain(f"domain={domain}")["generator"]
+        assert [generator["softening"]["latents"][key] for key in SOFTENING] == latents
+        assert generator["schedules"]["blend"] == [0.0, 1.0] and generator["blend_from"] == 1

@@ -104,3 +104,18 @@ def test_a_run_asks_about_what_is_selected(tmp_path: Path) -> None:
     whole = PlantedDataset("test", 100, 0, "chance")
     assert build(config, generator=None, classifier=classifier, logger=None, data=whole).data is whole
     assert set(whole.labels) == set(CLASSES)
+
+
+@pytest.mark.parametrize(("share", "side", "first"), [(0.5, 8, 4), (0.8, 13, 1), (0.0625, 1, 7)])
+def test_the_central_square_of_each_image(share: float, side: int, first: int) -> None:
+    columns = torch.arange(16).expand(3, 16, 16) / 16
+    data = select(Pictures([columns] * 2, LABELS[:2]), None, [1], share)
+    shown = data[0]
+    assert shown.name == "x1" and shown.image.shape == (3, side, side) and shown.image[0, 0, 0] == first / 16
+    assert data.rows("fish") == [0] and data.digest != select(Pictures([columns] * 2, LABELS[:2]), None, [1]).digest
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_a_center_is_a_share(pictures: Pictures, share: float) -> None:
+    with pytest.raises(UserError, match=f"select.center={share}: allowed are shares above 0 and up to 1"):
+        select(pictures, None, None, share)

@@ -144,7 +144,7 @@ def test_a_gradient_through_the_last_steps_alone(make_either: Make, make_problem
 def test_steps_without_guidance_have_the_text_branch_alone(
     make_generator: Make, tiny_pipe: StableDiffusionPipeline, make_problems: Problems
 ) -> None:
-    networks, settings = Networks(tiny_pipe, "tiny"), NullText(0.01, 3, 1e-5, 2e-5)
+    networks, settings = Networks(tiny_pipe, "tiny"), NullText(0.01, 3, 1e-5, 2e-5, False)
     part, all_text = ddim(networks, 4, 3.0, settings, [0.25, 0.75]), ddim(networks, 4, 1.0, settings, [0.0, 1.0])
     whole = ddim(networks, 4, 3.0, settings, [0.0, 1.0])
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -254,10 +254,53 @@ def test_blending_holds_the_background(make_either: Make, make_problems: Problem
     generator = make_either(schedules={"inject": [1.0], "blend": [1.0]})
     start = generator.begin(make_problems(2), {})
     anchor = replace(start.anchors[0], latent_mask=torch.zeros_like(start.anchors[0].latent_mask))
-    z = start.controls["latent"] + 1.0
-    now = {name: base[:, 0] for name, base in anchor.base.items()}
-    z, _ = generator.step(z, now, anchor.noise[:, 0], 0, anchor)
-    torch.testing.assert_close(z, anchor.templates[:, 0])
+    for i in range(len(generator)):
+        torch.testing.assert_close(generator.blended(start.controls["latent"] + 1.0, i, anchor), anchor.templates[:, i])
+    torch.testing.assert_close(anchor.templates[:, 0], start.controls["latent"])  # z_T is held, too
+
+
+@pytest.mark.parametrize(("first", "held"), [(0, [0, 1]), (1, [1, 2]), (3, [3])])
+def test_blending_holds_a_share_of_the_chain_from_its_first_latent_on(
+    first: int, held: list[int], make_generator: Make, make_problems: Problems
+) -> None:
+    """Half of 4 steps: the inputs of two of them, as far as there are as many."""
+    generator = make_generator(schedules={"inject": [0.0], "blend": [0.5]}, blend_from=first)
+    anchor = generator.begin(make_problems(1), {}).anchors[0]
+    assert [i for i in range(4) if generator.blends(anchor, i).all()] == held
+    assert generator.blended(anchor.encoded, held[-1] + 1, anchor) is anchor.encoded
+
+
+def test_where_z_t_is_held_its_changes_have_no_effect(make_generator: Make, make_problems: Problems) -> None:
+    generator = make_generator(schedules={"inject": [0.0], "blend": [0.5]})
+    start = generator.begin(make_problems(1), {})
+    half = torch.zeros_like(start.anchors[0].latent_mask)
+    half[..., :4] = 1.0
+    anchor = replace(start.anchors[0], latent_mask=half)
+    latent = start.controls["latent"].clone().requires_grad_()
+    generator({**start.controls, "latent": latent}, anchor)[-1].latent.square().sum().backward()
+    assert latent.grad is not None and latent.grad[..., :4].any() and not latent.grad[..., 4:].any()
+
+
+def test_the_first_held_latent_is_one_of_the_chain(make_generator: Make) -> None:
+    with pytest.raises(UserError, match="generator.blend_from=5: allowed are 0 … 4"):
+        make_generator(blend_from=5)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_gradient_at_the_cut_to_the_range_of_images(make_generator: Make, passes: bool) -> None:
+    """It passes, or stops where an image is cut; the image is the same."""
+    networks = make_generator().networks
+    networks.clamp_gradient = passes
+    latent = (30 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    with torch.no_grad():
+        scaled = latent / networks.vae.config.scaling_factor
+        cut = (networks.vae.decode(scaled).sample / 2 + 0.5).clamp(0, 1)
+    image = networks.decode(latent)
+    torch.testing.assert_close(image, cut)
+    outside = (cut == 0) | (cut == 1)
+    assert outside.any()
+    (gradient,) = torch.autograd.grad(image[outside].sum(), latent)
+    assert bool(gradient.any()) == passes
 
 
 # --- pictures of prompts -------------------------------------------------------------------------------------
@@ -410,7 +453,7 @@ class Halves:
         return masks
 
 
-SOFTENING = {"latents": Softening(0, 3, 0.7), "pixels": Softening(3, 0, 0.0)}
+SOFTENING = {"latents": Softening(0, 3, 0.7, 3), "pixels": Softening(3, 0, 0.0, 1)}
 
 
 def test_masks_are_made_where_something_has_to_be_found(make_either: Make, make_problems: Problems) -> None:

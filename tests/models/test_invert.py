@@ -116,6 +116,25 @@ def test_a_tolerance_that_is_met_fits_nothing_and_the_inner_steps_are_a_limit() 
     assert calls == 5 * (2 + 4)
 
 
+def test_the_update_after_the_last_look_may_be_made() -> None:
+    """As published: where the first loss is below the tolerance already, each step's N_t is updated once, in each
+    sample as if it were alone."""
+    z0, text, null, plan = draw(2, 4, 2, 2), draw(2, 5, 6, seed=1), draw(2, 5, 6, seed=2), schedule(5)
+    trajectory = ddim_invert(from_text, z0, text, plan)
+    found = null_text(from_text, trajectory, text, null, plan, 3.0, tolerance=1e9, last_update=True)
+    first = null.clone().requires_grad_()
+    adam = torch.optim.Adam([first], lr=0.01)
+    t, levels = plan.timesteps[0], (plan.alphas[0], plan.alphas_next[0])
+    eps = guide(from_text(trajectory[:, 0], t, first), from_text(trajectory[:, 0], t, text), 3.0)
+    (ddim_step(trajectory[:, 0], eps, *levels)[0] - trajectory[:, 1]).square().sum().backward()
+    adam.step()
+    torch.testing.assert_close(found[:, 0], first.detach(), rtol=1e-6, atol=1e-6)
+    settings = {"tolerance": 1e-4, "rate": 0.1, "last_update": True}
+    together = null_text(from_text, trajectory, text, null, plan, 3.0, **settings)
+    alone = null_text(from_text, trajectory[1:], text[1:], null[1:], plan, 3.0, **settings)
+    torch.testing.assert_close(together[1:], alone, rtol=1e-9, atol=1e-12)
+
+
 def test_samples_that_have_stopped_are_not_computed_further() -> None:
     """The first has nothing to fit: after one look it is left out, and its latent is the one that was seen."""
     z0, text, plan = draw(2, 4, 2, 2), draw(2, 5, 6, seed=1), schedule(10)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SamHQModel, SamHQProcessor, SamImageProcessor, SamModel, SamProcessor
 
-from models.sam import Sam, SamSegmenter, load, spread_points
+from models.sam import Sam, SamSegmenter, load, spread_points, squashed
 from runner.types import UserError
 from tests.models.tiny_sam import PREPROCESSOR, SIZE, write_sam
 
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def loaded(path: Path | str, kind: str, **changes: Any) -> SamSegmenter:
-    settings = {"points": 5, "threshold": 0.3, "square_root": False, "options": OPTIONS[kind], **changes}
+    settings = {"points": 5, "background": 0.0, "threshold": 0.3, "options": OPTIONS[kind], **changes}
     return load(str(path), None, **settings)
 
 
@@ -114,7 +114,7 @@ def quarters() -> Tensor:
 
 
 def segmenter(network: Any, **changes: Any) -> SamSegmenter:
-    settings = {"points": 1, "threshold": 0.3, "square_root": False, "options": {}, **changes}
+    settings = {"points": 1, "background": 0.0, "threshold": 0.3, "options": {}, **changes}
     return SamSegmenter(Sam(network, SamImageProcessor(**PREPROCESSOR), settings.pop("options")), **settings)
 
 
@@ -145,12 +145,21 @@ def test_centres_of_pixels_are_pointed_at() -> None:
     assert network.given["pixel_values"].shape == (1, 3, SIZE, SIZE)
 
 
-@pytest.mark.parametrize(("square_root", "places"), [(False, 1), (True, 5)])
-def test_the_root_lifts_weak_parts_above_the_threshold(square_root: bool, places: int) -> None:
+def test_the_background_is_cut_before_the_root() -> None:
+    """As published: with 0.3 cut, a map's 0.475 weighs √(0.175 / 0.7) = 0.5, and 0.386 weighs 0.35."""
+    maps = torch.tensor([[[0.0, 0.3, 0.386, 0.475, 1.0]]])
+    expected = torch.tensor([[[0.0, 0.0, 0.3504, 0.5, 1.0]]])
+    torch.testing.assert_close(squashed(maps, 0.3), expected, rtol=0, atol=1e-4)
+
+
+def test_points_lie_above_the_threshold() -> None:
     network = Asked(quarters(), [0.1, 0.9, 0.5])
-    weak = peak(32, 4, 7, base=0.16)
-    segmenter(network, points=5, square_root=square_root)(torch.rand(1, 3, 32, 32), weak, WORDS, ["a"])
-    assert network.given["input_points"].shape == (1, 1, places, 2)
+    maps = peak(32, 4, 7, base=0.38)
+    maps[..., 9, 9] = 0.39
+    ask = segmenter(network, points=5, background=0.3, threshold=0.38575)
+    ask(torch.rand(1, 3, 32, 32), maps, WORDS, ["a"])
+    places = {tuple(place) for place in network.given["input_points"][0, 0].tolist()}
+    assert places == {(14.5, 8.5), (18.5, 18.5)}
 
 
 def test_points_are_drawn_by_the_pictures_name() -> None:
@@ -210,7 +219,7 @@ def captured_points(ours: SamSegmenter, images: Tensor, maps: Tensor, names: lis
     found = []
     for i, name in enumerate(names):
         network = Asked(quarters(), [0.1, 0.9, 0.5])
-        asked = SamSegmenter(Sam(network, ours.sam.processor, {}), 5, 0.3, False)
+        asked = SamSegmenter(Sam(network, ours.sam.processor, {}), 5, 0.0, 0.3)
         asked(images[i : i + 1], maps[i : i + 1], WORDS, [name])
         found.append(network.given["input_points"][0, 0].round().long())
     return found

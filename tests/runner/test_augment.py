@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,8 +60,9 @@ def test_enlarging_interpolates() -> None:
     torch.testing.assert_close(cut(image, 1.0, 1.0, 2.0, 4)[0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
 
 
-def crops_of(images: Tensor, size: int, **changes: float) -> RandomCrops:
-    return RandomCrops(**({"crops": 4, "noise": 0.0, "power": 0.3, "min_share": 0.75} | changes))  # type: ignore[arg-type]
+def crops_of(images: Tensor, size: int, **changes: float | None) -> RandomCrops:
+    settings: dict[str, Any] = {"crops": 4, "noise": 0.0, "power": 0.3, "min_share": 0.75, "redraw": False}
+    return RandomCrops(**(settings | changes))
 
 
 def test_views_follow_from_seed_and_step_alone() -> None:
@@ -114,3 +117,33 @@ def test_gradients_reach_the_picture_of_their_own_sample() -> None:
     views = crops_of(images, 8)(scene(images), [1, 2], 0, 8).views
     (gradient,) = torch.autograd.grad(views[1].sum(), images)
     assert gradient[0].abs().sum() == 0 and (gradient[1] > 0).float().mean() > 0.9
+
+
+def test_crops_of_another_size_show_the_same_regions() -> None:
+    """A classifier of 8 px and one of 16 px: each crop of one is the other's, seen finer."""
+    shown = crops_of(ramp(32), 8)(scene(ramp(32)), [3], 1, 8)
+    small, large = shown.views_at(8), shown.views_at(16)
+    assert small is shown.views and large.shape == (1, 4, 3, 16, 16)
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(large[0], 2), small[0], rtol=0, atol=1e-2)
+    assert not torch.allclose(small[0, 0], small[0, 1], atol=0.02)
+    assert torch.equal(shown.views_at(16), large)
+
+
+def test_an_image_that_is_not_cut_is_its_own_view_at_any_size() -> None:
+    plain = scene(ramp(32))
+    assert plain.views_at(8) is plain.views and plain.views_at(64) is plain.views
+
+
+def test_predictions_of_a_step_are_cut_alike_or_anew() -> None:
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    last, before = Scene(images, images, images[:, None], 0), Scene(images, images, images[:, None], 1)
+    same, anew = crops_of(images, 8, noise=0.01), crops_of(images, 8, noise=0.01, redraw=True)
+    assert torch.equal(same(last, [4], 2, 8).views, same(before, [4], 2, 8).views)
+    assert torch.equal(anew(last, [4], 2, 8).views, same(last, [4], 2, 8).views)
+    assert not torch.allclose(anew(before, [4], 2, 8).views, anew(last, [4], 2, 8).views, atol=0.05)
+
+
+@pytest.mark.parametrize(("size", "smallest"), [(8, 8), (15, 15), (16, 16), (24, 16)])
+def test_without_a_share_the_smallest_crop_has_the_classifiers_size(size: int, smallest: float) -> None:
+    """As published: nothing is cut where the classifier sees as much as the image has."""
+    assert crops_of(ramp(16), size, min_share=None).smallest(size, 16) == smallest

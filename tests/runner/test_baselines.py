@@ -190,8 +190,8 @@ def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problem
     generator.predict = watched  # type: ignore[method-assign, assignment]
     guided_sampling(generator, controls, held, lambda scene: evaluate(objective, scene).total, 0.5)
     assert len(seen) == last + 1
-    for i in range(1, last + 1):
-        torch.testing.assert_close(seen[i], anchor.templates[:, i - 1])
+    for i in range(last + 1):
+        torch.testing.assert_close(seen[i], anchor.templates[:, i])
 
 
 def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Problems) -> None:
@@ -201,7 +201,7 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
     assert one.begin is generator and isinstance(one.generator, PixelDescent) and one.descent.steps == 0
     task: Any = uvce()
     answer = Solver(
-        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None,
+        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0, False), Doubts(generator, TinyClassifier()), None,
         generator.device,
     )  # fmt: skip
     controls, anchor, notes, _ = answer.start(problems)
@@ -223,7 +223,7 @@ def test_what_was_chosen_is_not_chosen_again(
     task: Any = uvce()
     one = none(generator, embeddings, DESCENT)
     answer = Solver(
-        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0), Doubts(generator, TinyClassifier()), None,
+        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0, False), Doubts(generator, TinyClassifier()), None,
         generator.device,
     )  # fmt: skip
     controls, anchor, notes, origin = answer.start(problems)

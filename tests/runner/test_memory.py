@@ -17,7 +17,7 @@ from runner.types import UserError
 from tests.conftest import TinyClassifier
 
 Make = Callable[..., LatentDiffusion]
-AUGMENT = RandomCrops(crops=4, noise=0.05, power=0.3, min_share=0.75)
+AUGMENT = RandomCrops(crops=4, noise=0.05, power=0.3, min_share=0.75, redraw=False)
 
 
 def test_what_autograd_keeps_is_counted_once_and_without_the_weights() -> None:

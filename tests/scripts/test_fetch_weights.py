@@ -74,7 +74,9 @@ def test_list_names_licence_and_pin_of_everything(capsys: pytest.CaptureFixture[
     assert "BSD-2-Clause" in text
 
 
-@pytest.mark.parametrize("option", ["clipseg", "sam", "sam_hq", "grounded_sam", "grounded_sam_hq", "grounded_sam2"])
+@pytest.mark.parametrize(
+    "option", ["clipseg", "sam", "sam_hq", "sam_hq_huge", "grounded_sam", "grounded_sam_hq", "grounded_sam2"]
+)
 def test_what_segmenters_load_is_known_at_the_same_revision(option: str) -> None:
     node = configure([f"segmenter={option}"])["segmenter"]
     wanted = {(node["path"], node["revision"])}

@@ -23,7 +23,7 @@ from tests.conftest import TinyClassifier
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Flip]]
-AUGMENT = RandomCrops(crops=4, noise=0.05, power=0.3, min_share=0.75)
+AUGMENT = RandomCrops(crops=4, noise=0.05, power=0.3, min_share=0.75, redraw=False)
 
 
 def asked(anchor: Anchor, problems: list[Flip], classifier: TinyClassifier) -> Objective:

@@ -36,7 +36,7 @@ DATA = noise(5)
 WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
 MATRIX = [[2.0, -1.0, 0.5], [0.0, 1.0, 1.0], [-1.0, 0.0, 3.0]]
 BIAS = [0.1, 0.2, -0.3]
-CROPS = RandomCrops(crops=4, noise=0.0, power=0.3, min_share=0.5)
+CROPS = RandomCrops(crops=4, noise=0.0, power=0.3, min_share=0.5, redraw=False)
 LEFT = (torch.arange(SIDE) < SIDE // 2).float().expand(1, SIDE, SIDE)
 
 

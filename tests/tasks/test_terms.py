@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runner.augment import RandomCrops
 from runner.types import Head, Response, Scene, Term, UserError
 from tasks.components import Components
 from tasks.terms import GAPS, class_log_prob, confidence_gap, npca_contribution, text_log_prob, unit_activation
@@ -304,3 +305,26 @@ def test_the_classifier_that_is_not_yet_sure_enough_goes_on(enough: float, slope
     term = confidence_gap("margin", ours, theirs, torch.tensor([0]), torch.ones(1), enough)
     assert value(term, views).item() == pytest.approx(-(min(2, enough) + min(5, enough)))
     assert gradient(term, views)[0, 0].sum(dim=(1, 2)).tolist() == pytest.approx(slope)
+
+
+class Watched(Level):
+    """Remembers the sizes of the views that it is shown."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.seen = size, list[tuple[int, ...]]()
+
+    def __call__(self, images: Tensor) -> Response:
+        self.seen.append(tuple(images.shape))
+        return super().__call__(images)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(8, 12), (12, 8), (8, 8)])
+def test_each_classifier_sees_crops_of_its_own_size(ours: int, theirs: int) -> None:
+    first, second = Watched(ours), Watched(theirs)
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    augment = RandomCrops(crops=3, noise=0.0, power=0.3, min_share=0.75, redraw=False)
+    shown = augment(Scene(image, image, image[:, None]), [1, 2], 0, first.size)
+    term = confidence_gap("confidence", first, second, torch.tensor([0, 0]), torch.ones(2), ENOUGH)
+    gap = term(shown)
+    assert first.seen == [(6, 3, ours, ours)] and second.seen == [(6, 3, theirs, theirs)]
+    assert gap.abs().max() < 0.01, "alike networks see the same regions"

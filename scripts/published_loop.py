@@ -1,0 +1,197 @@
+"""DiG-IN's loop as its published code runs it, by diffusers' and PyTorch's own parts alone: what `experiment=dig_in/…`
+has to reproduce (tests/scripts/test_published_loop.py, docs/method.md).
+
+One image at a time, in the precision of the networks, with everything kept for the backward pass. Crops and masks are
+given, so that both loops see the same ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+from diffusers import DDIMScheduler
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from jaxtyping import Float
+from torch import Tensor
+
+from models.networks import Networks
+
+# (image, latent, optimization step, sampler steps to the last one) -> the loss
+Loss = Callable[[Tensor, Tensor, int, int], Tensor]
+
+
+class Replay:
+    """Text attention of a layer that records the maps of a pass and replays those of its first steps in later ones."""
+
+    def __init__(self, layer: str) -> None:
+        self.layer, self.maps = layer, list[Tensor]()
+        self.recording, self.step, self.until = False, 0, 0
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        projected_states = (
+            attn.to_q(hidden_states),
+            attn.to_k(encoder_hidden_states),
+            attn.to_v(encoder_hidden_states),
+        )
+        q, k, v = map(attn.head_to_batch_dim, projected_states)
+        maps = attn.get_attention_scores(q, k)
+        null, text = maps.chunk(2)
+        if self.recording:
+            self.maps.append(text.detach())
+        elif self.step < self.until:
+            maps = torch.cat([null, self.maps[self.step]])
+        projected: Tensor = attn.to_out[0](attn.batch_to_head_dim(torch.bmm(maps, v)))
+        return projected
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the chain of one image follows from. nulls, text: the embeddings of every step; templates: latents of the
+    original's chain before each step; held: 1 where blending keeps them; blend, inject: in how many first steps they,
+    and the recorded maps, take the place of the chain's own."""
+
+    nulls: Float[Tensor, "t l d"]
+    text: Float[Tensor, "t l d"]
+    templates: Sequence[Tensor] = ()
+    held: Float[Tensor, "1 1 y x"] | None = None
+    blend: int = 0
+    inject: int = 0
+
+
+@dataclass
+class PublishedLoop:
+    """Networks with a DDIM scheduler of `steps` steps at a guidance scale.
+
+    last: the last x0-predictions, whose loss is averaged.
+    """
+
+    networks: Networks
+    steps: int
+    guidance: float
+    last: int = 3
+    replays: list[Replay] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        own = copy.deepcopy(self.networks)
+        self.unet, self.vae, self.embed = own.unet, own.vae, own.embed
+        self.tokenizer = own.tokenizer
+        self.scheduler = DDIMScheduler.from_config(own.scheduler.config)
+        self.scheduler.set_timesteps(self.steps)
+        for name in ("alphas_cumprod", "final_alpha_cumprod"):
+            setattr(self.scheduler, name, getattr(self.scheduler, name).to(own.unet.dtype))
+        processors: dict[str, Replay | AttnProcessor] = {}
+        for name in self.unet.attn_processors:
+            processors[name] = Replay(name.removesuffix(".processor")) if "attn2" in name else AttnProcessor()
+        self.replays = [p for p in processors.values() if isinstance(p, Replay)]
+        self.unet.set_attn_processor(processors)
+
+    def tokens(self, prompt: str) -> list[int]:
+        """The numbers of a prompt's tokens, padded to the tokenizer's length."""
+        return list(self.tokenizer(prompt, padding="max_length").input_ids)
+
+    def eps(self, z: Tensor, i: int, null: Tensor, text: Tensor, guidance: float) -> Tensor:
+        """The guided noise prediction of step i."""
+        for replay in self.replays:
+            replay.step = i
+        both = torch.stack([null, text])
+        without, given = self.unet(torch.cat([z, z]), self.scheduler.timesteps[i], both).sample.chunk(2)
+        return without + guidance * (given - without)
+
+    def chain(self, z: Tensor, course: Course, kept: list[Tensor] | None = None) -> list[Tensor]:
+        """The last x0-predictions; kept: takes the latents before each step."""
+        for replay in self.replays:
+            replay.until = course.inject
+        ends = []
+        for i, t in enumerate(self.scheduler.timesteps):
+            if i < course.blend:
+                z = course.held * course.templates[i] + (1 - course.held) * z
+            if kept is not None:
+                kept.append(z)
+            eps = self.eps(z, i, course.nulls[i], course.text[i], self.guidance)
+            moved = self.scheduler.step(eps, t, z, eta=0.0)
+            z = moved.prev_sample
+            ends.append(moved.pred_original_sample)
+        return ends[-self.last :]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The image of a latent; no gradient passes where it is cut."""
+        return (self.vae.decode(z / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+    def invert(self, image: Float[Tensor, "1 3 h w"], prompt: str) -> tuple[Tensor, Float[Tensor, "t l d"]]:
+        """z_T and null embeddings of an image: at most 10 updates per step, of which the last one is that after the
+        first loss below 1e-5 + 2e-5 i."""
+        alphas = self.scheduler.alphas_cumprod
+        levels = [self.scheduler.final_alpha_cumprod, *(alphas[t] for t in self.scheduler.timesteps.flip(0))]
+        text, null = self.embed([prompt])[0], self.embed([""])[0]
+        with torch.no_grad():
+            mean = self.vae.encode(image * 2 - 1).latent_dist.mean
+            latents = [mean * self.vae.config.scaling_factor]
+            for j, (clean, noisy) in enumerate(pairwise(levels)):
+                z, eps = latents[-1], self.eps(latents[-1], self.steps - 1 - j, text, text, 1.0)
+                start = (z - (1 - clean).sqrt() * eps) / clean.sqrt()
+                latents.append(noisy.sqrt() * start + (1 - noisy).sqrt() * eps)
+        z, nulls = latents[-1], []
+        for i, t in enumerate(self.scheduler.timesteps):
+            null = null.detach().clone().requires_grad_()
+            adam = torch.optim.Adam([null], lr=1e-2 * (1 - i / 100))
+            for _ in range(10):
+                landed = self.scheduler.step(self.eps(z, i, null, text, self.guidance), t, z, eta=0.0).prev_sample
+                loss = torch.nn.functional.mse_loss(landed, latents[-2 - i])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                if loss.item() < 1e-5 + 2e-5 * i:
+                    break
+            with torch.no_grad():
+                z = self.scheduler.step(self.eps(z, i, null, text, self.guidance), t, z, eta=0.0).prev_sample
+            nulls.append(null.detach())
+        return latents[-1], torch.stack(nulls)
+
+    @torch.no_grad()
+    def record(self, z: Tensor, course: Course) -> list[Tensor]:
+        """Keep the maps of a pass; returns the latents before each of its steps."""
+        kept: list[Tensor] = []
+        for replay in self.replays:
+            replay.recording = True
+        self.chain(z, course, kept)
+        for replay in self.replays:
+            replay.recording = False
+        return kept
+
+    def descend(
+        self, z: Tensor, course: Course, loss: Loss, rates: tuple[float, float], steps: int, cosine: bool,
+        clip: float | None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """z_T and the changes of the embeddings after Adam's steps. rates: of z_T and of the embeddings; cosine: to a
+        tenth of the latter for all of them; clip: largest element of each gradient."""
+        start, end = z, rates[1] / 10
+        values = {"latent": z.clone(), "text": torch.zeros_like(course.text), "null": torch.zeros_like(course.nulls)}
+        leaves = {name: value.requires_grad_() for name, value in values.items()}
+        groups = [{"params": [leaf], "lr": rates[name != "latent"]} for name, leaf in leaves.items()]
+        adam = torch.optim.Adam(groups)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=end) if cosine else None
+        for k in range(steps):
+            changed = replace(course, text=course.text + leaves["text"], nulls=course.nulls + leaves["null"])
+            ends = self.chain(leaves["latent"], changed)
+            count = len(ends)
+            shares = [(j + 1) / sum(range(count + 1)) for j in range(count)]
+            losses = [loss(self.decode(x0), x0, k, count - 1 - j) for j, x0 in enumerate(ends)]
+            weighted = [share * value for share, value in zip(shares, losses, strict=True)]
+            adam.zero_grad()
+            torch.stack(weighted).sum().backward()
+            if clip is not None:
+                for leaf in leaves.values():
+                    torch.nn.utils.clip_grad_norm_(leaf, clip, "inf")
+            adam.step()
+            with torch.no_grad():
+                leaves["latent"].mul_(start.norm() / leaves["latent"].norm())
+            if schedule is not None:
+                schedule.step()
+        return {name: leaf.detach() for name, leaf in leaves.items()}
