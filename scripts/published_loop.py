@@ -8,6 +8,7 @@ given, so that both loops see the same ones.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -60,7 +61,7 @@ class Course:
     nulls: Float[Tensor, "t l d"]
     text: Float[Tensor, "t l d"]
     templates: Sequence[Tensor] = ()
-    held: Float[Tensor, "1 1 y x"] | None = None
+    held: Float[Tensor, "1 1 y x"] | float = 0.0
     blend: int = 0
     inject: int = 0
 
@@ -188,7 +189,7 @@ class PublishedLoop:
             torch.stack(weighted).sum().backward()
             if clip is not None:
                 for leaf in leaves.values():
-                    torch.nn.utils.clip_grad_norm_(leaf, clip, "inf")
+                    torch.nn.utils.clip_grad_norm_(leaf, clip, math.inf)
             adam.step()
             with torch.no_grad():
                 leaves["latent"].mul_(start.norm() / leaves["latent"].norm())

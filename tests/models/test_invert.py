@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_the_update_after_the_last_look_may_be_made() -> None:
     (ddim_step(trajectory[:, 0], eps, *levels)[0] - trajectory[:, 1]).square().sum().backward()
     adam.step()
     torch.testing.assert_close(found[:, 0], first.detach(), rtol=1e-6, atol=1e-6)
-    settings = {"tolerance": 1e-4, "rate": 0.1, "last_update": True}
+    settings: dict[str, Any] = {"tolerance": 1e-4, "rate": 0.1, "last_update": True}
     together = null_text(from_text, trajectory, text, null, plan, 3.0, **settings)
     alone = null_text(from_text, trajectory[1:], text[1:], null[1:], plan, 3.0, **settings)
     torch.testing.assert_close(together[1:], alone, rtol=1e-9, atol=1e-12)

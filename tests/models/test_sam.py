@@ -148,7 +148,7 @@ def test_centres_of_pixels_are_pointed_at() -> None:
 def test_the_background_is_cut_before_the_root() -> None:
     """As published: with 0.3 cut, a map's 0.475 weighs √(0.175 / 0.7) = 0.5, and 0.386 weighs 0.35."""
     maps = torch.tensor([[[0.0, 0.3, 0.386, 0.475, 1.0]]])
-    expected = torch.tensor([[[0.0, 0.0, 0.3504, 0.5, 1.0]]])
+    expected = torch.tensor([[[0.0, 0.0, 0.3505, 0.5, 1.0]]])
     torch.testing.assert_close(squashed(maps, 0.3), expected, rtol=0, atol=1e-4)
 
 

@@ -277,7 +277,7 @@ def test_the_largest_element_is_clipped_in_each_sample_and_each_control() -> Non
         for own in gradient:
             leaf = torch.zeros_like(own, requires_grad=True)
             leaf.grad = own
-            torch.nn.utils.clip_grad_norm_(leaf, 0.05, "inf")
+            torch.nn.utils.clip_grad_norm_(leaf, 0.05, math.inf)
     optimize.clip_largest_element(gradients, 0.05)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-6, atol=0)

@@ -42,7 +42,7 @@ def asked(*words: str) -> tuple[Parts, Solver, list[Any]]:
 
 
 @contextmanager
-def precise(parts: Parts, *networks: torch.nn.Module) -> Iterator[None]:
+def precise(parts: Parts, *networks: Any) -> Iterator[None]:
     """Generator, noise levels and classifiers in double precision."""
     generator = parts.generator
     assert isinstance(generator, LatentDiffusion) and isinstance(generator.sampler, Ddim)
@@ -75,7 +75,7 @@ def agree(found: Controls, wanted: Controls, before: Controls) -> None:
         assert off < SAME, name
 
 
-def gap(parts: Parts, problem: Any) -> Callable[[Tensor, Tensor, int, int], Tensor]:
+def gap(parts: Parts, problem: Any, rival: Any) -> Callable[[Tensor, Tensor, int, int], Tensor]:
     """p_g(y|x) - p_f(y|x), each over crops of the classifier's own size."""
 
     def loss(image: Tensor, z: Tensor, k: int, left: int) -> Tensor:
@@ -83,7 +83,7 @@ def gap(parts: Parts, problem: Any) -> Callable[[Tensor, Tensor, int, int], Tens
         assert scene.views.shape[-1] == 64 and scene.views_at(48).shape[-1] == 48
         ours, theirs = (
             network(scene.views_at(network.size)[0]).logits.softmax(dim=1)[:, problem.target].mean()
-            for network in (parts.classifier, parts.task.rival)
+            for network in (parts.classifier, rival)
         )
         return theirs - ours
 
@@ -95,14 +95,15 @@ def test_five_steps_of_a_disagreement() -> None:
     """B.1: clipping by the largest element, one end of all cosines, crops of each classifier's own size."""
     ends = (f"optimizer.min_lr.{name}=0.0025" for name in ("latent", "text", "null"))
     parts, answer, problems = asked("task=disagreement", "classifier=planted_shortcut", *ends, "task.directions=[over]")
-    parts.task.rival.size = 48
+    task: Any = parts.task
+    task.rival.size = 48
     controls, anchor, _, _ = answer.start(problems)
     controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
-    with precise(parts, parts.classifier, parts.task.rival):
+    with precise(parts, parts.classifier, task.rival):
         found = descended(answer, problems, controls, anchor)
         loop = PublishedLoop(parts.generator.networks, STEPS, 3.0)
         course = Course(anchor.base["null"][0], anchor.base["text"][0])
-        loss = gap(parts, problems[0])
+        loss = gap(parts, problems[0], task.rival)
         wanted = loop.descend(controls["latent"], course, loss, (0.00025, 0.025), 5, cosine=True, clip=0.05)
     agree(found, wanted, controls)
 
