@@ -90,6 +90,7 @@ class Settings:
     text_segmenter: Node | None = None
     rival: Node | None = None
     published: Annotated[str, OneOf(("code", "paper"))] | None = None  # of experiments of the papers
+    variants: Mapping[str, Mapping[str, object]] | None = None  # settings that these refer to, by `published`
     samples: str | None = None  # a folder that experiments of the papers take images from
 
 

@@ -23,6 +23,7 @@ from runner.compose import build, configure, jobs
 from runner.record import run_key
 from runner.schema import check_settings
 from runner.settings import Settings
+from runner.types import UserError
 from tasks.targets import RULES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -211,6 +212,11 @@ def test_where_code_and_paper_differ_either_may_be_asked_for() -> None:
         (c["generator"]["last"], c["optimizer"]["keep_norm"], c["optimizer"]["min_lr"]["latent"]) for c in (code, paper)
     ]
     assert found == [(3, True, 0.0025), (1, False, 0.0)]
+
+
+def test_a_third_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="variants.book"):
+        configure(["experiment=dig_in/fig03", "published=book"])
 
 
 @pytest.mark.parametrize(
