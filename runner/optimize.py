@@ -14,7 +14,7 @@ from torch import Tensor
 from runner.objective import Loss, evaluate
 from runner.protocols import Generator
 from runner.ranges import Limit, OneOf, Positive, Rates, Repeats, Steps
-from runner.types import Anchor, Controls, Found, Objective, Scene, Schedules, Start, UserError
+from runner.types import Anchor, Controls, Found, Objective, Scene, Schedules, Start, UserError, first_line
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]
@@ -85,10 +85,10 @@ class Descent:
     autocast: Annotated[str, OneOf(("bfloat16",))] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise UserError(f"optimizer.steps={self.steps}: allowed are 0 and above")
-        if self.autocast not in (None, "bfloat16"):
-            raise UserError(f"optimizer.autocast={self.autocast}: allowed are bfloat16, or null for float32")
+        try:  # torch's optimizers state no ranges
+            self.method([{"params": [torch.zeros(1)], "lr": 0.1}])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"optimizer.method: {first_line(error)}") from error
 
     def casting(self, device: torch.device) -> torch.autocast:
         """Within which augmented views are judged."""

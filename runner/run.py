@@ -157,7 +157,6 @@ def prepare(parts: Parts, config: Mapping[str, Any]) -> Work:
 
     Raises UserError for what can be seen to fail before anything is computed.
     """
-    _check_counts({"limit": config["limit"], "checkpoint.every": config["checkpoint"]["every"]})
     answer = solver(parts)
     problems, total = problems_of(parts, config, answer)
     key = run_key(config, parts.digests)
@@ -291,13 +290,6 @@ def _sized(parts: Parts, answer: Solver, batch: object, folder: RunFolder, probl
     known = size or folder.noted_batch()
     chosen = fit(parts, answer, known, problems)
     return known or folder.note_batch(chosen.batch), chosen
-
-
-def _check_counts(counts: Mapping[str, int | None]) -> None:
-    """Raise UserError for a number below 1; null is no number."""
-    for key, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key}={value}: allowed are 1 and above{', or null for all' if key == 'limit' else ''}")
 
 
 def _collect(

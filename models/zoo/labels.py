@@ -15,7 +15,7 @@ IMAGENET_RENAMED = {744: "projectile", 836: "sunglass"}
 def read_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     """Class names from `imagenet`, from a text file of one name per line, or as they are given."""
     if not isinstance(labels, str):
-        return tuple(labels)
+        return tuple(map(str, labels))
     if labels == "imagenet":
         return imagenet_labels()
     return tuple(read_lines(f"classifier.labels={labels}", labels, "`imagenet` or a file of one name per line"))

@@ -481,8 +481,12 @@ def test_views_in_bfloat16_change_the_descent_a_little_and_nothing_that_is_repor
     for name, value in full.controls.items():
         error = (half.controls[name] - value).norm() / (value - controls[name]).norm()
         assert 0 < error < 0.02, (name, error)
-    with pytest.raises(UserError, match="optimizer.autocast=float16: allowed are bfloat16"):
-        descent(autocast="float16")
+
+
+@pytest.mark.parametrize("wrong", [{"betas": (2.0, 0.9)}, {"eps": -1.0}, {"nothing": 1}])
+def test_settings_that_torch_refuses_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="^optimizer.method: "):
+        Descent(partial(torch.optim.Adam, **wrong), 1, {"latent": 0.1}, None, None, True, None)
 
 
 def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
