@@ -115,7 +115,8 @@ class Problem:
     from its inversion, which remembers what was there;
     claim: a prompt and the class that its picture should have: where it has another, the class's name means something
     else to the generator than to the classifier;
-    example: the real picture that shows most surely what is asked for, where one is known.
+    example: the real picture that shows most surely what is asked for, where one is known;
+    shows: index of the class that the given image is said to show, where the classifier should predict it.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Problem:
     example: Float[Tensor, "3 h w"] | None = None
     draw: int | None = None
     content: str | None = None
+    shows: int | None = None
 
     @property
     def region(self) -> str:

@@ -30,10 +30,10 @@ class Doubts:
         self, problems: Sequence[Problem], anchor: Anchor, starts: Float[Tensor, "b 3 h w"], state: State
     ) -> list[list[str]]:
         """One list per problem, empty where nothing is odd."""
-        away = distance_kept(starts, anchor)
+        away, unlike = distance_kept(starts, anchor), self._unlike(problems, anchor)
         found: list[list[str]] = []
         for i, problem in enumerate(problems):
-            own = []
+            own = unlike[i]
             if problem.image is not None and away[i] > FAR:
                 own.append(f"the start is far from the original: RMS {away[i]:.2f} where it should stay")
             if problem.claim is not None and (called := self._called(problem.claim)) != problem.claim[1]:
@@ -41,6 +41,21 @@ class Doubts:
                 names = "nothing: its logits are not finite" if called is None else f"a {labels[called]}"
                 own.append(f"the classifier calls the generator's '{problem.claim[0]}' {names}")
             found.append([*own, *descent_doubts(state, i)])
+        return found
+
+    @torch.no_grad()
+    def _unlike(self, problems: Sequence[Problem], anchor: Anchor) -> list[list[str]]:
+        """Of each problem whose image is said to show a class, what is predicted instead, if anything is."""
+        found: list[list[str]] = [[] for _ in problems]
+        rows = [i for i, problem in enumerate(problems) if problem.image is not None and problem.shows is not None]
+        if not rows:
+            return found
+        shares = self.classifier(anchor.original[rows]).logits.float().softmax(dim=1)
+        for i, share in zip(rows, shares, strict=True):
+            shows, predicted, labels = problems[i].shows, int(share.argmax()), self.classifier.labels
+            if shows is not None and predicted != shows and share.isfinite().all():
+                told = f"{labels[predicted]} ({share[predicted]:.1%}), not {labels[shows]} ({share[shows]:.1%})"
+                found[i].append(f"the classifier predicts {told}, in the original image: check labels and preparation")
         return found
 
     def _called(self, claim: tuple[str, int]) -> int | None:

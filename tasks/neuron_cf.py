@@ -82,6 +82,7 @@ class NeuronCf:
         asked = ((i, example, *change) for i, example in readable(world.dataset, rows) for change in changes)
         found = []
         for i, example, unit, direction in islice(asked, world.limit):
+            label = classifier.labels.index(known_label("data.label", example.label, classifier.labels))
             score = partial(activation, classifier, unit=unit)
             fields = unchanged(example, self.captioner, side, self.keep, self.mask)
             caption, sign, std = fields["edit"].source, SIGNS[direction], _spread(ranking(unit.module), unit)
@@ -89,7 +90,7 @@ class NeuronCf:
             found.append(Push(
                 name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
                 direction=direction, std=std,
-                label=classifier.labels.index(known_label("data.label", example.label, classifier.labels)),
+                label=label, shows=label,
                 words=example.label, **fields,
             ))  # fmt: skip
         return found, len(rows) * len(changes)

@@ -94,6 +94,18 @@ def test_a_start_far_from_the_original_is_doubted() -> None:
     assert found == [[f"the start is far from the original: RMS {FAR + 0.02:.2f} where it should stay"], [], []]
 
 
+def test_an_image_that_is_not_predicted_as_its_class_is_doubted() -> None:
+    """Labels in another order, a wrong normalization or a weak network: the question is about something else then."""
+    anchor = half_kept(4)
+    predicted = int(TinyClassifier()(anchor.original[:1]).logits.argmax())
+    other = (predicted + 1) % len(LABELS)
+    asked = [problem(anchor.original[0]), problem(anchor.original[0]), problem(None), problem(anchor.original[0])]
+    shown = [replace(p, shows=shows) for p, shows in zip(asked, (other, predicted, other, None), strict=True)]
+    wrong, *others = doubts()(shown, anchor, torch.zeros(4, 3, 4, 4), good(4))
+    assert len(wrong) == 1 and others == [[], [], []]
+    assert f"the classifier predicts {LABELS[predicted]} (" in wrong[0] and f"not {LABELS[other]} (" in wrong[0]
+
+
 # --- the words -----------------------------------------------------------------------------------------------
 
 
