@@ -11,7 +11,7 @@ with at_once():  # the imports take seconds
     from omegaconf import DictConfig
 
     from runner.compose import build, resolved
-    from runner.overrides import in_one_line
+    from runner.overrides import in_one_line, with_training
     from runner.progress import preparing
     from runner.retry import Failure, out_of_memory
     from runner.run import BAD_INPUT, DONE, FAILED, check_places, run
@@ -51,6 +51,7 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     with at_once():
+        sys.argv[1:] = with_training(sys.argv[1:])
         try:
             with in_one_line(sys.argv[1:]):
                 main()

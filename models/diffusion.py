@@ -56,11 +56,11 @@ class LatentDiffusion(Chain):
         self, networks: Networks, sampler: Sampler, resolution: Pixels, last: ChainSteps,
         recompute: Annotated[str, OneOf(RECOMPUTE)], backward: ChainSteps | None, blend_from: ChainIndex,
         maps: MapWindow, softening: dict[str, Softening], schedules: Schedule, segmenter: Segmenter,
-        cache: TensorCache, lr_scale: Rates,
+        cache: TensorCache, lr_scale: Rates, draws: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(networks, sampler, resolution, last, recompute, backward, blend_from)
         self.maps, self.softening, self.schedules = maps, softening, schedules
-        self.segmenter, self.cache, self.lr_scale = segmenter, cache, lr_scale
+        self.segmenter, self.cache, self.lr_scale, self.draws = segmenter, cache, lr_scale, draws
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""

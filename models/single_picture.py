@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ class SinglePicture:
     lasting: tuple[str, ...] = ()
     reported = 1
     graphed = 1
+    draws: Sequence[str] | None = None
 
     @abstractmethod
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:

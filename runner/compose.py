@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.selection import select
 from models.devices import device_of
 from models.hub import WITHOUT
-from runner.overrides import in_one_line
+from runner.overrides import in_one_line, with_training
 from runner.protocols import Dataset
 from runner.report import read_config
 from runner.run import Parts
@@ -214,8 +214,9 @@ def _own_hydra() -> Iterator[None]:
 def configure(overrides: Sequence[str], given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """The configuration that `python run.py <overrides>` would use, from Python. given: values by key that are taken as
     they are, whatever characters they hold."""
+    overrides = with_training(overrides)
     with _own_hydra(), in_one_line(overrides):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+        cfg = compose("config", overrides=overrides, return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(with_hydra, dict)

@@ -23,6 +23,23 @@ _inside: list[bool] = []  # whether it is this module that has set it
 FLAWS = (ConfigCompositionException, OverrideParseException, SearchPathException, OmegaConfBaseException)
 
 
+def with_training(words: Sequence[str]) -> list[str]:
+    """A command's words; where they choose the images but not those that units are ranked on (`training`), with words
+    that choose the latter alike: the data set's training images where it has any, else the same images."""
+    given = dict(word.partition("=")[::2] for word in words if "=" in word)
+    several = bool({"-m", "--multirun"} & set(words))
+    own = {key: value for key, value in given.items() if key.startswith("data.") and not (several and "," in value)}
+    data, chosen = given.get("data"), "data@training" in given
+    if data is None or chosen or data == "image" or not (CONF / "data" / f"{data}.yaml").is_file():
+        kept, words_of_it = (["data.path"] if data is None and not chosen else []), []
+    elif (CONF / "data" / f"{data}_train.yaml").is_file():
+        kept, words_of_it = ["data.path"], [f"data@training={data}_train"]
+    else:
+        kept, words_of_it = list(own), [f"data@training={data}"]
+    alike = {f"training.{key.removeprefix('data.')}": own[key] for key in kept if key in own}
+    return [*words, *words_of_it, *(f"{key}={value}" for key, value in alike.items() if key not in given)]
+
+
 @contextmanager
 def in_one_line(words: Sequence[str]) -> Iterator[None]:
     """Within, what Hydra finds wrong of a command's words raises UserError. Who sets HYDRA_FULL_ERROR=1 gets Hydra's

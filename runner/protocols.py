@@ -188,8 +188,10 @@ class Generator(Protocol):
 
 
 class Painter(Protocol):
-    """Pictures of prompts. recipe: everything that one follows from beside its prompt and seed."""
+    """Pictures of prompts. recipe: everything that one follows from beside its prompt and seed; draws: the classes that
+    it draws, in lower case, None where it draws anything."""
 
+    draws: Sequence[str] | None
     resolution: int
     digest: str
     recipe: str

@@ -40,6 +40,7 @@ class Doubts:
                 labels = self.classifier.labels
                 names = "nothing: its logits are not finite" if called is None else f"a {labels[called]}"
                 own.append(f"the classifier calls the generator's '{problem.claim[0]}' {names}")
+            own += [] if problem.claim is None else self._undrawn(self.classifier.labels[problem.claim[1]])
             found.append([*own, *descent_doubts(state, i)])
         return found
 
@@ -57,6 +58,16 @@ class Doubts:
                 told = f"{labels[predicted]} ({share[predicted]:.1%}), not {labels[shows]} ({share[shows]:.1%})"
                 found[i].append(f"the classifier predicts {told}, in the original image: check labels and preparation")
         return found
+
+    def _undrawn(self, name: str) -> list[str]:
+        """Whether a class is none of the few that the generator draws."""
+        known = self.generator.draws
+        if known is None or name.lower() in known:
+            return []
+        return [
+            f"the generator draws {len(known)} classes alone, {', '.join(known)}, and '{name}' is none of them; "
+            f"domain=imagenet chooses one that draws anything"
+        ]
 
     def _called(self, claim: tuple[str, int]) -> int | None:
         """The class of a picture of the claim's prompt, None where there is none."""

@@ -45,9 +45,22 @@ def kept(top: int) -> int:
     return top
 
 
+def check_training(classifier: Classifier, dataset: Dataset) -> None:
+    """Raise UserError for images of another world than the classifier's: no class of theirs is one of its classes."""
+    known = {label.lower() for label in classifier.labels}
+    if not any(label.lower() in known for label in dataset.labels):
+        theirs, own = (", ".join(labels[:3]) for labels in (dataset.labels, classifier.labels))
+        raise UserError(
+            f"training: its images show {theirs} …, none of the classifier's classes ({own} …); name its own, such as "
+            f"data@training=folder training.path=<folder of <class>/<image>>"
+        )
+
+
 @torch.no_grad()
 def rank(classifier: Classifier, module: str, dataset: Dataset, side: int, cache: Cache) -> Ranking:
-    """The ranking of a module's units over a whole data set, whose pictures are shown at `side` px."""
+    """The ranking of a module's units over a whole data set, whose pictures are shown at `side` px. Raises UserError
+    for images of another world than the classifier's."""
+    check_training(classifier, dataset)
     key = ("ranking by class", KEPT, classifier.recipe, module, dataset.digest, side)
     return Ranking(**cached(cache, key, lambda: _rank(classifier, module, dataset, side)))
 
@@ -81,7 +94,9 @@ def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> d
 
 @torch.no_grad()
 def most_certain(classifier: Classifier, dataset: Dataset, side: int, cache: Cache) -> Int[Tensor, " k"]:
-    """Per class the position of the picture that is most surely called so, shown at `side` px."""
+    """Per class the position of the picture that is most surely called so, shown at `side` px. Raises UserError for
+    images of another world than the classifier's."""
+    check_training(classifier, dataset)
 
     def compute() -> dict[str, Tensor]:
         found = [(p, probabilities(classifier, list(x))) for p, x in chunks(dataset, side)]

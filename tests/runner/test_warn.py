@@ -170,3 +170,13 @@ def test_where_the_target_is_sure_more_steps_are_not_advised(confidence: float, 
     for evaluation in state.history:
         evaluation["class_log_prob"] = [-math.log(confidence)]
     assert bool(descent_doubts(state, 0)) is doubted
+
+
+def test_a_class_that_a_small_generator_does_not_draw_is_told() -> None:
+    """Whatever the picture of its name is called."""
+    wrong = (called(0.6) + 1) % len(LABELS)
+    for draws, told in ((None, 0), ([LABELS[wrong].lower()], 0), (["a", "b"], 1)):
+        asked = doubts()
+        asked.generator.draws = draws
+        (notes,) = asked([problem(claim=("0.6", wrong))], half_kept(1), torch.zeros(1, 3, 4, 4), good(1))
+        assert len([n for n in notes if f"draws 2 classes alone, a, b, and '{LABELS[wrong]}' is none" in n]) == told

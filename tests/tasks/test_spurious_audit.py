@@ -33,7 +33,7 @@ from tests.tasks.tiny import (
 
 # Class 0 reads red and half of green, class 1 green, class 2 blue.
 WEIGHTS = [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-TRAINING = Pictures([colour(0.9, 0.2, 0), colour(0.7, 0.4, 0), colour(0.1, 0.8, 0), colour(0, 0, 1)], ["a"] * 4)
+TRAINING = Pictures([colour(0.9, 0.2, 0), colour(0.7, 0.4, 0), colour(0.1, 0.8, 0), colour(0, 0, 1)], ["urn"] * 4)
 # Of class 0: green is spurious; of class 1: its only feature is core.
 LABELS = Annotations({0: [Annotated(0, 1, True), Annotated(1, 2, False)], 1: [Annotated(1, 1, True)]}, [[0, 1]])
 
@@ -84,7 +84,7 @@ def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None
 
 
 def test_classes_that_no_training_picture_is_predicted_as_are_left_out_unless_they_are_named() -> None:
-    without = Pictures([TRAINING[i].image for i in range(3)], ["a"] * 3, "without")
+    without = Pictures([TRAINING[i].image for i in range(3)], ["urn"] * 3, "without")
     assert {p.target for p in pose(task(training=without))[0]} == {0, 1}
     with pytest.raises(UserError, match="no training picture is predicted as 'urn'"):
         pose(task(training=without, classes=["urn"]))

@@ -144,6 +144,8 @@ class OnGrass(Captions):
 class Maker:
     """A generator that only samples: pictures of one red each, `reds` by word, a tenth more for every further seed."""
 
+    draws: Sequence[str] | None = None
+
     def __init__(self, reds: Mapping[str, float] | None = None) -> None:
         self.resolution, self.digest, self.recipe = SIDE, "maker", "maker"
         self.reds = reds or {}
