@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data.selection import check_position, digest_of, digest_of_files, shuffled
 from runner.ranges import Seed
-from runner.types import Example, UserError, first_line, matching_rows
+from runner.types import Example, UnreadableImage, UserError, first_line, matching_rows
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is run: some start further programs
@@ -37,10 +37,6 @@ NAMED = 3  # files that a line about many names
 _WANTED = f"a whole picture ({', '.join(suffix[1:] for suffix in SUFFIXES)})"
 # What Pillow raises for a broken file, by format.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-
-
-class UnreadableImage(UserError):
-    """An image that is broken, too small or too large; a data set of many goes on without it."""
 
 
 def square(image: Float[Tensor, "3 h w"], side: int) -> Float[Tensor, "3 s s"]:

@@ -65,7 +65,7 @@ class LatentDiffusion(Chain):
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
         tokenizer = self.networks.tokenizer
-        if any(p.image is not None for p in problems):
+        if any(p.load is not None for p in problems):
             self.sampler.check_inversion()
         if self.maps.side not in (sides := self.networks.map_sides(self.latent_side)):
             raise UserError(f"generator.maps.side={self.maps.side}: allowed are {', '.join(map(str, sides))}")
@@ -208,7 +208,7 @@ class LatentDiffusion(Chain):
     def courses(self, problems: Sequence[Problem], drawn: Course) -> Course:
         """The courses of pictures: those that lead back to them where they are given, else as they are drawn."""
         course = {name: values.clone() for name, values in drawn.items()}
-        if given := [i for i, problem in enumerate(problems) if problem.image is not None]:
+        if given := [i for i, problem in enumerate(problems) if problem.load is not None]:
             asked = [problems[i] for i in given]
             found = self.invert(_given(asked).to(self.device), [p.edit.source for p in asked], [p.seed for p in asked])
             for name, values in found.items():
@@ -223,7 +223,7 @@ class LatentDiffusion(Chain):
         mapped = self.maps.steps(len(self)).stop if any(map(needs_mask, problems)) else 0
         recorded, templates, encoded = self.record(course, text, max(mapped, kept))
         images = self.networks.decode(encoded)
-        if given := [i for i, problem in enumerate(problems) if problem.image is not None]:
+        if given := [i for i, problem in enumerate(problems) if problem.load is not None]:
             images[given] = pictures = _given([problems[i] for i in given]).to(self.device)
             encoded[given] = self.networks.encode(pictures)
         masks = self.masks(images, recorded, problems)
@@ -234,7 +234,7 @@ class LatentDiffusion(Chain):
 
 def _given(problems: Sequence[Problem]) -> Float[Tensor, "b 3 h w"]:
     """The pictures of problems that all bring one."""
-    return torch.stack([problem.image for problem in problems if problem.image is not None])
+    return torch.stack([problem.load() for problem in problems if problem.load is not None])
 
 
 def needs_mask(problem: Problem) -> bool:

@@ -20,7 +20,7 @@ class PromptedAnchor(Anchor):
 
 def wordless(problem: Problem) -> Problem:
     """The problem under the empty prompt, where its picture is drawn and no words are needed to find a mask."""
-    if problem.image is not None or needs_mask(problem):
+    if problem.load is not None or needs_mask(problem):
         return problem
     return replace(problem, edit=Edit.unchanged("", ""))
 

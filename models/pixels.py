@@ -79,8 +79,8 @@ class PixelDescent(SinglePicture):
         original, encoded = anchor.original.clone(), anchor.encoded.clone()
         prompts = [problem.edit.target for problem in problems]
         for i, problem in enumerate(problems):
-            begun = original[i] if problem.image is not None else self.begun(problem, drawn := original[i])
-            if problem.image is None and begun is not drawn:
+            begun = original[i] if problem.load is not None else self.begun(problem, drawn := original[i])
+            if problem.load is None and begun is not drawn:
                 original[i], encoded[i : i + 1] = begun, self._encoded(begun)
                 prompts[i] = ""
         seeds = tuple(problem.seed for problem in problems)

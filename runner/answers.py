@@ -43,7 +43,7 @@ class Answers:
         """Those of problem i, in [0, 1], by their names."""
         problem, pictures = self.problems[i], {"start": self.starts[i, 0], "best": self.bests[i, 0]}
         pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(self.bests[i, 1:], start=1)}
-        if problem.image is not None or problem.edit.source != problem.edit.target:
+        if problem.load is not None or problem.edit.source != problem.edit.target:
             pictures = {"original": self.anchor.original[i], **pictures}  # drawn with the first words if not given
         if problem.keep in ("background", "foreground"):
             pictures["mask"] = self.anchor.mask[i]

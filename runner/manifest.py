@@ -47,11 +47,11 @@ def digests_of(problem: Problem) -> dict[str, str]:
     what the run's key covers.
     """
     image = problem.content
-    if image is None and problem.image is not None:
-        image = digest_of_pixels(problem.image)
+    if image is None and problem.load is not None:
+        image = digest_of_pixels(problem.load())
     told = {f.name: getattr(problem, f.name) for f in fields(problem)}
     prompt = [told.pop(name) for name in ("edit", "words", "claim")]
-    for name in ("image", "content", "mask", "name"):
+    for name in ("load", "content", "mask", "name"):
         told.pop(name)
     found = {
         "image": image, "mask": None if problem.mask is None else digest_of_pixels(problem.mask),

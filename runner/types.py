@@ -24,6 +24,10 @@ class UserError(ValueError):
     """Something the user can put right: one line that names the key or file, the value and what is allowed."""
 
 
+class UnreadableImage(UserError):
+    """An image that is broken, too small, too large or not the one that it was; others go on without it."""
+
+
 class NotFinite(UserError):
     """A measured value is not a number: one line that names it. It is never repaired."""
 
@@ -108,7 +112,8 @@ class Problem:
 
     name: unique in the run and fit for a folder; seed: of everything random about it; draw: the seed of the random
     prompts that are compared at the start, which problems may share, None for `seed`;
-    image: the picture, None where it is drawn from the seed and `edit.source`; picture: the picture's own name;
+    load: reads the image at the generator's size, so that a run holds no images but its batch's; None where it is
+    generated from the seed and `edit.source`; picture: the image's own name;
     content: digest of what the image was made from, the same on every machine, None where nobody took one;
     keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in
     [0, 1], None where the segmenter has to find it; redrawn: whether what is free of a picture starts from noise, not
@@ -122,7 +127,7 @@ class Problem:
     name: str
     seed: int
     edit: Edit
-    image: Float[Tensor, "3 h w"] | None
+    load: Callable[[], Float[Tensor, "3 h w"]] | None
     picture: str
     keep: str
     words: str | None = None
@@ -133,6 +138,12 @@ class Problem:
     draw: int | None = None
     content: str | None = None
     shows: int | None = None
+
+    @property
+    def image(self) -> Float[Tensor, "3 h w"] | None:
+        """The image that is changed, read anew; None where it is generated. Raises UserError where it cannot be read,
+        or is not the one that it was when the problem was made."""
+        return None if self.load is None else self.load()
 
     @property
     def region(self) -> str:

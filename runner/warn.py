@@ -34,7 +34,7 @@ class Doubts:
         found: list[list[str]] = []
         for i, problem in enumerate(problems):
             own = unlike[i]
-            if problem.image is not None and away[i] > FAR:
+            if problem.load is not None and away[i] > FAR:
                 own.append(f"the start is far from the original: RMS {away[i]:.2f} where it should stay")
             if problem.claim is not None and (called := self._called(problem.claim)) != problem.claim[1]:
                 labels = self.classifier.labels
@@ -48,7 +48,7 @@ class Doubts:
     def _unlike(self, problems: Sequence[Problem], anchor: Anchor) -> list[list[str]]:
         """Of each problem whose image is said to show a class, what is predicted instead, if anything is."""
         found: list[list[str]] = [[] for _ in problems]
-        rows = [i for i, problem in enumerate(problems) if problem.image is not None and problem.shows is not None]
+        rows = [i for i, problem in enumerate(problems) if problem.load is not None and problem.shows is not None]
         if not rows:
             return found
         shares = self.classifier(anchor.original[rows]).logits.float().softmax(dim=1)

@@ -48,11 +48,11 @@ class AttentionMaps:
 
     def problems(self, world: World) -> tuple[list[Sight], int]:
         """One problem per picture."""
-        count = len(world.dataset)
+        count, side = len(world.dataset), world.generator.resolution
         found = []
         for i, example in islice(readable(world.dataset, range(count)), world.limit):
             label = known_label("data.label", example.label, world.classifier.labels)
-            fields = unchanged(example, self.captioner, world.generator.resolution, self.keep, self.mask)
+            fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
             found.append(Sight(
                 name=example.name, seed=own_seed(world.seed, i), generator=world.generator,
                 label=world.classifier.labels.index(label), **fields,
@@ -66,12 +66,11 @@ class AttentionMaps:
     def illustrate(self, problem: Sight, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         """A map per word, named by `picture_names`, and that of the class's words together, `class`; bilinear at the
         picture's size, each divided by its own maximum."""
-        assert problem.image is not None
-        words, own = problem.generator.word_maps(
-            problem.image, problem.edit.source, problem.edit.source_words, problem.seed
-        )
+        image = problem.image
+        assert image is not None
+        words, own = problem.generator.word_maps(image, problem.edit.source, problem.edit.source_words, problem.seed)
         maps = torch.cat([words, own[None]])[:, None]
-        large = F.interpolate(maps, size=problem.image.shape[-2:], mode="bilinear", align_corners=False)
+        large = F.interpolate(maps, size=image.shape[-2:], mode="bilinear", align_corners=False)
         large = large / large.amax(dim=(2, 3), keepdim=True)
         return dict(zip([*picture_names(problem.edit.source), "class"], large, strict=True))
 

@@ -62,7 +62,7 @@ class DiffExplainerClass:
         found = []
         for label, k in islice(asked, world.limit):
             found.append(Portrait(
-                name=f"{slug(label, labels)}-{k}", seed=own_seed(world.seed, labels.index(label), k), image=None,
+                name=f"{slug(label, labels)}-{k}", seed=own_seed(world.seed, labels.index(label), k), load=None,
                 edit=Edit.unchanged(marked(self.prompt, label), label), picture=slug(label, labels), keep="none",
                 draw=own_seed(world.seed, 0, k), objective=self.asked, target=labels.index(label), unit=unit(label),
                 rivals=rivals(label), example=example(label),

@@ -76,7 +76,7 @@ class Disagreement:
             start = begin(label, k, DIRECTIONS[direction])
             found.append(Dispute(
                 name=f"{slug(label, labels)}-{k}-{direction}", picture=f"{slug(label, labels)}-{k}", seed=start.seed,
-                edit=Edit.unchanged(start.prompt, start.name), image=None, keep="none",
+                edit=Edit.unchanged(start.prompt, start.name), load=None, keep="none",
                 claim=(start.prompt, labels.index(start.word)),
                 target=target, direction=direction,
             ))  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from data.folder import square
 from runner.protocols import Captioner, Classifier, World
 from runner.ranges import DistanceWeights, OneOf
 from runner.types import Anchor, Objective, Pictures, UserError
@@ -47,12 +48,12 @@ class InputGradients:
         return found, None if per_picture is None else len(world.dataset) * per_picture
 
     def _problems(self, world: World) -> Iterator[Flip]:
-        labels = world.classifier.labels
+        labels, side = world.classifier.labels, world.generator.resolution
         for i, example in readable(world.dataset, range(len(world.dataset))):
             seed = own_seed(world.seed, i)
             label = known_label("data.label", example.label, labels)
-            fields = unchanged(example, self.captioner, world.generator.resolution, self.keep, self.mask)
-            shown = replace(example, label=label, image=fields["image"])
+            fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
+            shown = replace(example, label=label, image=square(example.image, side))
             for target in targets(self.target, Choice(shown, world, seed)):
                 yield Flip(
                     name=f"{example.name}-{slug(target, labels)}", seed=seed, source=labels.index(label),

@@ -84,7 +84,7 @@ class NeuronCf:
         for i, example, unit, direction in islice(asked, world.limit):
             label = classifier.labels.index(known_label("data.label", example.label, classifier.labels))
             score = partial(activation, classifier, unit=unit)
-            fields = unchanged(example, self.captioner, side, self.keep, self.mask)
+            fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
             caption, sign, std = fields["edit"].source, SIGNS[direction], _spread(ranking(unit.module), unit)
             fields |= self.surroundings.start(caption, example.label, score, sign, world, self.cache)
             found.append(Push(

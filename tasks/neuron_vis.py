@@ -66,7 +66,7 @@ class NeuronVis:
             named = dict.fromkeys(word for example in examples for word in self.captioner.objects(example))
             words = words_of(unit, list(named)[: self.words], self.prompt, self.samples, world, self.cache)
             found.append(Excitation(
-                name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), image=None, keep="none", unit=unit,
+                name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), load=None, keep="none", unit=unit,
                 edit=Edit.unchanged(phrased(self.prompt, words.best), words.best), picture=slug(str(unit)),
                 others=tuple(u for u in units if u != unit), ranking=ranked, worded=words,
                 example=square(examples[0].image, side),

@@ -103,7 +103,7 @@ class NpcaCf:
             yield from ((k, label, self._drawn(label, k, side)) for k in rows)
             return
         for row, example in readable(world.dataset, rows):
-            yield row, example.label, unchanged(example, self.captioner, side, self.keep, self.mask)
+            yield row, example.label, unchanged(world.dataset, row, example, self.captioner, side, self.keep, self.mask)
 
     def _drawn(self, label: str, k: int, side: int) -> dict[str, Any]:
         edit = Edit.unchanged(prompt_of(self.prompt, label), label)

@@ -6,18 +6,19 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.folder import UnreadableImage, square
+from data.folder import square
 from data.masks import read_mask
 from data.selection import content_of
 from runner.protocols import Captioner, Classifier, Dataset
-from runner.types import KEEP, Edit, Example, Pictures, UserError, finite
+from runner.types import KEEP, Edit, Example, Pictures, UnreadableImage, UserError, finite
 from tasks.targets import rows_of_class
 
 
@@ -35,23 +36,49 @@ def at_least_one(key: str, count: int) -> int:
     return count
 
 
-def start(example: Example, side: int, keep: str, mask: str | None) -> dict[str, Any]:
-    """The fields of a problem that starts from a picture: the picture at the generator's size, its name and content,
-    what stays, and the mask that the user drew, if any."""
-    image = square(example.image, side)
-    return {**drawn(example.name, side, keep, mask), "image": image, "content": content_of(example)}
+def start(dataset: Dataset, i: int, example: Example, side: int, keep: str, mask: str | None) -> dict[str, Any]:
+    """The fields of a problem that starts from an image, the data set's example at position i: the image at the
+    generator's size, read when its batch begins; its name and content, what stays, and the mask that the user drew, if
+    any."""
+    content = content_of(example)
+    load = partial(_read_again, dataset, i, side, content)
+    return {**drawn(example.name, side, keep, mask), "load": load, "content": content}
+
+
+def _read_again(dataset: Dataset, i: int, side: int, content: str) -> Float[Tensor, "3 s s"]:
+    """An image of a data set, of `side` pixels. Raises UnreadableImage if it is not the one of this content."""
+    example = dataset[i]
+    if content_of(example) != content:
+        raise UnreadableImage(
+            f"{example.name}: its image was changed while the run went on; the same command begins anew"
+        )
+    return square(example.image, side)
 
 
 def drawn(name: str, side: int, keep: str, mask: str | None) -> dict[str, Any]:
     """The same fields where the picture is drawn."""
-    given = None if mask is None else read_mask("task.mask", mask, (side, side))
-    return {"image": None, "picture": name, "keep": check_keep(keep), "mask": given}
+    given = None if mask is None else _mask(mask, side, _changed(mask))
+    return {"load": None, "picture": name, "keep": check_keep(keep), "mask": given}
 
 
-def unchanged(example: Example, captioner: Captioner, side: int, keep: str, mask: str | None) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def _mask(path: str, side: int, changed: int) -> Float[Tensor, "1 s s"]:
+    """The mask of a file, one for all problems that share it. changed: when the file was."""
+    return read_mask("task.mask", path, (side, side))
+
+
+def _changed(path: str) -> int:
+    """When a file was changed, in ns; 0 where there is none."""
+    file = Path(path).expanduser()
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def unchanged(
+    dataset: Dataset, i: int, example: Example, captioner: Captioner, side: int, keep: str, mask: str | None
+) -> dict[str, Any]:  # fmt: skip
     """The fields of `start` and a caption of which no word changes."""
     edit = Edit.unchanged(captioner.caption(example), example.label)
-    return {"edit": edit, **start(example, side, keep, mask)}
+    return {"edit": edit, **start(dataset, i, example, side, keep, mask)}
 
 
 def readable(dataset: Dataset, rows: Iterable[int]) -> Iterator[tuple[int, Example]]:

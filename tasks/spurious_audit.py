@@ -85,7 +85,7 @@ class SpuriousAudit:
             found.append(Feature(
                 name=f"{slug(name, classifier.labels)}-{k}-{slug(str(unit))}-{objective}",
                 seed=own_seed(world.seed, unit.index, label),
-                image=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
+                load=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
                 keep="none", draw=own_seed(world.seed, 0), objective=objective, target=label, unit=unit, rank=k,
                 typical=ranking.by_class[label, unit.index].item(), highest=ranking.top[0, unit.index].item(),
                 example=best_picture(ranking, unit, label, classifier, self.training, side),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from data.folder import square
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Embedder, World
 from runner.ranges import EditWeights, Keep, Keys, OneOf, Positive, Repeats
@@ -69,11 +70,11 @@ class Uvce:
         return found, None if per_picture is None else len(world.dataset) * per_picture * self.seeds
 
     def _problems(self, world: World) -> Iterator[Flip]:
-        labels = world.classifier.labels
+        labels, side = world.classifier.labels, world.generator.resolution
         for i, example in readable(world.dataset, range(len(world.dataset))):
-            fields = start(example, world.generator.resolution, self.keep, self.mask)
+            fields = start(world.dataset, i, example, side, self.keep, self.mask)
             label = known_label("data.label", example.label, labels)
-            shown = replace(example, label=label, image=fields["image"])
+            shown = replace(example, label=label, image=square(example.image, side))
             choice = Choice(shown, world, own_seed(world.seed, i))
             for question in QUESTIONS[self.mode](choice, self.wish):
                 for k in range(self.seeds):

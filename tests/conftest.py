@@ -210,7 +210,7 @@ def make_problems() -> Callable[[int], list[Flip]]:
             names = planted.CLASSES[source], planted.CLASSES[target]
             edit = Edit(text, text.replace(*names), *names)
             problem = Flip(
-                name=f"p{i}", seed=100 + i, edit=edit, image=images[i], picture=f"picture-{i}", keep="background",
+                name=f"p{i}", seed=100 + i, edit=edit, load=images[i].clone, picture=f"picture-{i}", keep="background",
                 source=source, target=target,
             )  # fmt: skip
             problems.append(problem)

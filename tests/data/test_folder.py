@@ -12,9 +12,9 @@ from PIL import Image
 from PIL import ImageFile as PillowFile
 
 from data import folder
-from data.folder import ImageFile, ImageFolder, OnePicture, UnreadableImage, read_picture, square
+from data.folder import ImageFile, ImageFolder, OnePicture, read_picture, square
 from runner.protocols import Dataset
-from runner.types import Example, UserError
+from runner.types import Example, UnreadableImage, UserError
 
 FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")
 

@@ -312,7 +312,7 @@ PROMPT = "a photograph of a viaduct"
 def drawn(seed: int, prompt: str = PROMPT, **changes: Any) -> Problem:
     """A problem without a picture, whose words stay."""
     settings: dict[str, Any] = {
-        "name": f"d{seed}", "seed": seed, "edit": Edit.unchanged(prompt, "viaduct"), "image": None,
+        "name": f"d{seed}", "seed": seed, "edit": Edit.unchanged(prompt, "viaduct"), "load": None,
         "picture": f"drawn-{seed}", "keep": "none",
     }  # fmt: skip
     return Problem(**(settings | changes))

@@ -26,7 +26,7 @@ PROMPT = "a photograph of a viaduct on sand"
 
 def asked(prompt: str, seed: int = 3) -> Problem:
     return Problem(
-        name=f"p{seed}", seed=seed, edit=Edit.unchanged(prompt, "viaduct"), image=None, picture="p", keep="none"
+        name=f"p{seed}", seed=seed, edit=Edit.unchanged(prompt, "viaduct"), load=None, picture="p", keep="none"
     )
 
 

@@ -19,7 +19,7 @@ def mask(share: float) -> Tensor:
 
 def problem(keep: str, words: str = "rock crab") -> Problem:
     edit = Edit.unchanged(f"a photograph of a {words}", words)
-    return Problem(name="x", seed=0, edit=edit, image=None, picture="x", keep=keep)
+    return Problem(name="x", seed=0, edit=edit, load=None, picture="x", keep=keep)
 
 
 def test_each_kind_of_keep_frees_its_own_part() -> None:

@@ -209,7 +209,7 @@ def edited(
     """The constants of an exchange of names, with maps in the original's place that tell all heads, pixels and tokens
     apart: (b, steps, heads, pixels, tokens) by layer."""
     edit = Edit(CAPTION.format(old), CAPTION.format(new), old, new)
-    problem = Problem(name="p", seed=5, edit=edit, image=None, picture="p", keep="none")
+    problem = Problem(name="p", seed=5, edit=edit, load=None, picture="p", keep="none")
     shapes = {name: maps.shape for name, maps in generator.begin([problem], {}).anchors[0].maps.items()}
     assert set(shapes) == set(seen), "every text layer has its maps"
     draw = torch.Generator().manual_seed(0)

@@ -39,7 +39,7 @@ def problems(n: int = 2, prompt: str = "a picture of *2") -> list[Problem]:
     """Questions without a picture, of which the second has an example."""
     draw = torch.Generator().manual_seed(5)
     found = [
-        Problem(name=f"p{i}", seed=i, edit=Edit.unchanged(prompt, "viaduct"), image=None, picture=f"p{i}", keep="none")
+        Problem(name=f"p{i}", seed=i, edit=Edit.unchanged(prompt, "viaduct"), load=None, picture=f"p{i}", keep="none")
         for i in range(n)
     ]
     return [*found[:1], *(replace(p, example=torch.rand(3, 16, 16, generator=draw)) for p in found[1:])]
@@ -156,7 +156,7 @@ def test_pixels_of_words_are_drawn_of_them(make_generator: Make) -> None:
 
 def test_a_given_picture_is_started_from_by_all(make_generator: Make) -> None:
     asked = replace(
-        problems(2, "a viaduct")[1], image=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
+        problems(2, "a viaduct")[1], load=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1)).clone
     )
     assert asked.image is not None
     for name in set(NAMES) - {"generator_prior"}:

@@ -327,7 +327,7 @@ class Told:
 
 
 def problem(name: str) -> Problem:
-    return Problem(name=name, seed=0, edit=Edit.unchanged("a", "a"), image=None, picture=name, keep="none")
+    return Problem(name=name, seed=0, edit=Edit.unchanged("a", "a"), load=None, picture=name, keep="none")
 
 
 BATCHES = {f"batch-{i}": [problem(f"{i}{j}") for j in "xy"] for i in range(6)}

@@ -33,7 +33,7 @@ TASKS = CONF / "task"
 
 PUSH = Push(
     name="crab-1-features-3-max", seed=7, edit=Edit.unchanged("a rock crab on sand", "rock crab"), words="rock crab",
-    image=torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)), picture="crab-1", keep="foreground",
+    load=torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)).clone, picture="crab-1", keep="foreground",
     content="of crab-1.png", mask=torch.zeros(1, 8, 8), unit=Unit("features", 3), direction="max", std=0.5, label=2,
 )  # fmt: skip
 
@@ -76,16 +76,16 @@ def test_every_part_of_a_problem_is_told_by_its_name(change: dict[str, Any], par
 
 def test_numbers_that_machines_may_round_differently_are_left_out() -> None:
     assert PUSH.image is not None
-    other = replace(PUSH, std=0.5 + 1e-9, image=PUSH.image + 1e-7, example=torch.zeros(3, 8, 8))
+    other = replace(PUSH, std=0.5 + 1e-9, load=(PUSH.image + 1e-7).clone, example=torch.zeros(3, 8, 8))
     assert digests_of(other) == digests_of(PUSH)
 
 
 def test_an_image_without_a_digest_is_told_by_its_pixels() -> None:
     assert PUSH.image is not None
     bare = replace(PUSH, content=None)
-    assert digests_of(replace(bare, image=PUSH.image.clone())) == digests_of(bare)
-    assert digests_of(replace(bare, image=PUSH.image.flip(1)))["image"] != digests_of(bare)["image"]
-    assert "image" not in digests_of(replace(bare, image=None))
+    assert digests_of(replace(bare, load=PUSH.image.clone)) == digests_of(bare)
+    assert digests_of(replace(bare, load=PUSH.image.flip(1).clone))["image"] != digests_of(bare)["image"]
+    assert "image" not in digests_of(replace(bare, load=None))
 
 
 # --- runs ----------------------------------------------------------------------------------------------------
@@ -240,7 +240,8 @@ def test_the_content_of_an_image_is_its_files(tmp_path: Path) -> None:
     folder = ImageFolder(folder_of(tmp_path / "a"), 0)
     named = {example.name: content_of(example) for example in folder}  # type: ignore[attr-defined]
     assert content_of(one) == named["crab-a"] != named["crab-b"]
-    assert start(one, 16, "all", None)["content"] == content_of(one)
+    found = start(ImageFile(tmp_path / "x.png", "crab", None), 0, one, 16, "all", None)
+    assert found["content"] == content_of(one)
     image(tmp_path / "x.png", "black")
     assert content_of(one) != named["crab-a"]
 
@@ -265,6 +266,6 @@ def test_drawn_masks_human_annotations_and_named_files_have_digests(tmp_path: Pa
 
 
 def test_problems_of_a_plain_kind_have_digests() -> None:
-    plain = Problem(name="a", seed=0, edit=Edit.unchanged("x", "x"), image=None, picture="a", keep="none")
+    plain = Problem(name="a", seed=0, edit=Edit.unchanged("x", "x"), load=None, picture="a", keep="none")
     assert set(digests_of(plain)) == {"prompt", "question"}
     assert re.fullmatch(r"[0-9a-f]{16}", digests_of(plain)["prompt"])

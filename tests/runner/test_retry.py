@@ -15,13 +15,13 @@ import torch
 from runner.claims import Lost
 from runner.interrupt import Stopped
 from runner.retry import DeviceLost, Failure, Retry, out_of_memory
-from runner.types import Edit, Problem, UserError
+from runner.types import Edit, Problem, UnreadableImage, UserError
 
 CPU = torch.device("cpu")
 
 
 def problem(name: str) -> Problem:
-    return Problem(name=name, seed=0, edit=Edit.unchanged("a", "a"), image=None, picture=name, keep="none")
+    return Problem(name=name, seed=0, edit=Edit.unchanged("a", "a"), load=None, picture=name, keep="none")
 
 
 class Work:
@@ -173,3 +173,9 @@ def test_a_device_that_is_lost_ends_the_process(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DeviceLost, match="cpu computes nothing more: RuntimeError: CUDA error"):
         work("abc")
     assert work.tried == ["abc"] and set(work.failed) == set("abc")
+
+
+def test_an_image_that_cannot_be_read_fails_its_own_problem() -> None:
+    error = UnreadableImage("crab-1: its image was changed")
+    found = Work(lambda part: error if "b" in part else None)("abc")
+    assert set(found.solved) == {"a", "c"} and found.failed["b"].error == str(error)

@@ -34,7 +34,8 @@ def good(n: int) -> State:
 
 def problem(image: Tensor | None = None, claim: tuple[str, int] | None = None) -> Problem:
     edit = Edit.unchanged("a crab", "crab")
-    return Problem(name="x", seed=0, edit=edit, image=image, picture="x", keep="background", claim=claim)
+    load = None if image is None else image.clone
+    return Problem(name="x", seed=0, edit=edit, load=load, picture="x", keep="background", claim=claim)
 
 
 class Painter(Identity):

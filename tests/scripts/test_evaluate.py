@@ -164,7 +164,7 @@ def answer(i: int, success: bool | None, shade: float = 0.5) -> Answer:
     name = f"test-{i:05d}"
     edit = Edit.unchanged("", "")
     problem = Flip(
-        name=f"{name}-x", seed=i, edit=edit, image=image, picture=name, keep="background", source=0, target=1
+        name=f"{name}-x", seed=i, edit=edit, load=image.clone, picture=name, keep="background", source=0, target=1
     )
     if success is None:
         return Answer(problem, None, None, None, None)

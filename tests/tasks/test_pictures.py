@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from data.folder import ImageFolder
 from models.zoo.labels import imagenet_labels
-from tasks.pictures import compared, moved_by, readable, slug
+from runner.types import UnreadableImage
+from tasks.pictures import compared, drawn, moved_by, readable, slug, start
 
 
 def test_images_that_cannot_be_read_are_left_out_with_a_line_each(
@@ -93,3 +95,25 @@ def test_images_whose_names_differ_in_case_stay_apart(tmp_path: Path) -> None:
     data = ImageFolder(tmp_path, 0)
     found = [data[i].name for i in range(3)]
     assert len({name.casefold() for name in found}) == 3 and all(len(name.encode()) <= 130 for name in found)
+
+
+def test_an_image_is_read_when_it_is_needed_and_refused_if_it_is_another_one_then(tmp_path: Path) -> None:
+    (tmp_path / "crab").mkdir()
+    file = tmp_path / "crab" / "0.png"
+    Image.new("RGB", (24, 24), "red").save(file)
+    data = ImageFolder(tmp_path, 0)
+    fields = start(data, 0, data[0], 16, "background", None)
+    assert not any(isinstance(value, Tensor) for value in fields.values()), "no problem holds its image"
+    assert fields["load"]().mean(dim=(1, 2)).tolist() == [1, 0, 0] and fields["load"]().shape == (3, 16, 16)
+    Image.new("RGB", (24, 24), "blue").save(file)
+    with pytest.raises(UnreadableImage, match="crab-0: its image was changed while the run went on"):
+        fields["load"]()
+
+
+def test_problems_share_the_mask_that_the_user_drew(tmp_path: Path) -> None:
+    mask = str(tmp_path / "mask.png")
+    Image.new("L", (16, 16), 255).save(mask)
+    first, second = (drawn(name, 16, "background", mask)["mask"] for name in "ab")
+    assert first is second and first.eq(1).all()
+    Image.new("L", (16, 16), 0).save(mask)
+    assert drawn("c", 16, "background", mask)["mask"].eq(0).all()
