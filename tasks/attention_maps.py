@@ -97,4 +97,5 @@ class AttentionMaps:
 
 def picture_names(caption: str) -> list[str]:
     """What the pictures of a caption's words are called: "a crab" -> word-00-a, word-01-crab."""
-    return [f"word-{i:02d}-{slug(word)}".rstrip("-") for i, word in enumerate(caption.split())]
+    named = [f"-{slug(word)}" if any(map(str.isalnum, word)) else "" for word in caption.split()]
+    return [f"word-{i:02d}{name}" for i, name in enumerate(named)]

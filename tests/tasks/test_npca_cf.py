@@ -137,7 +137,7 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
     [
         ({"components": {"viaduct": [4]}}, "task.components={viaduct: [4]}: not computed; allowed are 0 … 3"),
         ({"components": {"heron": [0]}}, "task.components=heron: no class of the classifier"),
-        ({"components": "nowhere.json"}, "task.components=nowhere.json: cannot be read"),
+        ({"components": "nowhere.json"}, "task.components=nowhere.json: No such file"),
         ({"training": noise(3)}, "task.components: the data set has 1 pictures of 'viaduct'; at least 2 are needed"),
         ({"start": "drawn"}, "task.start=drawn: allowed are own, other, generated"),
         ({"images": 0}, "task.images=0: allowed are 1 and above"),
