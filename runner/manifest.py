@@ -85,11 +85,13 @@ def answers_of(classifier: Classifier) -> list[float]:
 @dataclass(frozen=True)
 class Manifest:
     """problems: by name, in their order; answers: of each classifier, by its part of the run; unseen: what a run may
-    follow from that nothing here tells, in one line each."""
+    follow from that nothing here tells, in one line each; total: how many problems there are without a limit, None if
+    nobody knows."""
 
     problems: Mapping[str, Digests]
     answers: Mapping[str, Sequence[float]]
     unseen: Sequence[str]
+    total: int | None = None
 
     def text(self) -> str:
         """As it stands in its file."""

@@ -154,7 +154,9 @@ def render(run_folder: Path) -> str:
     folder = run_folder.resolve()
     config = read_config(folder / "config.yaml")
     records = list(read_results(folder / "results.jsonl"))
-    status, summary = (read_object(folder / name) for name in ("status.json", "summary.json"))
+    files = ("status.json", "summary.json", "manifest.json")
+    status, summary, manifest = (read_object(folder / name) for name in files)
+    total = manifest.get("total")
     cards = [_card(folder, record) for record in records]
     generator, _, classifier = folder.parent.name.partition("-")
     judged = [card.success for card in cards if card.success is not None]
@@ -171,7 +173,9 @@ def render(run_folder: Path) -> str:
             config=_text(folder / "config.yaml"),
             state=STATES.get(state, state),
             reason=str(status.get("reason") or ""),
-            unseen=[str(line) for line in read_object(folder / "manifest.json").get("unseen") or []],
+            unseen=[str(line) for line in manifest.get("unseen") or []],
+            total=total,
+            beyond=0 if total is None else max(total - len(manifest.get("problems") or {}), 0),
             failed=int(status.get("failed") or 0),
             pending=int(status.get("pending") or 0),
             failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],

@@ -29,7 +29,7 @@ from runner.optimize import Descent
 from runner.progress import preparing, progress
 from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
 from runner.record import RunFolder, Summarise, batch_name, batch_span, run_key
-from runner.report import write_report
+from runner.report import read_object, write_report
 from runner.retry import DeviceLost, Retry
 from runner.share import share
 from runner.solve import Solver, solve_batch
@@ -74,11 +74,11 @@ def identity_of(part: Weighted) -> str:
     return repr((getattr(part, "recipe", part.digest), getattr(part, "labels", ())))
 
 
-def manifest_of(parts: Parts, problems: Sequence[Problem]) -> Manifest:
-    """What is asked, and of whom."""
+def manifest_of(parts: Parts, problems: Sequence[Problem], total: int | None) -> Manifest:
+    """What is asked, of whom, and of how many problems."""
     answers = {name: answers_of(judge) for name, judge in parts.judges.items()}
     unseen = [line for judge in parts.judges.values() if (line := getattr(judge, "unseen", None)) is not None]
-    return Manifest({problem.name: digests_of(problem) for problem in problems}, answers, unseen)
+    return Manifest({problem.name: digests_of(problem) for problem in problems}, answers, unseen, total)
 
 
 def solver(parts: Parts) -> Solver:
@@ -160,7 +160,7 @@ def prepare(parts: Parts, config: Mapping[str, Any]) -> Work:
     answer = solver(parts)
     problems, total = problems_of(parts, config, answer)
     key = run_key(config, parts.digests)
-    folder, manifest = RunFolder(Path(config["outputs"]) / config["name"] / key), manifest_of(parts, problems)
+    folder, manifest = RunFolder(Path(config["outputs"]) / config["name"] / key), manifest_of(parts, problems, total)
     folder.check(manifest)
     size, chosen = _sized(parts, answer, config["batch"], folder, len(problems))
     cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
@@ -316,6 +316,9 @@ def _say(work: Work, status: Mapping[str, Any], code: int, reason: str) -> int:
     for failure in failures:
         print(f"failed: {failure['name']}: {failure['error']}", file=sys.stderr)
     if code == DONE:
+        if at_start := read_object(work.folder.path / "summary.json").get("successes_at_start"):
+            said = "succeed before the first step, by words and noise alone, which says nothing of the classifier"
+            print(f"{at_start} of {len(work.names)} {said}")
         print(f"page: {(work.folder.path / 'index.html').resolve()}", flush=True)
         return FAILED if failures else DONE
     print(reason, file=sys.stderr, flush=True)

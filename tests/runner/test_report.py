@@ -238,6 +238,16 @@ def test_a_run_whose_starts_succeed_says_so(tmp_path: Path) -> None:
     assert page.text.count("words and noise brought the change about") == 1
 
 
+def test_what_a_limit_leaves_out_is_pending(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, [record(0)])
+    (folder / "manifest.json").write_text(json.dumps({"problems": {"test-00000-rock-crab": {}}, "total": 20}))
+    page = " ".join(read(folder).text.split())
+    assert "Finished1 of 20 problems" in page and "19 beyond the limit of the command" in page
+    (folder / "manifest.json").write_text(json.dumps({"problems": {"test-00000-rock-crab": {}}, "total": 1}))
+    page = " ".join(read(folder).text.split())
+    assert "Finished1 of 1 problems" in page and "beyond" not in page
+
+
 def test_a_success_has_its_criterion_and_a_verdict_is_none(tmp_path: Path) -> None:
     audited = record(1, verdict="spurious")
     del audited["success"], audited["criterion"]
