@@ -187,6 +187,8 @@ def reaches(measured: Mapping[str, Any], target: str) -> dict[str, Any]:
     confidence = measured["confidence_after"]
     if before == target:
         criterion = f"the original is predicted as {target} already: no change can be found"
+    elif after == target:
+        criterion = f"predicted as {after} ({confidence[after]:.2f}), as wanted"
     else:
         criterion = f"predicted as {after} ({confidence[after]:.2f}); wanted: {target} ({confidence[target]:.2f})"
     return {
