@@ -140,16 +140,15 @@ def _as_it_was(classifier: object) -> Iterator[None]:
     if not isinstance(classifier, nn.Module):
         yield
         return
-    modes = [(module, module.training) for module in classifier.modules()]
-    trained = [(parameter, parameter.requires_grad) for parameter in classifier.parameters()]
-    tensors = [*classifier.parameters(), *classifier.buffers()]
-    places = [(tensor, tensor.dtype, tensor.device) for tensor in tensors]
+    modes = [(module, module.training, dict(module.named_buffers(recurse=False))) for module in classifier.modules()]
+    weights = [(parameter, parameter.requires_grad, parameter.data) for parameter in classifier.parameters()]
     try:
         yield
     finally:
-        for module, mode in modes:
+        for module, mode, buffers in modes:
             module.training = mode
-        for parameter, own in trained:
-            parameter.requires_grad_(own)
-        for tensor, dtype, device in places:
-            tensor.data = tensor.data.to(device, dtype)
+            for name, buffer in buffers.items():  # whoever moves or converts a module puts others in their place
+                setattr(module, name, buffer)
+        for parameter, trained, data in weights:
+            parameter.requires_grad_(trained)
+            parameter.data = data

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.zoo.own import callable_classifier
-from runner.explain import Answer, explain
+from runner.explain import Answer, _as_it_was, explain
 from runner.types import UserError
 from tests.cli import Cli
 
@@ -61,6 +61,17 @@ def test_a_network_in_half_precision_is_left_in_it(ask: Ask) -> None:
     ask(own, labels=NAMES, size=16)
     assert all(torch.equal(p, was) for p, was in zip(own.parameters(), before, strict=True))
     assert {p.dtype for p in own.parameters()} == {torch.bfloat16}
+
+
+def test_weights_and_buffers_come_back_to_the_bit() -> None:
+    """Also where their number format was a wider one, and buffers, which a conversion replaces."""
+    own = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    own.state_dict()["1.running_mean"].add_(1 / 3)
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    with _as_it_was(own):
+        own.float().eval()
+    assert own.training and all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
+    assert all(value.dtype == before[name].dtype for name, value in own.state_dict().items())
 
 
 def test_the_defaults_and_the_settings_of_a_network(ask: Ask) -> None:
