@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from models.classifier import ImageClassifier, digest_of
 from runner.types import UserError
 
+INSTALLED = {"site-packages", "dist-packages"}  # where Python keeps packages, and Debian's does
+
 
 def sources(target: str) -> list[Path]:
     """The file that a target `file.py:name` or `module:name` names, and those that it imports from its own folder, or,
@@ -27,7 +29,7 @@ def sources(target: str) -> list[Path]:
     if file is None:
         return []
     first = Path(file).expanduser().resolve()
-    if "site-packages" in first.parts:
+    if INSTALLED & set(first.parts):
         return [first]
     root = first.parent if place.endswith(".py") else first.parents[place.count(".") + (first.stem == "__init__")]
     found, waiting = set[Path](), [first]
@@ -39,9 +41,14 @@ def sources(target: str) -> list[Path]:
 
 
 def _imported(file: Path, root: Path) -> Iterator[str]:
-    """The names of the modules that a file may import from below `root`, as if they were imported from there."""
+    """The names of the modules that a file may import from below `root`, as if they were imported from there; none of
+    one that is no Python of this version: compiled ones, and what nothing imports but on other machines."""
     package = file.parent.relative_to(root).parts
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -130,5 +137,9 @@ def _bytes(value: Tensor | np.ndarray | None) -> bytes:
     """What an array holds, and its type and shape."""
     if value is None:
         return b""
-    array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    return f"{array.dtype} {tuple(array.shape)}".encode() + array.flatten().view(torch.uint8).numpy().tobytes()
+    kind = f"{value.dtype} {tuple(value.shape)}".encode()
+    if isinstance(value, Tensor):
+        return kind + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    if not value.dtype.hasobject:
+        return kind + value.tobytes()
+    return kind + repr([one for one in value.flat if isinstance(one, (str, bytes, int, float))]).encode()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,3 +144,30 @@ def test_a_package_is_followed_to_its_other_modules(tmp_path: Path, monkeypatch:
     found = {str(file.relative_to(tmp_path.resolve())) for file in sources("somepackage.nets:load")}
     assert found == set(files) - {"somepackage/no.py", "outside.py"}
     assert [file.name for file in sources("torchvision:x")] in ([], ["__init__.py"])
+
+
+def test_arrays_of_words_are_seen_by_their_words() -> None:
+    def seen(words: Any) -> str:
+        return callable_classifier(
+            lambda x: x.mean((2, 3))[:, : len(words)], ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", None
+        ).recipe
+
+    for kind in (None, object):
+        assert seen(np.array(["cat", "dog"], kind)) == seen(np.array(["cat", "dog"], kind))
+        assert seen(np.array(["cat", "dog"], kind)) != seen(np.array(["cat", "dot"], kind))
+
+
+def test_what_is_no_python_imports_nothing(tmp_path: Path) -> None:
+    """A compiled module, and one of another version of Python that a branch imports which is never taken."""
+    (tmp_path / "net.py").write_text("def load():\n    import old, fast\n")
+    (tmp_path / "old.py").write_text("print 'Python 2'\n")
+    (tmp_path / "fast.py").write_bytes(b"\x7fELF\0\0")
+    assert [file.name for file in sources(f"{tmp_path / 'net.py'}:load")] == ["fast.py", "net.py", "old.py"]
+
+
+def test_of_an_installed_package_its_file_is_taken_alone(tmp_path: Path) -> None:
+    place = tmp_path / "dist-packages"
+    place.mkdir()
+    (place / "net.py").write_text("import other\n")
+    (place / "other.py").write_text("")
+    assert [file.name for file in sources(f"{place / 'net.py'}:load")] == ["net.py"]
