@@ -29,9 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", "
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is run: some start further programs
 MIN_SIDE = 16  # pixels
 MAX_PIXELS = 178_000_000  # 13,000 x 13,000 and more; half a gigabyte while it is decoded
-LARGE_SIDE = (
-    2048  # pixels; an image that has twice as many on both sides is reduced to no less before it becomes floats
-)
+LARGE_SIDE = 2048  # pixels; an image that has twice as many on both sides is reduced to no less before it is floats
 NAMED = 3  # files that a line about many names
 
 _WANTED = f"a whole picture ({', '.join(suffix[1:] for suffix in SUFFIXES)})"
@@ -62,7 +60,8 @@ def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"data.path={path}: {'is a folder' if path.is_dir() else 'no such file'}; wanted is {_WANTED}")
+        reason = "is a folder" if path.is_dir() else "no such file"
+        raise UnreadableImage(f"data.path={path}: {reason}; wanted is {_WANTED}")
     return decode(f"data.path={path}", path)
 
 
@@ -132,12 +131,14 @@ def _name(*parts: str) -> str:
 def _unique(names: Sequence[str]) -> list[str]:
     """The names, repeated ones numbered in their order: a, b, a -> a, b, a-2. Some file systems tell no letter case."""
     result: dict[str, str] = {}
+    numbers: dict[str, int] = {}  # that were given last: long class names leave thousands of images one name
     for name in names:
-        unique, k = name, 1
+        unique, k = name, numbers.get(name, 1)
         while unique.casefold() in result:
             k += 1
             unique = f"{name}-{k}"
         result[unique.casefold()] = unique
+        numbers[name] = k
     return list(result.values())
 
 

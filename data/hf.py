@@ -16,7 +16,7 @@ import fsspec
 from data.folder import decode
 from data.selection import check_choice, check_position, digest_of, shuffled
 from runner.ranges import Count, Seed
-from runner.types import Example, UserError, first_line, matching_rows
+from runner.types import Example, UnreadableImage, UserError, first_line, matching_rows
 
 Picture = Mapping[str, Any]  # `bytes`, and where these are none, the `path` of the file
 
@@ -41,13 +41,13 @@ class HubPictures:
         return len(self._order)
 
     def __getitem__(self, i: int) -> Example:
-        """A picture at its own size. Raises UserError if it is broken."""
+        """A picture at its own size. Raises UnreadableImage if it is gone or broken."""
         row = self._order[check_position(i, len(self))]
         key = f"{self._key}: picture {row}"
         try:
             source = content(self._pictures[row])
         except OSError as error:
-            raise UserError(f"{key} cannot be read: {first_line(error)}") from error
+            raise UnreadableImage(f"{key} cannot be read: {first_line(error)}") from error
         image = decode(key, BytesIO(source))
         return Example(f"{self._split}-{row:06d}", image, self._own[row], origin=sha256(source).hexdigest())
 

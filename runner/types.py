@@ -25,7 +25,7 @@ class UserError(ValueError):
 
 
 class UnreadableImage(UserError):
-    """An image that is broken, too small, too large or not the one that it was; others go on without it."""
+    """An image that is gone, broken, too small, too large or not the one that it was; others go on without it."""
 
 
 class NotFinite(UserError):

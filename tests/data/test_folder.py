@@ -12,7 +12,7 @@ from PIL import Image
 from PIL import ImageFile as PillowFile
 
 from data import folder
-from data.folder import ImageFile, ImageFolder, OnePicture, read_picture, square
+from data.folder import ImageFile, ImageFolder, OnePicture, _unique, read_picture, square
 from runner.protocols import Dataset
 from runner.types import Example, UnreadableImage, UserError
 
@@ -255,6 +255,12 @@ def test_names_are_fit_for_folders(tmp_path: Path, name: str) -> None:
 
 
 # --- what kept results are found by ---------------------------------------------------------------------------
+
+
+def test_many_images_of_one_name_are_numbered_in_a_moment() -> None:
+    names = _unique(["a", "a-2", "A", "a", *["b"] * 50_000, "a"])
+    assert names[:4] == ["a", "a-2", "A-3", "a-4"] and names[-2:] == ["b-50000", "a-5"]
+    assert len({name.casefold() for name in names}) == len(names)
 
 
 def test_rows_of_one_picture_and_of_a_folder(tmp_path: Path) -> None:

@@ -108,6 +108,9 @@ def test_an_image_is_read_when_it_is_needed_and_refused_if_it_is_another_one_the
     Image.new("RGB", (24, 24), "blue").save(file)
     with pytest.raises(UnreadableImage, match="crab-0: its image was changed while the run went on"):
         fields["load"]()
+    file.unlink()
+    with pytest.raises(UnreadableImage, match=r"0\.png: no such file"):
+        fields["load"]()
 
 
 def test_problems_share_the_mask_that_the_user_drew(tmp_path: Path) -> None:
