@@ -20,8 +20,8 @@ from models import attention
 from models.adapters import fuse
 from models.devices import device_of, dtype_of
 from models.hub import local_folder, one_line
-from models.layout import WANTED, check_pipeline, check_unet, chosen_variants, pipeline_folder
 from models.levels import noise_levels, read_scheduler
+from models.pipeline import WANTED, check_pipeline, check_unet, chosen_variants, pipeline_folder
 from models.steps import guidance_embedding, noise_of_velocity
 from runner.types import UserError
 

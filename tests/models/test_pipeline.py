@@ -14,8 +14,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from models import networks
-from models.layout import WEIGHTS, check_pipeline, variants_in
 from models.networks import Networks
+from models.pipeline import WEIGHTS, check_pipeline, variants_in
 from runner.types import UserError
 
 Change = Callable[[Path], None]
