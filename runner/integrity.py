@@ -95,7 +95,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
         raise Damaged("is empty")
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged("is not JSON") from error
     if not isinstance(value, dict):
         raise Damaged("is not a JSON object")

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict
 from pydantic_core import PydanticCustomError
 
 from runner.ranges import Keys, OneOf, Section
-from runner.types import UserError
+from runner.types import UserError, first_line
 
 # Keys of a node that are not its target's.
 HYDRAS_OWN = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
@@ -143,7 +143,7 @@ def _located(path: str) -> Callable[..., Any]:
     try:
         found = get_object(path)
     except Exception as error:  # whatever importing somebody's module raises
-        raise UserError(f"cannot be found ({str(error).splitlines()[0]})") from error
+        raise UserError(f"cannot be found ({first_line(error)})") from error
     if not callable(found):
         raise UserError("cannot be called; wanted is a function or a class")
     return typing.cast(Callable[..., Any], found)
