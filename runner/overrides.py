@@ -37,7 +37,10 @@ def with_training(words: Sequence[str]) -> list[str]:
     else:
         kept, words_of_it = list(own), [f"data@training={data}"]
     alike = {f"training.{key.removeprefix('data.')}": own[key] for key in kept if key in own}
-    return [*words, *words_of_it, *(f"{key}={value}" for key, value in alike.items() if key not in given)]
+    added = [*words_of_it, *(f"{key}={value}" for key, value in alike.items() if key not in given)]
+    # Beside the other words: behind an option such as --cfg they would be none.
+    place = 1 + max((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), default=-1)
+    return [*words[:place], *added, *words[place:]]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from models.zoo.labels import imagenet_labels
 from runner.compose import configure
-from runner.overrides import quoted
+from runner.overrides import quoted, with_training
 from runner.types import UserError
 from tests.cli import Cli
 
@@ -103,3 +103,12 @@ def test_every_bad_job_of_a_sweep_is_one_line(tmp_path: Path, capfd: pytest.Capt
     assert outcome.code == 2 and [line.split(":")[0] for line in outcome.lines] == [
         "optimizer.steps=-1", "optimizer.steps=-2",
     ]  # fmt: skip
+
+
+def test_words_about_training_images_stand_beside_the_others() -> None:
+    """Behind an option they would be taken for no word."""
+    alike = ["data@training=folder", "training.path=x"]
+    own = ["data=folder", "data.path=x"]
+    assert with_training([*own, "--cfg", "job"]) == [*own, *alike, "--cfg", "job"]
+    assert with_training(["-m", *own]) == ["-m", *own, *alike]
+    assert with_training(["--cfg", "job"]) == ["--cfg", "job"]

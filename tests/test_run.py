@@ -388,7 +388,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "every": (["checkpoint.every=0"], ["checkpoint.every=0", "1"]),
     "template": (["segmenter=planted", "segmenter.template=x"], ["segmenter.template=x", "{words}"]),
     "text template": (
-        ["task=spurious_audit", "text_segmenter.template=x"],
+        ["task=spurious_audit", "sampler=ddim", "text_segmenter.template=x"],
         ["text_segmenter.template=x", "{words}"],
     ),
     "rival": (

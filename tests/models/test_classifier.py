@@ -460,7 +460,7 @@ def test_labels_file_errors_name_the_file(tmp_path: Path) -> None:
 def test_own_classifier_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/own_classifier.md").read_text()
     module, _, python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (command,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    command, *_ = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("my_network.py").write_text(module)
     Path("names.txt").write_text("\n".join(planted.CLASSES) + "\n")

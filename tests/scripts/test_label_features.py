@@ -62,7 +62,9 @@ def test_interactions_belong_to_neither(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("renders")
 def test_labels_are_written_in_the_columns_of_salient_imagenet(tmp_path: Path) -> None:
-    training = Pictures([colour(0.9, 0.1, 0.2), colour(0.1, 0.9, 0.2), colour(0, 0, 1)], ["a", "b", "c"])
+    training = Pictures(
+        [colour(0.9, 0.1, 0.2), colour(0.1, 0.9, 0.2), colour(0, 0, 1)], ["rock crab", "viaduct", "urn"]
+    )
     out = tmp_path / "labels" / "labels.csv"
     classifier: Any = classifier_of(Colours(WEIGHTS))
     left_out = label_features(classifier, training, 8, TensorCache(None), 2, out)
