@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runner.protocols import Cache, Classifier, Dataset
 from runner.text import read_text
-from runner.types import Head, UserError
+from runner.types import Head, UserError, finite
 from tasks.ranking import cached, chunks
 from tasks.targets import known_label, rows_of_class
 
@@ -94,7 +94,7 @@ def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dat
     for _, images in chunks(dataset, side, rows):
         features = classifier(images).features
         assert features is not None
-        psi = features.cpu().double() * weight
+        psi = finite(features.cpu(), f"the features of pictures of '{label}'").double() * weight
         total += psi.sum(dim=0)
         outer += psi.T @ psi
     mean = total / len(rows)

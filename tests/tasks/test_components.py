@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from models.tensor_cache import TensorCache
-from runner.types import Head, UserError
+from runner.types import Head, NotFinite, UserError
 from tasks import ranking
 from tasks.components import Components, check_component, components, read_components
 from tests.conftest import SHARED
@@ -51,6 +51,16 @@ def test_they_are_scikit_learns_up_to_their_sign(label: str, count: int, monkeyp
     images = torch.stack([dataset[i].image for i in dataset.rows(label)])
     found = own.contributions(classifier_of(network)(images).features.double())
     np.testing.assert_allclose(found[:, :kept], scores[:, :kept], rtol=1e-4, atol=1e-8)
+
+
+def test_features_that_are_not_finite_are_told() -> None:
+    """No decomposition of them ends, and no component follows."""
+    network = Maps()
+    classifier, bias = classifier_of(network), network.maps.bias
+    assert bias is not None
+    bias.data[1] = torch.nan
+    with pytest.raises(NotFinite, match="the features of pictures of 'urn': not finite"):
+        components(classifier, "urn", noise(60), SIDE, NOTHING_KEPT)
 
 
 def test_vectors_are_orthonormal_point_to_the_sum_and_fall_in_variance() -> None:
