@@ -65,7 +65,7 @@ def calibrated(runs: Sequence[str], digest: str) -> float:
             raise UserError(
                 f"task.calibration={folder}: {results.name} is not JSON; its command writes it anew"
             ) from error
-        records = [record for record in lines if record.get("label") and record["reached"]]
+        records = [line for line in lines if isinstance(line, dict) and line.get("label") and line.get("reached")]
         if not records:
             raise UserError(f"task.calibration={folder}: holds no labelled features; wanted is an audit's run folder")
         if any(record["network"] == digest for record in records):
