@@ -242,11 +242,6 @@ def _used_at_several_places(value: Tensor, outputs: Sequence[Tensor]) -> list[bo
     return [g is not None and int((places(g) != 0).any(dim=1).sum()) > 1 for g in gradients]
 
 
-def has_places(output: Tensor) -> bool:
-    """Whether a module's output is a square feature map "b c y x" or tokens "b l c"."""
-    return output.ndim == 3 or (output.ndim == 4 and output.shape[2] == output.shape[3])
-
-
 def places(maps: Tensor) -> Float[Tensor, "b c p"]:
     """A feature map "b c y x" or tokens "b l c" with their places in the last dimension."""
     return maps.flatten(2) if maps.ndim == 4 else maps.transpose(1, 2)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, has_places, places
+from models.classifier import ImageClassifier, places
 from models.layouts import PAIRS, Channels, Layout, halves, layout_of
 from models.zoo.timm import timm_classifier
 from runner.types import UserError
@@ -206,7 +206,7 @@ def test_the_map_of_every_family_is_found_in_seconds(family: ImageClassifier) ->
     assert module is not None and time.monotonic() - clock < 20
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     response, found = family.trace(image.requires_grad_(), [module])
-    assert response.features is not None and has_places(found[module])
+    assert response.features is not None and found[module].ndim in (3, 4)
     if places(found[module]).shape[1] != response.features.shape[1]:  # those have layers between map and features
         assert family.network.__class__.__name__ in ("MambaOut",)
 
