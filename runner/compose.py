@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from data.selection import select
 from models.devices import device_of
 from models.hub import WITHOUT
+from runner.finished import read_config
 from runner.overrides import in_one_line, with_training
 from runner.protocols import Dataset
-from runner.report import read_config
 from runner.run import Parts
 from runner.schema import check_settings
 from runner.settings import Settings

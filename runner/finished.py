@@ -1,18 +1,62 @@
-"""A run folder, read: its configuration and its results."""
+"""A run folder, read: its configuration and its results; what is damaged in it is left out, and told, or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.report import read_config, read_object, read_results
-from runner.types import UserError
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from runner.files import Damaged, read
+from runner.integrity import parse_line, parse_object
+from runner.types import UserError, first_line
 
 Record = Mapping[str, Any]  # a line of results.jsonl
 
+ANEW = "the run's own command writes it anew"
 WANTED = "give outputs/<task>/<generator>-<classifier>/<hash>"
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The configuration that a run's folder holds, empty where it has none. Raises UserError if it is no YAML, or if it
+    asks for more than plain values."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
+    return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """A JSON object of a run's folder, empty where there is no file. Raises UserError for any other content."""
+    try:
+        return parse_object(read(path))
+    except FileNotFoundError:
+        return {}
+    except Damaged as error:
+        raise UserError(f"{path}: {error}; {ANEW}") from error
+
+
+def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The finished problems of a run, none where there is no file; a damaged line is left out, and told. Raises
+    UserError where the file as a whole cannot be read."""
+    try:
+        lines = read(path).split(b"\n")
+    except FileNotFoundError:
+        return
+    except Damaged as error:
+        raise UserError(f"{path}: {error}; {ANEW}") from error
+    for i, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield parse_line(line)
+            except Damaged as error:
+                print(f"{path}, line {i}: {error}; left out, {ANEW}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

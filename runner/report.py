@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,22 +15,19 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, UnidentifiedImageError
 from scipy.stats import binomtest
-from yaml import YAMLError
 
 from runner.chart import Chart, charts, number
 from runner.files import Damaged, put, read
-from runner.integrity import parse_line, parse_object
+from runner.finished import ANEW, read_config, read_object, read_results
+from runner.integrity import parse_object
 from runner.tables import tables, words
-from runner.types import UserError, first_line
+from runner.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
 FILES = ("config.yaml", "results.jsonl", "summary.json", "status.json")
-ANEW = "the run's own command writes it anew"
 SMALL = 160  # px; narrower pictures are enlarged with hard pixel edges
 
 # Keys of a result that have a place of their own on its card; what else is a plain value goes into a table.
@@ -216,53 +212,6 @@ def percent(share: float, digits: int = 1) -> str:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """The configuration that a run's folder holds, empty where it has none. Raises UserError if it is no YAML, or if it
-    asks for more than plain values."""
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
-    return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
-
-
-def read_object(path: Path) -> Mapping[str, Any]:
-    """A JSON object of a run's folder, empty where there is no file. Raises UserError for any other content."""
-    try:
-        return parse_object(read(path))
-    except FileNotFoundError:
-        return {}
-    except Damaged as error:
-        raise UserError(f"{path}: {error}; {ANEW}") from error
-
-
-def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The finished problems of a run, none where there is no file; a damaged line is left out, and told. Raises
-    UserError where the file as a whole cannot be read."""
-    try:
-        lines = read(path).split(b"\n")
-    except FileNotFoundError:
-        return
-    except Damaged as error:
-        raise UserError(f"{path}: {error}; {ANEW}") from error
-    for i, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield parse_line(line)
-            except Damaged as error:
-                print(f"{path}, line {i}: {error}; left out, {ANEW}", file=sys.stderr)
-
-
-def parse_json(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {text[:40]!r} is not a JSON object")
-    return value
 
 
 # --- one problem ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from runner.background import Background
 from runner.baselines import Baseline, Parametrise
 from runner.claims import Claim, Claims, Process
 from runner.files import Unwritable, check_writable
+from runner.finished import read_object
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Unfailing
 from runner.manifest import Manifest, answers_of, digests_of
@@ -29,7 +30,7 @@ from runner.optimize import Descent
 from runner.progress import preparing, progress
 from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
 from runner.record import RunFolder, Summarise, batch_name, batch_span, run_key
-from runner.report import read_object, write_report
+from runner.report import write_report
 from runner.retry import DeviceLost, Retry
 from runner.share import share
 from runner.solve import Solver, solve_batch

@@ -12,9 +12,9 @@ from typing import Any
 
 from runner.claims import Claims, Process, is_running
 from runner.files import Damaged, read, read_text
+from runner.finished import read_config, read_object, read_results
 from runner.integrity import parse_failure, parse_object
 from runner.record import batch_span
-from runner.report import parse_json, read_config, read_object, read_results
 from runner.types import UserError
 
 FILE = "submission.json"
@@ -147,13 +147,21 @@ def read_submission(folder: Path) -> Submission:
         raise UserError(
             f"submission={folder}: {path} is not there; give a folder that `python -m runner.submit` printed"
         )
-    noted = parse_json(path.read_text(errors="replace"), str(path))
+    noted = _noted(path)
     kinds = {"cluster": str, "jobs": list, "words": list, "place": str}
     if wrong := [key for key, kind in kinds.items() if not isinstance(noted.get(key), kind)]:
         raise UserError(f"{path}: has no usable {wrong[0]}; submit again, what is done stays")
     if not noted["jobs"] or not all(isinstance(value, str) for value in (*noted["jobs"], *noted["words"])):
         raise UserError(f"{path}: its jobs and words are no texts; submit again, what is done stays")
     return Submission(folder.resolve(), noted["cluster"], noted["jobs"], noted["words"], noted["place"])
+
+
+def _noted(path: Path) -> Mapping[str, Any]:
+    """A submission's file. Raises UserError if it is damaged."""
+    try:
+        return parse_object(read(path))
+    except Damaged as error:
+        raise UserError(f"{path}: {error}; submit again, what is done stays") from error
 
 
 def latest(outputs: Path) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from runner.finished import read_config
 from runner.overrides import in_one_line
-from runner.report import read_config
 from runner.schema import check_settings
 from runner.settings import SubmitSettings
 from runner.types import UserError

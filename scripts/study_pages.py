@@ -20,10 +20,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from runner.files import write
+from runner.files import Damaged, write
 from runner.finished import Record, Run, read_run
+from runner.integrity import parse_object
 from runner.record import read_png, write_png
-from runner.report import SMALL, TEMPLATES, Rate, parse_json
+from runner.report import SMALL, TEMPLATES, Rate
 from runner.types import UserError
 
 METHODS = ("A", "B")  # two runs that are compared, in the order in which they are given
@@ -309,4 +310,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """A file that holds a JSON object. Raises UserError if there is none."""
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    return parse_json(file.read_text(encoding="utf-8"), str(file))
+    try:
+        return parse_object(file.read_bytes())
+    except Damaged as error:
+        raise UserError(f"{file}: {error}") from error
