@@ -52,8 +52,9 @@ def checked(words: Sequence[str]) -> Path:
     first = [options[0] for options in choices]
     others = [[*first[:i], other, *first[i + 1 :]] for i, options in enumerate(choices) for other in options[1:]]
     configs = [configure([*plain, *job]) for job in (first, *others)]
+    known: dict[str, Sequence[str] | None] = {}
     for config in configs:
-        _check_classes(config)
+        _check_classes(config, known)
     outputs = Path(configs[0]["outputs"])
     check_line("outputs", str(outputs.resolve()))
     if "%" in str(outputs.resolve()):
@@ -61,21 +62,29 @@ def checked(words: Sequence[str]) -> Path:
     return outputs
 
 
-def _check_classes(config: Mapping[str, Any]) -> None:
-    """Raise UserError for a class that the task names and the classifier does not know; where the classifier cannot be
-    loaded on this machine, say so and leave it to the jobs."""
+def _check_classes(config: Mapping[str, Any], known: dict[str, Sequence[str] | None]) -> None:
+    """Raise UserError for a class that the task names and the classifier does not know. known: the labels of
+    classifiers that were loaded before, by their settings; others are added."""
     named = {f"task.{key}": config["task"].get(key) for key in ("target", "classes")}
     listed = {key: [value] if isinstance(value, str) else list(value or ()) for key, value in named.items()}
     asked = [(key, name) for key, names in listed.items() for name in names if not (name in RULES or ":" in name)]
     if not asked:
         return
+    node = json.dumps(config["classifier"], sort_keys=True)
+    labels = known[node] if node in known else known.setdefault(node, _labels(config["classifier"]))
+    if labels is not None:
+        for key, name in asked:
+            known_label(key, name, labels)
+
+
+def _labels(node: Mapping[str, Any]) -> Sequence[str] | None:
+    """A classifier's labels; None, and a line that leaves it to the jobs, where it cannot be loaded on this machine."""
     try:
-        labels = instantiate(config["classifier"], _convert_="all").labels
+        labels: Sequence[str] = instantiate(node, _convert_="all").labels
     except InstantiationException as error:
         print(f"classes are not checked here: {first_line(error.__cause__ or error)}", file=sys.stderr)
-        return
-    for key, name in asked:
-        known_label(key, name, labels)
+        return None
+    return labels
 
 
 def parameters(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,20 @@ def test_each_value_of_a_sweep_is_tried() -> None:
         submit.checked(["-m", "seed=0,1", "task.target=viaduct,viadukt"])
 
 
+def test_a_sweeps_classifier_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+
+    def labels(node: object) -> list[str]:
+        loaded.append(node)
+        return ["viaduct", "fireboat"]
+
+    monkeypatch.setattr(submit, "_labels", labels)
+    submit.checked(["-m", "seed=0,1,2", "task.target=viaduct,fireboat"])
+    assert len(loaded) == 1
+    submit.checked(["-m", "classifier=planted_clean,planted_tied", "task.target=viaduct,fireboat"])
+    assert len(loaded) == 3
+
+
 def test_what_slurm_refuses_is_told_in_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
