@@ -15,7 +15,7 @@ from runner.claims import Lost
 from runner.files import FULL
 from runner.progress import Progress
 from runner.record import RunFolder
-from runner.types import Problem, UnreadableImage, UserError, first_line
+from runner.types import NotFinite, Problem, UnreadableImage, UserError, first_line
 
 HOME = Path(__file__).resolve().parent.parent
 OURS = tuple(HOME / folder for folder in ("runner", "models", "tasks", "data"))
@@ -138,7 +138,7 @@ def _tried(attempt: Callable[[], None]) -> Failure | None:
     """What an attempt's error leaves: not the error itself, which would hold on to the memory of what raised it."""
     try:
         attempt()
-    except UnreadableImage as error:
+    except (UnreadableImage, NotFinite) as error:
         return Failure(str(error), "".join(traceback.format_exception(error)), memory=False)
     except (UserError, Lost):
         raise

@@ -15,7 +15,7 @@ import torch
 from runner.claims import Lost
 from runner.interrupt import Stopped
 from runner.retry import DeviceLost, Failure, Retry, out_of_memory
-from runner.types import Edit, Problem, UnreadableImage, UserError
+from runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
 
 CPU = torch.device("cpu")
 
@@ -179,3 +179,11 @@ def test_an_image_that_cannot_be_read_fails_its_own_problem() -> None:
     error = UnreadableImage("crab-1: its image was changed")
     found = Work(lambda part: error if "b" in part else None)("abc")
     assert set(found.solved) == {"a", "c"} and found.failed["b"].error == str(error)
+
+
+def test_a_number_that_is_not_finite_fails_its_own_problem() -> None:
+    """Also where it is measured before the first step, such as a unit's activation in the original."""
+    error = NotFinite("the activation of features:3: not finite in image 1 of 1")
+    work = Work(on("b", error))("abc")
+    assert list(work.failed) == ["b"] and work.failed["b"].error == str(error)
+    assert set(work.solved) == {"a", "c"}
