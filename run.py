@@ -14,7 +14,7 @@ with at_once():  # the imports take seconds
     from runner.overrides import in_one_line, with_training
     from runner.progress import preparing
     from runner.retry import Failure, out_of_memory
-    from runner.run import BAD_INPUT, DONE, FAILED, check_places, run
+    from runner.run import BAD_INPUT, DONE, FAILED, PENDING, check_places, run
     from runner.types import UserError
 
 codes = [0]
@@ -58,4 +58,4 @@ if __name__ == "__main__":
         except UserError as error:
             print(error, file=sys.stderr)
             codes.append(BAD_INPUT)
-    sys.exit(max(codes))
+    sys.exit(max(codes, key=lambda code: (code != DONE, code != PENDING, code)))  # of a sweep, what went wrong

@@ -36,6 +36,7 @@ def with_training(words: Sequence[str]) -> list[str]:
         kept, words_of_it = ["data.path"], [f"data@training={data}_train"]
     else:
         kept, words_of_it = list(own), [f"data@training={data}"]
+    kept = [key for key in kept if not (key == "data.path" and os.path.isfile(os.path.expanduser(own.get(key, ""))))]
     alike = {f"training.{key.removeprefix('data.')}": own[key] for key in kept if key in own}
     added = [*words_of_it, *(f"{key}={value}" for key, value in alike.items() if key not in given)]
     # Beside the other words: behind an option such as --cfg they would be none.

@@ -112,3 +112,11 @@ def test_words_about_training_images_stand_beside_the_others() -> None:
     assert with_training([*own, "--cfg", "job"]) == [*own, *alike, "--cfg", "job"]
     assert with_training(["-m", *own]) == ["-m", *own, *alike]
     assert with_training(["--cfg", "job"]) == ["--cfg", "job"]
+
+
+def test_one_image_is_no_folder_of_training_images(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").touch()
+    words = ["experiment=dig_in/fig10", f"data.path={tmp_path / 'x.jpg'}"]
+    assert with_training(words) == words
+    folder = ["experiment=dig_in/fig10", f"data.path={tmp_path}"]
+    assert with_training(folder) == [*folder, f"training.path={tmp_path}"]
