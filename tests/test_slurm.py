@@ -185,11 +185,11 @@ def attempt_of(folder: Path, job: str) -> dict[str, Any]:
 
 
 def test_a_job_that_cannot_run_fails_and_says_so(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    submission = submitted(cli, capfd, *SETTINGS, "submit.workers=1", "task.target=viadukt")
+    submission = submitted(cli, capfd, *SETTINGS, "submit.workers=1", "data=folder", "data.path=nowhere")
     wait(submission, lambda: ended(submission), "the end of the job")
     (job,) = submission.jobs
     assert (fields(job)["JobState"], fields(job)["ExitCode"]) == ("FAILED", "2:0")
-    assert "task.target=viadukt" in said(submission)
+    assert "data.path=nowhere: no such folder" in said(submission)
     assert submit(["status", f"submission={submission.folder}"]) == 1
     assert "failed, exit code 2" in capfd.readouterr().out
 
