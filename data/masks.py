@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.selection import digest_of, digest_of_files
-from runner.types import UnreadableImage, UserError
+from runner.types import UserError
 
 WHITE = {"1": 1, "L": 255, "I;16": 65535}  # the largest value of a pixel, by Pillow's mode
 
@@ -46,21 +46,21 @@ def read_mask(key: str, path: str | Path, size: tuple[int, int]) -> Float[Tensor
     """A mask of zeros and ones from a grey PNG: one where a pixel is brighter than half.
 
     key: the configuration's, for errors; size: rows and columns of the picture that it belongs to, in pixels.
-    Raises UnreadableImage, in one line, if the file is missing, no picture, not grey or of another size.
+    Raises UserError, in one line, if the file is missing, no picture, not grey or of another size.
     """
     path = Path(path).expanduser()
     wanted = f"wanted is a grey PNG of {size[1]} x {size[0]} pixels, as its picture has"
     if not path.is_file():
-        raise UnreadableImage(f"{key}={path}: no such file; {wanted}")
+        raise UserError(f"{key}={path}: no such file; {wanted}")
     try:
         with Image.open(path, formats=["PNG"]) as file:
             file.verify()  # refuses a truncated file, which other libraries tell Pillow to tolerate when it decodes
         with Image.open(path) as file:
             mode, pixels = file.mode, torch.from_numpy(np.array(file, dtype=np.float32))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{key}={path}: cannot be read; {wanted}") from error
+        raise UserError(f"{key}={path}: cannot be read; {wanted}") from error
     if mode not in WHITE:
-        raise UnreadableImage(f"{key}={path}: its mode is {mode}; {wanted}, mode {', '.join(WHITE)}")
+        raise UserError(f"{key}={path}: its mode is {mode}; {wanted}, mode {', '.join(WHITE)}")
     if pixels.shape != size:
-        raise UnreadableImage(f"{key}={path}: {pixels.shape[1]} x {pixels.shape[0]} pixels; {wanted}")
+        raise UserError(f"{key}={path}: {pixels.shape[1]} x {pixels.shape[0]} pixels; {wanted}")
     return (pixels[None] / WHITE[mode] > 0.5).float()
