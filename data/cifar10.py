@@ -101,7 +101,7 @@ class Cifar10:
     def __getitem__(self, i: int) -> Example:
         """Photograph `i` of the seed's order, (3, 32, 32), named after its file."""
         row = self._order[check_position(i, len(self))]
-        return Example(self._names[row], self._images[row].float() / 255, CLASSES[int(self._labels[row])])
+        return Example(self._names[row], lambda: self._images[row].float() / 255, CLASSES[int(self._labels[row])])
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's photographs."""

@@ -9,9 +9,9 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
+from io import BytesIO
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -58,28 +58,56 @@ def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
     more. Transparent parts are laid on white. Raises UserError if the file is missing, UnreadableImage if it is none
     of `FORMATS`, truncated, smaller than 16 pixels on a side or larger than `MAX_PIXELS`.
     """
+    key, file = _existing(path)
+    return decode(key, file)
+
+
+def check_file(path: str | Path) -> None:
+    """Raises UnreadableImage where there is no such file, and as `check_head` does."""
+    check_head(*_existing(path))
+
+
+def _existing(path: str | Path) -> tuple[str, Path]:
+    """What errors name a file by, and the file. Raises UnreadableImage where there is none."""
     path = Path(path).expanduser()
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else "no such file"
         raise UnreadableImage(f"data.path={path}: {reason}; wanted is {_WANTED}")
-    return decode(f"data.path={path}", path)
+    return f"data.path={path}", path
 
 
-def decode(key: str, source: Path | IO[bytes]) -> Float[Tensor, "3 h w"]:
+def decode(key: str, source: Path | bytes) -> Float[Tensor, "3 h w"]:
     """The image in a file or in its bytes, as `read_picture` gives it; key: what errors name."""
-    try:
-        with _pillow_strict(), Image.open(source, formats=FORMATS) as file:
-            _check_size(key, file)
-            ImageOps.exif_transpose(file, in_place=True)
-            image = to_rgb(file)
-    except BROKEN as error:
-        if isinstance(error, UserError):
-            raise
-        reason = first_line(error).replace(str(source), "the file")
-        raise UnreadableImage(f"{key}: cannot be read ({reason}); wanted is {_WANTED}") from error
+    with _opened(key, source) as file:
+        ImageOps.exif_transpose(file, in_place=True)
+        image = to_rgb(file)
     if (factor := min(image.size) // LARGE_SIDE) > 1:
         image = image.reduce(factor)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def check_head(key: str, source: Path | bytes) -> None:
+    """Raises UnreadableImage, which begins with the key, for what an image's first bytes tell, without decoding it: a
+    file that is gone, of another format, too small or too large."""
+    with _opened(key, source):
+        pass
+
+
+@contextmanager
+def _opened(key: str, source: Path | bytes) -> Iterator[Image.Image]:
+    """An image of which nothing but the head is read yet. Raises UnreadableImage for what cannot be read of it, within
+    the context, too."""
+    content = BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with _pillow_strict(), Image.open(content, formats=FORMATS) as file:
+            _check_size(key, file)
+            _check_mode(file)
+            yield file
+    except BROKEN as error:
+        if isinstance(error, UserError):
+            raise
+        reason = first_line(error).replace(str(content), "the file")
+        raise UnreadableImage(f"{key}: cannot be read ({reason}); wanted is {_WANTED}") from error
 
 
 def _check_size(key: str, image: Image.Image) -> None:
@@ -109,8 +137,7 @@ def _pillow_strict() -> Iterator[None]:
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Any of Pillow's modes to 8-bit RGB: transparency laid on white, 16-bit grey scaled to 8. Raises ValueError where
     the range of the values is not known."""
-    if picture.mode == "F":
-        raise ValueError("floating-point values, whose range nothing tells")
+    _check_mode(picture)
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
@@ -120,6 +147,11 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _check_mode(picture: Image.Image) -> None:
+    if picture.mode == "F":
+        raise ValueError("floating-point values, whose range nothing tells")
 
 
 def _name(*parts: str) -> str:
@@ -182,15 +214,15 @@ class ImageFile(OnePicture):
             raise UserError(f"data.path is missing: give {_WANTED}, e.g. data.path=goldfish.jpg")
         if label is None or not str(label).strip():
             raise UserError(f"data.label is missing: name the class that {path} shows, e.g. data.label='goldfish'")
-        image, file = read_picture(path), Path(path).expanduser()
-        super().__init__(Example(_name(file.stem), image, str(label).strip(), caption, file))
+        file = Path(path).expanduser()
+        super().__init__(Example(_name(file.stem), partial(read_picture, path), str(label).strip(), caption, file))
 
 
 class LabelledFiles:
     """Files of pictures, each with its class, as a `runner.types.Dataset` in the seed's order; nobody captioned them.
 
-    kind: what decides the data set beside its files, for the digest, see `digest_of_files`. Pictures are read when
-    asked for, at their own size; raises UserError for a broken one as `read_picture` does.
+    kind: what decides the data set beside its files, for the digest, see `digest_of_files`. Of an image that is asked
+    for its head is read, and refused as by `check_file`; it is decoded, at its own size, when its pixels are needed.
     """
 
     def __init__(
@@ -212,7 +244,8 @@ class LabelledFiles:
 
     def __getitem__(self, i: int) -> Example:
         file, name, label = self._files[check_position(i, len(self))]
-        return Example(name, read_picture(file), label, origin=file)
+        check_file(file)
+        return Example(name, partial(read_picture, file), label, origin=file)
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's pictures."""

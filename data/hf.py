@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from data.folder import decode
+from data.folder import check_head, decode
 from data.selection import check_choice, check_position, digest_of, shuffled
 from runner.ranges import Count, Seed
 from runner.types import Example, UnreadableImage, UserError, first_line, matching_rows
@@ -41,15 +41,16 @@ class HubPictures:
         return len(self._order)
 
     def __getitem__(self, i: int) -> Example:
-        """A picture at its own size. Raises UnreadableImage if it is gone or broken."""
+        """An image at its own size. Raises UnreadableImage for what `check_head` sees."""
         row = self._order[check_position(i, len(self))]
         key = f"{self._key}: picture {row}"
         try:
             source = content(self._pictures[row])
         except OSError as error:
             raise UnreadableImage(f"{key} cannot be read: {first_line(error)}") from error
-        image = decode(key, BytesIO(source))
-        return Example(f"{self._split}-{row:06d}", image, self._own[row], origin=sha256(source).hexdigest())
+        check_head(key, source)
+        load, digest = partial(decode, key, source), sha256(source).hexdigest()
+        return Example(f"{self._split}-{row:06d}", load, self._own[row], origin=digest)
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's pictures."""

@@ -300,16 +300,21 @@ class PlantedDataset:
 
     def __getitem__(self, i: int) -> Example:
         """Picture `i`, (3, 64, 64) in multiples of 1/255 as a saved file has them, with its full caption."""
-        scenes, rendered = self.truth(i)
-        image = (rendered.image[0] * 255).round() / 255
+        scenes = self._scenes(i)
         name, origin = f"{self.split}-{i:05d}", f"{self.digest} {i}"  # machines may round pixels differently
-        return Example(name, image, CLASSES[int(scenes.label)], caption(scenes, 0), origin)
+        return Example(
+            name, lambda: (render(scenes).image[0] * 255).round() / 255, CLASSES[int(scenes.label)],
+            caption(scenes, 0), origin,
+        )  # fmt: skip
 
     def truth(self, i: int) -> tuple[Scenes, Rendered]:
         """What picture `i` shows, as batches of one: its factors, and its masks beside the unrounded image."""
-        position = check_position(i, len(self))
-        scenes = self.scenes[position : position + 1]
+        scenes = self._scenes(i)
         return scenes, render(scenes)
+
+    def _scenes(self, i: int) -> Scenes:
+        position = check_position(i, len(self))
+        return self.scenes[position : position + 1]
 
     def rows(self, label: str) -> list[int]:
         """The positions of a class's pictures."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runner.protocols import Dataset
-from runner.types import Example, UserError, matching
+from runner.types import Example, UnreadableImage, UserError, matching
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> str:
@@ -79,9 +81,13 @@ def digest_of_pixels(image: Float[Tensor, "c h w"]) -> str:
 
 
 def content_of(example: Example) -> str:
-    """The digest of what an example's picture follows from: its file, what else decides it, or its pixels."""
+    """The digest of what an example's image follows from: its file or what else decides it, so that it need not be
+    decoded, or its pixels. Raises UnreadableImage."""
     if isinstance(example.origin, Path):
-        return digest_of_file(example.origin)
+        try:
+            return digest_of_file(example.origin)
+        except OSError as error:
+            raise UnreadableImage(f"data.path={example.origin}: cannot be read ({error.strerror})") from error
     return digest_of_pixels(example.image) if example.origin is None else digest_of(example.origin)
 
 
@@ -110,8 +116,12 @@ class Selected:
 
     def __init__(self, dataset: Dataset, positions: Sequence[int], labels: Sequence[str]) -> None:
         self.labels: tuple[str, ...] = tuple(labels)
-        self.digest = digest_of("selected", dataset.digest, list(positions))
         self._dataset, self._positions = dataset, positions
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the data set's and the positions; taken when it is asked for, as it may read all files."""
+        return digest_of("selected", self._dataset.digest, list(self._positions))
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -138,14 +148,23 @@ class Centered(Selected):
 
     def __init__(self, dataset: Dataset, share: float) -> None:
         super().__init__(dataset, range(len(dataset)), dataset.labels)
-        self.digest, self.share = digest_of("centered", dataset.digest, share), share
+        self.share = share
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of("centered", self._dataset.digest, self.share)
 
     def __getitem__(self, i: int) -> Example:
         example = super().__getitem__(i)
-        height, width = example.image.shape[-2:]
-        side = round(self.share * min(height, width))
-        top, left = (height - side) // 2, (width - side) // 2
-        return replace(example, image=example.image[:, top : top + side, left : left + side])
+        return replace(example, load=lambda: _center(example.image, self.share))
+
+
+def _center(image: Float[Tensor, "3 h w"], share: float) -> Float[Tensor, "3 s s"]:
+    """The central square whose side is `share` of the shorter side."""
+    height, width = image.shape[-2:]
+    side = round(share * min(height, width))
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[:, top : top + side, left : left + side]
 
 
 def select(
@@ -196,6 +215,6 @@ def _check_indices(indices: Sequence[int], size: int) -> list[int]:
     for i in indices:
         if not isinstance(i, int) or not 0 <= i < size:
             raise UserError(f"select.indices={i}: allowed are 0 to {size - 1}, positions in the seed's order")
-        if list(indices).count(i) > 1:
-            raise UserError(f"select.indices={i}: is named twice; name it once")
+    if twice := [i for i, count in Counter(indices).items() if count > 1]:
+        raise UserError(f"select.indices={twice[0]}: is named twice; name it once")
     return list(indices)

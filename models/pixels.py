@@ -41,7 +41,7 @@ def from_words(problem: Problem, drawn: Float[Tensor, "3 h w"], std: NonNegative
 
 def from_example(problem: Problem, drawn: Float[Tensor, "3 h w"], std: NonNegative) -> Float[Tensor, "3 h w"]:
     """The problem's example; noise, see `from_noise`, where it has none."""
-    return from_noise(problem, drawn, std) if problem.example is None else problem.example.to(drawn)
+    return from_noise(problem, drawn, std) if problem.example is None else problem.example().to(drawn)
 
 
 def jitter(images: Float[Tensor, "b 3 h w"], shifts: Int[Tensor, "b 2"]) -> Float[Tensor, "b 3 h w"]:

@@ -67,7 +67,7 @@ def explain(
             raise UserError(f"{key}={name!r}: is of type {type(name).__name__}; wanted is a class name")
     with _as_it_was(classifier):
         known, config = _composed(classifier, labels, target, overrides, settings)
-        data = OnePicture(Example("picture", shown, label, caption))
+        data = OnePicture(Example("picture", lambda: shown, label, caption))
         with progress(1, 0) as bar:
             bar.batch(["picture"])
             if folder := config["cache"]["folder"]:

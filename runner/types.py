@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -47,17 +48,23 @@ def first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that a data set offers. `label` is a class name, `caption` None where nobody wrote one.
+    """An image that a data set offers, decoded when it is asked for. `label` is a class name, `caption` None where
+    nobody wrote one.
 
-    origin: what its pixels follow from, the file that they are read from or words that decide them; None: nothing that
-    is shorter than themselves.
+    load: decodes it; origin: what its pixels follow from, the file that they are read from or words that decide them;
+    None: nothing that is shorter than themselves.
     """
 
     name: str
-    image: Float[Tensor, "3 h w"]
+    load: Callable[[], Float[Tensor, "3 h w"]]
     label: str
     caption: str | None = None
     origin: Path | str | None = None
+
+    @cached_property
+    def image(self) -> Float[Tensor, "3 h w"]:
+        """RGB in [0, 1], decoded once and held as long as this. Raises UnreadableImage where it is gone or broken."""
+        return self.load()
 
 
 def matching(name: str, names: Iterable[str]) -> list[str]:
@@ -120,7 +127,8 @@ class Problem:
     from its inversion, which remembers what was there;
     claim: a prompt and the class that its picture should have: where it has another, the class's name means something
     else to the generator than to the classifier;
-    example: the real picture that shows most surely what is asked for, where one is known;
+    example: reads the real image that shows most surely what is asked for, at the generator's size; None where none is
+    known;
     shows: index of the class that the given image is said to show, where the classifier should predict it.
     """
 
@@ -134,7 +142,7 @@ class Problem:
     mask: Float[Tensor, "1 h w"] | None = None
     redrawn: bool = False
     claim: tuple[str, int] | None = None
-    example: Float[Tensor, "3 h w"] | None = None
+    example: Callable[[], Float[Tensor, "3 h w"]] | None = None
     draw: int | None = None
     content: str | None = None
     shows: int | None = None

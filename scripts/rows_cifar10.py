@@ -53,7 +53,7 @@ def prompt_class(setting: Setting, n: int, overrides: tuple[str, ...] = ()) -> E
     labels = shared.classifier.labels
     wanted = [i % len(labels) for i in range(n)]
     blank = torch.zeros(3, shared.generator.resolution, shared.generator.resolution)
-    prompts = [shared.task.captioner.caption(Example("prompt", blank, labels[c])) for c in wanted]
+    prompts = [shared.task.captioner.caption(Example("prompt", blank.clone, labels[c])) for c in wanted]
     images = sample(shared.generator, prompts, [setting.own_seed(i) for i in range(n)])
     return metrics.share([a == b for a, b in zip(called(setting, images), wanted, strict=True)])
 

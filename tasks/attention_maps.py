@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from statistics import fmean
 from typing import Annotated, Any
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from runner.protocols import Captioner, Classifier, Painter, World
 from runner.ranges import DistanceWeights, OneOf
-from runner.types import Anchor, Objective, Pictures, Problem
+from runner.types import Anchor, Example, Objective, Pictures, Problem
 from tasks.distances import distances
-from tasks.pictures import confidences, own_seed, readable, slug, unchanged
+from tasks.pictures import asked_of, confidences, own_seed, slug, unchanged
 from tasks.shares import KEPT, averages, object_region, share_within
 from tasks.targets import known_label
 
@@ -48,16 +49,18 @@ class AttentionMaps:
 
     def problems(self, world: World) -> tuple[list[Sight], int]:
         """One problem per picture."""
-        count, side = len(world.dataset), world.generator.resolution
-        found = []
-        for i, example in islice(readable(world.dataset, range(count)), world.limit):
-            label = known_label("data.label", example.label, world.classifier.labels)
-            fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
-            found.append(Sight(
-                name=example.name, seed=own_seed(world.seed, i), generator=world.generator,
-                label=world.classifier.labels.index(label), **fields,
-            ))  # fmt: skip
-        return found, count
+        count = len(world.dataset)
+        found = asked_of(world.dataset, range(count), partial(self._asked, world))
+        return list(islice(found, world.limit)), count
+
+    def _asked(self, world: World, i: int, example: Example) -> list[Sight]:
+        """What is asked of one image."""
+        label, side = known_label("data.label", example.label, world.classifier.labels), world.generator.resolution
+        fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
+        return [Sight(
+            name=example.name, seed=own_seed(world.seed, i), generator=world.generator,
+            label=world.classifier.labels.index(label), **fields,
+        )]  # fmt: skip
 
     def objective(self, problems: Sequence[Sight], anchor: Anchor, classifier: Classifier) -> Objective:
         """The two distances: how well the inversion keeps what is to be kept."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
 from itertools import islice, product
@@ -11,12 +11,11 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from data.folder import square
-from data.selection import check_choice
+from data.selection import check_choice, content_of
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World  # fmt: skip
 from runner.ranges import Names, OneOf, PromptWeights, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures  # fmt: skip
-from tasks.pictures import at_least_one, compared, own_seed, slug, success_rate
+from tasks.pictures import at_least_one, compared, own_seed, reading, slug, success_rate
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank
 from tasks.shown import Rival, best_restarts, rivals_of, samples, score, surest
@@ -57,7 +56,11 @@ class DiffExplainerClass:
         named, unit = {"class name": self.named}, memoised(lambda label: self._unit(label, world))
         rivals = memoised(lambda c: rivals_of(c, world, named, self.training, self.captioner, self.images, self.cache))
         side = world.generator.resolution
-        example = memoised(lambda c: square(surest(c, world, self.training, self.cache).image, side))
+
+        def example(label: str) -> Callable[[], Tensor]:
+            row = surest(label, world, self.training, self.cache)
+            return reading(self.training, row, content_of(self.training[row]), side)
+
         asked = [(label, k) for label, k in product(names, range(self.seeds))]
         found = []
         for label, k in islice(asked, world.limit):

@@ -56,8 +56,9 @@ class Wish:
 def to_class(choice: Choice, wish: Wish) -> Iterator[Question]:
     """To every class that the rule names; the caption's class name is exchanged."""
     labels, label = choice.classifier.labels, choice.example.label
-    for target in targets(wish.target, choice):
-        edit = replace_class(wish.captioner.caption(choice.example), label, target)
+    wanted, caption = targets(wish.target, choice), wish.captioner.caption(choice.example)
+    for target in wanted:
+        edit = replace_class(caption, label, target)
         claim = (prompt_of(wish.prompt, target), labels.index(target))
         yield Question(target, edit, labels.index(label), labels.index(target), claim)
 

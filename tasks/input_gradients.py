@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,11 +13,11 @@ from torch import Tensor
 from data.folder import square
 from runner.protocols import Captioner, Classifier, World
 from runner.ranges import DistanceWeights, OneOf
-from runner.types import Anchor, Objective, Pictures, UserError
+from runner.types import Anchor, Example, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import Flip
 from tasks.gradients import Augmentation, input_gradient, shown, whole
-from tasks.pictures import confidences, own_seed, readable, slug, unchanged
+from tasks.pictures import asked_of, confidences, own_seed, slug, unchanged
 from tasks.shares import KEPT, averages, object_region, share_within
 from tasks.targets import Choice, Rule, count_of, known_label, targets
 
@@ -43,22 +44,22 @@ class InputGradients:
 
     def problems(self, world: World) -> tuple[list[Flip], int | None]:
         """One problem per picture and target."""
-        found = list(islice(self._problems(world), world.limit))
+        every = range(len(world.dataset))
+        found = list(islice(asked_of(world.dataset, every, partial(self._asked, world)), world.limit))
         per_picture = count_of(self.target, world.classifier.labels)
         return found, None if per_picture is None else len(world.dataset) * per_picture
 
-    def _problems(self, world: World) -> Iterator[Flip]:
-        labels, side = world.classifier.labels, world.generator.resolution
-        for i, example in readable(world.dataset, range(len(world.dataset))):
-            seed = own_seed(world.seed, i)
-            label = known_label("data.label", example.label, labels)
-            fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
-            shown = replace(example, label=label, image=square(example.image, side))
-            for target in targets(self.target, Choice(shown, world, seed)):
-                yield Flip(
-                    name=f"{example.name}-{slug(target, labels)}", seed=seed, source=labels.index(label),
-                    target=labels.index(target), **fields,
-                )  # fmt: skip
+    def _asked(self, world: World, i: int, example: Example) -> Iterator[Flip]:
+        """What is asked of one image."""
+        labels, side, seed = world.classifier.labels, world.generator.resolution, own_seed(world.seed, i)
+        label = known_label("data.label", example.label, labels)
+        fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
+        shown = replace(example, label=label, load=lambda: square(example.image, side))
+        for target in targets(self.target, Choice(shown, world, seed)):
+            yield Flip(
+                name=f"{example.name}-{slug(target, labels)}", seed=seed, source=labels.index(label),
+                target=labels.index(target), **fields,
+            )  # fmt: skip
 
     def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:
         """The two distances: the generator only finds the object."""

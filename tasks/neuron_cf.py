@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
 from functools import partial
@@ -15,17 +15,17 @@ from torch import Tensor
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import Directions, Keep, NonNegative, Positive, Schedule, Units, UnitWeights
-from runner.types import Anchor, Objective, Pictures, Problem
+from runner.types import Anchor, Example, Objective, Pictures, Problem
 from tasks.attack import FeatureAttack
 from tasks.cam import HiResCam
 from tasks.distances import distances
 from tasks.pictures import (
     STAGES,
+    asked_of,
     confidences,
     moved_by,
     own_seed,
     probabilities,
-    readable,
     rows_of,
     slug,
     success_by,
@@ -79,21 +79,22 @@ class NeuronCf:
         units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
         self.cam.check(classifier)
         rows, changes = rows_of(world.dataset, self.label), list(product(units, self.directions))
-        asked = ((i, example, *change) for i, example in readable(world.dataset, rows) for change in changes)
-        found = []
-        for i, example, unit, direction in islice(asked, world.limit):
+
+        def asked(i: int, example: Example) -> Iterator[Push]:
             label = classifier.labels.index(known_label("data.label", example.label, classifier.labels))
-            score = partial(activation, classifier, unit=unit)
-            fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
-            caption, sign, std = fields["edit"].source, SIGNS[direction], _spread(ranking(unit.module), unit)
-            fields |= self.surroundings.start(caption, example.label, score, sign, world, self.cache)
-            found.append(Push(
-                name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
-                direction=direction, std=std,
-                label=label, shows=label,
-                words=example.label, **fields,
-            ))  # fmt: skip
-        return found, len(rows) * len(changes)
+            given = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
+            for unit, direction in changes:
+                score = partial(activation, classifier, unit=unit)
+                caption, sign, std = given["edit"].source, SIGNS[direction], _spread(ranking(unit.module), unit)
+                fields = given | self.surroundings.start(caption, example.label, score, sign, world, self.cache)
+                yield Push(
+                    name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
+                    direction=direction, std=std,
+                    label=label, shows=label,
+                    words=example.label, **fields,
+                )  # fmt: skip
+
+        return list(islice(asked_of(world.dataset, rows, asked), world.limit)), len(rows) * len(changes)
 
     def objective(self, problems: Sequence[Push], anchor: Anchor, classifier: Classifier) -> Objective:
         """∓ φ_n(x) and the two distances."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
 from itertools import islice, product
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.folder import square
+from data.selection import content_of
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import Positive, Repeats, Units
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
-from tasks.pictures import at_least_one, compared, own_seed, slug, success_rate
+from tasks.pictures import at_least_one, compared, own_seed, reading, slug, success_rate
 from tasks.ranking import choose_units, kept, rank
 from tasks.terms import unit_activation
 from tasks.units import FEATURES, Ranking, Unit, activation, outputs
@@ -26,13 +26,13 @@ from tasks.worded import Words, phrased, words_of
 @dataclass(frozen=True, kw_only=True)
 class Excitation(Problem):
     """unit: what is to be excited; others: the run's other units; ranking: of its module; worded: what it answers to
-    words alone; example: the training picture that excites it most."""
+    words alone; example: reads the training image that excites it most."""
 
     unit: Unit
     others: tuple[Unit, ...]
     ranking: Ranking
     worded: Words
-    example: Tensor
+    example: Callable[[], Tensor]
 
 
 class NeuronVis:
@@ -59,19 +59,27 @@ class NeuronVis:
         ranking = memoised(lambda module: rank(classifier, module, self.training, side, self.cache))
         units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
         asked = list(islice(product(units, range(self.seeds)), world.limit))
-        found = []
-        for i, (unit, k) in enumerate(asked):
-            ranked = ranking(unit.module)
-            examples = [self.training[int(row)] for row in ranked.rows[: self.top, unit.index]]
-            named = dict.fromkeys(word for example in examples for word in self.captioner.objects(example))
-            words = words_of(unit, list(named)[: self.words], self.prompt, self.samples, world, self.cache)
-            found.append(Excitation(
+        fields = memoised(lambda unit: self._of_unit(unit, units, ranking(unit.module), world))
+        found = [
+            Excitation(
                 name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), load=None, keep="none", unit=unit,
-                edit=Edit.unchanged(phrased(self.prompt, words.best), words.best), picture=slug(str(unit)),
-                others=tuple(u for u in units if u != unit), ranking=ranked, worded=words,
-                example=square(examples[0].image, side),
-            ))  # fmt: skip
+                picture=slug(str(unit)), **fields(unit),
+            )
+            for i, (unit, k) in enumerate(asked)
+        ]  # fmt: skip
         return found, len(units) * self.seeds
+
+    def _of_unit(self, unit: Unit, units: Sequence[Unit], ranked: Ranking, world: World) -> dict[str, Any]:
+        """What a unit's problems share."""
+        rows = ranked.rows[: self.top, unit.index].tolist()
+        named = dict.fromkeys(word for row in rows for word in self.captioner.objects(self.training[row]))
+        words = words_of(unit, list(named)[: self.words], self.prompt, self.samples, world, self.cache)
+        content = content_of(self.training[rows[0]])
+        return {
+            "edit": Edit.unchanged(phrased(self.prompt, words.best), words.best),
+            "others": tuple(u for u in units if u != unit), "ranking": ranked, "worded": words,
+            "example": reading(self.training, rows[0], content, world.generator.resolution),
+        }  # fmt: skip
 
     def objective(self, problems: Sequence[Excitation], anchor: Anchor, classifier: Classifier) -> Objective:
         best = torch.stack([p.ranking.top[0, p.unit.index] for p in problems])
@@ -80,7 +88,7 @@ class NeuronVis:
         return {"unit_activation": (1.0, term)}
 
     def illustrate(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
-        return {"training": problem.example, "worded": problem.worded.picture}
+        return {"training": problem.example(), "worded": problem.worded.picture()}
 
     def measure(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """The unit's activation before, after, in the best training picture and of the words; that of the run's units
@@ -104,7 +112,9 @@ class NeuronVis:
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Per unit the mean activation of its pictures, beside the best training picture's and the word's."""
-        by_unit = {r["unit"]: [other for other in records if other["unit"] == r["unit"]] for r in records}
+        by_unit: dict[str, list[Mapping[str, Any]]] = {}
+        for record in records:
+            by_unit.setdefault(record["unit"], []).append(record)
         return success_rate(records) | {
             unit: {
                 "activation": fmean(r["activation_after"] for r in own), "training_max": own[0]["training_max"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import ComponentWeights, Directions, Index, Keep, NonNegative, OneOf, Positive, Repeats, Schedule
-from runner.types import Anchor, Edit, Objective, Pictures, Problem
+from runner.types import Anchor, Edit, Example, Objective, Pictures, Problem
 from tasks.components import Components, check_component, components, contribution, read_components
 from tasks.distances import distances
 from tasks.edits import prompt_of
@@ -23,12 +23,12 @@ from tasks.neuron_cf import SIGNS
 from tasks.pictures import (
     STAGES,
     STARTS,
+    asked_of,
     at_least_one,
     confidences,
     drawn,
     moved_by,
     own_seed,
-    readable,
     slug,
     starts_of,
     success_by,
@@ -102,8 +102,12 @@ class NpcaCf:
         if self.start == "generated":
             yield from ((k, label, self._drawn(label, k, side)) for k in rows)
             return
-        for row, example in readable(world.dataset, rows):
-            yield row, example.label, unchanged(world.dataset, row, example, self.captioner, side, self.keep, self.mask)
+
+        def started(row: int, example: Example) -> list[tuple[int, str, dict[str, Any]]]:
+            fields = unchanged(world.dataset, row, example, self.captioner, side, self.keep, self.mask)
+            return [(row, example.label, fields)]
+
+        yield from asked_of(world.dataset, rows, started)
 
     def _drawn(self, label: str, k: int, side: int) -> dict[str, Any]:
         edit = Edit.unchanged(prompt_of(self.prompt, label), label)

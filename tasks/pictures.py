@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from data.selection import content_of
 from runner.protocols import Captioner, Classifier, Dataset
 from runner.types import KEEP, Edit, Example, Pictures, UnreadableImage, UserError, finite
 from tasks.targets import rows_of_class
+
+T = TypeVar("T")
 
 
 def check_keep(keep: str) -> str:
@@ -41,12 +43,17 @@ def start(dataset: Dataset, i: int, example: Example, side: int, keep: str, mask
     generator's size, read when its batch begins; its name and content, what stays, and the mask that the user drew, if
     any."""
     content = content_of(example)
-    load = partial(_read_again, dataset, i, side, content)
+    load = reading(dataset, i, content, side)
     return {**drawn(example.name, side, keep, mask), "load": load, "content": content}
 
 
+def reading(dataset: Dataset, i: int, content: str, side: int) -> Callable[[], Float[Tensor, "3 s s"]]:
+    """Reads a data set's image at position i, of `side` pixels, whenever it is called: a run holds no images but its
+    batch's. The call raises UnreadableImage if the image is not the one of this content any more."""
+    return partial(_read_again, dataset, i, side, content)
+
+
 def _read_again(dataset: Dataset, i: int, side: int, content: str) -> Float[Tensor, "3 s s"]:
-    """An image of a data set, of `side` pixels. Raises UnreadableImage if it is not the one of this content."""
     example = dataset[i]
     if content_of(example) != content:
         raise UnreadableImage(
@@ -81,15 +88,16 @@ def unchanged(
     return {"edit": edit, **start(dataset, i, example, side, keep, mask)}
 
 
-def readable(dataset: Dataset, rows: Iterable[int]) -> Iterator[tuple[int, Example]]:
-    """The positions whose images can be read, with what lies there; a line tells of each other one."""
+def asked_of(
+    dataset: Dataset, rows: Iterable[int], questions: Callable[[int, Example], Iterable[T]]
+) -> Iterator[T]:  # fmt: skip
+    """What is asked of each of a data set's images, by position and example. One that cannot be read is left out, with
+    a line that tells of it: its head is read here, its pixels only where the questions depend on them."""
     for i in rows:
         try:
-            example = dataset[i]
+            yield from questions(i, dataset[i])
         except UnreadableImage as error:
             print(f"left out: {error}", flush=True)
-            continue
-        yield i, example
 
 
 def rows_of(dataset: Dataset, label: str | None) -> list[int]:

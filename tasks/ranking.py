@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from data.folder import square
@@ -106,14 +106,13 @@ def most_certain(classifier: Classifier, dataset: Dataset, side: int, cache: Cac
     return cached(cache, ("most certain", classifier.recipe, dataset.digest, side), compute)["rows"]
 
 
-def best_picture(
-    ranking: Ranking, unit: Unit, label: int, classifier: Classifier, dataset: Dataset, side: int
-) -> Float[Tensor, "3 side side"]:
-    """The highest of a unit's best pictures that are predicted as the class; where none is, the highest one."""
+def best_row(ranking: Ranking, unit: Unit, label: int, classifier: Classifier, dataset: Dataset, side: int) -> int:
+    """The position of the highest of a unit's best images that are predicted as the class; where none is, of the
+    highest one."""
     images = torch.stack([square(dataset[int(row)].image, side) for row in ranking.rows[:, unit.index]])
     with torch.no_grad():
         own = finite(classifier(images).logits, "the classifier's logits").argmax(dim=1) == label
-    return images[int(own.int().argmax())]
+    return int(ranking.rows[int(own.int().argmax()), unit.index])
 
 
 def choose_units(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
-from runner.types import Example, Pictures
+from runner.types import Pictures
 from tasks.edits import prompt_of
 from tasks.pictures import probabilities
 from tasks.ranking import most_certain
@@ -78,10 +78,10 @@ class Rival:
         return {"prompt": self.prompt, **self.score.record(), "verdict": verdicts[sign]}
 
 
-def surest(label: str, world: World, training: Dataset, cache: Cache) -> Example:
-    """The training picture that is most surely called a class."""
+def surest(label: str, world: World, training: Dataset, cache: Cache) -> int:
+    """The position of the training image that is predicted as a class with the highest confidence."""
     rows = most_certain(world.classifier, training, world.generator.resolution, cache)
-    return training[int(rows[world.classifier.labels.index(label)])]
+    return int(rows[world.classifier.labels.index(label)])
 
 
 def rivals_of(
@@ -91,7 +91,7 @@ def rivals_of(
     """Plain prompts of a class, `images` pictures of each: from templates by name, and the caption of the training
     picture that is most surely of the class, `best caption`."""
     target = world.classifier.labels.index(label)
-    best = surest(label, world, training, cache)
+    best = training[surest(label, world, training, cache)]
     prompts = {name: prompt_of(template, label) for name, template in named.items()}
     prompts["best caption"] = best.caption or captioner.caption(best)
     shown = {name: list(pictures_of(prompt, "{phrase}", images, world, cache)) for name, prompt in prompts.items()}

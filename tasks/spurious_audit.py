@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache as memoised
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -14,16 +15,16 @@ from annotated_types import MinLen
 from torch import Tensor
 
 from data.salient_imagenet import Annotations
-from data.selection import NamedFiles, check_choice
+from data.selection import NamedFiles, check_choice, content_of
 from runner.protocols import Cache, Classifier, Dataset, TextSegmenter, World  # fmt: skip
 from runner.ranges import Fraction, Names, NonNegative, OneOf, PromptWeights, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures, UserError  # fmt: skip
 from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, interval, verdict
 from tasks.audited import audited_classes, audited_features, known_of
 from tasks.cam import hirescam
-from tasks.pictures import at_least_one, own_seed, slug
+from tasks.pictures import at_least_one, own_seed, reading, slug
 from tasks.prompted import OBJECTIVES, Prompted, direction, marked, prompt_objective
-from tasks.ranking import best_picture, rank
+from tasks.ranking import best_row, rank
 from tasks.shown import samples, score, sheet, tinted
 from tasks.units import FEATURES, Unit, activation
 
@@ -79,16 +80,17 @@ class SpuriousAudit:
             for k, unit in audited_features(label, self.features, self.labels, classifier, ranking)
             for objective in self.objectives
         ]
+        best = memoised(lambda unit, label: best_row(ranking, unit, label, classifier, self.training, side))
         found = []
         for label, k, unit, objective in islice(asked, world.limit):
-            name = classifier.labels[label]
+            name, row = classifier.labels[label], best(unit, label)
             found.append(Feature(
                 name=f"{slug(name, classifier.labels)}-{k}-{slug(str(unit))}-{objective}",
                 seed=own_seed(world.seed, unit.index, label),
                 load=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
                 keep="none", draw=own_seed(world.seed, 0), objective=objective, target=label, unit=unit, rank=k,
                 typical=ranking.by_class[label, unit.index].item(), highest=ranking.top[0, unit.index].item(),
-                example=best_picture(ranking, unit, label, classifier, self.training, side),
+                example=reading(self.training, row, content_of(self.training[row]), side),
             ))  # fmt: skip
         return found, len(asked)
 
@@ -103,8 +105,9 @@ class SpuriousAudit:
     def illustrate(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
         """Where the class was found, and a training picture with where the feature looks in it."""
         assert problem.example is not None
-        shown = {"found": sheet(tinted(*self._found(problem, pictures))), "training": problem.example}
-        cam = hirescam(classifier, problem.example.to(pictures["best"]), problem.unit)
+        training = problem.example()
+        shown = {"found": sheet(tinted(*self._found(problem, pictures))), "training": training}
+        cam = hirescam(classifier, training.to(pictures["best"]), problem.unit)
         return shown if cam is None else shown | {"cam-training": (cam / cam.max().clamp(min=1e-12))[None]}
 
     def measure(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:

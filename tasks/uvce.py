@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from statistics import fmean, pstdev
 from typing import Annotated, Any
@@ -16,16 +17,16 @@ from data.folder import square
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Embedder, World
 from runner.ranges import EditWeights, Keep, Keys, OneOf, Positive, Repeats
-from runner.types import Anchor, Objective, Pictures, UserError
+from runner.types import Anchor, Example, Objective, Pictures, UserError
 from tasks.distances import distances
 from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
 from tasks.pictures import (
     STAGES,
+    asked_of,
     at_least_one,
     confidences,
     own_seed,
     reaches,
-    readable,
     slug,
     stages,
     start,
@@ -64,26 +65,27 @@ class Uvce:
         if self.mode == "attribute":
             embedder_of(world.classifier)
         per_picture = count_of(self.wish.target, world.classifier.labels) if self.mode == "class" else None
-        found = list(islice(self._problems(world), world.limit))
+        every = range(len(world.dataset))
+        found = list(islice(asked_of(world.dataset, every, partial(self._asked, world)), world.limit))
         if not found:
             raise UserError(f"task.mode={self.mode}: none of the {len(world.dataset)} pictures asks this question")
         return found, None if per_picture is None else len(world.dataset) * per_picture * self.seeds
 
-    def _problems(self, world: World) -> Iterator[Flip]:
+    def _asked(self, world: World, i: int, example: Example) -> Iterator[Flip]:
+        """What is asked of one image."""
         labels, side = world.classifier.labels, world.generator.resolution
-        for i, example in readable(world.dataset, range(len(world.dataset))):
-            fields = start(world.dataset, i, example, side, self.keep, self.mask)
-            label = known_label("data.label", example.label, labels)
-            shown = replace(example, label=label, image=square(example.image, side))
-            choice = Choice(shown, world, own_seed(world.seed, i))
-            for question in QUESTIONS[self.mode](choice, self.wish):
-                for k in range(self.seeds):
-                    yield Flip(
-                        name=f"{example.name}-{slug(question.name, labels)}" + (f"-{k}" if self.seeds > 1 else ""),
-                        seed=own_seed(world.seed, i, k), edit=question.edit, source=question.source,
-                        target=question.target, claim=question.claim, words=question.words, redrawn=question.redrawn,
-                        shows=question.source if self.mode == "class" else None, **fields,
-                    )  # fmt: skip
+        fields = start(world.dataset, i, example, side, self.keep, self.mask)
+        label = known_label("data.label", example.label, labels)
+        shown = replace(example, label=label, load=lambda: square(example.image, side))
+        choice = Choice(shown, world, own_seed(world.seed, i))
+        for question in QUESTIONS[self.mode](choice, self.wish):
+            for k in range(self.seeds):
+                yield Flip(
+                    name=f"{example.name}-{slug(question.name, labels)}" + (f"-{k}" if self.seeds > 1 else ""),
+                    seed=own_seed(world.seed, i, k), edit=question.edit, source=question.source,
+                    target=question.target, claim=question.claim, words=question.words, redrawn=question.redrawn,
+                    shows=question.source if self.mode == "class" else None, **fields,
+                )  # fmt: skip
 
     def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:
         """−log p(y|x), of the classifier's classes or of the two prompts, and the two distances of Eq. 4."""

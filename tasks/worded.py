@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,24 +20,23 @@ from tasks.units import Unit, activation
 @dataclass(frozen=True)
 class Words:
     """best: the word with the highest mean activation; means: of every word; highest: activation over all words'
-    pictures; picture: the best word's that excites the unit most."""
+    images; picture: gives that of the best word's images that excites the unit most."""
 
     best: str
     means: dict[str, float]
     highest: float
-    picture: Float[Tensor, "3 h w"]
+    picture: Callable[[], Float[Tensor, "3 h w"]]
 
 
 def words_of(unit: Unit, words: Sequence[str], template: str, samples: int, world: World, cache: Cache) -> Words:
     """The activations of one unit in `samples` pictures of each word (DiG-IN, App. F.1)."""
-    pictures = {
-        word: pictures_of(word, template, samples, world, cache) for word in counted(words, "words are generated")
-    }
-    values = {word: activation(world.classifier, images, unit) for word, images in pictures.items()}
+    images = partial(pictures_of, template=template, samples=samples, world=world, cache=cache)
+    values = {word: activation(world.classifier, images(word), unit) for word in counted(words, "words are generated")}
     best = max(values, key=lambda word: values[word].mean().item())
     highest = max(v.max().item() for v in values.values())
     means = {word: v.mean().item() for word, v in values.items()}
-    return Words(best, means, highest, pictures[best][int(values[best].argmax())])
+    row = int(values[best].argmax())
+    return Words(best, means, highest, lambda: images(best)[row])
 
 
 def phrased(template: str, phrase: str, key: str = "task.prompt") -> str:

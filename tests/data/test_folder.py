@@ -264,7 +264,7 @@ def test_many_images_of_one_name_are_numbered_in_a_moment() -> None:
 
 
 def test_rows_of_one_picture_and_of_a_folder(tmp_path: Path) -> None:
-    one = OnePicture(Example("x", torch.zeros(3, 16, 16), "Goldfish"))
+    one = OnePicture(Example("x", torch.zeros(3, 16, 16).clone, "Goldfish"))
     assert one.rows("goldfish") == [0] and one.rows("crab") == []
     for k in range(4):
         save(tmp_path / "Tiger shark" / f"{k}.png", picture(seed=k))
@@ -277,9 +277,12 @@ def test_rows_of_one_picture_and_of_a_folder(tmp_path: Path) -> None:
 
 def test_the_digest_of_one_picture() -> None:
     image = torch.zeros(3, 16, 16)
-    plain = OnePicture(Example("x", image, "crab"))
-    assert OnePicture(Example("y", image.clone(), "crab")).digest == plain.digest
-    others = [Example("x", image + 0.1, "crab"), Example("x", image, "boat"), Example("x", image, "crab", "a crab")]
+    plain = OnePicture(Example("x", image.clone, "crab"))
+    assert OnePicture(Example("y", image.clone, "crab")).digest == plain.digest
+    others = [
+        Example("x", (image + 0.1).clone, "crab"), Example("x", image.clone, "boat"),
+        Example("x", image.clone, "crab", "a crab"),
+    ]  # fmt: skip
     assert len({plain.digest, *(OnePicture(other).digest for other in others)}) == 4
 
 

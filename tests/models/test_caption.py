@@ -20,7 +20,8 @@ TEMPLATE: Captioner = Template("a photograph of {article} {label}")
 
 def picture(label: str, name: str = "x", caption: str | None = None, colour: Sequence[float] = (0, 0, 0)) -> Example:
     """A picture of one colour."""
-    return Example(name, torch.tensor(colour, dtype=torch.float32).view(3, 1, 1).expand(3, 16, 16), label, caption)
+    image = torch.tensor(colour, dtype=torch.float32).view(3, 1, 1).expand(3, 16, 16)
+    return Example(name, lambda: image, label, caption)
 
 
 @pytest.mark.parametrize(

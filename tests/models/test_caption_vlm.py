@@ -25,7 +25,7 @@ from runner.protocols import Captioner
 from runner.types import Example, UserError
 
 PICTURE = torch.linspace(0, 1, 3 * 24 * 24).view(3, 24, 24)
-CRAB = Example("crab-1", PICTURE, "rock crab")
+CRAB = Example("crab-1", lambda: PICTURE, "rock crab")
 FALLBACK = Template("a photograph of {article} {label}")
 DEMANDS = ["caption {article} {label}", "name the {label}"]
 

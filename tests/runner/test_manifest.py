@@ -76,7 +76,7 @@ def test_every_part_of_a_problem_is_told_by_its_name(change: dict[str, Any], par
 
 def test_numbers_that_machines_may_round_differently_are_left_out() -> None:
     assert PUSH.image is not None
-    other = replace(PUSH, std=0.5 + 1e-9, load=(PUSH.image + 1e-7).clone, example=torch.zeros(3, 8, 8))
+    other = replace(PUSH, std=0.5 + 1e-9, load=(PUSH.image + 1e-7).clone, example=torch.zeros(3, 8, 8).clone)
     assert digests_of(other) == digests_of(PUSH)
 
 
@@ -250,7 +250,7 @@ def test_the_content_of_an_image_without_a_file() -> None:
     planted = PlantedDataset("test", 2, 0, "chance")
     assert content_of(planted[0]) == content_of(PlantedDataset("test", 2, 0, "chance")[0]) != content_of(planted[1])
     assert content_of(planted[0]) != content_of(PlantedDataset("test", 2, 1, "chance")[0])
-    red, blue = (Example("x", torch.full((3, 4, 4), value), "crab") for value in (0.2, 0.4))
+    red, blue = (Example("x", torch.full((3, 4, 4), value).clone, "crab") for value in (0.2, 0.4))
     assert content_of(red) == content_of(replace(red, name="y")) != content_of(blue)
 
 

@@ -75,7 +75,7 @@ def test_a_unit_starts_from_the_word_that_excites_it_most() -> None:
     (first, *_), _ = pose(task())
     assert list(first.worded.means) == ["a crab", "sand", "the sky", "a flag"] and first.worded.best == "sand"
     assert first.edit.source == first.edit.target == "a photograph of sand" and first.edit.source_words == "sand"
-    assert torch.equal(first.example, TRAINING[4].image)
+    assert torch.equal(first.example(), TRAINING[4].image)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_only_the_best_pictures_are_asked_for_words_and_each_is_tried_once(
 
 def test_another_unit_has_other_best_pictures() -> None:
     found, _ = pose(task())
-    assert torch.equal(found[2].example, TRAINING[1].image) and list(found[2].worded.means) == [
+    assert torch.equal(found[2].example(), TRAINING[1].image) and list(found[2].worded.means) == [
         "grass",
         "a crab",
         "urn",

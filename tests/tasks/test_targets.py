@@ -40,7 +40,7 @@ class Pairs:
 def choice(label: str = "rock crab", seed: int = 0, knows: bool = True, classifier: Classifier | None = None) -> Choice:
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
     own = world(Pairs(knows), classifier or TinyClassifier())
-    return Choice(Example(f"x{seed}", image, label), own, seed)
+    return Choice(Example(f"x{seed}", image.clone, label), own, seed)
 
 
 def test_nearest_is_the_pairs_other_class() -> None:

@@ -38,7 +38,7 @@ class Given(Pictures):
 
 def example(label: str, caption: str | None = None, name: str = "mine", seed: int = 0, side: int = 16) -> Example:
     draw = torch.Generator().manual_seed(seed)
-    return Example(name, torch.rand(3, side, side + 4, generator=draw), label, caption)
+    return Example(name, torch.rand(3, side, side + 4, generator=draw).clone, label, caption)
 
 
 class Sized(Identity):
@@ -195,7 +195,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_only_errors_are_asked_about_and_their_target_is_the_truth() -> None:
     pictures = [example("rock crab", name=f"x{i}", seed=i) for i in range(12)]
     shown = [top_class(picture) for picture in pictures]
-    right = Example("right", pictures[3].image, CLASSES[shown[3]])
+    right = Example("right", pictures[3].load, CLASSES[shown[3]])
     problems, total = pose(uvce(mode="error"), Given(right, *pictures))
     wrong = [(p, k) for p, k in zip(pictures, shown, strict=True) if CLASSES[k] != "rock crab"]
     assert total is None, "how many errors there are is not known before all pictures were looked at"
@@ -248,7 +248,7 @@ def test_a_limit_counts_errors() -> None:
 
 def test_no_errors_are_said_in_one_line() -> None:
     picture = example("x")
-    right = Example("right", picture.image, CLASSES[top_class(picture)])
+    right = Example("right", picture.load, CLASSES[top_class(picture)])
     with pytest.raises(UserError, match=r"task\.mode=error: none of the 1 pictures asks this question"):
         pose(uvce(mode="error"), Given(right))
 

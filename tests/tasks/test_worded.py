@@ -34,7 +34,7 @@ def test_means_and_the_best_word_by_hand(own: World, tmp_path: Path) -> None:
     assert found.best == "an urn" and list(found.means) == list(REDS)
     assert found.means == pytest.approx({"a crab": 0.3, "an urn": 0.6, "flags": 0.4})
     assert found.highest == pytest.approx(0.7)
-    torch.testing.assert_close(found.picture, colour(0.7, 0, 0))
+    torch.testing.assert_close(found.picture(), colour(0.7, 0, 0))
 
 
 def test_the_mean_decides_and_not_the_single_best_picture(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_the_mean_decides_and_not_the_single_best_picture(tmp_path: Path) -> Non
     own = world(noise(3), classifier_of(Colours(torch.eye(3).tolist())), generator=Spread())
     found = words_of(RED, ["a crab", "an urn"], TEMPLATE, 3, own, cache_in(tmp_path))
     assert found.best == "an urn" and found.highest == pytest.approx(0.9)
-    torch.testing.assert_close(found.picture, colour(0.4, 0, 0))
+    torch.testing.assert_close(found.picture(), colour(0.4, 0, 0))
 
 
 def test_a_unit_that_words_do_not_excite_has_the_first_of_them(own: World, tmp_path: Path) -> None:

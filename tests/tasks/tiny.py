@@ -93,7 +93,8 @@ class Pictures:
     """A data set in memory."""
 
     def __init__(self, images: Sequence[Tensor], labels: Sequence[str], digest: str = "pictures") -> None:
-        self.examples = [Example(f"x{i}", *pair) for i, pair in enumerate(zip(images, labels, strict=True))]
+        pairs = enumerate(zip(images, labels, strict=True))
+        self.examples = [Example(f"x{i}", image.clone, label) for i, (image, label) in pairs]
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(labels))
         self.digest = digest
 
