@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -102,19 +102,32 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
     for key, name in _devices(config):
         device_of(key, name)
     torch.manual_seed(config["seed"])
-    nodes = {key: config[key] for key in Parts.__dataclass_fields__ if key not in given and key in config}
-    try:
-        parts = Parts(**instantiate(_shared(nodes), _convert_="all"), **given)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise UserError(_by_its_key(str(error.__cause__), str(error), config)) from None
-        raise
+    # What can be seen to be wrong, with the data first, is told before the generator's gigabytes are loaded.
+    order = dict.fromkeys(("data", *Parts.__dataclass_fields__))
+    with _by_their_keys(config):
+        nodes = _shared({key: config[key] for key in order if key not in given and key in config})
+        last = {"generator": nodes.pop("generator")} if "generator" in nodes else {}
+        ready = {**instantiate(nodes, _convert_="all"), **given}
     if "data" not in given:
-        parts = replace(parts, data=select(parts.data, **config["select"]))
+        ready["data"] = select(ready["data"], **config["select"])
+    ready["task"].check(ready["classifier"], ready["data"])
+    with _by_their_keys(config):
+        parts = Parts(**ready, **instantiate(last, _convert_="all"))
     for network in (parts.classifier, *parts.task.networks):
         if isinstance(network, torch.nn.Module):
             network.to(parts.generator.device)
     return parts
+
+
+@contextmanager
+def _by_their_keys(config: Mapping[str, Any]) -> Iterator[None]:
+    """What parts refuse is told with the keys by which they are set."""
+    try:
+        yield
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise UserError(_by_its_key(str(error.__cause__), str(error), config)) from None
+        raise
 
 
 def recorded_data(node: Mapping[str, Any], place: str) -> Dataset:

@@ -235,6 +235,9 @@ class Task(Protocol):
     def captioner(self) -> Captioner | None:
         """Who wrote the problems' captions, if anybody did."""
 
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        """Raise UserError for what can be seen to fail without a generator, such as classes that are not there."""
+
     def problems(self, world: World) -> tuple[list[Any], int | None]:
         """The first `world.limit` problems, and how many there are in all, None if only asking would tell."""
 

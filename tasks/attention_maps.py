@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner.protocols import Captioner, Classifier, Painter, World
+from runner.protocols import Captioner, Classifier, Dataset, Painter, World
 from runner.ranges import DistanceWeights, OneOf
 from runner.types import Anchor, Example, Objective, Pictures, Problem
 from tasks.distances import distances
@@ -46,6 +46,9 @@ class AttentionMaps:
         self.keep, self.mask, self.weights, self.captioner = keep, mask, weights, captioner
         self.networks = ()
         self.schedules = {"inject": [0.0], "blend": [0.0]}  # the reconstruction is the inversion's alone
+
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        """Nothing is asked for by name."""
 
     def problems(self, world: World) -> tuple[list[Sight], int]:
         """One problem per picture."""

@@ -19,7 +19,7 @@ from tasks.pictures import at_least_one, compared, own_seed, reading, slug, succ
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank
 from tasks.shown import Rival, best_restarts, rivals_of, samples, score, surest
-from tasks.targets import known_label
+from tasks.targets import known_labels
 from tasks.units import FEATURES, Unit, activation
 
 
@@ -49,10 +49,13 @@ class DiffExplainerClass:
         self.schedules = {"inject": [0.0], "blend": [0.0]}
         self.networks = (training,)
 
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        known_labels("task.classes", self.classes, classifier.labels)
+
     def problems(self, world: World) -> tuple[list[Portrait], int | None]:
         """One problem per class and restart; the plain prompts of a class are tried once."""
         labels = world.classifier.labels
-        names = labels if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
+        names = known_labels("task.classes", self.classes, labels)
         named, unit = {"class name": self.named}, memoised(lambda label: self._unit(label, world))
         rivals = memoised(lambda c: rivals_of(c, world, named, self.training, self.captioner, self.images, self.cache))
         side = world.generator.resolution

@@ -12,14 +12,14 @@ from annotated_types import MinLen
 from torch import Tensor
 
 from data.selection import check_choice
-from runner.protocols import Classifier, World
+from runner.protocols import Classifier, Dataset, World
 from runner.ranges import Fraction, Names, NonNegative, OneOf, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
 from tasks.edits import prompt_of
 from tasks.pictures import at_least_one, compared, probabilities, slug, success_by
 from tasks.retrieval import Retrieval, same_disagreement
 from tasks.starts import start_words, strongest_gap
-from tasks.targets import known_label
+from tasks.targets import known_labels
 from tasks.terms import GAPS, confidence_gap
 
 DIRECTIONS = {"over": 1.0, "under": -1.0}  # the classifier sees more of the class than its rival, or less
@@ -56,18 +56,22 @@ class Disagreement:
         self.networks = (rival,) if self.validate is None else (rival, self.validate)
         self.schedules = {"inject": [0.0], "blend": [0.0]}
 
-    def problems(self, world: World) -> tuple[list[Dispute], int | None]:
-        """One problem per class, seed and direction."""
-        labels, rival = world.classifier.labels, self.rival
-        domains = {rival.domain, world.classifier.domain} - {None}
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        labels, rival = classifier.labels, self.rival
+        domains = {rival.domain, classifier.domain} - {None}
         if rival.labels != labels or len(domains) > 1:
             raise UserError(
                 f"rival: knows {len(rival.labels)} classes of the domain {rival.domain}, the classifier {len(labels)} "
-                f"of {world.classifier.domain}; both must know the same classes in the same order"
+                f"of {classifier.domain}; both must know the same classes in the same order"
             )
-        classes = (
-            list(labels) if self.classes is None else [known_label("task.classes", c, labels) for c in self.classes]
-        )
+        known_labels("task.classes", self.classes, labels)
+        start_words(self.words, labels)
+
+    def problems(self, world: World) -> tuple[list[Dispute], int | None]:
+        """One problem per class, seed and direction."""
+        self.check(world.classifier, world.dataset)
+        labels, rival = world.classifier.labels, self.rival
+        classes = known_labels("task.classes", self.classes, labels)
         asked = list(product(classes, range(self.seeds), self.directions))
         words = start_words(self.words, labels)
         begin, found = strongest_gap(world, rival, self.prompt, words, self.phrases, self.starts), []

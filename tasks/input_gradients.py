@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from data.folder import square
-from runner.protocols import Captioner, Classifier, World
+from runner.protocols import Captioner, Classifier, Dataset, World
 from runner.ranges import DistanceWeights, OneOf
 from runner.types import Anchor, Example, Objective, Pictures, UserError
 from tasks.distances import distances
@@ -19,7 +19,7 @@ from tasks.flips import Flip
 from tasks.gradients import Augmentation, input_gradient, shown, whole
 from tasks.pictures import asked_of, confidences, own_seed, slug, unchanged
 from tasks.shares import KEPT, averages, object_region, share_within
-from tasks.targets import Choice, Rule, count_of, known_label, targets
+from tasks.targets import Choice, Rule, check_rule, count_of, known_label, targets
 
 PLAIN = "none"  # the name of the picture itself as the only view
 
@@ -41,6 +41,9 @@ class InputGradients:
         self.weights, self.captioner = weights, captioner
         self.networks = ()
         self.schedules = {"inject": [0.0], "blend": [0.0]}
+
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        check_rule(self.target, classifier.labels)
 
     def problems(self, world: World) -> tuple[list[Flip], int | None]:
         """One problem per picture and target."""

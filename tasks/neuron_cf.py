@@ -31,7 +31,7 @@ from tasks.pictures import (
     success_by,
     unchanged,
 )  # fmt: skip
-from tasks.ranking import choose_units, rank
+from tasks.ranking import check_asked, check_training, choose_units, rank
 from tasks.surroundings import Surroundings
 from tasks.targets import known_label
 from tasks.terms import ends, unit_activation
@@ -71,6 +71,12 @@ class NeuronCf:
         self.captioner, self.cache = captioner, cache
         self.schedules, self.surroundings = schedules, surroundings
         self.networks, self.baseline = (training,), baseline
+
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        check_training(classifier, self.training)
+        check_asked(self.units, classifier)
+        rows_of(dataset, self.label)
+        self.cam.check(classifier)
 
     def problems(self, world: World) -> tuple[list[Push], int | None]:
         """One problem per picture, unit and direction."""

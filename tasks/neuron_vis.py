@@ -17,7 +17,7 @@ from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import Positive, Repeats, Units
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
 from tasks.pictures import at_least_one, compared, own_seed, reading, slug, success_rate
-from tasks.ranking import choose_units, kept, rank
+from tasks.ranking import check_asked, check_training, choose_units, kept, rank
 from tasks.terms import unit_activation
 from tasks.units import FEATURES, Ranking, Unit, activation, outputs
 from tasks.worded import Words, phrased, words_of
@@ -52,6 +52,10 @@ class NeuronVis:
         self.captioner, self.cache = captioner, cache
         self.schedules = {"inject": [0.0], "blend": [0.0]}
         self.networks = (training,)
+
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        check_training(classifier, self.training)
+        check_asked(self.units, classifier)
 
     def problems(self, world: World) -> tuple[list[Excitation], int | None]:
         """So many problems per unit; those of a unit start from its best word and differ in their seed."""

@@ -69,6 +69,9 @@ class NpcaCf:
         self.schedules, self.surroundings = schedules, surroundings
         self.networks = (training,)
 
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        read_components(self.components, classifier)
+
     def problems(self, world: World) -> tuple[list[Shift], int | None]:
         """One problem per component, picture and direction."""
         side, classifier = world.generator.resolution, world.classifier

@@ -11,6 +11,7 @@ from torch import Tensor
 from data.folder import square
 from runner.counted import counted
 from runner.protocols import Cache, Classifier, Dataset
+from runner.ranges import Units
 from runner.types import UserError, finite
 from tasks.pictures import probabilities
 from tasks.targets import known_label
@@ -115,34 +116,47 @@ def best_row(ranking: Ranking, unit: Unit, label: int, classifier: Classifier, d
     return int(ranking.rows[int(own.int().argmax()), unit.index])
 
 
-def choose_units(
-    units: str | int | Sequence[str | int], classifier: Classifier, ranking: Callable[[], Ranking]
-) -> list[Unit]:
+def choose_units(units: Units, classifier: Classifier, ranking: Callable[[], Ranking]) -> list[Unit]:
     """The units that `task.units` names.
 
     `top:<n>`: the features whose spread over the data set moves a logit most; `class:<name>:<n>`: the features with the
     highest mean contribution to the class over the pictures predicted as it; else addresses as `read_unit` takes them.
     Raises UserError for anything else, and for units that are not there.
     """
-    if isinstance(units, str) and (kind := units.split(":")[0]) in ("top", "class"):
-        *_, name, count = ["", *units.split(":")]
-        if not count.isdigit() or len(units.split(":")) != {"top": 2, "class": 3}[kind]:
-            raise UserError(f"task.units={units}: allowed are top:<n>, class:<name>:<n> and lists of units")
-        head = classifier.head
-        if head is None:
-            raise UserError(f"task.units={units}: no last linear layer is known; name a module and a number")
-        if kind == "top":
-            score = ranking().std * head.weight.abs().amax(dim=0).cpu()
-        else:
-            label = known_label("task.units", name, classifier.labels)
-            own = classifier.labels.index(label)
-            score = ranking().by_class[own] * head.weight[own].cpu()
-            if not score.any():
-                raise UserError(f"task.units={units}: no training picture is predicted as '{label}'")
-        if not 1 <= int(count) <= len(score):
-            raise UserError(f"task.units={units}: allowed are 1 … {len(score)} units, as many as there are")
-        order = score.argsort(descending=True, stable=True)[: int(count)]
-        return [Unit(FEATURES, int(i)) for i in order]
-    chosen = [read_unit(u) for u in ([units] if isinstance(units, str | int) else units)]
-    check_units(classifier, chosen)
-    return chosen
+    ranked = check_asked(units, classifier)
+    if ranked is None:
+        return [read_unit(u) for u in _addresses(units)]
+    label, count = ranked
+    head = classifier.head
+    assert head is not None
+    if label is None:
+        score = ranking().std * head.weight.abs().amax(dim=0).cpu()
+    else:
+        score = ranking().by_class[label] * head.weight[label].cpu()
+        if not score.any():
+            raise UserError(f"task.units={units}: no training picture is predicted as '{classifier.labels[label]}'")
+    order = score.argsort(descending=True, stable=True)[:count]
+    return [Unit(FEATURES, int(i)) for i in order]
+
+
+def check_asked(units: Units, classifier: Classifier) -> tuple[int | None, int] | None:
+    """Of units that a ranking chooses the class, None for all of them, and how many; None where units are named.
+    Raises UserError as `choose_units` does, before anything is ranked."""
+    if not (isinstance(units, str) and (kind := units.split(":")[0]) in ("top", "class")):
+        check_units(classifier, [read_unit(u) for u in _addresses(units)])
+        return None
+    *_, name, count = ["", *units.split(":")]
+    if not count.isdigit() or len(units.split(":")) != {"top": 2, "class": 3}[kind]:
+        raise UserError(f"task.units={units}: allowed are top:<n>, class:<name>:<n> and lists of units")
+    head = classifier.head
+    if head is None:
+        raise UserError(f"task.units={units}: no last linear layer is known; name a module and a number")
+    label = None if kind == "top" else classifier.labels.index(known_label("task.units", name, classifier.labels))
+    width = head.weight.shape[1]
+    if not 1 <= int(count) <= width:
+        raise UserError(f"task.units={units}: allowed are 1 … {width} units, as many as there are")
+    return label, int(count)
+
+
+def _addresses(units: Units) -> Sequence[str | int]:
+    return [units] if isinstance(units, str | int) else units

@@ -24,8 +24,9 @@ from tasks.audited import audited_classes, audited_features, known_of
 from tasks.cam import hirescam
 from tasks.pictures import at_least_one, own_seed, reading, slug
 from tasks.prompted import OBJECTIVES, Prompted, direction, marked, prompt_objective
-from tasks.ranking import best_row, rank
+from tasks.ranking import best_row, check_training, rank
 from tasks.shown import samples, score, sheet, tinted
+from tasks.targets import known_labels
 from tasks.units import FEATURES, Unit, activation
 
 COLUMNS = ("target", "rank", "unit", "objective", "verdict", "label", "r", "r_interval", "activation", "typical")
@@ -67,6 +68,11 @@ class SpuriousAudit:
         known = [NamedFiles(Path(run) / "results.jsonl" for run in calibration)] if calibration else []
         self.networks = (segmenter, training, *([] if self.labels is None else [self.labels]), *known)
         self.captioner = None
+
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        check_training(classifier, self.training)
+        if not isinstance(self.classes, str):
+            known_labels("task.classes", self.classes, classifier.labels)
 
     def problems(self, world: World) -> tuple[list[Feature], int | None]:
         """One problem per class, feature and objective."""

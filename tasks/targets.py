@@ -106,11 +106,23 @@ def targets(rule: Rule, choice: Choice) -> list[str]:
     return [target]
 
 
+def check_rule(rule: Rule, labels: Sequence[str]) -> None:
+    """Raise UserError for a class that is asked for by its name and is none of the labels."""
+    for name in [rule] if isinstance(rule, str) else rule:
+        if name not in RULES or not isinstance(rule, str):
+            known_label("task.target", name, labels)
+
+
 def rows_of_class(dataset: Dataset, label: str, labels: Sequence[str]) -> list[int]:
     """The positions of the pictures of one of the classifier's labels: none of another label's that differs by letter
     case alone."""
     own = matching(label, dataset.labels)
     return [] if len(own) == 1 and label not in matching(own[0], labels) else dataset.rows(label)
+
+
+def known_labels(key: str, names: Sequence[str] | None, labels: Sequence[str]) -> list[str]:
+    """The classes of these names, all for None. Raises UserError as `known_label` does."""
+    return list(labels) if names is None else [known_label(key, name, labels) for name in names]
 
 
 def known_label(key: str, label: str, labels: Sequence[str]) -> str:

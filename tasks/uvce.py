@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.folder import square
 from data.selection import check_choice
-from runner.protocols import Cache, Captioner, Classifier, Embedder, World
+from runner.protocols import Cache, Captioner, Classifier, Dataset, Embedder, World
 from runner.ranges import EditWeights, Keep, Keys, OneOf, Positive, Repeats
 from runner.types import Anchor, Example, Objective, Pictures, UserError
 from tasks.distances import distances
@@ -33,7 +33,7 @@ from tasks.pictures import (
     success_rate,
 )  # fmt: skip
 from tasks.surroundings import Surroundings
-from tasks.targets import Choice, Rule, count_of, known_label
+from tasks.targets import Choice, Rule, check_rule, count_of, known_label
 from tasks.terms import class_log_prob, text_log_prob
 
 
@@ -59,11 +59,16 @@ class Uvce:
         # An error's caption names the true class already. Where nothing else changes, there are no maps to inject.
         self.schedules = {"inject": [0.0]} if mode == "error" and surroundings.phrases is None else {}
 
+    def check(self, classifier: Classifier, dataset: Dataset) -> None:
+        if self.mode == "attribute":
+            embedder_of(classifier)
+        if self.mode == "class":
+            check_rule(self.wish.target, classifier.labels)
+
     def problems(self, world: World) -> tuple[list[Flip], int | None]:
         """One problem per picture, question and seed, in the data set's order; only those within the limit are made.
         How many there are in all is only known where every picture asks the same number of questions."""
-        if self.mode == "attribute":
-            embedder_of(world.classifier)
+        self.check(world.classifier, world.dataset)
         per_picture = count_of(self.wish.target, world.classifier.labels) if self.mode == "class" else None
         every = range(len(world.dataset))
         found = list(islice(asked_of(world.dataset, every, partial(self._asked, world)), world.limit))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from runner import compose
@@ -36,3 +38,29 @@ def test_what_does_without_weights_is_named_for_the_part_that_lacks_them(
     with pytest.raises(UserError, match=rf"^{key}=no/net: neither a folder .*{without}") as caught:
         build(configure(words))
     assert not_without not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data=folder", "data.path=nowhere"], "data.path=nowhere: no such folder"),
+        (["select.classes=[nothing]"], "select.classes"),
+        (["task.target=nothing"], "task.target=nothing: no class of the classifier"),
+        (["task.target=[tiger shark, nothing]"], "task.target=nothing: no class of the classifier"),
+        (["task.mode=attribute"], "task.mode=attribute: needs a zero-shot classifier"),
+        (["task=input_gradients", "task.target=nothing"], "task.target=nothing: no class of the classifier"),
+        (["task=disagreement", "task.words=[nothing]"], "task.words=nothing: no class of the classifier"),
+        (["task=neuron_cf", "task.units=top:0"], "task.units=top:0: allowed are 1 "),
+        (["task=neuron_cf", "task.label=nothing"], "task.label=nothing: the data set has no such picture"),
+        (["task=npca_cf", "task.components={nothing: [0]}"], "task.components=nothing: no class of the classifier"),
+        (["task=diffexplainer_class", "task.classes=[nothing]"], "task.classes=nothing: no class of the classifier"),
+        (["task=spurious_audit", "task.classes=[nothing]"], "task.classes=nothing: no class of the classifier"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_is_not_there_is_told_before_the_generator_is_loaded(
+    words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.diffusion.load_networks", lambda *_: pytest.fail("the generator was loaded"))
+    with pytest.raises(UserError, match=rf"^{re.escape(told)}"):
+        build(configure(words))
