@@ -63,7 +63,7 @@ class Chain(SinglePicture):
         self, z: Tensor, embeddings: Mapping[str, Tensor], i: int, anchor: Anchor | None = None,
         record: dict[str, Tensor] | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """The noise prediction of step i, with the anchor's injected maps; embeddings "b l d" by name."""
+        """The prediction of step i, with the anchor's injected maps; embeddings "b l d" by name."""
         maps = None
         if record is not None:
             maps = attention.MapControl(record=record, rows=len(z))

@@ -12,7 +12,7 @@ from runner.types import Anchor, Controls, Scene
 
 AT_ONCE = 8  # pictures of one call of the UNet beyond which more are no faster
 
-# Which latents a noise is predicted for, by position, and which of its samples are given maps.
+# Which latents are predicted for, by position, and which of its samples are given maps.
 Asked = tuple[int, tuple[bool, ...]]
 
 
@@ -35,8 +35,8 @@ def compare(chain: Chain, anchors: Sequence[Anchor], controls: Controls) -> list
         injected = [tuple((anchor.inject > i / len(chain)).tolist()) for anchor in anchors]
         asked = list(zip(at, injected, strict=True))
         now = {name: values[:, i] for name, values in embeddings.items()}
-        eps = _predictions(chain, latents, now, i, dict(zip(asked, anchors, strict=True)))
-        moved = {key: chain.sampler.advance(latents[key[0]], e, noise, i) for key, e in eps.items()}
+        predicted = _predictions(chain, latents, now, i, dict(zip(asked, anchors, strict=True)))
+        moved = {key: chain.sampler.advance(latents[key[0]], p, noise, i) for key, p in predicted.items()}
         at = [list(moved).index(key) for key in asked]
         latents, ends = map(list, zip(*moved.values(), strict=True))
     images = [chain.networks.decode(z) for z in ends]
@@ -46,13 +46,13 @@ def compare(chain: Chain, anchors: Sequence[Anchor], controls: Controls) -> list
 def _predictions(
     chain: Chain, latents: Sequence[Tensor], embeddings: Mapping[str, Tensor], i: int, asked: Mapping[Asked, Anchor]
 ) -> dict[Asked, Tensor]:
-    """The noise predictions of step i for latents by their positions, each with the maps of an anchor."""
+    """The predictions of step i for latents by their positions, each with the maps of an anchor."""
     keys, found = list(asked), dict[Asked, Tensor]()
     together = max(1, AT_ONCE // len(latents[0]))
     for part in (keys[first : first + together] for first in range(0, len(keys), together)):
         z = torch.cat([latents[position] for position, _ in part])
         repeated = {name: values.repeat(len(part), 1, 1) for name, values in embeddings.items()}
         maps = chain.injection([asked[key] for key in part], i)
-        eps = chain.sampler.predict(chain.networks, z, repeated, i, maps)
-        found |= dict(zip(part, eps.chunk(len(part)), strict=True))
+        predicted = chain.sampler.predict(chain.networks, z, repeated, i, maps)
+        found |= dict(zip(part, predicted.chunk(len(part)), strict=True))
     return found

@@ -9,7 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
-from runner.types import Anchor, Controls, Scene
+from runner.types import Anchor, Controls, Scene, UserError
+
+
+def check_guided(generator: LatentDiffusion) -> None:
+    """Raise UserError for a step that begins at ᾱ = 0: no shift of ε has an effect on x0 there that is finite."""
+    if (time := generator.sampler.schedule.without_signal) is not None:
+        raise UserError(
+            f"task.baseline=guidance: shifts the predicted noise, and the generator's scheduler has no signal left at "
+            f"time {time} (rescale_betas_zero_snr, ᾱ = 0); allowed are the other baselines, or levels above 0"
+        )
 
 
 def guided_sampling(
@@ -29,13 +38,14 @@ def guided_sampling(
         now, noise = {name: values[:, i] for name, values in embeddings.items()}, anchor.noise[:, i]
         with torch.enable_grad():
             leaf = generator.blended(z, i, anchor).clone().requires_grad_()
-            eps = generator.predict(leaf, now, i, anchor)
-            x0 = generator.sampler.advance(leaf, eps, noise, i)[1]
+            predicted = generator.predict(leaf, now, i, anchor)
+            x0 = generator.sampler.advance(leaf, predicted, noise, i)[1]
             image = generator.networks.decode(x0)
             total = loss(Scene(image, x0, image.unsqueeze(1))).sum()
             gradient = torch.autograd.grad(total, leaf)[0]
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
         moved = strength * gradient[0].numel() ** 0.5 * gradient / length[:, None, None, None]
-        z, latent = generator.sampler.advance(leaf.detach(), eps.detach() + moved, noise, i)
+        shifted = generator.sampler.schedule.shifted(predicted.detach(), moved, i)
+        z, latent = generator.sampler.advance(leaf.detach(), shifted, noise, i)
     with torch.no_grad():
         return generator.networks.decode(latent)

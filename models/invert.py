@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.steps import Schedule, ddim_step, guide
+from models.steps import Schedule, ddim_step, guide, noise_of
 from runner.counted import counted
 
-# (latents, timestep, text embeddings) -> predicted noise
+# (latents, timestep, text embeddings) -> prediction, of what the schedule says
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -26,7 +26,8 @@ def ddim_invert(
     trajectory = [z0]
     for i in reversed(range(len(schedule))):
         z = trajectory[-1]
-        eps = predict(z, schedule.timesteps[i], text)
+        predicted = predict(z, schedule.timesteps[i], text)
+        eps = noise_of(z, predicted, schedule.alphas[i], schedule.velocity)
         trajectory.append(ddim_step(z, eps, schedule.alphas_next[i], schedule.alphas[i])[0])
     return torch.stack(trajectory[::-1], dim=1)
 
@@ -46,19 +47,19 @@ def null_text(
     """
     z, found = trajectory[:, 0], []
     for i in counted(range(len(schedule)), "steps are inverted"):
-        t, levels = schedule.timesteps[i], (schedule.alphas[i], schedule.alphas_next[i])
+        t, levels = schedule.timesteps[i], (schedule.alphas[i], schedule.alphas_next[i], schedule.velocity)
         with torch.no_grad():
-            eps_text = predict(z, t, text)
+            own = predict(z, t, text)
         if guided is not None and i not in guided:
             found.append(null.detach())
-            z, _ = ddim_step(z, eps_text, *levels)
+            z, _ = ddim_step(z, own, *levels)
             continue
         wanted, landed = trajectory[:, i + 1], torch.empty_like(z)
         null = null.detach().clone().requires_grad_()
         adam = torch.optim.Adam([null], lr=rate * (1 - i / 100))
         rows = torch.arange(len(z), device=z.device)  # the samples that have not stopped
         for _ in range(inner_steps):
-            step, _ = ddim_step(z[rows], guide(predict(z[rows], t, null[rows]), eps_text[rows], w), *levels)
+            step, _ = ddim_step(z[rows], guide(predict(z[rows], t, null[rows]), own[rows], w), *levels)
             landed[rows] = step.detach()
             error = ((step - wanted[rows]) ** 2).flatten(1).mean(dim=1)
             going = error.detach() >= tolerance + i * tolerance_growth
@@ -80,8 +81,8 @@ def null_text(
         unseen = torch.arange(len(z), device=z.device) if last_update else rows
         if len(unseen):  # their last update has not been looked at
             with torch.no_grad():
-                eps = guide(predict(z[unseen], t, null[unseen]), eps_text[unseen], w)
-                landed[unseen], _ = ddim_step(z[unseen], eps, *levels)
+                guided_by = guide(predict(z[unseen], t, null[unseen]), own[unseen], w)
+                landed[unseen], _ = ddim_step(z[unseen], guided_by, *levels)
         z = landed
     return torch.stack(found, dim=1)
 

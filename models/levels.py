@@ -73,11 +73,11 @@ def _check(key: str, levels: DDIMScheduler, own: torch.Tensor) -> None:
 
 
 def check_signal(schedule: Schedule) -> None:
-    """Raise UserError for a step that begins at ᾱ = 0, where nothing but noise is left: noise can be predicted there
-    without a look at the picture, and no x0 follows from it."""
-    if not (schedule.alphas > 0).all():
-        time = int(schedule.timesteps[(schedule.alphas > 0).logical_not()][0])
+    """Raise UserError for a step that begins at ᾱ = 0 with a prediction of ε: that can be made there without a look at
+    the picture, and no x0 follows from it. From v one does."""
+    if (time := schedule.without_signal) is not None and not schedule.velocity:
         raise UserError(
-            f"generator.path: its scheduler has no signal left at time {time} (rescale_betas_zero_snr, ᾱ = 0), and no "
-            "step here can begin there; allowed are timestep_spacing=leading with sampler=ddim, or levels above 0"
+            f"generator.path: its scheduler has no signal left at time {time} (rescale_betas_zero_snr, ᾱ = 0), where "
+            "no x0 follows from a predicted ε; allowed are prediction_type=v_prediction of a UNet that learned it, "
+            "timestep_spacing=leading with sampler=ddim, or levels above 0"
         )

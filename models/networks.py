@@ -22,7 +22,7 @@ from models.devices import device_of, dtype_of
 from models.hub import local_folder, one_line
 from models.levels import noise_levels, read_scheduler
 from models.pipeline import WANTED, check_pipeline, check_unet, chosen_variants, pipeline_folder
-from models.steps import guidance_embedding, noise_of_velocity
+from models.steps import guidance_embedding
 from runner.types import UserError
 
 KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
@@ -30,13 +30,13 @@ NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")  # what a configu
 
 
 class Networks:
-    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and times; digest: of
-    their weights and configurations; clamp_gradient: whether the gradient of a decoded image passes where it is cut to
-    [0, 1]."""
+    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and times; velocity:
+    whether the UNet predicts v, not ε; digest: of their weights and configurations; clamp_gradient: whether the
+    gradient of a decoded image passes where it is cut to [0, 1]."""
 
     def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
         self.scheduler = noise_levels("generator.path", pipe.scheduler)
-        self._predicts: str = self.scheduler.config.prediction_type
+        self.velocity: bool = self.scheduler.config.prediction_type == "v_prediction"
         self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
         self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
         self.text_encoder: CLIPTextModel = pipe.text_encoder.requires_grad_(False).eval()
@@ -123,8 +123,7 @@ class Networks:
         self, z: Float[Tensor, "b c y x"], t: Tensor, text: Float[Tensor, "b l d"],
         maps: attention.MapControl | None = None, guidance: float | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """The noise that the UNet predicts, ε also where it is asked for v; guidance: the scale that it is told, None
-        where it is not told any."""
+        """What the UNet predicts, ε or v; guidance: the scale that it is told, None where it is not told any."""
         dtype = self.unet.dtype
         kwargs = None if maps is None else {"maps": maps}
         told = None
@@ -132,9 +131,6 @@ class Networks:
             scales = torch.full((len(z),), guidance, device=z.device)
             told = guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(dtype)
         predicted = self.unet(z.to(dtype), t, text.to(dtype), timestep_cond=told, cross_attention_kwargs=kwargs).sample
-        if self._predicts == "v_prediction":
-            alpha = self.scheduler.alphas_cumprod.to(z)[t]
-            return noise_of_velocity(predicted.to(z.dtype), z, alpha)
         return predicted.to(z.dtype)
 
     def noise(self, seeds: Sequence[int], side: int, count: int) -> Float[Tensor, "b n c y x"]:

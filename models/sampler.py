@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -56,10 +56,10 @@ class Sampler(Protocol):
     def predict(
         self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: MapControl | None
     ) -> Float[Tensor, "b c y x"]:
-        """ε of step i; embeddings "b l d" by name."""
+        """What step i takes, ε or v as the schedule says; embeddings "b l d" by name."""
 
-    def advance(self, z: Tensor, eps: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """Step i with a predicted noise ε -> (next latent, x0-prediction). noise: what this step adds."""
+    def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Step i with a prediction -> (next latent, x0-prediction). noise: what this step adds."""
 
     def draw(self, networks: Networks, seeds: Sequence[int], side: int) -> Course:
         """The courses of drawn pictures, each from its own seed."""
@@ -99,11 +99,12 @@ class Ddim:
         if i not in self.guided:
             return networks.predict(z, self.schedule.timesteps[i], embeddings["text"], maps)
         both = torch.cat([embeddings["null"], embeddings["text"]])
-        eps_null, eps_text = networks.predict(torch.cat([z, z]), self.schedule.timesteps[i], both, maps).chunk(2)
-        return guide(eps_null, eps_text, self.guidance)
+        null, text = networks.predict(torch.cat([z, z]), self.schedule.timesteps[i], both, maps).chunk(2)
+        return guide(null, text, self.guidance)
 
-    def advance(self, z: Tensor, eps: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        return ddim_step(z, eps, self.schedule.alphas[i], self.schedule.alphas_next[i])
+    def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        s = self.schedule
+        return ddim_step(z, predicted, s.alphas[i], s.alphas_next[i], s.velocity)
 
     def draw(self, networks: Networks, seeds: Sequence[int], side: int) -> Course:
         latent = networks.noise(seeds, side, 1)[:, 0]
@@ -153,9 +154,9 @@ class Lcm:
     ) -> Float[Tensor, "b c y x"]:
         return networks.predict(z, self.schedule.timesteps[i], embeddings["text"], maps, self.guidance)
 
-    def advance(self, z: Tensor, eps: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
+    def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
         s = self.schedule
-        following, x0 = lcm_step(z, eps, noise, s.timesteps[i], s.alphas[i], s.alphas_next[i])
+        following, x0 = lcm_step(z, predicted, noise, s.timesteps[i], s.alphas[i], s.alphas_next[i], s.velocity)
         return (following, x0) if i < len(s) - 1 else (x0 + noise, x0 + noise)
 
     def draw(self, networks: Networks, seeds: Sequence[int], side: int) -> Course:
@@ -168,8 +169,8 @@ class Lcm:
         noise = networks.noise(seeds, z0.shape[-1], len(self.schedule)).to(z0)
 
         def end(z: Tensor, i: int) -> Tensor:
-            eps = self.predict(networks, z, {"text": text}, i, None)
-            return self.advance(z, eps, torch.zeros_like(z), i)[1]
+            predicted = self.predict(networks, z, {"text": text}, i, None)
+            return self.advance(z, predicted, torch.zeros_like(z), i)[1]
 
         latent, constants = invert.edit_friendly(end, z0, noise, self.schedule)
         return {"latent": latent, "noise": constants}
@@ -188,6 +189,7 @@ def ddim(
         levels.alphas_cumprod, steps, levels.config.steps_offset, float(levels.final_alpha_cumprod),
         levels.config.timestep_spacing,
     )  # fmt: skip
+    schedule = replace(schedule, velocity=networks.velocity)
     check_signal(schedule)
     return Ddim(schedule, guidance, null_text, range(math.floor(first * steps), math.ceil(last * steps)))
 
@@ -206,6 +208,8 @@ def lcm(
         raise UserError("generator.guided: has no effect with a consistency model, set it to [0.0, 1.0]")
     if guidance != 1 and not networks.tells_guidance:
         raise UserError(f"generator.guidance={guidance}: this UNet is not told any guidance scale, allowed is 1")
-    schedule = lcm_schedule(networks.scheduler.alphas_cumprod, steps, original_steps)
+    schedule = replace(
+        lcm_schedule(networks.scheduler.alphas_cumprod, steps, original_steps), velocity=networks.velocity
+    )
     check_signal(schedule)
     return Lcm(schedule, guidance if networks.tells_guidance else None)

@@ -22,18 +22,30 @@ SIGMA_DATA, TIMESTEP_SCALE = 0.5, 10.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """T sampler steps from noisy to clean: the network's timestep, ᾱ before and ᾱ after each step."""
+    """T sampler steps from noisy to clean: the network's timestep, ᾱ before and ᾱ after each step; velocity: whether
+    the network predicts v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans and Ho, 2022, Appendix D), not ε."""
 
     timesteps: Int[Tensor, " t"]
     alphas: Float[Tensor, " t"]
     alphas_next: Float[Tensor, " t"]
+    velocity: bool = False
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def told(self) -> tuple[list[float], ...]:
-        """Times and levels as plain numbers."""
-        return self.timesteps.tolist(), self.alphas.tolist(), self.alphas_next.tolist()
+    @property
+    def without_signal(self) -> int | None:
+        """The time of the step that begins at ᾱ = 0, where nothing but noise is left; None where there is none."""
+        empty = self.timesteps[(self.alphas > 0).logical_not()]
+        return int(empty[0]) if len(empty) else None
+
+    def shifted(self, predicted: Tensor, noise: Tensor, i: int) -> Tensor:
+        """The prediction of step i whose ε is `noise` further than that of another one."""
+        return predicted + (noise / self.alphas[i].sqrt() if self.velocity else noise)
+
+    def told(self) -> tuple[object, ...]:
+        """Times, levels and what is predicted as plain values."""
+        return self.timesteps.tolist(), self.alphas.tolist(), self.alphas_next.tolist(), self.velocity
 
 
 def leading(trained: int, steps: int, offset: int) -> Int[Tensor, " t"]:
@@ -78,11 +90,10 @@ def ddim_schedule(
     return Schedule(timesteps, alphas_cumprod[timesteps], alphas_next)
 
 
-def noise_of_velocity(
-    v: Float[Tensor, "b c y x"], z: Float[Tensor, "b c y x"], alpha: Float[Tensor, ""]
-) -> Float[Tensor, "b c y x"]:
-    """ε of a latent z at level ᾱ, from v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans and Ho, 2022, Appendix D)."""
-    return alpha.sqrt() * v + (1 - alpha).sqrt() * z
+def noise_of(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: bool) -> Tensor:
+    """ε of a latent z at level ᾱ, from what is predicted, v or ε itself."""
+    alpha = torch.as_tensor(alpha)
+    return alpha.sqrt() * predicted + (1 - alpha).sqrt() * z if velocity else predicted
 
 
 def lcm_schedule(alphas_cumprod: Float[Tensor, " train_steps"], steps: int, original_steps: int = 50) -> Schedule:
@@ -102,20 +113,22 @@ def lcm_schedule(alphas_cumprod: Float[Tensor, " train_steps"], steps: int, orig
     return Schedule(timesteps, alphas, torch.cat([alphas[1:], torch.ones(1)]))
 
 
-def predict_x0(z: Tensor, eps: Tensor, alpha: Tensor | float) -> Tensor:
-    """The clean latent that a noise prediction implies (DDIM, Eq. 9)."""
+def predict_x0(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: bool = False) -> Tensor:
+    """The clean latent that a prediction of ε, or of v, implies (DDIM, Eq. 9). From ε alone none follows at ᾱ = 0."""
     alpha = torch.as_tensor(alpha)
-    return (z - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+    if velocity:
+        return alpha.sqrt() * z - (1 - alpha).sqrt() * predicted
+    return (z - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
 
 
 def ddim_step(
-    z: Tensor, eps: Tensor, alpha: Tensor | float, alpha_next: Tensor | float
+    z: Tensor, predicted: Tensor, alpha: Tensor | float, alpha_next: Tensor | float, velocity: bool = False
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One deterministic DDIM step (η = 0) between two noise levels -> (next latent, x0-prediction).
+    """One deterministic DDIM step (η = 0) between two noise levels -> (next latent, x0-prediction). predicted: ε, or v.
 
     With `alpha_next < alpha` the same formula walks back towards noise (DDIM inversion).
     """
-    x0 = predict_x0(z, eps, alpha)
+    x0, eps = predict_x0(z, predicted, alpha, velocity), noise_of(z, predicted, alpha, velocity)
     alpha_next = torch.as_tensor(alpha_next)
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * eps, x0
 
@@ -127,19 +140,28 @@ def boundary(t: Tensor | int) -> tuple[Tensor, Tensor]:
     return SIGMA_DATA**2 / total, scaled / total.sqrt()
 
 
-def consistency(z: Tensor, eps: Tensor, t: Tensor | int, alpha: Tensor | float) -> Tensor:
+def consistency(
+    z: Tensor, predicted: Tensor, t: Tensor | int, alpha: Tensor | float, velocity: bool = False
+) -> Tensor:  # fmt: skip
     """The consistency function f(z, t) = c_skip z + c_out x̂0(z, ε): where the trajectory through z ends (Luo et al.,
-    2023, Eq. 9)."""
+    2023, Eq. 9). predicted: ε, or v."""
     c_skip, c_out = (c.to(z) for c in boundary(t))
-    return c_skip * z + c_out * predict_x0(z, eps, alpha)
+    return c_skip * z + c_out * predict_x0(z, predicted, alpha, velocity)
 
 
 def lcm_step(
-    z: Tensor, eps: Tensor, noise: Tensor, t: Tensor | int, alpha: Tensor | float, alpha_next: Tensor | float
+    z: Tensor,
+    predicted: Tensor,
+    noise: Tensor,
+    t: Tensor | int,
+    alpha: Tensor | float,
+    alpha_next: Tensor | float,
+    velocity: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One step of multistep consistency sampling -> (next latent, x0-prediction): the end of the trajectory, noised
-    again to the next level (Luo et al., 2023, Algorithm 3). At `alpha_next` = 1 the noise has no effect."""
-    x0 = consistency(z, eps, t, alpha)
+    again to the next level (Luo et al., 2023, Algorithm 3). At `alpha_next` = 1 the noise has no effect.
+    predicted: ε, or v."""
+    x0 = consistency(z, predicted, t, alpha, velocity)
     alpha_next = torch.as_tensor(alpha_next)
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * noise, x0
 
@@ -153,6 +175,7 @@ def guidance_embedding(w: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def guide(eps_null: Tensor, eps_text: Tensor, w: float | Tensor) -> Tensor:
-    """Classifier-free guidance, ε_null + w (ε_text − ε_null): w = 1 is the text prediction alone."""
-    return eps_null + w * (eps_text - eps_null)
+def guide(null: Tensor, text: Tensor, w: float | Tensor) -> Tensor:
+    """Classifier-free guidance of predictions, ε_null + w (ε_text − ε_null): w = 1 is the text prediction alone. That
+    of v gives the same, since ε depends on it linearly."""
+    return null + w * (text - null)

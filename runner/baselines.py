@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from models.diffusion import LatentDiffusion
-from models.guided import guided_sampling
+from models.guided import check_guided, guided_sampling
 from models.latent_prior import LatentPrior
 from models.pixels import Begun, PixelDescent, as_drawn
 from models.several import Several, SeveralAnchor
@@ -76,6 +76,7 @@ def pixels(
 
 def guidance(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
     """The same loss as a guide of one sampling: no controls are optimised, see `models.guided`."""
+    check_guided(generator)
 
     def finish(controls: Controls, anchor: Anchor, objective: Objective) -> Controls:
         image = guided_sampling(

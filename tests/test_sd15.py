@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.networks import load
 from models.sampler import ddim
-from models.steps import noise_of_velocity
+from models.steps import noise_of, predict_x0
 from tests.cli import ROOT, Cli
 from tests.conftest import SHARED
 from tests.hub import write_half, write_stable_diffusion, write_velocity_model
@@ -81,7 +81,7 @@ def test_files_in_half_precision(sd15: Path, cli: Cli, capfd: pytest.CaptureFixt
 
 
 def test_a_chain_equals_diffusers_pipeline(tmp_path: Path) -> None:
-    """Ours asks for the noise, diffusers' scheduler for v."""
+    """Of what predicts v, guided."""
     folder = write_velocity_model(tmp_path / "sd21")
     pipe = StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -104,7 +104,8 @@ def test_a_velocity_and_its_noise(alpha: float) -> None:
     level = torch.tensor(alpha)
     z = level.sqrt() * picture + (1 - level).sqrt() * eps
     v = level.sqrt() * eps - (1 - level).sqrt() * picture
-    assert torch.allclose(noise_of_velocity(v, z, level), eps, atol=1e-5)
+    assert torch.allclose(noise_of(z, v, level, velocity=True), eps, atol=1e-5)
+    assert torch.allclose(predict_x0(z, v, level, velocity=True), picture, atol=1e-5)
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"{SAMPLES} is absent")

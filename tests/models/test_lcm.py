@@ -23,10 +23,11 @@ Problems = Callable[[int], list[Problem]]
 PROMPTS = ["a photograph of a viaduct", "a picture of a lifeboat on sand"]
 
 
-def scheduler() -> LCMScheduler:
+def scheduler(**settings: Any) -> LCMScheduler:
     return LCMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
-    )
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        **settings,
+    )  # fmt: skip
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -58,16 +59,18 @@ def test_times_that_do_not_exist_are_refused(count: int, original: int, said: st
         steps.lcm_schedule(scheduler().alphas_cumprod, count, original)
 
 
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_a_step_equals_diffusers_for_equal_noise(count: int) -> None:
-    theirs, (z, eps) = scheduler(), draw(2, 3, 4, 8, 8)
+def test_a_step_equals_diffusers_for_equal_noise(count: int, settings: dict[str, Any]) -> None:
+    """Also of v, from nothing but noise."""
+    theirs, (z, predicted), velocity = scheduler(**settings), draw(2, 3, 4, 8, 8), bool(settings)
     theirs.set_timesteps(count, original_inference_steps=50)
     ours = steps.lcm_schedule(theirs.alphas_cumprod, count)
     for i, t in enumerate(theirs.timesteps):
         # The scheduler draws its noise from a generator: the same numbers again.
-        step = theirs.step(eps, t, z, generator=torch.Generator().manual_seed(i))
+        step = theirs.step(predicted, t, z, generator=torch.Generator().manual_seed(i))
         noise = draw(*z.shape, seed=i)
-        following, x0 = steps.lcm_step(z, eps, noise, t, ours.alphas[i], ours.alphas_next[i])
+        following, x0 = steps.lcm_step(z, predicted, noise, t, ours.alphas[i], ours.alphas_next[i], velocity)
         torch.testing.assert_close(following, step.prev_sample, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(x0, step.denoised, rtol=1e-5, atol=1e-5)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +22,10 @@ from diffusers import (
 )
 
 from models import steps
+from models.guided import check_guided
 from models.levels import check_signal, noise_levels, read_scheduler
 from models.networks import Networks
-from models.sampler import ddim, lcm
+from models.sampler import NullText, ddim, lcm
 from runner.types import UserError
 
 PLAIN = {
@@ -32,6 +36,8 @@ CHANGES: list[dict[str, Any]] = [
     {}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "linspace"}, {"steps_offset": 0}, {"steps_offset": 7},
     {"set_alpha_to_one": True}, {"beta_schedule": "linear"}, {"beta_schedule": "squaredcos_cap_v2"},
     {"rescale_betas_zero_snr": True}, {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    {"prediction_type": "v_prediction", "timestep_spacing": "linspace", "rescale_betas_zero_snr": True},
     {"num_train_timesteps": 500}, {"trained_betas": [0.001 + 0.00002 * i for i in range(1000)]},
 ]  # fmt: skip
 
@@ -54,18 +60,21 @@ def networks(
 def test_times_and_levels_are_those_of_diffusers(
     change: dict[str, Any], count: int, tiny_pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    """And so are its steps, of noise where the UNet predicts it."""
+    """And so are its steps of what the UNet predicts, also where nothing but noise is left at first."""
     config = {**PLAIN, **change}
     theirs = DDIMScheduler(**config)
     theirs.set_timesteps(count)
     ours = ddim(networks(tiny_pipe, tmp_path, config), count, 3.0, None, [0.0, 1.0]).schedule
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     assert torch.equal(ours.alphas, theirs.alphas_cumprod[theirs.timesteps])
-    if config.get("prediction_type") != "v_prediction":
-        z, eps = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-        for i, t in enumerate(theirs.timesteps):
-            moved, _ = steps.ddim_step(z, eps, ours.alphas[i], ours.alphas_next[i])
-            torch.testing.assert_close(moved, theirs.step(eps, t, z).prev_sample, rtol=1e-5, atol=1e-5)
+    assert ours.velocity == (config.get("prediction_type") == "v_prediction")
+    z, predicted = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for i, t in enumerate(theirs.timesteps):
+        moved, x0 = steps.ddim_step(z, predicted, ours.alphas[i], ours.alphas_next[i], ours.velocity)
+        wanted = theirs.step(predicted, t, z)
+        assert moved.isfinite().all() and x0.isfinite().all()
+        torch.testing.assert_close(moved, wanted.prev_sample, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x0, wanted.pred_original_sample, rtol=1e-4, atol=1e-4)
 
 
 def test_spacings_by_hand() -> None:
@@ -128,19 +137,57 @@ def test_what_a_file_leaves_out_is_not_asked_for(tmp_path: Path, tiny_pipe: Stab
     assert ddim(networks(tiny_pipe, tmp_path, config), 20, 3.0, None, [0.0, 1.0]).schedule.timesteps[0] == 951
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_no_step_begins_without_a_signal(prediction: str, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+NO_SIGNAL = {**PLAIN, "rescale_betas_zero_snr": True}
+
+
+def test_no_step_goes_by_noise_where_there_is_nothing_else(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     """With a zero terminal signal-to-noise ratio x0 = (z − √(1 − ᾱ) ε) / √ᾱ is 0 / 0 at the last training step."""
-    config = {**PLAIN, "rescale_betas_zero_snr": True, "prediction_type": prediction}
-    leading = ddim(networks(tiny_pipe, tmp_path, config), 20, 3.0, None, [0.0, 1.0]).schedule
-    assert leading.timesteps[0] == 951 and leading.alphas[0] > 0
+    leading = ddim(networks(tiny_pipe, tmp_path, NO_SIGNAL), 20, 3.0, None, [0.0, 1.0]).schedule
+    assert leading.timesteps[0] == 951 and leading.without_signal is None
     for spacing in ("trailing", "linspace"):
-        own = networks(tiny_pipe, tmp_path, {**config, "timestep_spacing": spacing})
-        with pytest.raises(UserError, match=r"no signal left at time 999 \(rescale_betas_zero_snr"):
+        own = networks(tiny_pipe, tmp_path, {**NO_SIGNAL, "timestep_spacing": spacing})
+        with pytest.raises(UserError, match=r"no signal left at time 999 \(rescale_betas_zero_snr.*v_prediction"):
             ddim(own, 20, 3.0, None, [0.0, 1.0])
     with pytest.raises(UserError, match=r"no signal left at time 999"):
-        lcm(networks(tiny_pipe, tmp_path, config), 4, 1.0, None, [0.0, 1.0], 50)
+        lcm(networks(tiny_pipe, tmp_path, NO_SIGNAL), 4, 1.0, None, [0.0, 1.0], 50)
     check_signal(steps.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20))
+
+
+def test_a_chain_from_nothing_but_noise(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    """Where v is predicted drawn images, inversions and the gradient to the start are finite; of the start alone a
+    first x0-prediction of ᾱ = 0 knows what the text says."""
+    config = {**NO_SIGNAL, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    own = networks(tiny_pipe, tmp_path, config)
+    text, null = own.embed(["a red crab"]), own.embed([""])
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sampler = ddim(own, 4, 3.0, NullText(0.01, 2, 1e-5, 2e-5, False), [0.0, 1.0])
+    predicted = sampler.predict(own, z, {"text": text, "null": null}, 0, None)
+    following, x0 = sampler.advance(z, predicted, torch.zeros_like(z), 0)
+    assert sampler.schedule.without_signal == 999 and torch.equal(x0, -predicted)
+    assert torch.autograd.grad(following.sum(), z)[0].isfinite().all()
+    found = sampler.invert(own, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), ["a crab"], [0])
+    assert all(values.isfinite().all() for values in found.values()) and found["null"].shape[1] == 4
+    consistent = lcm(own, 2, 1.0, None, [0.0, 1.0], 50)
+    assert all(v.isfinite().all() for v in consistent.invert(own, z.detach(), ["a crab"], [0]).values())
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_a_shift_of_the_noise_is_one_of_the_noise(velocity: bool) -> None:
+    schedule = replace(steps.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20), velocity=velocity)
+    z, predicted, noise = torch.randn(3, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    shifted = schedule.shifted(predicted, noise, 3)
+    own, other = (steps.noise_of(z, p, schedule.alphas[3], velocity) for p in (predicted, shifted))
+    torch.testing.assert_close(other - own, noise)
+
+
+def test_guidance_by_the_noise_is_refused_where_there_is_nothing_else() -> None:
+    alphas = DDIMScheduler(**NO_SIGNAL).alphas_cumprod
+    for spacing, told in (("leading", None), ("trailing", 999)):
+        schedule = replace(steps.ddim_schedule(alphas, 4, spacing=spacing), velocity=True)
+        assert schedule.without_signal == told
+        generator: Any = SimpleNamespace(sampler=SimpleNamespace(schedule=schedule))
+        with nullcontext() if told is None else pytest.raises(UserError, match="^task.baseline=guidance: .* time 999"):
+            check_guided(generator)
 
 
 def test_times_beyond_the_trained_ones_are_refused() -> None:
