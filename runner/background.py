@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+REST = 20.0  # times what a call took: its calls take less than a twentieth of a run's seconds, however long they get
+
 
 class Background:
-    """Makes a call in a thread of its own whenever it is asked to. Where the last one is not done yet, none is begun:
-    the next one does its work too. Leaving the context waits for it."""
+    """Makes a call in a thread of its own whenever it is asked to. Where the last one is not done yet, or was done less
+    than `REST` times its own duration ago, none is begun: a later one does its work too. Leaving the context waits for
+    the last one."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._call, self._clock = call, clock
         self._thread = ThreadPoolExecutor(1, "background")
         self._last: Future[object] | None = None
+        self._next = -math.inf
 
     def __enter__(self) -> Background:
         return self
 
     def __call__(self) -> None:
         """Raises what ended the last call, if anything did."""
-        if self._last is None or self._last.done():
-            self.wait()
-            self._last = self._thread.submit(self._call)
+        if self._last is not None and not self._last.done():
+            return
+        self.wait()
+        if self._clock() >= self._next:
+            self._last = self._thread.submit(self._timed)
+
+    def _timed(self) -> None:
+        began = self._clock()
+        self._call()
+        ended = self._clock()
+        self._next = ended + REST * (ended - began)
 
     def wait(self) -> None:
         """Until the last call is done. Raises what ended it, if anything did."""

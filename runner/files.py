@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,9 @@ WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 LOST = (errno.EIO, errno.ELOOP)  # of a disk with bad blocks, and of links that lead nowhere
 
 
+Content = bytes | str | Iterable[str]  # of a file, in one piece or in several
+
+
 class Unwritable(UserError):
     """A file or folder that cannot be written; the message is one line that names it and the reason."""
 
@@ -29,7 +32,7 @@ class Damaged(Exception):
     """A file or folder is not what was written; the message says in what way."""
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write(path: Path, content: Content) -> None:
     """Write a file with its folders: other processes see the old file or the new one, and so does who comes after a
     power cut. Raises Unwritable; the old file stays then."""
     put(path, content)
@@ -37,16 +40,16 @@ def write(path: Path, content: bytes | str) -> None:
         _synchronize(path.parent)
 
 
-def put(path: Path, content: bytes | str) -> None:
+def put(path: Path, content: Content) -> None:
     """As `write`, but after a power cut the old file may be seen until something else is written to the folder: for
     files that another one completes, or that are made again."""
-    data = content.encode() if isinstance(content, str) else content
+    parts = [content] if isinstance(content, (bytes, str)) else content
     with writing(path):
         _make(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with open(temporary, "xb") as file:
-                file.write(data)
+                file.writelines(part.encode() if isinstance(part, str) else part for part in parts)
                 file.flush()
                 os.fsync(file.fileno())
             if path.is_dir():
@@ -61,8 +64,21 @@ def put(path: Path, content: bytes | str) -> None:
 def read(path: Path) -> bytes:
     """A file's content. Raises FileNotFoundError, Damaged where something else has its name or the disk has lost it,
     and UserError where this user may not read it."""
-    try:
+    with _reading(path):
         return path.read_bytes()
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """A file's lines, one after the other, without holding all of them. Raises as `read` does, when they are asked
+    for."""
+    with _reading(path), open(path, "rb") as file:
+        yield from file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except NotADirectoryError as error:  # of those above it
         raise FileNotFoundError(path) from error
     except IsADirectoryError as error:

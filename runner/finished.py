@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.files import Damaged, read
+from runner.files import Damaged, read, read_lines
 from runner.integrity import parse_line, parse_object
 from runner.types import UserError, first_line
 
@@ -46,17 +46,22 @@ def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
     """The finished problems of a run, none where there is no file; a damaged line is left out, and told. Raises
     UserError where the file as a whole cannot be read."""
     try:
-        lines = read(path).split(b"\n")
+        for i, line in enumerate(read_lines(path), start=1):
+            if line.strip() and (record := _line(path, i, line)) is not None:
+                yield record
     except FileNotFoundError:
         return
     except Damaged as error:
         raise UserError(f"{path}: {error}; {ANEW}") from error
-    for i, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield parse_line(line)
-            except Damaged as error:
-                print(f"{path}, line {i}: {error}; left out, {ANEW}", file=sys.stderr)
+
+
+def _line(path: Path, i: int, line: bytes) -> Mapping[str, Any] | None:
+    """The result in a line, None, and told, where it is damaged."""
+    try:
+        return parse_line(line)
+    except Damaged as error:
+        print(f"{path}, line {i}: {error}; left out, {ANEW}", file=sys.stderr)
+        return None
 
 
 @dataclass(frozen=True)

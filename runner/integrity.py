@@ -6,8 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from yaml import YAMLError
 from runner.files import Damaged, read
 
 LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
-READERS = 8  # files that are read at once
 RESULT, FAILURE = "result.json", "failure.json"
 
 Confidences = dict[str, float | None]
@@ -113,14 +111,8 @@ def parse_config(data: bytes) -> dict[str, Any]:
     return {str(key): part for key, part in value.items()}
 
 
-def damaged(folder: Path, places: Sequence[Path]) -> dict[Path, str]:
-    """What is to be set aside of these problems' folders within a run folder, and why. What is done is read whole."""
-    with ThreadPoolExecutor(READERS, "reader") as readers:
-        found = readers.map(lambda place: dict(_damaged(folder, place)), places)
-        return {path: why for each in found for path, why in each.items()}
-
-
-def _damaged(folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
+def damage_of(folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
+    """What is to be set aside of a problem's folder within a run folder, and why. What is done is read whole."""
     if os.path.lexists(place) and not place.is_dir():
         yield place, "is no folder"
         return

@@ -250,4 +250,4 @@ class Task(Protocol):
         """Plain JSON values about one answer, measured on the saved 8-bit pictures; `success` is among them."""
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Plain JSON values about all answers of a run together."""
+        """Plain JSON values about all answers of a run together. records: the results without their `history`."""

@@ -24,19 +24,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from runner import verified
 from runner.claims import Process
 from runner.files import Damaged, make_folder, put, read, read_text, remove, set_aside, write, writing
 from runner.integrity import (
     FAILURE,
     RESULT,
-    damaged,
     parse_config,
     parse_failure,
     parse_object,
-    parse_result,
     with_digests,
 )
 from runner.manifest import Manifest, named_files
+from runner.outcomes import Outcomes
 from runner.types import NotFinite
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
@@ -61,7 +61,6 @@ ELSEWHERE = ("device", "cache", "variant")
 
 PARTS = ("images", "state", "claims", "attempts")  # the folders within a run's folder
 
-Parse = Callable[[bytes, str], dict[str, Any]]  # (a file's content, the problem's name) -> what it holds
 Summarise = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
@@ -132,6 +131,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._outcomes = Outcomes(path / "images")
 
     def problem(self, name: str) -> Path:
         return self.path / "images" / name
@@ -217,16 +217,28 @@ class RunFolder:
         write(self.path / "attempts" / f"{began:.0f}-{process.name}.json", json.dumps(record, indent=1))
 
     def repair(self, names: Sequence[str]) -> None:
-        """Set aside what is not what was written, a line each: what is asked for of it is solved again. Raises
-        Unwritable."""
-        for path, why in self.damage(names).items():
+        """Set aside what is not what was written, a line each: what is asked for of it is solved again. What is whole
+        is noted, and read no more while it stays the same. Raises Unwritable."""
+        damaged, whole = self._examined(names)
+        for path, why in damaged.items():
             set_aside(path, why)
+        if whole:
+            with self._writer():
+                if (noted := verified.load(self.path)) != (together := noted | whole):
+                    verified.save(self.path, together)
 
     def damage(self, names: Sequence[str]) -> dict[Path, str]:
         """What is not what was written, and in what way."""
+        return self._examined(names)[0]
+
+    def _examined(self, names: Sequence[str]) -> tuple[dict[Path, str], dict[str, str]]:
+        """The damage, and the states of the problems that are whole."""
         folders = (self.path, *(self.path / part for part in PARTS))
         found = {path: "is no folder" for path in folders if os.path.lexists(path) and not path.is_dir()}
-        return found | damaged(self.path, [self.problem(name) for name in names])
+        places = [self.problem(name) for name in names]
+        damaged, whole = verified.examined(self.path, places, verified.load(self.path))
+        self._outcomes.update(names)
+        return found | self._outcomes.damage(names) | damaged, whole
 
     def untouched(self, process: Process) -> bool:
         """Whether nothing lies here that a run could go on from, and no other process ever worked here."""
@@ -247,21 +259,13 @@ class RunFolder:
 
     def results(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Of those problems that are solved."""
-        return [record for name in names if (record := self._held(name, RESULT, parse_result))]
+        self._outcomes.update(names)
+        return [json.loads(line) for line in self._outcomes.lines(names)]
 
-    def failures(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def failures(self, names: Sequence[str]) -> list[Mapping[str, Any]]:
         """Of those problems that failed: name and error."""
-        return [
-            record for name in names
-            if not (self.problem(name) / RESULT).exists() and (record := self._held(name, FAILURE, parse_failure))
-        ]  # fmt: skip
-
-    def _held(self, name: str, file: str, parse: Parse) -> dict[str, Any] | None:
-        """What was found of a problem, None where there is nothing yet, or nothing that can be trusted."""
-        try:
-            return parse(read(self.problem(name) / file), name)
-        except (FileNotFoundError, Damaged):
-            return None
+        self._outcomes.update(names)
+        return self._outcomes.failures(names)
 
     def write_result(self, name: str, record: Mapping[str, Any]) -> None:
         """Write what was found, once the files that it names are written. Raises NotFinite."""
@@ -277,8 +281,9 @@ class RunFolder:
     def retry(self, names: Sequence[str]) -> None:
         """Forget the failures that were raised as errors: what raised them may have been put right."""
         for name in names:
-            if "traceback" in (self._held(name, FAILURE, parse_failure) or {}):
-                remove(self.problem(name) / FAILURE)
+            with suppress(FileNotFoundError, Damaged):
+                if "traceback" in parse_failure(read(self.problem(name) / FAILURE), name):
+                    remove(self.problem(name) / FAILURE)
 
     def drop_states(self, batch: str) -> None:
         """Remove the states of a batch that is done, and of its parts."""
@@ -289,26 +294,32 @@ class RunFolder:
                 remove(path)
 
     def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarise) -> dict[str, Any]:
-        """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files; returns
-        the status.
+        """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files, of which
+        those are read that are new; returns the status.
 
         What earlier commands asked for beyond `names` stays where it is done; only `names` can be pending.
         """
+        self._outcomes.update(self._every(names))  # not while others wait
         with self._writer():
-            every = known if len(known := self.names()) > len(names) else names
-            results, failures = self.results(every), self.failures(every)
-            put(self.path / "results.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in results))
-            found = {record["name"] for record in (*results, *failures)}
-            pending = sum(name not in found for name in names)
+            every = self._every(names)
+            self._outcomes.update(name for name in every if not self._outcomes.settled(name))
+            results, failures = list(self._outcomes.lines(every)), self._outcomes.failures(every)
+            put(self.path / "results.jsonl", (f"{line}\n" for line in results))
+            pending = sum(not self._outcomes.settled(name) for name in names)
             if state == "done" and pending:  # other processes work at what is left
                 state = "pending"
             status = {
                 "state": state, "done": len(results), "failed": len(failures), "pending": pending, "reason": reason,
-                "failures": [{"name": failure["name"], "error": failure["error"]} for failure in failures],
+                "failures": failures,
             }  # fmt: skip
             put(self.path / "status.json", json.dumps(status, indent=1))
-            put(self.path / "summary.json", json.dumps(summarise(results), indent=1, allow_nan=False))
+            summary = summarise([_without_history(line) for line in results])
+            put(self.path / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
         return status
+
+    def _every(self, names: Sequence[str]) -> Sequence[str]:
+        """These problems, or all that were ever asked for if these are more."""
+        return known if len(known := self.names()) > len(names) else names
 
     @contextmanager
     def _writer(self) -> Iterator[None]:
@@ -322,6 +333,13 @@ class RunFolder:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _without_history(line: str) -> dict[str, Any]:
+    """A result without its steps, most of what it holds."""
+    record: dict[str, Any] = json.loads(line)
+    record.pop("history", None)
+    return record
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:

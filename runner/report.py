@@ -20,14 +20,16 @@ from scipy.stats import binomtest
 
 from runner.chart import Chart, charts, number
 from runner.files import Damaged, put, read
-from runner.finished import ANEW, read_config, read_object, read_results
+from runner.finished import ANEW, read_config, read_object
 from runner.integrity import parse_object
 from runner.tables import tables, words
+from runner.tally import read_first
 from runner.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
 FILES = ("config.yaml", "results.jsonl", "summary.json", "status.json")
+SHOWN = 1_000  # problems on a page, 10 kB each; browsers take no hundreds of megabytes
 SMALL = 160  # px; narrower pictures are enlarged with hard pixel edges
 
 # Keys of a result that have a place of their own on its card; what else is a plain value goes into a table.
@@ -149,13 +151,12 @@ def render(run_folder: Path) -> str:
     """The page as text."""
     folder = run_folder.resolve()
     config = read_config(folder / "config.yaml")
-    records = list(read_results(folder / "results.jsonl"))
+    records, tally = read_first(folder / "results.jsonl", SHOWN)
     files = ("status.json", "summary.json", "manifest.json")
     status, summary, manifest = (read_object(folder / name) for name in files)
     total = manifest.get("total")
     cards = [_card(folder, record) for record in records]
     generator, _, classifier = folder.parent.name.partition("-")
-    judged = [card.success for card in cards if card.success is not None]
     state = str(status.get("state", ""))
     return (
         environment()
@@ -175,10 +176,11 @@ def render(run_folder: Path) -> str:
             failed=int(status.get("failed") or 0),
             pending=int(status.get("pending") or 0),
             failures=[(str(f.get("name", "")), str(f.get("error", ""))) for f in status.get("failures") or []],
-            seconds=_median_seconds(records),
+            seconds=median(tally.seconds) if tally.seconds else None,
             prepared=_longest_preparation(folder),
-            rate=Rate(sum(judged), len(judged)) if judged else None,
-            at_start=sum(card.start_reaches for card in cards),
+            rate=Rate(tally.successes, tally.judged) if tally.judged else None,
+            at_start=tally.at_start,
+            finished=tally.finished,
             summary=[(words(key), number(value)) for key, value in _plain(summary)],
             tables=tables(summary),
             cards=cards,
@@ -299,11 +301,6 @@ def _plain(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _plain(value, f"{prefix}{key}: ")
         elif value is None or isinstance(value, (bool, int, float, str)):
             yield f"{prefix}{key}", value
-
-
-def _median_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
-    seconds = [float(r["seconds"]) for r in records if isinstance(r.get("seconds"), (int, float))]
-    return median(seconds) if seconds else None
 
 
 def _longest_preparation(folder: Path) -> float | None:

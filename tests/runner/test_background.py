@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from runner.background import Background
+from runner.background import REST, Background
 
 
 def test_it_runs_in_another_thread_and_is_done_when_the_context_is_left() -> None:
@@ -26,7 +26,7 @@ def test_what_is_asked_for_while_it_is_still_at_it_is_left_out() -> None:
         assert go.wait(10)
         made.append(None)
 
-    with Background(slow) as call:
+    with Background(slow, clock=lambda: 0.0) as call:
         call()
         assert begun.wait(10)
         call()
@@ -37,6 +37,23 @@ def test_what_is_asked_for_while_it_is_still_at_it_is_left_out() -> None:
         assert len(made) == 1
         call()
     assert len(made) == 2
+
+
+def test_it_rests_for_many_times_its_own_duration_whatever_that_is() -> None:
+    """Each call takes longer than the last one, as with every batch of a run; they take a twentieth of the time."""
+    now, spent = 0.0, 0.0
+
+    def longer_and_longer() -> None:
+        nonlocal now, spent
+        took = 1.0 + now / 1000
+        now, spent = now + took, spent + took
+
+    with Background(longer_and_longer, clock=lambda: now) as call:
+        for _ in range(10_000):
+            now += 1.0
+            call()
+            call.wait()
+    assert 0.03 * now < spent < now / REST + 12
 
 
 def test_its_error_comes_up_at_the_next_call_or_when_it_is_waited_for() -> None:

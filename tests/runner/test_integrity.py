@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from runner import integrity, verified
+from runner.files import read
 from runner.manifest import Manifest
 from runner.record import RunFolder, write_png
 from tests import damage
@@ -42,6 +45,92 @@ def run(tmp_path: Path) -> RunFolder:
 def test_a_whole_run_has_no_damage(run: RunFolder) -> None:
     assert run.damage(NAMES) == {}
     assert run.damage([*NAMES, "never begun"]) == {}
+
+
+# --- what is read again --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read to see whether they are whole; files of a moment ago are old already."""
+    seen: list[Path] = []
+
+    def counted(path: Path) -> bytes:
+        seen.append(path)
+        return read(path)
+
+    monkeypatch.setattr(integrity, "read", counted)
+    monkeypatch.setattr(verified, "FRESH", -1_000_000_000)
+    return seen
+
+
+def test_what_was_found_whole_is_not_read_again_by_any_process(run: RunFolder, reads: list[Path]) -> None:
+    run.repair(NAMES)
+    assert len([path for path in reads if path.suffix == ".png"]) == 4
+    reads.clear()
+    for _ in range(2):
+        RunFolder(run.path).repair([*NAMES, "never begun"])
+    assert not [path for path in reads if path.parent.name in NAMES]
+    run.write_failure("d", "step 1: is not finite")
+    RunFolder(run.path).repair([*NAMES, "d"])
+    assert {path.parent.name for path in reads} == {"never begun", "d"}, "one more problem is one more to read"
+
+
+@pytest.mark.parametrize("harm", [damage.flipped, damage.zeros])
+@pytest.mark.parametrize("name", ["best.png", "result.json"])
+def test_damage_that_keeps_size_and_time_is_found(
+    run: RunFolder, reads: list[Path], name: str, harm: damage.Harm
+) -> None:
+    run.repair(NAMES)
+    path = run.path / "images/a" / name
+    before = path.stat()
+    harm(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    reads.clear()
+    run.repair(NAMES)
+    assert {path.parent.name for path in reads} == {"a"} and not run.done("a") and run.done("b")
+
+
+def test_a_result_that_a_disk_has_changed_without_a_trace_is_found(
+    run: RunFolder, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.repair(NAMES)
+    noted = verified.load(run.path)
+    assert sorted(noted) == list(NAMES)
+    damage.flipped(run.path / "images/a/result.json")
+    monkeypatch.setattr(verified, "_state", lambda place: noted[place.name])
+    assert list(RunFolder(run.path).damage(NAMES)) == [run.path / "images/a/result.json"]
+
+
+def test_what_was_written_a_moment_ago_is_read_again(run: RunFolder) -> None:
+    """It may change once more within the same tick of the file system's clock."""
+    run.repair(NAMES)
+    assert not (run.path / verified.FILE).exists()
+    damage.flipped(run.path / "images/a/best.png")
+    assert list(run.damage(NAMES)) == [run.path / "images/a/result.json"]
+
+
+@pytest.mark.parametrize("harm", damage.ANY)
+def test_damaged_notes_are_not_believed(run: RunFolder, reads: list[Path], harm: damage.Harm) -> None:
+    run.repair(NAMES)
+    harm(run.path / verified.FILE)
+    reads.clear()
+    run.repair(NAMES)
+    assert len([path for path in reads if path.suffix == ".png"]) == 4
+    reads.clear()
+    run.repair(NAMES)
+    assert not [path for path in reads if path.parent.name in NAMES]
+
+
+def test_a_copy_of_a_run_is_read_whole(run: RunFolder, reads: list[Path], tmp_path: Path) -> None:
+    run.repair(NAMES)
+    shutil.copytree(run.path, tmp_path / "copy")
+    damage.flipped(tmp_path / "copy/images/a/best.png")
+    assert list(RunFolder(tmp_path / "copy").damage(NAMES)) == [tmp_path / "copy/images/a/result.json"]
+
+
+# --- damage --------------------------------------------------------------------------------------------------
 
 
 def harms(file: str) -> list[damage.Harm]:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.files import write
+from runner import outcomes
+from runner.files import read, write
 from runner.record import (
     PART_OF_THE_RUN,
     RunFolder,
@@ -157,6 +158,47 @@ def test_the_summary_is_of_the_finished_problems_in_their_order(tmp_path: Path) 
     assert seen == [[], ["b"], ["a", "b"]]
     folder.write_result("c", {"name": "c"})  # of a longer run in the same folder
     assert folder.collect(["a", "b"], "done", "", watched)["state"] == "done" and seen[-1] == ["a", "b"]
+
+
+def test_each_result_is_read_once_however_often_they_are_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, names, seen = RunFolder(tmp_path), [f"p{i}" for i in range(9)], list[Path]()
+
+    def counted(path: Path) -> bytes:
+        seen.append(path)
+        return read(path)
+
+    monkeypatch.setattr(outcomes, "read", counted)
+    for i, name in enumerate(reversed(names)):
+        if i % 3 == 2:
+            folder.write_failure(name, "step 1: is not finite")
+        else:
+            folder.write_result(name, {"name": name, "history": [{"step": 0, "total": i / 7}]})
+        status = folder.collect(names, "running", "", summed)
+    assert len(seen) == len(names) and (status["done"], status["failed"], status["pending"]) == (6, 3, 0)
+    before = {file: (tmp_path / file).read_bytes() for file in ("results.jsonl", "summary.json", "status.json")}
+    RunFolder(tmp_path).collect(names, "running", "", summed)
+    assert before == {file: (tmp_path / file).read_bytes() for file in before}
+
+    seen.clear()
+    folder.write_result("p4", {"name": "p4", "success": True})
+    (folder.problem("p5") / "result.json").unlink()
+    assert folder.collect(names, "running", "", summed)["pending"] == 1
+    assert seen == [folder.problem("p4") / "result.json"]
+    assert [record["name"] for record in folder.results(names)] == ["p1", "p2", "p4", "p7", "p8"]
+
+
+def test_summaries_are_made_of_results_without_their_steps(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_result("a", {"name": "a", "success": True, "history": [{"step": 0, "total": 0.1}]})
+
+    def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {"keys": sorted(records[0])}
+
+    folder.collect(["a"], "done", "", summarise)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"keys": ["digest", "digests", "name", "success"]}
+    assert json.loads((tmp_path / "results.jsonl").read_text())["history"] == [{"step": 0, "total": 0.1}]
 
 
 def test_a_picture_with_one_channel_is_saved_as_one(tmp_path: Path) -> None:

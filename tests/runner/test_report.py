@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
+from runner import report
 from runner.chart import Chart, chart, number, ticks
 from runner.report import PAGE, Rate, main, percent, write_report
 from runner.types import UserError
@@ -106,6 +107,18 @@ def test_one_card_per_problem(tmp_path: Path, n: int) -> None:
     if n == 3:
         assert "67\u00a0% 2 of 3; 95\u00a0% interval 21–94\u00a0%" in page.text
         assert page.count("span", "no") == 1
+
+
+def test_a_page_shows_the_first_of_many_problems_and_counts_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(report, "SHOWN", 2)
+    records = [record(i, success=i > 0, success_start=i == 4, seconds=float(i)) for i in range(5)]
+    page = read(run_folder(tmp_path, records))
+    text = " ".join(page.text.split())
+    assert page.count("article") == 2 and "The first 2 of 5 finished problems are shown" in text
+    assert "80 % 4 of 5; 95" in text and "Finished5" in text and "the first step 1 of 5" in text
+    assert "Time per problem2 s" in text and "results.jsonl" in page.links
 
 
 def test_the_preparation_stands_beside_the_time_per_problem(tmp_path: Path) -> None:

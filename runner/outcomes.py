@@ -1,0 +1,95 @@
+"""What became of a run's problems, by their own files, each of which is read once as long as it stays the same."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.files import LOST, Damaged, read
+from runner.integrity import FAILURE, RESULT, parse_failure, parse_result
+
+State = tuple[int, int, int, int]  # of a file: what changes whenever it is written or exchanged
+
+
+def file_state(path: str) -> State | None:
+    """A file's number, size and times of change, None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, *LOST):
+            return None
+        raise
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one problem, one of the last three. file, state: what was read; line: its result, as results.jsonl has it;
+    failure: its name and error; damage: why the file is not what was written."""
+
+    file: str
+    state: State
+    line: str | None = None
+    failure: Mapping[str, Any] | None = None
+    damage: str | None = None
+
+
+class Outcomes:
+    """What became of the problems of a run. folder: that holds a folder for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+        self._held: dict[str, Outcome] = {}
+
+    def update(self, names: Iterable[str]) -> None:
+        """Look at these problems' files, and read those that are new or changed."""
+        for name in names:
+            if (found := self._found(name)) is None:
+                self._held.pop(name, None)
+            elif found != self._known(name):
+                self._held[name] = self._read(name, *found)
+
+    def lines(self, names: Iterable[str]) -> Iterator[str]:
+        """The results of those that are solved."""
+        return (held.line for name in names if (held := self._held.get(name)) is not None and held.line is not None)
+
+    def failures(self, names: Iterable[str]) -> list[Mapping[str, Any]]:
+        """Of those that failed."""
+        held = (self._held.get(name) for name in names)
+        return [outcome.failure for outcome in held if outcome is not None and outcome.failure is not None]
+
+    def damage(self, names: Iterable[str]) -> dict[Path, str]:
+        """The files that cannot be trusted, and why."""
+        held = ((name, self._held.get(name)) for name in names)
+        return {Path(self._folder, name, one.file): one.damage for name, one in held if one and one.damage}
+
+    def settled(self, name: str) -> bool:
+        """Whether a problem is solved or failed."""
+        held = self._held.get(name)
+        return held is not None and (held.line is not None or held.failure is not None)
+
+    def _found(self, name: str) -> tuple[str, State] | None:
+        """The file that counts: a result, also beside a failure."""
+        for file in (RESULT, FAILURE):
+            if (state := file_state(f"{self._folder}/{name}/{file}")) is not None:
+                return file, state
+        return None
+
+    def _known(self, name: str) -> tuple[str, State] | None:
+        held = self._held.get(name)
+        return None if held is None else (held.file, held.state)
+
+    def _read(self, name: str, file: str, state: State) -> Outcome:
+        parse: Callable[[bytes, str], dict[str, Any]] = parse_result if file == RESULT else parse_failure
+        try:
+            record = parse(read(Path(self._folder, name, file)), name)
+        except (FileNotFoundError, Damaged) as error:
+            return Outcome(file, state, damage=str(error))
+        if file == FAILURE:
+            return Outcome(file, state, failure={"name": record["name"], "error": record["error"]})
+        return Outcome(file, state, line=json.dumps(record, allow_nan=False))
