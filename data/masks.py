@@ -23,6 +23,8 @@ class FileSegmenter:
     Raises UserError if there is no such folder.
     """
 
+    needs_map = False
+
     def __init__(self, path: str | None) -> None:
         if not path:
             raise UserError("segmenter.path is missing: give a folder of masks <name of the picture>.png")

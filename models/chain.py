@@ -46,6 +46,15 @@ class Chain(SinglePicture):
         self.last, self.backward, self.blend_from = last, backward, blend_from
         self.recompute_as(recompute)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the networks."""
+        return self.networks.dtype
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
+        """The scaled latents of images in [0, 1]."""
+        return self.networks.encode(images)
+
     def __len__(self) -> int:
         """T, the sampler's steps."""
         return len(self.sampler.schedule)

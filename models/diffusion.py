@@ -20,9 +20,9 @@ from models.chain import RECOMPUTE, Chain
 from models.compare import compare
 from models.networks import Networks
 from models.networks import load as load_networks
-from models.region import described, free
+from models.region import described, free, masks_of, needs_mask
 from models.sampler import Course, NullText, Sampler
-from models.segment import Softening
+from models.segment import Deferred, Softening, loaded
 from models.tensor_cache import TensorCache
 from runner.protocols import Segmenter
 from runner.ranges import ChainIndex, ChainSteps, Dtype, Fraction, Guidance, OneOf, Pixels, Rates, Schedule
@@ -55,7 +55,7 @@ class LatentDiffusion(Chain):
     def __init__(
         self, networks: Networks, sampler: Sampler, resolution: Pixels, last: ChainSteps,
         recompute: Annotated[str, OneOf(RECOMPUTE)], backward: ChainSteps | None, blend_from: ChainIndex,
-        maps: MapWindow, softening: dict[str, Softening], schedules: Schedule, segmenter: Segmenter,
+        maps: MapWindow, softening: dict[str, Softening], schedules: Schedule, segmenter: Segmenter | Deferred,
         cache: TensorCache, lr_scale: Rates, draws: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(networks, sampler, resolution, last, recompute, backward, blend_from)
@@ -63,8 +63,10 @@ class LatentDiffusion(Chain):
         self.segmenter, self.cache, self.lr_scale, self.draws = segmenter, cache, lr_scale, draws
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Raise UserError for what can be seen to fail before anything is computed."""
+        """Load the segmenter if a mask has to be found. Raise UserError for what can be seen to fail."""
         tokenizer = self.networks.tokenizer
+        if any(map(needs_mask, problems)):
+            self.segmenter = loaded(self.segmenter)
         if any(p.load is not None for p in problems):
             self.sampler.check_inversion()
         if self.maps.side not in (sides := self.networks.map_sides(self.latent_side)):
@@ -142,20 +144,19 @@ class LatentDiffusion(Chain):
         positions = [words.word_tokens(self.networks.tokenizer, p.edit.source, p.region) for p in problems]
         maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self)))
         maps = attention.stretched(maps) if self.maps.stretch else maps
-        return self.segmenter(images, maps, [p.region for p in problems], [p.picture for p in problems])
+        return loaded(self.segmenter)(images, maps, [p.region for p in problems], [p.picture for p in problems])
 
     def masks(
         self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:
         """Where each problem's words are: the mask that it brings, or the segmenter's; 0 where none is needed."""
-        masks = torch.zeros_like(images[:, :1])
-        if rows := [i for i, problem in enumerate(problems) if needs_mask(problem)]:
-            some = {layer: maps[rows] for layer, maps in recorded.items()}
-            masks[rows] = self.segment(images[rows], some, [problems[i] for i in rows])
-        for mask, problem in zip(masks, problems, strict=True):
-            if problem.mask is not None:
-                mask.copy_(problem.mask)
-        return masks
+
+        def segment(
+            some: Float[Tensor, "r 3 h w"], asked: Sequence[Problem], rows: Sequence[int]
+        ) -> Float[Tensor, "r 1 h w"]:
+            return self.segment(some, {layer: maps[list(rows)] for layer, maps in recorded.items()}, asked)
+
+        return masks_of(images, problems, segment)
 
     @torch.no_grad()
     def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
@@ -235,11 +236,6 @@ class LatentDiffusion(Chain):
 def _given(problems: Sequence[Problem]) -> Float[Tensor, "b 3 h w"]:
     """The pictures of problems that all bring one."""
     return torch.stack([problem.load() for problem in problems if problem.load is not None])
-
-
-def needs_mask(problem: Problem) -> bool:
-    """Whether the segmenter has to find where a problem's words are."""
-    return problem.keep in ("background", "foreground") and problem.mask is None
 
 
 def load(

@@ -23,10 +23,12 @@ from runner.types import UserError, first_line
 NEEDS_NONE = "`python run.py` alone needs none"
 # What works where the weights of a group's option are absent, and what is lost by it.
 WITHOUT = {
+    "generator": "generator=none needs none: pixels of given images are then optimized (task.baseline=pixels and "
+    "others) or looked at (task=input_gradients), and masks follow no attention",
     "captioner": "captioner=template needs none: captions then name the class alone, not what is around it",
     "clip": "of what needs CLIP, captioner=template does without: captions then name the class alone",
     "segmenter": "segmenter=attention needs none: its masks follow the cross-attention map, not the object's edges; "
-    "segmenter=file takes your own masks",
+    "segmenter=file takes your own masks; task.keep=none needs no mask, where a task has it",
     "text_segmenter": "task=neuron_vis needs none: it shows units without saying whether they look at the object",
     "safety": "safety=none needs none: images are then shown unchecked",
 }

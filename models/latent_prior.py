@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from models.diffusion import LatentDiffusion, needs_mask
+from models.diffusion import LatentDiffusion
+from models.region import needs_mask
 from models.single_picture import SinglePicture
 from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start
 

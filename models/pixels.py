@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
+from models.image_space import ImageSpace
 from models.latent_prior import PromptedAnchor
-from models.prompts import stream, unmarked
+from models.noise import noise_about_gray, stream
+from models.prompts import unmarked
 from models.single_picture import SinglePicture
 from models.tokens import MARK
 from runner.ranges import NonNegative
 from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
-
-GREY = 0.5  # the middle of the range, which pictures are drawn to where nothing speaks for another colour
 
 # Where a picture begins that is not given: from the problem and the picture drawn of its words, (3, h, w) in [0, 1].
 Begun = Callable[[Problem, Float[Tensor, "3 h w"]], Float[Tensor, "3 h w"]]
@@ -30,8 +30,7 @@ def as_drawn(problem: Problem, drawn: Float[Tensor, "3 h w"]) -> Float[Tensor, "
 
 def from_noise(problem: Problem, drawn: Float[Tensor, "3 h w"], std: NonNegative) -> Float[Tensor, "3 h w"]:
     """Grey with Gaussian noise of the problem's seed, standard deviation `std` in [0, 1] units."""
-    draw = torch.Generator().manual_seed(stream(problem.seed, "pixels"))
-    return (GREY + std * torch.randn(drawn.shape, generator=draw)).clamp(0, 1).to(drawn)
+    return noise_about_gray(drawn.shape, std, problem.seed).to(drawn)
 
 
 def from_words(problem: Problem, drawn: Float[Tensor, "3 h w"], std: NonNegative) -> Float[Tensor, "3 h w"]:
@@ -66,7 +65,7 @@ class PixelDescent(SinglePicture):
     step, 0 for none.
     """
 
-    def __init__(self, generator: LatentDiffusion, begun: Begun, reach: int) -> None:
+    def __init__(self, generator: LatentDiffusion | ImageSpace, begun: Begun, reach: int) -> None:
         self.generator, self.begun, self.reach = generator, begun, reach
 
     def check(self, problems: Sequence[Problem]) -> None:
@@ -77,7 +76,7 @@ class PixelDescent(SinglePicture):
         start = self.generator.begin([unmarked(problem) for problem in problems], schedules, found)
         anchor = start.anchors[0]
         original, encoded = anchor.original.clone(), anchor.encoded.clone()
-        prompts = [problem.edit.target for problem in problems]
+        prompts = self.generator.worded(start.controls, anchor) or [problem.edit.target for problem in problems]
         for i, problem in enumerate(problems):
             begun = original[i] if problem.load is not None else self.begun(problem, drawn := original[i])
             if problem.load is None and begun is not drawn:
@@ -92,7 +91,7 @@ class PixelDescent(SinglePicture):
 
     @torch.no_grad()
     def _encoded(self, picture: Float[Tensor, "3 h w"]) -> Float[Tensor, "1 c y x"]:
-        return self.generator.networks.encode(picture[None])
+        return self.generator.encode(picture[None])
 
     def fresh(self, anchor: Anchor, k: int) -> Anchor:
         """The constants of step k: the anchor itself without jitter, else shifts from each problem's seed and k."""
@@ -108,7 +107,7 @@ class PixelDescent(SinglePicture):
         pixels = controls["pixels"]
         image = pixels + (pixels.clamp(0, 1) - pixels).detach()
         moved = jitter(image, anchor.shifts) if isinstance(anchor, PixelAnchor) and anchor.shifts.any() else image
-        return [Scene(image, self.generator.networks.encode(image), moved.unsqueeze(1))]
+        return [Scene(image, self.generator.encode(image), moved.unsqueeze(1))]
 
     def worded(self, controls: Controls, anchor: Anchor) -> list[str] | None:
         return list(anchor.prompts) if isinstance(anchor, PixelAnchor) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
+from models.noise import stream
 from models.sampler import Course
 from models.tokens import Draw, Template, Tokens, plain, read_template
 from runner.ranges import Repeats
@@ -205,8 +205,3 @@ class PromptDiffusion:
 def unmarked(problem: Problem) -> Problem:
     """The problem with the fixed words of its prompt alone."""
     return replace(problem, edit=Edit.unchanged(plain(problem.edit.source), plain(problem.edit.source_words)))
-
-
-def stream(seed: int, *place: object) -> int:
-    """A seed of its own for every use of a problem's seed; equal uses give equal ones."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], "big")

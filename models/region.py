@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,28 @@ from torch import Tensor
 from runner.types import Problem
 
 LARGE = 0.6  # share of the picture above which a mask is reported: the object is then rarely all that it covers
+
+
+# The masks of rows' words: from their images, the problems that they belong to, and their positions in the batch.
+Segment = Callable[[Float[Tensor, "b 3 h w"], Sequence[Problem], Sequence[int]], Float[Tensor, "b 1 h w"]]
+
+
+def needs_mask(problem: Problem) -> bool:
+    """Whether the segmenter has to find where a problem's words are."""
+    return problem.keep in ("background", "foreground") and problem.mask is None
+
+
+def masks_of(
+    images: Float[Tensor, "b 3 h w"], problems: Sequence[Problem], segment: Segment
+) -> Float[Tensor, "b 1 h w"]:
+    """Where each problem's words are: the mask that it brings, or the segmenter's; 0 where none is needed."""
+    masks = torch.zeros_like(images[:, :1])
+    if rows := [i for i, problem in enumerate(problems) if needs_mask(problem)]:
+        masks[rows] = segment(images[rows], [problems[i] for i in rows], rows)
+    for mask, problem in zip(masks, problems, strict=True):
+        if problem.mask is not None:
+            mask.copy_(problem.mask)
+    return masks
 
 
 def free(

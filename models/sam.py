@@ -6,7 +6,7 @@ import inspect
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -87,6 +87,7 @@ class SamSegmenter:
     points: int
     background: float
     threshold: float
+    needs_map: ClassVar[bool] = True
 
     @property
     def digest(self) -> str:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from models.classifier import digest_of
+from runner.protocols import Segmenter
 from runner.ranges import BelowOne, Blur, Pixels, Reach, Repeats
 from runner.types import UserError
 
@@ -28,6 +29,7 @@ class AttentionSegmenter:
     """The map itself, resized and cut: a pixel belongs to the object where its map exceeds `threshold` (in [0, 1])."""
 
     threshold: BelowOne
+    needs_map: ClassVar[bool] = True
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
@@ -48,6 +50,7 @@ class GrabCutSegmenter:
     likely: BelowOne
     certain: BelowOne
     iterations: Repeats
+    needs_map: ClassVar[bool] = True
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
@@ -85,9 +88,23 @@ def eight_bits(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
     return (image * 255).round().byte()
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """A segmenter that is loaded where a mask has to be found: elsewhere its weights need not be there."""
+
+    load: Callable[[], Segmenter]
+
+
+def loaded(segmenter: Segmenter | Deferred) -> Segmenter:
+    """The segmenter, loaded now if that was put off."""
+    return segmenter.load() if isinstance(segmenter, Deferred) else segmenter
+
+
 class FromWords(ABC):
     """What finds words in one picture after another, so that no mask depends on the batch: a `TextSegmenter`, and a
     `Segmenter` that looks at no map."""
+
+    needs_map: ClassVar[bool] = False
 
     @abstractmethod
     def mask(self, image: Float[Tensor, "3 h w"], words: str) -> Float[Tensor, "1 h w"]:

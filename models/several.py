@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.prompts import stream
+from models.noise import stream
 from models.single_picture import SinglePicture
 from runner.protocols import Generator
 from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start

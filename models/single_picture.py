@@ -19,6 +19,7 @@ class SinglePicture:
     reported = 1
     graphed = 1
     draws: Sequence[str] | None = None
+    can_draw = True
 
     @abstractmethod
     def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:

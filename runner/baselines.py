@@ -9,6 +9,7 @@ import torch
 
 from models.diffusion import LatentDiffusion
 from models.guided import check_guided, guided_sampling
+from models.image_space import ImageSpace
 from models.latent_prior import LatentPrior
 from models.pixels import Begun, PixelDescent, as_drawn
 from models.several import Several, SeveralAnchor
@@ -17,7 +18,7 @@ from runner.optimize import Descent
 from runner.protocols import Generator
 from runner.ranges import Rate, Reach, Repeats, Steps, Weights
 from runner.regularisers import Regulariser, Update
-from runner.types import Anchor, Controls, Objective, Term
+from runner.types import Anchor, Controls, Objective, Term, UserError
 
 # From where a batch starts to where its descent begins.
 Finish = Callable[[Controls, Anchor, Objective], Controls]
@@ -50,45 +51,65 @@ class Contestant:
     augmented: bool = True
 
 
-# The contestant of a generator, of what the method would optimise of it and how, with the rates in its own scale.
-Baseline = Callable[[LatentDiffusion, Parametrise, Descent], Contestant]
+# What makes a run's images: a diffusion model, or nothing, `generator=none`.
+Maker = LatentDiffusion | ImageSpace
+# The contestant of what makes images, of what the method would optimise of it and how, with the rates in its own scale.
+Baseline = Callable[[Maker, Parametrise, Descent], Contestant]
 
 
-def none(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
-    """The method itself."""
-    asked = controls(generator)
+def none(generator: Maker, controls: Parametrise, descent: Descent) -> Contestant:
+    """The method itself; where nothing is optimized, given images may be looked at without a generator."""
+    if isinstance(generator, ImageSpace) and descent.steps == 0:
+        return Contestant(generator, generator, descent)
+    asked = controls(diffusion(generator, "task.baseline=none"))
     return Contestant(asked, asked, descent)
 
 
-def start_only(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
+def start_only(generator: Maker, controls: Parametrise, descent: Descent) -> Contestant:
     """The start alone: the words exchanged by Prompt-to-Prompt, nothing optimised."""
-    return none(generator, controls, replace(descent, steps=0))
+    return none(diffusion(generator, "task.baseline=start_only"), controls, replace(descent, steps=0))
+
+
+def diffusion(generator: Maker, asked: str) -> LatentDiffusion:
+    """The diffusion model that what is asked for needs. Raises UserError if there is none."""
+    if isinstance(generator, ImageSpace):
+        raise UserError(
+            f"generator=none: {asked} needs a generator; without one allowed are pixels, yosinski, "
+            f"mahendran_vedaldi, feature_attack (as far as the task has them), and task=input_gradients"
+        )
+    return generator
+
+
+def _reported(generator: Maker, controls: Parametrise) -> int:
+    """How many images an answer of the method is; without a generator one."""
+    return 1 if isinstance(generator, ImageSpace) else controls(generator).reported
 
 
 def pixels(
-    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: Repeats
+    generator: Maker, controls: Parametrise, descent: Descent, begun: Begun, most: Repeats
 ) -> Contestant:  # fmt: skip
     """The same loss by descent on the picture's pixels. begun: where a picture begins that is not given; most: pictures
     per answer at most, where the method's is several."""
-    shown = several(PixelDescent(generator, begun, reach=0), controls(generator).reported, most)
+    shown = several(PixelDescent(generator, begun, reach=0), _reported(generator, controls), most)
     return Contestant(shown, shown, descent)
 
 
-def guidance(generator: LatentDiffusion, controls: Parametrise, descent: Descent) -> Contestant:
+def guidance(generator: Maker, controls: Parametrise, descent: Descent) -> Contestant:
     """The same loss as a guide of one sampling: no controls are optimised, see `models.guided`."""
-    check_guided(generator)
+    sampled = diffusion(generator, "task.baseline=guidance")
+    check_guided(sampled)
 
     def finish(controls: Controls, anchor: Anchor, objective: Objective) -> Controls:
         image = guided_sampling(
-            generator, controls, anchor, lambda scene: evaluate(objective, scene).total, descent.lr["guidance"]
+            sampled, controls, anchor, lambda scene: evaluate(objective, scene).total, descent.lr["guidance"]
         )
         return {"pixels": image}
 
-    return Contestant(generator, PixelDescent(generator, as_drawn, reach=0), replace(descent, steps=0), finish)
+    return Contestant(sampled, PixelDescent(sampled, as_drawn, reach=0), replace(descent, steps=0), finish)
 
 
 def activation_maximisation(
-    generator: LatentDiffusion, controls: Parametrise, descent: Descent, begun: Begun, most: Repeats, jitter: Reach,
+    generator: Maker, controls: Parametrise, descent: Descent, begun: Begun, most: Repeats, jitter: Reach,
     method: Callable[..., torch.optim.Optimizer], steps: Steps, rate: Rate, between: Mapping[str, Regulariser],
     penalties: Mapping[str, Term], weights: Weights, without: Sequence[str],
 ) -> Contestant:  # fmt: skip
@@ -99,7 +120,7 @@ def activation_maximisation(
     order, before it is cut to [0, 1]; penalties, weights: terms beside the task's, with their weights; without: terms
     of the task that these take the place of.
     """
-    shown = several(PixelDescent(generator, begun, jitter), controls(generator).reported, most)
+    shown = several(PixelDescent(generator, begun, jitter), _reported(generator, controls), most)
 
     def project(after: Controls, gradients: Controls, anchor: Anchor, step: int) -> Controls:
         x, own = after["pixels"], anchor.own if isinstance(anchor, SeveralAnchor) else anchor
@@ -117,12 +138,13 @@ def activation_maximisation(
 
 
 def generator_prior(
-    generator: LatentDiffusion, controls: Parametrise, descent: Descent, most: Repeats,
+    generator: Maker, controls: Parametrise, descent: Descent, most: Repeats,
     method: Callable[..., torch.optim.Optimizer], steps: Steps, rate: Rate,
 ) -> Contestant:  # fmt: skip
     """The start latent alone, see `models.latent_prior`, at the pictures themselves, without crops; most, method,
     steps, rate: see `activation_maximisation`."""
-    prior = several(LatentPrior(generator), controls(generator).reported, most)
+    model = diffusion(generator, "task.baseline=generator_prior")
+    prior = several(LatentPrior(model), controls(model).reported, most)
     own = replace(descent, method=method, steps=steps, lr={"latent": rate}, min_lr=None, clip=None, stop=None)
     return Contestant(prior, prior, own, augmented=False)
 

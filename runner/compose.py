@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.selection import select
 from models.devices import device_of
 from models.hub import WITHOUT
+from models.segment import Deferred
 from runner.finished import read_config
 from runner.overrides import in_one_line, with_training
 from runner.protocols import Dataset
@@ -105,7 +106,7 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
     # What can be seen to be wrong, with the data first, is told before the generator's gigabytes are loaded.
     order = dict.fromkeys(("data", *Parts.__dataclass_fields__))
     with _by_their_keys(config):
-        nodes = _shared({key: config[key] for key in order if key not in given and key in config})
+        nodes = _deferred(_shared({key: config[key] for key in order if key not in given and key in config}), config)
         last = {"generator": nodes.pop("generator")} if "generator" in nodes else {}
         ready = {**instantiate(nodes, _convert_="all"), **given}
     if "data" not in given:
@@ -128,6 +129,22 @@ def _by_their_keys(config: Mapping[str, Any]) -> Iterator[None]:
         if isinstance(error.__cause__, UserError):
             raise UserError(_by_its_key(str(error.__cause__), str(error), config)) from None
         raise
+
+
+def _deferred(nodes: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes; where the task's settings say that no mask is to be found, the generator's segmenter is not loaded, so
+    that its weights need not be there."""
+    node, task = nodes.get("generator", {}).get("segmenter"), config["task"]
+    if node is None or (task.get("keep") in ("background", "foreground") and task.get("mask") is None):
+        return nodes
+
+    def load() -> Any:
+        with _by_their_keys(config):
+            return instantiate(node, _convert_="all")
+
+    segmenter = Deferred(load)
+    deferred = {"_target_": "runner.compose.taken", "part": lambda: segmenter}
+    return {**nodes, "generator": {**nodes["generator"], "segmenter": deferred}}
 
 
 def recorded_data(node: Mapping[str, Any], place: str) -> Dataset:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
+from models.image_space import ImageSpace
 from runner.augment import RandomCrops
 from runner.protocols import Classifier
 from runner.types import Scene, Schedules, UserError
@@ -63,8 +64,8 @@ class Plan:
 
 
 def plan(
-    generator: LatentDiffusion, classifiers: Sequence[Classifier], augment: RandomCrops, schedules: Schedules,
-    pictures: int, batch: int | None, problems: int,
+    generator: LatentDiffusion | ImageSpace, classifiers: Sequence[Classifier], augment: RandomCrops,
+    schedules: Schedules, pictures: int, batch: int | None, problems: int,
 ) -> Plan:  # fmt: skip
     """The batch, where None is given, and the recomputation, where the generator leaves it to memory.
 
@@ -72,10 +73,12 @@ def plan(
     graph; problems: how many there are. The first of `FAST_FIRST` that has room
     for the batch, or for `ENOUGH` problems of one that is to be chosen; where none has, the one that takes least.
     """
-    own = footprint(generator, classifiers, augment)
-    steps, inject = len(generator), max({**generator.schedules, **schedules}["inject"])
-    injected = math.ceil(inject * steps)
-    recorded = max(generator.maps.steps(steps).stop, injected)
+    if isinstance(generator, ImageSpace):
+        own, steps, injected, recorded = seen(generator, classifiers, augment), 0, 0, 0
+    else:
+        own, steps = footprint(generator, classifiers, augment), len(generator)
+        injected = math.ceil(max({**generator.schedules, **schedules}["inject"]) * steps)
+        recorded = max(generator.maps.steps(steps).stop, injected)
     modes = FAST_FIRST if generator.recompute == "auto" else (generator.recompute,)
     need = {mode: pictures * own.graph(mode, steps, injected, recorded) for mode in modes}
     free = free_memory(generator.device)
@@ -95,15 +98,14 @@ def footprint(generator: LatentDiffusion, classifiers: Sequence[Classifier], aug
     embeddings = generator.base(networks.embed([""]), course)
     now = {name: values[:, 0].clone().requires_grad_() for name, values in embeddings.items()}
     modules = [networks.unet, networks.vae, *(c for c in classifiers if isinstance(c, torch.nn.Module))]
-    weights = {p.untyped_storage().data_ptr() for m in modules for p in [*m.parameters(), *m.buffers()]}
+    weights = weights_of(modules)
 
     def step(record: dict[str, Tensor] | None = None) -> Tensor:
         return generator.step(course["latent"], now, course["noise"][:, 0], 0, record=record)[0]
 
     def end() -> list[Tensor]:
         image = networks.decode(course["latent"].clone().requires_grad_())
-        shown = augment(Scene(image, course["latent"], image.unsqueeze(1)), [0], 0, classifiers[0].size)
-        return [classifier(shown.views_at(classifier.size).flatten(0, 1)).logits for classifier in classifiers]
+        return judged(image, course["latent"], classifiers, augment)
 
     maps: dict[str, Tensor] = {}
     mode = generator.recompute
@@ -116,6 +118,26 @@ def footprint(generator: LatentDiffusion, classifiers: Sequence[Classifier], aug
         generator.recompute_as(mode)
     recorded = sum(m.nbytes for m in maps.values())
     return Footprint(plain, mapped, blocks, generator.last * kept(end, weights), recorded)
+
+
+def seen(generator: ImageSpace, classifiers: Sequence[Classifier], augment: RandomCrops) -> Footprint:
+    """The same without a generator: what classifiers see of an image."""
+    side = generator.resolution
+    image = torch.full((1, 3, side, side), 0.5, device=generator.device, requires_grad=True)
+    modules = [classifier for classifier in classifiers if isinstance(classifier, torch.nn.Module)]
+    weights = weights_of(modules)
+    return Footprint(0, 0, 0, kept(lambda: judged(image, generator.encode(image), classifiers, augment), weights), 0)
+
+
+def judged(image: Tensor, latent: Tensor, classifiers: Sequence[Classifier], augment: RandomCrops) -> list[Tensor]:
+    """The logits of every classifier for the augmented views of one image."""
+    shown = augment(Scene(image, latent, image.unsqueeze(1)), [0], 0, classifiers[0].size)
+    return [classifier(shown.views_at(classifier.size).flatten(0, 1)).logits for classifier in classifiers]
+
+
+def weights_of(modules: Sequence[torch.nn.Module]) -> set[int]:
+    """The addresses of networks' parameters and buffers, which no graph keeps anew."""
+    return {p.untyped_storage().data_ptr() for m in modules for p in [*m.parameters(), *m.buffers()]}
 
 
 def kept(compute: Callable[[], object], weights: set[int]) -> int:

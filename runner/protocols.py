@@ -122,7 +122,10 @@ class Captioner(Protocol):
 class Segmenter(Protocol):
     """Pictures in [0, 1], the cross-attention maps of the words that are looked for, in [0, 1], these words and the
     pictures' names to masks of what the words name, 0 or 1. One whose masks follow from more than these and its
-    settings, as from weights, has a `digest` of it."""
+    settings, as from weights, has a `digest` of it. needs_map: whether masks follow from the maps."""
+
+    @property
+    def needs_map(self) -> bool: ...
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
@@ -189,9 +192,11 @@ class Generator(Protocol):
 
 class Painter(Protocol):
     """Pictures of prompts. recipe: everything that one follows from beside its prompt and seed; draws: the classes that
-    it draws, in lower case, None where it draws anything."""
+    it draws, in lower case, None where it draws anything; can_draw: whether it draws at all: without a generator
+    nothing does, and `sample` and `word_maps` raise UserError."""
 
     draws: Sequence[str] | None
+    can_draw: bool
     resolution: int
     digest: str
     recipe: str

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.pixels import GREY
+from models.noise import GREY
 from runner.ranges import Blur, Count, Exponent, Fraction, NonNegative, Percent, Positive
 from runner.types import Scene, UserError
 from tasks.attack import within

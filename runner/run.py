@@ -18,7 +18,7 @@ from models.classifier import ImageClassifier
 from models.diffusion import LatentDiffusion
 from runner.augment import RandomCrops
 from runner.background import Background
-from runner.baselines import Baseline, Parametrise
+from runner.baselines import Baseline, Maker, Parametrise, diffusion
 from runner.claims import Claim, Claims, Process
 from runner.files import Unwritable, check_writable
 from runner.finished import read_object
@@ -44,7 +44,7 @@ PENDING, BAD_INPUT, FAILED, DONE = 75, 2, 1, 0  # exit codes, beside those of `r
 class Parts:
     """The objects of a run, each built once."""
 
-    generator: LatentDiffusion
+    generator: Maker
     classifier: Classifier
     data: Dataset
     task: Task
@@ -54,6 +54,11 @@ class Parts:
     augment: RandomCrops
     logger: Logger
     safety: Screen | None = None
+
+    @property
+    def diffusion(self) -> LatentDiffusion:
+        """The generator, where what is done with it needs a diffusion model. Raises UserError if it is none."""
+        return diffusion(self.generator, "this")
 
     @property
     def digests(self) -> list[str]:
@@ -92,7 +97,7 @@ def solver(parts: Parts) -> Solver:
     baseline = parts.baseline[parts.task.baseline]
     chosen = baseline(parts.generator, parts.controls, replace(descent, lr=rates or {}, min_lr=ends))
     doubts = Doubts(parts.generator, parts.classifier)
-    formats = formats_of(parts.generator.networks.dtype, parts.optimizer.autocast)
+    formats = formats_of(parts.generator.dtype, parts.optimizer.autocast)
     return Solver(
         chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety, parts.generator.device, formats
     )
@@ -131,7 +136,8 @@ def fit(parts: Parts, answer: Solver, batch: int | None, problems: int) -> Plan:
     judges = [parts.classifier, *(n for n in parts.task.networks if isinstance(n, ImageClassifier))]
     shares = parts.task.schedules
     chosen = plan(parts.generator, judges, parts.augment, shares, answer.generator.graphed, batch, problems)
-    parts.generator.recompute_as(chosen.recompute)
+    if isinstance(parts.generator, LatentDiffusion):
+        parts.generator.recompute_as(chosen.recompute)
     return chosen
 
 

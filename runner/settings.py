@@ -8,7 +8,24 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MinLen
 
-from runner.ranges import AnyText, BelowOne, Count, Index, Names, Noise, OneOf, Seconds, Section, Seed, Share, Steps
+from runner.ranges import (
+    AnyText,
+    BelowOne,
+    Blur,
+    Count,
+    Index,
+    Names,
+    Noise,
+    OneOf,
+    Pixels,
+    Rate,
+    Reach,
+    Seconds,
+    Section,
+    Seed,
+    Share,
+    Steps,
+)  # fmt: skip
 from tasks.targets import Rule
 
 
@@ -37,11 +54,22 @@ class Checkpoint(Section):
 
 
 @dataclass(frozen=True)
+class Images(Section):
+    side: Pixels
+    erode: Reach
+    dilate: Reach
+    blur: Blur
+    blur_kernel: Pixels
+    rate: Rate
+
+
+@dataclass(frozen=True)
 class Domain(Section):
     target: Rule
     mask_threshold: BelowOne
     noise: Noise
     steps: Steps
+    images: Images
 
 
 @dataclass(frozen=True)

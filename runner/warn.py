@@ -36,10 +36,11 @@ class Doubts:
             own = unlike[i]
             if problem.load is not None and away[i] > FAR:
                 own.append(f"the start is far from the original: RMS {away[i]:.2f} where it should stay")
-            if problem.claim is not None and (called := self._called(problem.claim)) != problem.claim[1]:
+            drawn = problem.claim if self.generator.can_draw else None
+            if drawn is not None and (called := self._called(drawn)) != drawn[1]:
                 labels = self.classifier.labels
                 names = "nothing: its logits are not finite" if called is None else f"a {labels[called]}"
-                own.append(f"the classifier calls the generator's '{problem.claim[0]}' {names}")
+                own.append(f"the classifier calls the generator's '{drawn[0]}' {names}")
             own += [] if problem.claim is None else self._undrawn(self.classifier.labels[problem.claim[1]])
             found.append([*own, *descent_doubts(state, i)])
         return found

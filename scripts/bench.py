@@ -85,10 +85,10 @@ def uvce(repeats: int, subject: Subject = PLANTED) -> list[Line]:
 def networks(repeats: int) -> list[Line]:
     """A step over the sum of its own calls of networks: what the loop adds."""
     eight, one = (measures.ready(measures.case(UVCE, batch)) for batch in (8, 1))
-    plain = reference.reference(one.own.parts.generator)
+    plain = reference.reference(one.own.parts.diffusion)
     lines = []
     for name, r, own, plainly in (
-        ("uvce step batch 8 over networks", eight, eight.own.parts.generator.networks, None),
+        ("uvce step batch 8 over networks", eight, eight.own.parts.diffusion.networks, None),
         ("reference step over networks", one, plain.networks, plain),
     ):
         step = partial(measures.step_time, r, plainly)
@@ -124,8 +124,8 @@ def operation_counts(repeats: int, subject: Subject = PLANTED) -> list[Line]:
     """Multiply-adds of a step, and how near their speed is to a plain matrix product's."""
     most = subject.batches[0]
     many, one = (measures.ready(measures.case(subject.uvce, batch)) for batch in (most, 1))
-    generator = many.own.parts.generator
-    plain = reference.reference(one.own.parts.generator)
+    generator = many.own.parts.diffusion
+    plain = reference.reference(one.own.parts.diffusion)
     ours = operations(lambda: measures.one_step(many)) / most
     theirs = operations(lambda: measures.one_plain_step(plain, one))
     product = partial(ceiling, generator.device, generator.networks.unet.dtype)
@@ -196,7 +196,7 @@ def peaks(subject: Subject) -> list[Line]:
         next(states)
         before = peak_memory(lambda: None)
         peak = peak_memory(partial(next, states)) - before
-        mode = f"recompute={own.own.parts.generator.recompute}, above what is kept between steps"
+        mode = f"recompute={own.own.parts.diffusion.recompute}, above what is kept between steps"
         lines.append(Line(f"  peak, batch {batch}", peak / 2**20, "M", mode))
     return lines
 

@@ -50,7 +50,7 @@ class Case:
     @property
     def images(self) -> Tensor | None:
         given = [p.image for p in self.problems if p.image is not None]
-        return torch.stack(given).to(self.parts.generator.device) if given else None
+        return torch.stack(given).to(self.parts.diffusion.device) if given else None
 
     def augment(self, scene: Scene, k: int) -> Scene:
         return self.answer.augment(scene, [p.seed for p in self.problems], k, self.parts.classifier.size)
@@ -61,8 +61,8 @@ def case(words: Sequence[str], batch: int) -> Case:
     config = configure([*words, f"batch={batch}", f"limit={batch}", "logger=none", f"outputs={_FOLDER.name}"])
     parts = build(config)
     answer = solver(parts)
-    problems, _ = parts.task.problems(World(parts.data, parts.classifier, parts.generator, config["seed"], batch))
-    if parts.generator.recompute == "auto":
+    problems, _ = parts.task.problems(World(parts.data, parts.classifier, parts.diffusion, config["seed"], batch))
+    if parts.diffusion.recompute == "auto":
         fit(parts, answer, batch, batch)
     return Case(parts, answer, problems, parts.optimizer.steps, 1 + len(parts.task.networks))
 
@@ -75,7 +75,7 @@ _FOLDER = TemporaryDirectory(prefix="bench-")  # of what is cached; removed when
 
 def inverted(own: Case) -> float:
     """Seconds per picture of the inversion, without the cache."""
-    generator = own.parts.generator
+    generator = own.parts.diffusion
     assert own.images is not None
     with torch.no_grad():
         encoded = generator.networks.encode(own.images)
@@ -124,10 +124,10 @@ def totalled(parts: Parts, steps: int) -> Parts:
 
 def explained_plainly(own: Case) -> Parts:
     """The same of the plain loop, for the first problem."""
-    plain, problem = reference.reference(own.parts.generator), own.problems[0]
+    plain, problem = reference.reference(own.parts.diffusion), own.problems[0]
     found: Parts = {"inversion": 0.0, "begin": 0.0}
     if problem.image is not None:
-        image = problem.image[None].to(own.parts.generator.device)
+        image = problem.image[None].to(own.parts.diffusion.device)
         found["inversion"] = seconds(lambda: reference.invert(plain, image, problem.edit.source))
     start = own.answer.contestant.begin.begin(own.problems[:1], own.parts.task.schedules)
     controls, anchors = start.controls, start.anchors
@@ -185,7 +185,7 @@ def networks_alone(r: Ready, networks: Networks) -> Parts:
 
     networks: the runner's, or the plain loop's copy of them.
     """
-    generator, own = r.own.parts.generator, r.own
+    generator, own = r.own.parts.diffusion, r.own
     z = r.controls["latent"].detach().requires_grad_()
     unet = 0.0
     for i in range(len(generator)):
@@ -231,7 +231,7 @@ def _both_ways(call: Callable[[], Tensor], inputs: list[Tensor]) -> None:
 
 def step_parts(r: Ready) -> Parts:
     """Seconds per picture of a step as the runner does it: chain, decoding, what classifiers see, backward pass."""
-    generator, own = r.own.parts.generator, r.own
+    generator, own = r.own.parts.diffusion, r.own
     leaves = {name: value.detach().clone().requires_grad_() for name, value in r.controls.items()}
     kept = [_Kept() for _ in range(3)]
     found = {
@@ -277,7 +277,7 @@ def prompted(own: Case) -> Parts:
     """Seconds per prompt of the runner's parts; one of the search's starts is timed per start."""
     begin = own.answer.contestant.begin
     assert isinstance(begin, PromptDiffusion)
-    own.parts.generator.cache = TensorCache(None)  # what random starts show is computed in every repetition
+    own.parts.diffusion.cache = TensorCache(None)  # what random starts show is computed in every repetition
     start = begin.begin(own.problems, own.parts.task.schedules)
     objective, origin = own.answer.objective(own.problems, start.anchors[0]), _Kept()
     search = seconds(lambda: origin.keep(optimize.choose(begin, start, objective))) / own.size

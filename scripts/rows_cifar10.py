@@ -24,15 +24,15 @@ CLASSIFIER, JUDGE = "cifar10_resnet20", "cifar10_resnet56"
 def judge(setting: Setting) -> ImageClassifier:
     """ResNet-56, on the generator's device."""
     shared = world(setting, CLASSIFIER)
-    found = build(configure([f"classifier={JUDGE}"]), generator=shared.generator, data=shared.data).classifier
+    found = build(configure([f"classifier={JUDGE}"]), generator=shared.diffusion, data=shared.data).classifier
     assert isinstance(found, ImageClassifier)
-    return found.to(shared.generator.device)
+    return found.to(shared.diffusion.device)
 
 
 @torch.no_grad()
 def called(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> list[int]:
     """The class that ResNet-56 gives each picture."""
-    device = world(setting, CLASSIFIER).generator.device
+    device = world(setting, CLASSIFIER).diffusion.device
     return [
         i for part in images.split(4 * BATCH) for i in judge(setting)(part.to(device)).logits.argmax(dim=1).tolist()
     ]
@@ -41,8 +41,8 @@ def called(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> list[int]:
 def vae_psnr(setting: Setting, n: int) -> Estimate:
     """PSNR of autoencoded test photographs, the first in the seed's order."""
     shared = world(setting, CLASSIFIER)
-    images = torch.stack([square(shared.data[i].image, shared.generator.resolution) for i in range(n)])
-    return metrics.mean(metrics.psnr(images, autoencoded(shared.generator, images)).tolist())
+    images = torch.stack([square(shared.data[i].image, shared.diffusion.resolution) for i in range(n)])
+    return metrics.mean(metrics.psnr(images, autoencoded(shared.diffusion, images)).tolist())
 
 
 def prompt_class(setting: Setting, n: int, overrides: tuple[str, ...] = ()) -> Estimate:
@@ -52,9 +52,9 @@ def prompt_class(setting: Setting, n: int, overrides: tuple[str, ...] = ()) -> E
     assert isinstance(shared.task, Uvce)
     labels = shared.classifier.labels
     wanted = [i % len(labels) for i in range(n)]
-    blank = torch.zeros(3, shared.generator.resolution, shared.generator.resolution)
+    blank = torch.zeros(3, shared.diffusion.resolution, shared.diffusion.resolution)
     prompts = [shared.task.captioner.caption(Example("prompt", blank.clone, labels[c])) for c in wanted]
-    images = sample(shared.generator, prompts, [setting.own_seed(i) for i in range(n)])
+    images = sample(shared.diffusion, prompts, [setting.own_seed(i) for i in range(n)])
     return metrics.share([a == b for a, b in zip(called(setting, images), wanted, strict=True)])
 
 

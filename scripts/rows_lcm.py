@@ -21,7 +21,7 @@ LCM = ("sampler=lcm",)
 @cache
 def generator(setting: Setting) -> LatentDiffusion:
     """The consistency model with its own settings."""
-    return parts_for(setting, CLASSIFIER, LCM, 1)[0].generator
+    return parts_for(setting, CLASSIFIER, LCM, 1)[0].diffusion
 
 
 def lcm_prompt(setting: Setting, n: int, factor: str) -> Estimate:

@@ -36,7 +36,7 @@ def held_out(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[s
     """The first pictures of the test split, at the generator's resolution, with their captions and factors."""
     data = planted.PlantedDataset("test", n, setting.seed, "chance")
     examples = [data[i] for i in range(n)]
-    resolution = world(setting, CLASSIFIER).generator.resolution
+    resolution = world(setting, CLASSIFIER).diffusion.resolution
     return (
         torch.stack([square(e.image, resolution) for e in examples]),
         [e.caption or "" for e in examples],
@@ -47,7 +47,7 @@ def held_out(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[s
 def vae_psnr(setting: Setting, n: int) -> Estimate:
     """PSNR of autoencoded pictures."""
     images = held_out(setting, n)[0]
-    return metrics.mean(metrics.psnr(images, autoencoded(world(setting, CLASSIFIER).generator, images)).tolist())
+    return metrics.mean(metrics.psnr(images, autoencoded(world(setting, CLASSIFIER).diffusion, images)).tolist())
 
 
 @cache
@@ -58,7 +58,7 @@ def prompted(
     own."""
     _, captions, scenes = held_out(setting, n)
     seeds = [setting.own_seed(i) for i in range(n)]
-    return sample(generator or world(setting, CLASSIFIER).generator, captions, seeds), scenes
+    return sample(generator or world(setting, CLASSIFIER).diffusion, captions, seeds), scenes
 
 
 def prompt_factor(setting: Setting, n: int, factor: str, generator: LatentDiffusion | None = None) -> Estimate:
@@ -133,7 +133,7 @@ def pictures(setting: Setting, n: int) -> Pictures:
             original = torch.stack([p.image for p in batch])
             truth = torch.cat([data.truth(position(p.name))[1].object_mask for p in batch])
             truth = F.interpolate(truth[:, None], size=original.shape[-2:], mode="area")[:, 0]
-            decoded = autoencoded(parts.generator, original)
+            decoded = autoencoded(parts.diffusion, original)
             rows.append((original, decoded, inverted, region[:, 0] > 0.5, truth > 0.5))
     return Pictures(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
@@ -143,7 +143,7 @@ def inverted_with_region(
     setting: Setting, problems: Sequence[Flip]
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
     """Pictures rendered from their null-text inversions, 8 bits, and the segmenter's masks of their objects."""
-    generator = world(setting, CLASSIFIER).generator
+    generator = world(setting, CLASSIFIER).diffusion
     images = torch.stack([p.image for p in problems if p.image is not None]).to(generator.device)
     prompts = [p.edit.source for p in problems]
     course = generator.invert(images, prompts, [p.seed for p in problems])
@@ -223,12 +223,12 @@ def cut_renders(setting: Setting, n: int, grown: int) -> Estimate:
         after = planted.render(replace(scenes, label=torch.tensor([p.target for p in problems]))).image
         inside = before.object_mask > 0.5
         seen = F.max_pool2d(inside[:, None].float(), 2 * grown + 1, stride=1, padding=grown) > 0.5
-        images = autoencoded(parts.generator, torch.where(seen, after, before.image))
+        images = autoencoded(parts.diffusion, torch.where(seen, after, before.image))
         wanted = [planted.CLASSES[p.target] for p in problems]
         verdicts = [_equal(read(setting, o, "class", images), wanted) for o in ORACLES]
         hits.append([all(pair) for pair in zip(*verdicts, strict=True)])
         own = metrics.rms_outside(before.image, images, inside)
-        least = metrics.rms_outside(before.image, autoencoded(parts.generator, before.image), inside)
+        least = metrics.rms_outside(before.image, autoencoded(parts.diffusion, before.image), inside)
         kept += (own <= KEPT * least).tolist()
     within, others = (100 * sum(h) / len(h) for h in hits)
     note = f"within pairs {within:.1f} %, others {others:.1f} %; background kept in {100 * sum(kept) / n:.1f} %"
@@ -264,7 +264,7 @@ def uvce_background_ratio(setting: Setting, n: int, baseline: str) -> Estimate:
 def plain(setting: Setting, n: int) -> Float[Tensor, "b 3 h w"]:
     """Pictures sampled from the target captions of the counterfactuals, without any edit."""
     prompts = [p.edit.target for o, count in halves(setting, n) for p in asked(setting, CLASSIFIER, o, count)[2]]
-    return sample(world(setting, CLASSIFIER).generator, prompts, [setting.own_seed(i) for i in range(n)])
+    return sample(world(setting, CLASSIFIER).diffusion, prompts, [setting.own_seed(i) for i in range(n)])
 
 
 def renders(setting: Setting, labels: Sequence[int]) -> Float[Tensor, "b 3 h w"]:

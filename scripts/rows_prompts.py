@@ -123,7 +123,7 @@ def hard_prompt(setting: Setting, n: int, network: str) -> Estimate:
     """For how many tied classes the prompt of the restart with the lowest loss holds a token of its cue, tokenised
     as it is written. The note has the prompts, and the share of random prompts of as many tokens that do by chance."""
     given = best_restarts(worded(setting, n, network))
-    networks = world(setting, CLEAN).generator.networks
+    networks = world(setting, CLEAN).diffusion.networks
     tokenizer, excluded = networks.tokenizer, Hard(None, planted.CLASSES, 1.0, (1.0, 1.0), 1.0).allowed(networks)
     named, said, chances = [], [], []
     for a in given:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from runner.protocols import Captioner, Classifier, Dataset, Painter, World
 from runner.ranges import DistanceWeights, OneOf
-from runner.types import Anchor, Example, Objective, Pictures, Problem
+from runner.types import Anchor, Example, Objective, Pictures, Problem, UserError
 from tasks.distances import distances
 from tasks.pictures import asked_of, confidences, own_seed, slug, unchanged
 from tasks.shares import KEPT, averages, object_region, share_within
@@ -51,7 +51,9 @@ class AttentionMaps:
         """Nothing is asked for by name."""
 
     def problems(self, world: World) -> tuple[list[Sight], int]:
-        """One problem per picture."""
+        """One problem per picture. Raises UserError where nothing attends to words."""
+        if not world.generator.can_draw:
+            raise UserError("generator=none: task=attention_maps shows where a generator attends, and there is none")
         count = len(world.dataset)
         found = asked_of(world.dataset, range(count), partial(self._asked, world))
         return list(islice(found, world.limit)), count

@@ -29,8 +29,9 @@ def pixel_distance(anchor: Anchor) -> Term:
 
 
 def distances(anchor: Anchor, weights: Mapping[str, float]) -> dict[str, tuple[float, Term]]:
-    """Both distances with their weights w_VAE and w_PX, for an objective."""
-    return {
-        "latent_distance": (weights["latent_distance"], latent_distance(anchor)),
-        "pixel_distance": (weights["pixel_distance"], pixel_distance(anchor)),
-    }
+    """Both distances with their weights w_VAE and w_PX, for an objective; without a generator there are no latents, and
+    that of pixels is all."""
+    in_pixels = {"pixel_distance": (weights["pixel_distance"], pixel_distance(anchor))}
+    if anchor.encoded.shape[1] == 0:
+        return in_pixels
+    return {"latent_distance": (weights["latent_distance"], latent_distance(anchor)), **in_pixels}

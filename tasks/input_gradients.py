@@ -25,14 +25,14 @@ PLAIN = "none"  # the name of the picture itself as the only view
 
 
 class InputGradients:
-    """target: a rule of `tasks.targets`, a class or several; keep: one of `shares.KEPT`; mask: a picture, white where
-    the object is, None for the segmenter's; augmentations: by name; weights: of the two distances between picture and
-    reconstruction, which are all there is to an answer's value."""
+    """target: a rule of `tasks.targets`, a class or several; keep: one of `shares.KEPT`, or `none` where no object is
+    looked for; mask: a picture, white where the object is, None for the segmenter's; augmentations: by name; weights:
+    of the distances between picture and reconstruction, which are all there is to an answer's value."""
 
     baseline = "none"
 
     def __init__(
-        self, target: Rule, keep: Annotated[str, OneOf(KEPT)], mask: str | None,
+        self, target: Rule, keep: Annotated[str, OneOf((*KEPT, "none"))], mask: str | None,
         augmentations: Mapping[str, Augmentation], weights: DistanceWeights, captioner: Captioner,
     ) -> None:  # fmt: skip
         if PLAIN in augmentations:
@@ -65,7 +65,7 @@ class InputGradients:
             )  # fmt: skip
 
     def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:
-        """The two distances: the generator only finds the object."""
+        """The distances: a generator only finds the object."""
         return distances(anchor, self.weights)
 
     def gradients(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, tuple[Tensor, float]]:
@@ -81,22 +81,27 @@ class InputGradients:
         return {f"gradient-{name}": shown(gradient) for name, (gradient, _) in found.items()}
 
     def measure(self, problem: Flip, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
-        """By augmentation the target's mean probability and the share of |gradient| on the object, beside the object's
-        share of the picture (`area`). Gradients are those of the saved picture, not their own 8-bit pictures."""
-        region = object_region(pictures, problem.keep)
+        """By augmentation the target's mean probability and, where an object is looked for, the share of |gradient| on
+        it, beside its share of the picture (`area`). Gradients are those of the saved picture, not their own 8-bit
+        pictures."""
         found = self.gradients(problem, pictures, classifier)
-        within = {name: share_within(gradient.abs().sum(dim=0), region) for name, (gradient, _) in found.items()}
+        shares: dict[str, Any] = {}
+        if problem.keep in KEPT:
+            region = object_region(pictures, problem.keep)
+            within = {name: share_within(gradient.abs().sum(dim=0), region) for name, (gradient, _) in found.items()}
+            shares = {"within": within, "area": region.mean().item()}
         return {
             "source": classifier.labels[problem.source], "target": classifier.labels[problem.target],
-            "within": within, "area": region.mean().item(),
+            **shares,
             "probability": {name: probability for name, (_, probability) in found.items()},
             **confidences(classifier, pictures, [problem.source, problem.target]),
         }  # fmt: skip
 
     def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Mean shares over the images."""
+        """Mean shares over the images, where an object was looked for."""
+        known = [r for r in records if "within" in r]
         shares = {
-            "within": averages([r["within"] for r in records]),
-            **averages([{"area": r["area"]} for r in records]),
+            "within": averages([r["within"] for r in known]),
+            **averages([{"area": r["area"]} for r in known]),
         }
-        return {"answers": len(records)} | shares
+        return {"answers": len(records)} | (shares if known or not records else {})

@@ -26,12 +26,12 @@ from tasks.worded import Words, phrased, words_of
 @dataclass(frozen=True, kw_only=True)
 class Excitation(Problem):
     """unit: what is to be excited; others: the run's other units; ranking: of its module; worded: what it answers to
-    words alone; example: reads the training image that excites it most."""
+    words alone, None where no generator draws any; example: reads the training image that excites it most."""
 
     unit: Unit
     others: tuple[Unit, ...]
     ranking: Ranking
-    worded: Words
+    worded: Words | None
     example: Callable[[], Tensor]
 
 
@@ -76,14 +76,21 @@ class NeuronVis:
     def _of_unit(self, unit: Unit, units: Sequence[Unit], ranked: Ranking, world: World) -> dict[str, Any]:
         """What a unit's problems share."""
         rows = ranked.rows[: self.top, unit.index].tolist()
-        named = dict.fromkeys(word for row in rows for word in self.captioner.objects(self.training[row]))
-        words = words_of(unit, list(named)[: self.words], self.prompt, self.samples, world, self.cache)
+        words = self._words(unit, rows, world)
+        said = ("", "") if words is None else (phrased(self.prompt, words.best), words.best)
         content = content_of(self.training[rows[0]])
         return {
-            "edit": Edit.unchanged(phrased(self.prompt, words.best), words.best),
+            "edit": Edit.unchanged(*said),
             "others": tuple(u for u in units if u != unit), "ranking": ranked, "worded": words,
             "example": reading(self.training, rows[0], content, world.generator.resolution),
         }  # fmt: skip
+
+    def _words(self, unit: Unit, rows: Sequence[int], world: World) -> Words | None:
+        """What the unit answers to the objects of its best training images; None where nothing draws them."""
+        if not world.generator.can_draw:
+            return None
+        named = dict.fromkeys(word for row in rows for word in self.captioner.objects(self.training[row]))
+        return words_of(unit, list(named)[: self.words], self.prompt, self.samples, world, self.cache)
 
     def objective(self, problems: Sequence[Excitation], anchor: Anchor, classifier: Classifier) -> Objective:
         best = torch.stack([p.ranking.top[0, p.unit.index] for p in problems])
@@ -92,7 +99,8 @@ class NeuronVis:
         return {"unit_activation": (1.0, term)}
 
     def illustrate(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
-        return {"training": problem.example(), "worded": problem.worded.picture()}
+        worded = {} if problem.worded is None else {"worded": problem.worded.picture()}
+        return {"training": problem.example(), **worded}
 
     def measure(self, problem: Excitation, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """The unit's activation before, after, in the best training picture and of the words; that of the run's units
@@ -106,9 +114,8 @@ class NeuronVis:
         return {
             "success": own[1].item() > highest,
             "criterion": compared(own[1].item(), highest, "the highest activation in training images"),
-            "target": str(unit), "unit": str(unit), "word": problem.worded.best,
+            "target": str(unit), "unit": str(unit), **_told(problem.worded),
             "activation_before": own[0].item(), "activation_after": own[1].item(), "training_max": highest,
-            "word_max": problem.worded.highest, "word_means": problem.worded.means,
             "own_standardised": standard[unit.index].item(),
             "others_standardised": fmean([standard[u.index].item() for u in others]) if others else None,
             "activations": {str(u): values[u.index].item() for u in (unit, *others)},
@@ -122,7 +129,12 @@ class NeuronVis:
         return success_rate(records) | {
             unit: {
                 "activation": fmean(r["activation_after"] for r in own), "training_max": own[0]["training_max"],
-                "word_max": own[0]["word_max"], "word": own[0]["word"],
+                **{key: own[0][key] for key in ("word_max", "word") if key in own[0]},
             }
             for unit, own in by_unit.items()
         }  # fmt: skip
+
+
+def _told(words: Words | None) -> dict[str, Any]:
+    """Plain values about words that were tried."""
+    return {} if words is None else {"word": words.best, "word_max": words.highest, "word_means": words.means}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import save_file
 
 from data.planted import CLASSES
 from runner import explain as explaining
@@ -22,6 +25,13 @@ from tests.cli import ROOT, Cli
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "tasks").glob("*.md"))]
 DOCUMENTS = [ROOT / "README.md", *PAGES, ROOT / "CONTRIBUTING.md"]
 TINY = ("generator.resolution=16", "generator.steps=2", "generator.maps.side=8", "optimizer.steps=1", "augment.crops=1")
+
+
+def generator(cli: Cli, words: Sequence[str]) -> list[str]:
+    """The words that make a command's generator tiny, where it has one."""
+    if {"generator=none", "task=input_gradients", "experiment=planted/fig13"} & set(words):
+        return [word for word in TINY if not word.startswith(("generator.steps", "generator.maps"))]
+    return [f"generator.path={cli.pipeline}", *TINY]
 
 
 def blocks(document: Path, *kinds: str) -> list[str]:
@@ -97,7 +107,7 @@ def test_every_run_composes(words: list[str], capfd: pytest.CaptureFixture[str],
 def test_documented_runs_on_a_tiny_generator(words: list[str], capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
     """The default classifier as it is shipped, with the generator exchanged for one that takes a second."""
     assert any(set(words) - {"limit=1"} <= set(run) for run in RUNS), "these words must stand in the documentation"
-    outcome = cli.plain(capfd, *words, f"generator.path={cli.pipeline}", *TINY, "logger=none", f"outputs={cli.outputs}")
+    outcome = cli.plain(capfd, *words, *generator(cli, words), "logger=none", f"outputs={cli.outputs}")
     assert outcome.code == 0, outcome
     assert len((cli.folder / "results.jsonl").read_text().splitlines()) == 1
 
@@ -145,3 +155,34 @@ def test_the_documented_keys_exist_with_their_defaults() -> None:
         value = OmegaConf.select(OmegaConf.create(config), key, throw_on_missing=True)
         if re.fullmatch(r"[\d.]+|null|auto|none|outputs", default):
             assert str("null" if value is None else value) == default, key
+
+
+ALONE = [words[2:] for name, words in commands() if name == "own_classifier.md" and "classifier.name=resnet50" in words]
+
+
+@pytest.mark.parametrize("words", ALONE, ids=lambda words: words[0])
+def test_images_and_a_checkpoint_alone_reach_a_result(
+    words: list[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The documented commands of somebody who has a folder of images and the weights of a network, of a small one here
+    and at a small size; no generator is built."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("models.diffusion.load_networks", lambda *arguments: pytest.fail("a generator is loaded"))
+    names = ["crab", "shark", "bridge"]
+    for seed, file in enumerate(("my.safetensors", "other.safetensors")):
+        torch.manual_seed(seed)
+        save_file(timm.create_model("test_resnet", num_classes=len(names)).state_dict(), file)
+    Path("names.txt").write_text("\n".join(names))
+    for i, name in enumerate(names):
+        Path("images", name).mkdir(parents=True)
+        for k in range(2):
+            noise = (255 * torch.rand(40, 48, 3, generator=torch.Generator().manual_seed(10 * i + k))).byte()
+            Image.fromarray(noise.numpy()).save(Path("images", name, f"{k}.png"))
+    small = ["generator.resolution=32", "limit=1", "logger=none", f"outputs={cli.outputs}", "augment.crops=2"]
+    task, steps = words[0].partition("=")[2], {"input_gradients": [], "neuron_vis": ["baseline.yosinski.steps=2"]}
+    few = steps.get(task, ["baseline.feature_attack.steps=2"] if task == "neuron_cf" else ["optimizer.steps=2"])
+    asked = [re.sub("=resnet[0-9]+$", "=test_resnet", word) for word in words]
+    outcome = cli.plain(capfd, *asked, *small, *few)
+    assert outcome.code == 0, outcome
+    (record,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())
+    assert "latent_distance" not in record["loss"]

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.cli import CONSISTENCY, ROOT, Cli
-from tests.test_docs import TINY
+from tests.test_docs import generator
 
 FAMILIES = {"ResNet": "planted_clean", "SE-ResNet": "planted_seresnet", "ViT": "planted_vit", "CLIP": "planted_clip"}
 TRAINED = ("training.count=60",)  # pictures that units are ranked on and components computed from
@@ -62,8 +62,9 @@ def answers(cli: Cli) -> list[dict[str, Any]]:
 
 def words(cli: Cli, task: str, classifier: str, *more: str) -> list[str]:
     # The tiny generator's pictures are 16 px, the smallest that the shipped networks can be shown.
-    own = (f"generator.path={cli.pipeline}", *TINY, "logger=none", "threads=1", f"outputs={cli.outputs}")
-    inverting = () if CONSISTENCY & {*TASKS[task], *more} else ("generator.null_text.inner_steps=2",)
+    own = (*generator(cli, [*TASKS[task], *more]), "logger=none", "threads=1", f"outputs={cli.outputs}")
+    inverted = not (CONSISTENCY | {"task=input_gradients"}) & {*TASKS[task], *more}
+    inverting = ("generator.null_text.inner_steps=2",) if inverted else ()
     said = [f"classifier={classifier}", *own, *inverting, *TASKS[task], *more]
     return [word.replace("{student}", str(cli.student)) for word in said]
 

@@ -41,10 +41,11 @@ def input_gradients(runs: Sequence[Run]) -> Layout:
 
 
 def _gradients(run: Run, r: Record) -> list[Panel]:
+    within = r.get("within", {})  # none where no object was looked for
+    on_object = {name: f"on object {share:.2f}\n" for name, share in within.items()}
     panels = [
-        Panel(name.replace("_", " "), run.picture(r, f"gradient-{name}"),
-              f"on object {share:.2f}\np {r['probability'][name]:.2g}")
-        for name, share in r["within"].items()
-    ]  # fmt: skip
-    original = Panel("original", run.picture(r, "original"), f"object {r['area']:.2f}")
-    return [original, Panel("white is free", run.picture(r, "mask")), *panels]
+        Panel(name.replace("_", " "), run.picture(r, f"gradient-{name}"), f"{on_object.get(name, '')}p {p:.2g}")
+        for name, p in r["probability"].items()
+    ]
+    original = Panel("original", run.picture(r, "original"), f"object {r['area']:.2f}" if within else "")
+    return [original, *([Panel("white is free", run.picture(r, "mask"))] if within else []), *panels]

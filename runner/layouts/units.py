@@ -31,13 +31,16 @@ def _mean_activation(records: Sequence[Record], unit: str) -> float:
 
 def _unit(run: Run, own: Sequence[Record]) -> list[Panel]:
     first = own[0]
-    mean, highest = first["word_means"][first["word"]], first["word_max"]
-    words = f"“{escaped(first['word'])}”\nmean {mean:.2f}\nany word ≤ {highest:.2f}"
     return [
         Panel("best training picture", run.picture(first, "training"), f"activation {first['training_max']:.2f}"),
-        Panel("best word", run.picture(first, "worded"), words),
+        *([Panel("best word", run.picture(first, "worded"), _words(first))] if "word" in first else []),
         *(Panel("result", run.picture(r, "best"), f"activation {r['activation_after']:.2f}") for r in own),
     ]
+
+
+def _words(record: Record) -> str:
+    mean, highest = record["word_means"][record["word"]], record["word_max"]
+    return f"“{escaped(record['word'])}”\nmean {mean:.2f}\nany word ≤ {highest:.2f}"
 
 
 def neuron_cf(runs: Sequence[Run]) -> Layout:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
-from models.prompts import PromptDiffusion, stream
+from models.noise import stream
+from models.prompts import PromptDiffusion
 from models.tensor_cache import TensorCache
 from models.tokens import Hard, Soft, letters, plain, read_template, spell
 from runner.optimize import beginning, choose

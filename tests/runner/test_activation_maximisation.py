@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from models.diffusion import LatentDiffusion
-from models.pixels import GREY
+from models.noise import GREY
 from models.prompts import PromptDiffusion, embeddings
 from models.several import Several
 from models.tokens import Soft

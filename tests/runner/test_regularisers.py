@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.pixels import GREY, jitter
+from models.noise import GREY
+from models.pixels import jitter
 from runner.optimize import NormalisedGradient
 from runner.regularisers import (
     Regulariser,

@@ -32,8 +32,8 @@ def test_both_sides_of_an_explanation(task: tuple[str, ...], cli: Cli) -> None:
 
 def test_a_step_and_its_networks(cli: Cli) -> None:
     r = measures.ready(measures.case(words(cli, "task=uvce"), 1))
-    plain = reference.reference(r.own.parts.generator)
-    for networks in (r.own.parts.generator.networks, plain.networks):
+    plain = reference.reference(r.own.parts.diffusion)
+    for networks in (r.own.parts.diffusion.networks, plain.networks):
         assert 0 < measures.networks_alone(r, networks)["unet"] < measures.networks_alone(r, networks)["all"] + 1
     assert measures.step_time(r)["all"] > 0 and measures.step_time(r, plain)["all"] > 0
     assert set(measures.step_parts(r)) == {"chain", "decode", "classify", "backward"}
@@ -47,7 +47,7 @@ def test_both_sides_of_a_prompt(cli: Cli) -> None:
     two, one = (measures.case(asked, batch) for batch in (2, 1))
     for found in (measures.prompted(two), measures.prompted_plainly(one)):
         assert set(found) == {"search", "step", "end", "all"} and min(found.values()) > 0
-    assert not one.parts.generator.networks.unet.is_gradient_checkpointing
+    assert not one.parts.diffusion.networks.unet.is_gradient_checkpointing
 
 
 def test_a_step_of_prompts_with_each_approximation(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

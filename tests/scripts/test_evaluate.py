@@ -303,7 +303,7 @@ def test_runs_share_networks_of_equal_settings_and_no_others(tmp_path: Path) -> 
     other, config, _ = rows.asked(setting, "planted_weak", ("experiment=planted/fig25", "data.count=40"), 1)
     again, _, _ = rows.asked(setting, "planted_weak", ("task.mode=error", "data.count=40"), 1)
     assert again.generator is plain.generator and again.classifier is plain.classifier is other.classifier
-    assert config["generator"]["steps"] == len(other.generator) == 10 != len(plain.generator)
+    assert config["generator"]["steps"] == len(other.diffusion) == 10 != len(plain.diffusion)
 
 
 def test_answered_questions_are_read_and_not_asked_again(

@@ -44,7 +44,7 @@ def asked(*words: str) -> tuple[Parts, Solver, list[Any]]:
 @contextmanager
 def precise(parts: Parts, *networks: Any) -> Iterator[None]:
     """Generator, noise levels and classifiers in double precision."""
-    generator = parts.generator
+    generator = parts.diffusion
     assert isinstance(generator, LatentDiffusion) and isinstance(generator.sampler, Ddim)
     plan = generator.sampler.schedule
     levels = replace(plan, alphas=plan.alphas.double(), alphas_next=plan.alphas_next.double())
@@ -101,7 +101,7 @@ def test_five_steps_of_a_disagreement() -> None:
     controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
     with precise(parts, parts.classifier, task.rival):
         found = descended(answer, problems, controls, anchor)
-        loop = PublishedLoop(parts.generator.networks, STEPS, 3.0)
+        loop = PublishedLoop(parts.diffusion.networks, STEPS, 3.0)
         course = Course(anchor.base["null"][0], anchor.base["text"][0])
         loss = gap(parts, problems[0], task.rival)
         wanted = loop.descend(controls["latent"], course, loss, (0.00025, 0.025), 5, cosine=True, clip=0.05)
@@ -125,7 +125,7 @@ def distance(kept: Tensor, shown: Tensor, original: Tensor) -> Tensor:
 def test_five_steps_of_a_counterfactual() -> None:
     """Algorithm 2 and D.1.5: inversion, recorded maps, the best of six starts, and the descent from it."""
     parts, answer, problems = asked("task=uvce", "task.target=fireboat", "select.classes=[partridge]")
-    (problem,), generator = problems, parts.generator
+    (problem,), generator = problems, parts.diffusion
     start = generator.begin(problems, {})
     objective = answer.objective(problems, start.anchors[0])
     origin = optimize.choose(generator, start, objective)

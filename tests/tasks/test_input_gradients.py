@@ -209,3 +209,12 @@ def test_a_summary_has_mean_shares_and_none_of_nothing() -> None:
     expected = {"answers": 2, "within": {"none": 0.5, "half": 1.0}, "area": 0.5}
     assert task().summarise(records) == expected
     assert task().summarise([]) == {"answers": 0, "within": {}}
+
+
+def test_without_an_object_no_share_on_it_is_told() -> None:
+    own = task(keep="none")
+    (problem,), _ = pose(own, 1)
+    pictures = {name: DATA[0].image for name in ("before", "start", "best")}
+    record = own.measure(problem, pictures, linear())
+    assert record["probability"].keys() == {"none", "half", "crops"} and not {"within", "area"} & record.keys()
+    assert own.summarise([record]) == {"answers": 1}

@@ -15,6 +15,7 @@ from runner.types import UserError
 from tasks.neuron_vis import Excitation, NeuronVis
 from tasks.ranking import KEPT
 from tasks.units import FEATURES, Unit
+from tasks.worded import Words
 from tests.tasks.tiny import (
     Captions,
     Colours,
@@ -60,6 +61,12 @@ def pose(own: NeuronVis, limit: int | None = None, maker: Maker | None = None) -
     return own.problems(world(noise(2), eye(), limit, maker or Maker(REDS)))
 
 
+def tried(problem: Excitation) -> Words:
+    """What the unit answers to the words that were tried."""
+    assert problem.worded is not None
+    return problem.worded
+
+
 def test_so_many_problems_per_unit_that_differ_in_their_seed() -> None:
     found, total = pose(task())
     assert total == 4 and [p.name for p in found] == [f"features-{n}-{k}" for n in (0, 1) for k in (0, 1)]
@@ -73,7 +80,7 @@ def test_so_many_problems_per_unit_that_differ_in_their_seed() -> None:
 def test_a_unit_starts_from_the_word_that_excites_it_most() -> None:
     """The reddest pictures are x4, x2 and x6, which show crab, sand, sky and a flag; sand is the reddest word."""
     (first, *_), _ = pose(task())
-    assert list(first.worded.means) == ["a crab", "sand", "the sky", "a flag"] and first.worded.best == "sand"
+    assert list(tried(first).means) == ["a crab", "sand", "the sky", "a flag"] and tried(first).best == "sand"
     assert first.edit.source == first.edit.target == "a photograph of sand" and first.edit.source_words == "sand"
     assert torch.equal(first.example(), TRAINING[4].image)
 
@@ -93,14 +100,14 @@ def test_only_the_best_pictures_are_asked_for_words_and_each_is_tried_once(
 ) -> None:
     maker = Maker(REDS)
     (first,), _ = pose(task(units=[0], seeds=1, **changes), maker=maker)
-    assert list(first.worded.means) == words
+    assert list(tried(first).means) == words
     asked = [prompt.removeprefix("a photograph of ") for prompt, _ in maker.asked]
     assert asked == [word for word in words for _ in range(2)], "two samples each"
 
 
 def test_another_unit_has_other_best_pictures() -> None:
     found, _ = pose(task())
-    assert torch.equal(found[2].example(), TRAINING[1].image) and list(found[2].worded.means) == [
+    assert torch.equal(found[2].example(), TRAINING[1].image) and list(tried(found[2]).means) == [
         "grass",
         "a crab",
         "urn",
@@ -227,11 +234,26 @@ def test_a_summary_averages_each_units_pictures() -> None:
     }  # fmt: skip
 
 
+def test_without_a_generator_no_word_is_tried() -> None:
+    """The unit's best training image is known all the same; record and summary have nothing of words."""
+    nothing = Maker()
+    nothing.can_draw = False
+    own = task(units=[0], seeds=1)
+    (problem,), _ = pose(own, maker=nothing)
+    assert problem.worded is None and problem.edit.source == "" and not nothing.asked
+    assert torch.equal(problem.example(), TRAINING[4].image)
+    pictures = {"before": colour(0.2, 0, 0), "best": colour(0.9, 0, 0)}
+    assert own.illustrate(problem, pictures, eye()).keys() == {"training"}
+    record = own.measure(problem, pictures, eye())
+    assert record["success"] and not [key for key in record if key.startswith("word")]
+    assert own.summarise([record])["features:0"].keys() == {"activation", "training_max"}
+
+
 def test_rankings_and_pictures_of_words_are_kept(tmp_path: Path) -> None:
     maker, cache = Maker(REDS), TensorCache(str(tmp_path))
     first, _ = pose(task(cache=cache), maker=maker)
     drawn = len(maker.asked)
-    words = {word for problem in first for word in problem.worded.means}
+    words = {word for problem in first for word in tried(problem).means}
     assert drawn == 2 * len(words), "each word's two pictures, for both units and seeds"
     again, _ = pose(task(cache=cache), maker=maker)
-    assert len(maker.asked) == drawn and [p.worded.means for p in again] == [p.worded.means for p in first]
+    assert len(maker.asked) == drawn and [tried(p).means for p in again] == [tried(p).means for p in first]

@@ -146,6 +146,7 @@ class Maker:
     """A generator that only samples: pictures of one red each, `reds` by word, a tenth more for every further seed."""
 
     draws: Sequence[str] | None = None
+    can_draw = True
 
     def __init__(self, reds: Mapping[str, float] | None = None) -> None:
         self.resolution, self.digest, self.recipe = SIDE, "maker", "maker"

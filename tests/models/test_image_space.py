@@ -1,0 +1,174 @@
+"""Runs without a generator: what they can ask, what they refuse, and that no network of one is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.image_space import ImageSpace
+from models.pixels import PixelDescent, from_words
+from models.prompts import embeddings
+from models.segment import AttentionSegmenter, FromWords, Softening
+from runner import optimize
+from runner.baselines import Baseline, generator_prior, guidance, none, pixels, start_only
+from runner.compose import build, configure
+from runner.objective import evaluate
+from runner.optimize import Descent
+from runner.protocols import Segmenter
+from runner.types import Problem, UserError
+from tasks.distances import distances
+from tasks.flips import Flip
+from tasks.terms import class_log_prob
+from tests.conftest import TinyClassifier
+
+DESCENT = Descent(torch.optim.Adam, 4, {"pixels": 0.01, "latent": 0.1, "guidance": 0.2}, None, None, True, None)
+WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
+Problems = Callable[[int], list[Flip]]
+
+
+class Dark(FromWords):
+    """Whatever the words, what is dark."""
+
+    digest = "dark"
+
+    def mask(self, image: Tensor, words: str) -> Tensor:
+        return (image.mean(dim=0, keepdim=True) < 0.5).float()
+
+
+def space(segmenter: Segmenter | None = None) -> ImageSpace:
+    return ImageSpace(16, Softening(0, 3, 0.7, 3), {"pixels": 1.0}, 0.04, segmenter or AttentionSegmenter(0.3), "cpu")
+
+
+def undrawn(problem: Problem) -> Problem:
+    return replace(problem, load=None, keep="none")
+
+
+def test_given_images_begin_as_they_are_and_are_their_own_originals(make_problems: Problems) -> None:
+    problems = [replace(problem, keep="all") for problem in make_problems(3)]
+    start = space().begin(problems, {})
+    images = torch.stack([problem.load() for problem in problems if problem.load is not None])
+    (anchor,) = start.anchors
+    assert torch.equal(start.controls["pixels"], images) and torch.equal(anchor.original, images)
+    assert not anchor.mask.any(), "keep=all frees nothing"
+    assert space().worded(start.controls, anchor) == ["", "", ""]
+
+
+def test_where_no_image_is_given_it_is_noise_about_gray_of_the_problems_seed(make_problems: Problems) -> None:
+    problems = [undrawn(problem) for problem in make_problems(3)]
+    (anchor,) = space().begin(problems, {}).anchors
+    (alone,) = space().begin(problems[1:2], {}).anchors
+    assert torch.equal(anchor.original[1:2], alone.original), "as in a batch of its own"
+    assert not torch.equal(anchor.original[0], anchor.original[1])
+    assert anchor.original.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert anchor.original.std().item() == pytest.approx(0.04, rel=0.1)
+
+
+def test_the_distance_is_that_of_pixels_alone(make_problems: Problems) -> None:
+    problems = [replace(problem, keep="all") for problem in make_problems(2)]
+    start = space().begin(problems, {})
+    (anchor,) = start.anchors
+    terms = distances(anchor, WEIGHTS)
+    assert terms.keys() == {"pixel_distance"}
+    (scene,) = space()({"pixels": anchor.original + 0.1}, anchor)
+    assert evaluate(terms, scene).total.tolist() == pytest.approx([250 * 0.01] * 2, rel=1e-4)
+    (same,) = space()(start.controls, anchor)
+    assert evaluate(terms, same).total.tolist() == [0.0, 0.0]
+
+
+def test_masks_are_the_problems_own_or_of_what_finds_words(make_problems: Problems) -> None:
+    given = torch.zeros(1, 16, 16)
+    given[:, :8] = 1.0
+    first, second = make_problems(2)
+    space().check([replace(first, mask=given)])
+    (anchor,) = space().begin([replace(first, mask=given)], {}).anchors
+    assert anchor.mask[0, 0, :6].mean() > 0.99 and anchor.mask[0, 0, 10:].max() < 0.01
+    finds = space(Dark())
+    finds.check([second])
+    found = finds.begin([second], {})
+    assert second.load is not None
+    assert torch.equal(found.found["masks"][0], Dark().mask(second.load(), second.region))
+    again = finds.begin([second], {}, found.found)
+    assert torch.equal(again.anchors[0].mask, found.anchors[0].mask)
+
+
+def test_a_segmenter_that_follows_attention_is_refused_where_a_mask_is_needed(make_problems: Problems) -> None:
+    (problem,) = make_problems(1)
+    with pytest.raises(UserError, match=r"generator=none: this segmenter follows .*task\.mask or segmenter=file"):
+        space().check([problem])
+    space().check([replace(problem, keep="none")])
+
+
+def test_nothing_is_drawn_and_nothing_attends() -> None:
+    with pytest.raises(UserError, match="generator=none: an image of 'a crab' is asked for"):
+        space().sample(["a crab"], [0])
+    with pytest.raises(UserError, match="generator=none: asked for is where a generator attends to 'crab'"):
+        space().word_maps(torch.zeros(3, 16, 16), "a crab", "crab", 0)
+
+
+def test_pixels_descend(make_problems: Problems) -> None:
+    problems = [replace(problem, keep="none") for problem in make_problems(2)]
+    one = pixels(space(), embeddings, DESCENT, partial(from_words, std=0.04), 8)
+    assert isinstance(one.generator, PixelDescent)
+    start = one.begin.begin(problems, {})
+    (anchor,) = start.anchors
+    classifier, targets = TinyClassifier(), torch.tensor([p.target for p in problems])
+    classifier.weight *= 0.05
+    objective = {"class_log_prob": (1.0, class_log_prob(classifier, targets)), **distances(anchor, WEIGHTS)}
+    *_, state = optimize.optimise(
+        one.generator, anchor, objective, lambda scene, k: scene, one.descent, optimize.begin(start.controls)
+    )
+    assert (state.best_total < torch.tensor(state.history[0]["total"])).all()
+    assert one.generator.worded(state.best, anchor) == ["", ""], "no words are said"
+
+
+@pytest.mark.parametrize(
+    ("baseline", "name"),
+    [
+        (none, "none"),
+        (start_only, "start_only"),
+        (guidance, "guidance"),
+        (partial(generator_prior, most=1, method=torch.optim.Adam, steps=1, rate=0.1), "generator_prior"),
+    ],
+)
+def test_what_needs_a_generator_says_so(baseline: Baseline, name: str) -> None:
+    with pytest.raises(UserError, match=f"generator=none: task.baseline={name} needs a generator; without one allowed"):
+        baseline(space(), embeddings, DESCENT)
+
+
+def test_where_nothing_is_optimized_images_are_only_looked_at() -> None:
+    images = space()
+    one = none(images, embeddings, replace(DESCENT, steps=0))
+    assert one.begin is one.generator is images
+
+
+@pytest.mark.parametrize("domain", ["planted", "cifar10", "imagenet"])
+def test_a_domains_images_are_those_of_its_generators(domain: str) -> None:
+    """What stands in conf/domain/ for runs without a generator is what its generator has."""
+    drawn, alone = (configure([f"domain={domain}", *more])["generator"] for more in ([], ["generator=none"]))
+    assert alone["resolution"] == drawn["resolution"] and alone["softening"] == drawn["softening"]["pixels"] | {
+        "_target_": "models.segment.Softening"
+    }
+    assert alone["lr_scale"]["pixels"] == drawn["lr_scale"]["pixels"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generator=none", "task.baseline=pixels", "task.keep=none"],
+        ["task=input_gradients", "domain=imagenet", "segmenter=grabcut", "task.keep=none"],
+    ],
+)
+def test_no_network_of_a_generator_is_looked_for(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **settings: object) -> None:
+        raise AssertionError("a generator is loaded")
+
+    monkeypatch.setattr("models.diffusion.load_networks", load)
+    parts = build(configure([*words, "classifier=planted_clean", "data=planted", "data.count=20", "logger=none"]))
+    assert isinstance(parts.generator, ImageSpace)
+    with pytest.raises(UserError, match="generator=none: this needs a generator"):
+        _ = parts.diffusion
