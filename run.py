@@ -4,6 +4,7 @@ import sys
 import time
 
 from runner.interrupt import Interrupt, Stopped, at_once, stopped
+from runner.streams import lasting
 
 with at_once():  # the imports take seconds
     import hydra
@@ -11,7 +12,7 @@ with at_once():  # the imports take seconds
     from omegaconf import DictConfig
 
     from runner.compose import build, resolved
-    from runner.overrides import in_one_line, with_training
+    from runner.overrides import arranged, in_one_line, with_training
     from runner.progress import preparing
     from runner.retry import Failure, out_of_memory
     from runner.run import BAD_INPUT, DONE, FAILED, PENDING, check_places, run
@@ -50,10 +51,10 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with at_once():
-        sys.argv[1:] = with_training(sys.argv[1:])
+    with at_once(), lasting():
         try:
-            with in_one_line(sys.argv[1:]):
+            sys.argv[1:] = with_training(arranged(sys.argv[1:]))
+            with in_one_line(sys.argv[1:], main.__wrapped__):
                 main()
         except UserError as error:
             print(error, file=sys.stderr)

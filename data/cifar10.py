@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.array_pickle import read_arrays
+from data.folder import BROKEN
 from data.selection import check_choice, check_count, check_position, digest_of, shuffled
 from runner.ranges import Count, OneOf, Seed
 from runner.types import Example, UserError, first_line
@@ -65,7 +67,7 @@ def _load_zip(archive: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
     with zipfile.ZipFile(archive) as files:
         for entry in sorted(n for n in files.namelist() if n.endswith(".jpg") and n.startswith(f"{split}/")):
             _, label, file = entry.split("/")
-            picture = Image.open(io.BytesIO(files.read(entry))).convert("RGB")
+            picture = Image.open(io.BytesIO(files.read(entry)), formats=["JPEG"]).convert("RGB")
             images.append(np.asarray(picture).transpose(2, 0, 1))
             labels.append(CLASSES.index(label))
             names.append(f"{split}-{label}-{Path(file).stem}")
@@ -88,7 +90,7 @@ class Cifar10:
             self._images, self._labels, self._names = load(Path(path).expanduser(), split)
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
-        except (OSError, ValueError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+        except (*BROKEN, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
             raise UserError(f"data.path={path}: cannot read the {split} split: {first_line(error)}") from error
         size = len(self._labels)
         self._order = shuffled(size, seed)[: check_count(count, size)]

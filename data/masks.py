@@ -57,7 +57,7 @@ def read_mask(key: str, path: str | Path, size: tuple[int, int]) -> Float[Tensor
     try:
         with Image.open(path, formats=["PNG"]) as file:
             file.verify()  # refuses a truncated file, which other libraries tell Pillow to tolerate when it decodes
-        with Image.open(path) as file:
+        with Image.open(path, formats=["PNG"]) as file:
             mode, pixels = file.mode, torch.from_numpy(np.array(file, dtype=np.float32))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{key}={path}: cannot be read; {wanted}") from error

@@ -162,7 +162,7 @@ def read_shot(example: Mapping[str, str]) -> Shot:
     if missing := {"picture", "label", "answer"} - set(example):
         raise UserError(f"{key}: {', '.join(sorted(missing))} is missing in {dict(example)}")
     try:
-        with Image.open(Path(example["picture"]).expanduser()) as file:
+        with Image.open(Path(example["picture"]).expanduser(), formats=["JPEG", "PNG", "WEBP"]) as file:
             pixels = np.array(file.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{key}: picture={example['picture']} cannot be read; wanted is a picture") from error

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.outputs import BINARY, check_meaning, check_output, output_count, to_logits, unlike_outputs
-from runner.types import UserError, first_line
+from runner.types import UserError, first_line, printable
 
 # Of the largest logit: by how much answers for the same image may differ, as they do on a GPU and in larger batches.
 REPEATABLE = 1e-3
@@ -41,6 +41,8 @@ def check_settings(
     """Raises UserError for settings that cannot be right, whatever the network is."""
     if repeated := [label for label, count in Counter(labels).items() if count > 1]:
         raise UserError(f"{name}: labels must differ, but these stand there twice: {', '.join(repeated)}")
+    if odd := [label for label in labels if label != printable(label) or not label.strip()]:
+        raise UserError(f"{name}: labels are texts of one line without control characters; one is {odd[0]!r}")
     if len(labels) < 2:
         given = ", ".join(labels) or "none"
         raise UserError(f"{name}: labels are {given}; at least 2 are needed, or every image is predicted as the same")

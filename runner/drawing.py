@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from data.folder import BROKEN
 from runner.files import write
+from runner.finished import ANEW
 from runner.report import SMALL
 from runner.types import UserError
 
@@ -110,18 +112,25 @@ def _text(figure: Figure, left: float, top: float, text: str, **style: Any) -> N
     figure.text(left / w, 1 - top / h, text, va="top", **style)
 
 
+def _pixels(path: Path, mode: str) -> np.ndarray:
+    """An image of a run's folder in one of Pillow's modes. Raises UserError if it cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as file:
+            return np.asarray(file.convert(mode))
+    except BROKEN as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {ANEW}") from error
+
+
 def _draw_panel(figure: Figure, left: float, top: float, heading: float, panel: Panel) -> None:
     """A panel at a place; heading: the height that is left for its heading."""
     _text(figure, left, top, panel.heading, color=panel.colour or "0.35", parse_math=False)
     axes = _axes(figure, left, top + heading, CELL, CELL)
-    with Image.open(panel.picture) as file:
-        pixels = np.asarray(file.convert("RGB"))
+    pixels = _pixels(panel.picture, "RGB")
     side = (0, 1, 0, 1)  # a map of another size covers the same square
     sharp = "nearest" if pixels.shape[1] <= SMALL else "antialiased"
     axes.imshow(pixels, interpolation=sharp, extent=side)
     if panel.heat is not None:
-        with Image.open(panel.heat) as file:
-            axes.imshow(np.asarray(file.convert("L")), cmap="inferno", alpha=0.6, extent=side, interpolation=sharp)
+        axes.imshow(_pixels(panel.heat, "L"), cmap="inferno", alpha=0.6, extent=side, interpolation=sharp)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():  # without a frame a white picture has no edge
         spine.set(color=panel.colour or "0.8", linewidth=0.4 if panel.colour is None else 1.2)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 
@@ -18,7 +20,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # What file systems answer that cannot synchronize a folder: there is nothing more to do then.
 WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
-LOST = (errno.EIO, errno.ELOOP)  # of a disk with bad blocks, and of links that lead nowhere
+# Of a disk with bad blocks, of links that lead nowhere, and of what is no plain file.
+LOST = (errno.EIO, errno.ELOOP, errno.ENXIO)
 
 
 Content = bytes | str | Iterable[str]  # of a file, in one piece or in several
@@ -64,14 +67,14 @@ def put(path: Path, content: Content) -> None:
 def read(path: Path) -> bytes:
     """A file's content. Raises FileNotFoundError, Damaged where something else has its name or the disk has lost it,
     and UserError where this user may not read it."""
-    with _reading(path):
-        return path.read_bytes()
+    with _reading(path), open_file(path) as file:
+        return file.read()
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
     """A file's lines, one after the other, without holding all of them. Raises as `read` does, when they are asked
     for."""
-    with _reading(path), open(path, "rb") as file:
+    with _reading(path), open_file(path) as file:
         yield from file
 
 
@@ -89,6 +92,15 @@ def _reading(path: Path) -> Iterator[None]:
         if error.errno not in LOST:
             raise
         raise Damaged(f"cannot be read: {error.strerror}") from error
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A plain file, opened to be read. Raises OSError, for a pipe or a device as well, which may never end."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.ENXIO, "Is no plain file")
 
 
 def read_text(path: Path) -> str | None:

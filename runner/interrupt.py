@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from runner.streams import nowhere
+
 # The exit code of each: that of a shell, but what clusters send means one and the same.
 CODES = {
     signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143,
@@ -126,6 +128,4 @@ def _let_go(terminals: list[int]) -> None:
     """Write no more to those terminals that have closed: that would be an error, and the run could not save."""
     for descriptor in terminals:
         if not os.isatty(descriptor):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+            nowhere(descriptor)

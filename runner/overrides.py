@@ -5,22 +5,51 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException, SearchPathException
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from runner.schema import near
+from runner.schema import near, shown
 from runner.settings import Settings
 from runner.types import UserError, first_line
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FULL = "HYDRA_FULL_ERROR"  # with which Hydra hands its errors on, and does not print them and leave
 _inside: list[bool] = []  # whether it is this module that has set it
-FLAWS = (ConfigCompositionException, OverrideParseException, SearchPathException, OmegaConfBaseException)
+COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")  # options of which one can be given
+KEY = re.compile(r"[+~]*[A-Za-z_][\w/.@:-]*")
+LISTED_BY = "; `python run.py --hydra-help` lists the options, and settings are words key=value"
+
+
+def arranged(words: Sequence[str]) -> list[str]:
+    """A command's words, those key=value before Hydra's options wherever they stood: behind an option Hydra takes them
+    for none. Raises UserError for an option that is not known, not whole, or that another one excludes."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}{LISTED_BY}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    asked = parser.parse_intermixed_args(list(words))
+    if len(commands := [name for name in COMMANDS if getattr(asked, name)]) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in commands)}: one of them can be given")
+    if asked.resolve and not (asked.cfg or asked.help):
+        raise UserError("--resolve: goes with --cfg, as --cfg job --resolve")
+    if asked.experimental_rerun is not None:
+        raise UserError("--experimental-rerun: reads a pickle, which may hold code; give the words of the run again")
+    rest = Counter(asked.overrides)
+    options = [word for word in words if word != "--" and not (rest[word] and not rest.subtract([word]))]
+    return [*asked.overrides, *options]
 
 
 def with_training(words: Sequence[str]) -> list[str]:
@@ -45,9 +74,10 @@ def with_training(words: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def in_one_line(words: Sequence[str]) -> Iterator[None]:
-    """Within, what Hydra finds wrong of a command's words raises UserError. Who sets HYDRA_FULL_ERROR=1 gets Hydra's
-    own error."""
+def in_one_line(words: Sequence[str], task: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Within, whatever Hydra finds wrong of a command's words, or comes upon in composing them, raises UserError; what
+    is raised within the function that Hydra calls, `task`, stays as it is. Who sets HYDRA_FULL_ERROR=1 gets Hydra's own
+    error."""
     before = os.environ.get(FULL)
     if before == "1" and not _inside:
         yield
@@ -56,7 +86,11 @@ def in_one_line(words: Sequence[str]) -> Iterator[None]:
     _inside.append(True)
     try:
         yield
-    except FLAWS as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if task is not None and any(f.f_code is task.__code__ for f, _ in traceback.walk_tb(error.__traceback__)):
+            raise
         raise UserError(" ".join(told(error, words).split())) from error  # a value may hold ends of lines
     finally:
         _inside.pop()
@@ -65,6 +99,8 @@ def in_one_line(words: Sequence[str]) -> Iterator[None]:
 
 def told(error: Exception, words: Sequence[str]) -> str:
     """One line about an error of composing."""
+    if nameless := [word for word in words if word.lstrip("+~").startswith("=")]:
+        return _unread(nameless[0])
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_option(error, error.missing_cfg_file, words)
     cause = error.__cause__
@@ -80,6 +116,24 @@ def told(error: Exception, words: Sequence[str]) -> str:
         return _no_key(deleted[1], deleted[1].rpartition(".")[2], None)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first_line(error)}"
+    if isinstance(error, YAMLError):
+        return str(error)  # of several lines, which name the file
+    return first_line(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else _guilty(error, words)
+
+
+def _guilty(error: Exception, words: Sequence[str]) -> str:
+    """An error that names no word, with the one that cannot be read, or that chooses nothing of a group."""
+    for word in words:
+        if "=" not in word or word.startswith("-"):  # an option of Hydra's, or its value
+            continue
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except OverrideParseException:
+            continue
+        except Exception as own:  # of an integer with thousands of digits, or of lists as deep
+            return f"{shown(word)}: {first_line(own)}"
+        if (CONF / override.key_or_group).is_dir() and not isinstance(override.value(), (str, list)):
+            return f"{word}: no such option; {near(shown(override.value()), _options(override.key_or_group))}"
     return first_line(error)
 
 
@@ -94,8 +148,11 @@ def quoted(word: str) -> str:
 
 def _unread(word: str) -> str:
     """A word that is no `key=value`, or whose value is written in no way that Hydra knows."""
-    if "=" not in word and not word.startswith("~"):
+    key = word.partition("=")[0]
+    if not key.strip() or ("=" not in word and not word.startswith("~")):
         return f"{word}: wanted are words key=value, such as task=uvce"
+    if not KEY.fullmatch(key):
+        return _no_key(key, key, None)
     return f"{word}: this value has to be quoted, for example {quoted(word)}"
 
 
@@ -107,9 +164,13 @@ def _no_option(error: MissingConfigException, missing: str, words: Sequence[str]
         own, _, value = word.lstrip("+").partition("=")
         if f"{own.partition('@')[0]}/{value}" == missing:
             group, key, name = own.partition("@")[0], own, value
-    found = {str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")}
-    options = sorted(found | set(error.options or ()))
+    options = sorted({*_options(group), *(error.options or ())})
     return f"{key}={name}: no such option; {near(name, options)}" if group else f"{name}: no such configuration"
+
+
+def _options(group: str) -> list[str]:
+    """The options of a group, those in its folders as well."""
+    return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml"))
 
 
 def _no_key(key: str, name: str, parent: object) -> str:

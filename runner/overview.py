@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -99,10 +100,11 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for line in lines for key in line))
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
+    file = StringIO(newline="")
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(lines)
+    write(path, file.getvalue())
 
 
 def _cell(value: Any) -> str:

@@ -100,7 +100,7 @@ def write_png(path: Path, picture: Float[Tensor, "c h w"]) -> None:
 
 def read_png(path: Path) -> Float[Tensor, "3 h w"]:
     """A saved picture in [0, 1]."""
-    with Image.open(path) as file:
+    with Image.open(path, formats=["PNG"]) as file:
         return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
 
 

@@ -254,7 +254,7 @@ def _picture(folder: Path, record: Mapping[str, Any], key: str, path: str) -> Pi
     if not file.is_relative_to(folder) or not file.is_file():
         return None
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=["PNG"]) as image:
             width, height = image.size
     except UnidentifiedImageError:
         print(f"{file}: is no image; left out, {ANEW}", file=sys.stderr)

@@ -6,6 +6,7 @@ import codecs
 import re
 from pathlib import Path
 
+from runner.files import open_file
 from runner.types import UserError
 
 
@@ -15,7 +16,8 @@ def read_text(key: str, path: str | Path, wanted: str) -> str:
     Raises UserError, which begins with the key and ends with what is wanted, for a file that cannot be read so.
     """
     try:
-        data = Path(path).expanduser().read_bytes()
+        with open_file(Path(path).expanduser()) as file:
+            data = file.read()
     except OSError as error:
         raise UserError(f"{key}: {error.strerror}; wanted is {wanted}") from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

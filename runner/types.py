@@ -6,6 +6,7 @@ steps, l text tokens, d text width, k classes, n views. Images are RGB in [0, 1]
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,9 +21,15 @@ from torch import Tensor
 # samplers that have one branch).
 Controls = dict[str, Tensor]
 
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class UserError(ValueError):
-    """Something the user can put right: one line that names the key or file, the value and what is allowed."""
+    """Something the user can put right: one line that names the key or file, the value and what is allowed. Ends of
+    lines and other control characters in a name or a value are written as their codes."""
+
+    def __init__(self, line: object = "") -> None:
+        super().__init__(printable(str(line)))
 
 
 class UnreadableImage(UserError):
@@ -31,6 +38,11 @@ class UnreadableImage(UserError):
 
 class NotFinite(UserError):
     """A measured value is not a number: one line that names it. It is never repaired."""
+
+
+def printable(text: str) -> str:
+    """A text without control characters, which a terminal would obey: each is written as its code."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def finite(values: Tensor, what: str) -> Tensor:

@@ -157,7 +157,7 @@ def _free(pictures: Mapping[str, Path]) -> dict[str, Any] | None:
     """What of a picture was free to change, where a mask was saved."""
     if "mask" not in pictures or not pictures["mask"].is_file():
         return None
-    with Image.open(pictures["mask"]) as file:
+    with Image.open(pictures["mask"], formats=["PNG"]) as file:
         mask = (np.asarray(file.convert("L")) > 127).astype(np.uint8)
     return {"free": {"mask_data": mask, "class_labels": {0: "kept", 1: "free"}}}
 

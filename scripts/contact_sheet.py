@@ -32,7 +32,7 @@ def contact_sheet(folder: Path, most: int = 4) -> Image.Image:
         x = left + column * (SIDE + GAP)
         pen.text((x, 6), record["source"], fill="black", font=font)
         for row, name in enumerate(SHOWN):
-            with Image.open(folder / record["images"][name]) as picture:
+            with Image.open(folder / record["images"][name], formats=["PNG"]) as picture:
                 large = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
             sheet.paste(large, (x, HEAD + row * (SIDE + GAP)))
         pen.text((x, HEAD + len(SHOWN) * (SIDE + GAP)), caption(record), fill="black", font=font)

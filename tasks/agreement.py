@@ -60,12 +60,12 @@ def calibrated(runs: Sequence[str], digest: str) -> float:
     for folder in runs:
         results = Path(folder) / "results.jsonl"
         try:
-            lines = [json.loads(line) for line in results.read_bytes().splitlines()] if results.is_file() else []
-        except ValueError as error:
+            lines = results.read_bytes().splitlines() if results.is_file() else []
+            records = [line for line in map(json.loads, lines) if _tells(line)]
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"task.calibration={folder}: {results.name} is not JSON; its command writes it anew"
             ) from error
-        records = [line for line in lines if isinstance(line, dict) and line.get("label") and line.get("reached")]
         if not records:
             raise UserError(f"task.calibration={folder}: holds no labelled features; wanted is an audit's run folder")
         if any(record["network"] == digest for record in records):
@@ -73,6 +73,14 @@ def calibrated(runs: Sequence[str], digest: str) -> float:
         r += [record["r"] for record in records]
         labels += [record["label"] for record in records]
     return best_delta(r, labels)
+
+
+def _tells(line: Any) -> bool:
+    """Whether a line of an audit's results is of a feature that people labelled and that its prompt reached."""
+    return (
+        isinstance(line, dict) and line.get("label") in (CORE, SPURIOUS) and line.get("reached") is True
+        and isinstance(line.get("network"), str) and isinstance(line.get("r"), (int, float))
+    )  # fmt: skip
 
 
 def agreement(records: Sequence[Mapping[str, Any]], delta: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,18 @@ def loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def pipe(path: Path) -> None:
+    """A pipe that nobody writes to: opening it would wait for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    """A link to a device that never ends."""
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 def other_json(path: Path) -> None:
     path.write_text('{"name": 3, "images": [1, 2]}')
 
@@ -96,5 +109,5 @@ def from_neighbour(neighbour: Path) -> Callable[[Path], None]:
 
 
 Harm = Callable[[Path], None]
-ANY: tuple[Harm, ...] = (empty, cut, lengthened, junk, zeros, flipped, folder, loop, other_json, number)
+ANY: tuple[Harm, ...] = (empty, cut, lengthened, junk, zeros, flipped, folder, loop, pipe, endless, other_json, number)
 OF_TENSORS: tuple[Harm, ...] = (*ANY, other_tensors, other_shapes, without_texts)

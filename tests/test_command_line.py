@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from models.zoo.labels import imagenet_labels
 from runner.compose import configure
-from runner.overrides import quoted, with_training
+from runner.overrides import arranged, in_one_line, quoted, with_training
 from runner.types import UserError
 from tests.cli import Cli
 
@@ -40,6 +40,13 @@ MEANT = [
     ("+task=uvce", "task appears more than once"),
     ("task.target=${nope}", "task.target: Interpolation key 'nope' not found"),
     ("seed=", "seed=: allowed are whole numbers from 0 to 1000000000"),
+    ("=x", "=x: wanted are words key=value"),
+    ("seed =1", "seed : no such key; near ones are seed"),
+    ("\u0455eed=1", "\u0455eed: no such key; near ones are seed"),  # a Cyrillic letter
+    ("task=null", "task=null: no such option; allowed are attention_maps"),
+    ("experiment=null", "experiment=null: no such option; allowed are diagnose/fig12"),
+    (f"seed={'9' * 5000}", "9…: Exceeds the limit (4300 digits)"),
+    (f"seed={'[' * 3000 + ']' * 3000}", "[…: maximum recursion depth exceeded"),
 ]
 VALUES = [
     "potter's wheel",
@@ -103,6 +110,49 @@ def test_every_bad_job_of_a_sweep_is_one_line(tmp_path: Path, capfd: pytest.Capt
     assert outcome.code == 2 and [line.split(":")[0] for line in outcome.lines] == [
         "optimizer.steps=-1", "optimizer.steps=-2",
     ]  # fmt: skip
+
+
+def test_options_may_stand_anywhere() -> None:
+    assert arranged(["seed=1", "-m", "limit=1,2"]) == ["seed=1", "limit=1,2", "-m"]
+    assert arranged(["--cfg", "job", "seed=1", "-p", "task"]) == ["seed=1", "--cfg", "job", "-p", "task"]
+    assert arranged(["--", "seed=1", "seed=1"]) == ["seed=1", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--foo"], "unrecognized arguments: --foo"),
+        (["-seed=1"], "unrecognized arguments: -seed=1"),
+        (["--cfg"], "argument --cfg/-c: expected one argument"),
+        (["--cfg", "seed=1"], "argument --cfg/-c: invalid choice: 'seed=1'"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg: one of them can be given"),
+        (["--resolve"], "--resolve: goes with --cfg"),
+        (["--experimental-rerun", "x"], "--experimental-rerun: reads a pickle, which may hold code"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words: list[str], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        arranged(words)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [1", b"[1, 2]", b"x: !!python/object/apply:os.mkdir [x]", b""])
+def test_a_configuration_of_the_users_own_that_is_broken(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "own.yaml").write_bytes(content)
+    outcome = Cli.at(tmp_path, tmp_path, tmp_path).plain(capfd, "classifier=own", "--config-dir", str(tmp_path))
+    assert outcome.code == 2 and len(outcome.lines) == 1, outcome
+
+
+def test_what_a_task_raises_stays_as_it_is() -> None:
+    def task() -> None:
+        raise ValueError("a mistake of ours")
+
+    with pytest.raises(ValueError, match="a mistake of ours") as caught, in_one_line(["seed=1"], task):
+        task()
+    assert not isinstance(caught.value, UserError)
 
 
 def test_words_about_training_images_stand_beside_the_others() -> None:

@@ -3,6 +3,7 @@ every loader, which says in one line what is wrong, or passes it over; no canary
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pickle
@@ -31,6 +32,7 @@ from models.zoo.transformers import transformers_classifier
 from runner.compose import recorded_data
 from runner.finished import read_run
 from runner.types import UserError
+from tests.cli import ROOT
 
 CANARY = "canary"  # a folder that the code in the files would make in the working folder
 MODULE = f"import os\nos.mkdir('{CANARY}')\n"
@@ -199,6 +201,39 @@ def test_a_damaged_pickle_is_told_in_words(content: bytes) -> None:
 def test_objects_within_an_array_run_no_code() -> None:
     with pytest.raises(pickle.UnpicklingError, match="which is never run"):
         read_arrays(pickle.dumps(np.array([Code()], dtype=object)))
+
+
+def test_every_image_is_opened_as_one_of_named_formats() -> None:
+    """Pillow hands EPS to Ghostscript, a further program, whatever the file is called."""
+    unnamed = [
+        f"{file}:{call.lineno}"
+        for folder in ("data", "models", "runner", "scripts", "tasks")
+        for file in (ROOT / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "Image.open"
+        and "formats" not in {keyword.arg for keyword in call.keywords}
+    ]  # fmt: skip
+    assert not unnamed
+
+
+@pytest.mark.parametrize(
+    "name", ["test/cat/0.jpg", "test/0.jpg", "test/a/b/0.jpg", "test/../cat/0.jpg", "test/dog//.jpg"]
+)
+def test_what_a_zip_may_hold(name: str, tmp_path: Path) -> None:
+    for content in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", b"", b"\xff\xd8\xff"):
+        with zipfile.ZipFile(tmp_path / "test.zip", "w") as archive:
+            archive.writestr(f"test/{name}", content)
+        assert refused(lambda: cifar10.Cifar10(tmp_path, "test", None, 0))
+
+
+def test_a_zip_with_a_password(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as archive:
+        archive.writestr("test/cat/0.jpg", b"x")
+    data = bytearray((tmp_path / "test.zip").read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + place] |= 1
+    (tmp_path / "test.zip").write_bytes(data)
+    assert "encrypted" in refused(lambda: cifar10.Cifar10(tmp_path, "test", None, 0))
 
 
 def test_tables_of_matlab(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifier import ImageClassifier, digest_of
+from runner.files import open_file
 from runner.types import UserError
 
 INSTALLED = {"site-packages", "dist-packages"}  # where Python keeps packages, and Debian's does
@@ -72,7 +73,7 @@ def identified(classifier: ImageClassifier, target: str, files: Sequence[str]) -
     sha, network = hashlib.sha256(), classifier.network
     for file in [*sources(target), *(Path(file).expanduser() for file in files)]:
         try:
-            with open(file, "rb") as opened:
+            with open_file(file) as opened:
                 sha.update(hashlib.file_digest(opened, "sha256").digest())
         except OSError as error:
             raise UserError(f"classifier.files={file}: {error.strerror}; wanted are files that can be read") from error

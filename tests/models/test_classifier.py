@@ -87,6 +87,9 @@ def test_digest_follows_the_weights() -> None:
     [
         (linear(4), {}, "output size 4 does not match its 3 labels"),
         (linear(), {"labels": ["a", "b", "a"]}, "stand there twice: a"),
+        (linear(), {"labels": ["a", "b\x1b[31m", "c"]}, "without control characters; one is 'b\\x1b[31m'"),
+        (linear(), {"labels": ["a", "b\nc", "d"]}, "texts of one line"),
+        (linear(), {"labels": ["a", " ", "c"]}, "one is ' '"),
         (linear(), {"size": 9}, "fails on images of shape (1, 3, 9, 9)"),
         (lambda x: linear()(x) / 0, {}, "not finite"),
         (lambda x: linear()(x.detach()).detach(), {}, "does not reach the image"),

@@ -189,6 +189,15 @@ def test_uvce_shows_source_and_target_before_and_after(tmp_path: Path) -> None:
     assert captions(layout)[0] == [shown]
 
 
+def test_an_image_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "uvce")
+    image = next(folder.rglob("best.png"))
+    for content in (b"", image.read_bytes()[:30], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n"):
+        image.write_bytes(content)
+        with pytest.raises(UserError, match=r"best\.png: cannot be read"):
+            draw(layout_of(folder))
+
+
 def test_uvce_without_a_mask_leaves_it_out(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "uvce", [flip("a")], ["original", "start", "best", "difference"])
     assert names(layout_of(folder)) == [[["original", "start", "best", "difference"]]]

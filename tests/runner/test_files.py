@@ -6,13 +6,16 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.files import Unwritable, make_folder, put, remove_unfinished, write
+from runner.files import Damaged, Unwritable, make_folder, put, read, remove_unfinished, write
+from runner.text import read_lines
+from runner.types import UserError
+from tests import damage
 
 
 @pytest.fixture
@@ -142,3 +145,14 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", ".lock"}
     remove_unfinished(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("harm", [damage.pipe, damage.endless, damage.folder, damage.loop])
+def test_what_is_no_plain_file_is_never_waited_for(harm: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.touch()
+    harm(path)
+    with pytest.raises(Damaged):
+        read(path)
+    with pytest.raises(UserError, match="wanted is a list"):
+        read_lines(f"classifier.labels={path}", path, "a list")

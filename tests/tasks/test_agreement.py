@@ -78,3 +78,15 @@ def test_delta_is_chosen_on_other_classifiers(tmp_path: Path) -> None:
         calibrated([str(folder)], "other")
     with pytest.raises(UserError, match="holds no labelled features"):
         calibrated([str(folder), str(empty)], "own")
+    for line in (
+        '{"label": "core", "reached": true}',
+        '{"label": ["x"], "reached": true, "r": "a", "network": 3}',
+        "3",
+    ):
+        (folder / "results.jsonl").write_text(f"{line}\n")
+        with pytest.raises(UserError, match="holds no labelled features"):
+            calibrated([str(folder)], "own")
+    for content in ("[" * 100_000, "{", "\x00"):
+        (folder / "results.jsonl").write_text(content)
+        with pytest.raises(UserError, match="is not JSON"):
+            calibrated([str(folder)], "own")
