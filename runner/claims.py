@@ -2,7 +2,9 @@
 
 A claim is a file `<batch>.<generation>`. It is made by an exclusive creation, which only one of several processes can
 win, and holds while it is renewed; the highest generation counts. Whoever finds that its owner has ended, or sees no
-renewal of it for the time of a lease, makes the next. No clock is compared with another one: each process watches with
+renewal of it for the time of a lease, makes the next. Processes that are given another limit, or another size of
+batches, may cut batches that share problems: a claim covers these batches, too, and holds only where nobody works at
+any of them. No clock is compared with another one: each process watches with
 its own, which does not jump, whether a claim changes.
 
 filelock's `SoftFileLease` works in the same way, but keeps a claim that a full disk left empty for ever, takes a zombie
@@ -18,7 +20,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,11 +28,13 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from runner.batches import overlap
 from runner.files import make_folder, writing
 from runner.types import UserError
 
 RENEWALS = 6  # in the time of a lease, so that a slow file system may miss some
 LONGEST = 1e6  # seconds of a lease: eleven days
+PRESENT = "process-"  # before the name of a process that is at work: a claim that holds as long as it is
 
 
 class Lost(Exception):
@@ -141,7 +145,7 @@ class Claim:
 
     def check(self) -> None:
         """Raise `Lost` if another process has taken the batch over, and may have ended since then."""
-        if _file(self.folder, self.batch, self.generation + 1).exists() or not self.path.exists():
+        if max(_generations(self.folder, self.batch), default=0) > self.generation or not self.path.exists():
             raise Lost(self.batch)
 
 
@@ -163,20 +167,34 @@ class Claims:
     @contextmanager
     def take(self, batch: str) -> Iterator[Claim | None]:
         """Hold a batch within, or None where another process does. Afterwards it is free again."""
-        claim = self._make(batch)
-        if claim is None:
+        made = self._make_all(batch)
+        if not made:
             yield None
             return
         ended = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(claim, ended), daemon=True)
+        thread = threading.Thread(target=self._renew, args=(made, ended), daemon=True)
         thread.start()
         try:
-            yield claim
+            yield made[0]
         finally:
             ended.set()
             thread.join()
-            with suppress(OSError):  # a file system that cannot be written any more: the claim ends with its lease
-                claim.path.unlink(missing_ok=True)
+            _drop(made)
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Others can tell within that this process is at work, also while it holds no batch."""
+        for name in {path.name.rpartition(".")[0] for path in self.folder.glob(f"{PRESENT}*.*")}:
+            if self.holder(name) is None:  # killed
+                self.forget(name)
+        with self.take(f"{PRESENT}{self.process.name}"):
+            yield
+
+    def at_work(self, name: str) -> bool:
+        """Whether a process of this name is at work at the run, by its signs of life and the clocks: what is wrong by
+        these is asked once more, and no result follows from it."""
+        presence = f"{PRESENT}{name}"
+        return self.holder(presence) is not None and self.silent(presence) < self.lease
 
     def forget(self, batch: str) -> None:
         """Remove what is left of the claims to a batch that is done."""
@@ -196,8 +214,28 @@ class Claims:
         looked = None if latest is None else _look(_file(self.folder, batch, latest))
         return 0.0 if looked is None else time.time() - looked[1].st_mtime
 
-    def _make(self, batch: str) -> Claim | None:
+    def _make_all(self, batch: str) -> list[Claim]:
+        """The claims to a batch and to those that share problems with it, none where another process holds one."""
         make_folder(self.folder)
+        names, made = [batch, *self._sharing(batch)], list[Claim]()
+        if any(self.holder(name) is not None for name in names):
+            return made
+        for name in names:
+            if (claim := self._make(name)) is None:
+                break
+            made.append(claim)
+        # Of two processes that make claims to such batches at once each sees the other's, or the later one does.
+        if len(made) < len(names) or any(self.holder(name) is not None for name in self._sharing(batch)):
+            _drop(made)
+            made.clear()
+        return made
+
+    def _sharing(self, batch: str) -> list[str]:
+        """The other batches that share problems with one, as far as they have claims."""
+        names = {path.name.rpartition(".")[0] for path in self.folder.glob("*.*")} - {batch}
+        return sorted(name for name in names if overlap(name, batch))
+
+    def _make(self, batch: str) -> Claim | None:
         latest = max(_generations(self.folder, batch), default=0)
         if latest and self._alive(_file(self.folder, batch, latest)):
             return None
@@ -231,10 +269,18 @@ class Claims:
         holder = _process(text)
         return None if holder.gone(self.process) else holder
 
-    def _renew(self, claim: Claim, ended: threading.Event) -> None:
+    def _renew(self, claims: Sequence[Claim], ended: threading.Event) -> None:
         while not ended.wait(self.lease / RENEWALS):
-            with suppress(OSError):  # gone, or a file system that is away for a moment
-                os.utime(claim.path)
+            for claim in claims:
+                with suppress(OSError):  # gone, or a file system that is away for a moment
+                    os.utime(claim.path)
+
+
+def _drop(claims: Sequence[Claim]) -> None:
+    """Give claims back."""
+    for claim in claims:
+        with suppress(OSError):  # a file system that cannot be written any more: the claim ends with its lease
+            claim.path.unlink(missing_ok=True)
 
 
 def _file(folder: Path, batch: str, generation: int) -> Path:

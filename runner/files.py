@@ -133,8 +133,9 @@ def remove(path: Path) -> None:
 
 def remove_unfinished(folder: Path, name: str = "") -> None:
     """Remove what killed processes left of a folder's files, or of one; nobody else may be writing them."""
-    for temporary in folder.glob(f".{name}*.tmp"):
-        remove(temporary)
+    for temporary in folder.glob(f".{name}*.{'[0-9a-f]' * 8}.tmp"):  # as `put` calls them
+        if not temporary.is_dir():
+            remove(temporary)
 
 
 def make_folder(path: Path) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner import verified
+from runner.batches import batch_span
 from runner.claims import Process
 from runner.files import Damaged, make_folder, put, read, read_text, remove, set_aside, write, writing
 from runner.integrity import (
@@ -113,17 +114,6 @@ def check_finite(value: Any, name: str = "") -> None:
         value = dict(enumerate(value))
     for key, part in value.items() if isinstance(value, Mapping) else ():
         check_finite(part, f"{name}.{key}" if name else str(key))
-
-
-def batch_name(start: int, count: int) -> str:
-    """The name of a batch by the positions of its problems."""
-    return f"problems-{start:05d}-{start + count:05d}"
-
-
-def batch_span(name: str) -> tuple[int, int]:
-    """The positions of a batch's first problem and of the one behind its last."""
-    _, start, stop = name.split("-")
-    return int(start), int(stop)
 
 
 class RunFolder:
@@ -273,24 +263,27 @@ class RunFolder:
         whole = with_digests(self.path, record)
         write(self.problem(name) / RESULT, json.dumps(whole, indent=1, allow_nan=False))
 
-    def write_failure(self, name: str, error: str, traceback: str | None = None) -> None:
-        """Write why a problem failed; traceback: of what was raised, None where a result was no number."""
-        raised = {} if traceback is None else {"traceback": traceback}
+    def write_failure(self, name: str, error: str, traceback: str | None = None, by: str = "") -> None:
+        """Write why a problem failed; traceback: of what was raised, None where a result was no number; by: the name of
+        the process that met it."""
+        raised = {} if traceback is None else {"traceback": traceback, "by": by}
         write(self.problem(name) / FAILURE, json.dumps({"name": name, "error": error, **raised}))
 
-    def retry(self, names: Sequence[str]) -> None:
-        """Forget the failures that were raised as errors: what raised them may have been put right."""
+    def retry(self, names: Sequence[str], at_work: Callable[[str], bool]) -> None:
+        """Forget the failures that were raised as errors: what raised them may have been put right since then. Those of
+        a process that is still at work stay, by its name: whoever joins it would fail as it did."""
         for name in names:
             with suppress(FileNotFoundError, Damaged):
-                if "traceback" in parse_failure(read(self.problem(name) / FAILURE), name):
+                failure = parse_failure(read(self.problem(name) / FAILURE), name)
+                if "traceback" in failure and not at_work(str(failure.get("by", ""))):
                     remove(self.problem(name) / FAILURE)
 
     def drop_states(self, batch: str) -> None:
         """Remove the states of a batch that is done, and of its parts."""
-        start, stop = batch_span(batch)
+        span = batch_span(batch)
         for path in (self.path / "state").glob("problems-*-*.safetensors"):
-            first, last = batch_span(path.stem)
-            if start <= first and last <= stop:
+            part = batch_span(path.stem)
+            if part and span.start <= part.start and part.stop <= span.stop and not path.is_dir():
                 remove(path)
 
     def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarise) -> dict[str, Any]:

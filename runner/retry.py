@@ -35,13 +35,14 @@ class Failure:
     memory: bool
 
     @staticmethod
-    def of(error: Exception) -> Failure:
+    def of(error: Exception, formats: str = "") -> Failure:
+        """formats: what is said of number formats where a value is not finite."""
+        whole = "".join(traceback.format_exception(error))
+        if isinstance(error, (UnreadableImage, NotFinite)):
+            return Failure(f"{error}{formats if isinstance(error, NotFinite) else ''}", whole, memory=False)
         memory = out_of_memory(error)
         line = f"{type(error).__name__}: {first_line(error)}{_place(error)}"
-        return Failure(
-            f"out of memory: {LESS} ({line})" if memory else line,
-            "".join(traceback.format_exception(error)), memory,
-        )  # fmt: skip
+        return Failure(f"out of memory: {LESS} ({line})" if memory else line, whole, memory)
 
 
 class DeviceLost(Exception):
@@ -71,11 +72,12 @@ class Retry:
     """Solves batches. One that raises an error is solved in parts, halves where memory was short and else problem by
     problem; what raises it alone fails. After memory was short, further batches are solved in parts of that size.
 
-    folder: where results and failures are noted; device: where it is computed.
+    folder: where results and failures are noted; device: where it is computed; formats: see `Failure.of`; by: the name
+    of this process.
     """
 
-    def __init__(self, folder: RunFolder, bar: Progress, device: torch.device) -> None:
-        self._folder, self._bar, self._device = folder, bar, device
+    def __init__(self, folder: RunFolder, bar: Progress, device: torch.device, formats: str, by: str) -> None:
+        self._folder, self._bar, self._device, self._formats, self._by = folder, bar, device, formats, by
         self._most: int | None = None
 
     def __call__(self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None]) -> None:
@@ -92,7 +94,7 @@ class Retry:
         self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None], start: int, stop: int,
         note: Sequence[str],
     ) -> None:  # fmt: skip
-        failure = _tried(lambda: attempt(start, stop, note))
+        failure = _tried(lambda: attempt(start, stop, note), self._formats)
         if failure is None:
             return
         gc.collect()
@@ -119,7 +121,7 @@ class Retry:
     def _fail(self, problems: Sequence[Problem], failure: Failure) -> None:
         for problem in problems:
             if not self._done(problem):
-                self._folder.write_failure(problem.name, failure.error, failure.traceback)
+                self._folder.write_failure(problem.name, failure.error, failure.traceback, self._by)
         self._bar.finished(len(problems))
 
 
@@ -134,12 +136,12 @@ def usable(device: torch.device) -> bool:
         return False
 
 
-def _tried(attempt: Callable[[], None]) -> Failure | None:
+def _tried(attempt: Callable[[], None], formats: str) -> Failure | None:
     """What an attempt's error leaves: not the error itself, which would hold on to the memory of what raised it."""
     try:
         attempt()
     except (UnreadableImage, NotFinite) as error:
-        return Failure(str(error), "".join(traceback.format_exception(error)), memory=False)
+        return Failure.of(error, formats)
     except (UserError, Lost):
         raise
     except OSError as error:

@@ -19,6 +19,7 @@ from models.diffusion import LatentDiffusion
 from runner.augment import RandomCrops
 from runner.background import Background
 from runner.baselines import Baseline, Maker, Parametrise, diffusion
+from runner.batches import batch_name, batch_span
 from runner.claims import Claim, Claims, Process
 from runner.files import Unwritable, check_writable
 from runner.finished import read_object
@@ -29,7 +30,7 @@ from runner.memory import Plan, batch_of, plan
 from runner.optimize import Descent
 from runner.progress import preparing, progress
 from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
-from runner.record import RunFolder, Summarise, batch_name, batch_span, run_key
+from runner.record import RunFolder, Summarise, run_key
 from runner.report import write_report
 from runner.retry import DeviceLost, Retry
 from runner.share import share
@@ -229,7 +230,7 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: f
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
     def solve(name: str, claim: Claim) -> None:
-        first, _ = batch_span(name)
+        first = batch_span(name).start
 
         def attempt(start: int, stop: int, told: Sequence[str]) -> None:
             part, path = batches[name][start:stop], folder.checkpoint(batch_name(first + start, stop - start))
@@ -248,15 +249,15 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: f
     note = partial(folder.write_attempt, process, began, prepared=time.time() - began)
     try:
         folder.repair(names)
-        folder.retry(names)
+        folder.retry(names, claims.at_work)
         folder.write_config(config)
         folder.write_manifest(work.manifest)
         note("running", "")
         folder.collect(names, "running", "", parts.task.summarise)
         logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
         solved = sum(len(batch) for batch in batches.values() if work.done(batch))
-        with progress(len(names), solved) as bar, Background(refresh) as page:
-            retry = Retry(folder, bar, parts.generator.device)
+        with claims.present(), progress(len(names), solved) as bar, Background(refresh) as page:
+            retry = Retry(folder, bar, parts.generator.device, work.answer.formats, process.name)
             share(batches, work.done, claims, config["claim"]["wait"], solve, bar)
             page.wait()
         interrupt.check()

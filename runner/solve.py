@@ -26,6 +26,7 @@ from runner.optimize import Descent, Origin, State
 from runner.progress import Progress
 from runner.protocols import Classifier, Generator, Screen, Task
 from runner.record import RunFolder
+from runner.retry import Failure
 from runner.types import Anchor, Controls, NotFinite, Objective, Problem, Scene
 from runner.warn import Doubts
 
@@ -166,7 +167,7 @@ def solve_batch(
             try:
                 write_answer(answers, i, answer.task, answer.classifier, folder, logger, writers)
             except NotFinite as error:
-                folder.write_failure(problem.name, f"{error}{answer.formats}")
+                folder.write_failure(problem.name, Failure.of(error, answer.formats).error)
     remove(path)
     bar.finished(len(problems))
 

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from runner.batches import batch_span
 from runner.claims import Claims, Process, is_running
 from runner.files import Damaged, read, read_text
 from runner.finished import read_config, read_object, read_results
 from runner.integrity import parse_failure, parse_object
-from runner.record import batch_span
 from runner.types import UserError
 
 FILE = "submission.json"
@@ -128,7 +128,7 @@ class Run:
         held: dict[int, str] = {}
         for batch in {path.stem for path in claims.folder.glob("problems-*.*")}:
             if (holder := claims.holder(batch)) is not None and claims.silent(batch) < claims.lease:
-                held |= dict.fromkeys(range(*batch_span(batch)), holder.name)
+                held |= dict.fromkeys(batch_span(batch)[:count], holder.name)
         return {i: name for i, name in held.items() if i < count}
 
 

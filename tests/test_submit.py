@@ -19,10 +19,11 @@ import pytest
 from rich.console import Console
 
 from runner import overview, submission, submit
+from runner.batches import batch_name
 from runner.claims import Process
 from runner.files import write
 from runner.manifest import Manifest
-from runner.record import RunFolder, batch_name
+from runner.record import RunFolder
 from runner.submission import Run, Submission, code_file, latest, read_submission
 from runner.submit_settings import check_line
 from runner.types import UserError
@@ -248,6 +249,10 @@ def run(tmp_path: Path) -> Run:
     dead = claims / f"{batch_name(2, 2)}.1"
     dead.write_text(json.dumps(asdict(Process("node8", 5, "12_4"))))
     os.utime(dead, (time.time() - 100,) * 2)
+    for foreign in (".DS_Store", "notes.txt", "problems-x.1", "problems-00000-00004~", f"{batch_name(0, 10**8)}.1~"):
+        (claims / foreign).touch()
+        (folder.path / "attempts" / foreign).parent.mkdir(exist_ok=True)
+        (folder.path / "attempts" / foreign).touch()
     folder.write_attempt(Process("node7", 5, "12_3"), 1.0, "running", "")
     return Run(folder.path)
 

@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from runner.batches import batch_name
 from runner.claims import UNWRITTEN, Claim, Claims, Lost, Process, is_running
 from runner.files import Unwritable
+from runner.record import RunFolder
 from runner.share import share
 from runner.types import Edit, Problem, UserError
 
@@ -419,3 +421,117 @@ def test_a_batch_is_free_again_when_its_process_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="batch-0"):
         share(BATCHES, lambda _: False, claims(tmp_path), True, fail, Told())
     assert claims(tmp_path, THERE).holder("batch-0") is None
+
+
+# --- batches that share problems -----------------------------------------------------------------------------
+
+
+def test_batches_that_share_problems_have_one_holder_together(tmp_path: Path) -> None:
+    """Two processes that were given different limits, or sizes of batches, cut the same list in different ways."""
+    whole, cut, rest, next_ = batch_name(0, 4), batch_name(0, 2), batch_name(2, 2), batch_name(4, 4)
+    for held, other in ((whole, cut), (cut, whole), (whole, rest), (batch_name(1, 2), whole)):
+        with claims(tmp_path).take(held) as first, claims(tmp_path, THERE).take(other) as second:
+            assert first is not None and second is None
+        assert not list(tmp_path.iterdir()), "whoever gives way leaves nothing"
+    with claims(tmp_path).take(cut) as first, claims(tmp_path, THERE).take(rest) as second:
+        assert first is not None and second is not None
+        with claims(tmp_path, THERE).take(next_) as third:
+            assert third is not None
+
+
+def test_a_batch_that_shares_problems_with_an_abandoned_one_takes_both_over(tmp_path: Path) -> None:
+    """Whoever gave no sign of life and wakes up has lost its batch, whatever the other one calls it."""
+    whole, cut = batch_name(0, 4), batch_name(0, 2)
+    leave(tmp_path, THERE, whole)
+    lost, (watcher, clock) = Claim(tmp_path, whole, 1), watching(tmp_path, whole)
+    with watcher.take(cut) as early:
+        assert early is None
+    lost.check()
+    clock.now = 1.1 * LEASE
+    with watcher.take(cut) as late:
+        assert late is not None and late.batch == cut
+        late.check()
+        with pytest.raises(Lost):
+            lost.check()
+        with claims(tmp_path, replace(THERE, pid=2)).take(whole) as other:
+            assert other is None
+    assert [path.name for path in tmp_path.iterdir()] == [f"{whole}.1"]
+
+
+def test_a_batch_that_was_taken_over_twice_is_lost_to_its_first_holder(tmp_path: Path) -> None:
+    """The second may have ended since then, and its claim with it."""
+    leave(tmp_path, THERE, "a", 1)
+    leave(tmp_path, HERE, "a", 3)
+    with pytest.raises(Lost):
+        Claim(tmp_path, "a", 1).check()
+
+
+def test_of_many_that_take_batches_that_share_problems_never_two_hold_one(tmp_path: Path) -> None:
+    names, held, both, guard = [batch_name(0, n) for n in range(1, 9)], [0], [0], threading.Lock()
+
+    def attempt(i: int) -> None:
+        for _ in range(20):
+            with claims(tmp_path, Process(f"host{i}", 1, None)).take(names[i]) as claim:
+                if claim is not None:
+                    with guard:
+                        held[0] += 1
+                        both[0] += held[0] > 1
+                    time.sleep(0.001)
+                    with guard:
+                        held[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(attempt, range(8)))
+    assert not both[0] and not list(tmp_path.iterdir())
+
+
+# --- processes that are at work ------------------------------------------------------------------------------
+
+
+def test_a_process_is_at_work_while_it_says_so(tmp_path: Path) -> None:
+    """Also while it waits, and holds no batch."""
+    here, there = claims(tmp_path), claims(tmp_path, THERE)
+    assert not here.at_work(THERE.name)
+    with there.present():
+        assert here.at_work(THERE.name) and not here.at_work("there-2") and not here.at_work("")
+        assert not there.at_work(THERE.name), "it asks at its own start, which comes after what it met before"
+    assert not here.at_work(THERE.name) and not list(tmp_path.iterdir())
+
+
+def test_a_process_that_was_killed_is_at_work_no_more(tmp_path: Path) -> None:
+    """What tells it: its machine, its job that came back, or that it gave no sign of life for a lease."""
+    back = replace(HERE, job="7_0", restart=1)
+    gone = (Process("here", ended(), None), Process("x", 1, "7_0"))
+    for process in gone:
+        leave(tmp_path, process, f"process-{process.name}")
+    assert not any(claims(tmp_path, back).at_work(process.name) for process in gone)
+    path = leave(tmp_path, THERE, f"process-{THERE.name}")
+    assert claims(tmp_path, back).at_work(THERE.name)
+    os.utime(path, (time.time() - 1.1 * LEASE,) * 2)
+    assert not claims(tmp_path, back).at_work(THERE.name)
+    with claims(tmp_path, back).present():
+        names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"process-{back.name}.1", path.name}, "what is left of a process that has ended is removed"
+
+
+def test_a_problem_that_failed_is_tried_once_by_each_start_that_comes_after_its_attempt(tmp_path: Path) -> None:
+    """An array of jobs of which some begin late, and one is put back into the queue."""
+    folder, tried = RunFolder(tmp_path), list[str]()
+    jobs = [Process(f"node{i}", 1, f"7_{i}") for i in range(4)]
+
+    def begin(process: Process) -> None:
+        folder.retry(["a"], claims(tmp_path / "claims", process).at_work)
+        if not folder.done("a"):
+            tried.append(process.name)
+            folder.write_failure("a", "ValueError: no", "Traceback ...", process.name)
+
+    with claims(tmp_path / "claims", jobs[0]).present():
+        begin(jobs[0])
+        with claims(tmp_path / "claims", jobs[1]).present():
+            begin(jobs[1])  # joins what is at work
+    begin(jobs[2])  # after both have ended
+    with claims(tmp_path / "claims", jobs[2]).present():
+        begin(jobs[3])
+    leave(tmp_path / "claims", jobs[2], f"process-{jobs[2].name}")  # killed, and put back into the queue
+    begin(replace(jobs[2], host="node9", restart=1))
+    assert tried == [jobs[0].name, jobs[2].name, "7_2-node9-1"]

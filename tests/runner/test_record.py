@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from runner import outcomes
-from runner.files import read, write
+from runner.batches import batch_name, batch_span, overlap
+from runner.claims import Claims, Process
+from runner.files import read, remove_unfinished, write
 from runner.record import (
     PART_OF_THE_RUN,
     RunFolder,
-    batch_name,
     check_finite,
     read_png,
     run_key,
@@ -114,8 +115,17 @@ def test_failures_that_were_raised_are_tried_again(tmp_path: Path) -> None:
     assert [f["error"] for f in folder.failures(["a", "b"])] == [
         "step 3: the term total is not finite", "ValueError: no",
     ]  # fmt: skip
-    folder.retry(["a", "b", "c"])
+    folder.retry(["a", "b", "c"], lambda name: False)
     assert folder.done("a") and not folder.done("b")
+
+
+def test_a_failure_stays_while_the_process_that_met_it_is_at_work(tmp_path: Path) -> None:
+    """Its name may stand in no failure, as in what an older version wrote."""
+    folder = RunFolder(tmp_path)
+    for problem, by in (("a", "here-1"), ("b", "there-2"), ("c", "")):
+        folder.write_failure(problem, "ValueError: no", "Traceback ...", by)
+    folder.retry(["a", "b", "c"], lambda name: name == "there-2")
+    assert [folder.done(name) for name in "abc"] == [False, True, False]
 
 
 def test_the_states_of_a_batch_and_its_parts_are_dropped_together(tmp_path: Path) -> None:
@@ -125,6 +135,45 @@ def test_the_states_of_a_batch_and_its_parts_are_dropped_together(tmp_path: Path
         write(folder.checkpoint(name), b"x")
     folder.drop_states(batch_name(4, 4))
     assert {path.stem for path in (tmp_path / "state").iterdir()} == {batch_name(0, 4), batch_name(8, 4)}
+
+
+FOREIGN = (
+    ".DS_Store", "Thumbs.db", "notes.txt", "x.tmp", "0000-0001~", ".nfs000000000123", "desktop.ini", "problems-.1",
+    "problems-a-b.1", "problems-00000-00004.safetensors~", "problems-notes-00004.safetensors", "problems-1-2-3.1",
+    "._problems-00000-00004.safetensors", "problems-00000-00004 (copy).safetensors", ".notes.tmp", ".a.png.tmp",
+)  # fmt: skip
+
+
+def test_what_others_left_in_a_run_folder_is_left_alone(tmp_path: Path) -> None:
+    """A file manager's notes, an editor's copies, what a network's file system has renamed; folders, too."""
+    folder = RunFolder(tmp_path)
+    folder.write_result("a", {"name": "a"})
+    for part in (".", "state", "claims", "attempts", "images", "images/a"):
+        (tmp_path / part).mkdir(exist_ok=True)
+        for name in FOREIGN:
+            (tmp_path / part / name).write_bytes(b"\x00Bud1")
+        (tmp_path / part / "problems-00000-00001.safetensors").mkdir()
+        (tmp_path / part / ".b.png.12345678.tmp").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    own = Claims(tmp_path / "claims", 10.0, Process("here", 1, None))
+    folder.repair(["a", "b"])
+    folder.retry(["a", "b"], own.at_work)
+    with own.present(), own.take(batch_name(0, 4)) as claim:
+        assert claim is not None
+        claim.check()
+    own.forget(batch_name(0, 4))
+    folder.drop_states(batch_name(0, 4))
+    for place in (tmp_path / "state", folder.problem("a")):
+        remove_unfinished(place)
+    assert not folder.untouched(Process("here", 1, None)) and folder.done("a") and not folder.done("b")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_batch_is_called_by_its_problems() -> None:
+    assert batch_span(batch_name(4, 3)) == range(4, 7) and batch_span(batch_name(99_998, 4)) == range(99_998, 100_002)
+    assert not any(map(batch_span, (*FOREIGN, "", f"problems-00000-{10**12}")))
+    assert overlap(batch_name(0, 4), batch_name(0, 2)) and overlap(batch_name(3, 1), batch_name(0, 4))
+    assert not overlap(batch_name(0, 4), batch_name(4, 4)) and not overlap("notes", batch_name(0, 4))
 
 
 def test_results_stand_in_problem_order_and_the_status_counts_them(tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ class Work:
         self.tried: list[str] = []
         self.said: list[str] = []
         self.counted = 0
-        self.retry = Retry(self, self, CPU)  # type: ignore[arg-type]
+        self.retry = Retry(self, self, CPU, "; in bfloat16", "here-1")  # type: ignore[arg-type]
 
     def done(self, name: str) -> bool:
         return name in self.solved or name in self.failed
 
-    def write_failure(self, name: str, error: str, traceback: str) -> None:
+    def write_failure(self, name: str, error: str, traceback: str, by: str) -> None:
+        assert by == "here-1"
         self.failed[name] = Failure(error, traceback, False)
 
     def say(self, text: str) -> None:
@@ -185,5 +186,5 @@ def test_a_number_that_is_not_finite_fails_its_own_problem() -> None:
     """Also where it is measured before the first step, such as a unit's activation in the original."""
     error = NotFinite("the activation of features:3: not finite in image 1 of 1")
     work = Work(on("b", error))("abc")
-    assert list(work.failed) == ["b"] and work.failed["b"].error == str(error)
+    assert list(work.failed) == ["b"] and work.failed["b"].error == f"{error}; in bfloat16", "which may be why"
     assert set(work.solved) == {"a", "c"}
