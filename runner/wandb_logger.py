@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MODES = ("offline", "online", "disabled")
 SYNONYMS = {"dryrun": "offline", "run": "online"}  # what WANDB_MODE may also say
 PLACES = {"WANDB_CACHE_DIR": user_cache_dir, "WANDB_CONFIG_DIR": user_config_dir, "WANDB_DATA_DIR": user_data_dir}
+SHOWN = 500  # problems of an attempt with curves and pictures: with each section of one W&B takes longer for the next
 TABLE = ("name", "source", "target", "predicted_before", "predicted_after", "success", "prompt", "seconds")
 
 
@@ -30,8 +31,9 @@ class WandbLogger:
     free to change, a table of the results, the configuration.
 
     Attempts are not resumed W&B runs: offline, `resume` is ignored and a second run of the same id replaces the first.
-    Each problem has its own section of curves over its own step. W&B's step counts rows of the whole attempt, since it
-    must never fall; problems of a batch, logged at the same step, share a row.
+    Each of the first `SHOWN` problems has its own section of curves over its own step; the table has all. W&B's step
+    counts rows of the whole attempt, since it must never fall; problems of a batch, logged at the same step, share a
+    row.
     """
 
     def __init__(self, mode: str | None, project: str, entity: str | None, timeout: Seconds) -> None:
@@ -45,7 +47,7 @@ class WandbLogger:
         self._row = 0
         self._step: int | None = None
         self._problems: set[str] = set()
-        self._successes: list[bool] = []
+        self._judged, self._successes = 0, 0
         self._lines: list[list[Any]] = []
 
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
@@ -77,14 +79,11 @@ class WandbLogger:
             self._run = begin("offline")
         self._lines = []
         self._row, self._step = 0, None
-        self._problems, self._successes = set(), []
+        self._problems, self._judged, self._successes = set(), 0, 0
 
     def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
-        if self._run is None:
+        if self._run is None or not self._shown(problem):
             return
-        if problem not in self._problems:
-            self._problems.add(problem)
-            self._run.define_metric(f"{problem}/*", step_metric=f"{problem}/step")
         self._advance(step)
         curves = {f"{problem}/{name}": value for name, value in values.items()}
         self._run.log({f"{problem}/step": step, **curves}, step=self._row)
@@ -95,19 +94,20 @@ class WandbLogger:
         wandb = _import_wandb()
         self._advance(None)
         numbers = {f"result/{k}": float(v) for k, v in record.items() if isinstance(v, (bool, int, float))}
-        free = _free(pictures)
+        shown = pictures if self._shown(record["name"]) else {}
+        free = _free(shown)
         images = [
             wandb.Image(str(path), caption=name, masks=free if name == "best" else None)
-            for name, path in pictures.items()
+            for name, path in shown.items()
             if path.is_file()
         ]
         self._lines.append([record.get(name) for name in TABLE])
         panel = {f"pictures/{record['name']}": images} if images else {}
         self._run.log({**numbers, **panel}, step=self._row)
         if isinstance(record.get("success"), bool):
-            self._successes.append(record["success"])
-            self._run.summary["success_rate"] = sum(self._successes) / len(self._successes)
-            self._run.summary["judged"] = len(self._successes)
+            self._judged, self._successes = self._judged + 1, self._successes + record["success"]
+            self._run.summary["success_rate"] = self._successes / self._judged
+            self._run.summary["judged"] = self._judged
 
     def finish(self) -> None:
         run, self._run = self._run, None
@@ -116,6 +116,14 @@ class WandbLogger:
         if self._lines:
             run.log({"results": _import_wandb().Table(list(TABLE), self._lines)}, step=self._row + 1)
         run.finish()
+
+    def _shown(self, problem: str) -> bool:
+        """Whether a problem has its own section, which the first ones get."""
+        if problem not in self._problems and len(self._problems) < SHOWN:
+            self._problems.add(problem)
+            assert self._run is not None
+            self._run.define_metric(f"{problem}/*", step_metric=f"{problem}/step")
+        return problem in self._problems
 
     def _advance(self, step: int | None) -> None:
         """Begin a new row unless `step` is that of the present row; None always begins one."""

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
+from runner import wandb_logger
 from runner.counted import counted, heard
 from runner.interrupt import Stopped
 from runner.logging import Logger, NoLogger, Unfailing
@@ -101,6 +102,18 @@ def test_offline_attempts_lie_in_the_run_folder(nobody: Path, capfd: pytest.Capt
         assert len(list(path.glob("files/media/images/**/*.png"))) == 3
         (table,) = path.glob("files/media/table/*.json")
         assert [line[0] for line in json.loads(table.read_text())["data"]] == ["a", "b", "c"]
+
+
+def test_the_first_problems_have_curves_and_pictures_and_all_are_in_the_table(
+    nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_logger, "SHOWN", 2)
+    use(offline(), nobody)
+    (run,) = offline_runs(nobody)
+    keys = {key.partition(".")[0] for row in run.rows for key in row}
+    assert {"a/total", "b/total", "pictures/a", "pictures/b"} <= keys and not keys & {"c/total", "pictures/c"}
+    assert run.rows[-1]["results.nrows"] == 3 and run.summary["success_rate"] == pytest.approx(2 / 3)
+    assert [row["result/seconds"] for row in run.rows if "result/seconds" in row] == [2.5] * 3
 
 
 def test_what_was_free_is_a_mask_of_the_result(nobody: Path) -> None:
