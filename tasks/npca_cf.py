@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache as memoised
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -37,15 +36,18 @@ from tasks.pictures import (
 from tasks.surroundings import Surroundings
 from tasks.terms import ends, npca_contribution
 
+HELD = 8  # classes whose components are held at once; others come from the cache
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(Problem):
-    """label: index of the class whose component is raised or lowered, as `direction` says; components: its own."""
+    """label: index of the class whose component is raised or lowered, as `direction` says; components: gives that
+    class's, of which a run holds a few at a time: the square of the number of features for each class."""
 
     label: int
     component: int
     direction: str
-    components: Components
+    components: Callable[[], Components]
 
 
 class NpcaCf:
@@ -75,7 +77,7 @@ class NpcaCf:
     def problems(self, world: World) -> tuple[list[Shift], int | None]:
         """One problem per component, picture and direction."""
         side, classifier = world.generator.resolution, world.classifier
-        of = memoised(lambda label: components(classifier, label, self.training, side, self.cache))
+        of = lru_cache(HELD)(lambda label: components(classifier, label, self.training, side, self.cache))
         pairs = read_components(self.components, classifier)
         starts = [
             (*pair, starts_of(world.dataset, pair[0], self.start, self.images, classifier.labels)) for pair in pairs
@@ -94,7 +96,7 @@ class NpcaCf:
             found.append(Shift(
                 name=f"{fields['picture']}-{slug(label, classifier.labels)}-{number}-{direction}",
                 seed=own_seed(world.seed, row), label=classifier.labels.index(label), component=number,
-                direction=direction, components=of(label),
+                direction=direction, components=partial(of, label),
                 words=shown, **fields,
             ))  # fmt: skip
         return found, sum(len(rows) for _, _, rows in starts) * len(self.directions)
@@ -119,12 +121,11 @@ class NpcaCf:
     def objective(self, problems: Sequence[Shift], anchor: Anchor, classifier: Classifier) -> Objective:
         """∓ α_l(x) and the two distances."""
         signs = torch.tensor([SIGNS[p.direction] for p in problems])
-        before = (
-            contribution(classifier, p.components, p.component, x[None]).item()
-            for x, p in zip(anchor.original, problems, strict=True)
-        )
-        enough = ends(self.enough, before, signs, [p.components.std(p.component) for p in problems])
-        term = npca_contribution(classifier, [(p.components, p.component) for p in problems], signs, enough)
+        asked = [(p.components(), p.component) for p in problems]
+        shown = zip(anchor.original, asked, strict=True)
+        before = (contribution(classifier, own, number, x[None]).item() for x, (own, number) in shown)
+        enough = ends(self.enough, before, signs, [own.std(number) for own, number in asked])
+        term = npca_contribution(classifier, asked, signs, enough)
         return {"npca_contribution": (self.weights["npca_contribution"], term), **distances(anchor, self.weights)}
 
     def illustrate(self, problem: Shift, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
@@ -132,7 +133,7 @@ class NpcaCf:
 
     def measure(self, problem: Shift, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
         """α_l before, at the start and after, and the confidence of the component's class."""
-        own, label = problem.components, classifier.labels[problem.label]
+        own, label = problem.components(), classifier.labels[problem.label]
         shown = torch.stack([pictures[name] for name in STAGES])
         before, start, after = contribution(classifier, own, problem.component, shown).tolist()
         return {

@@ -83,6 +83,7 @@ def test_a_unit_starts_from_the_word_that_excites_it_most() -> None:
     assert list(tried(first).means) == ["a crab", "sand", "the sky", "a flag"] and tried(first).best == "sand"
     assert first.edit.source == first.edit.target == "a photograph of sand" and first.edit.source_words == "sand"
     assert torch.equal(first.example(), TRAINING[4].image)
+    assert not any(isinstance(held, Tensor) for own in (first, first.worded) for held in vars(own).values())
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_problem_per_component_picture_and_direction() -> None:
         assert problem.image is not None and torch.equal(problem.image, example.image)
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
         own = components(NETWORK, label, TRAINING, SIDE, TensorCache(None))
-        assert torch.equal(problem.components.vectors, own.vectors), "made of the training pictures"
+        assert torch.equal(problem.components().vectors, own.vectors), "made of the training pictures"
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 7])
@@ -188,7 +188,7 @@ def eye() -> ImageClassifier:
 
 def shift(direction: str, component: int = 0) -> Shift:
     (first, *_), _ = pose(task(directions=[direction]))
-    return replace(first, components=BY_HAND, component=component)
+    return replace(first, components=lambda: BY_HAND, component=component)
 
 
 def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
@@ -244,7 +244,7 @@ def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> Non
     found, _ = pose(task())
     images = torch.stack([TRAINING[i].image for i in TRAINING.rows("viaduct")])
     problem = found[0]
-    alpha = problem.components.contributions(NETWORK(images).features.double())[:, problem.component]
+    alpha = problem.components().contributions(NETWORK(images).features.double())[:, problem.component]
     pictures = {"before": images[0], "start": images[0], "best": images[1]}
     measured = task().measure(problem, pictures, NETWORK)
     assert measured["training_std"] == pytest.approx(alpha.std().item(), rel=1e-4)

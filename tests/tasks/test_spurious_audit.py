@@ -75,6 +75,7 @@ def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None
     assert [p.typical for p in found[::2]] == pytest.approx([0.8, 0.3])
     assert [p.highest for p in found[::2]] == pytest.approx([0.9, 0.8])
     assert found[0].seed == found[1].seed != found[2].seed, "objectives are compared from the same start"
+    assert not any(isinstance(held, Tensor) for p in found for held in vars(p).values()), "no problem holds an image"
     shown = [found[i].example for i in (0, 2)]
     assert shown[0] is not None and shown[1] is not None
     assert torch.equal(shown[0](), TRAINING[0].image)
