@@ -12,9 +12,10 @@ with at_once():  # the imports take seconds
     from omegaconf import DictConfig
 
     from runner.compose import build, resolved
+    from runner.faults import out_of_memory
     from runner.overrides import arranged, in_one_line, with_training
     from runner.progress import preparing
-    from runner.retry import Failure, out_of_memory
+    from runner.retry import Failure
     from runner.run import BAD_INPUT, DONE, FAILED, PENDING, check_places, run
     from runner.types import UserError
 

@@ -109,6 +109,8 @@ def _answered(parts: Parts, data: OnePicture, config: Mapping[str, Any], bar: Pr
         raise UserError(f"task={config['name'].split('/')[0]}: allowed is uvce; the others are asked by run.py")
     answer = solver(parts)
     problems, _ = parts.task.problems(World(data, parts.classifier, parts.generator, config["seed"], limit=1))
+    if problems[0].fault is not None:
+        raise problems[0].fault
     answer.check(problems)
     if parts.generator.recompute == "auto":
         fit(parts, answer, 1, 1)

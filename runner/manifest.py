@@ -6,6 +6,7 @@ A run's folder keeps it, and every start compares: what was computed of one imag
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -16,10 +17,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from data.selection import LARGE, digest_of, digest_of_file, digest_of_pixels
+from runner.faults import of_one_problem, out_of_memory
 from runner.files import Damaged
 from runner.integrity import parse_with_digest, with_digest
 from runner.protocols import Classifier
-from runner.types import Edit, Problem, UserError
+from runner.types import Edit, Problem, UserError, first_line
 
 Digests = Mapping[str, str]  # of a problem, by what it is a digest of
 
@@ -73,13 +75,23 @@ def exact(value: Any) -> Any:
 
 
 @torch.no_grad()
-def answers_of(classifier: Classifier) -> list[float]:
-    """The logits of one image that is always the same: they tell other weights, wherever a network keeps them."""
+def answers_of(classifier: Classifier) -> list[float | None]:
+    """The logits of one image that is always the same, None where one is not finite: they tell other weights, wherever
+    a network keeps them. Raises UserError, in one line, where the network raises an error."""
     drawn = torch.Generator().manual_seed(0)
     pattern = torch.rand(1, 3, LEVELS, LEVELS, generator=drawn).repeat_interleave(-(-classifier.size // LEVELS), 2)
     pattern = pattern.repeat_interleave(pattern.shape[2] // LEVELS, 3)[..., : classifier.size, : classifier.size]
     noise = torch.rand(pattern.shape, generator=drawn)
-    return [round(value, 6) for value in classifier(0.7 * pattern + 0.3 * noise).logits[0].float().cpu().tolist()]
+    try:
+        logits = classifier(0.7 * pattern + 0.3 * noise).logits[0].float().cpu().tolist()
+    except Exception as error:
+        if not of_one_problem(error) or out_of_memory(error):
+            raise
+        raise UserError(
+            f"{getattr(classifier, 'name', 'classifier')}: fails on an image of noise, by which its weights are told "
+            f"from others ({type(error).__name__}: {first_line(error)}); wanted is a network that answers to any image"
+        ) from error
+    return [round(value, 6) if math.isfinite(value) else None for value in logits]
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ class Manifest:
     nobody knows."""
 
     problems: Mapping[str, Digests]
-    answers: Mapping[str, Sequence[float]]
+    answers: Mapping[str, Sequence[float | None]]
     unseen: Sequence[str]
     total: int | None = None
 
@@ -131,10 +143,12 @@ def _differs(folder: Path, what: str, back: str) -> str:
     return f"{what} when {folder} was begun; put back {back}, or choose another outputs= to begin anew"
 
 
-def _alike(own: Sequence[float], old: Sequence[float]) -> bool:
+def _alike(own: Sequence[float | None], old: Sequence[float | None]) -> bool:
     """Whether two lists of logits are the same network's."""
-    if len(own) != len(old):
+    if [value is None for value in own] != [value is None for value in old]:
         return False
-    a, b = torch.tensor(own), torch.tensor(old)
+    a, b = (torch.tensor([value for value in values if value is not None]) for values in (own, old))
+    if not len(a):
+        return True
     spread = float(a.max() - a.min()) if len(a) > 1 else float(a.abs().max())
     return bool((a - b).abs().max() <= SAME * max(spread, 1e-3))

@@ -12,16 +12,14 @@ from pathlib import Path
 import torch
 
 from runner.claims import Lost
-from runner.files import FULL
+from runner.faults import of_one_problem, out_of_memory
 from runner.progress import Progress
 from runner.record import RunFolder
-from runner.types import NotFinite, Problem, UnreadableImage, UserError, first_line
+from runner.types import NotFinite, Problem, UnreadableImage, first_line
 
 HOME = Path(__file__).resolve().parent.parent
 OURS = tuple(HOME / folder for folder in ("runner", "models", "tasks", "data"))
 LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
-# How PyTorch and what it calls tell that memory is short where they raise a plain RuntimeError.
-SHORT = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
 LESS = "batch=, generator.recompute=step or block, and generator.dtype=bfloat16 or float16 take less"
 
 
@@ -47,16 +45,6 @@ class Failure:
 
 class DeviceLost(Exception):
     """The GPU computes nothing more in this process; the message is one line."""
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, tells that a GPU's or the machine's memory is too small."""
-    if error is None:
-        return False
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    told = isinstance(error, RuntimeError) and any(text in str(error) for text in SHORT)
-    return told or out_of_memory(error.__cause__)
 
 
 def _place(error: BaseException) -> str:
@@ -85,10 +73,17 @@ class Retry:
 
         Raises DeviceLost, and what is nobody's problem: mistakes of the user's, a full disk, a batch that was lost.
         """
-        size = min(self._most or len(problems), len(problems))
+        size = max(min(self._most or len(problems), len(problems)), 1)
         note = [] if size == len(problems) else [_note(len(problems), "ran out of memory", size)]
         for start, stop in _cut(0, len(problems), size):
             self._part(problems, attempt, start, stop, note)
+
+    def refuse(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Fail those that could not be asked; returns the others."""
+        for problem in problems:
+            if problem.fault is not None:
+                self._fail([problem], Failure.of(problem.fault, self._formats))
+        return [problem for problem in problems if problem.fault is None]
 
     def _part(
         self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None], start: int, stop: int,
@@ -140,16 +135,12 @@ def _tried(attempt: Callable[[], None], formats: str) -> Failure | None:
     """What an attempt's error leaves: not the error itself, which would hold on to the memory of what raised it."""
     try:
         attempt()
-    except (UnreadableImage, NotFinite) as error:
-        return Failure.of(error, formats)
-    except (UserError, Lost):
+    except Lost:
         raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        return Failure.of(error)
     except Exception as error:
-        return Failure.of(error)
+        if not of_one_problem(error):
+            raise
+        return Failure.of(error, formats)
     return None
 
 

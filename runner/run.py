@@ -123,7 +123,7 @@ def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tupl
     """
     world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
     problems, total = parts.task.problems(world)
-    answer.check(problems)
+    answer.check([problem for problem in problems if problem.fault is None])
     if not problems:
         raise UserError(f"{config['name']}: no problem is left, of a data set of {len(parts.data)} images")
     names = [p.name for p in problems]
@@ -230,14 +230,14 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: f
     claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
 
     def solve(name: str, claim: Claim) -> None:
-        first = batch_span(name).start
+        first, asked = batch_span(name).start, retry.refuse(batches[name])
 
         def attempt(start: int, stop: int, told: Sequence[str]) -> None:
-            part, path = batches[name][start:stop], folder.checkpoint(batch_name(first + start, stop - start))
+            part, path = asked[start:stop], folder.checkpoint(batch_name(first + start, stop - start))
             every = config["checkpoint"]["every"]
             solve_batch(work.answer, part, folder, path, every, interrupt, claim, bar, logger, told)
 
-        retry(batches[name], attempt)
+        retry(asked, attempt)
         folder.drop_states(name)
         page()
 

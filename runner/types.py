@@ -46,10 +46,12 @@ def printable(text: str) -> str:
 
 
 def finite(values: Tensor, what: str) -> Tensor:
-    """The values, if all are finite. Raises NotFinite that names what they are, and the first row that is not."""
+    """The values, if all are finite. Raises NotFinite that names what they are, and the first row that is not,
+    of several."""
     rows = torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
     if not rows.all():
-        raise NotFinite(f"{what}: not finite in image {int(rows.long().argmin()) + 1} of {len(rows)}")
+        place = f" in image {int(rows.long().argmin()) + 1} of {len(rows)}" if len(rows) > 1 else ""
+        raise NotFinite(f"{what}: not finite{place}")
     return values
 
 
@@ -141,7 +143,8 @@ class Problem:
     else to the generator than to the classifier;
     example: reads the real image that shows most surely what is asked for, at the generator's size; None where none is
     known;
-    shows: index of the class that the given image is said to show, where the classifier should predict it.
+    shows: index of the class that the given image is said to show, where the classifier should predict it;
+    fault: what kept the question from being asked: such a problem asks nothing, and fails with it.
     """
 
     name: str
@@ -158,6 +161,7 @@ class Problem:
     draw: int | None = None
     content: str | None = None
     shows: int | None = None
+    fault: Exception | None = None
 
     @property
     def image(self) -> Float[Tensor, "3 h w"] | None:

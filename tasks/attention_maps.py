@@ -60,11 +60,12 @@ class AttentionMaps:
 
     def _asked(self, world: World, i: int, example: Example) -> list[Sight]:
         """What is asked of one image."""
-        label, side = known_label("data.label", example.label, world.classifier.labels), world.generator.resolution
+        side, labels = world.generator.resolution, world.classifier.labels
+        label = labels.index(known_label("data.label", example.label, labels))
         fields = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
         return [Sight(
             name=example.name, seed=own_seed(world.seed, i), generator=world.generator,
-            label=world.classifier.labels.index(label), **fields,
+            label=label, shows=label, **fields,
         )]  # fmt: skip
 
     def objective(self, problems: Sequence[Sight], anchor: Anchor, classifier: Classifier) -> Objective:

@@ -13,6 +13,7 @@ from torch import Tensor
 from runner.protocols import Cache, Classifier, Dataset
 from runner.text import read_text
 from runner.types import Head, UserError, finite
+from tasks.asking import looked_at
 from tasks.ranking import cached, chunks
 from tasks.targets import known_label, rows_of_class
 
@@ -91,10 +92,14 @@ def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dat
         raise UserError(f"task.components: the data set has {len(rows)} pictures of '{label}'; at least 2 are needed")
     f = len(weight)
     total, outer = torch.zeros(f, dtype=torch.double), torch.zeros(f, f, dtype=torch.double)
-    for _, images in chunks(dataset, side, rows):
+
+    def look(images: Tensor) -> Tensor:
         features = classifier(images).features
         assert features is not None
-        psi = finite(features.cpu(), f"the features of pictures of '{label}'").double() * weight
+        return finite(features.cpu(), f"the features of '{label}'")
+
+    for _, names, images in chunks(dataset, side, rows):
+        psi = looked_at(classifier, names, images, look).double() * weight
         total += psi.sum(dim=0)
         outer += psi.T @ psi
     mean = total / len(rows)

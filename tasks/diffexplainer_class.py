@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
+from functools import partial
 from itertools import islice, product
 from statistics import fmean
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from data.selection import check_choice, content_of
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World  # fmt: skip
 from runner.ranges import Names, OneOf, PromptWeights, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures  # fmt: skip
+from tasks.asking import attempted
 from tasks.pictures import at_least_one, compared, own_seed, reading, slug, success_rate
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank
@@ -65,14 +67,19 @@ class DiffExplainerClass:
             return reading(self.training, row, content_of(self.training[row]), side)
 
         asked = [(label, k) for label, k in product(names, range(self.seeds))]
-        found = []
-        for label, k in islice(asked, world.limit):
-            found.append(Portrait(
-                name=f"{slug(label, labels)}-{k}", seed=own_seed(world.seed, labels.index(label), k), load=None,
+
+        def portrayed(name: str, label: str, k: int) -> list[Portrait]:
+            return [Portrait(
+                name=name, seed=own_seed(world.seed, labels.index(label), k), load=None,
                 edit=Edit.unchanged(marked(self.prompt, label), label), picture=slug(label, labels), keep="none",
                 draw=own_seed(world.seed, 0, k), objective=self.asked, target=labels.index(label), unit=unit(label),
                 rivals=rivals(label), example=example(label),
-            ))  # fmt: skip
+            )]  # fmt: skip
+
+        found = [
+            problem for label, k in islice(asked, world.limit) for name in [f"{slug(label, labels)}-{k}"]
+            for problem in attempted(name, partial(portrayed, name, label, k))
+        ]  # fmt: skip
         return found, len(asked)
 
     def _unit(self, label: str, world: World) -> Unit | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from data.selection import check_choice
 from runner.protocols import Classifier, Dataset, World
 from runner.ranges import Fraction, Names, NonNegative, OneOf, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
+from tasks.asking import attempted
 from tasks.edits import prompt_of
 from tasks.pictures import at_least_one, compared, probabilities, slug, success_by
 from tasks.retrieval import Retrieval, same_disagreement
@@ -74,17 +76,22 @@ class Disagreement:
         classes = known_labels("task.classes", self.classes, labels)
         asked = list(product(classes, range(self.seeds), self.directions))
         words = start_words(self.words, labels)
-        begin, found = strongest_gap(world, rival, self.prompt, words, self.phrases, self.starts), []
-        for label, k, direction in islice(asked, world.limit):
-            target = labels.index(label)
-            start = begin(label, k, DIRECTIONS[direction])
-            found.append(Dispute(
-                name=f"{slug(label, labels)}-{k}-{direction}", picture=f"{slug(label, labels)}-{k}", seed=start.seed,
+        begin = strongest_gap(world, rival, self.prompt, words, self.phrases, self.starts)
+
+        def disputed(label: str, k: int, direction: str) -> list[Dispute]:
+            start, picture = begin(label, k, DIRECTIONS[direction]), f"{slug(label, labels)}-{k}"
+            return [Dispute(
+                name=f"{picture}-{direction}", picture=picture, seed=start.seed,
                 edit=Edit.unchanged(start.prompt, start.name), load=None, keep="none",
                 claim=(start.prompt, labels.index(start.word)),
-                target=target, direction=direction,
-            ))  # fmt: skip
-        return found, len(asked)
+                target=labels.index(label), direction=direction,
+            )]  # fmt: skip
+
+        found = (
+            problem for label, k, direction in islice(asked, world.limit)
+            for problem in attempted(f"{slug(label, labels)}-{k}-{direction}", partial(disputed, label, k, direction))
+        )  # fmt: skip
+        return list(found), len(asked)
 
     def objective(self, problems: Sequence[Dispute], anchor: Anchor, classifier: Classifier) -> Objective:
         targets = torch.tensor([p.target for p in problems])

@@ -27,7 +27,8 @@ class Flip(Problem):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a picture: `name` tells it from the picture's other questions; words, redrawn: see `Problem`."""
+    """What is asked of a picture: `name` tells it from the picture's other questions; words, redrawn: see `Problem`;
+    shows: what the classifier should predict in it, None for its own class."""
 
     name: str
     edit: Edit
@@ -36,6 +37,7 @@ class Question:
     claim: tuple[str, int] | None
     words: str | None = None
     redrawn: bool = False
+    shows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def to_truth(choice: Choice, wish: Wish) -> Iterator[Question]:
 
         caption = wish.captioner.caption(choice.example)
         start = wish.surroundings.start(caption, label, log_confidence, 1.0, choice.world, wish.cache)
-        yield Question(label, source=predicted, target=own, claim=claim, words=label, **start)
+        yield Question(label, source=predicted, target=own, claim=claim, words=label, shows=predicted, **start)
 
 
 def to_attribute(choice: Choice, wish: Wish) -> Iterator[Question]:

@@ -61,7 +61,7 @@ class InputGradients:
         for target in targets(self.target, Choice(shown, world, seed)):
             yield Flip(
                 name=f"{example.name}-{slug(target, labels)}", seed=seed, source=labels.index(label),
-                target=labels.index(target), **fields,
+                target=labels.index(target), shows=labels.index(label), **fields,
             )  # fmt: skip
 
     def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:

@@ -16,6 +16,7 @@ from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import Directions, Keep, NonNegative, Positive, Schedule, Units, UnitWeights
 from runner.types import Anchor, Example, Objective, Pictures, Problem
+from tasks.asking import attempted
 from tasks.attack import FeatureAttack
 from tasks.cam import HiResCam
 from tasks.distances import distances
@@ -86,19 +87,19 @@ class NeuronCf:
         self.cam.check(classifier)
         rows, changes = rows_of(world.dataset, self.label), list(product(units, self.directions))
 
+        def pushed(name: str, unit: Unit, direction: str, given: dict[str, Any]) -> list[Push]:
+            score, std = partial(activation, classifier, unit=unit), _spread(ranking(unit.module), unit)
+            caption, label, sign = given["edit"].source, given["words"], SIGNS[direction]
+            fields = given | self.surroundings.start(caption, label, score, sign, world, self.cache)
+            return [Push(name=name, unit=unit, direction=direction, std=std, **fields)]
+
         def asked(i: int, example: Example) -> Iterator[Push]:
             label = classifier.labels.index(known_label("data.label", example.label, classifier.labels))
             given = unchanged(world.dataset, i, example, self.captioner, side, self.keep, self.mask)
+            given |= {"label": label, "shows": label, "seed": own_seed(world.seed, i), "words": example.label}
             for unit, direction in changes:
-                score = partial(activation, classifier, unit=unit)
-                caption, sign, std = given["edit"].source, SIGNS[direction], _spread(ranking(unit.module), unit)
-                fields = given | self.surroundings.start(caption, example.label, score, sign, world, self.cache)
-                yield Push(
-                    name=f"{example.name}-{slug(str(unit))}-{direction}", seed=own_seed(world.seed, i), unit=unit,
-                    direction=direction, std=std,
-                    label=label, shows=label,
-                    words=example.label, **fields,
-                )  # fmt: skip
+                name = f"{example.name}-{slug(str(unit))}-{direction}"
+                yield from attempted(name, partial(pushed, name, unit, direction, given))
 
         return list(islice(asked_of(world.dataset, rows, asked), world.limit)), len(rows) * len(changes)
 

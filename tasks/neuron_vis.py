@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoised
+from functools import partial
 from itertools import islice, product
 from statistics import fmean
 from typing import Any
@@ -16,6 +17,7 @@ from data.selection import content_of
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import Positive, Repeats, Units
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
+from tasks.asking import attempted
 from tasks.pictures import at_least_one, compared, own_seed, reading, slug, success_rate
 from tasks.ranking import check_asked, check_training, choose_units, kept, rank
 from tasks.terms import unit_activation
@@ -64,12 +66,16 @@ class NeuronVis:
         units = choose_units(self.units, classifier, lambda: ranking(FEATURES))
         asked = list(islice(product(units, range(self.seeds)), world.limit))
         fields = memoised(lambda unit: self._of_unit(unit, units, ranking(unit.module), world))
+
+        def excited(name: str, i: int, unit: Unit) -> list[Excitation]:
+            return [Excitation(
+                name=name, seed=own_seed(world.seed, i), load=None, keep="none", unit=unit, picture=slug(str(unit)),
+                **fields(unit),
+            )]  # fmt: skip
+
         found = [
-            Excitation(
-                name=f"{slug(str(unit))}-{k}", seed=own_seed(world.seed, i), load=None, keep="none", unit=unit,
-                picture=slug(str(unit)), **fields(unit),
-            )
-            for i, (unit, k) in enumerate(asked)
+            problem for i, (unit, k) in enumerate(asked) for name in [f"{slug(str(unit))}-{k}"]
+            for problem in attempted(name, partial(excited, name, i, unit))
         ]  # fmt: skip
         return found, len(units) * self.seeds
 

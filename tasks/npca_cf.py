@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from data.selection import check_choice
 from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import ComponentWeights, Directions, Index, Keep, NonNegative, OneOf, Positive, Repeats, Schedule
-from runner.types import Anchor, Edit, Example, Objective, Pictures, Problem
+from runner.types import Anchor, Edit, Example, Objective, Pictures, Problem, matching_rows
+from tasks.asking import attempted
 from tasks.components import Components, check_component, components, contribution, read_components
 from tasks.distances import distances
 from tasks.edits import prompt_of
@@ -82,35 +83,43 @@ class NpcaCf:
         starts = [
             (*pair, starts_of(world.dataset, pair[0], self.start, self.images, classifier.labels)) for pair in pairs
         ]
-        asked = (
-            (label, number, row, shown, fields, direction)
-            for label, number, rows in starts
-            for row, shown, fields in self._started(world, label, rows)
-            for direction in self.directions
-        )
-        found = []
-        for label, number, row, shown, fields, direction in islice(asked, world.limit):
-            check_component(label, number, of(label))
-            score, sign = partial(contribution, classifier, of(label), number), SIGNS[direction]
-            fields = fields | self.surroundings.start(fields["edit"].source, shown, score, sign, world, self.cache)
-            found.append(Shift(
-                name=f"{fields['picture']}-{slug(label, classifier.labels)}-{number}-{direction}",
-                seed=own_seed(world.seed, row), label=classifier.labels.index(label), component=number,
-                direction=direction, components=partial(of, label),
-                words=shown, **fields,
-            ))  # fmt: skip
-        return found, sum(len(rows) for _, _, rows in starts) * len(self.directions)
+        asked = chain.from_iterable(self._started(world, of, (label, number), rows) for label, number, rows in starts)
+        return list(islice(asked, world.limit)), sum(len(rows) for _, _, rows in starts) * len(self.directions)
 
-    def _started(self, world: World, label: str, rows: Iterable[int]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Of each start its position, the class that it shows and a problem's fields."""
-        side = world.generator.resolution
+    def _asked(
+        self, world: World, of: Callable[[str], Components], pair: tuple[str, int], row: int, shown: str,
+        given: dict[str, Any],
+    ) -> Iterator[Shift]:  # fmt: skip
+        """What is asked of one start."""
+        (label, number), classifier = pair, world.classifier
+        check_component(label, number, of(label))
+        score, caption = partial(contribution, classifier, of(label), number), given["edit"].source
+        shows = next(iter(matching_rows("data.label", shown, classifier.labels)), None)
+
+        def shifted(name: str, direction: str) -> list[Shift]:
+            fields = given | self.surroundings.start(caption, shown, score, SIGNS[direction], world, self.cache)
+            return [Shift(
+                name=name, seed=own_seed(world.seed, row), label=classifier.labels.index(label), component=number,
+                direction=direction, components=partial(of, label), words=shown, shows=shows, **fields,
+            )]  # fmt: skip
+
+        for direction in self.directions:
+            name = f"{given['picture']}-{slug(label, classifier.labels)}-{number}-{direction}"
+            yield from attempted(name, partial(shifted, name, direction))
+
+    def _started(
+        self, world: World, of: Callable[[str], Components], pair: tuple[str, int], rows: Iterable[int]
+    ) -> Iterator[Shift]:  # fmt: skip
+        """What is asked of a component's starts: of images by their positions, or of drawn ones."""
+        side, ask = world.generator.resolution, partial(self._asked, world, of, pair)
         if self.start == "generated":
-            yield from ((k, label, self._drawn(label, k, side)) for k in rows)
+            for k in rows:
+                yield from ask(k, pair[0], self._drawn(pair[0], k, side))
             return
 
-        def started(row: int, example: Example) -> list[tuple[int, str, dict[str, Any]]]:
-            fields = unchanged(world.dataset, row, example, self.captioner, side, self.keep, self.mask)
-            return [(row, example.label, fields)]
+        def started(row: int, example: Example) -> Iterator[Shift]:
+            given = unchanged(world.dataset, row, example, self.captioner, side, self.keep, self.mask)
+            return ask(row, example.label, given)
 
         yield from asked_of(world.dataset, rows, started)
 

@@ -19,6 +19,7 @@ from data.masks import read_mask
 from data.selection import content_of
 from runner.protocols import Captioner, Classifier, Dataset
 from runner.types import KEEP, Edit, Example, Pictures, UnreadableImage, UserError, finite
+from tasks.asking import attempted
 from tasks.targets import rows_of_class
 
 T = TypeVar("T")
@@ -92,10 +93,12 @@ def asked_of(
     dataset: Dataset, rows: Iterable[int], questions: Callable[[int, Example], Iterable[T]]
 ) -> Iterator[T]:  # fmt: skip
     """What is asked of each of a data set's images, by position and example. One that cannot be read is left out, with
-    a line that tells of it: its head is read here, its pixels only where the questions depend on them."""
+    a line that tells of it: its head is read here, its pixels only where the questions depend on them. Where what a
+    network says of it cannot be had, one problem fails by the image's name."""
     for i in rows:
         try:
-            yield from questions(i, dataset[i])
+            example = dataset[i]
+            yield from attempted(example.name, partial(questions, i, example))
         except UnreadableImage as error:
             print(f"left out: {error}", flush=True)
 

@@ -13,6 +13,7 @@ from runner.counted import counted
 from runner.protocols import Cache, Classifier, Dataset
 from runner.ranges import Units
 from runner.types import UserError, finite
+from tasks.asking import looked_at
 from tasks.pictures import probabilities
 from tasks.targets import known_label
 from tasks.units import FEATURES, Ranking, Unit, check_units, outputs, read_unit
@@ -21,12 +22,16 @@ CHUNK = 64  # pictures per call of the classifier
 KEPT = 16  # best pictures per unit
 
 
-def chunks(dataset: Dataset, side: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Tensor]]:
-    """Positions and square pictures (n, 3, side, side) of a data set, or of some of its rows, `CHUNK` at a time."""
+def chunks(
+    dataset: Dataset, side: int, rows: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], list[str], Tensor]]:  # fmt: skip
+    """Positions, names and square pictures (n, 3, side, side) of a data set, or of some of its rows, `CHUNK` at a
+    time."""
     rows = range(len(dataset)) if rows is None else rows
     for first in counted(range(0, len(rows), CHUNK), "images are looked at", CHUNK):
         part = list(rows[first : first + CHUNK])
-        yield part, torch.stack([square(dataset[i].image, side) for i in part])
+        examples = [dataset[i] for i in part]
+        yield part, [example.name for example in examples], torch.stack([square(e.image, side) for e in examples])
 
 
 def cached(cache: Cache, key: Sequence[object], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -70,8 +75,16 @@ def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> d
     """One pass; sums run in double precision."""
     top = rows = torch.empty(0)
     total = squares = by_class = counts = torch.zeros(())
-    for positions, images in chunks(dataset, side):
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Activations, and what is predicted where classes are told apart."""
         values = finite(outputs(classifier, images, [module])[module].cpu(), f"the activations of {module}")
+        if module != FEATURES or classifier.head is None:
+            return values, None
+        return values, finite(classifier(images).logits, "the logits").argmax(dim=1).cpu()
+
+    for positions, names, images in chunks(dataset, side):
+        values, predicted = looked_at(classifier, names, images, look)
         places = torch.tensor(positions)[:, None].expand_as(values)
         if not len(top):
             top, rows = values[:0], places[:0]
@@ -81,8 +94,7 @@ def _rank(classifier: Classifier, module: str, dataset: Dataset, side: int) -> d
         best = merged.topk(min(KEPT, len(merged)), dim=0)
         top, rows = best.values, merged_rows.gather(0, best.indices)
         total, squares = total + values.double().sum(0), squares + values.double().square().sum(0)
-        if module == FEATURES and classifier.head is not None:
-            predicted = finite(classifier(images).logits, "the classifier's logits").argmax(dim=1).cpu()
+        if predicted is not None:
             by_class.index_add_(0, predicted, values.double())
             counts.index_add_(0, predicted, torch.ones(len(predicted), 1, dtype=torch.double))
     mean = total / len(dataset)
@@ -100,7 +112,10 @@ def most_certain(classifier: Classifier, dataset: Dataset, side: int, cache: Cac
     check_training(classifier, dataset)
 
     def compute() -> dict[str, Tensor]:
-        found = [(p, probabilities(classifier, list(x))) for p, x in chunks(dataset, side)]
+        found = [
+            (p, looked_at(classifier, names, x, lambda images: probabilities(classifier, list(images))))
+            for p, names, x in chunks(dataset, side)
+        ]
         positions = torch.tensor([i for part, _ in found for i in part])
         return {"rows": positions[torch.cat([p for _, p in found]).argmax(dim=0)]}
 

@@ -44,7 +44,7 @@ class Retrieval:
 
     @torch.no_grad()
     def _embed(self) -> Float[Tensor, "n d"]:
-        return torch.cat([self.clip.embed_images(images).cpu() for _, images in chunks(self.dataset, self.side)])
+        return torch.cat([self.clip.embed_images(images).cpu() for *_, images in chunks(self.dataset, self.side)])
 
     @torch.no_grad()
     def rows(self, queries: Float[Tensor, "q d"]) -> list[list[int]]:

@@ -89,7 +89,7 @@ class Uvce:
                     name=f"{example.name}-{slug(question.name, labels)}" + (f"-{k}" if self.seeds > 1 else ""),
                     seed=own_seed(world.seed, i, k), edit=question.edit, source=question.source,
                     target=question.target, claim=question.claim, words=question.words, redrawn=question.redrawn,
-                    shows=question.source if self.mode == "class" else None, **fields,
+                    shows=labels.index(label) if question.shows is None else question.shows, **fields,
                 )  # fmt: skip
 
     def objective(self, problems: Sequence[Flip], anchor: Anchor, classifier: Classifier) -> Objective:

@@ -591,6 +591,32 @@ def test_an_error_in_the_middle_of_a_run_fails_its_problem_alone(
     assert [r for r in results(cli.folder) if not r["name"].startswith("test-00001")] == [first, third, *others]
 
 
+def test_an_image_that_cannot_be_asked_about_fails_its_problem_alone(
+    cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its batch is solved at once without it."""
+    from tasks import targets
+
+    confusion = targets.RULES["confusion"]
+
+    def picky(choice: Any) -> list[str]:
+        if choice.example.name.startswith("test-00001"):
+            raise RuntimeError("wrong shape")
+        return confusion(choice)
+
+    monkeypatch.setitem(targets.RULES, "confusion", picky)
+    words = ("limit=3", "batch=3", "task.baseline=pixels", "optimizer.steps=1", "task.target=confusion")
+    outcome = cli.here(capfd, *words)
+    (line,) = outcome.lines
+    assert outcome.code == 1 and re.match(
+        r"failed: test-00001\S*: RuntimeError: wrong shape \(.*test_run.py:\d+\)$", line
+    )
+    assert "batch of 2: " in outcome.out and (status(cli.folder)["done"], status(cli.folder)["failed"]) == (2, 1)
+    (failure,) = cli.folder.glob("images/test-00001*/failure.json")
+    assert "raise RuntimeError" in json.loads(failure.read_text())["traceback"]
+    assert not any("its batch" in note for record in results(cli.folder) for note in record["warnings"])
+
+
 def test_a_measured_value_that_is_not_finite_fails_its_problem_by_name(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

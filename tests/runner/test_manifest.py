@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ PUSH = Push(
 )  # fmt: skip
 
 
-def manifest(*names: str, answers: list[float] | None = None, **changed: Any) -> Manifest:
+def manifest(*names: str, answers: Sequence[float | None] | None = None, **changed: Any) -> Manifest:
     """Problems of these names, of which the last differs as `changed` says."""
     problems = {name: digests_of(PUSH) for name in names}
     problems[names[-1]] = digests_of(replace(PUSH, **changed))
@@ -117,6 +117,29 @@ def test_answers_are_of_one_image_that_is_always_the_same(tiny_classifier: TinyC
     for size in (1, 7, 16):
         other.size = size
         assert len(answers_of(other)) == 10
+
+
+def test_an_answer_that_is_not_finite_is_none_and_stays_so(tiny_classifier: TinyClassifier) -> None:
+    """What is not finite there may well be so in images: these tell it, each for itself."""
+    other = TinyClassifier()
+    other.weight = other.weight.clone()
+    other.weight[2] = torch.nan
+    answers, good = answers_of(other), answers_of(tiny_classifier)
+    assert answers[2] is None and answers[:2] + answers[3:] == good[:2] + good[3:]
+    again = Manifest.parse(manifest("a", answers=answers).text().encode())
+    manifest("a", answers=answers).check(again, Path("x"))
+    refused(manifest("a", answers=good), again, "classifier: it gives other logits")
+    nothing = manifest("a", answers=[None] * 10)
+    nothing.check(nothing, Path("x"))
+
+
+def test_a_network_that_raises_an_error_is_named_in_one_line(tiny_classifier: TinyClassifier) -> None:
+    def broken(images: Any) -> Any:
+        raise RuntimeError("no\nmore")
+
+    broken.size, broken.name = 8, "classifier.target=x"  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"^classifier.target=x: fails on an image of noise.*RuntimeError: no\)"):
+        answers_of(broken)  # type: ignore[arg-type]
 
 
 def test_a_folder_keeps_the_longest_list_and_refuses_another(tmp_path: Path) -> None:

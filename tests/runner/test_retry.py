@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from runner.claims import Lost
+from runner.faults import out_of_memory
 from runner.interrupt import Stopped
-from runner.retry import DeviceLost, Failure, Retry, out_of_memory
+from runner.retry import DeviceLost, Failure, Retry
 from runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
 
 CPU = torch.device("cpu")
@@ -184,7 +186,16 @@ def test_an_image_that_cannot_be_read_fails_its_own_problem() -> None:
 
 def test_a_number_that_is_not_finite_fails_its_own_problem() -> None:
     """Also where it is measured before the first step, such as a unit's activation in the original."""
-    error = NotFinite("the activation of features:3: not finite in image 1 of 1")
+    error = NotFinite("the activation of features:3: not finite")
     work = Work(on("b", error))("abc")
     assert list(work.failed) == ["b"] and work.failed["b"].error == f"{error}; in bfloat16", "which may be why"
     assert set(work.solved) == {"a", "c"}
+
+
+def test_what_could_not_be_asked_fails_by_its_name_and_costs_the_others_nothing() -> None:
+    work = Work(lambda part: None)
+    asked = [problem("a"), replace(problem("b"), fault=NotFinite("the logits: not finite")), problem("c")]
+    left = work.retry.refuse(asked)
+    assert [p.name for p in left] == ["a", "c"] and list(work.failed) == ["b"] and work.counted == 1
+    assert work.failed["b"].error == "the logits: not finite; in bfloat16" and "NotFinite" in work.failed["b"].traceback
+    Work(lambda part: None).retry([], lambda *_: None)  # where nothing of a batch is left

@@ -64,7 +64,7 @@ def test_a_problem_per_picture_of_which_no_word_changes() -> None:
     for problem, example in zip(found, DATA.examples, strict=True):
         assert problem.image is not None and torch.equal(problem.image, example.image)
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
-        assert problem.edit.source_words == NAMES[problem.label] == example.label
+        assert problem.edit.source_words == NAMES[problem.label] == example.label and problem.shows == problem.label
         assert (problem.keep, problem.mask, problem.picture) == ("background", None, example.name)
 
 

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from models.tensor_cache import TensorCache
-from runner.types import Head, NotFinite, UserError
+from runner.types import Head, UserError
 from tasks import ranking
 from tasks.components import Components, check_component, components, read_components
 from tests.conftest import SHARED
@@ -59,7 +59,7 @@ def test_features_that_are_not_finite_are_told() -> None:
     classifier, bias = classifier_of(network), network.maps.bias
     assert bias is not None
     bias.data[1] = torch.nan
-    with pytest.raises(NotFinite, match="the features of pictures of 'urn': not finite"):
+    with pytest.raises(UserError, match="fails on the training image x2 .the features of 'urn': not finite."):
         components(classifier, "urn", noise(60), SIDE, NOTHING_KEPT)
 
 

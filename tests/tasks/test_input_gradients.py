@@ -136,6 +136,7 @@ def test_a_problem_per_picture_of_which_no_word_changes() -> None:
     for problem, example in zip(found, data.examples, strict=True):
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
         assert (NAMES[problem.source], NAMES[problem.target]) == (example.label, "viaduct")
+        assert problem.shows == problem.source
         assert problem.claim is None and problem.keep == "background"
     assert len({p.seed for p in found} | {p.seed for p in pose(task(), seed=1, data=data)[0]}) == 6
 

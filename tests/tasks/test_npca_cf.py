@@ -80,7 +80,7 @@ def test_own_pictures_are_of_the_class_and_others_are_not(images: int) -> None:
         assert {p.label for p in found} == {1}, "the component's class, whatever the picture's"
         for problem in found:
             (example,) = [e for e in DATA.examples if e.name == problem.picture]
-            assert problem.edit.source_words == example.label
+            assert problem.edit.source_words == example.label and problem.shows == NAMES.index(example.label)
 
 
 def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:

@@ -86,8 +86,8 @@ def test_of_modules_that_the_last_layer_does_not_read_no_class_is_known() -> Non
 
 def test_pictures_are_shown_square_at_the_asked_size() -> None:
     image = torch.rand(3, 12, 20, generator=torch.Generator().manual_seed(0))
-    ((rows, shown),) = chunks(Pictures([image] * 3, NAMES), SIDE, [2, 0])
-    assert rows == [2, 0] and torch.equal(shown, torch.stack([square(image, SIDE)] * 2))
+    ((rows, names, shown),) = chunks(Pictures([image] * 3, NAMES), SIDE, [2, 0])
+    assert rows == [2, 0] and names == ["x2", "x0"] and torch.equal(shown, torch.stack([square(image, SIDE)] * 2))
 
 
 def test_the_second_time_nothing_is_computed(tmp_path: Path, layer: str) -> None:

@@ -68,6 +68,7 @@ def test_one_problem_per_picture_in_the_data_sets_order() -> None:
     for i, problem in enumerate(problems):
         assert problem.image is not None and problem.image.shape == (3, 16, 16)
         assert CLASSES[problem.source] == data[i].label and problem.picture == data[i].name
+        assert problem.shows == problem.source
         assert data.nearest(data[i].label) == CLASSES[problem.target]
         assert problem.edit.source == data[i].caption
         assert problem.edit.source.replace(problem.edit.source_words, "X") == problem.edit.target.replace(
@@ -202,6 +203,7 @@ def test_only_errors_are_asked_about_and_their_target_is_the_truth() -> None:
     assert [p.picture for p in problems] == [p.name for p, _ in wrong] and wrong
     for problem, (_, called) in zip(problems, wrong, strict=True):
         assert (problem.source, CLASSES[problem.target]) == (called, "rock crab")
+        assert problem.shows == called, "that the truth is not predicted is what is asked about"
         assert problem.edit == Edit.unchanged("a photograph of a rock crab", "rock crab"), "no word changes"
         assert problem.claim == ("a photograph of a rock crab", problem.target)
         assert problem.name == f"{problem.picture}-rock-crab"
@@ -290,6 +292,7 @@ def test_only_captions_with_the_phrase_are_asked_about() -> None:
     for problem in problems:
         assert problem.edit == Edit(SNOW, "a photograph of a viaduct on sand at noon", "in snow", "on sand")
         assert (problem.source, problem.target, problem.claim) == (0, 1, None)
+        assert problem.shows == CLASSES.index("viaduct")
     with pytest.raises(UserError, match=r"task\.mode=attribute: none of the 1 pictures"):
         pose(uvce(mode="attribute"), Given(example("viaduct", "a viaduct in rain")), classifier=ZeroShot())
 
