@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,13 @@ def file_state(path: str) -> State | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one problem, one of the last three. file, state: what was read; line: its result, as results.jsonl has it;
-    failure: its name and error; damage: why the file is not what was written."""
+    """Of one problem, one of the last three. file, state: what was read; line: its result, as results.jsonl has it,
+    compressed, since a run holds those of all its problems; failure: its name and error; damage: why the file is not
+    what was written."""
 
     file: str
     state: State
-    line: str | None = None
+    line: bytes | None = None
     failure: Mapping[str, Any] | None = None
     damage: str | None = None
 
@@ -56,7 +58,8 @@ class Outcomes:
 
     def lines(self, names: Iterable[str]) -> Iterator[str]:
         """The results of those that are solved."""
-        return (held.line for name in names if (held := self._held.get(name)) is not None and held.line is not None)
+        held = (self._held.get(name) for name in names)
+        return (zlib.decompress(one.line).decode() for one in held if one is not None and one.line is not None)
 
     def failures(self, names: Iterable[str]) -> list[Mapping[str, Any]]:
         """Of those that failed."""
@@ -92,4 +95,4 @@ class Outcomes:
             return Outcome(file, state, damage=str(error))
         if file == FAILURE:
             return Outcome(file, state, failure={"name": record["name"], "error": record["error"]})
-        return Outcome(file, state, line=json.dumps(record, allow_nan=False))
+        return Outcome(file, state, line=zlib.compress(json.dumps(record, allow_nan=False).encode(), level=1))

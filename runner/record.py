@@ -296,8 +296,9 @@ class RunFolder:
         with self._writer():
             every = self._every(names)
             self._outcomes.update(name for name in every if not self._outcomes.settled(name))
-            results, failures = list(self._outcomes.lines(every)), self._outcomes.failures(every)
-            put(self.path / "results.jsonl", (f"{line}\n" for line in results))
+            put(self.path / "results.jsonl", (f"{line}\n" for line in self._outcomes.lines(every)))
+            results = [_without_history(line) for line in self._outcomes.lines(every)]
+            failures = self._outcomes.failures(every)
             pending = sum(not self._outcomes.settled(name) for name in names)
             if state == "done" and pending:  # other processes work at what is left
                 state = "pending"
@@ -306,8 +307,7 @@ class RunFolder:
                 "failures": failures,
             }  # fmt: skip
             put(self.path / "status.json", json.dumps(status, indent=1))
-            summary = summarise([_without_history(line) for line in results])
-            put(self.path / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+            put(self.path / "summary.json", json.dumps(summarise(results), indent=1, allow_nan=False))
         return status
 
     def _every(self, names: Sequence[str]) -> Sequence[str]:

@@ -33,6 +33,7 @@ from scripts import bench_measures as measures  # noqa: E402
 from scripts import bench_runs as runs  # noqa: E402
 from scripts import reference  # noqa: E402
 from scripts.bench_lines import Line, ratio  # noqa: E402
+from scripts.bench_scale import scale  # noqa: E402
 from scripts.bench_subjects import APPROXIMATIONS, PLANTED, UVCE, Subject, stable_diffusion  # noqa: E402
 from scripts.machine import machine  # noqa: E402
 from scripts.options import parsed, selected  # noqa: E402
@@ -246,6 +247,7 @@ MEASURES: Mapping[str, Callable[[int], list[Line]]] = {
     "operations": operation_counts, "parts": parts, "variants": variants,
     "prompt_variants": prompt_variants, "heads": heads, "memory": memory, "limits": limits,
     "growth": runs.growth, "overhead": runs.overhead, "durability": runs.durability,
+    "scale": scale,
     "stable_diffusion": at_size, "stable_diffusion_variants": variants_at_size,
 }  # fmt: skip
 
