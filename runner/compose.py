@@ -188,10 +188,11 @@ def _shared(nodes: dict[str, Any]) -> Any:
         if not isinstance(node, dict):
             return node
         key = json.dumps(node, sort_keys=True)
+        parts = {name: replaced(value) for name, value in node.items()}
         if found[key] < 2:
-            return {name: replaced(value) for name, value in node.items()}
+            return parts
         if key not in built:
-            part = instantiate(node, _convert_="all")
+            part = instantiate(parts, _convert_="all")
             built[key] = {"_target_": "runner.compose.taken", "part": lambda: part}
         return built[key]
 

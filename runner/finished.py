@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from runner.files import Damaged, read, read_lines
-from runner.integrity import parse_line, parse_object
+from runner.integrity import NO_YAML, parse_line, parse_object
 from runner.types import UserError, first_line
 
 Record = Mapping[str, Any]  # a line of results.jsonl
@@ -27,7 +25,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     asks for more than plain values."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except NO_YAML as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
 

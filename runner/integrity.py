@@ -21,6 +21,10 @@ from runner.files import Damaged, read
 LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
 RESULT, FAILURE = "result.json", "failure.json"
 
+# What reading a configuration raises for what is none: other types are an OSError, numbers of thousands of digits and
+# letters of other encodings a ValueError, and lists may be too deep.
+NO_YAML = (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
+
 Confidences = dict[str, float | None]
 
 
@@ -35,6 +39,12 @@ class Line(BaseModel):
     confidence_before: Confidences | None = None
     confidence_start: Confidences | None = None
     confidence_after: Confidences | None = None
+
+
+class Whole(Line):
+    """A problem's own result, which names the files that belong to it."""
+
+    digests: dict[str, str]
 
 
 def with_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,20 +73,26 @@ def parse_result(data: bytes, name: str) -> dict[str, Any]:
     record = parse_object(data)
     if record.get("name") != name or record.get("digest") != _of_record(record):
         raise Damaged("is not what was written")
+    _check(Whole, record)
     return record
 
 
 def parse_line(data: bytes) -> dict[str, Any]:
     """A line of a run's results. Raises Damaged if this is no result, or not what was measured."""
     record = parse_object(data)
-    try:
-        Line.model_validate(record, strict=True)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise Damaged(f"is no result ({where}: {error.errors()[0]['msg']})") from error
+    _check(Line, record)
     if "digest" in record and record["digest"] != _of_record(record):
         raise Damaged("is not what was written")
     return record
+
+
+def _check(kind: type[Line], record: Mapping[str, Any]) -> None:
+    """Raises Damaged if a record is none of this kind."""
+    try:
+        kind.model_validate(record, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Damaged(f"is no result ({where}: {error.errors()[0]['msg']})") from error
 
 
 def parse_failure(data: bytes, name: str) -> dict[str, Any]:
@@ -104,7 +120,7 @@ def parse_config(data: bytes) -> dict[str, Any]:
     """A run's configuration. Raises Damaged for anything else."""
     try:
         value = OmegaConf.to_container(OmegaConf.load(StringIO(data.decode())))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:  # the last one for other types
+    except NO_YAML as error:
         raise Damaged("is no configuration") from error
     if not isinstance(value, dict):
         raise Damaged("is no configuration")
@@ -113,7 +129,7 @@ def parse_config(data: bytes) -> dict[str, Any]:
 
 def damage_of(folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
     """What is to be set aside of a problem's folder within a run folder, and why. What is done is read whole."""
-    if os.path.lexists(place) and not place.is_dir():
+    if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):  # a link may lead to another problem's
         yield place, "is no folder"
         return
     for file, check in ((RESULT, _check_result), (FAILURE, _check_failure)):

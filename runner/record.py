@@ -210,8 +210,8 @@ class RunFolder:
         """Set aside what is not what was written, a line each: what is asked for of it is solved again. What is whole
         is noted, and read no more while it stays the same. Raises Unwritable."""
         damaged, whole = self._examined(names)
-        for path, why in damaged.items():
-            set_aside(path, why)
+        for path in sorted(damaged):  # a folder before what is in it: a link leads to others' files
+            set_aside(path, damaged[path])
         if whole:
             with self._writer():
                 if (noted := verified.load(self.path)) != (together := noted | whole):

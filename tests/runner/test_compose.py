@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from hydra.utils import instantiate
 
 from runner import compose
 from runner.compose import build, configure
@@ -64,3 +65,9 @@ def test_what_is_not_there_is_told_before_the_generator_is_loaded(
     monkeypatch.setattr("models.diffusion.load_networks", lambda *_: pytest.fail("the generator was loaded"))
     with pytest.raises(UserError, match=rf"^{re.escape(told)}"):
         build(configure(words))
+
+
+def test_a_text_that_looks_like_a_reference_stays_as_it_is_in_parts_that_are_shared() -> None:
+    node = {"_target_": "models.caption.Template", "template": "a {label} of ${x} and ${"}
+    built = instantiate(compose._shared({"one": node, "several": [dict(node)]}), _convert_="all")
+    assert built["one"] is built["several"][0] and built["one"].template == node["template"]

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from runner import integrity, verified
-from runner.files import read
+from runner.files import Damaged, read
+from runner.finished import read_config
 from runner.manifest import Manifest
 from runner.record import RunFolder, write_png
+from runner.types import UserError
 from tests import damage
 
 NAMES = ("a", "b", "c")
@@ -190,6 +192,33 @@ def test_a_file_in_a_folders_place_is_set_aside(run: RunFolder, place: str) -> N
     assert (run.path / f"{place}.damaged").is_file() and not (run.path / place).exists()
     run.write_failure("a", "again")
     assert run.done("a") and run.done("b") is (place != "images")
+
+
+def test_a_link_to_another_problems_folder_is_set_aside(run: RunFolder) -> None:
+    shutil.rmtree(run.path / "images/a")
+    (run.path / "images/a").symlink_to("b")
+    run.repair(NAMES)
+    assert (run.path / "images/a.damaged").is_symlink()
+    assert not run.done("a") and run.done("b")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"digests": 7}, {"digests": {"images/a/best.png": 7}}, {"images": [1]}, {"warnings": "x"}]
+)  # fmt: skip
+def test_a_result_of_another_kind_counts_as_not_done(run: RunFolder, changes: dict[str, Any]) -> None:
+    path = run.path / "images/a/result.json"
+    held = {key: value for key, value in json.loads(path.read_text()).items() if key != "digest"}
+    path.write_text(json.dumps(integrity.with_digest({**held, **changes})))
+    assert list(run.damage(NAMES)) == [path]
+
+
+@pytest.mark.parametrize("content", ["a: " + "[" * 5000, "a: " + "9" * 5000, "a: 1\na: 2\n", "a: !!python/name:os.x"])
+def test_what_is_no_configuration_is_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(Damaged, match="is no configuration"):
+        integrity.parse_config(content.encode())
+    with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
+        read_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("harm", [h for h in damage.ANY if h not in (damage.lengthened, damage.flipped)])
