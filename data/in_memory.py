@@ -11,6 +11,7 @@ from torch import Tensor
 from data.folder import BROKEN, MIN_SIDE, to_rgb
 from runner.types import UserError, first_line
 
+OVERSHOOT = 0.2  # how far interpolation may lead out of [0, 1]
 ROUNDING = 1e-5  # how far floating-point numbers may leave [0, 1] and still be meant to lie in it
 CHANNELS = (1, 3, 4)  # of gray, RGB and RGBA images
 
@@ -55,7 +56,7 @@ def _of_numpy(given: np.ndarray, key: str) -> Tensor:
 
 
 def _of_torch(given: Tensor, key: str) -> Tensor:
-    dense = given.layout == torch.strided and not given.is_meta
+    dense = given.layout == torch.strided and not given.is_meta and not given.is_nested
     if not dense or not (given.is_floating_point() or given.dtype == torch.uint8):
         raise UserError(f"{key}: {given.layout}, {given.dtype} on {given.device}; {_WANTED}")
     plain = given.detach().as_subclass(Tensor)
@@ -79,12 +80,14 @@ def _of_numbers(pixels: Tensor, key: str) -> Tensor:
         return pixels
     least, most = pixels.min().item(), pixels.max().item()
     if least < -ROUNDING or most > 1 + ROUNDING:
-        raise UserError(f"{key}: floating-point values from {least:.3g} to {most:.3g}; {_remedy(least, most)}")
+        raise UserError(f"{key}: floating-point values from {least:.6g} to {most:.6g}; {_remedy(least, most)}")
     return pixels.clamp(0, 1)  # of rounding alone
 
 
 def _remedy(least: float, most: float) -> str:
     """What such a range usually comes from, and what makes [0, 1] of it."""
+    if -OVERSHOOT <= least and most <= 1 + OVERSHOOT:
+        return "allowed are 0 to 1: clip what resizing has led out of them, numpy.clip(image, 0, 1)"
     if least >= -ROUNDING and most <= 255:
         return "allowed are 0 to 1: divide values in 0..255 by 255, or give uint8"
     if least >= -1 - ROUNDING and most <= 1 + ROUNDING:

@@ -9,7 +9,8 @@ import difflib
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from models.fitness import check_answers, check_gradient, check_outputs, check_settings
+from models.fitness import channels, check_answers, check_gradient, check_outputs, check_settings
 from models.layouts import Channels, Layout, Reading, halves
 from models.outputs import tensor_of, to_logits
 from models.taps import Address, as_it_is, calls, measuring, read_address, reading, tapped
@@ -87,16 +89,17 @@ class ImageClassifier(nn.Module):
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"{name}: interpolation={interpolation}, allowed are {', '.join(INTERPOLATIONS)}")
+        mean, std = channels(name, "mean", mean), channels(name, "std", std)
         check_settings(name, labels, size, mean, std, output)
         if isinstance(network, nn.Module):
-            network.requires_grad_(False).eval()
+            freeze(name, network)
         self.network, self.ask, self.name = network, ask, name
         self.labels, self.size, self.domain = tuple(labels), size, domain
         self.interpolation, self.output = interpolation, output
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.digest = digest_of(network)
-        self.recipe = repr((self.digest, size, tuple(mean), tuple(std), interpolation, output))
+        self.recipe = repr((self.digest, size, mean, std, interpolation, output))
         self._linear = last_linear(network)
         self._read: set[str] = set()
         self._layouts: dict[str, Reading] = {}
@@ -213,7 +216,28 @@ class ImageClassifier(nn.Module):
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Stays in evaluation mode, whatever module it becomes part of."""
-        return super().train(False)
+        self.training = False
+        if isinstance(self.network, nn.Module):
+            _evaluate(self.network)
+        return self
+
+
+def freeze(name: str, network: nn.Module) -> None:
+    """Put a network into evaluation mode, and its weights out of reach of gradients. Raises UserError, which begins
+    with `name`, for one whose weights are not there yet."""
+    held = [*network.parameters(), *network.buffers()]
+    if any(is_lazy(value) or value.is_meta for value in held):
+        raise UserError(f"{name}: some weights have no values yet (lazy, or on the meta device); load them first")
+    for parameter in network.parameters():  # one by one: a ScriptModule as a whole cannot be told so
+        parameter.requires_grad_(False)
+    _evaluate(network)
+
+
+def _evaluate(network: nn.Module) -> None:
+    """Evaluation mode, but of an exported program: it has the mode in which it was exported, and if that is the
+    training mode, answers that do not repeat tell."""
+    with suppress(NotImplementedError):
+        network.eval()
 
 
 def prepared(
@@ -256,8 +280,8 @@ def digest_of(network: Any) -> str:
     digest = hashlib.sha256()
     if isinstance(network, nn.Module):
         for key, value in sorted(network.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            for part in _parts_of(key, value):
+                digest.update(part)
         return digest.hexdigest()
     code = network if inspect.isroutine(network) else type(network)
     digest.update(f"{code.__module__}:{code.__qualname__}".encode())
@@ -268,6 +292,20 @@ def digest_of(network: Any) -> str:
     elif compiled:
         digest.update(compiled.co_code)
     return digest.hexdigest()
+
+
+def _parts_of(key: str, value: Any) -> Iterator[bytes | memoryview]:
+    """The bytes of one entry of a state dict: a tensor, or what layers of quantized weights and those with a state of
+    their own put there."""
+    if isinstance(value, (tuple, list)):
+        for i, one in enumerate(value):
+            yield from _parts_of(f"{key}.{i}", one)
+    elif isinstance(value, Tensor):
+        yield f"{key} {value.dtype} {tuple(value.shape)}".encode()
+        plain = value.detach().dequantize() if value.is_quantized else value.detach()
+        yield plain.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    elif value is None or isinstance(value, (str, bytes, int, float, torch.dtype)):
+        yield f"{key} {value!r}".encode()
 
 
 @torch.no_grad()

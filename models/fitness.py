@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.outputs import BINARY, check_meaning, check_output, output_count, to_logits, unlike_outputs
-from runner.types import UserError, first_line, printable
+from models.users_code import told
+from runner.types import UserError, printable
 
 # Of the largest logit: by how much answers for the same image may differ, as they do on a GPU and in larger batches.
 REPEATABLE = 1e-3
@@ -21,7 +22,7 @@ REPEATABLE = 1e-3
 FAR = 30.0  # standard deviation of images that no network was made for
 LARGEST = 4096  # px, of the square that a network sees
 
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+MEMORY = (MemoryError, torch.OutOfMemoryError)  # which is nothing that is wrong of a network
 
 
 class Checked(Protocol):
@@ -49,6 +50,14 @@ def check_settings(
     check_size(name, size)
     check_output(name, output, len(labels))
     _check_normalisation(name, mean, std)
+
+
+def channels(name: str, key: str, values: Any) -> tuple[float, ...]:
+    """A list, array or tensor of numbers as floats. Raises UserError for anything else."""
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: {key}={values}; allowed are three numbers, one per RGB channel") from error
 
 
 def check_size(name: str, size: int) -> None:
@@ -98,13 +107,13 @@ def check_outputs(classifier: Checked, values: Tensor, linear: bool) -> None:
 
 
 def _answers(classifier: Checked, images: Tensor) -> Tensor:
-    """The network's outputs. Raises UserError, with what the network says, if it fails."""
+    """The network's outputs. Raises UserError, with what the network says and where, if it fails."""
     try:
         return classifier.values(images)
-    except FAILURES as error:
-        if isinstance(error, UserError):
-            raise
-        said = f"the network fails on images of shape {tuple(images.shape)}: {first_line(error)}"
+    except (UserError, *MEMORY):
+        raise
+    except Exception as error:  # anything may go wrong in code that is not ours
+        said = f"the network fails on images of shape {tuple(images.shape)}: {told(error)}"
         raise UserError(f"{classifier.name}: {said}") from error
 
 
@@ -123,12 +132,17 @@ def _far(classifier: Checked) -> Tensor:
     images = F.interpolate(drawn, (classifier.size, classifier.size), mode="bilinear", align_corners=True)
     try:
         return classifier.values(images)
-    except FAILURES:
+    except MEMORY:
+        raise
+    except Exception:  # it may check what it is given
         return torch.empty(0)
 
 
 def _check_shape(classifier: Checked, values: Tensor, count: int) -> None:
-    """Raises UserError unless there is one row of outputs per image, one per label."""
+    """Raises UserError unless there is one row of outputs per image, one per label, all of them real numbers."""
+    if not values.is_floating_point():
+        kind = str(values.dtype).removeprefix("torch.")
+        raise UserError(f"{classifier.name}: its outputs are of type {kind}; wanted are floating-point numbers")
     wanted = output_count(classifier.output, len(classifier.labels))
     if values.shape == (count, wanted) or (classifier.output in BINARY and values.shape == (count,)):
         return

@@ -176,7 +176,11 @@ class Softening:
             raise UserError(f"generator.softening: blur_kernel={self.blur_kernel}: allowed are odd numbers of pixels")
 
     def __call__(self, masks: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """Minimum, then maximum over the windows, then the Gaussian."""
+        """Minimum, then maximum over the windows, then the Gaussian. Raises UserError for a Gaussian's window that the
+        masks, mirrored at their borders, do not fill."""
+        if self.blur and self.blur_kernel // 2 >= (side := min(masks.shape[-2:])):
+            key = f"generator.softening: blur_kernel={self.blur_kernel}"
+            raise UserError(f"{key}: allowed are up to {2 * side - 1} pixels for images of {side} pixels")
         if self.erode:
             masks = -_grow(-masks, self.erode)
         if self.dilate:

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -51,15 +52,18 @@ def _project_path(path: str) -> str:
 OmegaConf.register_new_resolver("project", _project_path, replace=True)
 
 
-def resolved(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, Any]:
+def resolved(
+    cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], given: Mapping[str, object] | None = None
+) -> dict[str, Any]:
     """The plain configuration with the run's name, the command that makes it, the environment, and of the baselines the
-    one that is asked for. Raises UserError if there is none of its name, or if a part or a value is missing."""
+    one that is asked for. given: by a text that stands in its place, what a value is. Raises UserError if there is no
+    baseline of its name, or if a part or a value is missing."""
     with in_one_line(overrides):
         missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{', '.join(missing)}: has to be given; its option's file in conf/ says what it is")
     with in_one_line(overrides):
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        config: Any = _with(OmegaConf.to_container(cfg, resolve=True), given or {})
     for part in fields(Parts):
         if part.default is MISSING and part.name not in config:
             options = ", ".join(sorted(path.stem for path in (CONF / part.name).glob("*.yaml")))
@@ -176,14 +180,14 @@ def _targets(node: Any) -> Iterator[Any]:
 def _shared(nodes: dict[str, Any]) -> Any:
     """The nodes, of which equal ones of models/ are one object: a CLIP model that several parts look through is loaded
     once. Each stands there as a call that returns it: OmegaConf would turn a dataclass into a dictionary. So does
-    a text in which it would look for keys."""
+    a text in which it would look for keys, or that means that one is missing."""
     found = Counter(json.dumps(node, sort_keys=True) for node in _models(nodes))
     built: dict[str, Any] = {}
 
     def replaced(node: Any) -> Any:
         if isinstance(node, list):
             return [replaced(value) for value in node]
-        if isinstance(node, str) and "${" in node:
+        if isinstance(node, str) and ("${" in node or node == "???"):
             return {"_target_": "runner.compose.taken", "part": lambda: node}
         if not isinstance(node, dict):
             return node
@@ -252,19 +256,23 @@ def configure(overrides: Sequence[str], given: Mapping[str, object] | None = Non
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(with_hydra, dict)
     plain = OmegaConf.create({key: value for key, value in with_hydra.items() if key != "hydra"})
-    for key, value in (given or {}).items():
+    stand_ins: dict[str, object] = {}  # OmegaConf would look for keys in a text, and knows no arrays
+    for i, (key, value) in enumerate((given or {}).items()):
         group, _, name = key.rpartition(".")
         if name not in (node := OmegaConf.select(plain, group)).keys():
             raise UserError(f"{key}: there is no such key; {group} has {', '.join(k for k in node if k != '_target_')}")
-        OmegaConf.update(plain, key, _literal(value))
-    return resolved(plain, choices, overrides)
+        stand_ins[f"\0{i}"] = value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
+        OmegaConf.update(plain, key, f"\0{i}")
+    return resolved(plain, choices, overrides, stand_ins)
 
 
-def _literal(value: object) -> object:
-    """A value in which nothing stands for another key's."""
-    if isinstance(value, (list, tuple)):
-        return [_literal(part) for part in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+def _with(node: Any, given: Mapping[str, object]) -> Any:
+    """A configuration's node with what was given where a text of its own stands in its place."""
+    if isinstance(node, dict):
+        return {key: _with(value, given) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with(value, given) for value in node]
+    return given.get(node, node) if isinstance(node, str) else node
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:

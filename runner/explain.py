@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.folder import OnePicture
 from data.in_memory import as_image
+from models.zoo.labels import read_labels
 from models.zoo.own import callable_classifier
 from runner import optimize
 from runner.compose import build, configure
@@ -22,6 +24,7 @@ from runner.record import check_finite, to_8_bits
 from runner.run import Parts, fit, solver
 from runner.solve import tell
 from runner.types import Example, UserError
+from tasks.targets import RULES
 from tasks.uvce import Uvce
 
 
@@ -62,10 +65,11 @@ def explain(
     what is measured at last.
     """
     shown = as_image(image)
-    for key, name in (("label", label), ("target", target)):
+    named = {"label": label, "target": target} | ({} if caption is None else {"caption": caption})
+    for key, name in (named | {f"overrides[{i}]": word for i, word in enumerate(overrides)}).items():
         if not isinstance(name, str):
-            raise UserError(f"{key}={name!r}: is of type {type(name).__name__}; wanted is a class name")
-    with _as_it_was(classifier):
+            raise UserError(f"{key}={name!r}: is of type {type(name).__name__}; wanted is a text")
+    with _as_it_was(classifier), _settled():
         known, config = _composed(classifier, labels, target, overrides, settings)
         data = OnePicture(Example("picture", lambda: shown, label, caption))
         with progress(1, 0) as bar:
@@ -80,19 +84,26 @@ def _composed(
     classifier: Any, labels: Sequence[str] | None, target: str, overrides: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[Classifier, dict[str, Any]]:
     """The classifier with its names and its preparation, and the configuration that goes with it."""
-    given: dict[str, object] = {"task.target": target}
     ready = all(hasattr(classifier, name) for name in ("labels", "size", "digest", "recipe", "trace"))
     if ready and (labels is not None or settings):
         raise UserError(f"{', '.join(['labels', *settings])}: given with a classifier that has its own; leave them out")
     if ready:
-        return classifier, configure(_words(getattr(classifier, "domain", None), overrides), given)
-    if labels is None or isinstance(labels, str):
+        words = _words(getattr(classifier, "domain", None), overrides)
+        return classifier, configure(words, {"task.target": _target(target, classifier.labels)})
+    if labels is None or isinstance(labels, (str, Path)):
         raise UserError("labels: a network needs the names of its classes, a list in the order of the logits")
-    given |= {"classifier.target": "in memory", "classifier.labels": [str(name) for name in labels]}
+    names = list(read_labels(labels))
+    given: dict[str, object] = {"task.target": _target(target, names)}
+    given |= {"classifier.target": "in memory", "classifier.labels": names}
     given |= {f"classifier.{key}": value for key, value in settings.items()}
     config = configure(["classifier=callable", *_words(settings.get("domain"), overrides)], given)
     node = {key: value for key, value in config["classifier"].items() if key != "_target_"}
     return callable_classifier(**{**node, "target": classifier}), config
+
+
+def _target(target: str, names: Sequence[str]) -> str | list[str]:
+    """A class also where it is called like a rule."""
+    return [target] if target in names and target in RULES else target
 
 
 def _words(domain: str | None, overrides: Sequence[str]) -> list[str]:
@@ -134,6 +145,23 @@ def _answered(parts: Parts, data: OnePicture, config: Mapping[str, Any], bar: Pr
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
         loss=dict(found.losses[0]), warnings=list(found.notes[0]),
     )  # fmt: skip
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """PyTorch as a run finds it, whatever the caller has set: gradients, float32, no autocast, tensors on the CPU;
+    afterwards the caller's settings and random numbers are there again."""
+    default = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, default)
+        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+        elsewhere = [torch.device("cpu")] if torch.get_default_device().type != "cpu" else []
+        autocast = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
+        contexts: list[AbstractContextManager[Any]] = [torch.inference_mode(False), torch.enable_grad()]
+        for context in [*contexts, *autocast, *elsewhere]:
+            stack.enter_context(context)
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ steps, l text tokens, d text width, k classes, n views. Images are RGB in [0, 1]
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,8 @@ from torch import Tensor
 # samplers that have one branch).
 Controls = dict[str, Tensor]
 
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Control characters, ends of lines, and what stands for bytes of names of files that are no text.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -83,9 +85,14 @@ class Example:
 
 def matching(name: str, names: Iterable[str]) -> list[str]:
     """Those of different names that are meant by a name: the one that equals it; where none does, those that differ
-    from it by letter case alone."""
+    from it by letter case alone, or by how an accent is written: macOS takes names of files apart."""
     known = list(dict.fromkeys(names))
-    return [name] if name in known else [other for other in known if other.casefold() == name.casefold()]
+    return [name] if name in known else [other for other in known if _folded(other) == _folded(name)]
+
+
+def _folded(name: str) -> str:
+    """A name without letter case, in one way of writing accents."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def matching_rows(key: str, name: str, labels: Sequence[str]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -160,12 +161,12 @@ def check_asked(units: Units, classifier: Classifier) -> tuple[int | None, int] 
     if not (isinstance(units, str) and (kind := units.split(":")[0]) in ("top", "class")):
         check_units(classifier, [read_unit(u) for u in _addresses(units)])
         return None
-    *_, name, count = ["", *units.split(":")]
-    if not count.isdigit() or len(units.split(":")) != {"top": 2, "class": 3}[kind]:
+    if (found := re.fullmatch(r"(?:top|class:(.+)):(\d+)", units)) is None:
         raise UserError(f"task.units={units}: allowed are top:<n>, class:<name>:<n> and lists of units")
     head = classifier.head
     if head is None:
         raise UserError(f"task.units={units}: no last linear layer is known; name a module and a number")
+    name, count = found.groups()
     label = None if kind == "top" else classifier.labels.index(known_label("task.units", name, classifier.labels))
     width = head.weight.shape[1]
     if not 1 <= int(count) <= width:

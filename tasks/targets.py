@@ -99,6 +99,8 @@ def targets(rule: Rule, choice: Choice) -> list[str]:
         known = [known_label("task.target", name, choice.classifier.labels) for name in rule]
         return [label for label in dict.fromkeys(known) if label != choice.example.label]
     if rule in RULES:
+        if rule in choice.classifier.labels:
+            raise UserError(f"task.target={rule}: is a rule and a class of the classifier; [{rule}] is the class")
         return RULES[rule](choice)
     target = known_label("task.target", rule, choice.classifier.labels)
     if target == choice.example.label:

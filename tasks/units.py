@@ -30,7 +30,7 @@ class Unit:
 
 def read_unit(address: str | int) -> Unit:
     """`7`, `features:7`, `layer4:3` or `head.in:565` as a unit. Raises UserError for anything else."""
-    found = re.fullmatch(r"(?:([\w.]+(?:#\d+)?(?:\.in)?):)?(\d+)", str(address))
+    found = re.fullmatch(r"(?:(.+):)?(\d+)", str(address))
     if found is None:
         raise UserError(f"task.units={address}: allowed are a number, or <module>:<number> such as head.in:565")
     return Unit(found[1] or FEATURES, int(found[2]))

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import pathlib
-import pickle
-import pickletools
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.hub import NEEDS_NONE
+from models.zoo.labels import check_order
+from models.zoo.weight_file import read_weights
 from runner.ranges import AnyText
-from runner.types import UserError, first_line
+from runner.types import UserError
 
 # `{from: pattern, to: replacement}` renames, `{drop: pattern}` leaves out; patterns are regular expressions.
 Rule = Mapping[str, AnyText]
@@ -30,113 +22,51 @@ Normalisation = tuple[list[float], list[float]]
 
 State = Mapping[str, Tensor]
 
+NAMED = 3  # weights that a line about many names
+
 # What training scripts save that is no weight of the network: counters that a network does without.
-COUNTERS = (".num_batches_tracked", "n_averaged")
-
-
-def _plain_text(value: bytes | str, encoding: str) -> bytes:
-    """The one encoding by which pickles write bytes as text; NumPy's numbers are written so."""
-    if encoding != "latin1" or not isinstance(value, str):
-        raise pickle.UnpicklingError("Unsupported encoding of bytes")
-    return value.encode("latin1")
-
-
-def _number(kind: np.dtype[Any], data: bytes = b"") -> Any:
-    """A NumPy number; not one of Python's objects."""
-    if not isinstance(kind, np.dtype) or kind.hasobject or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("Unsupported number")
-    return np.frombuffer(data, kind)[0]
-
-
-# What lies beside weights and holds no code: a script's arguments, paths, NumPy's numbers.
-HARMLESS: list[Any] = [
-    argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.PureWindowsPath, np.dtype,
-    (pathlib.PurePosixPath, "pathlib._local.PosixPath"), (pathlib.PureWindowsPath, "pathlib.WindowsPath"),
-    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool", "uint8")),
-    (_plain_text, "_codecs.encode"), (_number, "numpy.core.multiarray.scalar"),
-    (_number, "numpy._core.multiarray.scalar"),
-]  # fmt: skip
+COUNTERS = (".num_batches_tracked", "n_averaged", "total_ops", "total_params")
+# Under which names PyTorch's wrappers of single modules hold what they wrap.
+WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What an image is normalised by, and no statistic of batch normalisation: without it answers would be others.
+NORMALISES = re.compile(r"(?:^|[._])(?<!running_)(?:mean|std|mu|sigma)$")
 
 
 def load_into(
-    network: nn.Module, path: Path, inside: Sequence[str], keys: Sequence[Rule], key: str
-) -> Normalisation | None:
+    network: nn.Module, path: Path, inside: Sequence[str], keys: Sequence[Rule], key: str, labels: Sequence[str] = ()
+) -> Normalisation | None:  # fmt: skip
     """Load weights from a file; returns the normalisation that lies among them, None where there is none.
 
     inside: entries of the file of which the first that is there holds the weights; where none is, the entry whose
     names fit the network does, or the file itself. Another entry that fits as well, such as one of averaged weights, is
     named on stderr;
-    keys: rules that are applied, in their order, to the names of the weights; a prefix that all of the network's names
-    have in the file is taken off by itself. What is called `mean` and `std` then is the normalisation, which the
-    network is not given: it must not be done twice;
-    key: the key and value that errors point at.
-    Raises UserError if the file is missing, unreadable or of another architecture, or if it holds code.
+    keys: rules that are applied, in their order, to the names of the weights; names of PyTorch's wrappers in them, and
+    a prefix that all of the network's names have in the file, are taken off by themselves; what has no such prefix,
+    such as weights of a loss, is left out and named on stderr. What is called `mean` and `std` then is the
+    normalisation, which the network is not given: it must not be done twice;
+    key: the key and value that errors point at; labels: the classes, in the order that the file is not to contradict.
+    Raises UserError if the file is missing, unreadable or of another architecture, if it holds code, or the same
+    classes in another order.
     """
     wanted = network.state_dict()
-    content = _content(path, key)
+    content = read_weights(path, key)
+    check_order(key, content, labels)
 
     def fits(state: State) -> bool:
         try:
-            return not _unlike(_without_prefix(_renamed(state, keys, key), wanted, key), wanted)
+            renamed = _renamed(state, keys, key)
+            return not _unlike(_without_prefix(renamed, _prefix(renamed, wanted, key))[0], wanted)
         except UserError:
             return False
 
-    state = _without_prefix(_renamed(_weights(content, inside, fits, key), keys, key), wanted, key)
+    renamed = _renamed(_weights(content, inside, fits, key), keys, key)
+    state, left_out = _without_prefix(renamed, prefix := _prefix(renamed, wanted, key))
+    if left_out:
+        more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        print(f"{key}: takes the weights {prefix}*; left out: {', '.join(left_out[:NAMED])}{more}", file=sys.stderr)
     normalisation = _normalisation(state, key)
     _fill(network, state, key)
     return normalisation
-
-
-def _content(path: Path, key: str) -> Any:
-    """What a file holds; pickled code is not run."""
-    if not path.is_file():
-        raise UserError(f"{key}: no such file; give a .safetensors file or a torch.save'd state dict; {NEEDS_NONE}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise UserError(f"{key}: cannot be loaded: it is damaged") from error
-        raise UserError(f"{key}: {_advice(path, str(error))}") from error
-    except (SafetensorError, EOFError, LookupError, RuntimeError, OSError, *_BROKEN) as error:
-        if "TorchScript" in str(error):
-            advice = "torch.save(torch.jit.load('in.pt').state_dict(), 'out.pt')"
-            raise UserError(f"{key}: is a TorchScript archive, a program; save its weights: {advice}") from error
-        raise UserError(f"{key}: cannot be loaded: {first_line(error)}") from error
-
-
-_BROKEN = (ValueError, TypeError, AttributeError, ArithmeticError)  # what a damaged pickle may end in
-
-
-def _advice(path: Path, said: str) -> str:
-    """What a file holds that is not unpickled, and how its weights are saved without it."""
-    found = re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+\.\w+)", said)
-    kind = found[1] if found else "a class"
-    never = f"holds pickled code ({kind}), which is never run here"
-    where = "where its classes can be imported"
-    if "dill" in said:
-        with_dill = "torch.load('in.pt', pickle_module=dill, weights_only=False)"
-        return f"{never}; it was written by dill: strip it once, {where}: torch.save({with_dill}['model'], 'out.pt')"
-    loaded = "torch.load('in.pt', map_location='cpu', weights_only=False)"
-    if _is_object(path):
-        weights = f"torch.save({loaded}.state_dict(), 'out.pt')"
-        return f"{never}: the network itself was saved; save its weights, {where}: {weights}"
-    return f"{never}; save the entry of the weights alone, {where}: torch.save({loaded}['state_dict'], 'out.pt')"
-
-
-def _is_object(path: Path) -> bool:
-    """Whether a file of torch.save holds an object, not a dictionary; nothing of it is unpickled."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
-        if name is None:
-            return False
-        with archive.open(name) as file:
-            first = next((op.name for op, _, _ in pickletools.genops(file) if op.name not in ("PROTO", "FRAME")), "")
-    return first not in ("EMPTY_DICT", "EMPTY_LIST", "MARK")
 
 
 def _entries(content: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
@@ -182,12 +112,12 @@ def _weights(content: Any, inside: Sequence[str], fits: Callable[[State], bool],
     return {str(name): value for name, value in state.items()}
 
 
-def _without_prefix(state: State, wanted: State, key: str) -> dict[str, Tensor]:
-    """A state dict without the prefix that all of the network's names have in it, as wrappers of several devices, of
-    compiled networks and of training loops leave it. Raises UserError if they stand there under several prefixes."""
+def _prefix(state: State, wanted: State, key: str) -> str:
+    """What all of the network's names begin with in a state dict, as wrappers of several devices and training loops
+    leave it. Raises UserError if they stand there under several prefixes."""
     needed = [name for name in wanted if not name.endswith(COUNTERS)]
     if not needed or needed[0] in state:
-        return dict(state)
+        return ""
     ends = (name[: -len(needed[0])] for name in state if name.endswith(f".{needed[0]}"))
     prefixes = [p for p in ends if all(f"{p}{name}" in state for name in needed)]
     if len(prefixes) > 1:
@@ -196,15 +126,22 @@ def _without_prefix(state: State, wanted: State, key: str) -> dict[str, Tensor]:
         raise UserError(
             f"{key}: the network's weights stand there as {others}; classifier.keys=[{rule}] leaves out one"
         )
-    return {name.removeprefix(p): value for p in prefixes or [""] for name, value in state.items()}
+    return prefixes[0] if prefixes else ""
+
+
+def _without_prefix(state: State, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict without a prefix, and the names of what has none and changes no answer of the network."""
+    left_out = [n for n in state if not n.startswith(prefix) and not NORMALISES.search(n) and not n.endswith(COUNTERS)]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name not in set(left_out)}, left_out
 
 
 def _renamed(state: State, keys: Sequence[Rule], key: str) -> dict[str, Tensor]:
-    """A state dict under the names that the rules make. Raises UserError where two become one."""
+    """A state dict without the names of wrappers, under the names that the rules make. Raises UserError where two
+    become one."""
     found: dict[str, Tensor] = {}
     came_from: dict[str, str] = {}
     for old, value in state.items():
-        if (new := _new_name(old, keys)) is None:
+        if (new := _new_name(WRAPPED.sub("", old), keys)) is None:
             continue
         if new in found:
             raise UserError(f"{key}: by classifier.keys both {came_from[new]} and {old} become {new}; drop one of them")
@@ -250,6 +187,10 @@ def _unlike(state: State, wanted: State) -> str:
     for name, value in state.items():
         if name in wanted and value.shape != wanted[name].shape:
             return f"{name} has shape {tuple(value.shape)}, the network's has {tuple(wanted[name].shape)}"
+        if name in wanted and value.is_floating_point() != wanted[name].is_floating_point():
+            return (
+                f"{name} is of type {value.dtype}, the network's of {wanted[name].dtype}: quantized weights have scales"
+            )
     return ""
 
 

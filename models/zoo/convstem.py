@@ -40,7 +40,7 @@ def convstem_classifier(
     with torch.random.fork_rng(devices=[]):
         network = timm.create_model(name, num_classes=len(names))
         network.patch_embed.proj = convolutional_stem(channels, network.embed_dim)
-    found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
+    found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}", names)
     mean, std = found or (mean, std)
     return ImageClassifier(network, names, SIZE, mean, std, "bicubic", domain, ask_logits, f"{key} classifier.labels")
 

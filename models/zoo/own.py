@@ -6,10 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import os
-import site
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +16,11 @@ from typing import Annotated, Any
 from torch import nn
 
 from models.classifier import INTERPOLATIONS, ImageClassifier, ask_logits
+from models.users_code import told
 from models.zoo.labels import read_labels
 from models.zoo.sources import identified
 from runner.ranges import Names, Normalization, OneOf, Pixels
-from runner.types import UserError, first_line
-
-ROOT = Path(__file__).resolve().parents[2]
-OURS = ("data", "models", "runner", "scripts", "tasks")  # packages of this project
-# Where code lies that is not the user's: an error in it is told at the user's line that led there.
-_OTHERS = (
-    "<", *(str(ROOT / name) + os.sep for name in OURS), sysconfig.get_path("stdlib") + os.sep,
-    *(folder + os.sep for folder in (*site.getsitepackages(), site.getusersitepackages())),
-)  # fmt: skip
+from runner.types import UserError
 
 
 def callable_classifier(
@@ -70,7 +60,7 @@ def _made(found: Any, key: str) -> Any:
     try:
         network = found()
     except Exception as error:  # anything may go wrong in code that is not ours
-        raise UserError(f"{key}: {_told(error)}") from error
+        raise UserError(f"{key}: {told(error)}") from error
     if not callable(network):
         raise UserError(f"{key}: gives a {type(network).__name__}, which cannot be called with images")
     return network
@@ -85,28 +75,6 @@ def _takes_nothing(found: Callable[..., Any]) -> bool:
     return all(p.default is not p.empty for p in parameters)
 
 
-def _told(error: BaseException) -> str:
-    """An error of the user's code in one line, with its kind, and the file and line of that code where it arose."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f" ({error.filename}, line {error.lineno})"
-    elif own := [f for f in frames if not f.filename.startswith(_OTHERS)]:
-        place = f" ({own[-1].filename}, line {own[-1].lineno})"
-    else:
-        place = ""
-    return f"{type(error).__name__}: {first_line(error)}{place}{_taken(error)}"
-
-
-def _taken(error: BaseException) -> str:
-    """What to do where a name was looked for in a package of ours that the user has another one of."""
-    name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    if name not in OURS:
-        return ""
-    return (
-        f"; `{name}` is a package of this project: give the file, file.py:name, and call your package otherwise in it"
-    )
-
-
 def _import(target: str, key: str) -> Callable[..., Any]:
     """The object that `target` names."""
     place, _, name = target.rpartition(":")
@@ -115,7 +83,7 @@ def _import(target: str, key: str) -> Callable[..., Any]:
     try:
         module = _import_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # it runs the user's code
-        raise UserError(f"{key}: cannot import {place}: {_told(error)}") from error
+        raise UserError(f"{key}: cannot import {place}: {told(error)}") from error
     if not callable(found := getattr(module, name, None)):
         names = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise UserError(f"{key}: {place} has no callable {name}; it has {names or 'none'}")

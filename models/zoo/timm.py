@@ -63,7 +63,7 @@ def timm_classifier(
         raise UserError(f"{key}: {first_line(error)}") from error
     found = None
     if checkpoint is not None:
-        found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
+        found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}", names)
     data = timm.data.resolve_model_data_config(network)
     _, height, width = data["input_size"]
     if height != width:

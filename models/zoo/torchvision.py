@@ -59,7 +59,7 @@ def torchvision_classifier(
     if checkpoint is None:
         found = load_into(network, _in_cache(f"{key} classifier.weights={weights}", name, chosen), (), PUBLISHED, key)
     else:
-        found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}")
+        found = load_into(network, Path(checkpoint), inside, keys, f"classifier.checkpoint={checkpoint}", names)
     seen = chosen.transforms()
     known = found or (seen.mean, seen.std)
     return ImageClassifier(

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from models.classifier import ImageClassifier, ask_transformers, prepared
 from models.hub import load_frozen, local_folder, one_line
-from models.zoo.labels import read_labels
+from models.zoo.labels import check_order, read_labels
 from runner.types import UserError
 
 # What preprocessor_config.json calls them, which are the numbers of Pillow's filters.
@@ -39,6 +39,7 @@ def transformers_classifier(
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     network = load_frozen(key, folder, AutoModelForImageClassification, torch.float32)
     names = _own_labels(key, network.config.id2label) if labels is None else read_labels(labels)
+    check_order(key, {"id2label": network.config.id2label}, names)
     size, mean, std, interpolation = _preparation(key, processor)
     _check_preparation(key, processor, size, mean, std)
     return ImageClassifier(

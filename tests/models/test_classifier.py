@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -74,6 +75,53 @@ def test_network_is_frozen_and_stays_in_evaluation_mode() -> None:
     assert not any(m.training for m in nn.ModuleList([classifier]).train()[0].modules())
 
 
+def exported(network: nn.Module, training: bool) -> nn.Module:
+    """An exported program of any batch."""
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(network.train(training), (torch.rand(2, 3, 8, 8),), dynamic_shapes=(batch,))
+    return program.module()
+
+
+def test_programs_are_frozen_as_modules_are() -> None:
+    """Scripted, traced and exported networks have no `requires_grad_` or `eval` of their own."""
+    network, images = linear().eval(), torch.rand(2, 3, 8, 8)
+    traced = torch.jit.trace(network, images)
+    scripted = torch.jit.script(network)
+    for program in (scripted, traced, torch.jit.freeze(torch.jit.script(network)), exported(network, False)):
+        classifier = wrap(program)
+        torch.testing.assert_close(classifier(images).logits, network(images))
+        assert classifier.train() is classifier and not classifier.training
+    with pytest.raises(UserError, match="answers for the same image differ"):
+        wrap(exported(nn.Sequential(nn.Dropout(0.5), *linear()), True))
+
+
+def test_what_is_no_tensor_among_weights_is_part_of_the_digest() -> None:
+    class Kept(nn.Module):
+        def __init__(self, kept: Any) -> None:
+            super().__init__()
+            self.kept = kept
+
+        def get_extra_state(self) -> Any:
+            return self.kept
+
+    kept = [Kept(value) for value in (1, 2, (1, torch.ones(2)), (1, torch.zeros(2)), None)]
+    assert len({digest_of(module) for module in kept}) == len(kept)
+    quantized = [torch.ao.quantization.quantize_dynamic(linear(), {nn.Linear}) for _ in range(2)]
+    assert digest_of(quantized[0]) == digest_of(quantized[1]) != digest_of(linear())
+
+
+def test_numbers_of_other_libraries_are_a_normalisation() -> None:
+    """None of their digits is lost, whatever float type is the default."""
+    close = [torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.48501, 0.456, 0.406])]
+    assert wrap(linear(), mean=close[0]).recipe != wrap(linear(), mean=close[1]).recipe
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert wrap(linear().float(), mean=np.full(3, 0.5, np.float32)).mean.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(default)
+
+
 def test_digest_follows_the_weights() -> None:
     same, changed = linear(), linear()
     with torch.no_grad():
@@ -88,6 +136,7 @@ def test_digest_follows_the_weights() -> None:
         (linear(4), {}, "output size 4 does not match its 3 labels"),
         (linear(), {"labels": ["a", "b", "a"]}, "stand there twice: a"),
         (linear(), {"labels": ["a", "b\x1b[31m", "c"]}, "without control characters; one is 'b\\x1b[31m'"),
+        (linear(), {"labels": ["a", "\udcff", "c"]}, "without control characters; one is '\\udcff'"),
         (linear(), {"labels": ["a", "b\nc", "d"]}, "texts of one line"),
         (linear(), {"labels": ["a", " ", "c"]}, "one is ' '"),
         (linear(), {"size": 9}, "fails on images of shape (1, 3, 9, 9)"),
@@ -96,8 +145,17 @@ def test_digest_follows_the_weights() -> None:
         (lambda x: linear()(x.detach()), {}, "does not reach the image"),
         (lambda x: 0 * linear()(x), {}, "a random picture is zero everywhere"),
         (lambda x: linear()((0 * x).sqrt()), {}, "a random picture is not finite"),
-        (lambda x: {"logits": x}["answer"], {}, "fails on images of shape (1, 3, 8, 8): 'answer'"),
-        (lambda x: torch._assert(x.shape[-1] == 9, "wants 9 px"), {}, "(1, 3, 8, 8): wants 9 px"),
+        (lambda x: {"logits": x}["answer"], {}, "fails on images of shape (1, 3, 8, 8): KeyError: 'answer' (/"),
+        (lambda x: torch._assert(x.shape[-1] == 9, "wants 9 px"), {}, "(1, 3, 8, 8): AssertionError: wants 9 px (/"),
+        (lambda x: linear()(x) * (1 // 0), {}, "ZeroDivisionError: integer division or modulo by zero (/"),
+        (lambda x: open("/no/weights"), {}, "FileNotFoundError: [Errno 2] No such file or directory: '/no/weights' (/"),
+        (lambda x: linear()(x) > 0, {}, "its outputs are of type bool; wanted are floating-point numbers"),
+        (lambda x: linear()(x).to(torch.complex64), {}, "of type complex64; wanted"),
+        (lambda x: linear()(x).argmax(1), {}, "of type int64; wanted"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), {}, "some weights have no values yet (lazy"),
+        (linear().to("meta"), {}, "some weights have no values yet"),
+        (linear(), {"mean": 0.5}, "mean=0.5; allowed are three numbers"),
+        (linear(), {"std": ["a", "b", "c"]}, "std=['a', 'b', 'c']; allowed are three numbers"),
         (linear(), {"mean": [0.0]}, "mean=[0.0] std=[1.0, 1.0, 1.0]; allowed are three finite numbers"),
         (linear(), {"std": [1.0, 0.0, 1.0]}, "those of std above 0"),
         (linear(), {"mean": [0.0, float("nan"), 0.0]}, "allowed are three finite numbers"),
@@ -451,6 +509,32 @@ def test_imagenet_labels_are_1000_different_names() -> None:
     assert (labels[2], labels[134], labels[517], labels[888]) == (
         "great white shark", "crane bird", "construction crane", "viaduct",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"a", "b"}, "labels: is a set"),
+        ({0: "a", 1: "b"}, "labels: is a dict"),
+        (b"ab", "labels: is a bytes"),
+        (3, "labels: is a int"),
+        (["a", None], r"labels\[1\]=None: is no name"),
+        (["a", " "], r"labels\[1\]= : is no name"),
+        ([["a"], ["b"]], r"labels\[0\]=\['a'\]: is no name"),
+    ],
+)
+def test_what_is_no_list_of_names_is_refused(labels: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"classifier.{said}.*wanted is a list of names, in the order") as caught:
+        read_labels(labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_every_kind_of_list(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("crab\n")
+    assert read_labels(tmp_path / "names.txt") == ("crab",)
+    kinds: list[Any] = [np.array(["crab", "7"]), ("crab ", 7), [" crab", np.int64(7)], ("crab", "7")]
+    for given in kinds:
+        assert read_labels(given) == ("crab", "7")
 
 
 def test_labels_file_errors_name_the_file(tmp_path: Path) -> None:

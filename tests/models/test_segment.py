@@ -19,6 +19,13 @@ def square(side: int, low: int, high: int) -> Tensor:
     return mask
 
 
+def test_a_blur_that_is_wider_than_its_image_is_refused() -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    assert Softening(0, 0, 1.0, 15)(mask).shape == mask.shape
+    with pytest.raises(UserError, match="blur_kernel=17: allowed are up to 15 pixels for images of 8 pixels"):
+        Softening(0, 0, 1.0, 17)(mask)
+
+
 def test_sizes_of_zero_change_nothing() -> None:
     mask = square(9, 3, 6)
     assert torch.equal(Softening(0, 0, 0.0, 1)(mask), mask)

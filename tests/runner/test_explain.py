@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir, version
@@ -91,9 +92,39 @@ def test_the_defaults_and_the_settings_of_a_network(ask: Ask) -> None:
 
 def test_names_of_any_characters(ask: Ask) -> None:
     """Nothing of a name is read as Hydra's or OmegaConf's grammar; numbers are names, too."""
-    names = ["7", "it's ${x}, [a=b]", "true"]
-    answer = ask(network(), names[0], names[1], labels=[7, *names[1:]], size=16)
-    assert {names[0], names[1]} <= set(answer.confidence_after)
+    for target in ("it's ${x}, [a=b]", "${", "\\\\${x}", "???", "{label}", "../x", "random"):
+        answer = ask(network(), "7", target, labels=[7, target, "true"], size=16)
+        assert set(answer.confidence_after) == {"7", target, "true"}
+
+
+def test_settings_of_other_libraries(ask: Ask) -> None:
+    own = {"labels": np.array(NAMES), "size": np.int64(16), "mean": torch.tensor([0.5] * 3), "std": np.full(3, 0.5)}
+    plain = ask(network(), labels=NAMES, size=16, mean=[0.5] * 3, std=[0.5] * 3)
+    assert torch.equal(ask(network(), **own).image, plain.image)
+
+
+def test_whatever_the_caller_has_set_the_answer_is_the_same(ask: Ask) -> None:
+    """And the caller's settings and random numbers are as they were."""
+    plain = ask(network(), labels=NAMES, size=16)
+    own, default = network(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        before = torch.get_rng_state()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = ask(own, labels=NAMES, size=16)
+            assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+        assert torch.get_default_dtype() == torch.float64 and torch.equal(before, torch.get_rng_state())
+        with torch.inference_mode():
+            assert torch.equal(ask(own, labels=NAMES, size=16).image, plain.image)
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(found.image, plain.image)
+
+
+def test_programs_are_explained_as_networks_are(ask: Ask) -> None:
+    own = network().eval()
+    answers = [ask(asked, labels=NAMES, size=16) for asked in (own, torch.jit.script(own))]
+    torch.testing.assert_close(answers[0].image, answers[1].image)
 
 
 def test_a_classifier_without_a_domain(ask: Ask) -> None:
@@ -107,6 +138,12 @@ def test_a_classifier_without_a_domain(ask: Ask) -> None:
     [
         ({}, "^labels: a network needs the names"),
         ({"labels": "names.txt"}, "^labels: a network needs the names"),
+        ({"labels": set(NAMES), "size": 16}, "classifier.labels: is a set; wanted is a list of names, in the order"),
+        ({"labels": Path("names.txt")}, "^labels: a network needs the names"),
+        ({"labels": NAMES, "size": 16, "caption": 3}, "caption=3: is of type int; wanted is a text"),
+        ({"labels": NAMES, "size": 16, "overrides": [None]}, r"overrides\[\d+\]=None: is of type NoneType"),
+        ({"labels": NAMES, "size": 16, "target": "disc"}, "task.target=disc: picture is of this class already"),
+        ({"labels": NAMES, "size": 16, "mean": 0.5}, "classifier.mean=0.5: allowed are lists"),
         ({"labels": NAMES, "sise": 16}, "classifier.sise: there is no such key; classifier has .*size"),
         ({"labels": NAMES[:2], "size": 16}, "classifier=Sequential: output size 3 does not match its 2 labels"),
         ({"labels": NAMES, "size": 16, "target": "sqare"}, "sqare"),

@@ -14,7 +14,7 @@ from models.tensor_cache import TensorCache
 from runner.types import UserError
 from tasks import ranking as module
 from tasks.ranking import KEPT, choose_units, chunks, rank
-from tasks.units import FEATURES, Ranking, Unit, outputs
+from tasks.units import FEATURES, Ranking, Unit, outputs, read_unit
 from tests.tasks.tiny import NAMES, SIDE, Colours, Maps, Pictures, cache_in, classifier_of, colour, noise, plain
 
 NOTHING_KEPT = TensorCache(None)
@@ -170,6 +170,14 @@ def test_units_by_their_addresses_keep_their_order_and_need_no_ranking() -> None
     addresses: list[str | int] = ["early:4", 2, "head.in:0"]
     expected = [Unit("early", 4), Unit(FEATURES, 2), Unit("head.in", 0)]
     assert choose_units(addresses, classifier, ranking) == expected
+
+
+def test_names_of_classes_and_modules_may_hold_any_letter() -> None:
+    classifier = classifier_of(Colours(HEAD))
+    classifier.labels = ("a:2", *classifier.labels[1:])
+    ranking = ranked([4.0, 2.0, 1.0], [[0.1, 0.3, 0.2], [0.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
+    assert len(choose_units("class:a:2:1", classifier, lambda: ranking)) == 1
+    assert read_unit("blocks.conv-1 x#1.in:7") == Unit("blocks.conv-1 x#1.in", 7)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,15 @@ def test_rules_are_not_class_names() -> None:
     assert not set(RULES) & set(planted.CLASSES)
 
 
+def test_a_class_that_is_called_like_a_rule_is_asked_for_as_a_list() -> None:
+    classifier = TinyClassifier()
+    classifier.labels = ("random", *planted.CLASSES[1:])
+    named = choice(classifier=classifier)
+    with pytest.raises(UserError, match=r"task\.target=random: is a rule and a class of the classifier; \[random\] is"):
+        targets("random", named)
+    assert targets(["random"], named) == ["random"]
+
+
 def test_of_several_classes_a_picture_goes_to_those_that_it_is_not_of() -> None:
     asked = ["Viaduct", "rock crab", "viaduct", "fireboat"]
     assert targets(asked, choice("rock crab")) == ["viaduct", "fireboat"]
@@ -131,6 +140,13 @@ def test_an_exact_name_wins_over_one_in_another_case() -> None:
     ]  # fmt: skip
     with pytest.raises(UserError, match="task.target=URN: Urn and uRN differ by letter case alone; write one of them"):
         known_label("task.target", "URN", ("Urn", "uRN", "c"))
+
+
+def test_a_name_is_the_same_however_its_accents_are_written() -> None:
+    """macOS gives names of files in parts."""
+    whole, parts = "\u00e9toile", "e\u0301toile"
+    assert {known_label("task.target", name, (whole, "c")) for name in (whole, parts, parts.upper())} == {whole}
+    assert known_label("task.target", parts, (whole, parts)) == parts
 
 
 class Cased(Pictures):

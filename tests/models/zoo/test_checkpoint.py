@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from argparse import Namespace
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,8 +153,13 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     assert "6 weights are missing, such as 0.weight; 6 are left over, such as x.0.weights; classifier.keys" in said(
         tmp_path, {f"x.{name}s": value for name, value in state.items() if "num_batches" not in name}, [], []
     )
-    beside = prefixed(state, "model.") | {"criterion.weight": torch.zeros(3)}
-    assert "0 weights are missing; 1 are left over, such as criterion.weight" in said(tmp_path, beside, [], [])
+    beside = prefixed(state, "model.") | {"model.head.weight": torch.zeros(3)}
+    assert "0 weights are missing; 1 are left over, such as head.weight" in said(tmp_path, beside, [], [])
+    for name in ("normalize.mean", "pixel_std", "mu"):  # without which answers are others
+        normalised = prefixed(state, "model.") | {name: torch.zeros(3)}
+        assert f"1 are left over, such as {name}" in said(tmp_path, normalised, [], [])
+    eight = {name: value.to(torch.int8) for name, value in state.items()}
+    assert "0.weight is of type torch.int8, the network's of torch.float32" in said(tmp_path, eight, [], [])
     both = said(tmp_path, prefixed(state, "student.", "teacher."), [], [])
     assert "stand there as student., teacher.; classifier.keys=[{drop: '^teacher\\.'}] leaves out one" in both
     averaged = said(tmp_path, {"net": state, "ema": state}, [], [])
@@ -177,11 +185,14 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     line = said(tmp_path, {"model": small().state_dict(), "args": Code()}, ["model"], [])
-    assert "sing), which is never run here; save the entry of the weights alone" in line
+    assert "sing in its entry args), which is never run here; save the entry of the weights alone" in line
     assert "torch.save(torch.load('in.pt', map_location='cpu', weights_only=False)['state_dict'], 'out.pt')" in line
     assert not Code.ran
     line = said(tmp_path, small(), [], [])
     assert "the network itself was saved; save its weights" in line and ".state_dict(), 'out.pt')" in line
+    line = said(tmp_path, {"epoch": 3, "model": small()}, [], [])
+    assert "Sequential in its entry model), which is never run here: a network itself was saved there" in line
+    assert "weights_only=False)['model'].state_dict(), 'out.pt')" in line
     torch.jit.script(small()).save(str(tmp_path / "script.pt"))
     with pytest.raises(UserError, match=r"is a TorchScript archive, a program; save its weights: torch\.save"):
         load_into(small(), tmp_path / "script.pt", [], [], "classifier.checkpoint=x")
@@ -200,6 +211,52 @@ def sing() -> None:
     Code.ran = True
 
 
+NOT_OF_TORCH: dict[str, tuple[bytes, str]] = {
+    "pickle.pt": (pickle.dumps({"a": 1.0}), "is a pickle that torch.save did not write"),
+    "page.pth": (b"<html>404</html>", "is no file of safetensors or of torch.save (it begins with b'<html>404</h')"),
+    "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; `git lfs pull`"),
+    "empty.pt": (b"", "is no file of safetensors or of torch.save (it is empty)"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OF_TORCH)
+def test_what_is_no_file_of_weights_is_told_by_its_content(tmp_path: Path, name: str) -> None:
+    content, told = NOT_OF_TORCH[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        load_into(small(), tmp_path / name, [], [], "classifier.checkpoint=x")
+    assert "\n" not in str(caught.value) and str(caught.value).count("classifier.checkpoint=x") == 1
+
+
+def test_the_content_of_a_file_decides_how_it_is_read_not_its_name(tmp_path: Path) -> None:
+    state = small().state_dict()
+    save_file(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        assert load_into(small(), tmp_path / name, [], [], "x") is None
+
+
+ORDERS: list[dict[str, Any]] = [
+    {"class_to_idx": {"crab": 1, "boat": 0, "bridge": 2}}, {"id2label": {"0": "boat", "2": "bridge", "1": "crab"}},
+    {"classes": ["boat", "crab", "bridge"]}, {"idx_to_class": {0: "boat", 1: "crab", 2: "bridge"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("noted", ORDERS)
+def test_classes_that_a_file_notes_in_another_order_are_refused(tmp_path: Path, noted: dict[str, Any]) -> None:
+    torch.save({"model": small().state_dict(), **noted}, tmp_path / "w.pt")
+
+    def load(*labels: str) -> None:
+        load_into(small(), tmp_path / "w.pt", ["model"], [], "classifier.checkpoint=w.pt", labels)
+
+    load("boat", "crab", "bridge")
+    load("ship", "crab", "bridge")  # other names are the user's
+    load()
+    (name,) = noted
+    with pytest.raises(UserError, match=f"by its {name} output 0 is boat, by classifier.labels bridge; write"):
+        load("bridge", "boat", "crab")
+
+
 # --- layouts of training scripts -----------------------------------------------------------------------------
 
 NEW, OLD = small().state_dict(), {name: value + 1 for name, value in small().state_dict().items()}
@@ -215,6 +272,21 @@ SCRIPTS: dict[str, Any] = {
     "another name": {"net": NEW, "acc": 91.2, "epoch": 3},
     "two deep": {"checkpoint": {"weights": NEW, "epoch": 3}},
     "numbers of NumPy": {"model": NEW, **NUMBERS},
+    "arrays and times": {
+        "model": NEW,
+        "random": np.random.RandomState(0).get_state(),
+        "confusion": np.eye(3),
+        "names": np.array(["a"]),
+        "began": datetime(2026, 1, 1),
+        "args": SimpleNamespace(lr=0.1),
+    },
+    "lightning, with a loss and metrics": {
+        "state_dict": prefixed(NEW, "net.")
+        | {"criterion.weight": torch.ones(3), "accuracy.running_mean": torch.ones(1)}
+    },
+    "parts that are wrapped": {f"0._fsdp_wrapped_module.{n[2:]}" if n[0] == "0" else n: v for n, v in NEW.items()},
+    "compiled parts": {f"model.1._orig_mod.{n[2:]}" if n[0] == "1" else f"model.{n}": v for n, v in NEW.items()},
+    "counted operations": NEW | {"total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
     "half precision": {name: value.half() if value.is_floating_point() else value for name, value in NEW.items()},
 }
 
@@ -246,6 +318,13 @@ def test_averaged_weights_are_named_and_can_be_chosen(
     assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{other} would fit as well, classifier.inside=[{other}] chooses it" in line
+
+
+def test_what_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(SCRIPTS["lightning, with a loss and metrics"], tmp_path / "w")
+    load_into(small(), tmp_path / "w", ["state_dict"], [], "classifier.checkpoint=w")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "classifier.checkpoint=w: takes the weights net.*; left out: criterion.weight, accuracy.running_mean"
 
 
 def test_numbers_that_are_objects_are_not_read(tmp_path: Path) -> None:

@@ -107,6 +107,12 @@ def test_weights_of_torch_save_are_read_without_running_code(tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_names_in_another_order_than_its_own_are_refused(tmp_path: Path) -> None:
+    folder = write_vit(tmp_path, OLD, ["crab", "shark", "viaduct"])
+    with pytest.raises(UserError, match="by its id2label output 0 is crab, by classifier.labels shark"):
+        transformers_classifier(str(folder), None, ["shark", "crab", "viaduct"], None)
+
+
 def test_labels_from_a_file(tmp_path: Path) -> None:
     folder = write_vit(tmp_path / "a", OLD, ["LABEL_0", "LABEL_1", "LABEL_2"])
     with pytest.raises(UserError, match=r"config\.json names no classes; give classifier\.labels"):
