@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runner.types import UserError
+from runner.types import UserError, printable
 from tasks.units import FEATURES, Unit, activation, activations, check_units, outputs, read_unit
 from tests.tasks.tiny import SIDE, Maps, Tokens, classifier_of, plain
 
@@ -38,7 +38,7 @@ def test_addresses(address: str | int, unit: Unit) -> None:
     ["layer4", "layer4:", ":3", "", "-1", -1, "layer4:-1", "layer 4:3", "1.5", "layer4:3:4", "a:b", "3\n", True],
 )
 def test_what_is_no_address_is_refused_in_one_line(address: str | int) -> None:
-    with pytest.raises(UserError, match=re.escape(f"task.units={address}: allowed are a number")) as caught:
+    with pytest.raises(UserError, match=re.escape(printable(f"task.units={address}: allowed are a number"))) as caught:
         read_unit(address)
     assert "such as head.in:565" in str(caught.value)
 
