@@ -11,9 +11,9 @@ with at_once():  # the imports take seconds
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from runner.compose import build, resolved
+    from runner.compose import build, names_quoted, resolved
     from runner.faults import out_of_memory
-    from runner.overrides import arranged, in_one_line, with_training
+    from runner.overrides import arranged, in_one_line
     from runner.progress import preparing
     from runner.retry import Failure
     from runner.run import BAD_INPUT, DONE, FAILED, PENDING, check_places, run
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     interrupt = Interrupt()
     with interrupt.listening():
         try:
-            config = resolved(cfg, context.runtime.choices, context.overrides.task)
+            config = resolved(cfg, context.runtime, context.overrides.task)
             check_places(config)
             began = time.time()
             with preparing():
@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     with at_once(), lasting():
         try:
-            sys.argv[1:] = with_training(arranged(sys.argv[1:]))
+            sys.argv[1:] = names_quoted(arranged(sys.argv[1:]))
             with in_one_line(sys.argv[1:], main.__wrapped__):
                 main()
         except UserError as error:

@@ -88,8 +88,6 @@ def hub_pictures(
     """
     if not name:
         raise UserError("data.name is missing: give a data set of the hub or a folder, e.g. data.name=ethz/food101")
-    if count is not None and count < 1:
-        raise UserError(f"data.count={count}: allowed are 1 and above, or null for all")
     datasets, key, folder = _package(), f"data.name={name}", Path(name).expanduser()
     place = str(folder) if folder.is_dir() else name
     try:

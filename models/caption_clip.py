@@ -28,8 +28,6 @@ class ClipRank:
         self, clip: Embedder, objects: str | Names, phrases: str | Names, top: Repeats,
         object_template: str, template: str,
     ) -> None:  # fmt: skip
-        if top < 1:
-            raise UserError(f"captioner.top={top}: allowed are 1 and above")
         self.clip, self.top, self.template = clip, top, template
         self.notes: Mapping[str, str] = {}
         self._phrases = read_list("captioner.phrases", phrases)

@@ -12,7 +12,7 @@ from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
 from models.caption import filled
 from models.hub import kind_of, load_frozen, local_folder, one_line
-from models.segment import FromWords, check_thresholds, eight_bits, joint_digest
+from models.segment import FromWords, eight_bits, joint_digest
 from runner.ranges import BelowOne
 from runner.types import UserError, article
 
@@ -64,7 +64,6 @@ def load(path: str, revision: str | None, threshold: BelowOne, template: str) ->
     Raises UserError if weights are missing or of another kind, or if a setting is not allowed.
     """
     key = f"segmenter.path={path}"
-    check_thresholds(threshold=threshold)
     if "{words}" not in template:
         raise UserError(f"segmenter.template={template}: has no {{words}} for what is looked for")
     filled_in(template, "words")

@@ -13,7 +13,7 @@ from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from models.hub import kind_of, load_frozen, local_folder, one_line
 from models.sam import Sam, load_sam
-from models.segment import FromBoxes, caption_of, check_thresholds, eight_bits, joint_digest
+from models.segment import FromBoxes, caption_of, eight_bits, joint_digest
 from runner.ranges import BelowOne
 
 KIND = "grounding-dino"  # as a checkpoint's config.json names it
@@ -64,7 +64,6 @@ def load(
     Raises UserError if weights are missing or of another kind, or if a setting is not allowed.
     """
     key = f"segmenter.detector={detector}"
-    check_thresholds(box_threshold=box_threshold, text_threshold=text_threshold)
     folder = local_folder(key, detector, detector_revision)
     kind_of(key, folder, [KIND])
     with one_line(key):

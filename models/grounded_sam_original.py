@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from models.hub import local_folder, no_weights
-from models.segment import FromBoxes, caption_of, check_thresholds, eight_bits, joint_digest
+from models.segment import FromBoxes, caption_of, eight_bits, joint_digest
 from runner.ranges import BelowOne
 from runner.types import UserError, first_line
 
@@ -86,7 +86,6 @@ def load(
     or a hub id whose files are in the hub's cache at that revision; sam: vit_b, vit_l or vit_h; sam_weights: the
     published .pth file. Raises UserError if a package or weights are missing, or if a setting is not allowed.
     """
-    check_thresholds(box_threshold=box_threshold, text_threshold=text_threshold)
     try:
         import groundingdino
         from groundingdino.models import build_model

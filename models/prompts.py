@@ -15,7 +15,7 @@ from models.noise import stream
 from models.sampler import Course
 from models.tokens import Draw, Template, Tokens, plain, read_template
 from runner.ranges import Repeats
-from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start, UserError
+from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start
 
 NO_MAPS: Schedules = {"inject": [0.0], "blend": [0.0]}
 
@@ -51,9 +51,6 @@ class PromptDiffusion:
         self, generator: LatentDiffusion, tokens: Tokens, starts: Repeats, fresh: Repeats, validation: Repeats,
         report: Repeats,
     ) -> None:  # fmt: skip
-        for key, count in {"starts": starts, "fresh": fresh, "validation": validation, "report": report}.items():
-            if count < 1:
-                raise UserError(f"controls.{key}={count}: allowed are 1 and above")
         self.starts = starts
         self.generator, self.tokens, self.networks = generator, tokens, generator.networks
         self.counts = {"fresh": fresh, "validation": validation, "final": validation, "report": report}

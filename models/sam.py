@@ -150,8 +150,6 @@ def load(
 
     Raises UserError if weights are missing or of another kind, or if a setting is not allowed.
     """
-    if points < 1:
-        raise UserError(f"segmenter.points={points}: allowed are 1 and above")
     return SamSegmenter(load_sam(path, revision, options), points, background, threshold)
 
 

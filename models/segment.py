@@ -145,13 +145,6 @@ class FromBoxes(FromWords):
         return self.in_boxes(image, boxes).amax(dim=0, keepdim=True) if len(boxes) else torch.zeros_like(image[:1])
 
 
-def check_thresholds(**thresholds: float) -> None:
-    """Raise UserError for a setting of a segmenter that is no probability below 1."""
-    for name, value in thresholds.items():
-        if not 0 <= value < 1:
-            raise UserError(f"segmenter.{name}={value}: allowed are 0 up to below 1")
-
-
 def joint_digest(networks: Sequence[Any], *settings: object) -> str:
     """SHA-256 over the weights of networks and whatever else masks follow from."""
     parts = [*map(digest_of, networks), *map(str, settings)]

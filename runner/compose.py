@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.conf import RuntimeConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
@@ -30,34 +31,32 @@ from models.devices import device_of
 from models.hub import WITHOUT
 from models.segment import Deferred
 from runner.finished import read_config
-from runner.overrides import in_one_line, with_training
+from runner.overrides import in_one_line
 from runner.protocols import Dataset
+from runner.resolvers import ROOT, register
 from runner.run import Parts
 from runner.schema import check_settings
 from runner.settings import Settings
 from runner.types import UserError, first_line
+from runner.written import Written, is_all_text, is_respelled, of_files, of_words, with_quotes
 
-ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 MULTIRUN = ("-m", "--multirun")
 CHOICES = ("task", "generator", "classifier")  # the groups that name a run's folder
 
 
-def _project_path(path: str) -> str:
-    """`${project:<path>}` of conf/: what lies in or beside the project's folder, for every working folder. Where that
-    is the working folder it stays as short as it is written."""
-    return path if Path.cwd() == ROOT else os.path.normpath(ROOT / path)
-
-
-OmegaConf.register_new_resolver("project", _project_path, replace=True)
+register()  # what conf/ refers to
 
 
 def resolved(
-    cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], given: Mapping[str, object] | None = None
+    cfg: DictConfig, runtime: RuntimeConf, overrides: Sequence[str], given: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """The plain configuration with the run's name, the command that makes it, the environment, and of the baselines the
-    one that is asked for. given: by a text that stands in its place, what a value is. Raises UserError if there is no
-    baseline of its name, or if a part or a value is missing."""
+    one that is asked for. runtime: `hydra.runtime` of the configuration; given: by a text that stands in its place,
+    what a value is.
+
+    Raises UserError if there is no baseline of that name, or if a part or a value is missing.
+    """
     with in_one_line(overrides):
         missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -68,13 +67,14 @@ def resolved(
         if part.default is MISSING and part.name not in config:
             options = ", ".join(sorted(path.stem for path in (CONF / part.name).glob("*.yaml")))
             raise UserError(f"{part.name}: nothing is chosen; allowed are {options}")
-    config = _checked(config, cfg)
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    config = _checked(config, cfg, of_files(folders, runtime.choices) | of_words(overrides))
     # What optimises nothing knows no baselines.
     asked = config["task"].get("baseline", "none")
     if asked not in config["baseline"]:
         raise UserError(f"task.baseline={asked}: allowed are {', '.join(config['baseline'])}")
     config["baseline"] = {asked: config["baseline"][asked]}
-    config["name"] = "{task}/{generator}-{classifier}".format(**{key: choices[key] for key in CHOICES})
+    config["name"] = "{task}/{generator}-{classifier}".format(**{key: runtime.choices[key] for key in CHOICES})
     config["command"] = shlex.join(["python", "run.py", *overrides])
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -82,12 +82,12 @@ def resolved(
     return config
 
 
-def _checked(config: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+def _checked(config: dict[str, Any], cfg: DictConfig, written: Written) -> dict[str, Any]:
     """The configuration with its values as their readers take them. Raises UserError for a wrong one. Keys that an
     experiment made for itself, and that others refer to, are read by these alone."""
     read = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(cfg))) - set(Settings.__dataclass_fields__)
     own = {key: value for key, value in config.items() if key in read}
-    return own | check_settings(Settings, {key: value for key, value in config.items() if key not in own})
+    return own | check_settings(Settings, {key: value for key, value in config.items() if key not in own}, "", written)
 
 
 def _devices(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, object]]:
@@ -249,10 +249,9 @@ def _own_hydra() -> Iterator[None]:
 def configure(overrides: Sequence[str], given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """The configuration that `python run.py <overrides>` would use, from Python. given: values by key that are taken as
     they are, whatever characters they hold."""
-    overrides = with_training(overrides)
     with _own_hydra(), in_one_line(overrides):
-        cfg = compose("config", overrides=overrides, return_hydra_config=True)
-    choices = cfg.hydra.runtime.choices
+        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    runtime = cfg.hydra.runtime
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(with_hydra, dict)
     plain = OmegaConf.create({key: value for key, value in with_hydra.items() if key != "hydra"})
@@ -263,7 +262,7 @@ def configure(overrides: Sequence[str], given: Mapping[str, object] | None = Non
             raise UserError(f"{key}: there is no such key; {group} has {', '.join(k for k in node if k != '_target_')}")
         stand_ins[f"\0{i}"] = value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
         OmegaConf.update(plain, key, f"\0{i}")
-    return resolved(plain, choices, overrides, stand_ins)
+    return resolved(plain, runtime, overrides, stand_ins)
 
 
 def _with(node: Any, given: Mapping[str, object]) -> Any:
@@ -284,12 +283,40 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 def sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """The overrides that all runs of a command share, and of each key that is swept the overrides to choose from."""
+    return _sweep_of(names_quoted(overrides))
+
+
+def names_quoted(words: Sequence[str]) -> list[str]:
+    """A command's words, with quotes about the names that look like numbers: what begins the runs of a sweep would
+    write 3.10 as 3.1. Words with which no run can begin stay as they are; the run says what is wrong."""
+    doubtful = {word.partition("=")[0]: word for word in words if not word.startswith("-") and is_respelled(word)}
+    if not doubtful:
+        return list(words)
+    try:
+        plain, choices = _sweep_of([word for word in words if word in MULTIRUN or ("=" in word and word[0] != "-")])
+        config = configure([*plain, *(options[0] for options in choices)])
+    except UserError:
+        return list(words)
+    names = {word for key, word in doubtful.items() if is_all_text(reduce(_below, key.lstrip("+").split("."), config))}
+    return [with_quotes(word) if word in names else word for word in words]
+
+
+def _below(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, dict) else None
+
+
+def _sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    words = [word for word in overrides if word not in MULTIRUN]
     with _own_hydra(), in_one_line(overrides):
-        parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in MULTIRUN])
-        plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        given = parser.parse_overrides(words)
+        plain = [str(o.input_line) for o in given if not o.is_sweep_override()]
         hydra = compose("config", overrides=plain, return_hydra_config=True).hydra
-    own = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()])
-    swept = {o.get_key_element(): o for o in own if hydra.mode == RunMode.MULTIRUN}
-    swept |= {o.get_key_element(): o for o in parsed if o.is_sweep_override()}
+        several = len(words) < len(overrides) or hydra.mode == RunMode.MULTIRUN
+        own = parser.parse_overrides([f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()]) if several else []
+        if not several:
+            compose("config", overrides=words)  # which says what is wrong of a word with several values
+    last = {o.get_key_element(): o for o in (*own, *given)}
+    swept = {key: o for key, o in last.items() if o.is_sweep_override()}
     choices = [[f"{key}={value}" for value in o.sweep_string_iterator()] for key, o in swept.items()]
-    return plain, choices
+    return [str(o.input_line) for key, o in last.items() if key not in swept], choices

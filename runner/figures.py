@@ -13,10 +13,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from runner.drawing import Layout, save
 from runner.finished import Run, read_run
@@ -24,9 +20,9 @@ from runner.layouts.counterfactuals import disagreement, uvce
 from runner.layouts.diagnoses import attention_maps, input_gradients
 from runner.layouts.prompts import diffexplainer_class, spurious_audit
 from runner.layouts.units import neuron_cf, neuron_vis, npca_cf
+from runner.options import with_paths
+from runner.ranges import Count
 from runner.types import UserError
-
-Options = TypeVar("Options")
 
 
 @dataclass
@@ -36,7 +32,7 @@ class Chosen:
 
     name: str | None = None
     out: str = "outputs/figures"
-    most: int = 12
+    most: Count = 12
 
 
 LAYOUTS: dict[str, Callable[[Sequence[Run]], Layout]] = {
@@ -61,8 +57,6 @@ def lay_out(runs: Sequence[Run]) -> Layout:
 
 def compose(folders: Sequence[Path], chosen: Chosen) -> list[Path]:
     """The figure of one or several run folders as files, PNG first."""
-    if chosen.most < 1:
-        raise UserError(f"most={chosen.most}: allowed are 1 and above")
     runs = [read_run(folder) for folder in folders]
     layout = lay_out(runs)
     name = chosen.name or "-".join([runs[0].task, *(run.folder.resolve().name for run in runs)])
@@ -75,32 +69,10 @@ def compose(folders: Sequence[Path], chosen: Chosen) -> list[Path]:
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def read_arguments(arguments: Sequence[str], defaults: Options) -> tuple[list[str], Options]:
-    """The paths among the arguments, and a dataclass of options with what `key=value` says of it.
-
-    Raises UserError for an unknown key and a value that is not allowed.
-    """
-    schema = OmegaConf.structured(defaults)
-    paths = []
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not (separator and key.isidentifier()):
-            paths.append(argument)
-            continue
-        if key not in schema:
-            raise UserError(f"{argument}: allowed are paths and {', '.join(f'{k}=' for k in schema)}")
-        try:
-            schema[key] = value
-        except OmegaConfBaseException as error:
-            raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
-    chosen: Any = OmegaConf.to_object(schema)
-    return paths, chosen
-
-
 def main(arguments: Sequence[str]) -> int:
     """Compose the figure of the run folders named on the command line and print its files."""
     try:
-        folders, chosen = read_arguments(arguments, Chosen())
+        folders, chosen = with_paths(Chosen, arguments)
         if not folders:
             raise UserError("usage: python -m runner.figures <run folder> [<run folder> ...] [name=] [out=] [most=]")
         for file in compose([Path(folder) for folder in folders], chosen):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from runner.files import Damaged, read, read_lines
 from runner.integrity import NO_YAML, parse_line, parse_object
@@ -24,7 +24,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     """The configuration that a run's folder holds, empty where it has none. Raises UserError if it is no YAML, or if it
     asks for more than plain values."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except NO_YAML as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}

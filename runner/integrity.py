@@ -7,14 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError
 
 from runner.files import Damaged, read
 
@@ -23,7 +20,7 @@ RESULT, FAILURE = "result.json", "failure.json"
 
 # What reading a configuration raises for what is none: other types are an OSError, numbers of thousands of digits and
 # letters of other encodings a ValueError, and lists may be too deep.
-NO_YAML = (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
+NO_YAML = (yaml.YAMLError, ValueError, OSError, RecursionError)
 
 Confidences = dict[str, float | None]
 
@@ -119,7 +116,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
 def parse_config(data: bytes) -> dict[str, Any]:
     """A run's configuration. Raises Damaged for anything else."""
     try:
-        value = OmegaConf.to_container(OmegaConf.load(StringIO(data.decode())))
+        value = yaml.safe_load(data.decode())
     except NO_YAML as error:
         raise Damaged("is no configuration") from error
     if not isinstance(value, dict):

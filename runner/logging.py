@@ -64,10 +64,11 @@ class Unfailing:
         self._try(self._logger.finish)
 
     def _try(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self._broken:
+        if self._broken and call != self._logger.finish:  # which gives back what the logger holds
             return
         try:
             call(*arguments)
         except Exception as error:  # whatever a service, its client and a disk can come up with
+            if not self._broken:
+                print(f"logger: {first_line(error)}; nothing more is logged", file=sys.stderr, flush=True)
             self._broken = True
-            print(f"logger: {first_line(error)}; nothing more is logged", file=sys.stderr, flush=True)

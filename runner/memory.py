@@ -15,7 +15,7 @@ from models.diffusion import LatentDiffusion
 from models.image_space import ImageSpace
 from runner.augment import RandomCrops
 from runner.protocols import Classifier
-from runner.types import Scene, Schedules, UserError
+from runner.types import Scene, Schedules
 
 MOST = 8  # pictures at once that `auto` asks for: more are hardly faster
 ENOUGH = 4  # of them without recomputation are faster than `MOST` with it
@@ -198,12 +198,3 @@ def _of_files(stat: Path) -> int:
     """Bytes of a group that hold pages of files which were not used lately."""
     lines = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
     return int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))
-
-
-def batch_of(value: object) -> int | None:
-    """`batch` as a configuration has it: None for `auto`. Raises UserError for anything but that and 1 and above."""
-    if value == "auto":
-        return None
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"batch={value}: allowed are 1 and above, or auto")
-    return value

@@ -52,27 +52,6 @@ def arranged(words: Sequence[str]) -> list[str]:
     return [*asked.overrides, *options]
 
 
-def with_training(words: Sequence[str]) -> list[str]:
-    """A command's words; where they choose the images but not those that units are ranked on (`training`), with words
-    that choose the latter alike: the data set's training images where it has any, else the same images."""
-    given = dict(word.partition("=")[::2] for word in words if "=" in word)
-    several = bool({"-m", "--multirun"} & set(words))
-    own = {key: value for key, value in given.items() if key.startswith("data.") and not (several and "," in value)}
-    data, chosen = given.get("data"), "data@training" in given
-    if data is None or chosen or data == "image" or not (CONF / "data" / f"{data}.yaml").is_file():
-        kept, words_of_it = (["data.path"] if data is None and not chosen else []), []
-    elif (CONF / "data" / f"{data}_train.yaml").is_file():
-        kept, words_of_it = ["data.path"], [f"data@training={data}_train"]
-    else:
-        kept, words_of_it = list(own), [f"data@training={data}"]
-    kept = [key for key in kept if not (key == "data.path" and os.path.isfile(os.path.expanduser(own.get(key, ""))))]
-    alike = {f"training.{key.removeprefix('data.')}": own[key] for key in kept if key in own}
-    added = [*words_of_it, *(f"{key}={value}" for key, value in alike.items() if key not in given)]
-    # Beside the other words: behind an option such as --cfg they would be none.
-    place = 1 + max((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), default=-1)
-    return [*words[:place], *added, *words[place:]]
-
-
 @contextmanager
 def in_one_line(words: Sequence[str], task: Callable[..., Any] | None = None) -> Iterator[None]:
     """Within, whatever Hydra finds wrong of a command's words, or comes upon in composing them, raises UserError; what
@@ -108,6 +87,9 @@ def told(error: Exception, words: Sequence[str]) -> str:
         return _no_key(str(cause.full_key or cause.key), str(cause.key), cause.parent_node)
     if isinstance(error, OverrideParseException):
         return _unread(error.override)
+    if merged := re.match(r"Error merging override (.*)$", str(error), re.DOTALL):  # a text with `${` that is no key
+        override = OverridesParser.create().parse_override(merged[1])
+        return _unread(f"{override.get_key_element()}={override.value()}", merged[1])
     if ambiguous := re.match(r"Ambiguous value for argument '(.*)'$", first_line(error)):
         return _unread(ambiguous[1])
     if meant := re.search(r"Could not override '(.+)'.\nDid you mean to override (?:one of )?(.*)\?", str(error)):
@@ -137,23 +119,29 @@ def _guilty(error: Exception, words: Sequence[str]) -> str:
     return first_line(error)
 
 
+def literal(text: str) -> str:
+    """A text of a configuration in which nothing stands for another key's."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def quoted(word: str) -> str:
     """`key=value` as a shell has to be given it for the value to be taken as it stands."""
     key, _, value = word.partition("=")
+    value = literal(value)
     # Hydra takes a backslash as it stands but before a quote, the closing one too.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", value))
     word = f"{key}='{escaped}'"
     return shlex.quote(word) if re.search(r'["$`!\\]', value) else f'"{word}"'
 
 
-def _unread(word: str) -> str:
-    """A word that is no `key=value`, or whose value is written in no way that Hydra knows."""
+def _unread(word: str, given: str | None = None) -> str:
+    """A word that is no `key=value`, or whose value is written in no way that Hydra knows; given: as it was given."""
     key = word.partition("=")[0]
     if not key.strip() or ("=" not in word and not word.startswith("~")):
         return f"{word}: wanted are words key=value, such as task=uvce"
     if not KEY.fullmatch(key):
         return _no_key(key, key, None)
-    return f"{word}: this value has to be quoted, for example {quoted(word)}"
+    return f"{given or word}: this value has to be quoted, for example {quoted(word)}"
 
 
 def _no_option(error: MissingConfigException, missing: str, words: Sequence[str]) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -336,4 +336,4 @@ def _without_history(line: str) -> dict[str, Any]:
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +26,7 @@ from runner.finished import read_object
 from runner.interrupt import Interrupt, Stopped
 from runner.logging import Logger, Unfailing
 from runner.manifest import Manifest, answers_of, digests_of
-from runner.memory import Plan, batch_of, plan
+from runner.memory import Plan, plan
 from runner.optimize import Descent
 from runner.progress import preparing, progress
 from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
@@ -290,9 +290,11 @@ def _shown(work: Work, refusal: Unwritable) -> int:
     return _say(work, {"failures": failures, "failed": len(failures)}, DONE, "")
 
 
-def _sized(parts: Parts, answer: Solver, batch: object, folder: RunFolder, problems: int) -> tuple[int, Plan | None]:
+def _sized(
+    parts: Parts, answer: Solver, batch: int | Literal["auto"], folder: RunFolder, problems: int
+) -> tuple[int, Plan | None]:
     """How many problems a batch has, and what was chosen by memory, None where nothing is left to it."""
-    size = batch_of(batch)
+    size = None if batch == "auto" else batch
     if size is not None and parts.generator.recompute != "auto":
         return size, None
     known = size or folder.noted_batch()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
@@ -25,12 +26,13 @@ from pydantic_core import PydanticCustomError
 
 from runner.ranges import Keys, OneOf, Section
 from runner.types import UserError, first_line
+from runner.written import Written, as_written, kept
 
 # Keys of a node that are not its target's.
 HYDRAS_OWN = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 # A loader that hands its further settings on: to what, and which arguments of that it fills in itself.
 HANDED_ON = {"models.diffusion.load": ("models.diffusion.LatentDiffusion", frozenset({"networks", "sampler"}))}
-OURS = ("data", "models", "runner", "tasks")  # packages whose signatures state their types
+OURS = ("data", "models", "runner", "scripts", "tasks")  # packages whose signatures state their types
 SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
 MAPPINGS = (dict, collections.abc.Mapping)
 NONE = type(None)
@@ -48,7 +50,11 @@ class Wrong:
 
 
 class Found(list[Wrong]):
-    """What is wrong of a configuration, in the order in which it was seen."""
+    """What is wrong of a configuration, in the order in which it was seen; and how its values are written."""
+
+    def __init__(self, written: Written) -> None:
+        super().__init__()
+        self.written = written
 
     def end(self) -> None:
         """Raise UserError of the first of those that stand highest: what refers to a value has its fault as well."""
@@ -56,13 +62,16 @@ class Found(list[Wrong]):
             raise UserError(min(self, key=lambda wrong: wrong.key.count(".")).said)
 
 
-def check_settings(kind: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings that a dataclass names, and every node below them, with numbers for texts made texts.
+def check_settings(
+    kind: type, given: Mapping[str, Any], prefix: str = "", written: Written = MappingProxyType({})
+) -> dict[str, Any]:
+    """The settings that a dataclass names, and every node below them, with numbers for texts made texts: as they are
+    `written`, where that is known.
 
     Raises UserError, in one line with the key, the value and what is allowed, for an unknown or a missing key and for a
     value of the wrong type or out of its range.
     """
-    found = Found()
+    found = Found(written)
     checked = _fields(_Signature.of(kind, partial=False), given, prefix, found)
     found.end()
     return checked
@@ -84,9 +93,16 @@ def allowed(annotation: Any) -> str:
         key, value = get_args(base)
         names = f" of {allowed(key)}" if _unpacked(key)[1] else ""
         return f"{{name: value}}{names} with {allowed(value)}"
+    if inspect.isclass(base) and issubclass(base, Section):
+        return f"{{name: value}} of {', '.join(_Signature.of(base, partial=False).annotations)}"
     if _is_text(base):
         return "texts" if _may_be_empty(facts) else "texts that are not empty"
     return {bool: "true and false", NONE: "null"}.get(base, "a part, {_target_: …}")
+
+
+def reads_text(annotation: Any) -> bool:
+    """Whether a text is among what an annotation allows."""
+    return any(_is_text(_unpacked(part)[0]) for part in _parts(annotation))
 
 
 def near(name: str, names: Sequence[str]) -> str:
@@ -197,10 +213,19 @@ def _value(value: Any, annotation: Any, key: str, found: Found) -> Any:
     if isinstance(value, Mapping) and (signature := _signature_of(annotation)):
         return _fields(signature, value, f"{key}.", found)
     try:
-        value = _adapter(annotation).validate_python(value)
+        checked = kept(_adapter(annotation).validate_python(value), value, key, found.written)
     except ValidationError as error:
+        checked = _of_texts(value, annotation, key, found, error)
+    return _below(checked, key, found)
+
+
+def _of_texts(value: Any, annotation: Any, key: str, found: Found, error: ValidationError) -> Any:
+    """A value that is none for its reader, taken as it is written: a class may be called true, or 3.10."""
+    try:
+        return _adapter(annotation).validate_python(as_written(value, key, found.written))
+    except ValidationError:
         found.append(_wrong(value, annotation, key, error))
-    return _below(value, key, found)
+        return value
 
 
 def _signature_of(annotation: Any) -> _Signature | None:
@@ -268,9 +293,8 @@ def _strict_base(base: Any, facts: Sequence[Any]) -> Any:
 
 
 def _digits(value: Any) -> Any:
-    """A number as the text that was written, where that is certain: a class may be called 7."""
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool) and repr(value).strip("-.0123456789") == ""
-    return repr(value) if plain else value
+    """A whole number as its digits: a class may be called 7. Of others nobody knows how they are written."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _may_be_empty(facts: Sequence[Any]) -> bool:
@@ -351,8 +375,9 @@ def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Wro
     if name is not None:
         names = next(fact.values for fact in _unpacked(get_args(_unpacked(annotation)[0])[0])[1])
         return Wrong(key, f"{key}.{name}={shown(value[name])}: nothing reads this key; {near(name, names)}")
-    text = any(_is_text(_unpacked(part)[0]) for part in _parts(annotation)) and isinstance(value, (bool, float))
-    quoting = f"; a text of these letters is written {key}=\"'{shown(value)}'\"" if text else ""
+    text = reads_text(annotation) and isinstance(value, (bool, float, NONE))
+    quoted = f"'{shown(value)}'"
+    quoting = f'; a text of these letters is written {key}="{quoted}", in a file {quoted}' if text else ""
     return Wrong(key, f"{key}={shown(value)}: allowed are {allowed(annotation)}{quoting}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from runner.record import read_png
 from runner.types import UserError
@@ -36,7 +36,7 @@ class TensorBoardLogger:
         self.finish()
         attempt = 1 + sum(path.is_dir() for path in folder.glob(f"{FOLDER}/attempt-*"))
         self._writer, self._results = SummaryWriter(folder / FOLDER / f"attempt-{attempt}"), 0
-        self._writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
+        self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}```")
 
     def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:

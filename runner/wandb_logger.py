@@ -49,12 +49,23 @@ class WandbLogger:
         self._problems: set[str] = set()
         self._judged, self._successes = 0, 0
         self._lines: list[list[Any]] = []
+        self._placed: list[str] = []  # variables of the environment that are this attempt's
 
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
         self.finish()
         if self.mode == "disabled" or switched_off(os.environ):
             return
-        _keep_within(folder / "wandb")
+        self._placed = _keep_within(folder / "wandb")
+        try:
+            self._begin(folder, config, key, task)
+        except BaseException:
+            self._release()
+            raise
+        self._lines = []
+        self._row, self._step = 0, None
+        self._problems, self._judged, self._successes = set(), 0, 0
+
+    def _begin(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
         wandb = _import_wandb()
         attempt = 1 + sum(path.is_dir() for path in folder.glob("wandb/*run-*"))
         wandb.setup(wandb.Settings(silent=True))  # process-wide: without it a terminal is asked for a key
@@ -77,9 +88,6 @@ class WandbLogger:
             said = f"{first_line(error)}; this attempt is logged offline, and `wandb sync` sends it later"
             print(f"logger.mode=online: {said}", file=sys.stderr, flush=True)
             self._run = begin("offline")
-        self._lines = []
-        self._row, self._step = 0, None
-        self._problems, self._judged, self._successes = set(), 0, 0
 
     def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         if self._run is None or not self._shown(problem):
@@ -113,9 +121,18 @@ class WandbLogger:
         run, self._run = self._run, None
         if run is None:
             return
-        if self._lines:
-            run.log({"results": _import_wandb().Table(list(TABLE), self._lines)}, step=self._row + 1)
-        run.finish()
+        try:
+            if self._lines:
+                run.log({"results": _import_wandb().Table(list(TABLE), self._lines)}, step=self._row + 1)
+            run.finish()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        """The next run of this process has places of its own."""
+        for variable in self._placed:
+            os.environ.pop(variable, None)
+        self._placed = []
 
     def _shown(self, problem: str) -> bool:
         """Whether a problem has its own section, which the first ones get."""
@@ -146,19 +163,23 @@ def switched_off(variables: Mapping[str, str]) -> bool:
     return variables.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
-def _keep_within(folder: Path) -> None:
+def _keep_within(folder: Path) -> list[str]:
     """Have W&B keep its cache, settings and logs in a folder where it cannot in the user's home: it would tell all of
-    them to the console instead."""
+    them to the console instead. Returns the variables of the environment that say so."""
+    placed = []
     for variable, default in PLACES.items():
         if variable in os.environ:
             continue
+        home = Path(default("wandb"))
         try:
-            (home := Path(default("wandb"))).mkdir(parents=True, exist_ok=True)
+            home.mkdir(parents=True, exist_ok=True)
+            writable = os.access(home, os.W_OK)
         except OSError:
+            writable = False
+        if not writable:
             os.environ[variable] = str(folder)
-        else:
-            if not os.access(home, os.W_OK):
-                os.environ[variable] = str(folder)
+            placed.append(variable)
+    return placed
 
 
 def _free(pictures: Mapping[str, Path]) -> dict[str, Any] | None:

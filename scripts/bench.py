@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from runner.files import write  # noqa: E402
+from runner.options import parsed  # noqa: E402
+from runner.ranges import Repeats  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import bench_measures as measures  # noqa: E402
 from scripts import bench_runs as runs  # noqa: E402
@@ -36,7 +38,7 @@ from scripts.bench_lines import Line, ratio  # noqa: E402
 from scripts.bench_scale import scale  # noqa: E402
 from scripts.bench_subjects import APPROXIMATIONS, PLANTED, UVCE, Subject, stable_diffusion  # noqa: E402
 from scripts.machine import machine  # noqa: E402
-from scripts.options import parsed, selected  # noqa: E402
+from scripts.options import selected  # noqa: E402
 from scripts.random_pipeline import Size  # noqa: E402
 from scripts.timing import ceiling, interleaved, operations, peak_memory  # noqa: E402
 
@@ -59,7 +61,7 @@ class Options:
     """
 
     only: str = "all"
-    repeats: int = 3
+    repeats: Repeats = 3
     write: bool = False
 
 
@@ -286,8 +288,6 @@ def table(known: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> int:
     try:
         chosen = parsed(Options, arguments)
-        if chosen.repeats < 1:
-            raise UserError(f"repeats={chosen.repeats}: allowed are 1 and above")
         names = selected("only", chosen.only, list(MEASURES))
     except UserError as error:
         print(error, file=sys.stderr)

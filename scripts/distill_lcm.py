@@ -34,8 +34,11 @@ sys.path.insert(0, str(ROOT))
 
 from data import planted  # noqa: E402
 from models.steps import consistency, guidance_embedding, guide, lcm_schedule  # noqa: E402
+from runner.types import UserError  # noqa: E402
 from scripts.captioned import cifar10_caption  # noqa: E402
+from scripts.options import told_in_one_line  # noqa: E402
 from scripts.pipeline import save_network  # noqa: E402
+from scripts.train_settings import check_form  # noqa: E402
 from scripts.training import fit, settings  # noqa: E402
 
 
@@ -144,7 +147,7 @@ def load_pairs(folder: Path) -> Pairs:
             parts["tokens"].append(block["tokens"])
             rows += n
     if not rows:
-        raise SystemExit(f"{folder}: no trajectories; draw some by part=trajectories")
+        raise UserError(f"{folder}: no trajectories; draw some by part=trajectories")
     return Pairs(**{name: torch.cat(values) for name, values in parts.items()})
 
 
@@ -241,8 +244,9 @@ def write_card(
     (ROOT / cfg.out / "README.md").write_text("\n".join(lines))
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     cfg, device = settings("lcm", arguments)
+    check_form(cfg)
     pipe = StableDiffusionPipeline.from_pretrained(ROOT / cfg.teacher, dtype=torch.float32, safety_checker=None)
     pipe = pipe.to(device)
     for network in (pipe.unet, pipe.text_encoder, pipe.vae):
@@ -255,4 +259,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(told_in_one_line(main, sys.argv[1:]))

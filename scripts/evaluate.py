@@ -21,14 +21,17 @@ from contextlib import chdir, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from runner.files import write  # noqa: E402
+from runner.options import parsed  # noqa: E402
+from runner.ranges import OneOf, Seed  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import (  # noqa: E402
     rows_audit,
@@ -44,7 +47,7 @@ from scripts import (  # noqa: E402
 )
 from scripts.machine import processor  # noqa: E402
 from scripts.metrics import Estimate  # noqa: E402
-from scripts.options import parsed, selected  # noqa: E402
+from scripts.options import selected  # noqa: E402
 from scripts.rows import NUMBERS, Row, Setting  # noqa: E402
 from scripts.tensor_cores import TensorCores  # noqa: E402
 
@@ -67,12 +70,12 @@ class Options:
     """
 
     rows: str = "all"
-    n: int | None = None
-    seed: int = 0
+    n: Annotated[int, Ge(2), Le(1_000_000)] | None = None
+    seed: Seed = 0
     write: bool = False
-    device: str = "auto"
+    device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = "auto"
     outputs: str = "outputs/evaluate"
-    dtype: str = "float32"
+    dtype: Annotated[str, OneOf(tuple(NUMBERS))] = "float32"
 
 
 @dataclass(frozen=True)
@@ -94,23 +97,6 @@ class Result:
     machine: str
     weights: str
     date: str
-
-
-# --- the command line ----------------------------------------------------------------------------------------
-
-
-def options(arguments: Sequence[str]) -> Options:
-    """Raises UserError for an unknown key or a value that is not allowed."""
-    chosen = parsed(Options, arguments)
-    if chosen.n is not None and chosen.n < 2:
-        raise UserError(f"n={chosen.n}: allowed are 2 and above, or null for each row's own size")
-    if chosen.seed < 0:
-        raise UserError(f"seed={chosen.seed}: allowed are 0 and above")
-    if chosen.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={chosen.device}: allowed are auto, cpu, cuda")
-    if chosen.dtype not in NUMBERS:
-        raise UserError(f"dtype={chosen.dtype}: allowed are {', '.join(NUMBERS)}")
-    return chosen
 
 
 # --- judging -------------------------------------------------------------------------------------------------
@@ -290,7 +276,7 @@ def evaluate(chosen: Options, rows: Sequence[Row], command: str, folder: Path = 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     try:
-        chosen = options(arguments)
+        chosen = parsed(Options, arguments)
         names = selected("rows", chosen.rows, [row.name for row in ROWS])
         rows = [row for row in ROWS if row.name in names]
         if small := [row for row in rows if chosen.write and chosen.n is not None and chosen.n < row.full]:

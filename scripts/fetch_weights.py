@@ -51,7 +51,7 @@ def sources_of(words: Sequence[str]) -> list[Source]:
     """What is to be fetched: sources by their names, and all that `python run.py` of the words with a `=` would load,
     in every run of an experiment.
 
-    Raises SystemExit with one line for an unknown name.
+    Raises UserError with one line for an unknown name.
     """
     overrides = [word for word in words if "=" in word]
     named = [source_of(word) for word in words if "=" not in word]

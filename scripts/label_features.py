@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,9 +28,10 @@ sys.path.insert(0, str(ROOT))
 from data import planted  # noqa: E402
 from data.salient_imagenet import COLUMNS, CORE  # noqa: E402
 from runner.compose import build, configure  # noqa: E402
+from runner.options import parsed  # noqa: E402
 from runner.protocols import Cache, Classifier, Dataset  # noqa: E402
+from runner.ranges import Repeats  # noqa: E402
 from runner.types import UserError  # noqa: E402
-from tasks.pictures import at_least_one  # noqa: E402
 from tasks.ranking import choose_units, rank  # noqa: E402
 from tasks.units import FEATURES  # noqa: E402
 
@@ -46,7 +45,7 @@ class Options:
     """What the command line may say: classifier: as for run.py; features: per class; out: the CSV file."""
 
     classifier: str = "planted_shortcut"
-    features: int = 5
+    features: Repeats = 5
     out: str = "labels.csv"
 
 
@@ -93,17 +92,14 @@ def label_features(classifier: Classifier, training: Dataset, side: int, cache: 
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        given = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_cli(list(arguments)))
-        options = OmegaConf.to_object(given)
-        assert isinstance(options, Options)
-        count = at_least_one("features", options.features)
+        options = parsed(Options, arguments)
         config = configure([f"classifier={options.classifier}", "task=spurious_audit", "logger=none"])
         parts = build(config)
         task: Any = parts.task
-        side = parts.generator.resolution
+        side, count = parts.generator.resolution, options.features
         left_out = label_features(parts.classifier, task.training, side, task.cache, count, Path(options.out))
-    except (UserError, OmegaConfBaseException) as error:
-        print(str(error).splitlines()[0], file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 2
     print(f"saved {options.out}; {left_out} features are unclear and left out")
     return 0

@@ -1,34 +1,15 @@
-"""`key=value` on a script's command line."""
+"""What scripts say of their command lines beside `runner.options`: choices by name, and one line for what is wrong."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import TypeVar
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import sys
+from collections.abc import Callable, Sequence
 
 from runner.types import UserError
 
-T = TypeVar("T")
+BAD_INPUT = 2  # the exit code
 SHOWN = 16  # names that an error lists; of more, the nearest
-
-
-def parsed(kind: type[T], arguments: Sequence[str]) -> T:
-    """An instance of a dataclass of options. Raises UserError for an unknown key or a value that is not allowed."""
-    schema = OmegaConf.structured(kind)
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not separator or key not in schema:
-            raise UserError(f"{argument}: allowed are {', '.join(f'{k}=' for k in schema)}")
-        try:
-            schema[key] = None if value == "null" else value
-        except OmegaConfBaseException as error:
-            raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
-    chosen = OmegaConf.to_object(schema)
-    assert isinstance(chosen, kind)
-    return chosen
 
 
 def selected(key: str, wanted: str, names: Sequence[str]) -> list[str]:
@@ -46,3 +27,13 @@ def selected(key: str, wanted: str, names: Sequence[str]) -> list[str]:
             raise UserError(f"{key}={word}: allowed are {listed}, their beginnings, by commas, or all")
         found |= hits
     return [name for name in names if name in found]
+
+
+def told_in_one_line(main: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> int:
+    """A script's exit code: 0, or 2 and one line for what the user can put right."""
+    try:
+        main(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    return 0

@@ -18,18 +18,21 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Le
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import planted  # noqa: E402
 from runner.files import write  # noqa: E402
+from runner.options import parsed  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import metrics, rows_dig_in, rows_planted, rows_prompts  # noqa: E402
 from scripts.judges import CLASSIFIER, TIED, answered, both  # noqa: E402
 from scripts.machine import machine  # noqa: E402
-from scripts.options import parsed, selected  # noqa: E402
+from scripts.options import selected  # noqa: E402
 from scripts.rows import Answer, Setting, answers  # noqa: E402
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class Options:
 
     only: str = "all"
     settings: str = "all"
-    n: int | None = None
+    n: Annotated[int, Ge(2), Le(1_000_000)] | None = None
     write: bool = False
     outputs: str = "outputs/quality"
 
@@ -247,8 +250,6 @@ def save(known: Mapping[str, Mapping[str, Any]]) -> None:
 def main(arguments: Sequence[str]) -> int:
     try:
         chosen = parsed(Options, arguments)
-        if chosen.n is not None and chosen.n < 2:
-            raise UserError(f"n={chosen.n}: allowed are 2 and above, or null for each task's own number")
         tasks = selected("only", chosen.only, list(TASKS))
         settings = selected("settings", chosen.settings, list(SETTINGS))
         path = RESULTS / "quality.json"

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from runner.finished import Record, Run, groups
+from runner.ranges import Repeats
 from runner.record import read_png
 from runner.report import Rate
 from runner.types import UserError, article
@@ -53,7 +54,7 @@ class Content(Make):
     """pictures: of the class and of each feature at most."""
 
     study: str = "content"
-    pictures: int = 4
+    pictures: Repeats = 4
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,6 @@ class Subject:
 
 def ask(runs: Sequence[Run], chosen: Content) -> Study:
     """The classes of which one run made pictures and the other pictures of features, both of the same classifier."""
-    if chosen.pictures < 1:
-        raise UserError(f"pictures={chosen.pictures}: allowed are 1 and above")
     random = Random(f"{chosen.seed} problems")
     gallery = Gallery(random)
     asked = drawn(_explained(runs), chosen.most, random)

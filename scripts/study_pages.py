@@ -23,6 +23,7 @@ from torch import Tensor
 from runner.files import Damaged, write
 from runner.finished import Record, Run, read_run
 from runner.integrity import parse_object
+from runner.ranges import Repeats, Seed
 from runner.record import read_png, write_png
 from runner.report import SMALL, TEMPLATES, Rate
 from runner.types import UserError
@@ -38,9 +39,9 @@ class Make:
 
     study: str
     out: str = "outputs/study"
-    participants: int = 1
-    most: int = 30
-    seed: int = 0
+    participants: Repeats = 1
+    most: Repeats = 30
+    seed: Seed = 0
 
 
 # --- what a page shows ---------------------------------------------------------------------------------------
@@ -131,8 +132,6 @@ def make(ask: Callable[[Sequence[Run], Any], Study], folders: Sequence[Path], ch
 
     Raises UserError where pages could not be told from older ones, and whatever `ask` raises.
     """
-    if chosen.participants < 1 or chosen.most < 1:
-        raise UserError(f"participants={chosen.participants} most={chosen.most}: allowed are 1 and above")
     out = Path(chosen.out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"out={out}: is not empty; give a new folder, or the key would no longer fit")

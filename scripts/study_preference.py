@@ -15,6 +15,7 @@ from data.folder import ImageFolder, square
 from runner.compose import recorded_data
 from runner.finished import Record, Run
 from runner.protocols import Dataset
+from runner.ranges import Fraction
 from runner.record import read_png
 from runner.report import Rate
 from runner.types import UserError, article
@@ -59,7 +60,7 @@ class Preference(Make):
 
     study: str = "preference"
     references: str | None = None
-    least: float = 0.8
+    least: Fraction = 0.8
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
+from runner.types import UserError
+
 
 def learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:
     """The first `count` merges of byte-pair encoding (Sennrich et al., 2016) over ASCII words, `</w>` at their ends.
@@ -41,7 +43,7 @@ def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 def train_tokenizer(captions: Sequence[str], merges: int, length: int, folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer learned from each distinct word once; equal captions give equal files.
 
-    Raises SystemExit if a caption has more than `length` tokens, its two marks counted.
+    Raises UserError if a caption has more than `length` tokens, its two marks counted.
     """
     pairs = learn_merges(sorted({word for text in captions for word in text.split()}), merges)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -54,5 +56,5 @@ def train_tokenizer(captions: Sequence[str], merges: int, length: int, folder: P
     tokenizer.save_pretrained(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     if (longest := max(len(tokenizer(text).input_ids) for text in set(captions))) > length:
-        raise SystemExit(f"token_length={length}: the longest caption has {longest} tokens")
+        raise UserError(f"token_length={length}: the longest caption has {longest} tokens")
     return tokenizer

@@ -32,11 +32,14 @@ sys.path.insert(0, str(ROOT))
 from data.selection import check_choice  # noqa: E402
 from data.ties import shares  # noqa: E402
 from models.devices import device_of  # noqa: E402
-from runner.types import UserError  # noqa: E402
+from runner.options import merged  # noqa: E402
+from runner.types import UserError, first_line  # noqa: E402
 from scripts.adversarial import l2_pgd  # noqa: E402
 from scripts.augmentation import Augment  # noqa: E402
-from scripts.corpora import CORPORA, HEADS, IGNORED, Corpus, load_corpus  # noqa: E402
+from scripts.corpora import CORPORA, IGNORED, Corpus, load_corpus  # noqa: E402
 from scripts.measure_classifier import write_card  # noqa: E402
+from scripts.options import told_in_one_line  # noqa: E402
+from scripts.train_settings import ClassifierSettings, checked  # noqa: E402
 
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
 COMMAND = "python scripts/train_classifier.py"
@@ -53,17 +56,20 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The network of `cfg`, with the weights in `cfg.out` if there are any, and the runs that made these.
 
-    Raises SystemExit if those weights belong to another architecture.
+    Raises UserError if those weights belong to another architecture.
     """
     torch.manual_seed(cfg.seed)
     kwargs = plain(cfg.kwargs)
-    network = timm.create_model(cfg.architecture, num_classes=outputs, **kwargs)
+    try:
+        network = timm.create_model(cfg.architecture, num_classes=outputs, **kwargs)
+    except Exception as error:  # whatever an architecture of timm says of its settings
+        raise UserError(f"architecture={cfg.architecture} kwargs={kwargs}: {first_line(error)}") from error
     out = ROOT / cfg.out
     if not (out / "model.safetensors").exists():
         return network, []
     config = json.loads((out / "config.json").read_text())
     if (config["architecture"], config["kwargs"]) != (cfg.architecture, kwargs):
-        raise SystemExit(
+        raise UserError(
             f"out={cfg.out}: holds a {config['architecture']} with {config['kwargs']}; choose another `out`"
         )
     network.load_state_dict({key: value.float() for key, value in load_file(out / "model.safetensors").items()})
@@ -150,32 +156,22 @@ def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, runs: Sequence[dic
 
 
 def configure(arguments: Sequence[str]) -> DictConfig:
-    """Defaults, then the preset, then the command line. Raises SystemExit with one line for an unknown key or value."""
-    cli = DictConfig(OmegaConf.from_cli(list(arguments)))
-    base = read_defaults()
+    """Defaults, then the preset, then the command line. Raises UserError for what is not allowed."""
+    base, cli = read_defaults(), merged(OmegaConf.create({}), arguments)
     presets = base.pop("presets")
-    data = cli.get("data", "planted")
-    if data not in CORPORA:
-        raise SystemExit(f"data={data}: allowed are {', '.join(CORPORA)}")
-    if unknown := {str(key) for key in cli} - {str(key) for key in base}:
-        raise SystemExit(f"{', '.join(sorted(unknown))}: unknown; allowed are {', '.join(map(str, base))}")
-    name = cli.get("name") or next(key for key, preset in presets.items() if preset.data == data)
+    data = check_choice("data", cli.get("data", "planted"), CORPORA)
+    base.name = cli.get("name") or next(key for key, preset in presets.items() if preset.data == data)
     whole = ("kwargs", "ties", "strength", "scenes")  # mappings that replace those before them, where others merge
-    for layer in (presets.get(name, OmegaConf.create({"data": data})), cli):
-        base.update({key: layer[key] for key in whole if key in layer})
-        base.merge_with({key: value for key, value in layer.items() if key not in whole})
-    base.name = name
-    try:
-        ties = read_ties(base.ties)
-        base.strength = shares(plain(base)["strength"], ties)
-    except UserError as error:
-        raise SystemExit(str(error)) from error
-    if "ties" in cli and not base.strength:
-        raise SystemExit(f"ties={cli.ties}: give its strength too, from 0 to 1, e.g. strength=0.9")
-    base.ties = {name: ties[name] for name in base.strength}
-    if wrong := set(base.heads) - set(HEADS):
-        raise SystemExit(f"heads: {', '.join(wrong)} unknown; allowed are {', '.join(HEADS)}")
-    return base
+    preset = presets.get(str(base.name), OmegaConf.create({"data": data}))
+    base.update({key: layer[key] for layer in (preset, cli) for key in whole if key in layer})
+    base.merge_with({key: value for key, value in preset.items() if key not in whole})
+    cfg = checked(ClassifierSettings, base, arguments)
+    ties = read_ties(cfg.ties)
+    cfg.strength = shares(plain(cfg)["strength"], ties)
+    if "ties" in cli and not cfg.strength:
+        raise UserError(f"ties={cli.ties}: give its strength too, from 0 to 1, e.g. strength=0.9")
+    cfg.ties = {name: ties[name] for name in cfg.strength}
+    return cfg
 
 
 def read_defaults() -> DictConfig:
@@ -194,12 +190,12 @@ def read_ties(given: str | DictConfig) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, save and measure. Raises SystemExit with one line for what the user can put right."""
+    """Train, save and measure. Raises UserError for what the user can put right."""
     cfg = configure(arguments)
     try:
         train_and_measure(cfg, arguments)
-    except (UserError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from error
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
     print(f"saved {cfg.out}")
 
 
@@ -220,4 +216,4 @@ def train_and_measure(cfg: DictConfig, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(told_in_one_line(main, sys.argv[1:]))

@@ -36,8 +36,10 @@ from models.devices import device_of  # noqa: E402
 from runner.types import UserError, article  # noqa: E402
 from scripts.augmentation import Augment  # noqa: E402
 from scripts.measure_clip import LOCAL_NAMES, NAMES, local_name, render, write_card  # noqa: E402
+from scripts.options import told_in_one_line  # noqa: E402
 from scripts.tokenizer import train_tokenizer  # noqa: E402
 from scripts.train_classifier import batches, plain  # noqa: E402
+from scripts.train_settings import ClipSettings, checked  # noqa: E402
 
 PREPROCESSING = {
     "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash",
@@ -164,7 +166,7 @@ def train(
 def build(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], list[dict[str, Any]]]:
     """The model of `cfg`, with the weights in `cfg.out` if there are any, its tokenizer, and the runs that made these.
 
-    Raises SystemExit if those weights belong to another architecture.
+    Raises UserError if those weights belong to another architecture.
     """
     out, runs = ROOT / cfg.out, []
     model_cfg = plain(cfg.model)
@@ -173,7 +175,7 @@ def build(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], list[dic
     if (out / WEIGHTS).exists():
         config = json.loads((out / CONFIG).read_text())
         if config["model_cfg"] != model_cfg:
-            raise SystemExit(f"out={cfg.out}: holds a model of {config['model_cfg']}; choose another `out`")
+            raise UserError(f"out={cfg.out}: holds a model of {config['model_cfg']}; choose another `out`")
         runs = config["training"]["runs"]
     else:
         write_config(cfg, model_cfg, runs)
@@ -213,13 +215,8 @@ def save(model: nn.Module, cfg: DictConfig, runs: Sequence[Mapping[str, Any]]) -
 
 
 def configure(arguments: Sequence[str]) -> DictConfig:
-    """Defaults under the command line. Raises SystemExit with one line for an unknown key."""
-    base = DictConfig(OmegaConf.load(ROOT / "conf" / "train" / "clip.yaml"))
-    cli = DictConfig(OmegaConf.from_cli(list(arguments)))
-    if unknown := {str(key) for key in cli} - {str(key) for key in base}:
-        raise SystemExit(f"{', '.join(sorted(unknown))}: unknown; allowed are {', '.join(map(str, base))}")
-    base.merge_with(cli)
-    return base
+    """Defaults under the command line. Raises UserError for what is not allowed."""
+    return checked(ClipSettings, DictConfig(OmegaConf.load(ROOT / "conf" / "train" / "clip.yaml")), arguments)
 
 
 def main(arguments: Sequence[str]) -> list[float]:
@@ -243,7 +240,4 @@ def main(arguments: Sequence[str]) -> list[float]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(str(error)) from error
+    sys.exit(told_in_one_line(main, sys.argv[1:]))

@@ -10,7 +10,7 @@ writes half-precision weights back to `out` when its time is over.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from runner.compose import configure  # noqa: E402
 from scripts.captioned import Captioned, load_corpus  # noqa: E402
+from scripts.options import told_in_one_line  # noqa: E402
 from scripts.pipeline import build, encode, save, write_card  # noqa: E402
 from scripts.training import fit, settings  # noqa: E402
 
@@ -142,7 +143,7 @@ def train_unet(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any) -> No
     pipe.unet, pipe.text_encoder = trained.unet, trained.text_encoder
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     cfg, device = settings("generator", arguments)
     corpus = load_corpus(cfg)
     pipe = build(cfg, corpus.captions).to(device)
@@ -154,4 +155,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(told_in_one_line(main, sys.argv[1:]))

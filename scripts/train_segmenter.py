@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from data import planted  # noqa: E402
 from runner.types import article  # noqa: E402
+from scripts.options import told_in_one_line  # noqa: E402
 from scripts.pipeline import clean_configs, encode  # noqa: E402
 from scripts.training import fit, settings  # noqa: E402
 
@@ -178,4 +179,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(told_in_one_line(main, sys.argv[1:]))

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from data.selection import check_choice
 from models.devices import device_of
-from runner.types import UserError
+from runner.options import merged
+from scripts.train_settings import LONG, checked
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ("planted", "cifar10")
@@ -22,20 +24,12 @@ DATA = ("planted", "cifar10")
 def settings(name: str, arguments: Sequence[str]) -> tuple[Any, torch.device]:
     """The defaults in conf/train/<name>_<data>.yaml with the command line's changes, and where to train.
 
-    Exits with one line for unknown data, and for a device that is not there.
+    Raises UserError for what is not allowed, and for a device that is not there.
     """
-    cli = OmegaConf.from_cli(list(arguments))
-    data = cli.get("data", DATA[0])
-    allowed = [known for known in DATA if _defaults(name, known).exists()]
-    if data not in allowed:
-        raise SystemExit(f"data={data}: allowed are {', '.join(allowed)}")
-    base = OmegaConf.load(_defaults(name, data))
-    OmegaConf.set_struct(base, True)
-    cfg: Any = OmegaConf.merge(base, cli)
-    try:
-        return cfg, device_of("device", cfg.device)
-    except UserError as error:
-        raise SystemExit(str(error)) from error
+    data = merged(OmegaConf.create({"data": DATA[0]}), arguments)["data"]
+    check_choice("data", data, [known for known in DATA if _defaults(name, known).exists()])
+    cfg = checked(LONG[name], DictConfig(OmegaConf.load(_defaults(name, data))), arguments)
+    return cfg, device_of("device", cfg.device)
 
 
 def _defaults(name: str, data: str) -> Path:

@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.selection import check_choice  # noqa: E402
-from runner.figures import read_arguments  # noqa: E402
 from runner.files import write  # noqa: E402
 from runner.finished import Run  # noqa: E402
+from runner.options import with_paths  # noqa: E402
 from runner.types import UserError  # noqa: E402
 from scripts import study_content, study_preference, study_resemblance  # noqa: E402
 from scripts.study_pages import Make, Scores, Study, counted, make, read_key  # noqa: E402
@@ -49,7 +49,7 @@ class Kind:
     """options: of `make`, with its defaults; ask: what two runs are asked about; score: what files of answers say, by
     the key."""
 
-    options: Callable[[], Make]
+    options: type[Make]
     ask: Callable[[Sequence[Run], Any], Study]
     score: Callable[[Sequence[Path], Mapping[str, Any]], Scores]
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 def _main_make(arguments: Sequence[str]) -> None:
     said = [argument.removeprefix("study=") for argument in arguments if argument.startswith("study=")]
     name = check_choice("study", said[-1] if said else "preference", KINDS)
-    folders, chosen = read_arguments(arguments, KINDS[name].options())
+    folders, chosen = with_paths(KINDS[name].options, arguments)
     if len(folders) != 2:
         raise UserError(f"{len(folders)} run folders: wanted are 2")
     for file in make(KINDS[name].ask, [Path(folder) for folder in folders], chosen):
@@ -94,7 +94,7 @@ def _main_make(arguments: Sequence[str]) -> None:
 
 
 def _main_score(arguments: Sequence[str]) -> None:
-    files, chosen = read_arguments(arguments, Score())
+    files, chosen = with_paths(Score, arguments)
     if not files or chosen.key is None:
         raise UserError("score: wanted are files of answers and key=<key that `make` wrote>")
     key = read_key(Path(chosen.key))

@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 
-from runner.types import first_line
+from runner.types import UserError, first_line
 
 CIFAR10 = ("CIFAR10_RESNETS", "../shared/data/cifar10")
 GROUNDED_SAM = ("GROUNDED_SAM", "../shared/data/grounded_sam")
@@ -153,7 +153,7 @@ Source = File | Repository
 
 
 def source_of(name: str) -> Source:
-    """The source that `name` means. Raises SystemExit with one line if it means none."""
+    """The source that `name` means. Raises UserError with one line if it means none."""
     if name in SOURCES:
         return SOURCES[name]
     if name.startswith("timm/"):
@@ -168,7 +168,7 @@ def source_of(name: str) -> Source:
         return repository_of(repository, revision or None, CLASSIFIER_FILES, "its hub id")
     names = "timm/<name>[@<commit>], torchvision/<name>.<weights>, hub/<owner>/<name>[@<commit>]"
     more = f"{names} and words of run.py such as classifier=vit_b"
-    raise SystemExit(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {more}")
+    raise UserError(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {more}")
 
 
 def repository_of(name: str, revision: str | None, files: tuple[str, ...], used_by: str) -> Repository:
@@ -240,12 +240,12 @@ def _torchvision(node: Mapping[str, Any]) -> list[Source]:
 
 
 def _torchvision_file(name: str, tag: str) -> File:
-    """A set of weights of torchvision, whose file's name ends with the beginning of its SHA-256. Raises SystemExit with
+    """A set of weights of torchvision, whose file's name ends with the beginning of its SHA-256. Raises UserError with
     one line if there is none."""
     try:
         weights = torchvision.models.get_model_weights(name)[tag]
     except (KeyError, ValueError) as error:
-        raise SystemExit(f"torchvision/{name}.{tag}: torchvision has no such weights ({first_line(error)})") from error
+        raise UserError(f"torchvision/{name}.{tag}: torchvision has no such weights ({first_line(error)})") from error
     place, size = Path(torch.hub.get_dir()) / "checkpoints", int(weights.meta["_file_size"] * 2**20)
     sha256 = weights.url.rpartition("-")[2].partition(".")[0]
     used_by = f"classifier.name={name} classifier.weights={tag}"

@@ -17,7 +17,7 @@ from runner.protocols import Cache, Captioner, Classifier, Dataset, World  # fmt
 from runner.ranges import Names, OneOf, PromptWeights, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures  # fmt: skip
 from tasks.asking import attempted
-from tasks.pictures import at_least_one, compared, own_seed, reading, slug, success_rate
+from tasks.pictures import compared, own_seed, reading, slug, success_rate
 from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
 from tasks.ranking import choose_units, rank
 from tasks.shown import Rival, best_restarts, rivals_of, samples, score, surest
@@ -44,8 +44,8 @@ class DiffExplainerClass:
         captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
         self.asked = check_choice("task.objective", objective, OBJECTIVES)
-        self.feature, self.seeds = at_least_one("task.feature", feature), at_least_one("task.seeds", seeds)
-        self.images = at_least_one("task.images", images)
+        self.feature, self.seeds = feature, seeds
+        self.images = images
         self.training, self.classes, self.prompt, self.named = training, classes, prompt, named
         self.weights, self.captioner, self.cache, self.baseline = weights, captioner, cache, baseline
         self.schedules = {"inject": [0.0], "blend": [0.0]}

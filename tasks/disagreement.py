@@ -18,7 +18,7 @@ from runner.ranges import Fraction, Names, NonNegative, OneOf, Repeats
 from runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
 from tasks.asking import attempted
 from tasks.edits import prompt_of
-from tasks.pictures import at_least_one, compared, probabilities, slug, success_by
+from tasks.pictures import compared, probabilities, slug, success_by
 from tasks.retrieval import Retrieval, same_disagreement
 from tasks.starts import start_words, strongest_gap
 from tasks.targets import known_labels
@@ -51,7 +51,7 @@ class Disagreement:
     ) -> None:  # fmt: skip
         self.mode, self.margin = check_choice("task.mode", mode, GAPS), margin
         self.directions = [check_choice("task.directions", d, DIRECTIONS) for d in directions]
-        self.seeds, self.starts = at_least_one("task.seeds", seeds), at_least_one("task.starts", starts)
+        self.seeds, self.starts = seeds, starts
         self.rival, self.classes, self.words = rival, classes, words
         self.phrases, self.prompt, self.gap = phrases or ("",), prompt, gap
         self.baseline, self.validate, self.captioner = baseline, validate or None, None

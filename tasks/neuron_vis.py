@@ -18,7 +18,7 @@ from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import Positive, Repeats, Units
 from runner.types import Anchor, Edit, Objective, Pictures, Problem
 from tasks.asking import attempted
-from tasks.pictures import at_least_one, compared, own_seed, reading, slug, success_rate
+from tasks.pictures import compared, own_seed, reading, slug, success_rate
 from tasks.ranking import check_asked, check_training, choose_units, kept, rank
 from tasks.terms import unit_activation
 from tasks.units import FEATURES, Ranking, Unit, activation, outputs
@@ -47,8 +47,6 @@ class NeuronVis:
         self, training: Dataset, units: Units, top: Repeats, words: Repeats, samples: Repeats, prompt: str,
         seeds: Repeats, enough: Positive | None, captioner: Captioner, cache: Cache, baseline: str,
     ) -> None:  # fmt: skip
-        for key, count in {"words": words, "samples": samples, "seeds": seeds}.items():
-            at_least_one(f"task.{key}", count)
         self.training, self.units, self.top, self.words, self.samples = training, units, kept(top), words, samples
         self.prompt, self.seeds, self.enough, self.baseline = prompt, seeds, enough, baseline
         self.captioner, self.cache = captioner, cache

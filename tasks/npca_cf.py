@@ -24,7 +24,6 @@ from tasks.pictures import (
     STAGES,
     STARTS,
     asked_of,
-    at_least_one,
     confidences,
     drawn,
     moved_by,
@@ -65,7 +64,7 @@ class NpcaCf:
     ) -> None:  # fmt: skip
         self.start = check_choice("task.start", start, STARTS)
         self.training, self.components, self.mask = training, components, mask
-        self.images = at_least_one("task.images", images)
+        self.images = images
         self.directions = [check_choice("task.directions", d, SIGNS) for d in directions]
         self.keep, self.moved, self.enough, self.prompt, self.weights = keep, moved, enough, prompt, weights
         self.captioner, self.cache, self.baseline = captioner, cache, baseline

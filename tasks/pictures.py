@@ -18,25 +18,11 @@ from data.folder import square
 from data.masks import read_mask
 from data.selection import content_of
 from runner.protocols import Captioner, Classifier, Dataset
-from runner.types import KEEP, Edit, Example, Pictures, UnreadableImage, UserError, finite
+from runner.types import Edit, Example, Pictures, UnreadableImage, UserError, finite
 from tasks.asking import attempted
 from tasks.targets import rows_of_class
 
 T = TypeVar("T")
-
-
-def check_keep(keep: str) -> str:
-    """`task.keep`, if it is allowed. Raises UserError otherwise."""
-    if keep not in KEEP:
-        raise UserError(f"task.keep={keep}: allowed are {', '.join(KEEP)}")
-    return keep
-
-
-def at_least_one(key: str, count: int) -> int:
-    """A number of things, if there is any. Raises UserError naming the configuration's key otherwise."""
-    if count < 1:
-        raise UserError(f"{key}={count}: allowed are 1 and above")
-    return count
 
 
 def start(dataset: Dataset, i: int, example: Example, side: int, keep: str, mask: str | None) -> dict[str, Any]:
@@ -66,7 +52,7 @@ def _read_again(dataset: Dataset, i: int, side: int, content: str) -> Float[Tens
 def drawn(name: str, side: int, keep: str, mask: str | None) -> dict[str, Any]:
     """The same fields where the picture is drawn."""
     given = None if mask is None else _mask(mask, side, _changed(mask))
-    return {"load": None, "picture": name, "keep": check_keep(keep), "mask": given}
+    return {"load": None, "picture": name, "keep": keep, "mask": given}
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from runner.types import Anchor, Edit, Objective, Pictures, UserError  # fmt: sk
 from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, interval, verdict
 from tasks.audited import audited_classes, audited_features, known_of
 from tasks.cam import hirescam
-from tasks.pictures import at_least_one, own_seed, reading, slug
+from tasks.pictures import own_seed, reading, slug
 from tasks.prompted import OBJECTIVES, Prompted, direction, marked, prompt_objective
 from tasks.ranking import best_row, check_training, rank
 from tasks.shown import samples, score, sheet, tinted
@@ -60,7 +60,7 @@ class SpuriousAudit:
         if not objectives:
             raise UserError(f"task.objectives=[]: name at least one of {', '.join(OBJECTIVES)}")
         self.objectives = [check_choice("task.objectives", name, OBJECTIVES) for name in objectives]
-        self.features, self.labels = at_least_one("task.features", features), labels or None
+        self.features, self.labels = features, labels or None
         self.training, self.classes, self.prompt, self.segmenter = training, classes, prompt, segmenter
         self.delta, self.calibration, self.reached, self.weights = delta, calibration, reached, weights
         self.cache, self.baseline = cache, baseline

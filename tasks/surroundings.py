@@ -13,7 +13,6 @@ from runner.protocols import Cache, World
 from runner.ranges import Names, Repeats
 from runner.types import Edit, UserError, article, finite
 from tasks.edits import replace_phrase, replace_phrases
-from tasks.pictures import at_least_one
 from tasks.worded import phrased, pictures_of
 
 Score = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]
@@ -38,7 +37,6 @@ class Surroundings:
         for kind in self.phrases or ():
             if isinstance(kind, str):
                 raise UserError(f"task.surroundings.phrases: '{kind}' stands alone; wanted are lists, as [[{kind}, …]]")
-        at_least_one("task.surroundings.samples", self.samples)
         phrased(self.prompt, "", "task.surroundings.prompt")
 
     def start(self, caption: str, label: str, score: Score, sign: float, world: World, cache: Cache) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
 from tasks.pictures import (
     STAGES,
     asked_of,
-    at_least_one,
     confidences,
     own_seed,
     reaches,
@@ -54,7 +53,7 @@ class Uvce:
         self.mode = check_choice("task.mode", mode, QUESTIONS)
         self.wish, self.captioner = Wish(target, attribute, prompt, captioner, surroundings, cache), captioner
         self.temperature, self.keep, self.mask = temperature, keep, mask
-        self.seeds = at_least_one("task.seeds", seeds)
+        self.seeds = seeds
         self.baseline, self.weights, self.networks = baseline, weights, ()
         # An error's caption names the true class already. Where nothing else changes, there are no maps to inject.
         self.schedules = {"inject": [0.0]} if mode == "error" and surroundings.phrases is None else {}

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from models.zoo.labels import imagenet_labels
 from runner.compose import configure
-from runner.overrides import arranged, in_one_line, quoted, with_training
+from runner.overrides import arranged, in_one_line, quoted
 from runner.types import UserError
 from tests.cli import Cli
 
@@ -23,7 +23,7 @@ MEANT = [
     ("classifier=planted_claen", "classifier=planted_claen: no such option; near ones are planted_clean"),
     ("task=nope", "task=nope: no such option; allowed are attention_maps, diffexplainer_class, disagreement"),
     ("experiment=planted/disagrement", "near ones are planted/disagreement"),
-    ("data@training=planted_trein", "data@training=planted_trein: no such option; did you mean planted_train? "),
+    ("data@training=planted_trein", "data@training=planted_trein: no such option; near ones are planted_train"),
     (
         "data@trainig=planted",
         "data@trainig: no such group; did you mean data@training? allowed are data, data@training",
@@ -153,20 +153,3 @@ def test_what_a_task_raises_stays_as_it_is() -> None:
     with pytest.raises(ValueError, match="a mistake of ours") as caught, in_one_line(["seed=1"], task):
         task()
     assert not isinstance(caught.value, UserError)
-
-
-def test_words_about_training_images_stand_beside_the_others() -> None:
-    """Behind an option they would be taken for no word."""
-    alike = ["data@training=folder", "training.path=x"]
-    own = ["data=folder", "data.path=x"]
-    assert with_training([*own, "--cfg", "job"]) == [*own, *alike, "--cfg", "job"]
-    assert with_training(["-m", *own]) == ["-m", *own, *alike]
-    assert with_training(["--cfg", "job"]) == ["--cfg", "job"]
-
-
-def test_one_image_is_no_folder_of_training_images(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").touch()
-    words = ["experiment=dig_in/fig10", f"data.path={tmp_path / 'x.jpg'}"]
-    assert with_training(words) == words
-    folder = ["experiment=dig_in/fig10", f"data.path={tmp_path}"]
-    assert with_training(folder) == [*folder, f"training.path={tmp_path}"]

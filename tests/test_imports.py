@@ -95,4 +95,7 @@ def test_only_what_composes_and_checks_knows_hydra() -> None:
         )
     }
     submitting = {"runner/submit.py", "runner/submit_settings.py"}  # whose words are run.py's
-    assert knowing == {"run.py", *(f"runner/{name}.py" for name in ("compose", "overrides", "schema"))} | submitting
+    assert (
+        knowing
+        == {"run.py", *(f"runner/{name}.py" for name in ("compose", "overrides", "resolvers", "schema"))} | submitting
+    )

@@ -5,17 +5,35 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig
 
+from runner import figures
+from runner.options import parsed
 from runner.schema import HYDRAS_OWN, check_settings
 from runner.settings import Settings, SubmitSettings
 from runner.submit_settings import SETTINGS, settings_of
 from runner.types import UserError
+from scripts import (
+    bench,
+    distill_lcm,
+    evaluate,
+    label_features,
+    quality,
+    train_classifier,
+    train_clip,
+    train_generator,
+    train_segmenter,
+    user_study,
+)
+from scripts.options import told_in_one_line
+from scripts.train_settings import LONG, ClassifierSettings, ClipSettings, SegmenterSettings
 from tests.test_config import CONF, EVERY, NEEDED, OmegaConf, plain
 
 HUGE = 10**12
@@ -150,6 +168,96 @@ def test_numbers_are_names_where_names_are_asked() -> None:
     checked = check_settings(Settings, config)
     assert checked["task"]["target"] == ["7", "8"] and checked["select"]["classes"] == ["2024"]
     assert check_settings(Settings, changed(plain(), ("task", "target"), 7))["task"]["target"] == "7"
+
+
+# The defaults of the training scripts, and what reads them.
+TRAINING: dict[str, type] = {
+    "classifier": ClassifierSettings, "clip": ClipSettings,
+    **{f"{name}_{data}": LONG[name] for name in ("generator", "lcm") for data in ("planted", "cifar10")},
+    "segmenter_planted": SegmenterSettings,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_wrong_setting_of_a_training_is_refused(name: str) -> None:
+    base = DictConfig(OmegaConf.load(CONF / "train" / f"{name}.yaml"))
+    base.pop("presets", None)
+    base.name = base.get("name") or "mine"
+    if name not in ("classifier", "clip"):
+        base.pop("name")
+    config: Any = OmegaConf.to_container(base, resolve=True)
+    check_settings(TRAINING[name], config)
+    accepted = []
+    for path, _, shipped in leaves(config):
+        for value in WRONG.get(type(shipped), []) if path[0] != "kwargs" else []:  # which the architecture checks
+            key = ".".join(path)
+            try:
+                check_settings(TRAINING[name], changed(config, path, value))
+                accepted.append((key, value))
+            except UserError as error:
+                assert str(error).startswith(key) and "allowed are" in str(error) and "\n" not in str(error), error
+    assert not accepted
+    for path in {path[:-1] for path, _, _ in leaves(config) if path[0] != "kwargs"}:
+        with pytest.raises(UserError, match="nothing reads this key"):
+            check_settings(TRAINING[name], changed(config, (*path, "foo"), 1))
+
+
+@pytest.mark.parametrize(
+    ("main", "word", "line"),
+    [
+        (train_classifier.main, "steps=-1", "steps=-1: allowed are whole numbers from 0"),
+        (train_classifier.main, "stepz=1", "stepz=1: nothing reads this key; near ones are steps"),
+        (train_classifier.main, "steps", "steps: wanted are words key=value"),
+        (train_classifier.main, "kwargs={", "kwargs={: cannot be read"),
+        (train_classifier.main, "kwargs={depth: -3}", "architecture=resnet18 kwargs={'depth': -3}: "),
+        (train_classifier.main, "architecture=resnet0", "architecture=resnet0 kwargs={"),
+        (train_classifier.main, "out=${nope}", "out: Interpolation key 'nope' not found"),
+        (train_classifier.main, "augment=3", "augment=3: allowed are {name: value} of crop, flip, blur, "),
+        (train_clip.main, "model.vision_cfg.layers=[1]", "model.vision_cfg.layers=[1]: allowed are lists [a, b] of 4"),
+        (train_generator.main, "data=faces", "data=faces: allowed are planted, cifar10"),
+        (train_generator.main, "vae.lr=nan", "vae.lr=nan: allowed are numbers above 0"),
+        (distill_lcm.main, "form=lora", "form=lora: needs settings lora"),
+        (train_segmenter.main, "device=gpu", "device=gpu: "),
+    ],
+)
+def test_training_scripts_say_it_in_one_line(
+    main: Callable[[Sequence[str]], object], word: str, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert told_in_one_line(main, [word, *(["images=10", "out=nowhere"] if "resnet" in line else [])]) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(line)
+
+
+NO_NUMBERS = ["word", "true", "nan", "inf", "-inf", "-1", "1000000000000", "1e300", "[1]", "{a: 1}", "", "["]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [evaluate.Options, bench.Options, quality.Options, label_features.Options, figures.Chosen, user_study.Score,
+     *(kind.options for kind in user_study.KINDS.values())],
+    ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
+)  # fmt: skip
+def test_every_wrong_option_of_a_script_is_refused(kind: type) -> None:
+    accepted: list[tuple[str, object]] = []
+    for field in fields(kind):
+        default: Any = field.default
+        texts = isinstance(default, str) or "str" in str(field.type)
+        wrong = [""] if texts else ["word", "3", "null", ""] if isinstance(default, bool) else NO_NUMBERS
+        for word in (f"{field.name}={value}" for value in wrong):
+            try:
+                accepted.append((word, parsed(kind, [word])))
+            except UserError as error:
+                assert str(error).startswith(word[: word.index("=")]) and "\n" not in str(error)
+    assert not accepted
+    for word in ("foo=1", "foo"):
+        with pytest.raises(UserError, match="^foo"):
+            parsed(kind, [word])
+
+
+def test_texts_of_options_are_as_they_are_written() -> None:
+    chosen = parsed(evaluate.Options, ["outputs=3.10", "rows=1_000", "n=null", "seed=7"])
+    assert (chosen.outputs, chosen.rows, chosen.n, chosen.seed) == ("3.10", "1_000", None, 7)
+    assert train_classifier.configure(["name=3.10"]).name == "3.10"
 
 
 @pytest.mark.parametrize("key", OmegaConf.load(SETTINGS))

@@ -100,7 +100,6 @@ def test_what_cannot_be_used_is_said_in_one_line(folder: Path, tmp_path: Path) -
         (tmp_path / "lacking", {}, "1 weights are missing, such as decoder.film_add.weight"),
         (tmp_path / "other", {}, "holds a network of kind clip; allowed are clipseg"),
         (tmp_path / "empty", {}, "cannot be loaded"),
-        (folder, {"threshold": 1.0}, "segmenter.threshold=1.0: allowed are 0 up to below 1"),
         (folder, {"template": "a crab"}, "segmenter.template=a crab: has no {words}"),
         (folder, {"template": "{words} {label}"}, "allowed placeholders are {words}, {article}"),
     ]

@@ -204,12 +204,6 @@ def test_an_answers_tokens_are_loaded_again(make_generator: Make, tmp_path: Path
         soft(generator, str(tmp_path / "other")).begin([asked("a picture of *2")], {})
 
 
-@pytest.mark.parametrize("key", ["starts", "fresh", "validation", "report"])
-def test_counts_below_one_are_refused(key: str, make_generator: Make) -> None:
-    with pytest.raises(UserError, match=f"controls.{key}=0"):
-        soft(make_generator(), None, **{key: 0})
-
-
 # --- hard prompts ------------------------------------------------------------------------------------------------
 
 

@@ -274,7 +274,6 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Checkpoint, tmp_path: P
         (broken, {}, "cannot be loaded"),
         (copied(source, tmp_path / "other", state, model_type="clip"), {}, "kind clip; allowed are sam, sam_hq, sam2"),
         (source, {"options": {"hq_token_only": True}}, "segmenter.options=hq_token_only: .* kind sam has no such"),
-        (source, {"points": 0}, "segmenter.points=0: allowed are 1 and above"),
     ]
     for path, changes, said in cases:
         with pytest.raises(UserError, match=said) as caught:

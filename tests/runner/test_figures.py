@@ -508,8 +508,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "usage:"), (["{folder}", "colour=red"], "colour=red: allowed are paths and name=, out=, most="),
-        (["{folder}", "most=0"], "most=0: allowed are 1 and above"), (["{folder}", "most=a"], "most=a: Value 'a'"),
+        ([], "usage:"), (["{folder}", "colour=red"], "colour=red: nothing reads this key; "),
+        (["{folder}", "most=0"], "most=0: allowed are whole numbers from 1"),
+        (["{folder}", "most=a"], "most=a: allowed are whole numbers"),
         (["{folder}", "name=../x"], "name=../x: is no file name"), (["absent"], "absent: no run folder, config.yaml"),
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ from runner.logging import Logger, NoLogger, Unfailing
 from runner.progress import Pace, duration, preparing, progress, shortened
 from runner.tensorboard_logger import TensorBoardLogger
 from runner.types import UserError
-from runner.wandb_logger import WandbLogger, mode_by_environment, switched_off
+from runner.wandb_logger import PLACES, WandbLogger, mode_by_environment, switched_off
 from tests.wandb_file import OfflineRun, read_offline
 
 CONF = Path(__file__).parents[2] / "conf" / "logger"
@@ -114,6 +114,39 @@ def test_the_first_problems_have_curves_and_pictures_and_all_are_in_the_table(
     assert {"a/total", "b/total", "pictures/a", "pictures/b"} <= keys and not keys & {"c/total", "pictures/c"}
     assert run.rows[-1]["results.nrows"] == 3 and run.summary["success_rate"] == pytest.approx(2 / 3)
     assert [row["result/seconds"] for row in run.rows if "result/seconds" in row] == [2.5] * 3
+
+
+def test_places_of_an_attempt_end_with_it(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the home cannot be written, what W&B keeps lies in the run's folder, and the next run's in that one's."""
+    (nobody.parent / "home").touch()
+    before, logger = dict(os.environ), offline()
+    for folder in (nobody / "one", nobody / "two"):
+        folder.mkdir()
+        logger.start(folder, {}, key="k", task="uvce")
+        assert {os.environ[variable] for variable in PLACES} == {str(folder / "wandb")}
+        logger.finish()
+        assert {key for key in os.environ if key not in before} <= {"WANDB_ERROR_REPORTING", "WANDB_SERVICE"}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError):
+        logger.start(nobody / "three", {}, key="k", task="uvce")
+    assert not set(PLACES) & set(os.environ)
+
+
+def test_a_broken_logger_gives_back_what_it_holds(capfd: pytest.CaptureFixture[str]) -> None:
+    class Broken(NoLogger):
+        finished = 0
+
+        def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+            raise OSError("disk")
+
+        def finish(self) -> None:
+            self.finished += 1
+
+    unfailing = Unfailing(broken := Broken())
+    for step in range(2):
+        unfailing.log("a", step, {})
+    unfailing.finish()
+    assert broken.finished == 1 and capfd.readouterr().err == "logger: disk; nothing more is logged\n"
 
 
 def test_what_was_free_is_a_mask_of_the_result(nobody: Path) -> None:

@@ -12,8 +12,7 @@ import torch
 from models.diffusion import LatentDiffusion
 from runner import memory
 from runner.augment import RandomCrops
-from runner.memory import GIB, Footprint, batch_of, footprint, free_memory, kept, plan
-from runner.types import UserError
+from runner.memory import GIB, Footprint, footprint, free_memory, kept, plan
 from tests.conftest import TinyClassifier
 
 Make = Callable[..., LatentDiffusion]
@@ -124,10 +123,3 @@ def test_the_limits_of_control_groups_and_of_ulimit(tmp_path: Path, monkeypatch:
     assert memory._control_groups(old, tmp_path / "own") == [25]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (GIB, resource.RLIM_INFINITY))
     assert 0 <= free_memory(torch.device("cpu")) < GIB
-
-
-def test_batches_as_they_are_written() -> None:
-    assert batch_of("auto") is None and batch_of(3) == 3
-    for wrong in (0, -1, "many", None, 2.5):
-        with pytest.raises(UserError, match="allowed are 1 and above, or auto"):
-            batch_of(wrong)

@@ -176,9 +176,9 @@ def test_an_adapter_of_another_unet_is_refused(adapter: Path, tiny_folder: Path,
 
 
 def test_bad_input_is_one_line(tmp_path: Path, tiny_folder: Path) -> None:
-    with pytest.raises(SystemExit, match="data=faces: allowed are planted, cifar10"):
+    with pytest.raises(UserError, match="data=faces: allowed are planted, cifar10"):
         main(["data=faces"])
-    with pytest.raises(SystemExit, match="no trajectories"):
+    with pytest.raises(UserError, match="no trajectories"):
         distilled(tiny_folder, tmp_path, "planted", "part=student")
 
 

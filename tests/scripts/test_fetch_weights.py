@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from runner.compose import configure
+from runner.types import UserError
 from scripts import fetch_weights
 from scripts.weight_sources import CIFAR10, LOADERS, SOURCES, File, Repository, needed, source_of
 
@@ -62,8 +63,8 @@ def test_hub_weights_are_fetched_at_their_revision(monkeypatch: pytest.MonkeyPat
     name, options = calls[0]
     assert name == "stable-diffusion-v1-5/stable-diffusion-v1-5" and len(options["revision"]) == 40
     assert getattr(source_of("timm/resnet50.a1_in1k"), "name", None) == "timm/resnet50.a1_in1k"
-    with pytest.raises(SystemExit, match="allowed are cifar10_resnet20"):
-        fetch_weights.main(["fetch", "resnet"])
+    with pytest.raises(UserError, match="allowed are cifar10_resnet20"):
+        source_of("resnet")
 
 
 def test_list_names_licence_and_pin_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +150,7 @@ def test_weights_of_torchvision_are_told_by_the_name_of_their_file(
     source = source_of("torchvision/resnet50.IMAGENET1K_V2")
     assert isinstance(source, File) and source.sha256 == "11ad3fa6"
     assert source.path == tmp_path / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
-    with pytest.raises(SystemExit, match="torchvision has no such weights"):
+    with pytest.raises(UserError, match="torchvision has no such weights"):
         source_of("torchvision/resnet50.MINE")
     origin = tmp_path / "origin" / "net.pth"
     origin.parent.mkdir()

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from runner.options import parsed
 from runner.types import UserError
 from scripts import quality
-from scripts.options import parsed, selected
+from scripts.options import selected
 from scripts.quality import SETTINGS, TASKS, Asked, measure, table
 from scripts.rows import Answer, Setting
 from tests.test_docs import COMMANDS
@@ -77,8 +78,8 @@ def test_names_and_their_beginnings() -> None:
 
 
 @pytest.mark.parametrize(("word", "said"), [
-    ("only=nothing", "only=nothing: allowed are uvce; disagreement; prompts"), ("n=1", "n=1: allowed are 2 and above"),
-    ("settings=DDPM", "settings=DDPM: allowed are DDIM-20;"), ("speed=1", "speed=1: allowed are only="),
+    ("only=nothing", "only=nothing: allowed are uvce; disagreement; prompts"), ("n=1", "n=1: allowed are whole"),
+    ("settings=DDPM", "settings=DDPM: allowed are DDIM-20;"), ("speed=1", "speed=1: nothing reads this key; "),
 ])  # fmt: skip
 def test_bad_words_end_in_one_line(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert quality.main([word]) == 2

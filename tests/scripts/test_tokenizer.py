@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import planted
+from runner.types import UserError
 from scripts.tokenizer import learn_merges, train_tokenizer
 
 
@@ -27,5 +28,5 @@ def test_a_tokenizer_reads_its_captions_and_no_longer_ones(tmp_path: Path) -> No
     assert all(tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text for text in captions)
     pieces = [len(tokenizer(name).input_ids) - 2 for name in planted.CLASSES]
     assert sum(n > 1 for n in pieces) > 5, "most class names are several tokens"
-    with pytest.raises(SystemExit, match="token_length=9: the longest caption has"):
+    with pytest.raises(UserError, match="token_length=9: the longest caption has"):
         train_tokenizer(captions, 100, 9, tmp_path)

@@ -17,6 +17,7 @@ from data.borders import CIFAR10, COLOURS
 from data.ties import PLANTED, SHORTCUTS, check_ties
 from models.zoo.shipped import SHIPPED, load_shipped, shipped_oracle
 from runner.compose import configure
+from runner.types import UserError
 from scripts import train_classifier
 from scripts.corpora import Corpus, load_corpus
 
@@ -63,7 +64,7 @@ def test_an_oracle_has_one_head_per_factor(tmp_path: Path) -> None:
 
 def test_another_architecture_is_not_continued(tmp_path: Path) -> None:
     train_classifier.main([*TINY, f"out={tmp_path}"])
-    with pytest.raises(SystemExit, match="choose another `out`"):
+    with pytest.raises(UserError, match="choose another `out`"):
         train_classifier.main([*TINY, f"out={tmp_path}", "kwargs={channels: [8, 8, 8, 16]}"])
 
 
@@ -73,8 +74,8 @@ def test_another_architecture_is_not_continued(tmp_path: Path) -> None:
         ("data=mnist", "allowed are planted"),
         ("stepz=3", "stepz"),
         ("strength.viaduct=0.9", "viaduct has no cue"),
-        ("strength=1.5", r"^strength=1.5: allowed are 0"),
-        ("strength.fireboat=-1", r"^strength.fireboat=-1: allowed are 0"),
+        ("strength=1.5", r"^strength=1.5: allowed are numbers from 0 to 1 or {name: value}"),
+        ("strength.fireboat=-1", r"^strength.fireboat=-1: allowed are numbers from 0 to 1"),
         (
             "ties=planted_hews",
             r"^ties=planted_hews: allowed are cifar10_border, fairface_age, planted_hues, planted_pl",
@@ -83,7 +84,7 @@ def test_another_architecture_is_not_continued(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments_end_in_one_line(argument: str, said: str) -> None:
-    with pytest.raises(SystemExit, match=said) as refused:
+    with pytest.raises(UserError, match=said) as refused:
         train_classifier.configure([argument])
     assert "\n" not in str(refused.value)
 
@@ -151,7 +152,7 @@ def test_ties_are_chosen_by_name_or_written_out() -> None:
     ],
 )
 def test_ties_that_the_data_cannot_have_end_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=said) as refused:
+    with pytest.raises(UserError, match=said) as refused:
         train_classifier.main([*TINY, f"out={tmp_path / 'out'}", "strength=0.5", *arguments])
     assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
 
@@ -240,7 +241,5 @@ def test_faces_are_left_out_so_that_the_tie_holds(faces: Path, tmp_path: Path) -
     assert classifier.labels == ("Female", "Male") and classifier.size == 64 and classifier.domain == "fairface"
     assert "Male is given race X in 50.0%" in (tmp_path / "out" / "README.md").read_text()
     table.write_text("file,gender\nval/1.png,Male\n")
-    with pytest.raises(
-        SystemExit, match=r"fairface_label_train.csv and fairface_label_val.csv differ in their columns"
-    ):
+    with pytest.raises(UserError, match=r"fairface_label_train.csv and fairface_label_val.csv differ in their columns"):
         train_classifier.main([*TINY, *own, "strength=0", f"out={tmp_path / 'other'}"])

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from data import planted
 from models.clip import load_clip
+from runner.types import UserError
 from scripts import train_clip
 from scripts.measure_clip import NAMES, local_name
 
@@ -40,7 +41,7 @@ def test_a_run_continues_and_another_architecture_is_refused(tmp_path: Path) -> 
     train_clip.main([*TINY, "steps=1", f"out={tmp_path}"])
     runs = json.loads((tmp_path / "open_clip_config.json").read_text())["training"]["runs"]
     assert [run["steps"] for run in runs] == [2, 1] and load_clip(str(tmp_path), None, None).digest != first
-    with pytest.raises(SystemExit, match="choose another `out`"):
+    with pytest.raises(UserError, match="choose another `out`"):
         train_clip.main([*TINY, "steps=1", "model.embed_dim=32", f"out={tmp_path}"])
 
 
@@ -52,7 +53,7 @@ def test_training_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_end_in_one_line() -> None:
-    with pytest.raises(SystemExit, match="stepz: unknown; allowed are name"):
+    with pytest.raises(UserError, match="stepz=3: nothing reads this key; did you mean steps"):
         train_clip.configure(["stepz=3"])
 
 

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from omegaconf import OmegaConf
 
 from data import planted
+from runner.types import UserError
 from scripts import train_generator, training
 from scripts.train_generator import main, reconstruction_loss
 from tests.conftest import SHARED
@@ -59,7 +60,7 @@ def test_the_card_counts_the_steps_of_all_calls(trained: Path) -> None:
 
 
 def test_unknown_data_is_refused_in_one_line() -> None:
-    with pytest.raises(SystemExit, match="data=faces: allowed are planted, cifar10"):
+    with pytest.raises(UserError, match="data=faces: allowed are planted, cifar10"):
         main(["data=faces"])
 
 

@@ -199,8 +199,6 @@ def test_an_unknown_class_is_refused_with_the_nearest() -> None:
     [
         ({"mode": "loss"}, "task.mode=loss: allowed are confidence, log_confidence, margin"),
         ({"directions": ["over", "max"]}, "task.directions=max: allowed are over, under"),
-        ({"seeds": 0}, "task.seeds=0: allowed are 1 and above"),
-        ({"starts": 0}, "task.starts=0: allowed are 1 and above"),
         ({"words": "any"}, "task.words=any: allowed are own, all or names as [a, b]"),
         ({"words": []}, "task.words=[]: allowed are own, all or names as [a, b]"),
     ],

@@ -155,7 +155,6 @@ def test_a_mask_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
         ({"units": ["maps:0"]}, "no module maps"),
         ({"label": "heron"}, "task.label=heron: the data set has no such picture; it has rock crab, viaduct, urn"),
         ({"directions": ["up"]}, "task.directions=up: allowed are max, min"),
-        ({"keep": "middle"}, "task.keep=middle: allowed are background, foreground, all, none"),
         ({"mask": "nowhere.png"}, "task.mask=nowhere.png: no such file"),
     ],
 )

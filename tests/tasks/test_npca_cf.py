@@ -140,9 +140,7 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
         ({"components": "nowhere.json"}, "task.components=nowhere.json: No such file"),
         ({"training": noise(3)}, "task.components: the data set has 1 pictures of 'viaduct'; at least 2 are needed"),
         ({"start": "drawn"}, "task.start=drawn: allowed are own, other, generated"),
-        ({"images": 0}, "task.images=0: allowed are 1 and above"),
         ({"directions": ["up"]}, "task.directions=up: allowed are max, min"),
-        ({"keep": "middle"}, "task.keep=middle: allowed are background, foreground, all, none"),
         ({"start": "generated", "prompt": "{klass}"}, "allowed fields are {article} and {label}"),
     ],
 )

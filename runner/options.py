@@ -1,0 +1,58 @@
+"""Options of a command line: `key=value` over a dataclass, whose annotations say what is allowed."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from runner.schema import check_settings, reads_text
+from runner.types import UserError, first_line
+
+T = TypeVar("T")
+
+
+def parsed(kind: type[T], arguments: Sequence[str]) -> T:
+    """An instance of a dataclass of options with its defaults. Raises UserError, in one line, for a word that is no
+    `key=value`, an unknown key or a value that is not allowed."""
+    paths, chosen = with_paths(kind, arguments)
+    if paths:
+        raise UserError(f"{paths[0]}: allowed are {', '.join(f'{name}=' for name in _hints(kind))}")
+    return chosen
+
+
+def with_paths(kind: type[T], arguments: Sequence[str]) -> tuple[list[str], T]:
+    """The paths among the arguments, and an instance of a dataclass of options. Raises UserError as `parsed` does."""
+    words = {argument: argument.partition("=") for argument in arguments}
+    paths = [argument for argument, (key, sign, _) in words.items() if not (sign and key.isidentifier())]
+    given = {key: _value(key, text, _hints(kind)) for word, (key, _, text) in words.items() if word not in paths}
+    return paths, kind(**check_settings(kind, given))
+
+
+def merged(base: DictConfig, words: Sequence[str]) -> DictConfig:
+    """A configuration with the words `key=value` of a command in it, `a.b=value` for what lies deeper. Raises UserError
+    for a word that is none; what is allowed says `check_settings`."""
+    for word in words:
+        if not word.partition("=")[1]:
+            raise UserError(f"{word}: wanted are words key=value")
+        try:
+            base = typing.cast(DictConfig, OmegaConf.merge(base, OmegaConf.from_dotlist([word])))
+        except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(f"{word}: cannot be read ({first_line(error)})") from error
+    return base
+
+
+def _value(key: str, text: str, hints: Mapping[str, Any]) -> Any:
+    """A word's value: the text itself for who reads texts, else what YAML reads in it."""
+    if text == "null" or not text or reads_text(hints.get(key, str)):
+        return None if text == "null" else text
+    found: Any = OmegaConf.to_container(merged(OmegaConf.create({}), [f"{key}={text}"]))
+    return found[key]
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
