@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runner.files import Damaged, read, read_lines
-from runner.integrity import NO_YAML, parse_line, parse_object
+from runner.integrity import NO_YAML, parse_line, parse_object, parse_yaml
 from runner.types import UserError, first_line
 
 Record = Mapping[str, Any]  # a line of results.jsonl
@@ -24,7 +22,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     """The configuration that a run's folder holds, empty where it has none. Raises UserError if it is no YAML, or if it
     asks for more than plain values."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except NO_YAML as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}

@@ -113,10 +113,25 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, in which no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text of YAML says; references to other keys stay texts. Raises one of `NO_YAML` for anything else."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def parse_config(data: bytes) -> dict[str, Any]:
     """A run's configuration. Raises Damaged for anything else."""
     try:
-        value = yaml.safe_load(data.decode())
+        value = parse_yaml(data.decode())
     except NO_YAML as error:
         raise Damaged("is no configuration") from error
     if not isinstance(value, dict):
