@@ -52,7 +52,7 @@ def test_a_killed_process_is_replaced_after_its_lease(cli: Cli, tmp_path: Path) 
         victim.join(0.001)
     victim.kill()
     victim.join()
-    (claim,) = cli.outputs.glob("*/*/*/claims/*")
+    (claim,) = cli.outputs.glob("*/*/*/claims/problems-*")
     claim.write_text(json.dumps({**json.loads(claim.read_text()), "host": "elsewhere", "machine": "another"}))
     assert cli.finish(log, *COMMAND, "claim.lease=3600", "claim.wait=false") == 75
     assert log.read_text().splitlines()[-1] == "2 problems are left to other processes"
