@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data.selection import check_position, digest_of, digest_of_files, shuffled
 from runner.ranges import Seed
-from runner.types import Example, UnreadableImage, UserError, first_line, matching_rows
+from runner.types import Example, UnreadableImage, UserError, first_line, matching_rows, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is run: some start further programs
@@ -278,7 +278,7 @@ def find_pictures(folder: Path, wanted: str, *patterns: str) -> list[Path]:
     if not found:
         raise UserError(f"data.path={folder}: holds no picture; wanted are files {wanted} ({', '.join(SUFFIXES)})")
     kept = set(found)
-    if left_out := [str(f.relative_to(folder)) for f in files if f not in kept]:
+    if left_out := [printable(str(f.relative_to(folder))) for f in files if f not in kept]:
         more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
         print(f"data.path={folder}: {len(found)} images; left out: {', '.join(left_out[:NAMED])}{more}", flush=True)
     return found

@@ -17,6 +17,7 @@ from tasks.asking import looked_at
 from tasks.ranking import cached, chunks
 from tasks.targets import known_label, rows_of_class
 
+MADE_OF = 2  # images of a class, at least, whose features vary
 NOTHING = 1e-12  # of the mean square length of ψ_k: variance below it is rounding in the network's float32
 
 
@@ -88,8 +89,9 @@ def _head(classifier: Classifier) -> Head:
 @torch.no_grad()
 def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dataset, side: int) -> dict[str, Tensor]:
     rows = rows_of_class(dataset, label, classifier.labels)
-    if len(rows) < 2:
-        raise UserError(f"task.components: the data set has {len(rows)} pictures of '{label}'; at least 2 are needed")
+    if len(rows) < MADE_OF:
+        said = f"the data set has {len(rows)} pictures of '{label}'; at least {MADE_OF} are needed"
+        raise UserError(f"task.components: {said}")
     f = len(weight)
     total, outer = torch.zeros(f, dtype=torch.double), torch.zeros(f, f, dtype=torch.double)
 

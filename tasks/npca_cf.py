@@ -16,7 +16,7 @@ from runner.protocols import Cache, Captioner, Classifier, Dataset, World
 from runner.ranges import ComponentWeights, Directions, Index, Keep, NonNegative, OneOf, Positive, Repeats, Schedule
 from runner.types import Anchor, Edit, Example, Objective, Pictures, Problem, matching_rows
 from tasks.asking import attempted
-from tasks.components import Components, check_component, components, contribution, read_components
+from tasks.components import MADE_OF, Components, check_component, components, contribution, read_components
 from tasks.distances import distances
 from tasks.edits import prompt_of
 from tasks.neuron_cf import SIGNS
@@ -34,6 +34,7 @@ from tasks.pictures import (
     unchanged,
 )  # fmt: skip
 from tasks.surroundings import Surroundings
+from tasks.targets import rows_of_class
 from tasks.terms import ends, npca_contribution
 
 HELD = 8  # classes whose components are held at once; others come from the cache
@@ -79,11 +80,25 @@ class NpcaCf:
         side, classifier = world.generator.resolution, world.classifier
         of = lru_cache(HELD)(lambda label: components(classifier, label, self.training, side, self.cache))
         pairs = read_components(self.components, classifier)
+        pairs = self._with_images(pairs, world) if self.components is None else pairs
         starts = [
             (*pair, starts_of(world.dataset, pair[0], self.start, self.images, classifier.labels)) for pair in pairs
         ]
         asked = chain.from_iterable(self._started(world, of, (label, number), rows) for label, number, rows in starts)
         return list(islice(asked, world.limit)), sum(len(rows) for _, _, rows in starts) * len(self.directions)
+
+    def _with_images(self, pairs: list[tuple[str, int]], world: World) -> list[tuple[str, int]]:
+        """Of every class's components those of classes that have images to make them of, and to start from; a line
+        tells how many are left. All of them where none has: the first one's error says what is missing."""
+        labels = world.classifier.labels
+        wanted = [(self.training, MADE_OF), *([(world.dataset, 1)] if self.start == "own" else [])]
+        kept = [
+            pair for pair in pairs
+            if all(len(rows_of_class(data, pair[0], labels)) >= least for data, least in wanted)
+        ]  # fmt: skip
+        if 0 < len(kept) < len(pairs):
+            print(f"{len(kept)} of {len(pairs)} classes have images; the others are left out", flush=True)
+        return kept or pairs
 
     def _asked(
         self, world: World, of: Callable[[str], Components], pair: tuple[str, int], row: int, shown: str,

@@ -225,6 +225,10 @@ def test_what_is_left_out_of_a_folder_is_told_in_a_line(tmp_path: Path, capsys: 
     assert len(ImageFolder(tmp_path, 0)) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith("1 images; left out: crab/a.txt, crab/b.mp4, crab/empty.jpg and 1 more")
+    (tmp_path / "crab" / "a\nb.txt").touch()
+    assert len(ImageFolder(tmp_path, 0)) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert r"left out: crab/a\nb.txt, crab/a.txt" in line
 
 
 def test_images_of_further_folders_belong_to_the_labels_folder(tmp_path: Path) -> None:

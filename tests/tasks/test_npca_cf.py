@@ -83,6 +83,23 @@ def test_own_pictures_are_of_the_class_and_others_are_not(images: int) -> None:
             assert problem.edit.source_words == example.label and problem.shows == NAMES.index(example.label)
 
 
+def test_by_default_classes_without_images_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a classifier with many classes some have images; which are named has to have them."""
+    two, one = noise(9, labels=NAMES[:2]), noise(7, labels=[*NAMES[:2], "urn", *NAMES[:2], *NAMES[:2]])
+    for training, data, start, kept in (
+        (TRAINING, two, "own", [0, 1]), (one, DATA, "own", [0, 1]), (TRAINING, two, "generated", [0, 1, 2]),
+    ):  # fmt: skip
+        own = task(components=None, training=training, start=start, images=1, directions=["max"])
+        found, total = own.problems(world(data, NETWORK))
+        assert [p.label for p in found] == kept and total == len(kept)
+        told = "2 of 3 classes have images; the others are left out\n" if len(kept) == 2 else ""
+        assert capsys.readouterr().out == told
+    with pytest.raises(UserError, match="has no such picture for 'urn'"):
+        task(components={"urn": [0]}).problems(world(two, NETWORK))
+    with pytest.raises(UserError, match="the data set has no such picture for 'rock crab'"):
+        task(components=None).problems(world(noise(3, labels=["boat"]), NETWORK))
+
+
 def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
     """Pictures on sand are the reddest, pictures in snow the palest; the object's own words make the mask."""
     maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
