@@ -46,16 +46,21 @@ class Change:
 
     def fits(self, weight: Tensor) -> bool:
         """Whether both halves are there, and their product has the shape of a weight."""
-        if self.down is None or self.up is None:
+        if self.down is None or self.up is None or not len(self.down):
+            return False
+        if not self.down.is_floating_point() or not self.up.is_floating_point():  # quantized ones have scales elsewhere
             return False
         ones = (1,) * (weight.ndim - 2)
         return self.down.shape[1:] == weight.shape[1:] and self.up.shape == (len(weight), *self.down.shape[:1], *ones)
 
     @property
     def shape(self) -> str:
-        """That of the product, as far as the halves tell."""
+        """That of the product, as far as the halves tell, with their type where it is none of weights."""
         rows = ("?",) if self.up is None else tuple(self.up.shape[:1])
-        return " x ".join(map(str, (*rows, *(("?",) if self.down is None else self.down.shape[1:]))))
+        halves = [half for half in (self.down, self.up) if half is not None]
+        types = "".join(f" of {half.dtype}" for half in halves[:1] if not half.is_floating_point())
+        rank = " of rank 0" if self.down is not None and not len(self.down) else ""
+        return " x ".join(map(str, (*rows, *(("?",) if self.down is None else self.down.shape[1:])))) + types + rank
 
     def product(self) -> Tensor:
         """up · down, in the shape of the weight."""
@@ -106,11 +111,22 @@ def fuse(pipe: StableDiffusionPipeline, lora: str, needs: str | None = None) -> 
     changed = False
     for name, (part, layer) in layers.items():
         change = adapter.changes[name]
-        added = change.product() * adapter.scale(part, layer, change)
+        added = (change.product() * _scale(key, adapter, part, layer, change)).to(weights[name])
+        if not added.isfinite().all():
+            raise UserError(f"{key}: its change of {name} is not finite; {WANTED}")
         changed |= bool(added.any())
-        weights[name] += added.to(weights[name])
+        weights[name] += added
     if not changed:
         raise UserError(f"{key}: all of its {len(layers)} changes are 0; {WANTED}")
+
+
+def _scale(key: str, adapter: Adapter, part: str, layer: str, change: Change) -> float:
+    """See `Adapter.scale`. Raises UserError for settings that nobody can read so."""
+    try:
+        return adapter.scale(part, layer, change)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        said = f"its settings of lora_alpha or alpha_pattern cannot be read ({first_line(error)})"
+        raise UserError(f"{key}: {said}; wanted are numbers") from error
 
 
 def _file(key: str, path: Path) -> Path:
@@ -129,10 +145,10 @@ def _read(key: str, file: Path) -> Adapter:
     try:
         tensors = load_file(file)
         with safe_open(file, "pt") as opened:
-            settings = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            settings = dict(json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}")))
         if (beside := file.with_name("adapter_config.json")).is_file():
-            settings = {f"unet.{name}": value for name, value in json.loads(beside.read_text("utf-8")).items()}
-    except (OSError, SafetensorError, ValueError) as error:
+            settings = {f"unet.{name}": value for name, value in dict(json.loads(beside.read_text("utf-8"))).items()}
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{key}: {file.name} cannot be read ({first_line(error)}); wanted are safetensors") from error
     adapter, strange = Adapter(settings=settings), []
     for name, tensor in tensors.items():

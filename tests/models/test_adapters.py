@@ -155,6 +155,25 @@ def test_what_does_not_fit_whole_is_refused_with_numbers(pipe: StableDiffusionPi
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
 
 
+def test_numbers_that_are_none_of_weights_are_refused(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    unet = halves(pipe.unet, ("to_k",), "unet")
+    eight = {name: (9 * value).to(torch.int8) for name, value in unet.items()}
+    empty = {name: value[:0] if "lora_A" in name else value[:, :0] for name, value in unet.items()}
+    cases: list[tuple[str, Tensors, object]] = [
+        ("its change of .* is not finite", {name: value * torch.nan for name, value in unet.items()}, None),
+        ("its change of .* is not finite", kohya(unet, float("inf")), None),
+        ("changes fit .*of torch.int8, here", eight, None),
+        ("changes fit .*of rank 0, here", empty, None),
+        ("lora_alpha or alpha_pattern cannot be read", unet, {"unet.lora_alpha": "many"}),
+        ("lora_alpha or alpha_pattern cannot be read", unet, {"unet.alpha_pattern": {"(": 2}}),
+        ("cannot be read", unet, [1]),
+    ]
+    for i, (line, tensors, metadata) in enumerate(cases):
+        with pytest.raises(UserError, match=line) as caught:
+            fuse(pipe, str(write(tmp_path / str(i), tensors, metadata=metadata)))
+        assert "\n" not in str(caught.value)
+
+
 def test_files_that_are_none_are_one_line(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     for name, content in {"a.safetensors": b"junk", "b.bin": b"junk"}.items():
         (tmp_path / name[0]).mkdir()
