@@ -79,9 +79,11 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_places(value: Any) -> Any:
-    """A part's settings without those of `ELSEWHERE`, at any depth."""
+    """A part's settings without those of `ELSEWHERE`, at any depth, and folders in one way of writing them."""
     if isinstance(value, Mapping):
         return {k: _without_places(v) for k, v in value.items() if k not in ELSEWHERE}
+    if isinstance(value, str) and os.path.isdir(os.path.expanduser(value)):
+        return os.path.normpath(value)  # completion leaves a slash behind
     return [_without_places(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 

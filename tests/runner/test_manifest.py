@@ -188,6 +188,11 @@ def test_what_a_named_file_holds_is_part_of_the_key(tmp_path: Path, part: str) -
     assert run_key(config, []) != before
 
 
+def test_a_folder_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    keys = {run_key({"data": {"path": f"{tmp_path}{end}"}, "task": {"target": "a/"}}, []) for end in ("", "/", "/./")}
+    assert len(keys) == 1 != len(keys | {run_key({"data": {"path": str(tmp_path)}, "task": {"target": "a"}}, [])})
+
+
 def test_labels_and_their_order_are_part_of_a_classifiers_identity(tiny_classifier: TinyClassifier) -> None:
     before = identity_of(tiny_classifier)
     tiny_classifier.labels = tiny_classifier.labels[::-1]
