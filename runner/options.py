@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.schema import check_settings, reads_text
+from runner.annotations import reads_text
+from runner.schema import check_settings
 from runner.types import UserError, first_line
 
 T = TypeVar("T")

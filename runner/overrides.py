@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.schema import near, shown
+from runner.annotations import near, shown
 from runner.settings import Settings
 from runner.types import UserError, first_line
 

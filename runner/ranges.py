@@ -29,6 +29,7 @@ class Keys:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
 class Section:
     """Settings that stand together and make no part: a dataclass of them."""
 

@@ -6,24 +6,35 @@ are those of `runner.ranges`. A signature of another package may state nothing: 
 
 from __future__ import annotations
 
-import collections.abc
-import difflib
 import inspect
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache, reduce
 from operator import or_
-from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
+from annotated_types import Len
 from hydra.utils import get_object
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from runner.annotations import (
+    MAPPINGS,
+    NONE,
+    SEQUENCES,
+    UNBOUNDED,
+    allowed,
+    is_text,
+    is_union,
+    may_be_empty,
+    near,
+    parts_of,
+    reads_text,
+    shown,
+    unpacked,
+)
 from runner.ranges import Keys, OneOf, Section
 from runner.types import UserError, first_line
 from runner.written import Written, as_written, kept
@@ -33,12 +44,6 @@ HYDRAS_OWN = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 # A loader that hands its further settings on: to what, and which arguments of that it fills in itself.
 HANDED_ON = {"models.diffusion.load": ("models.diffusion.LatentDiffusion", frozenset({"networks", "sampler"}))}
 OURS = ("data", "models", "runner", "scripts", "tasks")  # packages whose signatures state their types
-SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
-MAPPINGS = (dict, collections.abc.Mapping)
-NONE = type(None)
-UNBOUNDED = (Ge(-1_000_000_000), Le(1_000_000_000))  # of a number whose signature states no range
-SHOWN = 60  # letters of a value
-LISTED = 16  # names that an error lists; of more, the nearest
 
 
 @dataclass(frozen=True)
@@ -77,50 +82,6 @@ def check_settings(
     return checked
 
 
-def allowed(annotation: Any) -> str:
-    """What an annotation allows, in words."""
-    base, facts = _unpacked(annotation)
-    options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
-    if options or get_origin(base) is Literal:
-        return ", ".join(map(str, options or get_args(base)))
-    if _is_union(base):
-        return " or ".join(dict.fromkeys(allowed(part) for part in _lists_last(get_args(base))))
-    if base in (int, float):
-        return " ".join(["whole numbers" if base is int else "numbers", *_ends(facts or UNBOUNDED)])
-    if get_origin(base) in (*SEQUENCES, tuple):
-        return _allowed_of_list(base, facts)
-    if get_origin(base) in MAPPINGS:
-        key, value = get_args(base)
-        names = f" of {allowed(key)}" if _unpacked(key)[1] else ""
-        return f"{{name: value}}{names} with {allowed(value)}"
-    if inspect.isclass(base) and issubclass(base, Section):
-        return f"{{name: value}} of {', '.join(_Signature.of(base, partial=False).annotations)}"
-    if _is_text(base):
-        return "texts" if _may_be_empty(facts) else "texts that are not empty"
-    return {bool: "true and false", NONE: "null"}.get(base, "a part, {_target_: …}")
-
-
-def reads_text(annotation: Any) -> bool:
-    """Whether a text is among what an annotation allows."""
-    return any(_is_text(_unpacked(part)[0]) for part in _parts(annotation))
-
-
-def near(name: str, names: Sequence[str]) -> str:
-    """The names that are allowed in place of one that is not; of many, those that are nearest to it."""
-    close = difflib.get_close_matches(name, names, n=5, cutoff=0.6)
-    if len(names) <= LISTED:
-        meant = f"did you mean {close[0]}? " if close else ""
-        return f"{meant}allowed are {', '.join(names) or 'none'}"
-    return f"near ones are {', '.join(close)}" if close else f"allowed are {', '.join(names[:LISTED])} …"
-
-
-def shown(value: Any) -> str:
-    """A value as it stands in a command, cut to what a line can hold."""
-    words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    text = " ".join(words.split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-
-
 # --- nodes -------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +101,7 @@ class _Signature:
         names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         annotations = {name: hints.get(name, Any) for name in names}
         wanted = [n for n in names if parameters[n].default is inspect.Parameter.empty]
-        required = [n for n in wanted if not partial or _unpacked(annotations[n])[1]]
+        required = [n for n in wanted if not partial or unpacked(annotations[n])[1]]
         return _Signature(annotations, frozenset(required), any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
 
     @staticmethod
@@ -207,7 +168,7 @@ def _fields(signature: _Signature, given: Mapping[str, Any], prefix: str, found:
 
 def _value(value: Any, annotation: Any, key: str, found: Found) -> Any:
     """A value that is checked against its annotation, and below it every node against its own."""
-    parts = _parts(annotation)
+    parts = parts_of(annotation)
     if value == {} and NONE in parts and not any(get_origin(part) in MAPPINGS for part in parts):
         return None  # an option `none` has no content
     if isinstance(value, Mapping) and (signature := _signature_of(annotation)):
@@ -230,11 +191,11 @@ def _of_texts(value: Any, annotation: Any, key: str, found: Found, error: Valida
 
 def _signature_of(annotation: Any) -> _Signature | None:
     """What a mapping of stated keys holds, None where its keys are not stated."""
-    base, facts = _unpacked(annotation)
+    base, facts = unpacked(annotation)
     for fact in facts:
         if isinstance(fact, Keys):
             return _Signature(dict.fromkeys(fact.names, get_args(base)[1]), frozenset(fact.names), False)
-    sections = [part for part in _parts(annotation) if inspect.isclass(part) and issubclass(part, Section)]
+    sections = [part for part in parts_of(annotation) if inspect.isclass(part) and issubclass(part, Section)]
     return _Signature.of(sections[0], partial=False) if sections else None
 
 
@@ -258,7 +219,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 def _strict(annotation: Any) -> Any:
     """The annotation as YAML's values can meet it, and pydantic check them: nothing is taken for something else but a
     whole number for a number, and digits for the text that they write."""
-    base, facts = _unpacked(annotation)
+    base, facts = unpacked(annotation)
     options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
     if options:
         return Literal[options]
@@ -271,7 +232,7 @@ def _strict_base(base: Any, facts: Sequence[Any]) -> Any:
     parts = [_strict(part) for part in _texts_last(get_args(base))] if get_origin(base) is not Literal else []
     if base in (Any, object, NONE) or get_origin(base) is Literal:
         return base
-    if _is_union(base):
+    if is_union(base):
         others = [part for part in dict.fromkeys(parts) if part is not NONE]
         chosen = Annotated[reduce(or_, others), Field(union_mode="left_to_right")] if len(others) > 1 else others[0]
         return chosen | None if NONE in parts else chosen
@@ -286,8 +247,8 @@ def _strict_base(base: Any, facts: Sequence[Any]) -> Any:
     if get_origin(base) in MAPPINGS:
         key, value = (_strict(part) for part in get_args(base))
         return dict[key, value]  # type: ignore[valid-type]
-    if _is_text(base):
-        checks = () if _may_be_empty(facts) else (AfterValidator(_filled),)
+    if is_text(base):
+        checks = () if may_be_empty(facts) else (AfterValidator(_filled),)
         return Annotated[str, Strict(), BeforeValidator(_digits), *checks]
     return Annotated[Any, AfterValidator(_is_node)]
 
@@ -295,10 +256,6 @@ def _strict_base(base: Any, facts: Sequence[Any]) -> Any:
 def _digits(value: Any) -> Any:
     """A whole number as its digits: a class may be called 7. Of others nobody knows how they are written."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _may_be_empty(facts: Sequence[Any]) -> bool:
-    return any(isinstance(fact, MinLen) and fact.min_length == 0 for fact in facts)
 
 
 def _filled(value: str) -> str:
@@ -313,56 +270,9 @@ def _is_node(value: Any) -> Any:
     return value
 
 
-def _unpacked(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without its metadata, and these."""
-    if get_origin(annotation) is Annotated:
-        base, *facts = get_args(annotation)
-        return base, tuple(facts)
-    return annotation, ()
-
-
-def _is_union(base: Any) -> bool:
-    return get_origin(base) in (Union, types.UnionType)
-
-
-def _is_text(base: Any) -> bool:
-    return base in (str, Path)
-
-
-def _parts(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone."""
-    base, _ = _unpacked(annotation)
-    return get_args(base) if _is_union(base) else (base,)
-
-
 def _texts_last(parts: Sequence[Any]) -> list[Any]:
     """In the order in which a value is tried: a number is one before it is a text."""
-    return sorted(parts, key=lambda part: _is_text(_unpacked(part)[0]))
-
-
-def _lists_last(parts: Sequence[Any]) -> list[Any]:
-    """In the order in which they are told."""
-    return sorted(parts, key=lambda part: (part is NONE, get_origin(_unpacked(part)[0]) is not None))
-
-
-def _ends(facts: Sequence[Any]) -> Iterator[str]:
-    """The ends of a range, in words."""
-    words = {Ge: "from {}", Gt: "above {}", Le: "to {}", Lt: "to below {}"}
-    if any(isinstance(fact, Gt) for fact in facts):
-        words[Le] = "and up to {}"
-    for kind, text in words.items():
-        for fact in facts:
-            if isinstance(fact, kind):
-                yield text.format(getattr(fact, kind.__name__.lower()))
-
-
-def _allowed_of_list(base: Any, facts: Sequence[Any]) -> str:
-    """What a list can hold, in words."""
-    inner = allowed(get_args(base)[0])
-    lengths = [fact for fact in facts if isinstance(fact, Len) and fact.max_length is not None]
-    count = len(get_args(base)) if get_origin(base) is tuple else lengths[0].max_length if lengths else None
-    least = "at least one of " if any(isinstance(fact, MinLen) and fact.min_length for fact in facts) else ""
-    return f"lists [a, b] of {f'{count} ' if count else least}{inner}"
+    return sorted(parts, key=lambda part: is_text(unpacked(part)[0]))
 
 
 def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Wrong:
@@ -373,7 +283,7 @@ def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Wro
         value, annotation = value[step], _inner(annotation, step)
         key += f"[{step}]" if isinstance(step, int) else f".{step}"
     if name is not None:
-        names = next(fact.values for fact in _unpacked(get_args(_unpacked(annotation)[0])[0])[1])
+        names = next(fact.values for fact in unpacked(get_args(unpacked(annotation)[0])[0])[1])
         return Wrong(key, f"{key}.{name}={shown(value[name])}: nothing reads this key; {near(name, names)}")
     text = reads_text(annotation) and isinstance(value, (bool, float, NONE))
     quoted = f"'{shown(value)}'"
@@ -399,5 +309,5 @@ def _walked(value: Any, loc: Sequence[Any]) -> tuple[list[Any], str | None]:
 def _inner(annotation: Any, step: Any) -> Any:
     """The annotation of what lies at a step into a value."""
     wanted = (*SEQUENCES, tuple) if isinstance(step, int) else MAPPINGS
-    base = next(_unpacked(part)[0] for part in _parts(annotation) if get_origin(_unpacked(part)[0]) in wanted)
+    base = next(unpacked(part)[0] for part in parts_of(annotation) if get_origin(unpacked(part)[0]) in wanted)
     return get_args(base)[-1] if get_origin(base) in MAPPINGS else get_args(base)[0]

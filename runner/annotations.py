@@ -1,0 +1,118 @@
+"""What the annotation of a setting allows, taken apart and in words."""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import inspect
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
+
+from runner.ranges import OneOf, Section
+
+SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
+MAPPINGS = (dict, collections.abc.Mapping)
+NONE = type(None)
+UNBOUNDED = (Ge(-1_000_000_000), Le(1_000_000_000))  # of a number whose signature states no range
+SHOWN = 60  # letters of a value
+LISTED = 16  # names that an error lists; of more, the nearest
+
+
+def allowed(annotation: Any) -> str:
+    """What an annotation allows, in words."""
+    base, facts = unpacked(annotation)
+    options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
+    if options or get_origin(base) is Literal:
+        return ", ".join(map(str, options or get_args(base)))
+    if is_union(base):
+        return " or ".join(dict.fromkeys(allowed(part) for part in _lists_last(get_args(base))))
+    if base in (int, float):
+        return " ".join(["whole numbers" if base is int else "numbers", *_ends(facts or UNBOUNDED)])
+    if get_origin(base) in (*SEQUENCES, tuple):
+        return _allowed_of_list(base, facts)
+    if get_origin(base) in MAPPINGS:
+        key, value = get_args(base)
+        names = f" of {allowed(key)}" if unpacked(key)[1] else ""
+        return f"{{name: value}}{names} with {allowed(value)}"
+    if inspect.isclass(base) and issubclass(base, Section):
+        return f"{{name: value}} of {', '.join(field.name for field in fields(base))}"
+    if is_text(base):
+        return "texts" if may_be_empty(facts) else "texts that are not empty"
+    return {bool: "true and false", NONE: "null"}.get(base, "a part, {_target_: …}")
+
+
+def reads_text(annotation: Any) -> bool:
+    """Whether a text is among what an annotation allows."""
+    return any(is_text(unpacked(part)[0]) for part in parts_of(annotation))
+
+
+def near(name: str, names: Sequence[str]) -> str:
+    """The names that are allowed in place of one that is not; of many, those that are nearest to it."""
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.6)
+    if len(names) <= LISTED:
+        meant = f"did you mean {close[0]}? " if close else ""
+        return f"{meant}allowed are {', '.join(names) or 'none'}"
+    return f"near ones are {', '.join(close)}" if close else f"allowed are {', '.join(names[:LISTED])} …"
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a command, cut to what a line can hold."""
+    words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = " ".join(words.split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def unpacked(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An annotation without its metadata, and these."""
+    if get_origin(annotation) is Annotated:
+        base, *facts = get_args(annotation)
+        return base, tuple(facts)
+    return annotation, ()
+
+
+def is_union(base: Any) -> bool:
+    return get_origin(base) in (Union, types.UnionType)
+
+
+def is_text(base: Any) -> bool:
+    return base in (str, Path)
+
+
+def parts_of(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    base, _ = unpacked(annotation)
+    return get_args(base) if is_union(base) else (base,)
+
+
+def may_be_empty(facts: Sequence[Any]) -> bool:
+    return any(isinstance(fact, MinLen) and fact.min_length == 0 for fact in facts)
+
+
+def _lists_last(parts: Sequence[Any]) -> list[Any]:
+    """In the order in which they are told."""
+    return sorted(parts, key=lambda part: (part is NONE, get_origin(unpacked(part)[0]) is not None))
+
+
+def _ends(facts: Sequence[Any]) -> Iterator[str]:
+    """The ends of a range, in words."""
+    words = {Ge: "from {}", Gt: "above {}", Le: "to {}", Lt: "to below {}"}
+    if any(isinstance(fact, Gt) for fact in facts):
+        words[Le] = "and up to {}"
+    for kind, text in words.items():
+        for fact in facts:
+            if isinstance(fact, kind):
+                yield text.format(getattr(fact, kind.__name__.lower()))
+
+
+def _allowed_of_list(base: Any, facts: Sequence[Any]) -> str:
+    """What a list can hold, in words."""
+    inner = allowed(get_args(base)[0])
+    lengths = [fact for fact in facts if isinstance(fact, Len) and fact.max_length is not None]
+    count = len(get_args(base)) if get_origin(base) is tuple else lengths[0].max_length if lengths else None
+    least = "at least one of " if any(isinstance(fact, MinLen) and fact.min_length for fact in facts) else ""
+    return f"lists [a, b] of {f'{count} ' if count else least}{inner}"
