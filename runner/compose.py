@@ -282,7 +282,8 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The overrides that all runs of a command share, and of each key that is swept the overrides to choose from."""
+    """The overrides that all runs of a command share, and of each key that is swept the overrides to choose from.
+    Raises UserError for words with which run.py would begin none."""
     return _sweep_of(names_quoted(overrides))
 
 
@@ -319,4 +320,7 @@ def _sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     last = {o.get_key_element(): o for o in (*own, *given)}
     swept = {key: o for key, o in last.items() if o.is_sweep_override()}
     choices = [[f"{key}={value}" for value in o.sweep_string_iterator()] for key, o in swept.items()]
+    for override, values in zip(swept.values(), choices, strict=True):
+        if not values:
+            raise UserError(f"{override.input_line}: no option fits")
     return [str(o.input_line) for key, o in last.items() if key not in swept], choices

@@ -34,7 +34,7 @@ from submitit.core.utils import FailedJobError
 from runner.compose import configure, sweep_of
 from runner.files import write
 from runner.overview import collect, show
-from runner.run import BAD_INPUT, DONE, FAILED
+from runner.run import BAD_INPUT, DONE, FAILED, check_places
 from runner.submission import FILE, Submission, latest, read_submission
 from runner.submit_settings import check_line, parsed, settings_of
 from runner.types import UserError, first_line
@@ -56,6 +56,7 @@ def checked(words: Sequence[str]) -> Path:
     for config in configs:
         _check_classes(config, known)
     outputs = Path(configs[0]["outputs"])
+    check_places(configs[0])
     check_line("outputs", str(outputs.resolve()))
     if "%" in str(outputs.resolve()):
         raise UserError(f"outputs={outputs}: allowed are paths without %, which SLURM takes for a pattern")
@@ -176,6 +177,9 @@ def queue(submission: Submission) -> dict[str, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return DONE
     command = arguments[0] if arguments and arguments[0] in ("status", "collect") else "submit"
     try:
         if command == "submit":

@@ -26,7 +26,8 @@ def settings_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The settings of the jobs, and the words that are run.py's. Values are quoted as they are for run.py. Raises
     UserError for what does not fit."""
     defaults = read_config(SETTINGS)
-    own = dict(parsed(word.removeprefix("submit.")) for word in words if word.startswith("submit."))
+    given = dict(parsed(word) for word in words if word.startswith("submit."))
+    own = {key.removeprefix("submit."): value for key, value in given.items()}
     minutes = minutes_of(own.get("minutes", defaults["minutes"]))
     settings = check_settings(SubmitSettings, {**defaults, **own, "minutes": minutes}, "submit.")
     _check(settings)

@@ -21,6 +21,7 @@ from rich.console import Console
 from runner import overview, submission, submit
 from runner.batches import batch_name
 from runner.claims import Process
+from runner.compose import sweep_of
 from runner.files import write
 from runner.manifest import Manifest
 from runner.record import RunFolder
@@ -50,7 +51,10 @@ def test_words_are_the_jobs_or_run_pys() -> None:
         ("submit.worker=3", "submit.worker=3: nothing reads this key; did you mean workers?"),
         ("submit.cluster=pbs", "submit.cluster=pbs: allowed are slurm, local"),
         ("submit.workers=0", "submit.workers=0: allowed are whole numbers from 1"),
-        ("submit.workers=1,2", "workers=1,2: takes one value"),
+        ("submit.workers=1,2", "submit.workers=1,2: takes one value"),
+        ("submit.name", "submit.name: wanted are words key=value"),
+        ("seed=0,1", "seed=0,1: this value has to be quoted"),
+        ("outputs=/dev/null/x", "outputs=/dev/null/x: /dev/null/x/uvce/planted_ddim-planted_clean: cannot be written"),
         ("submit.workers=true", "submit.workers=true: allowed are whole numbers"),
         ("submit.minutes=1.5", "submit.minutes=1.5: allowed are minutes, or a time as SLURM has it"),
         ("submit.minutes=0", "submit.minutes=0: allowed are whole numbers from 1"),
@@ -107,6 +111,17 @@ def test_each_value_of_a_sweep_is_tried() -> None:
     assert submit.checked(["-m", "seed=0,1", "task.target=viaduct,nearest"]) == Path("outputs")
     with pytest.raises(UserError, match=r"task\.target=viadukt: no class"):
         submit.checked(["-m", "seed=0,1", "task.target=viaduct,viadukt"])
+
+
+def test_a_pattern_of_options_is_a_sweep() -> None:
+    assert sweep_of(["-m", "sampler=glob(d*)", "seed=0,1"]) == ([], [["sampler=ddim"], ["seed=0", "seed=1"]])
+    for word in ("classifier=glob(nope*)", "seed=glob(*)"):
+        with pytest.raises(UserError, match=r"no option fits"):
+            submit.checked(["-m", word])
+
+
+def test_help_is_shown(capfd: Capture) -> None:
+    assert submit.main(["--help"]) == 0 and "submit.workers=8" in capfd.readouterr().out
 
 
 def test_a_sweeps_classifier_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
