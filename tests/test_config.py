@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from data.drawn import Drawn
 from models.caption_clip import ClipRank
 from models.clip import ZeroShotClassifier
 from models.diffusion import LatentDiffusion
@@ -325,3 +326,13 @@ def test_the_small_worlds_keep_their_own_sizes() -> None:
         generator = plain(f"domain={domain}")["generator"]
         assert [generator["softening"]["latents"][key] for key in SOFTENING] == latents
         assert generator["schedules"]["blend"] == [0.0, 1.0] and generator["blend_from"] == 1
+
+
+@pytest.mark.parametrize("task", ["disagreement", "neuron_vis", "diffexplainer_class", "spurious_audit"])
+def test_tasks_whose_images_are_drawn_ask_for_no_data_set(task: str) -> None:
+    """Whatever the domain; who names one has it, and its training images."""
+    for domain in ("planted", "cifar10", "imagenet"):
+        assert plain(f"task={task}", f"domain={domain}")["data"] == {"_target_": "data.drawn.Drawn"}
+    config = plain(f"task={task}", "data=folder", "data.path=images")
+    assert (config["data"]["path"], config["training"]["path"]) == ("images", "images")
+    assert len(Drawn()) == 0 and list(Drawn()) == [] and Drawn().rows("viaduct") == []
