@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from runner.interrupt import Interrupt, Stopped, at_once, stopped
 from runner.streams import lasting
@@ -9,7 +10,7 @@ from runner.streams import lasting
 with at_once():  # the imports take seconds
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
     from runner.compose import build, names_quoted, resolved
     from runner.faults import out_of_memory
@@ -28,7 +29,8 @@ def main(cfg: DictConfig) -> None:
     interrupt = Interrupt()
     with interrupt.listening():
         try:
-            config = resolved(cfg, context.runtime, context.overrides.task)
+            words: Any = OmegaConf.to_container(context.overrides.task, resolve=False)  # as they were given
+            config = resolved(cfg, context.runtime, words)
             check_places(config)
             began = time.time()
             with preparing():

@@ -91,7 +91,14 @@ def test_all_names_of_imagenet_can_be_quoted() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["classifier=planted_claen"], ["task.target=potter's wheel"], ["-m", "optimzer.steps=1,2"], ["threads=0"]]
+    "words",
+    [
+        ["task.prompt='a ${x}'"],
+        ["classifier=planted_claen"],
+        ["task.target=potter's wheel"],
+        ["-m", "optimzer.steps=1,2"],
+        ["threads=0"],
+    ],
 )
 def test_run_py_says_it_in_one_line(words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     outcome = Cli.at(tmp_path, tmp_path, tmp_path).plain(capfd, *words, f"outputs={tmp_path / 'out'}")
