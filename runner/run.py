@@ -328,7 +328,7 @@ def _say(work: Work, status: Mapping[str, Any], code: int, reason: str) -> int:
     if code == DONE:
         if at_start := read_object(work.folder.path / "summary.json").get("successes_at_start"):
             said = "succeed before the first step, by words and noise alone, which says nothing of the classifier"
-            print(f"{at_start} of {len(work.names)} {said}")
+            print(f"{at_start} of {len(work.folder.names())} {said}")  # of all that were ever asked for
         print(f"page: {(work.folder.path / 'index.html').resolve()}", flush=True)
         return FAILED if failures else DONE
     print(reason, file=sys.stderr, flush=True)
