@@ -97,6 +97,7 @@ def test_all_names_of_imagenet_can_be_quoted() -> None:
         ["classifier=planted_claen"],
         ["task.target=potter's wheel"],
         ["-m", "optimzer.steps=1,2"],
+        ["-m", "classifier=glob(nope*)"],
         ["threads=0"],
     ],
 )

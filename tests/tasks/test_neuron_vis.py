@@ -136,8 +136,6 @@ def test_units_are_chosen_by_the_ranking_over_the_training_pictures() -> None:
         ({"units": ["maps:0"]}, "no module maps"),
         ({"units": "best:2"}, "no module best"),
         ({"prompt": "{label}"}, "task.prompt={label}: has to contain {phrase}"),
-        ({"seeds": 0}, "seeds=0"),
-        ({"samples": 0}, "samples=0"),
         ({"top": KEPT + 1}, f"task.top={KEPT + 1}: allowed are 1 … {KEPT}"),
     ],
 )
