@@ -167,4 +167,8 @@ def _no_key(key: str, name: str, parent: object) -> str:
     if key == name:
         groups = [path.name for path in CONF.iterdir() if path.is_dir()]
         names = sorted({*names, *groups, *Settings.__dataclass_fields__})
+    if isinstance(parent, DictConfig) and parent.get("_target_") == "data.drawn.Drawn":
+        return (
+            f"{key}: this task looks at no data set; training.{name}=… is of the images that it ranks units on, if any"
+        )
     return f"{key}: no such key; {near(name, [known for known in names if not known.startswith('_')])}"

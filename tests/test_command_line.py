@@ -98,6 +98,7 @@ def test_all_names_of_imagenet_can_be_quoted() -> None:
         ["task.target=potter's wheel"],
         ["-m", "optimzer.steps=1,2"],
         ["-m", "classifier=glob(nope*)"],
+        ["task=disagreement", "data.path=images"],
         ["threads=0"],
     ],
 )

@@ -64,7 +64,7 @@ def test_the_audit_of_a_folder(hub: Path, cli: Cli, capfd: pytest.CaptureFixture
     assert len(list(pictures.iterdir())) >= 20
     asked = (
         "task=spurious_audit", "classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false",
-        f"training.path={pictures}", f"data.path={pictures}", "task/labels=salient_imagenet",
+        f"training.path={pictures}", "task/labels=salient_imagenet",
         f"task.labels.path={answers(tmp_path / 'answers.csv')}", f"generator.path={hub / 'lcm'}",
         "generator.resolution=64", "generator.steps=2", "generator.maps.side=8", "controls.starts=2",
         "controls.fresh=1", "controls.validation=1", "controls.report=3", "optimizer.steps=1",

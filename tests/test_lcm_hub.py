@@ -50,7 +50,7 @@ def test_a_prompt_and_a_counterfactual(
     photograph = tmp_path / "train" / "goldfish"
     photograph.mkdir(parents=True)
     Image.effect_noise((90, 70), 60).convert("RGB").save(photograph / "x.png")
-    data = (f"data.path={photograph.parent}", f"training.path={photograph.parent}", f"outputs={cli.outputs}")
+    data = (f"training.path={photograph.parent}", f"outputs={cli.outputs}")
     outcome = cli.plain(capfd, *PROMPTS, *places(hub, generator), *SMALL, *data)
     assert outcome.code == 0, outcome
     (line,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())

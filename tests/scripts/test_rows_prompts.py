@@ -99,7 +99,7 @@ def test_a_prompt_names_a_cue_by_its_own_tokens(monkeypatch: pytest.MonkeyPatch)
     found.append(portrait(TIED[0], 2.0, 0.0, prompt="a picture of snow"))
     networks: Any = SimpleNamespace(tokenizer=TOKENIZER)
     monkeypatch.setattr(rows_prompts, "answers", lambda *_: found)
-    monkeypatch.setattr(rows_prompts, "world", lambda *_: SimpleNamespace(generator=SimpleNamespace(networks=networks)))
+    monkeypatch.setattr(rows_prompts, "world", lambda *_: SimpleNamespace(diffusion=SimpleNamespace(networks=networks)))
     given = hard_prompt(SETTING, 4, SHORTCUT)
     assert given.value == pytest.approx(2 / 3), "wall is not water; the worse restart does not count"
     assert "fiddler crab: sand (100 %)" in given.note and "by chance" in given.note

@@ -69,7 +69,6 @@ def test_one_problem_per_class_and_restart() -> None:
     [
         ({"objective": "classes"}, "task.objective=classes: allowed are class, unit, both"),
         ({"classes": ["vase"]}, "task.classes=vase: no class"),
-        ({"seeds": 0}, "task.seeds=0"), ({"images": 0}, "task.images=0"), ({"feature": 0}, "task.feature=0"),
         ({"objective": "unit", "feature": 4}, r"class:rock crab:4: allowed are 1 … 3 units"),
     ],
 )  # fmt: skip

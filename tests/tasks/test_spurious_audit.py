@@ -106,7 +106,7 @@ def test_where_people_said_something_their_features_are_audited() -> None:
     [
         ({"objectives": []}, r"task.objectives=\[\]: name at least one of class, unit, both"),
         ({"objectives": ["both", "all"]}, "task.objectives=all: allowed are class, unit, both"),
-        ({"features": 0}, "task.features=0"), ({"features": 4}, "allowed are 1 … 3 units"),
+        ({"features": 4}, "allowed are 1 … 3 units"),
         ({"classes": ["vase"]}, "task.classes=vase: no class"),
         ({"classes": "levels:2"}, "task.classes=levels:2: allowed are names"),
         ({"classes": "all", "labels": LABELS}, "task.classes=all: allowed are names"),
