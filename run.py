@@ -20,8 +20,7 @@ with at_once():  # the imports take seconds
     from runner.run import BAD_INPUT, DONE, FAILED, PENDING, check_places, run
     from runner.types import UserError
 
-MULTIRUN, HELP = {"-m", "--multirun"}, {"-h", "--help", "--hydra-help", "--version"}
-codes = [0]  # and what each run gives
+codes = [0]
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -60,8 +59,6 @@ if __name__ == "__main__":
             sys.argv[1:] = names_quoted(arranged(sys.argv[1:]))
             with in_one_line(sys.argv[1:], main.__wrapped__):
                 main()
-            if len(codes) == 1 and MULTIRUN & set(sys.argv) and not HELP & set(sys.argv):
-                raise UserError("-m: no run is begun; a pattern such as glob(*) fits no option of its group")
         except UserError as error:
             print(error, file=sys.stderr)
             codes.append(BAD_INPUT)

@@ -97,7 +97,6 @@ def test_all_names_of_imagenet_can_be_quoted() -> None:
         ["classifier=planted_claen"],
         ["task.target=potter's wheel"],
         ["-m", "optimzer.steps=1,2"],
-        ["-m", "classifier=glob(nope*)"],
         ["task=disagreement", "data.path=images"],
         ["threads=0"],
     ],
