@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.zoo.labels import check_order
@@ -187,11 +188,19 @@ def _unlike(state: State, wanted: State) -> str:
     for name, value in state.items():
         if name in wanted and value.shape != wanted[name].shape:
             return f"{name} has shape {tuple(value.shape)}, the network's has {tuple(wanted[name].shape)}"
-        if name in wanted and value.is_floating_point() != wanted[name].is_floating_point():
+        if name in wanted and not _of_a_kind(name, value, wanted[name]):
             return (
                 f"{name} is of type {value.dtype}, the network's of {wanted[name].dtype}: quantized weights have scales"
             )
     return ""
+
+
+def _of_a_kind(name: str, value: Tensor, wanted: Tensor) -> bool:
+    """Whether both are whole numbers or both are not; where a whole state was halved, its counters and constants are no
+    whole numbers any more, and the network's own may stay."""
+    if value.is_floating_point() == wanted.is_floating_point():
+        return True
+    return value.is_floating_point() and (name.endswith(COUNTERS) or torch.equal(value.to(wanted), wanted))
 
 
 def _fill(network: nn.Module, state: State, key: str) -> None:

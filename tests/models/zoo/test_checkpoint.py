@@ -183,6 +183,21 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     assert load_into(small(), tmp_path / "w.pt", [], [], "x") is None
 
 
+def test_a_state_that_was_halved_whole_loads(tmp_path: Path) -> None:
+    """With its counters; a table of positions that is another one afterwards is refused."""
+    network = small()
+    network.register_buffer("places", torch.tensor([0, 7, 2048]))
+    halved = {name: value.half() for name, value in network.state_dict().items()}
+    torch.save(halved, tmp_path / "half.pt")
+    fresh = small()
+    fresh.register_buffer("places", torch.tensor([0, 7, 2048]))
+    load_into(fresh, tmp_path / "half.pt", [], [], "x")
+    assert torch.equal(fresh.state_dict()["0.weight"], halved["0.weight"].float())
+    torch.save(halved | {"places": torch.tensor([0, 7, 2050]).half()}, tmp_path / "half.pt")
+    with pytest.raises(UserError, match="places is of type torch.float16, the network's of torch.int64"):
+        load_into(fresh, tmp_path / "half.pt", [], [], "x")
+
+
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     line = said(tmp_path, {"model": small().state_dict(), "args": Code()}, ["model"], [])
     assert "sing in its entry args), which is never run here; save the entry of the weights alone" in line
