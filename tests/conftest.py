@@ -24,6 +24,7 @@ from models.sampler import NullText, ddim, lcm
 from models.segment import AttentionSegmenter, Softening
 from models.single_picture import SinglePicture
 from models.tensor_cache import TensorCache
+from runner.resolvers import register
 from runner.types import Anchor, Controls, Edit, Found, Head, Problem, Response, Scene, Schedules, Start, UserError
 from scripts.tokenizer import train_tokenizer
 from tasks.flips import Flip
@@ -32,6 +33,7 @@ from tasks.uvce import Uvce
 from tests.cli import Cli
 
 ROOT = Path(__file__).resolve().parent.parent
+register()  # what conf/ refers to, for tests that compose without the runner
 SHARED = ROOT.parent / "shared" / "data"
 
 
