@@ -143,7 +143,7 @@ def _high(answer: Answer) -> bool:
 
 TASKS: Mapping[str, Asked] = {
     "uvce": Asked(
-        _flips, 16, lambda a: a.success, _targets_seen, ("called the target", "both oracles see the target")
+        _flips, 16, lambda a: a.as_asked, _targets_seen, ("called the target", "both oracles see the target")
     ),
     "disagreement": Asked(
         _disputes, 8, lambda a: a.success, _cues_seen, ("gap of 0.8 or more", "both oracles see the cue")

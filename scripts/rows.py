@@ -25,7 +25,7 @@ from runner.protocols import World
 from runner.record import RunFolder, read_png, run_key, to_8_bits
 from runner.run import Parts, run
 from runner.types import UserError
-from scripts.metrics import Estimate
+from scripts.metrics import Estimate, share
 
 BATCH = 16  # pictures that are sampled, encoded or judged together
 NUMBERS = {"float32": (), "bfloat16": ("generator.dtype=bfloat16", "optimizer.autocast=bfloat16")}
@@ -83,8 +83,19 @@ class Answer:
 
     @property
     def success(self) -> bool:
-        """Whether the saved picture is predicted as asked."""
+        """Whether the task calls the answer a success."""
         return self.record is not None and bool(self.record["success"])
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether the saved picture is predicted as the target, be it that its original was so already."""
+        return self.record is not None and self.record["predicted_after"] == self.record["target"]
+
+
+def predicted_as_asked(given: Sequence[Answer]) -> Estimate:
+    """How often the saved pictures are predicted as the target; beside it how often their originals were already."""
+    already = sum(a.record is not None and a.record["predicted_before"] == a.record["target"] for a in given)
+    return share([a.as_asked for a in given], f"{already} of {len(given)} before anything changes")
 
 
 @cache

@@ -14,7 +14,7 @@ from runner.compose import build, configure
 from runner.types import Example
 from scripts import metrics
 from scripts.metrics import Estimate
-from scripts.rows import BATCH, Answer, Row, Setting, answers, autoencoded, parts_for, sample, world
+from scripts.rows import BATCH, Answer, Row, Setting, answers, autoencoded, parts_for, predicted_as_asked, sample, world
 from tasks.uvce import Uvce
 
 CLASSIFIER, JUDGE = "cifar10_resnet20", "cifar10_resnet56"
@@ -65,7 +65,7 @@ def counterfactuals(setting: Setting, n: int, baseline: str) -> tuple[Answer, ..
 
 def uvce_flips(setting: Setting, n: int, baseline: str) -> Estimate:
     """How often the explained classifier predicts the target."""
-    return metrics.share([a.success for a in counterfactuals(setting, n, baseline)])
+    return predicted_as_asked(counterfactuals(setting, n, baseline))
 
 
 def transfers(setting: Setting, n: int, baseline: str) -> list[bool]:

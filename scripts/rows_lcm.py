@@ -12,7 +12,7 @@ from models.diffusion import LatentDiffusion
 from scripts import metrics
 from scripts.judges import CLASSIFIER
 from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers, asked, parts_for
+from scripts.rows import Answer, Row, Setting, answers, asked, parts_for, predicted_as_asked
 from scripts.rows_planted import halves, oracles_named, prompt_factor
 
 LCM = ("sampler=lcm",)
@@ -57,7 +57,7 @@ def counterfactuals(setting: Setting, n: int) -> list[Answer]:
 
 def lcm_uvce_flips(setting: Setting, n: int) -> Estimate:
     """How often the classifier calls the answer as asked."""
-    return metrics.share([a.success for a in counterfactuals(setting, n)])
+    return predicted_as_asked(counterfactuals(setting, n))
 
 
 def lcm_uvce_oracles(setting: Setting, n: int) -> Estimate:

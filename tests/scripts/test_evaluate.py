@@ -21,7 +21,7 @@ from runner.protocols import Classifier, World
 from runner.types import Edit, UserError
 from scripts import evaluate, judges, rows, rows_cifar10, rows_planted
 from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, sample
+from scripts.rows import Answer, Row, Setting, predicted_as_asked, sample
 from scripts.tensor_cores import TensorCores
 from tasks.flips import Flip
 from tasks.uvce import Uvce
@@ -355,3 +355,11 @@ def test_two_cheap_rows_on_the_shipped_weights(tmp_path: Path, capsys: pytest.Ca
 def test_numbers_that_json_lacks_become_null() -> None:
     value = {"a": [1.5, math.nan], "b": (math.inf, 2, "x"), "c": None}
     assert evaluate.to_json(value) == {"a": [1.5, None], "b": [None, 2, "x"], "c": None}
+
+
+def test_what_is_predicted_as_asked_counts_whatever_it_was_before() -> None:
+    """A success needs a change; a row of predictions does not, and says how many there were before."""
+    records = [{"target": "x", "predicted_before": b, "predicted_after": a} for b, a in ("yx", "xx", "yy", "xy")]
+    given = [Answer(None, record, None, None, None) for record in (*records, None)]
+    estimate = predicted_as_asked(given)
+    assert estimate.value == 0.4 and estimate.note == "2 of 5 before anything changes"
