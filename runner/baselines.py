@@ -59,7 +59,7 @@ Baseline = Callable[[Maker, Parametrise, Descent], Contestant]
 
 def none(generator: Maker, controls: Parametrise, descent: Descent) -> Contestant:
     """The method itself; where nothing is optimized, given images may be looked at without a generator."""
-    if isinstance(generator, ImageSpace) and descent.steps == 0:
+    if isinstance(generator, ImageSpace) and not (descent.steps and any(descent.lr.values())):
         return Contestant(generator, generator, descent)
     asked = controls(diffusion(generator, "task.baseline=none"))
     return Contestant(asked, asked, descent)

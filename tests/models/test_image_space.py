@@ -142,8 +142,9 @@ def test_what_needs_a_generator_says_so(baseline: Baseline, name: str) -> None:
 
 def test_where_nothing_is_optimized_images_are_only_looked_at() -> None:
     images = space()
-    one = none(images, embeddings, replace(DESCENT, steps=0))
-    assert one.begin is one.generator is images
+    for nothing in (replace(DESCENT, steps=0), replace(DESCENT, lr={"pixels": 0.0})):
+        one = none(images, embeddings, nothing)
+        assert one.begin is one.generator is images
 
 
 @pytest.mark.parametrize("domain", ["planted", "cifar10", "imagenet"])
