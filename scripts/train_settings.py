@@ -71,12 +71,12 @@ class Adversarial(Section):
     steps: Steps
 
 
-@dataclass(frozen=True)
-class ClassifierSettings:
-    data: Annotated[str, OneOf(tuple(CORPORA))]
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What trainings of a single network have in common."""
+
     name: str
     out: str
-    data_path: str
     device: str
     seed: Seed
     images: Count
@@ -86,17 +86,23 @@ class ClassifierSettings:
     lr: Rate
     weight_decay: NonNegative
     test: Count
+    confusion: Fraction
+    augment: Augmentation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings(Network):
+    data: Annotated[str, OneOf(tuple(CORPORA))]
+    data_path: str
     architecture: str
     kwargs: Mapping[str, Any]
     heads: Annotated[Sequence[Annotated[str, OneOf(tuple(HEADS))]], MinLen(1)]
     scenes: Annotated[Mapping[Annotated[str, OneOf(tuple(planted.FORMS))], Fraction], MinLen(1)]
     ties: str | Mapping[str, Mapping[str, str]]
     strength: Fraction | Mapping[str, Fraction]
-    confusion: Fraction
     border: Reach
     faces: Faces
     adversarial: Adversarial
-    augment: Augmentation
 
 
 @dataclass(frozen=True)
@@ -133,23 +139,10 @@ class Towers(Section):
     text_cfg: TextTower
 
 
-@dataclass(frozen=True)
-class ClipSettings:
-    name: str
-    out: str
-    device: str
-    seed: Seed
-    images: Count
-    steps: Steps
-    minutes: Minutes | None
-    batch: Batch
-    lr: Rate
-    weight_decay: NonNegative
-    test: Count
-    confusion: Fraction
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings(Network):
     say: Say
     model: Towers
-    augment: Augmentation
 
 
 @dataclass(frozen=True)
