@@ -4,6 +4,8 @@ PYTHON ?= python3
 JOBS ?= 2
 PY := .venv/bin/python
 STAMP := .venv/.installed
+# Links by which mypy finds the folders under the name that they are imported by.
+LINKS := build/packages/classifier_lens
 GROUNDINGDINO := .venv-groundingdino
 
 .DEFAULT_GOAL := help
@@ -27,6 +29,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+$(LINKS):
+	@mkdir -p $@
+	@for folder in conf data models runner scripts tasks; do ln -sfn ../../../$$folder $@/$$folder; done
+
 demo: $(STAMP) ## Four counterfactuals of the planted world; prints the path of their page
 	@echo "Running: $(PY) run.py"
 	@$(PY) run.py
@@ -44,7 +50,7 @@ test-slurm: $(STAMP) ## Start a SLURM of one node, as root with Debian's slurm-w
 	  code=$$?; scripts/slurm_local.sh stop; exit $$code
 
 test-groundingdino: $(GROUNDINGDINO)/.installed ## Test segmenter=grounded_sam_original in an environment of its own (5.5 GB, minutes)
-	$(GROUNDINGDINO)/bin/python -m pytest --noconftest tests/models/test_grounded_sam_original.py
+	$(GROUNDINGDINO)/bin/python -m pytest --noconftest tests/models/segmenter/test_grounded_sam_original.py
 
 # groundingdino-py's build looks at torch, so torch has to be there before it.
 $(GROUNDINGDINO)/.installed: requirements.groundingdino.lock
@@ -55,7 +61,7 @@ $(GROUNDINGDINO)/.installed: requirements.groundingdino.lock
 	@$(GROUNDINGDINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r $<
 	@touch $@
 
-check: $(STAMP) ## Lint, formatting and types
+check: $(STAMP) $(LINKS) ## Lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -65,10 +71,10 @@ format: $(STAMP) ## Format the code and mend what the linter can
 	$(PY) -m ruff format .
 
 evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.uvce_flips N=64 SEED=1
-	$(PY) scripts/evaluate.py $(if $(ROWS),rows=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
+	$(PY) scripts/evaluate/evaluate.py $(if $(ROWS),rows=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
 
 bench: $(STAMP) ## Time the runner beside a plain loop, an hour: ONLY=uvce,memory REPEATS=1
-	$(PY) scripts/bench.py $(if $(ONLY),only=$(ONLY)) $(if $(REPEATS),repeats=$(REPEATS))
+	$(PY) scripts/bench/bench.py $(if $(ONLY),only=$(ONLY)) $(if $(REPEATS),repeats=$(REPEATS))
 
 figures: $(STAMP) ## Run the planted miniatures and compose outputs/figures/: ONLY=fig06
 	$(PY) scripts/make_figures.py $(if $(ONLY),only=$(ONLY))

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.array_pickle import read_arrays
-from data.folder import BROKEN
-from data.selection import check_choice, check_count, check_position, digest_of, shuffled
-from runner.ranges import Count, OneOf, Seed
-from runner.types import Example, UserError, first_line
+from classifier_lens.data.array_pickle import read_arrays
+from classifier_lens.data.image_folder import BROKEN
+from classifier_lens.data.image_selection import check_choice, check_count, check_position, digest_of, shuffled
+from classifier_lens.runner.configuration.value_ranges import Count, OneOf, Seed
+from classifier_lens.runner.types import Example, UserError, first_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PAIRS = (("airplane", "ship"), ("automobile", "truck"), ("bird", "frog"), ("cat", "dog"), ("deer", "horse"))

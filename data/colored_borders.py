@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from data import cifar10
-from data.planted import uniforms
-from data.ties import Factors, Strength, Ties, tie
-from runner.types import UserError
+from classifier_lens.data import cifar10
+from classifier_lens.data.planted import uniforms
+from classifier_lens.data.shortcuts import Factors, Strength, Ties, tie
+from classifier_lens.runner.types import UserError
 
 # One for each class of CIFAR-10, far apart from each other; RGB of 0 to 255.
 COLOURS = {

@@ -7,11 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.folder import LabelledFiles
-from data.selection import check_choice
-from runner.ranges import Names, Seed
-from runner.text import read_text
-from runner.types import UserError
+from classifier_lens.data.image_folder import LabelledFiles
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.configuration.value_ranges import Names, Seed
+from classifier_lens.runner.files.text import read_text
+from classifier_lens.runner.types import UserError
 
 FILE = "file"  # the column with a picture's path, from the table's folder on
 Rows = Sequence[Mapping[str, str]]

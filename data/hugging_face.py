@@ -13,10 +13,10 @@ from typing import Any
 
 import fsspec
 
-from data.folder import check_head, decode
-from data.selection import check_choice, check_position, digest_of, shuffled
-from runner.ranges import Count, Seed
-from runner.types import Example, UnreadableImage, UserError, first_line, matching_rows
+from classifier_lens.data.image_folder import check_head, decode
+from classifier_lens.data.image_selection import check_choice, check_position, digest_of, shuffled
+from classifier_lens.runner.configuration.value_ranges import Count, Seed
+from classifier_lens.runner.types import Example, UnreadableImage, UserError, first_line, matching_rows
 
 Picture = Mapping[str, Any]  # `bytes`, and where these are none, the `path` of the file
 

@@ -21,9 +21,9 @@ from PIL import Image, ImageOps
 from PIL import ImageFile as pillow_file
 from torch import Tensor
 
-from data.selection import check_position, digest_of, digest_of_files, shuffled
-from runner.ranges import Seed
-from runner.types import Example, UnreadableImage, UserError, first_line, matching_rows, printable
+from classifier_lens.data.image_selection import check_position, digest_of, digest_of_files, shuffled
+from classifier_lens.runner.configuration.value_ranges import Seed
+from classifier_lens.runner.types import Example, UnreadableImage, UserError, first_line, matching_rows, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is run: some start further programs

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Dataset
-from runner.types import Example, UnreadableImage, UserError, matching
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import Example, UnreadableImage, UserError, matching
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data import hierarchy
-from data.folder import LabelledFiles, check_folder, find_pictures
-from data.hierarchy import class_names
-from runner.ranges import Seed
-from runner.types import UserError
+from classifier_lens.data import imagenet_hierarchy
+from classifier_lens.data.image_folder import LabelledFiles, check_folder, find_pictures
+from classifier_lens.data.imagenet_hierarchy import class_names
+from classifier_lens.runner.configuration.value_ranges import Seed
+from classifier_lens.runner.types import UserError
 
 _WANTED = "<n01440764 or class>/<picture> or n01440764_<picture>"
 _ID = re.compile(r"n\d{8}")
@@ -46,9 +46,9 @@ class ImageNet(LabelledFiles):
         super().__init__(files, known + sorted(present.difference(known)), seed, ["imagenet", [c for _, c in files]])
 
     def nearest(self, label: str) -> str | None:
-        """The nearest class in WordNet, see `hierarchy.nearest`; None for a label that is none of ImageNet's."""
-        return hierarchy.nearest(label)
+        """The nearest class in WordNet, see `imagenet_hierarchy.nearest`; None for a label that is not in ImageNet."""
+        return imagenet_hierarchy.nearest(label)
 
     def cluster(self, label: str) -> list[str]:
-        """The classes of the same kind in WordNet, see `hierarchy.cluster`."""
-        return hierarchy.cluster(label)
+        """The classes of the same kind in WordNet, see `imagenet_hierarchy.cluster`."""
+        return imagenet_hierarchy.cluster(label)

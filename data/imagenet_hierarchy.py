@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-TABLE = Path(__file__).with_name("imagenet_hierarchy.csv")  # scripts/imagenet_hierarchy.py writes it
+TABLE = Path(__file__).with_name("imagenet_hierarchy.csv")  # scripts/tables/imagenet_hierarchy.py writes it
 COMMENT = "#"
 ROOT = "n00001740"  # entity: everything is a kind of it
 COLUMNS = ("index", "id", "name", "kinds")

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.folder import BROKEN, MIN_SIDE, to_rgb
-from runner.types import UserError, first_line
+from classifier_lens.data.image_folder import BROKEN, MIN_SIDE, to_rgb
+from classifier_lens.runner.types import UserError, first_line
 
 OVERSHOOT = 0.2  # how far interpolation may lead out of [0, 1]
 ROUNDING = 1e-5  # how far floating-point numbers may leave [0, 1] and still be meant to lie in it

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from data.selection import digest_of, digest_of_files
-from runner.types import UserError
+from classifier_lens.data.image_selection import digest_of, digest_of_files
+from classifier_lens.runner.types import UserError
 
 WHITE = {"1": 1, "L": 255, "I;16": 65535}  # the largest value of a pixel, by Pillow's mode
 

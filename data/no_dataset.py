@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from data.selection import digest_of
+from classifier_lens.data.image_selection import digest_of
 
 
 class Drawn:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import planted_shapes
-from data.planted_shapes import GROUNDS, OBJECTS, PROP_SHAPES, SIZE, edge, prop_texture, union
-from data.selection import check_choice, check_count, check_position, check_seed, digest_of
-from runner.ranges import Count, OneOf, Seed
-from runner.types import Example
+from classifier_lens.data import planted_shapes
+from classifier_lens.data.image_selection import check_choice, check_count, check_position, check_seed, digest_of
+from classifier_lens.data.planted_shapes import GROUNDS, OBJECTS, PROP_SHAPES, SIZE, edge, prop_texture, union
+from classifier_lens.runner.configuration.value_ranges import Count, OneOf, Seed
+from classifier_lens.runner.types import Example
 
 CLASSES = (
     "fiddler crab",

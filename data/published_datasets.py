@@ -11,11 +11,11 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision.datasets import Flowers102
 
-from data.folder import LabelledFiles, check_folder
-from data.selection import check_choice
-from runner.ranges import OneOf, Seed
-from runner.text import read_lines
-from runner.types import UserError, first_line
+from classifier_lens.data.image_folder import LabelledFiles, check_folder
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.configuration.value_ranges import OneOf, Seed
+from classifier_lens.runner.files.text import read_lines
+from classifier_lens.runner.types import UserError, first_line
 
 SPLITS = ("train", "test")
 Split = Annotated[str, OneOf(SPLITS)]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from data.selection import digest_of
-from runner.ranges import Span
-from runner.text import read_text
-from runner.types import UserError
+from classifier_lens.data.image_selection import digest_of
+from classifier_lens.runner.configuration.value_ranges import Span
+from classifier_lens.runner.files.text import read_text
+from classifier_lens.runner.types import UserError
 
 COLUMNS = ("Input.class_index", "Input.feature_index", "Input.feature_rank", "Answer.main")
 CORE = "main_object"

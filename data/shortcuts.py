@@ -9,9 +9,9 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data import planted
-from data.selection import check_choice, shuffled
-from runner.types import UserError
+from classifier_lens.data import planted
+from classifier_lens.data.image_selection import check_choice, shuffled
+from classifier_lens.runner.types import UserError
 
 Ties = Mapping[str, Mapping[str, str]]  # class -> its cue, factor -> value
 Strength = Mapping[str, float]  # class -> share of its pictures that are given the cue

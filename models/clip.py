@@ -21,13 +21,13 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, digest_of, prepared
-from models.hub import in_cache
-from models.tensor_cache import TensorCache
-from models.zoo.labels import read_labels
-from models.zoo.shipped import SHIPPED
-from runner.ranges import Names, Positive
-from runner.types import UserError, first_line
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, digest_of, prepared
+from classifier_lens.models.classifier.loaders.class_names import read_labels
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED
+from classifier_lens.models.hub import in_cache
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.configuration.value_ranges import Names, Positive
+from classifier_lens.runner.types import UserError, first_line
 
 Tokenize = Callable[[list[str]], Tensor]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

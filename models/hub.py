@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from runner.types import UserError, first_line
+from classifier_lens.runner.types import UserError, first_line
 
 NEEDS_NONE = "`python run.py` alone needs none"
 # What works where the weights of a group's option are absent, and what is lost by it.

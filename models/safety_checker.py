@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 from transformers import CLIPImageProcessor
 
-from models.hub import load_frozen, local_folder, one_line
-from models.segment import eight_bits, joint_digest
-from runner.ranges import Fraction
-from runner.types import UserError
+from classifier_lens.models.hub import load_frozen, local_folder, one_line
+from classifier_lens.models.segmenter.segmenter import eight_bits, joint_digest
+from classifier_lens.runner.configuration.value_ranges import Fraction
+from classifier_lens.runner.types import UserError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner.files import Damaged, set_aside
-from runner.tensor_file import read_tensors, write_tensors
+from classifier_lens.runner.files.atomic import Damaged, set_aside
+from classifier_lens.runner.files.tensors import read_tensors, write_tensors
 
 
 class TensorCache:

@@ -12,20 +12,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from data.folder import OnePicture
-from data.in_memory import as_image
-from models.zoo.labels import read_labels
-from models.zoo.own import callable_classifier
-from runner import optimize
-from runner.compose import build, configure
-from runner.progress import Progress, progress
-from runner.protocols import Classifier, World
-from runner.record import check_finite, to_8_bits
-from runner.run import Parts, fit, solver
-from runner.solve import tell
-from runner.types import Example, UserError
-from tasks.targets import RULES
-from tasks.uvce import Uvce
+from classifier_lens.data.image_folder import OnePicture
+from classifier_lens.data.in_memory import as_image
+from classifier_lens.models.classifier.loaders.class_names import read_labels
+from classifier_lens.models.classifier.loaders.user_network import callable_classifier
+from classifier_lens.runner.batch import tell
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.logging.progress_bar import Progress, progress
+from classifier_lens.runner.optimization import loop
+from classifier_lens.runner.protocols import Classifier, World
+from classifier_lens.runner.results.run_folder import check_finite, to_8_bits
+from classifier_lens.runner.run import Parts, fit, solver
+from classifier_lens.runner.types import Example, UserError
+from classifier_lens.tasks.prompts.target_rules import RULES
+from classifier_lens.tasks.uvce import Uvce
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def explain(
 
     image: a Pillow image, a NumPy array or a tensor, see `data.in_memory.as_image`;
     classifier: a network, any module or function that maps normalized images (b, 3, size, size) to logits (b, k); or
-    one that has its names and its preparation: `models.zoo` loads them;
+    one that has its names and its preparation: `models.classifier.loaders` loads them;
     label: what the image shows, one of the names; target: what it should be predicted as, or a rule as `confusion`;
     caption: must contain the label, a template writes one if it is None;
     overrides: as on the command line, such as `optimizer.steps=10`;
@@ -126,7 +126,7 @@ def _answered(parts: Parts, data: OnePicture, config: Mapping[str, Any], bar: Pr
     if parts.generator.recompute == "auto":
         fit(parts, answer, 1, 1)
     controls, anchor, notes, origin = answer.start(problems)
-    state = optimize.begin(controls, origin)
+    state = loop.begin(controls, origin)
     for latest in answer.states(problems, anchor, state):
         state = latest
         if state.failed[0] is not None:

@@ -12,23 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runner import checkpoint, optimize
-from runner.answers import Answers, curve, write_answer
-from runner.augment import RandomCrops
-from runner.baselines import Contestant
-from runner.claims import Claim
-from runner.files import Damaged, remove, remove_unfinished, set_aside
-from runner.interrupt import Interrupt, Stopped
-from runner.logging import Logger
-from runner.manifest import digests_of
-from runner.objective import evaluate
-from runner.optimize import Descent, Origin, State
-from runner.progress import Progress
-from runner.protocols import Classifier, Generator, Screen, Task
-from runner.record import RunFolder
-from runner.retry import Failure
-from runner.types import Anchor, Controls, NotFinite, Objective, Problem, Scene
-from runner.warn import Doubts
+from classifier_lens.runner.baselines.methods import Contestant
+from classifier_lens.runner.cluster.leases import Claim
+from classifier_lens.runner.cluster.signals import Interrupt, Stopped
+from classifier_lens.runner.files.atomic import Damaged, remove, remove_unfinished, set_aside
+from classifier_lens.runner.logging.logger import Logger
+from classifier_lens.runner.logging.progress_bar import Progress
+from classifier_lens.runner.optimization import checkpoint, loop
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.optimization.loop import Descent, Origin, State
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.protocols import Classifier, Generator, Screen, Task
+from classifier_lens.runner.results.manifest import digests_of
+from classifier_lens.runner.results.problem_results import Answers, curve, write_answer
+from classifier_lens.runner.results.result_warnings import Doubts
+from classifier_lens.runner.results.run_folder import RunFolder
+from classifier_lens.runner.retry import Failure
+from classifier_lens.runner.types import Anchor, Controls, NotFinite, Objective, Problem, Scene
 
 WRITERS = 8  # threads that compress pictures, most of a picture's time, while others are measured
 
@@ -74,8 +74,8 @@ class Solver:
         else:
             start = begin.begin(problems, origin.schedules, origin.found)
         objective = self.objective(problems, start.anchors[0])
-        origin = origin or optimize.choose(begin, start, objective)
-        controls, anchor = optimize.beginning(start, origin)
+        origin = origin or loop.choose(begin, start, objective)
+        controls, anchor = loop.beginning(start, origin)
         return self.contestant.finish(controls, anchor, objective), anchor, start.notes, origin
 
     def states(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> Iterator[State]:
@@ -85,7 +85,7 @@ class Solver:
         def augment(scene: Scene, k: int) -> Scene:
             return self.augment(scene, seeds, k, self.classifier.size) if self.contestant.augmented else scene
 
-        return optimize.optimise(self.generator, anchor, self.objective(problems, anchor), augment, self.descent, state)
+        return loop.optimise(self.generator, anchor, self.objective(problems, anchor), augment, self.descent, state)
 
     @torch.no_grad()
     def losses(self, problems: Sequence[Problem], anchor: Anchor, state: State) -> list[dict[str, float]]:
@@ -139,7 +139,7 @@ def solve_batch(
         remove_unfinished(folder.problem(problem.name))
     saved = _resumed(path, answer, owner)
     controls, anchor, notes, origin = answer.start(problems, saved.origin if saved else None)
-    state = saved or optimize.begin(controls, origin)
+    state = saved or loop.begin(controls, origin)
     before = state.seconds
     states = answer.states(problems, anchor, state)
     while not state.finished:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from runner.files import FULL
-from runner.types import NotFinite, UnreadableImage, UserError
+from classifier_lens.runner.files.atomic import FULL
+from classifier_lens.runner.types import NotFinite, UnreadableImage, UserError
 
 # How PyTorch and what it calls tell that memory is short where they raise a plain RuntimeError.
 SHORT = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")

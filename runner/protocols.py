@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from runner.types import (
+from classifier_lens.runner.types import (
     Anchor,
     Controls,
     Example,
@@ -25,7 +25,7 @@ from runner.types import (
     Scene,
     Schedules,
     Start,
-)  # fmt: skip
+)
 
 
 class Dataset(Protocol):

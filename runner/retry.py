@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from runner.claims import Lost
-from runner.faults import of_one_problem, out_of_memory
-from runner.progress import Progress
-from runner.record import RunFolder
-from runner.types import NotFinite, Problem, UnreadableImage, first_line
+from classifier_lens.runner.cluster.leases import Lost
+from classifier_lens.runner.errors import of_one_problem, out_of_memory
+from classifier_lens.runner.logging.progress_bar import Progress
+from classifier_lens.runner.paths import CODE
+from classifier_lens.runner.results.run_folder import RunFolder
+from classifier_lens.runner.types import NotFinite, Problem, UnreadableImage, first_line
 
-HOME = Path(__file__).resolve().parent.parent
-OURS = tuple(HOME / folder for folder in ("runner", "models", "tasks", "data"))
 LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 LESS = "batch=, generator.recompute=step or block, and generator.dtype=bfloat16 or float16 take less"
 
@@ -51,7 +50,7 @@ def _place(error: BaseException) -> str:
     """The innermost line of the user's own code, else of ours."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
     known = [f for f in frames if not any(Path(f.filename).is_relative_to(place) for place in LIBRARIES)]
-    own = [f for f in known if not any(Path(f.filename).is_relative_to(place) for place in OURS)]
+    own = [f for f in known if not any(Path(f.filename).is_relative_to(place) for place in CODE)]
     found = own or known or frames
     return f" ({found[-1].filename}:{found[-1].lineno})" if found else ""
 

@@ -14,31 +14,31 @@ from typing import Any, Literal
 
 import torch
 
-from models.classifier import ImageClassifier
-from models.diffusion import LatentDiffusion
-from runner.augment import RandomCrops
-from runner.background import Background
-from runner.baselines import Baseline, Maker, Parametrise, diffusion
-from runner.batches import batch_name, batch_span
-from runner.claims import Claim, Claims, Process
-from runner.files import Unwritable, check_writable
-from runner.finished import read_object
-from runner.interrupt import Interrupt, Stopped
-from runner.logging import Logger, Unfailing
-from runner.manifest import Manifest, answers_of, digests_of
-from runner.memory import Plan, plan
-from runner.optimize import Descent
-from runner.progress import preparing, progress
-from runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
-from runner.record import RunFolder, Summarise, run_key
-from runner.report import write_report
-from runner.retry import DeviceLost, Retry
-from runner.share import share
-from runner.solve import Solver, solve_batch
-from runner.types import Problem, UserError, first_line
-from runner.warn import Doubts
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.baselines.methods import Baseline, Maker, Parametrise, diffusion
+from classifier_lens.runner.batch import Solver, solve_batch
+from classifier_lens.runner.cluster.batch_sharing import share
+from classifier_lens.runner.cluster.leases import Claim, Claims, Process
+from classifier_lens.runner.cluster.signals import Interrupt, Stopped
+from classifier_lens.runner.files.atomic import Unwritable, check_writable
+from classifier_lens.runner.logging.logger import Logger, Unfailing
+from classifier_lens.runner.logging.progress_bar import preparing, progress
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.optimization.loop import Descent
+from classifier_lens.runner.optimization.memory_planning import Plan, plan
+from classifier_lens.runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
+from classifier_lens.runner.report.background_refresh import Background
+from classifier_lens.runner.report.page import write_report
+from classifier_lens.runner.results.batch_names import batch_name, batch_span
+from classifier_lens.runner.results.manifest import Manifest, answers_of, digests_of
+from classifier_lens.runner.results.reader import read_object
+from classifier_lens.runner.results.result_warnings import Doubts
+from classifier_lens.runner.results.run_folder import RunFolder, Summarise, run_key
+from classifier_lens.runner.retry import DeviceLost, Retry
+from classifier_lens.runner.types import Problem, UserError, first_line
 
-PENDING, BAD_INPUT, FAILED, DONE = 75, 2, 1, 0  # exit codes, beside those of `runner.interrupt`
+PENDING, BAD_INPUT, FAILED, DONE = 75, 2, 1, 0  # exit codes, beside those of `runner.cluster.signals`
 
 
 @dataclass(frozen=True)

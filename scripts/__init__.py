@@ -1,0 +1,2 @@
+"""Commands beside run.py: submission, figures, pages, weights, user studies.
+Training, evaluation and benchmarks have folders of their own."""

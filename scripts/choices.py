@@ -1,4 +1,4 @@
-"""What scripts say of their command lines beside `runner.options`: choices by name, and one line for what is wrong."""
+"""Choices by name on the command lines of scripts, and one line for what is wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 BAD_INPUT = 2  # the exit code
 SHOWN = 16  # names that an error lists; of more, the nearest

@@ -1,6 +1,6 @@
 """One picture of a run: originals, counterfactuals, what changed and the classifier's confidences.
 
-python scripts/contact_sheet.py outputs/uvce/planted_ddim-planted_clean/<hash> docs/pictures/uvce.png
+python scripts/contact_sheet.py outputs/uvce/planted_ddim-planted_clean/<hash> docs/images/uvce.png
 """
 
 from __future__ import annotations

@@ -29,13 +29,10 @@ from urllib.error import URLError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from runner.compose import configure, jobs  # noqa: E402
-from runner.files import write  # noqa: E402
-from runner.types import UserError  # noqa: E402
-from scripts.weight_sources import SOURCES, File, Repository, Source, needed, source_of  # noqa: E402
+from classifier_lens.runner.configuration.compose import configure, jobs
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.weights.sources import SOURCES, File, Repository, Source, needed, source_of
 
 MANIFEST = Path("outputs/weights.json")
 PIECE = 1 << 20  # bytes

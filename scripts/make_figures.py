@@ -17,15 +17,13 @@ from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from runner.compose import CONF, build, configure, jobs  # noqa: E402
-from runner.figures import Chosen, compose  # noqa: E402
-from runner.interrupt import stopped  # noqa: E402
-from runner.record import RunFolder, run_key  # noqa: E402
-from runner.run import BAD_INPUT, DONE, run  # noqa: E402
-from runner.types import UserError  # noqa: E402
+from classifier_lens.runner.cluster.signals import stopped
+from classifier_lens.runner.configuration.compose import CONF, build, configure, jobs
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.report.figures.figure import Chosen, compose
+from classifier_lens.runner.results.run_folder import RunFolder, run_key
+from classifier_lens.runner.run import BAD_INPUT, DONE, run
+from classifier_lens.runner.types import UserError
 
 GROUP = "planted"
 EXPERIMENTS = CONF / "experiment" / GROUP

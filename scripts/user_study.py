@@ -22,16 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data.selection import check_choice  # noqa: E402
-from runner.files import write  # noqa: E402
-from runner.finished import Run  # noqa: E402
-from runner.options import with_paths  # noqa: E402
-from runner.types import UserError  # noqa: E402
-from scripts import study_content, study_preference, study_resemblance  # noqa: E402
-from scripts.study_pages import Make, Scores, Study, counted, make, read_key  # noqa: E402
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.configuration.command_line import with_paths
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.results.reader import Run
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.study import content, preference, resemblance
+from classifier_lens.scripts.study.pages import Make, Scores, Study, counted, make, read_key
 
 
 @dataclass
@@ -56,16 +53,16 @@ class Kind:
 
 KINDS = {
     "preference": Kind(
-        study_preference.Preference, study_preference.ask,
-        lambda files, key: counted(study_preference.score(files, key), "method"),
+        preference.Preference, preference.ask,
+        lambda files, key: counted(preference.score(files, key), "method"),
     ),
     "resemblance": Kind(
-        study_resemblance.Resemblance, study_resemblance.ask,
-        lambda files, key: study_resemblance.scores(study_resemblance.score(study_resemblance.ratings(files, key))),
+        resemblance.Resemblance, resemblance.ask,
+        lambda files, key: resemblance.scores(resemblance.score(resemblance.ratings(files, key))),
     ),
     "content": Kind(
-        study_content.Content, study_content.ask,
-        lambda files, key: counted(study_content.score(files, key), "group"),
+        content.Content, content.ask,
+        lambda files, key: counted(content.score(files, key), "group"),
     ),
 }  # fmt: skip
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner.protocols import Captioner, Classifier, Dataset, Painter, World
-from runner.ranges import DistanceWeights, OneOf
-from runner.types import Anchor, Example, Objective, Pictures, Problem, UserError
-from tasks.distances import distances
-from tasks.pictures import asked_of, confidences, own_seed, slug, unchanged
-from tasks.shares import KEPT, averages, object_region, share_within
-from tasks.targets import known_label
+from classifier_lens.runner.configuration.value_ranges import DistanceWeights, OneOf
+from classifier_lens.runner.protocols import Captioner, Classifier, Dataset, Painter, World
+from classifier_lens.runner.types import Anchor, Example, Objective, Pictures, Problem, UserError
+from classifier_lens.tasks.analysis.cam_share import KEPT, averages, object_region, share_within
+from classifier_lens.tasks.objectives.distances import distances
+from classifier_lens.tasks.problems.image_problems import asked_of, confidences, own_seed, slug, unchanged
+from classifier_lens.tasks.prompts.target_rules import known_label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,17 +12,17 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from data.selection import check_choice, content_of
-from runner.protocols import Cache, Captioner, Classifier, Dataset, World  # fmt: skip
-from runner.ranges import Names, OneOf, PromptWeights, Repeats
-from runner.types import Anchor, Edit, Objective, Pictures  # fmt: skip
-from tasks.asking import attempted
-from tasks.pictures import compared, own_seed, reading, slug, success_rate
-from tasks.prompted import OBJECTIVES, Prompted, marked, prompt_objective
-from tasks.ranking import choose_units, rank
-from tasks.shown import Rival, best_restarts, rivals_of, samples, score, surest
-from tasks.targets import known_labels
-from tasks.units import FEATURES, Unit, activation
+from classifier_lens.data.image_selection import check_choice, content_of
+from classifier_lens.runner.configuration.value_ranges import Names, OneOf, PromptWeights, Repeats
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from classifier_lens.runner.types import Anchor, Edit, Objective, Pictures
+from classifier_lens.tasks.analysis.activation_score import Rival, best_restarts, rivals_of, samples, score, surest
+from classifier_lens.tasks.problems.image_problems import compared, own_seed, reading, slug, success_rate
+from classifier_lens.tasks.problems.problem_checks import attempted
+from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES, Prompted, marked, prompt_objective
+from classifier_lens.tasks.prompts.target_rules import known_labels
+from classifier_lens.tasks.units.activation_ranking import choose_units, rank
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Portrait(Prompted):
 class DiffExplainerClass:
     """training: pictures on which features are ranked, the most certain of which lends its caption; objective: of
     `OBJECTIVES`; classes: names, None for all; feature: the class's feature of this rank by mean contribution, of an
-    objective with a unit; prompt: with free tokens, see `models.tokens`; seeds: restarts; images: pictures of each
-    plain prompt; named: the class's plain prompt; weights: of the terms; baseline: see `runner.baselines`."""
+    objective with a unit; prompt: with free tokens, see `prompt_tuning.py`; seeds: restarts; images: pictures of each
+    plain prompt; named: the class's plain prompt; weights: of the terms; baseline: see `runner.baselines.methods`."""
 
     def __init__(
         self, training: Dataset, objective: Annotated[str, OneOf(tuple(OBJECTIVES))], classes: Names | None,

@@ -12,17 +12,17 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
-from data.selection import check_choice
-from runner.protocols import Classifier, Dataset, World
-from runner.ranges import Fraction, Names, NonNegative, OneOf, Repeats
-from runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
-from tasks.asking import attempted
-from tasks.edits import prompt_of
-from tasks.pictures import compared, probabilities, slug, success_by
-from tasks.retrieval import Retrieval, same_disagreement
-from tasks.starts import start_words, strongest_gap
-from tasks.targets import known_labels
-from tasks.terms import GAPS, confidence_gap
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.configuration.value_ranges import Fraction, Names, NonNegative, OneOf, Repeats
+from classifier_lens.runner.protocols import Classifier, Dataset, World
+from classifier_lens.runner.types import Anchor, Edit, Objective, Pictures, Problem, UserError
+from classifier_lens.tasks.analysis.retrieval import Retrieval, same_disagreement
+from classifier_lens.tasks.objectives.loss_terms import GAPS, confidence_gap
+from classifier_lens.tasks.problems.image_problems import compared, probabilities, slug, success_by
+from classifier_lens.tasks.problems.problem_checks import attempted
+from classifier_lens.tasks.prompts.caption_edit import prompt_of
+from classifier_lens.tasks.prompts.start_search import start_words, strongest_gap
+from classifier_lens.tasks.prompts.target_rules import known_labels
 
 DIRECTIONS = {"over": 1.0, "under": -1.0}  # the classifier sees more of the class than its rival, or less
 

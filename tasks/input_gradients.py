@@ -10,22 +10,22 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from data.folder import square
-from runner.protocols import Captioner, Classifier, Dataset, World
-from runner.ranges import DistanceWeights, OneOf
-from runner.types import Anchor, Example, Objective, Pictures, UserError
-from tasks.distances import distances
-from tasks.flips import Flip
-from tasks.gradients import Augmentation, input_gradient, shown, whole
-from tasks.pictures import asked_of, confidences, own_seed, slug, unchanged
-from tasks.shares import KEPT, averages, object_region, share_within
-from tasks.targets import Choice, Rule, check_rule, count_of, known_label, targets
+from classifier_lens.data.image_folder import square
+from classifier_lens.runner.configuration.value_ranges import DistanceWeights, OneOf
+from classifier_lens.runner.protocols import Captioner, Classifier, Dataset, World
+from classifier_lens.runner.types import Anchor, Example, Objective, Pictures, UserError
+from classifier_lens.tasks.analysis.cam_share import KEPT, averages, object_region, share_within
+from classifier_lens.tasks.analysis.class_gradient import Augmentation, input_gradient, shown, whole
+from classifier_lens.tasks.objectives.distances import distances
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.tasks.problems.image_problems import asked_of, confidences, own_seed, slug, unchanged
+from classifier_lens.tasks.prompts.target_rules import Choice, Rule, check_rule, count_of, known_label, targets
 
 PLAIN = "none"  # the name of the picture itself as the only view
 
 
 class InputGradients:
-    """target: a rule of `tasks.targets`, a class or several; keep: one of `shares.KEPT`, or `none` where no object is
+    """target: a rule of `target_rules`, a class or several; keep: one of `shares.KEPT`, or `none` where no object is
     looked for; mask: a picture, white where the object is, None for the segmenter's; augmentations: by name; weights:
     of the distances between picture and reconstruction, which are all there is to an answer's value."""
 

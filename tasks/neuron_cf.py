@@ -12,15 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.selection import check_choice
-from runner.protocols import Cache, Captioner, Classifier, Dataset, World
-from runner.ranges import Directions, Keep, NonNegative, Positive, Schedule, Units, UnitWeights
-from runner.types import Anchor, Example, Objective, Pictures, Problem
-from tasks.asking import attempted
-from tasks.attack import FeatureAttack
-from tasks.cam import HiResCam
-from tasks.distances import distances
-from tasks.pictures import (
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.configuration.value_ranges import (
+    Directions,
+    Keep,
+    NonNegative,
+    Positive,
+    Schedule,
+    Units,
+    UnitWeights,
+)
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from classifier_lens.runner.types import Anchor, Example, Objective, Pictures, Problem
+from classifier_lens.tasks.objectives.distances import distances
+from classifier_lens.tasks.objectives.loss_terms import ends, unit_activation
+from classifier_lens.tasks.problems.image_problems import (
     STAGES,
     asked_of,
     confidences,
@@ -31,12 +37,14 @@ from tasks.pictures import (
     slug,
     success_by,
     unchanged,
-)  # fmt: skip
-from tasks.ranking import check_asked, check_training, choose_units, rank
-from tasks.surroundings import Surroundings
-from tasks.targets import known_label
-from tasks.terms import ends, unit_activation
-from tasks.units import FEATURES, Ranking, Unit, activation, outputs
+)
+from classifier_lens.tasks.problems.problem_checks import attempted
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.prompts.target_rules import known_label
+from classifier_lens.tasks.units.activation_ranking import check_asked, check_training, choose_units, rank
+from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit, activation, outputs
+from classifier_lens.tasks.units.feature_attack import FeatureAttack
+from classifier_lens.tasks.units.hirescam import HiResCam
 
 CONSTANT = 1e-6  # of its mean: a unit that spreads less is constant but for rounding in float32
 

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.selection import content_of
-from runner.protocols import Cache, Captioner, Classifier, Dataset, World
-from runner.ranges import Positive, Repeats, Units
-from runner.types import Anchor, Edit, Objective, Pictures, Problem
-from tasks.asking import attempted
-from tasks.pictures import compared, own_seed, reading, slug, success_rate
-from tasks.ranking import check_asked, check_training, choose_units, kept, rank
-from tasks.terms import unit_activation
-from tasks.units import FEATURES, Ranking, Unit, activation, outputs
-from tasks.worded import Words, phrased, words_of
+from classifier_lens.data.image_selection import content_of
+from classifier_lens.runner.configuration.value_ranges import Positive, Repeats, Units
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from classifier_lens.runner.types import Anchor, Edit, Objective, Pictures, Problem
+from classifier_lens.tasks.objectives.loss_terms import unit_activation
+from classifier_lens.tasks.problems.image_problems import compared, own_seed, reading, slug, success_rate
+from classifier_lens.tasks.problems.problem_checks import attempted
+from classifier_lens.tasks.units.activation_ranking import check_asked, check_training, choose_units, kept, rank
+from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit, activation, outputs
+from classifier_lens.tasks.units.word_activations import Words, phrased, words_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class NeuronVis:
     """training: the pictures that units are ranked on; units: see `ranking.choose_units`; top: so many best pictures
     name the objects; words: so many of them are tried, `samples` pictures each, as `prompt` says it; seeds: pictures
     per unit; enough: times the best training picture's activation, beyond which it counts no more, None for no end;
-    cache: keeps rankings and the words' pictures; baseline: see `runner.baselines`."""
+    cache: keeps rankings and the words' pictures; baseline: see `runner.baselines.methods`."""
 
     def __init__(
         self, training: Dataset, units: Units, top: Repeats, words: Repeats, samples: Repeats, prompt: str,

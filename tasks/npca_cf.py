@@ -11,16 +11,24 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from data.selection import check_choice
-from runner.protocols import Cache, Captioner, Classifier, Dataset, World
-from runner.ranges import ComponentWeights, Directions, Index, Keep, NonNegative, OneOf, Positive, Repeats, Schedule
-from runner.types import Anchor, Edit, Example, Objective, Pictures, Problem, matching_rows
-from tasks.asking import attempted
-from tasks.components import MADE_OF, Components, check_component, components, contribution, read_components
-from tasks.distances import distances
-from tasks.edits import prompt_of
-from tasks.neuron_cf import SIGNS
-from tasks.pictures import (
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.configuration.value_ranges import (
+    ComponentWeights,
+    Directions,
+    Index,
+    Keep,
+    NonNegative,
+    OneOf,
+    Positive,
+    Repeats,
+    Schedule,
+)
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from classifier_lens.runner.types import Anchor, Edit, Example, Objective, Pictures, Problem, matching_rows
+from classifier_lens.tasks.neuron_cf import SIGNS
+from classifier_lens.tasks.objectives.distances import distances
+from classifier_lens.tasks.objectives.loss_terms import ends, npca_contribution
+from classifier_lens.tasks.problems.image_problems import (
     STAGES,
     STARTS,
     asked_of,
@@ -32,10 +40,19 @@ from tasks.pictures import (
     starts_of,
     success_by,
     unchanged,
-)  # fmt: skip
-from tasks.surroundings import Surroundings
-from tasks.targets import rows_of_class
-from tasks.terms import ends, npca_contribution
+)
+from classifier_lens.tasks.problems.problem_checks import attempted
+from classifier_lens.tasks.prompts.caption_edit import prompt_of
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.prompts.target_rules import rows_of_class
+from classifier_lens.tasks.units.npca import (
+    MADE_OF,
+    Components,
+    check_component,
+    components,
+    contribution,
+    read_components,
+)
 
 HELD = 8  # classes whose components are held at once; others come from the cache
 

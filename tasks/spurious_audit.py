@@ -14,20 +14,35 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 from torch import Tensor
 
-from data.salient_imagenet import Annotations
-from data.selection import NamedFiles, check_choice, content_of
-from runner.protocols import Cache, Classifier, Dataset, TextSegmenter, World  # fmt: skip
-from runner.ranges import Fraction, Names, NonNegative, OneOf, PromptWeights, Repeats
-from runner.types import Anchor, Edit, Objective, Pictures, UserError  # fmt: skip
-from tasks.agreement import CORE, SPURIOUS, UNDECIDED, agreement, calibrated, interval, verdict
-from tasks.audited import audited_classes, audited_features, known_of
-from tasks.cam import hirescam
-from tasks.pictures import own_seed, reading, slug
-from tasks.prompted import OBJECTIVES, Prompted, direction, marked, prompt_objective
-from tasks.ranking import best_row, check_training, rank
-from tasks.shown import samples, score, sheet, tinted
-from tasks.targets import known_labels
-from tasks.units import FEATURES, Unit, activation
+from classifier_lens.data.image_selection import NamedFiles, check_choice, content_of
+from classifier_lens.data.salient_imagenet import Annotations
+from classifier_lens.runner.configuration.value_ranges import (
+    Fraction,
+    Names,
+    NonNegative,
+    OneOf,
+    PromptWeights,
+    Repeats,
+)
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset, TextSegmenter, World
+from classifier_lens.runner.types import Anchor, Edit, Objective, Pictures, UserError
+from classifier_lens.tasks.analysis.activation_score import samples, score, sheet, tinted
+from classifier_lens.tasks.analysis.audit_set import audited_classes, audited_features, known_of
+from classifier_lens.tasks.analysis.label_agreement import (
+    CORE,
+    SPURIOUS,
+    UNDECIDED,
+    agreement,
+    calibrated,
+    interval,
+    verdict,
+)
+from classifier_lens.tasks.problems.image_problems import own_seed, reading, slug
+from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES, Prompted, direction, marked, prompt_objective
+from classifier_lens.tasks.prompts.target_rules import known_labels
+from classifier_lens.tasks.units.activation_ranking import best_row, check_training, rank
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
+from classifier_lens.tasks.units.hirescam import hirescam
 
 COLUMNS = ("target", "rank", "unit", "objective", "verdict", "label", "r", "r_interval", "activation", "typical")
 
@@ -47,8 +62,8 @@ class SpuriousAudit:
     """training: pictures on which features are ranked; classes: names, None for all, or `levels:<n>` for n classes of
     each number of features that people found spurious; features: of each class; labels: what people say of features,
     which are then those that are audited, None for nothing; objectives: of `OBJECTIVES`, the first one decides; prompt:
-    with free tokens, see `models.tokens`; segmenter: finds the class by its name; delta: δ of Eq. 6; calibration: run
-    folders of labelled audits of other classifiers, by which δ is chosen instead; reached: the share of a feature's
+    with free tokens, see `prompt_tuning.py`; segmenter: finds the class by its name; delta: δ of Eq. 6; calibration:
+    run folders of labelled audits of other classifiers, by which δ is chosen instead; reached: the share of a feature's
     typical activation below which its prompt's pictures show nothing of it; weights: of the terms."""
 
     def __init__(

@@ -13,14 +13,15 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from data.folder import square
-from data.selection import check_choice
-from runner.protocols import Cache, Captioner, Classifier, Dataset, Embedder, World
-from runner.ranges import EditWeights, Keep, Keys, OneOf, Positive, Repeats
-from runner.types import Anchor, Example, Objective, Pictures, UserError
-from tasks.distances import distances
-from tasks.flips import QUESTIONS, Flip, Wish, embedder_of
-from tasks.pictures import (
+from classifier_lens.data.image_folder import square
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.configuration.value_ranges import EditWeights, Keep, Keys, OneOf, Positive, Repeats
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, Embedder, World
+from classifier_lens.runner.types import Anchor, Example, Objective, Pictures, UserError
+from classifier_lens.tasks.objectives.distances import distances
+from classifier_lens.tasks.objectives.loss_terms import class_log_prob, text_log_prob
+from classifier_lens.tasks.problems.counterfactual_problems import QUESTIONS, Flip, Wish, embedder_of
+from classifier_lens.tasks.problems.image_problems import (
     STAGES,
     asked_of,
     confidences,
@@ -30,18 +31,17 @@ from tasks.pictures import (
     stages,
     start,
     success_rate,
-)  # fmt: skip
-from tasks.surroundings import Surroundings
-from tasks.targets import Choice, Rule, check_rule, count_of, known_label
-from tasks.terms import class_log_prob, text_log_prob
+)
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.prompts.target_rules import Choice, Rule, check_rule, count_of, known_label
 
 
 class Uvce:
-    """mode: one of `flips.QUESTIONS`; target: a rule of `tasks.targets`, a class or several, in the mode `class`;
+    """mode: one of `flips.QUESTIONS`; target: a rule of `target_rules`, a class or several, in the mode `class`;
     attribute: {source, target} phrases, in the mode `attribute`; temperature: of its softmax over the two prompts, None
     for the CLIP model's own; seeds: answers per picture; prompt: template of a class's own picture;
     surroundings: the search for words to start with, in the mode `error`; weights: of the objective's terms (w_VAE =
-    25, w_PX = 250 in D.1.5); baseline: see `runner.baselines`; cache: keeps the words' pictures."""
+    25, w_PX = 250 in D.1.5); baseline: see `runner.baselines.methods`; cache: keeps the words' pictures."""
 
     def __init__(
         self, mode: Annotated[str, OneOf(tuple(QUESTIONS))], target: Rule,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data import planted
+from classifier_lens.data import planted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,7 +113,13 @@ class Cli:
     def launch(self, log: Path, *overrides: str) -> ForkServerProcess:
         """Start in a process of its own, whose packages are imported already; its output goes to `log`."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["runner.compose", "models.zoo.own", "models.zoo.shipped"])
+        context.set_forkserver_preload(
+            [
+                "classifier_lens.runner.configuration.compose",
+                "classifier_lens.models.classifier.loaders.user_network",
+                "classifier_lens.models.classifier.loaders.shipped",
+            ]
+        )
         process = context.Process(target=_command, args=(self.arguments(*overrides), str(log)))
         process.start()
         return process

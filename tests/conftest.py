@@ -16,20 +16,32 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data import planted
-from models.caption import Template
-from models.diffusion import LatentDiffusion, MapWindow
-from models.networks import Networks
-from models.sampler import NullText, ddim, lcm
-from models.segment import AttentionSegmenter, Softening
-from models.single_picture import SinglePicture
-from models.tensor_cache import TensorCache
-from runner.resolvers import register
-from runner.types import Anchor, Controls, Edit, Found, Head, Problem, Response, Scene, Schedules, Start, UserError
-from scripts.tokenizer import train_tokenizer
-from tasks.flips import Flip
-from tasks.surroundings import Surroundings
-from tasks.uvce import Uvce
+from classifier_lens.data import planted
+from classifier_lens.models.captioner.captioner import Template
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion, MapWindow
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.samplers import NullText, ddim, lcm
+from classifier_lens.models.generator.single_image import SinglePicture
+from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, Softening
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.configuration.resolvers import register
+from classifier_lens.runner.types import (
+    Anchor,
+    Controls,
+    Edit,
+    Found,
+    Head,
+    Problem,
+    Response,
+    Scene,
+    Schedules,
+    Start,
+    UserError,
+)
+from classifier_lens.scripts.train.tokenizer import train_tokenizer
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.uvce import Uvce
 from tests.cli import Cli
 
 ROOT = Path(__file__).resolve().parent.parent

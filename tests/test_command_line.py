@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from models.zoo.labels import imagenet_labels
-from runner.compose import configure
-from runner.overrides import arranged, in_one_line, quoted
-from runner.types import UserError
+from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.configuration.override_errors import arranged, in_one_line, quoted
+from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 
 MEANT = [

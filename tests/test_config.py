@@ -14,18 +14,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from data.drawn import Drawn
-from models.caption_clip import ClipRank
-from models.clip import ZeroShotClassifier
-from models.diffusion import LatentDiffusion
-from models.segment import Softening
-from models.zoo.labels import imagenet_labels
-from runner.compose import build, configure, jobs
-from runner.record import run_key
-from runner.schema import check_settings
-from runner.settings import Settings
-from runner.types import UserError
-from tasks.targets import RULES
+from classifier_lens.data.no_dataset import Drawn
+from classifier_lens.models.captioner.clip_ranking import ClipRank
+from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
+from classifier_lens.models.clip import ZeroShotClassifier
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.segmenter.segmenter import Softening
+from classifier_lens.runner.configuration.compose import build, configure, jobs
+from classifier_lens.runner.configuration.runner_settings import Settings
+from classifier_lens.runner.configuration.schema import check_settings
+from classifier_lens.runner.results.run_folder import run_key
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.prompts.target_rules import RULES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # What an option cannot do without: values that only the user knows.
@@ -200,7 +200,10 @@ def test_disagreements_have_the_published_settings() -> None:
     for config in configured("dig_in/fig05"):
         assert (config["generator"]["path"], config["generator"]["steps"]) == ("CompVis/stable-diffusion-v1-4", 25)
         clip = config["optimizer"]["clip"]
-        assert (clip["_target_"], clip["most"]) == ("runner.optimize.clip_largest_element", 0.05)
+        assert (clip["_target_"], clip["most"]) == (
+            "classifier_lens.runner.optimization.loop.clip_largest_element",
+            0.05,
+        )
         assert config["optimizer"]["steps"] == 15
         assert config["optimizer"]["min_lr"] == {"latent": 0.0025, "text": 0.0025, "null": 0.0025}
         assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.05)
@@ -250,13 +253,18 @@ def test_vit_b_selects_stable_diffusion_and_imagenet() -> None:
     }  # fmt: skip
     config = plain("task=uvce", "classifier=vit_b")
     assert config["generator"]["path"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert config["generator"]["resolution"] == 512 and config["data"]["_target_"] == "data.imagenet.ImageNet"
+    assert (
+        config["generator"]["resolution"] == 512
+        and config["data"]["_target_"] == "classifier_lens.data.imagenet.ImageNet"
+    )
 
 
 @pytest.mark.parametrize("classifier", ["cifar10_resnet20", "cifar10_resnet32", "cifar10_resnet56"])
 def test_cifar10_classifiers_select_photographs(classifier: str) -> None:
     config = plain(f"classifier={classifier}")
-    assert config["data"]["_target_"] == "data.cifar10.Cifar10" and config["generator"]["resolution"] == 32
+    assert (
+        config["data"]["_target_"] == "classifier_lens.data.cifar10.Cifar10" and config["generator"]["resolution"] == 32
+    )
 
 
 def test_a_choice_on_the_command_line_wins() -> None:
@@ -295,7 +303,10 @@ def test_a_domain_has_a_segmenter_that_goes_by_words(domain: str) -> None:
     """It can be chosen like any other, and no part refers to it unless a task does."""
     needed = NEEDED["data=imagenet"] if domain == "imagenet" else []
     config = plain(f"domain={domain}", *needed)
-    assert config["text_segmenter"]["_target_"] in ("models.clipseg.load", "models.grounded_sam.load")
+    assert config["text_segmenter"]["_target_"] in (
+        "classifier_lens.models.segmenter.clipseg.load",
+        "classifier_lens.models.segmenter.grounded_sam.load",
+    )
     other = plain(f"domain={domain}", "segmenter@text_segmenter=grounded_sam_hq", *needed)
     assert other["text_segmenter"] == plain("segmenter=grounded_sam_hq")["segmenter"] != config["text_segmenter"]
     assert run_key(other, []) == run_key(config, [])
@@ -332,7 +343,9 @@ def test_the_small_worlds_keep_their_own_sizes() -> None:
 def test_tasks_whose_images_are_drawn_ask_for_no_data_set(task: str) -> None:
     """Whatever the domain; who names one has it, and its training images."""
     for domain in ("planted", "cifar10", "imagenet"):
-        assert plain(f"task={task}", f"domain={domain}")["data"] == {"_target_": "data.drawn.Drawn"}
+        assert plain(f"task={task}", f"domain={domain}")["data"] == {
+            "_target_": "classifier_lens.data.no_dataset.Drawn"
+        }
     config = plain(f"task={task}", "data=folder", "data.path=images")
     assert (config["data"]["path"], config["training"]["path"]) == ("images", "images")
     assert len(Drawn()) == 0 and Drawn().rows("viaduct") == []

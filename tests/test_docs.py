@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from data.planted import CLASSES
-from runner import explain as explaining
-from runner.submit import settings_of
+from classifier_lens.data.planted import CLASSES
+from classifier_lens.runner import api as explaining
+from classifier_lens.runner.cluster.submit import settings_of
 from tests.cli import ROOT, Cli
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "tasks").glob("*.md"))]
@@ -48,7 +48,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(commands())
-SUBMISSIONS = [words[3:] for _, words in COMMANDS if words[:3] == ["python", "-m", "runner.submit"]]
+SUBMISSIONS = [
+    words[3:] for _, words in COMMANDS if words[:3] == ["python", "-m", "classifier_lens.runner.cluster.submit"]
+]
 QUESTIONS = [words for words in SUBMISSIONS if words[0] in ("status", "collect")]
 RUNS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "run.py"]]
 RUNS += [settings_of(words)[1] for words in SUBMISSIONS if words not in QUESTIONS]
@@ -58,7 +60,9 @@ def test_every_command_is_of_a_kind_that_is_checked() -> None:
     kinds = {tuple(words[:2]) if words[0] == "python" else words[0] for _, words in COMMANDS}
     scripts = {kind for kind in kinds if isinstance(kind, tuple) and kind[1].startswith("scripts/")}
     assert kinds - scripts == {"make", ("python", "run.py"), ("python", "-m")}
-    assert {words[2] for _, words in COMMANDS if words[:2] == ["python", "-m"]} == {"runner.submit"}
+    assert {words[2] for _, words in COMMANDS if words[:2] == ["python", "-m"]} == {
+        "classifier_lens.runner.cluster.submit"
+    }
     assert all((ROOT / kind[1]).is_file() for kind in scripts)
     assert len(RUNS) >= 10
 
@@ -167,7 +171,10 @@ def test_images_and_a_checkpoint_alone_reach_a_result(
     """The documented commands of somebody who has a folder of images and the weights of a network, of a small one here
     and at a small size; no generator is built."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("models.diffusion.load_networks", lambda *arguments: pytest.fail("a generator is loaded"))
+    monkeypatch.setattr(
+        "classifier_lens.models.generator.latent_diffusion.load_networks",
+        lambda *arguments: pytest.fail("a generator is loaded"),
+    )
     names = ["crab", "shark", "bridge"]
     for seed, file in enumerate(("my.safetensors", "other.safetensors")):
         torch.manual_seed(seed)

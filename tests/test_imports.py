@@ -1,38 +1,23 @@
-"""Imports point one way: runner.types <- runner.ranges, runner.text, runner.protocols, runner.files, runner.tensor_file
-<- models, tasks, data <- the rest of runner <- run.py."""
+"""Imports point one way: runner.types, runner.paths <- runner.protocols, runner.files, runner.errors <- models, tasks,
+data <- the rest of runner <- run.py."""
 
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("data", "models", "runner", "scripts", "tasks", "tests", "run")
+SHARED = {"runner.types", "runner.paths", "runner.protocols", "runner.files", "runner.errors"}
+SHARED |= {"runner.configuration.value_ranges", "runner.logging.loop_progress"}
+PLACES = ("conf", "data", "models", "runner", "scripts", "tasks")
 ALLOWED = {
-    "data": {"data", "runner.types", "runner.ranges", "runner.text", "runner.protocols"},
-    "models": {
-        "models",
-        "runner.types",
-        "runner.ranges",
-        "runner.text",
-        "runner.protocols",
-        "runner.files",
-        "runner.counted",
-        "runner.faults",
-        "runner.tensor_file",
-    },
-    "tasks": {
-        "tasks",
-        "data",
-        "runner.types",
-        "runner.ranges",
-        "runner.text",
-        "runner.counted",
-        "runner.faults",
-        "runner.protocols",
-    },
+    "data": {"data"} | SHARED,
+    "models": {"models"} | SHARED,
+    "tasks": {"tasks", "data"} | SHARED,
     "runner": {"runner", "models", "tasks", "data"},
     "run.py": {"runner"},
 }
@@ -48,7 +33,7 @@ def imported(tree: ast.AST) -> set[str]:
             assert node.level == 0, "relative imports hide where they point"
             # `from runner import types` names a module in its second half.
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] in OURS}
+    return {name.removeprefix("classifier_lens.") for name in names if name.startswith(("classifier_lens.", "tests."))}
 
 
 def wrong(place: str, source: str) -> set[str]:
@@ -60,12 +45,13 @@ def wrong(place: str, source: str) -> set[str]:
 @pytest.mark.parametrize(
     ("place", "source", "found"),
     [
-        ("models", "from tasks.uvce import Uvce", {"tasks.uvce.Uvce"}),
-        ("tasks", "def f():\n    import models.steps", {"models.steps"}),
-        ("data", "from runner.run import run", {"runner.run.run"}),
-        ("models", "from runner import types, record", {"runner.record"}),
-        ("models", "from runner.types import UserError", set()),
-        ("run.py", "import models.diffusion", {"models.diffusion"}),
+        ("models", "from classifier_lens.tasks.uvce import Uvce", {"tasks.uvce.Uvce"}),
+        ("tasks", "def f():\n    import classifier_lens.models.devices", {"models.devices"}),
+        ("data", "from classifier_lens.runner.run import run", {"runner.run.run"}),
+        ("models", "from classifier_lens.runner import types, retry", {"runner.retry"}),
+        ("models", "from classifier_lens.runner.types import UserError", set()),
+        ("run.py", "import classifier_lens.models.hub", {"models.hub"}),
+        ("runner", "from tests import cli", {"tests.cli"}),
     ],
 )
 def test_the_check_sees_what_it_should(place: str, source: str, found: set[str]) -> None:
@@ -94,8 +80,29 @@ def test_only_what_composes_and_checks_knows_hydra() -> None:
             for node in ast.walk(ast.parse(file.read_text()))
         )
     }
-    submitting = {"runner/submit.py", "runner/submit_settings.py"}  # whose words are run.py's
-    assert (
-        knowing
-        == {"run.py", *(f"runner/{name}.py" for name in ("compose", "overrides", "resolvers", "schema"))} | submitting
-    )
+    composing = ("compose", "override_errors", "resolvers", "schema")
+    submitting = {"runner/cluster/submit.py", "runner/cluster/submit_settings.py"}  # whose words are run.py's
+    assert knowing == {"runner/cli.py", *(f"runner/configuration/{name}.py" for name in composing)} | submitting
+
+
+def packages() -> list[Path]:
+    """Every folder of code."""
+    return sorted({file.parent for place in PLACES for file in (ROOT / place).rglob("*.py")})
+
+
+def test_every_folder_says_what_lives_there() -> None:
+    for folder in packages():
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert 1 <= len(text.splitlines()) <= 3, folder
+
+
+def test_no_folder_is_crowded() -> None:
+    """At most twenty files, and at the root of scripts/, with what a user types, ten."""
+    crowded = {str(folder): n for folder in packages() if (n := len([p for p in folder.iterdir() if p.is_file()])) > 20}
+    assert not crowded and len([p for p in (ROOT / "scripts").iterdir() if p.is_file()]) <= 10
+
+
+def test_modules_of_scripts_hide_no_other_package() -> None:
+    """Python puts a script's own folder first, so a neighbor must not be called as what somebody else imports."""
+    taken = sys.stdlib_module_names | set(importlib.metadata.packages_distributions())
+    assert not {file.stem for file in (ROOT / "scripts").rglob("*.py")} & taken

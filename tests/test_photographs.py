@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import cifar10
-from runner.compose import build, configure
-from runner.record import read_png
-from runner.run import run
+from classifier_lens.data import cifar10
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.results.run_folder import read_png
+from classifier_lens.runner.run import run
 from tests.conftest import SHARED
 
 FOLDER = SHARED / "cifar10"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib.util
+import json
+import os
+import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import runner
-from runner.compose import CONF, build, configure
+from classifier_lens.data import planted
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.report import page
 from tests.cli import ROOT, Cli
 
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
@@ -76,23 +81,60 @@ def test_every_task_runs_from_another_folder(
     assert outcome.code == 0, outcome
 
 
+def installed(folder: Path) -> Path:
+    """The project as `pip install .` puts it into an environment, made of what git keeps."""
+    source = folder / "source"
+    for file in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
+        if (ROOT / file).is_file() and not file.startswith(("docs/", "tests/")):
+            (source / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, source / file)
+    site = folder / "site"
+    words = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(site), str(source)]
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+    return site
+
+
+PROGRAM = """
+import contextlib, io, json
+import data, models  # the user's own packages
+from classifier_lens.models.classifier.loaders.shipped import load_shipped
+from classifier_lens.runner import cli, paths
+from classifier_lens.runner.report.page import TEMPLATES
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    code = cli.main(["--cfg", "job"])
+print(json.dumps([str(paths.ROOT), models.MINE and data.MINE, load_shipped("planted_clean").labels[0], code,
+                  "planted_clean" in printed.getvalue(), sorted(p.name for p in TEMPLATES.iterdir())]))
+"""
+
+
+def test_an_installation_works_beside_packages_of_the_users(tmp_path: Path) -> None:
+    """From another folder, with packages `models` and `data` of their own in it."""
+    site, own = installed(tmp_path), tmp_path / "own"
+    for name in ("data", "models"):
+        (own / name).mkdir(parents=True)
+        (own / name / "__init__.py").write_text("MINE = True\n")
+    environment = {**os.environ, "PYTHONPATH": f"{site}:{own}"}
+    command = [sys.executable, "-c", PROGRAM]
+    end = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    root, mine, label, code, composed, templates = json.loads(end.stdout)
+    assert root == str(site / "classifier_lens") and mine and label in planted.CLASSES and code == 0 and composed
+    assert templates == sorted(path.name for path in page.TEMPLATES.iterdir())
+
+
 def test_an_installation_has_every_file() -> None:
-    """What git keeps of the packages and of conf/ is code, or matches the patterns of what is installed beside it."""
+    """Every package is named, and what git keeps beside code matches the patterns of what is installed with it."""
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = [name.rstrip("*") for name in tools["packages"]["find"]["include"]]
-    kept = subprocess.run(
-        ["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert {"conf", "models"} <= {file.split("/")[0] for file in kept}
-    patterns = ["*.py", *tools["package-data"]["*"]]
-    assert not [file for file in kept if not any(fnmatch.fnmatch(Path(file).name, p) for p in patterns)]
-
-
-def test_another_package_of_our_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = importlib.util.spec_from_file_location("models", tmp_path / "models" / "__init__.py")
-    monkeypatch.setattr(runner, "find_spec", lambda name: other if name == "models" else importlib.util.find_spec(name))
-    with pytest.raises(ImportError, match=f"`models` is a package of this project .*and here it is {tmp_path}/models"):
-        runner._check(ROOT)
-    monkeypatch.setattr(runner, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="here it is none"):
-        runner._check(ROOT)
+    folders = {name: path for name, path in tools["package-dir"].items()}
+    kept = subprocess.check_output(["git", "ls-files", *folders.values()], cwd=ROOT, text=True).splitlines()
+    kept = [file for file in kept if (ROOT / file).is_file()]
+    assert set(tools["packages"]) == {
+        "classifier_lens." + str(Path(file).parent).replace("/", ".") for file in kept if file.endswith("__init__.py")
+    }
+    patterns = [
+        f"{folders.get(name, name.removeprefix('classifier_lens.').replace('.', '/'))}/{pattern}"
+        for name, some in tools["package-data"].items() for pattern in some
+    ]  # fmt: skip
+    others = [file for file in kept if not file.endswith(".py")]
+    missing = [file for file in others if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)]
+    assert {file.split("/")[0] for file in others} >= {"conf", "models"} and missing == ["scripts/slurm_local.sh"]

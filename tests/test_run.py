@@ -20,11 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-import runner.run
-from data.planted import CLASSES, PAIRS
-from runner import record
-from runner.claims import Process
-from runner.files import Unwritable
+import classifier_lens.runner.run
+from classifier_lens.data.planted import CLASSES, PAIRS
+from classifier_lens.runner.cluster.leases import Process
+from classifier_lens.runner.files.atomic import Unwritable
+from classifier_lens.runner.results import run_folder
 from tests.cli import ROOT, Cli, Outcome
 
 Capture = pytest.CaptureFixture[str]
@@ -241,7 +241,7 @@ def test_a_batch_by_memory_stays_what_the_first_process_chose(cli: Cli, capfd: C
 
 
 def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capture) -> None:
-    from models.zoo.own import callable_classifier
+    from classifier_lens.models.classifier.loaders.user_network import callable_classifier
 
     assert cli.here(capfd, "limit=1").code == 0
     (line,) = results(cli.folder)
@@ -250,7 +250,7 @@ def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capt
     )
     for key, file in (("confidence_before", "original"), ("confidence_after", "best")):
         with torch.no_grad():
-            picture = record.read_png(cli.folder / line["images"][file])
+            picture = run_folder.read_png(cli.folder / line["images"][file])
             confidence = classifier(picture[None]).logits.softmax(dim=1)[0]
         for name, value in line[key].items():
             assert value == pytest.approx(confidence[CLASSES.index(name)].item(), abs=1e-5)
@@ -298,7 +298,7 @@ def test_a_mask_of_the_users_own_is_what_is_free(cli: Cli, capfd: Capture, tmp_p
     words = ("limit=1", "optimizer.steps=0", f"task.mask={tmp_path / 'all.png'}")
     assert cli.here(capfd, *words).code == 0
     (line,) = results(cli.folder)
-    assert (record.read_png(cli.folder / line["images"]["mask"]) == 1).all()
+    assert (run_folder.read_png(cli.folder / line["images"]["mask"]) == 1).all()
     assert any("covers everything" in warning for warning in line["warnings"])
 
 
@@ -498,9 +498,9 @@ def signalled(number: str, before: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_signal_ends_a_run_in_good_order(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, number: str, code: int
 ) -> None:
-    from runner import solve
+    from classifier_lens.runner import batch
 
-    monkeypatch.setattr(solve, "tell", signalled(number, solve.tell))
+    monkeypatch.setattr(batch, "tell", signalled(number, batch.tell))
     outcome = cli.here(capfd, "limit=2", "batch=2", "optimizer.steps=20", "checkpoint.every=1", "task.baseline=pixels")
     assert (outcome.code, outcome.err) == (code, f"stopped by {number}; the same command continues\n")
     found = status(cli.folder)
@@ -511,7 +511,9 @@ def test_a_signal_ends_a_run_in_good_order(
     assert not list(cli.folder.glob("claims/*"))
 
 
-@pytest.mark.parametrize("where", ["runner.compose.select", "runner.run.problems_of"])
+@pytest.mark.parametrize(
+    "where", ["classifier_lens.runner.configuration.compose.select", "classifier_lens.runner.run.problems_of"]
+)
 def test_a_signal_before_the_first_problem_leaves_nothing(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -524,11 +526,11 @@ def test_a_signal_before_the_first_problem_leaves_nothing(
 
 
 def test_a_signal_while_others_work_ends_the_waiting(cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner import share
+    from classifier_lens.runner.cluster import batch_sharing
 
-    monkeypatch.setattr("runner.claims.Claims.take", lambda *_: nullcontext())
-    monkeypatch.setattr("runner.claims.Claims.holder", lambda *_: Process("elsewhere", 1, None))
-    monkeypatch.setattr(share.time, "sleep", signalled("SIGHUP", time.sleep))
+    monkeypatch.setattr("classifier_lens.runner.cluster.leases.Claims.take", lambda *_: nullcontext())
+    monkeypatch.setattr("classifier_lens.runner.cluster.leases.Claims.holder", lambda *_: Process("elsewhere", 1, None))
+    monkeypatch.setattr(batch_sharing.time, "sleep", signalled("SIGHUP", time.sleep))
     outcome = cli.here(capfd, "limit=1", "task.baseline=pixels")
     assert (outcome.code, outcome.err) == (129, "stopped by SIGHUP; the same command continues\n")
     assert status(cli.folder)["state"] == "stopped" and "waiting for 1 of others' batches" in outcome.out
@@ -536,7 +538,7 @@ def test_a_signal_while_others_work_ends_the_waiting(cli: Cli, capfd: Capture, m
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """From the `at`-th evaluation on, the pixel distance of the second sample is not a number."""
-    from tasks import distances
+    from classifier_lens.tasks.objectives import distances
 
     original, calls = distances.pixel_distance, [0]
 
@@ -557,7 +559,7 @@ def test_an_error_in_the_middle_of_a_run_fails_its_problem_alone(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same command tries that problem again, and no other."""
-    from runner.solve import Solver
+    from classifier_lens.runner.batch import Solver
 
     begin = Solver.start
 
@@ -595,16 +597,16 @@ def test_an_image_that_cannot_be_asked_about_fails_its_problem_alone(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And its batch is solved at once without it."""
-    from tasks import targets
+    from classifier_lens.tasks.prompts import target_rules
 
-    confusion = targets.RULES["confusion"]
+    confusion = target_rules.RULES["confusion"]
 
     def picky(choice: Any) -> list[str]:
         if choice.example.name.startswith("test-00001"):
             raise RuntimeError("wrong shape")
         return confusion(choice)
 
-    monkeypatch.setitem(targets.RULES, "confusion", picky)
+    monkeypatch.setitem(target_rules.RULES, "confusion", picky)
     words = ("limit=3", "batch=3", "task.baseline=pixels", "optimizer.steps=1", "task.target=confusion")
     outcome = cli.here(capfd, *words)
     (line,) = outcome.lines
@@ -620,7 +622,7 @@ def test_an_image_that_cannot_be_asked_about_fails_its_problem_alone(
 def test_a_measured_value_that_is_not_finite_fails_its_problem_by_name(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.uvce import Uvce
+    from classifier_lens.tasks.uvce import Uvce
 
     measure = Uvce.measure
 
@@ -670,7 +672,7 @@ def test_a_finished_run_is_shown_where_nothing_can_be_written(
     def forbid(*given: object) -> None:
         raise AssertionError("nothing is written")
 
-    monkeypatch.setattr(runner.run, "check_writable", refuse)
+    monkeypatch.setattr(classifier_lens.runner.run, "check_writable", refuse)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", forbid)
         shown = cli.here(capfd, *words)

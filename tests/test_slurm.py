@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from runner.submission import Run, Submission, latest, read_submission
-from runner.submit import main as submit
+from classifier_lens.runner.cluster.job_status import Run, Submission, latest, read_submission
+from classifier_lens.runner.cluster.submit import main as submit
 from tests.cli import ROOT, Cli
-from tests.test_kill import leavings
+from tests.durability.test_kill import leavings
 
 pytestmark = [
     pytest.mark.slurm,
@@ -94,7 +94,7 @@ def command(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.Temp
 
 
 def submitted(cli: Cli, capfd: pytest.CaptureFixture[str], *words: str) -> Submission:
-    """Hand a run to the queue, as `python -m runner.submit` would."""
+    """Hand a run to the queue, as `python scripts/submit.py` would."""
     assert submit(cli.arguments(*JOBS, *words)) == 0
     assert f"submission: {latest(cli.outputs).resolve()}" in capfd.readouterr().out
     return read_submission(latest(cli.outputs))

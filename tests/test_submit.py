@@ -18,18 +18,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runner import overview, submission, submit
-from runner.batches import batch_name
-from runner.claims import Process
-from runner.compose import sweep_of
-from runner.files import write
-from runner.manifest import Manifest
-from runner.record import RunFolder
-from runner.submission import Run, Submission, code_file, latest, read_submission
-from runner.submit_settings import check_line
-from runner.types import UserError
-from runner.worker import Job, call_run_py
-from tests.cli import Cli
+from classifier_lens.runner.cluster import job_status, submit
+from classifier_lens.runner.cluster.job_status import Run, Submission, code_file, latest, read_submission
+from classifier_lens.runner.cluster.leases import Process
+from classifier_lens.runner.cluster.submit_settings import check_line
+from classifier_lens.runner.cluster.worker import Job, call_run_py
+from classifier_lens.runner.configuration.compose import sweep_of
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.report import overview
+from classifier_lens.runner.results.batch_names import batch_name
+from classifier_lens.runner.results.manifest import Manifest
+from classifier_lens.runner.results.run_folder import RunFolder
+from classifier_lens.runner.types import UserError
+from tests.cli import ROOT, Cli
 
 Capture = pytest.CaptureFixture[str]
 
@@ -277,7 +278,7 @@ def test_every_problem_is_in_one_state(run: Run) -> None:
         "a": ("done", ""), "b": ("done", ""), "c": ("failed", "step 3: not finite"), "d": ("pending", ""),
         "e": ("running", "12_3-node7-5"), "f": ("running", "12_3-node7-5"), "g": ("pending", ""),
     }  # fmt: skip
-    assert [run.count(state) for state in submission.STATES] == [2, 1, 2, 2]
+    assert [run.count(state) for state in job_status.STATES] == [2, 1, 2, 2]
     assert run.name == "uvce/generator-classifier/0123456789"
 
 
@@ -312,7 +313,7 @@ def test_settings_that_tell_runs_apart() -> None:
              '{"cluster": "slurm", "jobs": [1], "words": [], "place": "/"}'],
 )  # fmt: skip
 def test_a_broken_submission_is_told_in_one_line(text: str, tmp_path: Path) -> None:
-    (tmp_path / submission.FILE).write_text(text)
+    (tmp_path / job_status.FILE).write_text(text)
     with pytest.raises(UserError) as caught:
         read_submission(tmp_path)
     assert "submission.json" in str(caught.value) and "\n" not in str(caught.value)
@@ -349,6 +350,8 @@ def test_a_job_hands_on_the_exit_code(
 
 def test_it_is_a_command() -> None:
     outcome = subprocess.run(
-        [sys.executable, "-m", "runner.submit", "submit.workers=0"], capture_output=True, text=True
+        [sys.executable, str(ROOT / "scripts" / "submit.py"), "submit.workers=0"],
+        capture_output=True,
+        text=True,
     )
     assert outcome.returncode == 2 and outcome.stderr.startswith("submit.workers=0")

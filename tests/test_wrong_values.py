@@ -14,26 +14,18 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from runner import figures
-from runner.options import parsed
-from runner.schema import HYDRAS_OWN, check_settings
-from runner.settings import Settings, SubmitSettings
-from runner.submit_settings import SETTINGS, settings_of
-from runner.types import UserError
-from scripts import (
-    bench,
-    distill_lcm,
-    evaluate,
-    label_features,
-    quality,
-    train_classifier,
-    train_clip,
-    train_generator,
-    train_segmenter,
-    user_study,
-)
-from scripts.options import told_in_one_line
-from scripts.train_settings import LONG, ClassifierSettings, ClipSettings, SegmenterSettings
+from classifier_lens.runner.cluster.submit_settings import SETTINGS, settings_of
+from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.configuration.runner_settings import Settings, SubmitSettings
+from classifier_lens.runner.configuration.schema import HYDRAS_OWN, check_settings
+from classifier_lens.runner.report.figures import figure
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts import user_study
+from classifier_lens.scripts.bench import bench, quality
+from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.evaluate import evaluate, label_features
+from classifier_lens.scripts.train import classifier, clip, distill_lcm, generator, segmenter
+from classifier_lens.scripts.train.settings import LONG, ClassifierSettings, ClipSettings, SegmenterSettings
 from tests.test_config import CONF, EVERY, NEEDED, OmegaConf, plain
 
 HUGE = 10**12
@@ -50,7 +42,7 @@ WRONG: dict[type, list[Any]] = {
 # Settings of torch's optimizers: their signatures state no ranges, which they check themselves.
 ELSEWHERE = ("torch.",)
 # A bound below 0 is what a term of an activation wants.
-ANY_SIGN = ("runner.optimize.Stop.below",)
+ANY_SIGN = ("classifier_lens.runner.optimization.loop.Stop.below",)
 
 
 def target(choice: str) -> str:
@@ -205,19 +197,19 @@ def test_every_wrong_setting_of_a_training_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("main", "word", "line"),
     [
-        (train_classifier.main, "steps=-1", "steps=-1: allowed are whole numbers from 0"),
-        (train_classifier.main, "stepz=1", "stepz=1: nothing reads this key; near ones are steps"),
-        (train_classifier.main, "steps", "steps: wanted are words key=value"),
-        (train_classifier.main, "kwargs={", "kwargs={: cannot be read"),
-        (train_classifier.main, "kwargs={depth: -3}", "architecture=resnet18 kwargs={'depth': -3}: "),
-        (train_classifier.main, "architecture=resnet0", "architecture=resnet0 kwargs={"),
-        (train_classifier.main, "out=${nope}", "out: Interpolation key 'nope' not found"),
-        (train_classifier.main, "augment=3", "augment=3: allowed are {name: value} of crop, flip, blur, "),
-        (train_clip.main, "model.vision_cfg.layers=[1]", "model.vision_cfg.layers=[1]: allowed are lists [a, b] of 4"),
-        (train_generator.main, "data=faces", "data=faces: allowed are planted, cifar10"),
-        (train_generator.main, "vae.lr=nan", "vae.lr=nan: allowed are numbers above 0"),
+        (classifier.main, "steps=-1", "steps=-1: allowed are whole numbers from 0"),
+        (classifier.main, "stepz=1", "stepz=1: nothing reads this key; near ones are steps"),
+        (classifier.main, "steps", "steps: wanted are words key=value"),
+        (classifier.main, "kwargs={", "kwargs={: cannot be read"),
+        (classifier.main, "kwargs={depth: -3}", "architecture=resnet18 kwargs={'depth': -3}: "),
+        (classifier.main, "architecture=resnet0", "architecture=resnet0 kwargs={"),
+        (classifier.main, "out=${nope}", "out: Interpolation key 'nope' not found"),
+        (classifier.main, "augment=3", "augment=3: allowed are {name: value} of crop, flip, blur, "),
+        (clip.main, "model.vision_cfg.layers=[1]", "model.vision_cfg.layers=[1]: allowed are lists [a, b] of 4"),
+        (generator.main, "data=faces", "data=faces: allowed are planted, cifar10"),
+        (generator.main, "vae.lr=nan", "vae.lr=nan: allowed are numbers above 0"),
         (distill_lcm.main, "form=lora", "form=lora: needs settings lora"),
-        (train_segmenter.main, "device=gpu", "device=gpu: "),
+        (segmenter.main, "device=gpu", "device=gpu: "),
     ],
 )
 def test_training_scripts_say_it_in_one_line(
@@ -233,7 +225,7 @@ NO_NUMBERS = ["word", "true", "nan", "inf", "-inf", "-1", "1000000000000", "1e30
 
 @pytest.mark.parametrize(
     "kind",
-    [evaluate.Options, bench.Options, quality.Options, label_features.Options, figures.Chosen, user_study.Score,
+    [evaluate.Options, bench.Options, quality.Options, label_features.Options, figure.Chosen, user_study.Score,
      *(kind.options for kind in user_study.KINDS.values())],
     ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
 )  # fmt: skip
@@ -257,7 +249,7 @@ def test_every_wrong_option_of_a_script_is_refused(kind: type) -> None:
 def test_texts_of_options_are_as_they_are_written() -> None:
     chosen = parsed(evaluate.Options, ["outputs=3.10", "rows=1_000", "n=null", "seed=7"])
     assert (chosen.outputs, chosen.rows, chosen.n, chosen.seed) == ("3.10", "1_000", None, 7)
-    assert train_classifier.configure(["name=3.10"]).name == "3.10"
+    assert classifier.configure(["name=3.10"]).name == "3.10"
 
 
 @pytest.mark.parametrize("key", OmegaConf.load(SETTINGS))

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.words import find_words
-from runner.text import read_text
-from runner.types import Example, UserError, article
+from classifier_lens.models.generator.prompt_to_prompt import find_words
+from classifier_lens.runner.files.text import read_text
+from classifier_lens.runner.types import Example, UserError, article
 
 
 class Template:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.caption import checked, filled
-from runner.protocols import Embedder
-from runner.ranges import Names, Repeats
-from runner.text import read_lines
-from runner.types import Example, UserError, article
+from classifier_lens.models.captioner.captioner import checked, filled
+from classifier_lens.runner.configuration.value_ranges import Names, Repeats
+from classifier_lens.runner.files.text import read_lines
+from classifier_lens.runner.protocols import Embedder
+from classifier_lens.runner.types import Example, UserError, article
 
 
 class ClipRank:

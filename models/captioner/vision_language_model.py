@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from models.caption import Template, checked, filled, mentions, tidy, with_article
-from models.devices import device_of, dtype_of
-from models.hub import load_frozen, local_folder, one_line
-from runner.ranges import Dtype, Names, Repeats
-from runner.types import Example, UserError, article
+from classifier_lens.models.captioner.captioner import Template, checked, filled, mentions, tidy, with_article
+from classifier_lens.models.devices import device_of, dtype_of
+from classifier_lens.models.hub import load_frozen, local_folder, one_line
+from classifier_lens.runner.configuration.value_ranges import Dtype, Names, Repeats
+from classifier_lens.runner.types import Example, UserError, article
 
 
 @dataclass(frozen=True)

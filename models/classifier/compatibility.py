@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from models.outputs import BINARY, check_meaning, check_output, output_count, to_logits, unlike_outputs
-from models.users_code import told
-from runner.types import UserError, printable
+from classifier_lens.models.classifier.logits import (
+    BINARY,
+    check_meaning,
+    check_output,
+    output_count,
+    to_logits,
+    unlike_outputs,
+)
+from classifier_lens.models.classifier.user_code_errors import told
+from classifier_lens.runner.types import UserError, printable
 
 # Of the largest logit: by how much answers for the same image may differ, as they do on a GPU and in larger batches.
 REPEATABLE = 1e-3

@@ -21,11 +21,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from models.fitness import channels, check_answers, check_gradient, check_outputs, check_settings
-from models.layouts import Channels, Layout, Reading, halves
-from models.outputs import tensor_of, to_logits
-from models.taps import Address, as_it_is, calls, measuring, read_address, reading, tapped
-from runner.types import Head, Response, UserError
+from classifier_lens.models.classifier.compatibility import (
+    channels,
+    check_answers,
+    check_gradient,
+    check_outputs,
+    check_settings,
+)
+from classifier_lens.models.classifier.feature_layout import Channels, Layout, Reading, halves
+from classifier_lens.models.classifier.logits import tensor_of, to_logits
+from classifier_lens.models.classifier.module_hooks import (
+    Address,
+    as_it_is,
+    calls,
+    measuring,
+    read_address,
+    reading,
+    tapped,
+)
+from classifier_lens.runner.types import Head, Response, UserError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -83,7 +97,7 @@ class ImageClassifier(nn.Module):
 
         mean, std: per RGB channel, in [0, 1] units; interpolation: one of `INTERPOLATIONS`;
         ask: how the network is asked; name: the key and value that errors point at, e.g. `classifier.path=x`;
-        output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits that nobody declared.
+        output: what the network gives, one of `models.classifier.logits.OUTPUTS`, None for logits that nobody declared.
         Raises UserError if labels, settings or the network's answers are not usable.
         """
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 Convert = Callable[[Tensor], Tensor]
 

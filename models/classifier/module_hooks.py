@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.layouts import Layout, Reading, layout_of
+from classifier_lens.models.classifier.feature_layout import Layout, Reading, layout_of
 
 # Changes what is noted: its address, its module and the tensor to what is kept and what is passed on.
 Note = Callable[[str, nn.Module, Tensor], tuple[Tensor, Tensor]]
@@ -85,7 +85,7 @@ def as_it_is(address: str, module: nn.Module, value: Tensor) -> tuple[Tensor, Te
 
 
 def measuring(into: dict[str, Reading]) -> Note:
-    """Puts how each tensor is read under its address, of answers for `models.layouts.halves`; keeps no tensor."""
+    """Puts how each tensor is read under its address, of answers for `feature_layout.halves`; keeps no tensor."""
 
     def note(address: str, module: nn.Module, value: Tensor) -> tuple[Tensor, Tensor]:
         into[address] = layout_of(module, value)

@@ -6,22 +6,20 @@ import os
 import site
 import sysconfig
 import traceback
-from pathlib import Path
 
-from runner.types import first_line
+from classifier_lens.runner.paths import CODE
+from classifier_lens.runner.types import first_line
 
-ROOT = Path(__file__).resolve().parents[1]
-OURS = ("data", "models", "runner", "scripts", "tasks")  # packages of this project
 # Where code lies that is not the user's: an error in it is told at the user's line that led there.
 _OTHERS = (
-    "<", *(str(ROOT / name) + os.sep for name in OURS), sysconfig.get_path("stdlib") + os.sep,
+    "<", *(str(folder) + os.sep for folder in CODE), sysconfig.get_path("stdlib") + os.sep,
     *(folder + os.sep for folder in (*site.getsitepackages(), site.getusersitepackages())),
 )  # fmt: skip
 
 
 def told(error: BaseException) -> str:
     """An error of the user's code in one line, with its kind, and the file and line of that code where it arose."""
-    return f"{type(error).__name__}: {first_line(error)}{place_of(error)}{_taken(error)}"
+    return f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
 
 
 def place_of(error: BaseException) -> str:
@@ -31,13 +29,3 @@ def place_of(error: BaseException) -> str:
         return f" ({error.filename}, line {error.lineno})"
     own = [f for f in frames if not f.filename.startswith(_OTHERS)]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-
-
-def _taken(error: BaseException) -> str:
-    """What to do where a name was looked for in a package of ours that the user has another one of."""
-    name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    if name not in OURS:
-        return ""
-    return (
-        f"; `{name}` is a package of this project: give the file, file.py:name, and call your package otherwise in it"
-    )

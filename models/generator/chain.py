@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from models import attention
-from models.networks import Networks
-from models.recompute import recomputed
-from models.sampler import Course, Sampler
-from models.single_picture import SinglePicture
-from runner.types import Anchor, Controls, Scene, UserError
+from classifier_lens.models.generator import cross_attention
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.recomputation import recomputed
+from classifier_lens.models.generator.samplers import Course, Sampler
+from classifier_lens.models.generator.single_image import SinglePicture
+from classifier_lens.runner.types import Anchor, Controls, Scene, UserError
 
 RECOMPUTE = ("none", "step", "block", "auto")
 
@@ -61,7 +61,7 @@ class Chain(SinglePicture):
 
     def recompute_as(self, mode: str) -> None:
         """Choose what the backward pass computes again, one of `RECOMPUTE`; the gradient is the same. `auto` is `step`
-        until memory is looked at (`runner.memory`)."""
+        until memory is looked at (`runner.optimization.memory_planning`)."""
         self.recompute = mode
         if mode == "block":
             self.networks.unet.enable_gradient_checkpointing()
@@ -75,18 +75,20 @@ class Chain(SinglePicture):
         """The prediction of step i, with the anchor's injected maps; embeddings "b l d" by name."""
         maps = None
         if record is not None:
-            maps = attention.MapControl(record=record, rows=len(z))
+            maps = cross_attention.MapControl(record=record, rows=len(z))
         elif anchor is not None:
             maps = self.injection([anchor], i)
         return self.sampler.predict(self.networks, z, embeddings, i, maps)
 
-    def injection(self, anchors: Sequence[Anchor], i: int) -> attention.MapControl | None:
+    def injection(self, anchors: Sequence[Anchor], i: int) -> cross_attention.MapControl | None:
         """The maps that the samples of anchors, one anchor's behind the other's, are given in step i; None for none."""
         active = joined([anchor.inject for anchor in anchors]) > i / len(self)
         if not bool(active.any()):
             return None
         layers = [layer for layer, maps in anchors[0].maps.items() if i < maps.shape[1]]
-        return attention.MapControl({layer: joined([a.maps[layer][:, i] for a in anchors]) for layer in layers}, active)
+        return cross_attention.MapControl(
+            {layer: joined([a.maps[layer][:, i] for a in anchors]) for layer in layers}, active
+        )
 
     def blends(self, anchor: Anchor, i: int) -> Bool[Tensor, " b"]:
         """Which samples' input of step i is held outside the mask: the shares of the chain count from the first latent

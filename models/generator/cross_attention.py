@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 
 @dataclass

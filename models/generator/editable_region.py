@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Problem
+from classifier_lens.runner.types import Problem
 
 LARGE = 0.6  # share of the picture above which a mask is reported: the object is then rarely all that it covers
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from runner.types import Anchor, Controls, Scene, UserError
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.types import Anchor, Controls, Scene, UserError
 
 
 def check_guided(generator: LatentDiffusion) -> None:

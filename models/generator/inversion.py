@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.steps import Schedule, ddim_step, guide, noise_of
-from runner.counted import counted
+from classifier_lens.models.generator.noise_schedule import Schedule, ddim_step, guide, noise_of
+from classifier_lens.runner.logging.loop_progress import counted
 
 # (latents, timestep, text embeddings) -> prediction, of what the schedule says
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]

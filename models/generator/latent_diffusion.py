@@ -15,18 +15,28 @@ from annotated_types import Len
 from jaxtyping import Float
 from torch import Tensor
 
-from models import attention, tokens, words
-from models.chain import RECOMPUTE, Chain
-from models.compare import compare
-from models.networks import Networks
-from models.networks import load as load_networks
-from models.region import described, free, masks_of, needs_mask
-from models.sampler import Course, NullText, Sampler
-from models.segment import Deferred, Softening, loaded
-from models.tensor_cache import TensorCache
-from runner.protocols import Segmenter
-from runner.ranges import ChainIndex, ChainSteps, Dtype, Fraction, Guidance, OneOf, Pixels, Rates, Schedule
-from runner.types import Anchor, Found, Problem, Schedules, Start, UserError
+from classifier_lens.models.generator import cross_attention, prompt_to_prompt, prompt_tuning
+from classifier_lens.models.generator.chain import RECOMPUTE, Chain
+from classifier_lens.models.generator.editable_region import described, free, masks_of, needs_mask
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.pipeline.networks import load as load_networks
+from classifier_lens.models.generator.samplers import Course, NullText, Sampler
+from classifier_lens.models.generator.schedule_comparison import compare
+from classifier_lens.models.segmenter.segmenter import Deferred, Softening, loaded
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.configuration.value_ranges import (
+    ChainIndex,
+    ChainSteps,
+    Dtype,
+    Fraction,
+    Guidance,
+    OneOf,
+    Pixels,
+    Rates,
+    Schedule,
+)
+from classifier_lens.runner.protocols import Segmenter
+from classifier_lens.runner.types import Anchor, Found, Problem, Schedules, Start, UserError
 
 
 @dataclass(frozen=True)
@@ -74,14 +84,14 @@ class LatentDiffusion(Chain):
         for problem in problems:
             edit = problem.edit
             for prompt in (edit.source, edit.target):
-                if tokens.MARK.search(prompt):
+                if prompt_tuning.MARK.search(prompt):
                     raise UserError(f"prompt '{prompt}': only controls=soft_prompt and hard_prompt have free tokens")
-                words.token_spans(tokenizer, prompt)
+                prompt_to_prompt.token_spans(tokenizer, prompt)
             if needs_mask(problem):
-                words.word_tokens(tokenizer, edit.source, problem.region)
+                prompt_to_prompt.word_tokens(tokenizer, edit.source, problem.region)
             if edit.source != edit.target:
-                words.word_tokens(tokenizer, edit.source, edit.source_words)
-                words.word_tokens(tokenizer, edit.target, edit.target_words)
+                prompt_to_prompt.word_tokens(tokenizer, edit.source, edit.source_words)
+                prompt_to_prompt.word_tokens(tokenizer, edit.target, edit.target_words)
 
     def invert(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str], seeds: Sequence[int]) -> Course:
         """The courses that lead back to pictures, see `Sampler.invert`; kept per picture in the cache.
@@ -133,17 +143,20 @@ class LatentDiffusion(Chain):
         course = self.invert(image[None].to(self.device), [prompt], [seed])
         window, tokenizer = self.maps.steps(len(self)), self.networks.tokenizer
         recorded, _, _ = self.record(course, self.networks.embed([prompt]), window.stop)
-        spans = [*words.token_spans(tokenizer, prompt), words.word_tokens(tokenizer, prompt, phrase)]
-        maps = torch.cat([attention.word_map(recorded, [span], self.maps.side, window) for span in spans])[:, 0]
+        spans = [
+            *prompt_to_prompt.token_spans(tokenizer, prompt),
+            prompt_to_prompt.word_tokens(tokenizer, prompt, phrase),
+        ]
+        maps = torch.cat([cross_attention.word_map(recorded, [span], self.maps.side, window) for span in spans])[:, 0]
         return maps[:-1], maps[-1]
 
     def segment(
         self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:
         """The segmenter's masks of what the problems' words name, before they are softened."""
-        positions = [words.word_tokens(self.networks.tokenizer, p.edit.source, p.region) for p in problems]
-        maps = attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self)))
-        maps = attention.stretched(maps) if self.maps.stretch else maps
+        positions = [prompt_to_prompt.word_tokens(self.networks.tokenizer, p.edit.source, p.region) for p in problems]
+        maps = cross_attention.word_map(recorded, positions, self.maps.side, self.maps.steps(len(self)))
+        maps = cross_attention.stretched(maps) if self.maps.stretch else maps
         return loaded(self.segmenter)(images, maps, [p.region for p in problems], [p.picture for p in problems])
 
     def masks(
@@ -183,7 +196,9 @@ class LatentDiffusion(Chain):
             course["latent"][again] = new * drawn["latent"][again] + old * course["latent"][again]
             course["noise"][again] = new[:, None] * drawn["noise"][again] + old[:, None] * course["noise"][again]
         matrices = torch.stack([
-            words.alignment(self.networks.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new)
+            prompt_to_prompt.alignment(
+                self.networks.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new
+            )
             if e.source != e.target else torch.eye(len(old))
             for e, old, new in zip(edits, source_text, target_text, strict=True)
         ]).to(self.device)  # fmt: skip
@@ -245,10 +260,11 @@ def load(
     guidance: Guidance, null_text: NullText | None, guided: Annotated[Sequence[Fraction], Len(2, 2)],
     **settings: object,
 ) -> LatentDiffusion:  # fmt: skip
-    """A pipeline's networks (see `models.networks.load`) with a sampler of `steps` steps at a guidance scale.
+    """A pipeline's networks (see `models.generator.pipeline.networks.load`) with a sampler of `steps` steps at a
+    guidance scale.
 
     compile: whether UNet and decoder are compiled when they are first called; channels_last, clamp_gradient: see
-    `Networks`; guided: see `models.sampler.ddim`; settings: the further arguments of `LatentDiffusion`.
+    `Networks`; guided: see `models.generator.samplers.ddim`; settings: the further arguments of `LatentDiffusion`.
     """
     loaded = load_networks(path, unet, lora, revision, variant, dtype, device, needs)
     loaded.clamp_gradient = clamp_gradient

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from models.diffusion import LatentDiffusion
-from models.region import needs_mask
-from models.single_picture import SinglePicture
-from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start
+from classifier_lens.models.generator.editable_region import needs_mask
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.single_image import SinglePicture
+from classifier_lens.runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start
 
 
 @dataclass(frozen=True, kw_only=True)

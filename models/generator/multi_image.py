@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.noise import stream
-from models.single_picture import SinglePicture
-from runner.protocols import Generator
-from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
+from classifier_lens.models.generator.single_image import SinglePicture
+from classifier_lens.models.seeded_noise import stream
+from classifier_lens.runner.protocols import Generator
+from classifier_lens.runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
 
 
 @dataclass(frozen=True, kw_only=True)

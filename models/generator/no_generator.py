@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.devices import device_of
-from models.noise import noise_about_gray
-from models.region import described, free, masks_of, needs_mask
-from models.segment import Deferred, Softening, loaded
-from models.single_picture import SinglePicture
-from runner.protocols import Segmenter
-from runner.ranges import NonNegative, Pixels, Rates
-from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start, UserError
+from classifier_lens.models.devices import device_of
+from classifier_lens.models.generator.editable_region import described, free, masks_of, needs_mask
+from classifier_lens.models.generator.single_image import SinglePicture
+from classifier_lens.models.seeded_noise import noise_about_gray
+from classifier_lens.models.segmenter.segmenter import Deferred, Softening, loaded
+from classifier_lens.runner.configuration.value_ranges import NonNegative, Pixels, Rates
+from classifier_lens.runner.protocols import Segmenter
+from classifier_lens.runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start, UserError
 
 
 class ImageSpace(SinglePicture):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 # Of the boundary condition of consistency models, as all published latent ones have it: the spread of the data, and
 # what timesteps are multiplied by.

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from models.image_space import ImageSpace
-from models.latent_prior import PromptedAnchor
-from models.noise import noise_about_gray, stream
-from models.prompts import unmarked
-from models.single_picture import SinglePicture
-from models.tokens import MARK
-from runner.ranges import NonNegative
-from runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.latent_prior import PromptedAnchor
+from classifier_lens.models.generator.no_generator import ImageSpace
+from classifier_lens.models.generator.prompt_diffusion import unmarked
+from classifier_lens.models.generator.prompt_tuning import MARK
+from classifier_lens.models.generator.single_image import SinglePicture
+from classifier_lens.models.seeded_noise import noise_about_gray, stream
+from classifier_lens.runner.configuration.value_ranges import NonNegative
+from classifier_lens.runner.types import Anchor, Controls, Found, Problem, Scene, Schedules, Start
 
 # Where a picture begins that is not given: from the problem and the picture drawn of its words, (3, h, w) in [0, 1].
 Begun = Callable[[Problem, Float[Tensor, "3 h w"]], Float[Tensor, "3 h w"]]

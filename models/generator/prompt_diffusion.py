@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from models.noise import stream
-from models.sampler import Course
-from models.tokens import Draw, Template, Tokens, plain, read_template
-from runner.ranges import Repeats
-from runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.prompt_tuning import Draw, Template, Tokens, plain, read_template
+from classifier_lens.models.generator.samplers import Course
+from classifier_lens.models.seeded_noise import stream
+from classifier_lens.runner.configuration.value_ranges import Repeats
+from classifier_lens.runner.types import Anchor, Controls, Edit, Found, Problem, Scene, Schedules, Start
 
 NO_MAPS: Schedules = {"inject": [0.0], "blend": [0.0]}
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 
 def find_words(prompt: str, words: str) -> range:

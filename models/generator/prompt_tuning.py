@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.networks import Networks
-from runner.ranges import Names, NonNegative, Positive, Share
-from runner.types import UserError, first_line
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.runner.configuration.value_ranges import Names, NonNegative, Positive, Share
+from classifier_lens.runner.types import UserError, first_line
 
 MARK = re.compile(r"\*([^\s*]+)")
 

@@ -11,13 +11,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import invert
-from models.attention import MapControl
-from models.levels import check_signal
-from models.networks import Networks
-from models.steps import Schedule, ddim_schedule, ddim_step, guide, lcm_schedule, lcm_step
-from runner.ranges import ChainSteps, NonNegative, Rate, Steps
-from runner.types import UserError
+from classifier_lens.models.generator import inversion
+from classifier_lens.models.generator.cross_attention import MapControl
+from classifier_lens.models.generator.noise_schedule import (
+    Schedule,
+    ddim_schedule,
+    ddim_step,
+    guide,
+    lcm_schedule,
+    lcm_step,
+)
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.pipeline.noise_levels import check_signal
+from classifier_lens.runner.configuration.value_ranges import ChainSteps, NonNegative, Rate, Steps
+from classifier_lens.runner.types import UserError
 
 # What a chain follows from beside its text, batch first: `latent` "b c y x", z_T; `noise` "b t c y x", what each step
 # adds; `null` "b t l d", N_t of samplers with a null branch.
@@ -26,7 +33,7 @@ Course = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class NullText:
-    """Settings of null-text inversion: see `models.invert.null_text`."""
+    """Settings of null-text inversion: see `models.generator.inversion.null_text`."""
 
     rate: Rate
     inner_steps: Steps
@@ -121,8 +128,8 @@ class Ddim:
         assert self.null_text is not None
         settings = self.null_text
         text, null = networks.embed(prompts), networks.embed([""] * len(prompts))
-        trajectory = invert.ddim_invert(networks.predict, z0, text, self.schedule)
-        nulls = invert.null_text(
+        trajectory = inversion.ddim_invert(networks.predict, z0, text, self.schedule)
+        nulls = inversion.null_text(
             networks.predict, trajectory, text, null, self.schedule, self.guidance, settings.rate,
             settings.inner_steps, settings.tolerance, settings.tolerance_growth, self.guided, settings.last_update,
         )  # fmt: skip
@@ -172,7 +179,7 @@ class Lcm:
             predicted = self.predict(networks, z, {"text": text}, i, None)
             return self.advance(z, predicted, torch.zeros_like(z), i)[1]
 
-        latent, constants = invert.edit_friendly(end, z0, noise, self.schedule)
+        latent, constants = inversion.edit_friendly(end, z0, noise, self.schedule)
         return {"latent": latent, "noise": constants}
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from models.chain import Chain
-from runner.types import Anchor, Controls, Scene
+from classifier_lens.models.generator.chain import Chain
+from classifier_lens.runner.types import Anchor, Controls, Scene
 
 AT_ONCE = 8  # pictures of one call of the UNet beyond which more are no faster
 

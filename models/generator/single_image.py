@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Anchor, Controls, Scene
+from classifier_lens.runner.types import Anchor, Controls, Scene
 
 
 class SinglePicture:

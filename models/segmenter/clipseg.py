@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-from models.caption import filled
-from models.hub import kind_of, load_frozen, local_folder, one_line
-from models.segment import FromWords, eight_bits, joint_digest
-from runner.ranges import BelowOne
-from runner.types import UserError, article
+from classifier_lens.models.captioner.captioner import filled
+from classifier_lens.models.hub import kind_of, load_frozen, local_folder, one_line
+from classifier_lens.models.segmenter.segmenter import FromWords, eight_bits, joint_digest
+from classifier_lens.runner.configuration.value_ranges import BelowOne
+from classifier_lens.runner.types import UserError, article
 
 KIND = "clipseg"  # as a checkpoint's config.json names it
 

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
-from models.hub import kind_of, load_frozen, local_folder, one_line
-from models.sam import Sam, load_sam
-from models.segment import FromBoxes, caption_of, eight_bits, joint_digest
-from runner.ranges import BelowOne
+from classifier_lens.models.hub import kind_of, load_frozen, local_folder, one_line
+from classifier_lens.models.segmenter.sam import Sam, load_sam
+from classifier_lens.models.segmenter.segmenter import FromBoxes, caption_of, eight_bits, joint_digest
+from classifier_lens.runner.configuration.value_ranges import BelowOne
 
 KIND = "grounding-dino"  # as a checkpoint's config.json names it
 

@@ -1,7 +1,7 @@
 """Grounded SAM by its authors' packages, `groundingdino-py` and `segment-anything`, on the files that they publish.
 
 The first runs with transformers below 5 only, so the two have an environment of their own: `make test-groundingdino`.
-`models.grounded_sam` does the same by transformers' copies.
+`models.segmenter.grounded_sam` does the same by transformers' copies.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from models.hub import local_folder, no_weights
-from models.segment import FromBoxes, caption_of, eight_bits, joint_digest
-from runner.ranges import BelowOne
-from runner.types import UserError, first_line
+from classifier_lens.models.hub import local_folder, no_weights
+from classifier_lens.models.segmenter.segmenter import FromBoxes, caption_of, eight_bits, joint_digest
+from classifier_lens.runner.configuration.value_ranges import BelowOne
+from classifier_lens.runner.types import UserError, first_line
 
 SHORTEST, LONGEST = 800, 1333  # side in pixels that the detector's pictures are brought to, and the limit of the other
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -29,7 +29,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 @dataclass(frozen=True)
 class OriginalGroundedSam(FromBoxes):
-    """See `models.grounded_sam.GroundedSam`. predictor: of segment-anything, about one picture at a time."""
+    """See `models.segmenter.grounded_sam.GroundedSam`. predictor: of segment-anything, about one picture at a time."""
 
     detector: Any
     predictor: Any
@@ -79,7 +79,7 @@ def load(
     config: str, weights: str, text_encoder: str, text_encoder_revision: str | None, box_threshold: BelowOne,
     text_threshold: BelowOne, sam: str, sam_weights: str,
 ) -> OriginalGroundedSam:  # fmt: skip
-    """Both networks in float32; see `models.grounded_sam.GroundedSam` for the thresholds.
+    """Both networks in float32; see `models.segmenter.grounded_sam.GroundedSam` for the thresholds.
 
     config: the detector's, one that its package brings (GroundingDINO_SwinT_OGC, GroundingDINO_SwinB_cfg) or a file of
     that kind, whose code is run; weights: its published .pth file; text_encoder: BERT, a folder in transformers' layout

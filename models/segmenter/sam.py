@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProcessor, SamModel
 
-from models.hub import kind_of, load_frozen, local_folder, one_line
-from models.segment import eight_bits, enlarged, joint_digest
-from runner.ranges import BelowOne, Repeats
-from runner.types import UserError
+from classifier_lens.models.hub import kind_of, load_frozen, local_folder, one_line
+from classifier_lens.models.segmenter.segmenter import eight_bits, enlarged, joint_digest
+from classifier_lens.runner.configuration.value_ranges import BelowOne, Repeats
+from classifier_lens.runner.types import UserError
 
 # By the kind that a checkpoint's config.json names: the network, and what prepares its pictures. Checkpoints of SAM 2
 # hold the part that follows objects through a video, too, and are named after it.

@@ -18,10 +18,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from models.classifier import digest_of
-from runner.protocols import Segmenter
-from runner.ranges import BelowOne, Blur, Pixels, Reach, Repeats
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import digest_of
+from classifier_lens.runner.configuration.value_ranges import BelowOne, Blur, Pixels, Reach, Repeats
+from classifier_lens.runner.protocols import Segmenter
+from classifier_lens.runner.types import UserError
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from models.diffusion import LatentDiffusion
-from models.guided import check_guided, guided_sampling
-from models.image_space import ImageSpace
-from models.latent_prior import LatentPrior
-from models.pixels import Begun, PixelDescent, as_drawn
-from models.several import Several, SeveralAnchor
-from runner.objective import evaluate
-from runner.optimize import Descent
-from runner.protocols import Generator
-from runner.ranges import Rate, Reach, Repeats, Steps, Weights
-from runner.regularisers import Regulariser, Update
-from runner.types import Anchor, Controls, Objective, Term, UserError
+from classifier_lens.models.generator.guidance import check_guided, guided_sampling
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.latent_prior import LatentPrior
+from classifier_lens.models.generator.multi_image import Several, SeveralAnchor
+from classifier_lens.models.generator.no_generator import ImageSpace
+from classifier_lens.models.generator.pixel_space import Begun, PixelDescent, as_drawn
+from classifier_lens.runner.baselines.regularizers import Regulariser, Update
+from classifier_lens.runner.configuration.value_ranges import Rate, Reach, Repeats, Steps, Weights
+from classifier_lens.runner.optimization.loop import Descent
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.protocols import Generator
+from classifier_lens.runner.types import Anchor, Controls, Objective, Term, UserError
 
 # From where a batch starts to where its descent begins.
 Finish = Callable[[Controls, Anchor, Objective], Controls]
@@ -95,7 +95,7 @@ def pixels(
 
 
 def guidance(generator: Maker, controls: Parametrise, descent: Descent) -> Contestant:
-    """The same loss as a guide of one sampling: no controls are optimised, see `models.guided`."""
+    """The same loss as a guide of one sampling: no controls are optimised, see `models.generator.guidance`."""
     sampled = diffusion(generator, "task.baseline=guidance")
     check_guided(sampled)
 
@@ -115,10 +115,10 @@ def activation_maximisation(
 ) -> Contestant:  # fmt: skip
     """Pixels by another paper's descent, on the task's terms at the pictures themselves, without crops.
 
-    begun, most: see `pixels`; jitter: reach in pixels, see `models.pixels`; method, steps, rate: an optimiser of torch,
-    the number of its steps and their constant rate; between: what is done with the picture after every update, in this
-    order, before it is cut to [0, 1]; penalties, weights: terms beside the task's, with their weights; without: terms
-    of the task that these take the place of.
+    begun, most: see `pixels`; jitter: reach in pixels, see `models.generator.pixel_space`; method, steps, rate: an
+    optimiser of torch, the number of its steps and their constant rate; between: what is done with the picture after
+    every update, in this order, before it is cut to [0, 1]; penalties, weights: terms beside the task's, with their
+    weights; without: terms of the task that these take the place of.
     """
     shown = several(PixelDescent(generator, begun, jitter), _reported(generator, controls), most)
 
@@ -141,8 +141,8 @@ def generator_prior(
     generator: Maker, controls: Parametrise, descent: Descent, most: Repeats,
     method: Callable[..., torch.optim.Optimizer], steps: Steps, rate: Rate,
 ) -> Contestant:  # fmt: skip
-    """The start latent alone, see `models.latent_prior`, at the pictures themselves, without crops; most, method,
-    steps, rate: see `activation_maximisation`."""
+    """The start latent alone, see `models.generator.latent_prior`, at the pictures themselves, without crops; most,
+    method, steps, rate: see `activation_maximisation`."""
     model = diffusion(generator, "task.baseline=generator_prior")
     prior = several(LatentPrior(model), controls(model).reported, most)
     own = replace(descent, method=method, steps=steps, lr={"latent": rate}, min_lr=None, clip=None, stop=None)

@@ -13,10 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.noise import GREY
-from runner.ranges import Blur, Count, Exponent, Fraction, NonNegative, Percent, Positive
-from runner.types import Scene, UserError
-from tasks.attack import within
+from classifier_lens.models.seeded_noise import GREY
+from classifier_lens.runner.configuration.value_ranges import (
+    Blur,
+    Count,
+    Exponent,
+    Fraction,
+    NonNegative,
+    Percent,
+    Positive,
+)
+from classifier_lens.runner.types import Scene, UserError
+from classifier_lens.tasks.units.feature_attack import within
 
 SMOOTH = 1e-12  # squared step below which an edge has no gradient
 

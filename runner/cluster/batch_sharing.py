@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from runner.claims import RENEWALS, Claim, Claims, Lost
-from runner.progress import Progress
-from runner.types import Problem
+from classifier_lens.runner.cluster.leases import RENEWALS, Claim, Claims, Lost
+from classifier_lens.runner.logging.progress_bar import Progress
+from classifier_lens.runner.types import Problem
 
 LONGEST = 5.0  # seconds between two looks at what others hold
 

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.batches import batch_span
-from runner.claims import Claims, Process, is_running
-from runner.files import Damaged, read, read_text
-from runner.finished import read_config, read_object, read_results
-from runner.integrity import parse_failure, parse_object
-from runner.types import UserError
+from classifier_lens.runner.cluster.leases import Claims, Process, is_running
+from classifier_lens.runner.files.atomic import Damaged, read, read_text
+from classifier_lens.runner.results.batch_names import batch_span
+from classifier_lens.runner.results.integrity import parse_failure, parse_object
+from classifier_lens.runner.results.reader import read_config, read_object, read_results
+from classifier_lens.runner.types import UserError
 
 FILE = "submission.json"
 STATES = ("done", "failed", "running", "pending")  # of a problem
@@ -145,7 +145,7 @@ def read_submission(folder: Path) -> Submission:
     path = folder / FILE
     if not path.is_file():
         raise UserError(
-            f"submission={folder}: {path} is not there; give a folder that `python -m runner.submit` printed"
+            f"submission={folder}: {path} is not there; give a folder that `python scripts/submit.py` printed"
         )
     noted = _noted(path)
     kinds = {"cluster": str, "jobs": list, "words": list, "place": str}
@@ -169,6 +169,6 @@ def latest(outputs: Path) -> Path:
     files = sorted(outputs.glob(f"submissions/*/{FILE}"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise UserError(
-            f"outputs={outputs}: nothing was submitted there; `python -m runner.submit <words of run.py>` does"
+            f"outputs={outputs}: nothing was submitted there; `python scripts/submit.py <words of run.py>` does"
         )
     return files[-1].parent

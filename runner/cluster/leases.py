@@ -28,9 +28,9 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from runner.batches import overlap
-from runner.files import make_folder, writing
-from runner.types import UserError
+from classifier_lens.runner.files.atomic import make_folder, writing
+from classifier_lens.runner.results.batch_names import overlap
+from classifier_lens.runner.types import UserError
 
 RENEWALS = 6  # in the time of a lease, so that a slow file system may miss some
 LONGEST = 1e6  # seconds of a lease: eleven days

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from runner.streams import nowhere
+from classifier_lens.runner.logging.console import nowhere
 
 # The exit code of each: that of a shell, but what clusters send means one and the same.
 CODES = {

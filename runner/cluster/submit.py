@@ -1,8 +1,8 @@
 """Hand a run, or a sweep, to a cluster's queue and look at it later. Returns at once.
 
-    python -m runner.submit -m task=uvce classifier=planted_clean,planted_shortcut limit=64 submit.workers=8
-    python -m runner.submit status
-    python -m runner.submit collect
+    python scripts/submit.py -m task=uvce classifier=planted_clean,planted_shortcut limit=64 submit.workers=8
+    python scripts/submit.py status
+    python scripts/submit.py collect
 
 Everything but `submit.<key>=` is what run.py is given; conf/submit.yaml has these keys. The jobs are all the same: each
 does whatever batch of whatever run no other holds, so any number of them may come, go and be killed. `status` and
@@ -31,15 +31,15 @@ from hydra.utils import instantiate
 from rich.console import Console
 from submitit.core.utils import FailedJobError
 
-from runner.compose import configure, sweep_of
-from runner.files import write
-from runner.overview import collect, show
-from runner.run import BAD_INPUT, DONE, FAILED, check_places
-from runner.submission import FILE, Submission, latest, read_submission
-from runner.submit_settings import check_line, parsed, settings_of
-from runner.types import UserError, first_line
-from runner.worker import Job
-from tasks.targets import RULES, known_label
+from classifier_lens.runner.cluster.job_status import FILE, Submission, latest, read_submission
+from classifier_lens.runner.cluster.submit_settings import check_line, parsed, settings_of
+from classifier_lens.runner.cluster.worker import Job
+from classifier_lens.runner.configuration.compose import configure, sweep_of
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.report.overview import collect, show
+from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED, check_places
+from classifier_lens.runner.types import UserError, first_line
+from classifier_lens.tasks.prompts.target_rules import RULES, known_label
 
 WIDTH = 160  # letters of a table that goes to a file
 UNLIMITED = 10**6  # minutes; nobody would put a local job back into a queue
@@ -200,7 +200,3 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

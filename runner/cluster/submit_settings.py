@@ -1,22 +1,22 @@
-"""What `python -m runner.submit` is told of its jobs: the words `submit.<key>=<value>` over conf/submit.yaml."""
+"""What `python scripts/submit.py` is told of its jobs: the words `submit.<key>=<value>` over conf/submit.yaml."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from runner.finished import read_config
-from runner.overrides import in_one_line
-from runner.schema import check_settings
-from runner.settings import SubmitSettings
-from runner.types import UserError
+from classifier_lens.runner.configuration.override_errors import in_one_line
+from classifier_lens.runner.configuration.runner_settings import SubmitSettings
+from classifier_lens.runner.configuration.schema import check_settings
+from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.results.reader import read_config
+from classifier_lens.runner.types import UserError
 
-SETTINGS = Path(__file__).resolve().parent.parent / "conf" / "submit.yaml"
+SETTINGS = CONF / "submit.yaml"
 # As SLURM reads a time limit: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<numbers>\d+(?::\d+){0,2})")
 UNITS = {False: {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}, True: {1: (3600,), 2: (3600, 60), 3: (3600, 60, 1)}}  # s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
-from runner.claims import Process
-from runner.files import write
-from runner.run import DONE, PENDING
-from runner.submission import code_file
-
-RUN = Path(__file__).resolve().parent.parent / "run.py"
+from classifier_lens.runner.cli import main
+from classifier_lens.runner.cluster.job_status import code_file
+from classifier_lens.runner.cluster.leases import Process
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.run import DONE, PENDING
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,9 @@ def call_run_py(words: Sequence[str]) -> int:
     """`python run.py <words>` in this process; returns its exit code."""
     argv = sys.argv
     try:
-        sys.argv = [str(RUN), *words]
-        runpy.run_path(str(RUN), run_name="__main__")
+        sys.argv = ["run.py", *words]
+        return main(words)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = argv
-    return DONE

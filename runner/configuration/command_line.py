@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.annotations import reads_text
-from runner.schema import check_settings
-from runner.types import UserError, first_line
+from classifier_lens.runner.configuration.schema import check_settings
+from classifier_lens.runner.configuration.type_descriptions import reads_text
+from classifier_lens.runner.types import UserError, first_line
 
 T = TypeVar("T")
 

@@ -26,21 +26,28 @@ from hydra.utils import instantiate
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
-from data.selection import select
-from models.devices import device_of
-from models.hub import WITHOUT
-from models.segment import Deferred
-from runner.finished import read_config
-from runner.overrides import in_one_line
-from runner.protocols import Dataset
-from runner.resolvers import ROOT, register
-from runner.run import Parts
-from runner.schema import check_settings
-from runner.settings import Settings
-from runner.types import UserError, first_line
-from runner.written import Written, is_all_text, is_respelled, of_files, of_words, with_quotes
+from classifier_lens.data.image_selection import select
+from classifier_lens.models.devices import device_of
+from classifier_lens.models.hub import WITHOUT
+from classifier_lens.models.segmenter.segmenter import Deferred
+from classifier_lens.runner.configuration.numeric_names import (
+    Written,
+    is_all_text,
+    is_respelled,
+    of_files,
+    of_words,
+    with_quotes,
+)
+from classifier_lens.runner.configuration.override_errors import in_one_line
+from classifier_lens.runner.configuration.resolvers import register
+from classifier_lens.runner.configuration.runner_settings import Settings
+from classifier_lens.runner.configuration.schema import check_settings
+from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.results.reader import read_config
+from classifier_lens.runner.run import Parts
+from classifier_lens.runner.types import UserError, first_line
 
-CONF = ROOT / "conf"
 MULTIRUN = ("-m", "--multirun")
 CHOICES = ("task", "generator", "classifier")  # the groups that name a run's folder
 
@@ -147,7 +154,7 @@ def _deferred(nodes: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any
             return instantiate(node, _convert_="all")
 
     segmenter = Deferred(load)
-    deferred = {"_target_": "runner.compose.taken", "part": lambda: segmenter}
+    deferred = {"_target_": "classifier_lens.runner.configuration.compose.taken", "part": lambda: segmenter}
     return {**nodes, "generator": {**nodes["generator"], "segmenter": deferred}}
 
 
@@ -188,7 +195,7 @@ def _shared(nodes: dict[str, Any]) -> Any:
         if isinstance(node, list):
             return [replaced(value) for value in node]
         if isinstance(node, str) and ("${" in node or node == "???"):
-            return {"_target_": "runner.compose.taken", "part": lambda: node}
+            return {"_target_": "classifier_lens.runner.configuration.compose.taken", "part": lambda: node}
         if not isinstance(node, dict):
             return node
         key = json.dumps(node, sort_keys=True)
@@ -197,7 +204,7 @@ def _shared(nodes: dict[str, Any]) -> Any:
             return parts
         if key not in built:
             part = instantiate(parts, _convert_="all")
-            built[key] = {"_target_": "runner.compose.taken", "part": lambda: part}
+            built[key] = {"_target_": "classifier_lens.runner.configuration.compose.taken", "part": lambda: part}
         return built[key]
 
     return replaced(nodes)

@@ -9,7 +9,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -19,11 +18,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.annotations import near, shown
-from runner.settings import Settings
-from runner.types import UserError, first_line
+from classifier_lens.runner.configuration.runner_settings import Settings
+from classifier_lens.runner.configuration.type_descriptions import near, shown
+from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.types import UserError, first_line
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 FULL = "HYDRA_FULL_ERROR"  # with which Hydra hands its errors on, and does not print them and leave
 _inside: list[bool] = []  # whether it is this module that has set it
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")  # options of which one can be given
@@ -167,7 +166,7 @@ def _no_key(key: str, name: str, parent: object) -> str:
     if key == name:
         groups = [path.name for path in CONF.iterdir() if path.is_dir()]
         names = sorted({*names, *groups, *Settings.__dataclass_fields__})
-    if isinstance(parent, DictConfig) and parent.get("_target_") == "data.drawn.Drawn":
+    if isinstance(parent, DictConfig) and parent.get("_target_") == "classifier_lens.data.no_dataset.Drawn":
         return (
             f"{key}: this task looks at no data set; training.{name}=… is of the images that it ranks units on, if any"
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-ROOT = Path(__file__).resolve().parent.parent
+from classifier_lens.runner.paths import ROOT
+
 UNTRAINABLE = ("image", "drawn")  # one image, and none: data sets that hold no training images
 
 

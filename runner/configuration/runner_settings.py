@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MinLen
 
-from runner.ranges import (
+from classifier_lens.runner.configuration.value_ranges import (
     AnyText,
     BelowOne,
     Blur,
@@ -25,8 +25,8 @@ from runner.ranges import (
     Seed,
     Share,
     Steps,
-)  # fmt: skip
-from tasks.targets import Rule
+)
+from classifier_lens.tasks.prompts.target_rules import Rule
 
 
 class Node:

@@ -1,7 +1,8 @@
 """Whether a configuration's values are of the types and in the ranges that their readers state.
 
 What a node's `_target_` is called with is stated by its signature, what the runner itself reads by `Settings`; ranges
-are those of `runner.ranges`. A signature of another package may state nothing: of it only the names are checked.
+are those of `runner.configuration.value_ranges`. A signature of another package may state nothing: of it only the
+names are checked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from hydra.utils import get_object
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from runner.annotations import (
+from classifier_lens.runner.configuration.numeric_names import Written, as_written, kept
+from classifier_lens.runner.configuration.type_descriptions import (
     MAPPINGS,
     NONE,
     SEQUENCES,
@@ -35,15 +37,19 @@ from runner.annotations import (
     shown,
     unpacked,
 )
-from runner.ranges import Keys, OneOf, Section
-from runner.types import UserError, first_line
-from runner.written import Written, as_written, kept
+from classifier_lens.runner.configuration.value_ranges import Keys, OneOf, Section
+from classifier_lens.runner.paths import PACKAGE
+from classifier_lens.runner.types import UserError, first_line
 
 # Keys of a node that are not its target's.
 HYDRAS_OWN = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 # A loader that hands its further settings on: to what, and which arguments of that it fills in itself.
-HANDED_ON = {"models.diffusion.load": ("models.diffusion.LatentDiffusion", frozenset({"networks", "sampler"}))}
-OURS = ("data", "models", "runner", "scripts", "tasks")  # packages whose signatures state their types
+HANDED_ON = {
+    "classifier_lens.models.generator.latent_diffusion.load": (
+        "classifier_lens.models.generator.latent_diffusion.LatentDiffusion",
+        frozenset({"networks", "sampler"}),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(source, include_extras=True)
     except (NameError, TypeError):
-        assert source.__module__.split(".")[0] not in OURS, source
+        assert source.__module__.split(".")[0] != PACKAGE, source
         return {}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
-from runner.ranges import OneOf, Section
+from classifier_lens.runner.configuration.value_ranges import OneOf, Section
 
 SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
 MAPPINGS = (dict, collections.abc.Mapping)

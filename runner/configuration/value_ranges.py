@@ -1,4 +1,4 @@
-"""Types of the configuration's values with their ranges; `runner.schema` checks them where a key is bound.
+"""Types of the configuration's values with their ranges; `schema.py` checks them where a key is bound.
 
 Every range has an upper end, beyond which no run makes sense and some would end without a word: memory, threads and
 random seeds are finite.
@@ -12,7 +12,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
-from runner.types import KEEP
+from classifier_lens.runner.types import KEEP
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from io import BufferedReader
 from itertools import count
 from pathlib import Path
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What file systems answer that cannot synchronize a folder: there is nothing more to do then.

@@ -13,7 +13,7 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from runner.files import Damaged, read, write
+from classifier_lens.runner.files.atomic import Damaged, read, write
 
 EMPTY = "0" * 64  # stands in the digest's place while it is computed
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')

@@ -6,8 +6,8 @@ import codecs
 import re
 from pathlib import Path
 
-from runner.files import open_file
-from runner.types import UserError
+from classifier_lens.runner.files.atomic import open_file
+from classifier_lens.runner.types import UserError
 
 
 def read_text(key: str, path: str | Path, wanted: str) -> str:

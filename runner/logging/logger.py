@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner.types import first_line
+from classifier_lens.runner.types import first_line
 
 
 class Logger(Protocol):

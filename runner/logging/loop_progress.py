@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-LOG = logging.getLogger("runner.counted")
+LOG = logging.getLogger("classifier_lens.runner.logging.loop_progress")
 LOG.propagate = False  # a line of a log file for every item would be too many
 LOG.setLevel(logging.INFO)
 

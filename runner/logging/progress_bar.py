@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from runner.counted import heard
+from classifier_lens.runner.logging.loop_progress import heard
 
 LAST = 3  # batches by which the time left is told
 OFTEN, SELDOM = 0.2, 20.0  # seconds between two counts, on a terminal and in a log file

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from runner.record import read_png
-from runner.types import UserError
+from classifier_lens.runner.results.run_folder import read_png
+from classifier_lens.runner.types import UserError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

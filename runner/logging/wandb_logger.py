@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from platformdirs import user_cache_dir, user_config_dir, user_data_dir
 
-from runner.ranges import Seconds
-from runner.types import UserError, first_line
+from classifier_lens.runner.configuration.value_ranges import Seconds
+from classifier_lens.runner.types import UserError, first_line
 
 if TYPE_CHECKING:
     import wandb

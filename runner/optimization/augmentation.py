@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.ranges import Noise, Rate, Repeats, Share
-from runner.types import Scene
+from classifier_lens.runner.configuration.value_ranges import Noise, Rate, Repeats, Share
+from classifier_lens.runner.types import Scene
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from runner.files import Damaged
-from runner.optimize import Origin, State
-from runner.tensor_file import read_tensors, write_tensors
+from classifier_lens.runner.files.atomic import Damaged
+from classifier_lens.runner.files.tensors import read_tensors, write_tensors
+from classifier_lens.runner.optimization.loop import Origin, State
 
 
 def save(path: Path, state: State, owner: Mapping[str, str]) -> None:

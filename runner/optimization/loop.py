@@ -11,10 +11,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from runner.objective import Loss, evaluate
-from runner.protocols import Generator
-from runner.ranges import Limit, OneOf, Positive, Rates, Repeats, Steps
-from runner.types import Anchor, Controls, Found, Objective, Scene, Schedules, Start, UserError, first_line
+from classifier_lens.runner.configuration.value_ranges import Limit, OneOf, Positive, Rates, Repeats, Steps
+from classifier_lens.runner.optimization.objective import Loss, evaluate
+from classifier_lens.runner.protocols import Generator
+from classifier_lens.runner.types import (
+    Anchor,
+    Controls,
+    Found,
+    Objective,
+    Scene,
+    Schedules,
+    Start,
+    UserError,
+    first_line,
+)
 
 # (scene, step) -> the scene with the views that the classifier is shown at this step
 Augment = Callable[[Scene, int], Scene]

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from models.image_space import ImageSpace
-from runner.augment import RandomCrops
-from runner.protocols import Classifier
-from runner.types import Scene, Schedules
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.no_generator import ImageSpace
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import Scene, Schedules
 
 MOST = 8  # pictures at once that `auto` asks for: more are hardly faster
 ENOUGH = 4  # of them without recomputation are faster than `MOST` with it
@@ -48,7 +48,8 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is computed. batch: problems at once; recompute: see `models.chain`; predicted, free: bytes."""
+    """How a run is computed. batch: problems at once; recompute: see `models.generator.chain`; predicted, free: in
+    bytes."""
 
     batch: int
     recompute: str

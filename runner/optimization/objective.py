@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Objective, Scene
+from classifier_lens.runner.types import Objective, Scene
 
 
 @dataclass(frozen=True)

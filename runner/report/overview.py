@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from runner.chart import number
-from runner.files import write
-from runner.report import PAGE, environment
-from runner.submission import STATES, Run, Submission
-from runner.tables import words
+from classifier_lens.runner.cluster.job_status import STATES, Run, Submission
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.report.charts import number
+from classifier_lens.runner.report.page import PAGE, environment
+from classifier_lens.runner.report.tables import words
 
 NEVER_TELLING = ("command", "environment", "name", "logger", "outputs", "cache", "device", "claim", "checkpoint")
 UNTOLD = ("images", "history", "controls", "digest", "digests")  # of a result

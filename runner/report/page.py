@@ -1,6 +1,6 @@
 """A run folder as one static page, `index.html`: built from the folder's files alone, read without a network.
 
-`python -m runner.report <run folder>` writes it again.
+`python scripts/page.py <run folder>` writes it again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 from scipy.stats import binomtest
 
-from runner.chart import Chart, charts, number
-from runner.files import Damaged, put, read
-from runner.finished import ANEW, read_config, read_object
-from runner.integrity import parse_object
-from runner.tables import tables, words
-from runner.tally import read_first
-from runner.types import UserError
+from classifier_lens.runner.files.atomic import Damaged, put, read
+from classifier_lens.runner.report.charts import Chart, charts, number
+from classifier_lens.runner.report.tables import tables, words
+from classifier_lens.runner.report.totals import read_first
+from classifier_lens.runner.results.integrity import parse_object
+from classifier_lens.runner.results.reader import ANEW, read_config, read_object
+from classifier_lens.runner.types import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
@@ -315,7 +315,7 @@ def _longest_preparation(folder: Path) -> float | None:
 def main(arguments: Sequence[str]) -> int:
     """Write the page of the run folder named on the command line."""
     if len(arguments) != 1:
-        print("usage: python -m runner.report <run folder>", file=sys.stderr)
+        print("usage: python scripts/page.py <run folder>", file=sys.stderr)
         return 2
     try:
         print(write_report(Path(arguments[0])))
@@ -323,7 +323,3 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.chart import number
+from classifier_lens.runner.report.charts import number
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.finished import Record, read_results
+from classifier_lens.runner.results.reader import Record, read_results
 
 
 @dataclass

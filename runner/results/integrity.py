@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from runner.files import Damaged, read
+from classifier_lens.runner.files.atomic import Damaged, read
 
 LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
 RESULT, FAILURE = "result.json", "failure.json"

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from data.selection import LARGE, digest_of, digest_of_file, digest_of_pixels
-from runner.faults import of_one_problem, out_of_memory
-from runner.files import Damaged
-from runner.integrity import parse_with_digest, with_digest
-from runner.protocols import Classifier
-from runner.types import Edit, Problem, UserError, first_line
+from classifier_lens.data.image_selection import LARGE, digest_of, digest_of_file, digest_of_pixels
+from classifier_lens.runner.errors import of_one_problem, out_of_memory
+from classifier_lens.runner.files.atomic import Damaged
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.results.integrity import parse_with_digest, with_digest
+from classifier_lens.runner.types import Edit, Problem, UserError, first_line
 
 Digests = Mapping[str, str]  # of a problem, by what it is a digest of
 

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from runner.files import write
-from runner.logging import Logger
-from runner.optimize import State
-from runner.protocols import Classifier, Task
-from runner.record import RunFolder, to_8_bits, write_png
-from runner.types import Anchor, NotFinite, Problem, finite
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.logging.logger import Logger
+from classifier_lens.runner.optimization.loop import State
+from classifier_lens.runner.protocols import Classifier, Task
+from classifier_lens.runner.results.run_folder import RunFolder, to_8_bits, write_png
+from classifier_lens.runner.types import Anchor, NotFinite, Problem, finite
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.files import LOST, Damaged, read
-from runner.integrity import FAILURE, RESULT, parse_failure, parse_result
+from classifier_lens.runner.files.atomic import LOST, Damaged, read
+from classifier_lens.runner.results.integrity import FAILURE, RESULT, parse_failure, parse_result
 
 State = tuple[int, int, int, int]  # of a file: what changes whenever it is written or exchanged
 

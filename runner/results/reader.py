@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.files import Damaged, read, read_lines
-from runner.integrity import NO_YAML, parse_line, parse_object, parse_yaml
-from runner.types import UserError, first_line
+from classifier_lens.runner.files.atomic import Damaged, read, read_lines
+from classifier_lens.runner.results.integrity import NO_YAML, parse_line, parse_object, parse_yaml
+from classifier_lens.runner.types import UserError, first_line
 
 Record = Mapping[str, Any]  # a line of results.jsonl
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.optimize import State
-from runner.protocols import Classifier, Painter
-from runner.types import Anchor, Problem
+from classifier_lens.runner.optimization.loop import State
+from classifier_lens.runner.protocols import Classifier, Painter
+from classifier_lens.runner.types import Anchor, Problem
 
 FAR = 0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
 UNMOVED = 0.01  # share by which the total has to fall

@@ -24,11 +24,21 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from runner import verified
-from runner.batches import batch_span
-from runner.claims import Process
-from runner.files import Damaged, make_folder, put, read, read_text, remove, set_aside, write, writing
-from runner.integrity import (
+from classifier_lens.runner.cluster.leases import Process
+from classifier_lens.runner.files.atomic import (
+    Damaged,
+    make_folder,
+    put,
+    read,
+    read_text,
+    remove,
+    set_aside,
+    write,
+    writing,
+)
+from classifier_lens.runner.results import verified_files
+from classifier_lens.runner.results.batch_names import batch_span
+from classifier_lens.runner.results.integrity import (
     FAILURE,
     RESULT,
     parse_config,
@@ -36,9 +46,9 @@ from runner.integrity import (
     parse_object,
     with_digests,
 )
-from runner.manifest import Manifest, named_files
-from runner.outcomes import Outcomes
-from runner.types import NotFinite
+from classifier_lens.runner.results.manifest import Manifest, named_files
+from classifier_lens.runner.results.problem_status import Outcomes
+from classifier_lens.runner.types import NotFinite
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
@@ -216,8 +226,8 @@ class RunFolder:
             set_aside(path, damaged[path])
         if whole:
             with self._writer():
-                if (noted := verified.load(self.path)) != (together := noted | whole):
-                    verified.save(self.path, together)
+                if (noted := verified_files.load(self.path)) != (together := noted | whole):
+                    verified_files.save(self.path, together)
 
     def damage(self, names: Sequence[str]) -> dict[Path, str]:
         """What is not what was written, and in what way."""
@@ -228,7 +238,7 @@ class RunFolder:
         folders = (self.path, *(self.path / part for part in PARTS))
         found = {path: "is no folder" for path in folders if os.path.lexists(path) and not path.is_dir()}
         places = [self.problem(name) for name in names]
-        damaged, whole = verified.examined(self.path, places, verified.load(self.path))
+        damaged, whole = verified_files.examined(self.path, places, verified_files.load(self.path))
         self._outcomes.update(names)
         return found | self._outcomes.damage(names) | damaged, whole
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runner.files import Damaged, put, read
-from runner.integrity import LENGTH, damage_of, parse_with_digest, with_digest
+from classifier_lens.runner.files.atomic import Damaged, put, read
+from classifier_lens.runner.results.integrity import LENGTH, damage_of, parse_with_digest, with_digest
 
 FILE = "verified.json"
 FRESH = 2_000_000_000  # ns; a file that changes again so soon may keep its times, which some systems count in seconds

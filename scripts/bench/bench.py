@@ -1,8 +1,8 @@
-"""Time the runner beside the plain loop that published code is (scripts/reference.py).
+"""Time the runner beside the plain loop that published code is (scripts/plain_loop.py).
 
-    python scripts/bench.py                     # every measure, an hour on 2 cores
-    python scripts/bench.py only=uvce,memory repeats=1
-    python scripts/bench.py write=true          # brings docs/results/speed.md up to date
+    python scripts/bench/bench.py                     # every measure, an hour on 2 cores
+    python scripts/bench/bench.py only=uvce,memory repeats=1
+    python scripts/bench/bench.py write=true          # brings docs/results/speed.md up to date
 
 Keys and defaults are those of `Options`. Prints a line per measure; an `x` stands behind ratios of time alone. Both
 sides take turns in one process, and what is printed are medians. Exit code 0: every bar is reached; 1: one is not; 2:
@@ -19,28 +19,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from runner.files import write  # noqa: E402
-from runner.options import parsed  # noqa: E402
-from runner.ranges import Repeats  # noqa: E402
-from runner.types import UserError  # noqa: E402
-from scripts import bench_measures as measures  # noqa: E402
-from scripts import bench_runs as runs  # noqa: E402
-from scripts import reference  # noqa: E402
-from scripts.bench_lines import Line, ratio  # noqa: E402
-from scripts.bench_scale import scale  # noqa: E402
-from scripts.bench_subjects import APPROXIMATIONS, PLANTED, UVCE, Subject, stable_diffusion  # noqa: E402
-from scripts.machine import machine  # noqa: E402
-from scripts.options import selected  # noqa: E402
-from scripts.random_pipeline import Size  # noqa: E402
-from scripts.timing import ceiling, interleaved, operations, peak_memory  # noqa: E402
+from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.configuration.value_ranges import Repeats
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.bench import command_measures as runs
+from classifier_lens.scripts.bench import measures as measures
+from classifier_lens.scripts.bench import plain_loop
+from classifier_lens.scripts.bench.benchmarked_models import APPROXIMATIONS, PLANTED, UVCE, Subject, stable_diffusion
+from classifier_lens.scripts.bench.machine import machine
+from classifier_lens.scripts.bench.many_problems import scale
+from classifier_lens.scripts.bench.result_line import Line, ratio
+from classifier_lens.scripts.bench.timing import ceiling, interleaved, operations, peak_memory
+from classifier_lens.scripts.choices import selected
+from classifier_lens.scripts.weights.random_pipeline import Size
 
 RESULTS = ROOT / "docs" / "results"
 DISAGREEMENT = ("task=disagreement", "classifier=planted_shortcut")
@@ -88,7 +85,7 @@ def uvce(repeats: int, subject: Subject = PLANTED) -> list[Line]:
 def networks(repeats: int) -> list[Line]:
     """A step over the sum of its own calls of networks: what the loop adds."""
     eight, one = (measures.ready(measures.case(UVCE, batch)) for batch in (8, 1))
-    plain = reference.reference(one.own.parts.diffusion)
+    plain = plain_loop.reference(one.own.parts.diffusion)
     lines = []
     for name, r, own, plainly in (
         ("uvce step batch 8 over networks", eight, eight.own.parts.diffusion.networks, None),
@@ -128,7 +125,7 @@ def operation_counts(repeats: int, subject: Subject = PLANTED) -> list[Line]:
     most = subject.batches[0]
     many, one = (measures.ready(measures.case(subject.uvce, batch)) for batch in (most, 1))
     generator = many.own.parts.diffusion
-    plain = reference.reference(one.own.parts.diffusion)
+    plain = plain_loop.reference(one.own.parts.diffusion)
     ours = operations(lambda: measures.one_step(many)) / most
     theirs = operations(lambda: measures.one_plain_step(plain, one))
     product = partial(ceiling, generator.device, generator.networks.unet.dtype)
@@ -262,7 +259,7 @@ def save(measured: Mapping[str, Sequence[Line]], words: Sequence[str]) -> None:
     path = RESULTS / "speed.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     how = {
-        "command": shlex.join(["python", "scripts/bench.py", *words]), "machine": machine(),
+        "command": shlex.join(["python", "scripts/bench/bench.py", *words]), "machine": machine(),
         "threads": torch.get_num_threads(), "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     for name, lines in measured.items():
@@ -274,7 +271,7 @@ def save(measured: Mapping[str, Sequence[Line]], words: Sequence[str]) -> None:
 
 def table(known: Mapping[str, Any]) -> str:
     """The results as a page."""
-    head = "Written by `scripts/bench.py`; [performance.md](../performance.md) says how to read it."
+    head = "Written by `scripts/bench/bench.py`; [performance.md](../performance.md) says how to read it."
     rows = ["# Speed", "", head, ""]
     for name, measure in known.items():
         rows += [f"## {name}", "", "| what | | of what | bar |", "|---|---|---|---|"]

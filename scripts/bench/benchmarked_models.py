@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import LCMScheduler, PNDMScheduler
 
-from data.hierarchy import class_names
-from runner.record import write_png
-from scripts.random_pipeline import Size, write_pipeline
+from classifier_lens.data.imagenet_hierarchy import class_names
+from classifier_lens.runner.results.run_folder import write_png
+from classifier_lens.scripts.weights.random_pipeline import Size, write_pipeline
 
 UVCE = ("task=uvce",)
 APPROXIMATIONS = ("generator.guided=[0.0,0.6]", "generator.backward=10", "generator.backward=5")

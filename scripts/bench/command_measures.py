@@ -23,18 +23,20 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-import runner.run
-from runner import checkpoint, record, solve
-from runner.compose import build, configure
-from runner.logging import NoLogger
-from runner.record import RunFolder, write_png
-from runner.run import run
-from runner.solve import Solver
-from scripts import bench_measures as measures
-from scripts.bench_lines import Line, ratio
-from scripts.timing import fit_line, peak_memory, seconds
+import classifier_lens.runner.run
+from classifier_lens.runner import batch
+from classifier_lens.runner.batch import Solver
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.logging.logger import NoLogger
+from classifier_lens.runner.optimization import checkpoint
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.results import run_folder
+from classifier_lens.runner.results.run_folder import RunFolder, write_png
+from classifier_lens.runner.run import run
+from classifier_lens.scripts.bench import measures as measures
+from classifier_lens.scripts.bench.result_line import Line, ratio
+from classifier_lens.scripts.bench.timing import fit_line, peak_memory, seconds
 
-ROOT = Path(__file__).resolve().parent.parent
 GROUPS = Path("/sys/fs/cgroup/memory")  # version 1; one's own groups below it need root
 SHORT = ("logger=none", "optimizer.steps=1", "generator.null_text.inner_steps=1")
 
@@ -53,8 +55,8 @@ def command(words: Sequence[str], outputs: str, *before: str) -> subprocess.Comp
 def peak(words: Sequence[str], batch: int) -> int:
     """Bytes that a step of a batch takes beyond what is kept between two steps, in a process of its own."""
     outcome = subprocess.run(
-        [sys.executable, "-m", "scripts.bench_runs", str(batch), *words], capture_output=True, text=True, check=True,
-        cwd=ROOT,
+        [sys.executable, "-m", "classifier_lens.scripts.bench.command_measures", str(batch), *words],
+        capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     return int(outcome.stdout.split()[-1])
 
@@ -124,7 +126,7 @@ def writing() -> Line:
     """Pictures of Stable Diffusion's size, as many as eight counterfactuals have, by the runner's threads."""
     coarse = torch.rand(48, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pictures = F.interpolate(coarse, size=512, mode="bicubic").clamp(0, 1)
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(solve.WRITERS) as writers:
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(batch.WRITERS) as writers:
         files = [Path(folder) / f"{i}.png" for i in range(len(pictures))]
         beside = seconds(lambda: list(writers.map(write_png, files, pictures)))
         alone = seconds(lambda: list(map(write_png, files, pictures)))
@@ -170,11 +172,11 @@ def _share(name: str, spent: Mapping[str, float], whole: float, bar: float) -> L
 
 
 # Curves and the console, pictures and results, the tables of a run, its page.
-TOLD = ((solve, "tell"), (solve, "write_answer"), (RunFolder, "collect"), (runner.run, "write_report"))
+TOLD = ((batch, "tell"), (batch, "write_answer"), (RunFolder, "collect"), (classifier_lens.runner.run, "write_report"))
 # Waiting for the disk, digests of files and of problems, what a start compares.
 LASTING = (
-    (os, "fsync"), (record, "with_digests"), (runner.run, "manifest_of"), (RunFolder, "write_manifest"),
-    (RunFolder, "check"), (RunFolder, "repair"),
+    (os, "fsync"), (run_folder, "with_digests"), (classifier_lens.runner.run, "manifest_of"),
+    (RunFolder, "write_manifest"), (RunFolder, "check"), (RunFolder, "repair"),
 )  # fmt: skip
 # A batch that was begun is prepared again, and what was saved of it is read.
 AGAIN = ((Solver, "start"), (checkpoint, "load"), (checkpoint, "save"))

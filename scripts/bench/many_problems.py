@@ -15,14 +15,14 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from runner.background import REST
-from runner.compose import build, configure
-from runner.manifest import digests_of
-from runner.protocols import World
-from runner.record import RunFolder, write_png
-from runner.report import write_report
-from scripts.bench_lines import Line
-from tasks.pictures import success_rate
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.protocols import World
+from classifier_lens.runner.report.background_refresh import REST
+from classifier_lens.runner.report.page import write_report
+from classifier_lens.runner.results.manifest import digests_of
+from classifier_lens.runner.results.run_folder import RunFolder, write_png
+from classifier_lens.scripts.bench.result_line import Line
+from classifier_lens.tasks.problems.image_problems import success_rate
 
 COUNTS = (10_000, 50_000)  # problems
 TERMS = ("class_log_prob", "latent_distance", "pixel_distance", "total", "confidence")

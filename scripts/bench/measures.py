@@ -1,4 +1,4 @@
-"""What the benchmark times: explanations by the runner, by parts, beside the plain loop of scripts/reference.py."""
+"""What the benchmark times: explanations by the runner, by parts, beside the plain loop of scripts/plain_loop.py."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig
 
-from models.networks import Networks
-from models.prompts import PromptAnchor, PromptDiffusion
-from models.tensor_cache import TensorCache
-from runner import optimize
-from runner.compose import build, configure
-from runner.objective import evaluate
-from runner.optimize import Origin, State
-from runner.protocols import World
-from runner.run import Parts as RunParts
-from runner.run import fit, solver
-from runner.solve import Solver
-from runner.types import Anchor, Controls, Objective, Scene
-from scripts import reference
-from scripts.timing import Parts, seconds
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.prompt_diffusion import PromptAnchor, PromptDiffusion
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.batch import Solver
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.optimization import loop
+from classifier_lens.runner.optimization.loop import Origin, State
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.protocols import World
+from classifier_lens.runner.run import Parts as RunParts
+from classifier_lens.runner.run import fit, solver
+from classifier_lens.runner.types import Anchor, Controls, Objective, Scene
+from classifier_lens.scripts.bench import plain_loop
+from classifier_lens.scripts.bench.timing import Parts, seconds
 
 TIMED = 3  # optimisation steps that are timed; their median stands for all of them
 
@@ -90,8 +90,8 @@ def explained(own: Case) -> Parts:
     begin.begin(own.problems, own.parts.task.schedules)  # the inversion is in the cache from here on
     found["begin"] = seconds(lambda: start.keep(begin.begin(own.problems, own.parts.task.schedules))) / own.size
     objective, origin = own.answer.objective(own.problems, start.value.anchors[0]), _Kept()
-    found["search"] = seconds(lambda: origin.keep(optimize.choose(begin, start.value, objective))) / own.size
-    controls, anchor = optimize.beginning(start.value, origin.value)
+    found["search"] = seconds(lambda: origin.keep(loop.choose(begin, start.value, objective))) / own.size
+    controls, anchor = loop.beginning(start.value, origin.value)
     found["step"], state = stepped(own, controls, anchor, origin.value)
     found["end"] = seconds(lambda: (own.answer.render(controls, anchor), own.answer.render(state.best, anchor)))
     found["end"] /= own.size
@@ -109,7 +109,7 @@ class _Kept:
 
 def stepped(own: Case, controls: Controls, anchor: Anchor, origin: Origin | None) -> tuple[float, State]:
     """Seconds per picture and optimisation step, and where they lead."""
-    states = own.answer.states(own.problems, anchor, optimize.begin(controls, origin))
+    states = own.answer.states(own.problems, anchor, loop.begin(controls, origin))
     state, times = _Kept(), []
     for _ in range(min(TIMED, own.steps)):
         times.append(seconds(lambda: state.keep(next(states))) / own.size)
@@ -124,24 +124,24 @@ def totalled(parts: Parts, steps: int) -> Parts:
 
 def explained_plainly(own: Case) -> Parts:
     """The same of the plain loop, for the first problem."""
-    plain, problem = reference.reference(own.parts.diffusion), own.problems[0]
+    plain, problem = plain_loop.reference(own.parts.diffusion), own.problems[0]
     found: Parts = {"inversion": 0.0, "begin": 0.0}
     if problem.image is not None:
         image = problem.image[None].to(own.parts.diffusion.device)
-        found["inversion"] = seconds(lambda: reference.invert(plain, image, problem.edit.source))
+        found["inversion"] = seconds(lambda: plain_loop.invert(plain, image, problem.edit.source))
     start = own.answer.contestant.begin.begin(own.problems[:1], own.parts.task.schedules)
     controls, anchors = start.controls, start.anchors
     text = plain.networks.embed([problem.edit.source])
     # What is found in the maps costs no call of a network, and is not timed: the plain loop is not made slower by it.
     null = anchors[0].base["null"]
     if problem.image is not None:
-        found["begin"] = seconds(lambda: reference.record(plain, controls["latent"], text, null))
+        found["begin"] = seconds(lambda: plain_loop.record(plain, controls["latent"], text, null))
     objective = own.answer.objective(own.problems[:1], anchors[0])
     found["search"] = 0.0
     if len(anchors) > 1:
-        found["search"] = seconds(lambda: reference.search(plain, controls, anchors, objective))
+        found["search"] = seconds(lambda: plain_loop.search(plain, controls, anchors, objective))
     step = partial(
-        reference.descend, plain, controls, anchors[-1], objective, first_alone(own), own.answer.descent.lr,
+        plain_loop.descend, plain, controls, anchors[-1], objective, first_alone(own), own.answer.descent.lr,
         classifiers=own.classifiers,
     )  # fmt: skip
     step(steps=1)
@@ -150,7 +150,7 @@ def explained_plainly(own: Case) -> Parts:
     @torch.no_grad()
     def end() -> None:
         for _ in ("start", "best"):
-            reference.shown(plain, reference.chain(plain, controls, anchors[-1])[-1])
+            plain_loop.shown(plain, plain_loop.chain(plain, controls, anchors[-1])[-1])
 
     found["end"] = seconds(end)
     return totalled(found, own.steps)
@@ -247,7 +247,7 @@ def step_parts(r: Ready) -> Parts:
     return {name: value / own.size for name, value in found.items()}
 
 
-def step_time(r: Ready, plain: reference.Reference | None = None) -> Parts:
+def step_time(r: Ready, plain: plain_loop.Reference | None = None) -> Parts:
     """Seconds per picture of a whole optimisation step, the runner's or the plain loop's."""
     step = partial(one_step, r) if plain is None else partial(one_plain_step, plain, r)
     return {"all": seconds(step) / r.own.size}
@@ -255,7 +255,7 @@ def step_time(r: Ready, plain: reference.Reference | None = None) -> Parts:
 
 def states(r: Ready) -> Iterator[State]:
     """The descent, a whole optimisation step at a time."""
-    return r.own.answer.states(r.own.problems, r.anchor, optimize.begin(r.controls))
+    return r.own.answer.states(r.own.problems, r.anchor, loop.begin(r.controls))
 
 
 def one_step(r: Ready) -> None:
@@ -263,9 +263,9 @@ def one_step(r: Ready) -> None:
     next(states(r))
 
 
-def one_plain_step(plain: reference.Reference, r: Ready) -> None:
+def one_plain_step(plain: plain_loop.Reference, r: Ready) -> None:
     """The same of the plain loop, for a batch of one."""
-    reference.descend(
+    plain_loop.descend(
         plain, r.controls, r.anchor, r.objective, first_alone(r.own), r.own.answer.descent.lr, 1, r.own.classifiers
     )
 
@@ -280,8 +280,8 @@ def prompted(own: Case) -> Parts:
     own.parts.diffusion.cache = TensorCache(None)  # what random starts show is computed in every repetition
     start = begin.begin(own.problems, own.parts.task.schedules)
     objective, origin = own.answer.objective(own.problems, start.anchors[0]), _Kept()
-    search = seconds(lambda: origin.keep(optimize.choose(begin, start, objective))) / own.size
-    controls, anchor = optimize.beginning(start, origin.value)
+    search = seconds(lambda: origin.keep(loop.choose(begin, start, objective))) / own.size
+    controls, anchor = loop.beginning(start, origin.value)
     step, state = stepped(own, controls, anchor, origin.value)
     end = seconds(lambda: own.answer.render(state.best, anchor)) / own.size
     return totalled({"search": search, "step": step, "end": end}, own.steps)
@@ -306,22 +306,22 @@ def prompted_plainly(own: Case) -> Parts:
     @torch.no_grad()
     def search() -> None:
         for controls in few:
-            reference.prompt_loss(reference.one_by_one(begin, controls, fresh), objective)
+            plain_loop.prompt_loss(plain_loop.one_by_one(begin, controls, fresh), objective)
 
     def step() -> None:
         leaf = start.controls[name].detach().clone().requires_grad_()
-        scenes = reference.one_by_one(begin, {name: leaf}, fresh)
-        reference.prompt_loss([partial(cropped, scene) for scene in scenes], objective)
+        scenes = plain_loop.one_by_one(begin, {name: leaf}, fresh)
+        plain_loop.prompt_loss([partial(cropped, scene) for scene in scenes], objective)
         with torch.no_grad():
-            reference.prompt_loss(reference.one_by_one(begin, {name: leaf}, anchor), objective)
+            plain_loop.prompt_loss(plain_loop.one_by_one(begin, {name: leaf}, anchor), objective)
 
     @torch.no_grad()
     def end() -> None:
         course = begin.course(anchor.seeds, "report", 0)
-        for scene in reference.one_by_one(begin, start.controls, replace(anchor, course=course)):
+        for scene in plain_loop.one_by_one(begin, start.controls, replace(anchor, course=course)):
             scene()
 
-    reference.recomputed(begin.networks)
+    plain_loop.recomputed(begin.networks)
     try:
         found = {
             "search": seconds(search) / len(few) * (1 + len(start.others)), "step": seconds(step), "end": seconds(end)

@@ -1,9 +1,9 @@
-"""The plain loop that the runner's speed is measured against (scripts/bench.py): what published code does.
+"""The plain loop that the runner's speed is measured against (scripts/bench/bench.py): what published code does.
 
 One picture at a time in float32; every block of UNet and decoder is computed again in the backward pass; each
 x0-prediction is decoded by itself and each classifier is shown crops of its own; attention is written out wherever
 maps are recorded or injected; the schedules of Prompt-to-Prompt are compared one after the other. Equal controls give
-the runner's loss and gradient (tests/scripts/test_reference.py).
+the runner's loss and gradient (tests/scripts/bench/test_plain_loop.py).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
-from models.attention import CrossAttention, MapControl
-from models.diffusion import LatentDiffusion
-from models.networks import Networks
-from models.prompts import PromptAnchor, PromptDiffusion
-from models.sampler import Ddim
-from models.steps import ddim_step, guide
-from runner.objective import evaluate
-from runner.types import Anchor, Controls, Objective, Scene
+from classifier_lens.models.generator.cross_attention import CrossAttention, MapControl
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.noise_schedule import ddim_step, guide
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.prompt_diffusion import PromptAnchor, PromptDiffusion
+from classifier_lens.models.generator.samplers import Ddim
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.types import Anchor, Controls, Objective, Scene
 
 # (scene, step) -> the scene with the crops that classifiers are shown at this step
 Augment = Callable[[Scene, int], Scene]
@@ -53,7 +53,7 @@ class WrittenOut:
 @dataclass(frozen=True)
 class Reference:
     """A diffusion model as the plain loop has it. networks: a copy of the model's; sampler: DDIM; last, blend_from: see
-    `models.chain`."""
+    `models.generator.chain`."""
 
     networks: Networks
     sampler: Ddim

@@ -1,5 +1,5 @@
 """DiG-IN's loop as its published code runs it, by diffusers' and PyTorch's own parts alone: what `experiment=dig_in/…`
-has to reproduce (tests/scripts/test_published_loop.py, docs/method.md).
+has to reproduce (tests/scripts/bench/test_published_loop.py, docs/method.md).
 
 One image at a time, in the precision of the networks, with everything kept for the backward pass. Crops and masks are
 given, so that both loops see the same ones.
@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
-from models.networks import Networks
+from classifier_lens.models.generator.pipeline.networks import Networks
 
 # (image, latent, optimization step, sampler steps to the last one) -> the loss
 Loss = Callable[[Tensor, Tensor, int, int], Tensor]

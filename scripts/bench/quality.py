@@ -1,8 +1,8 @@
 """Success, and what the oracles see, over the seconds of an explanation: by sampler and with each approximation.
 
-    python scripts/quality.py                          # hours on 2 cores; what is answered is not computed again
-    python scripts/quality.py only=uvce n=8
-    python scripts/quality.py write=true               # brings docs/results/quality.md and its picture up to date
+    python scripts/bench/quality.py                          # hours on 2 cores; what is answered is not computed again
+    python scripts/bench/quality.py only=uvce n=8
+    python scripts/bench/quality.py write=true               # brings docs/results/quality.md and its picture up to date
 
 Keys and defaults are those of `Options`. Every setting answers the same questions and computes its own inversions; the
 seconds are the runner's, per problem of a batch. Exit code 0; 2: bad input; 143: told to stop.
@@ -22,18 +22,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data import planted  # noqa: E402
-from runner.files import write  # noqa: E402
-from runner.options import parsed  # noqa: E402
-from runner.types import UserError  # noqa: E402
-from scripts import metrics, rows_dig_in, rows_planted, rows_prompts  # noqa: E402
-from scripts.judges import CLASSIFIER, TIED, answered, both  # noqa: E402
-from scripts.machine import machine  # noqa: E402
-from scripts.options import selected  # noqa: E402
-from scripts.rows import Answer, Setting, answers  # noqa: E402
+from classifier_lens.data import planted
+from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.bench.machine import machine
+from classifier_lens.scripts.choices import selected
+from classifier_lens.scripts.evaluate import class_explanations, disagreement_and_errors, estimates, planted_world
+from classifier_lens.scripts.evaluate.metric import Answer, Setting, answers
+from classifier_lens.scripts.evaluate.oracles import CLASSIFIER, TIED, answered, both
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,13 +99,13 @@ class Asked:
 def _flips(setting: Setting, how: tuple[str, ...], n: int) -> list[Answer]:
     """Half of them within pairs, half towards any other class, as in the rows of `planted.uvce`."""
     return [
-        a for asked, count in rows_planted.halves(setting, n)
+        a for asked, count in planted_world.halves(setting, n)
         for a in answers(setting, CLASSIFIER, (*how, *asked), count)
     ]  # fmt: skip
 
 
 def _disputes(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Answer]:
-    return answers(setting, "planted_shortcut", (*rows_dig_in.disputed(setting, n, TIED), *how), n)
+    return answers(setting, "planted_shortcut", (*disagreement_and_errors.disputed(setting, n, TIED), *how), n)
 
 
 def _portraits(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Answer]:
@@ -138,7 +136,7 @@ def _cues_seen(setting: Setting, given: Sequence[Answer]) -> list[bool]:
 
 
 def _high(answer: Answer) -> bool:
-    return answer.record is not None and answer.record["activation_score"] >= rows_prompts.HIGH
+    return answer.record is not None and answer.record["activation_score"] >= class_explanations.HIGH
 
 
 TASKS: Mapping[str, Asked] = {
@@ -162,7 +160,7 @@ def measure(setting: Setting, asked: Asked, how: tuple[str, ...], n: int) -> Poi
     seconds = median(float(a.record["seconds"]) for a in given if a.record is not None)
     counted = [asked.success(a) for a in given] + [False] * (n - len(given))
     seen = asked.oracles(setting, given)
-    shares = [(s.value, s.low, s.high) for s in (metrics.share(counted), metrics.share(seen))]
+    shares = [(s.value, s.low, s.high) for s in (estimates.share(counted), estimates.share(seen))]
     return Point(seconds, shares[0], shares[1], n)
 
 
@@ -177,7 +175,7 @@ def percent(share: Sequence[float]) -> str:
 
 def table(known: Mapping[str, Mapping[str, Any]]) -> str:
     """The results as a page."""
-    head = "Written by `scripts/quality.py`; [performance.md](../performance.md) says how to read it."
+    head = "Written by `scripts/bench/quality.py`; [performance.md](../performance.md) says how to read it."
     rows = ["# Quality per second", "", head, "", "![Quality over seconds](../pictures/quality.png)", ""]
     for task, points in known.items():
         success, oracles = TASKS[task].words
@@ -255,7 +253,7 @@ def main(arguments: Sequence[str]) -> int:
         path = RESULTS / "quality.json"
         known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
         how = {
-            "command": shlex.join(["python", "scripts/quality.py", *arguments]), "machine": machine(),
+            "command": shlex.join(["python", "scripts/bench/quality.py", *arguments]), "machine": machine(),
             "date": datetime.now(UTC).date().isoformat(),
         }  # fmt: skip
         for task in tasks:

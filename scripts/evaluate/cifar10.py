@@ -8,14 +8,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.folder import square
-from models.classifier import ImageClassifier
-from runner.compose import build, configure
-from runner.types import Example
-from scripts import metrics
-from scripts.metrics import Estimate
-from scripts.rows import BATCH, Answer, Row, Setting, answers, autoencoded, parts_for, predicted_as_asked, sample, world
-from tasks.uvce import Uvce
+from classifier_lens.data.image_folder import square
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.types import Example
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import (
+    BATCH,
+    Answer,
+    Row,
+    Setting,
+    answers,
+    autoencoded,
+    parts_for,
+    predicted_as_asked,
+    sample,
+    world,
+)
+from classifier_lens.tasks.uvce import Uvce
 
 CLASSIFIER, JUDGE = "cifar10_resnet20", "cifar10_resnet56"
 
@@ -42,7 +53,7 @@ def vae_psnr(setting: Setting, n: int) -> Estimate:
     """PSNR of autoencoded test photographs, the first in the seed's order."""
     shared = world(setting, CLASSIFIER)
     images = torch.stack([square(shared.data[i].image, shared.diffusion.resolution) for i in range(n)])
-    return metrics.mean(metrics.psnr(images, autoencoded(shared.diffusion, images)).tolist())
+    return estimates.mean(estimates.psnr(images, autoencoded(shared.diffusion, images)).tolist())
 
 
 def prompt_class(setting: Setting, n: int, overrides: tuple[str, ...] = ()) -> Estimate:
@@ -55,7 +66,7 @@ def prompt_class(setting: Setting, n: int, overrides: tuple[str, ...] = ()) -> E
     blank = torch.zeros(3, shared.diffusion.resolution, shared.diffusion.resolution)
     prompts = [shared.task.captioner.caption(Example("prompt", blank.clone, labels[c])) for c in wanted]
     images = sample(shared.diffusion, prompts, [setting.own_seed(i) for i in range(n)])
-    return metrics.share([a == b for a, b in zip(called(setting, images), wanted, strict=True)])
+    return estimates.share([a == b for a, b in zip(called(setting, images), wanted, strict=True)])
 
 
 def counterfactuals(setting: Setting, n: int, baseline: str) -> tuple[Answer, ...]:
@@ -80,7 +91,7 @@ def uvce_transfer(setting: Setting, n: int, rival: str) -> Estimate:
     """How much more often ResNet-56 predicts the target than for the rival's pictures, over the same questions."""
     own, other = transfers(setting, n, "none"), transfers(setting, n, rival)
     note = f"{100 * sum(own) / n:.1f} % against {100 * sum(other) / n:.1f} % for {rival}"
-    return metrics.paired_difference(own, other, note)
+    return estimates.paired_difference(own, other, note)
 
 
 ROWS = (

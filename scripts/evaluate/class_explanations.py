@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
-from data import planted
-from models.tokens import Hard
-from scripts import metrics
-from scripts.judges import TIED, both, found, share_of
-from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers, world
+from classifier_lens.data import planted
+from classifier_lens.models.generator.prompt_tuning import Hard
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, answers, world
+from classifier_lens.scripts.evaluate.oracles import TIED, both, found, share_of
 
 CLEAN, SHORTCUT = "planted_clean", "planted_shortcut"
 RESTARTS = 3
@@ -56,7 +56,7 @@ def prompt_score(setting: Setting, n: int, network: str) -> Estimate:
     own = scores(given)
     lowest = min(zip(own, map(name_of, given), strict=True))
     note = f"mean {100 * sum(own) / len(own):.1f} %, lowest {100 * lowest[0]:.1f} % ({lowest[1]})"
-    return metrics.share([score >= HIGH for score in own] + [False] * (n - len(own)), note)
+    return estimates.share([score >= HIGH for score in own] + [False] * (n - len(own)), note)
 
 
 def prompt_gain(setting: Setting, n: int, network: str, rival: str) -> Estimate:
@@ -65,7 +65,7 @@ def prompt_gain(setting: Setting, n: int, network: str, rival: str) -> Estimate:
     own, other = scores(given), scores(given, rival)
     low = sum(a < b for a, b in zip(own, other, strict=True))
     note = f"{rival}: {100 * sum(other) / len(other):.1f} %; {low} of {len(own)} classes below it"
-    return metrics.mean([a - b for a, b in zip(own, other, strict=True)], note)
+    return estimates.mean([a - b for a, b in zip(own, other, strict=True)], note)
 
 
 def prompt_cue(setting: Setting, n: int) -> Estimate:

@@ -8,12 +8,12 @@ from statistics import median
 
 import torch
 
-from models.diffusion import LatentDiffusion
-from scripts import metrics
-from scripts.judges import CLASSIFIER
-from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers, asked, parts_for, predicted_as_asked
-from scripts.rows_planted import halves, oracles_named, prompt_factor
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, answers, asked, parts_for, predicted_as_asked
+from classifier_lens.scripts.evaluate.oracles import CLASSIFIER
+from classifier_lens.scripts.evaluate.planted_world import halves, oracles_named, prompt_factor
 
 LCM = ("sampler=lcm",)
 
@@ -45,7 +45,7 @@ def lcm_inversion(setting: Setting, n: int) -> Estimate:
                 levels = 255 * (rendered - networks.decode(networks.encode(image))).abs().max().item()
             furthest = max(furthest, levels)
             same.append(levels < 0.01)
-    return metrics.share(same, f"largest difference {furthest:.4f} of 255 levels")
+    return estimates.share(same, f"largest difference {furthest:.4f} of 255 levels")
 
 
 def counterfactuals(setting: Setting, n: int) -> list[Answer]:
@@ -81,7 +81,7 @@ def lcm_uvce_ratio(setting: Setting, n: int) -> Estimate:
     if not pairs:
         return Estimate(float("nan"), float("nan"), float("nan"), f"0 of {n} answered")
     slow, fast = (median(column) for column in zip(*pairs, strict=True))
-    return metrics.median([c / d for d, c in pairs], f"DDIM-20 {slow:.1f} s, LCM-4 {fast:.1f} s")
+    return estimates.median([c / d for d, c in pairs], f"DDIM-20 {slow:.1f} s, LCM-4 {fast:.1f} s")
 
 
 ROWS = (

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from data import planted
-from scripts import metrics
-from scripts.judges import TIED, all_of, answered, both, called, share_of, succeeded
-from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers
+from classifier_lens.data import planted
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, answers
+from classifier_lens.scripts.evaluate.oracles import TIED, all_of, answered, both, called, share_of, succeeded
 
 # The zero-shot classifier's confused names: class -> what its pictures show instead (class, background).
 CONFUSED = {"rock crab": ("fiddler crab", "sand"), "partridge": ("prairie chicken", "snow")}
@@ -40,7 +40,7 @@ def disagreement(setting: Setting, n: int, classes: Sequence[str]) -> Estimate:
         f"{c} {sum(a.success for a in own)} of {len(own)}"
         for c in classes if (own := [a for a in given if planted.CLASSES[a.problem.target] == c])
     )  # fmt: skip
-    return metrics.share(hits, by_class)
+    return estimates.share(hits, by_class)
 
 
 def disagreement_cue(setting: Setting, n: int) -> Estimate:
@@ -102,7 +102,7 @@ BACKGROUND_KEPT = Errors("planted_shortcut", ("experiment=planted/fig25",))
 
 def corrected(setting: Setting, n: int, errors: Errors) -> Estimate:
     """How many errors are predicted as their label afterwards."""
-    return metrics.share([a.success for a in errors.answers(setting, n)])
+    return estimates.share([a.success for a in errors.answers(setting, n)])
 
 
 def error_oracles(setting: Setting, n: int) -> Estimate:
@@ -110,7 +110,7 @@ def error_oracles(setting: Setting, n: int) -> Estimate:
     given = WEAK.answers(setting, n)
     rows, images = answered(given)
     seen = both(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
-    return metrics.share(seen + [False] * (n - len(rows)))
+    return estimates.share(seen + [False] * (n - len(rows)))
 
 
 def error_cue(setting: Setting, n: int) -> Estimate:
@@ -132,7 +132,7 @@ def attributes(setting: Setting, n: int) -> tuple[Answer, ...]:
 
 def attribute_clip(setting: Setting, n: int) -> Estimate:
     """How often the zero-shot classifier finds the new prompt more likely."""
-    return metrics.share([a.success for a in attributes(setting, n)])
+    return estimates.share([a.success for a in attributes(setting, n)])
 
 
 def attribute_oracles(setting: Setting, n: int) -> Estimate:
@@ -143,7 +143,7 @@ def attribute_oracles(setting: Setting, n: int) -> Estimate:
     labels = [planted.CLASSES[int(data.scenes.label[int(given[i].problem.picture.split("-")[1])])] for i in rows]
     seen, stayed = both(setting, "background", images, ["sand"] * len(rows)), both(setting, "class", images, labels)
     note = f"the class stays in {100 * sum(stayed) / n:.1f} %"
-    return metrics.share(seen + [False] * (n - len(rows)), note)
+    return estimates.share(seen + [False] * (n - len(rows)), note)
 
 
 ROWS = (

@@ -14,7 +14,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics.pairwise import polynomial_kernel
 from torch import Tensor
 
-from runner.report import Rate
+from classifier_lens.runner.report.page import Rate
 
 RESAMPLES = 2000
 TINY = 1e-12

@@ -1,8 +1,8 @@
 """Measure the rows of the results table and say which of them are short of their bar.
 
-    python scripts/evaluate.py                                  # every row at full size, hours on 2 cores
-    python scripts/evaluate.py rows=planted.vae,planted.prompt n=32
-    python scripts/evaluate.py rows=cifar10 seed=1 write=true
+    python scripts/evaluate/evaluate.py                                  # every row at full size, hours on 2 cores
+    python scripts/evaluate/evaluate.py rows=planted.vae,planted.prompt n=32
+    python scripts/evaluate/evaluate.py rows=cifar10 seed=1 write=true
 
 Keys and defaults are those of `Options`. Prints `row  value  [95 % interval]  bar  ok|short  seconds`, a line each.
 Exit code 0: every row with a bar is ok; 1: one is short or had to be skipped; 2: bad input; 143: told to stop.
@@ -26,34 +26,33 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Le
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from runner.files import write  # noqa: E402
-from runner.options import parsed  # noqa: E402
-from runner.ranges import OneOf, Seed  # noqa: E402
-from runner.types import UserError  # noqa: E402
-from scripts import (  # noqa: E402
-    rows_audit,
-    rows_bias,
-    rows_cifar10,
-    rows_dig_in,
-    rows_lcm,
-    rows_planted,
-    rows_prompts,
-    rows_sanity,
-    rows_segmenter,
-    rows_units,
+from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.configuration.value_ranges import OneOf, Seed
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.bench.machine import processor
+from classifier_lens.scripts.choices import selected
+from classifier_lens.scripts.evaluate import (
+    cifar10,
+    class_explanations,
+    consistency_model,
+    disagreement_and_errors,
+    feature_audit,
+    planted_world,
+    sanity_checks,
+    shortcut_strength,
+    text_segmenter,
+    units_and_components,
 )
-from scripts.machine import processor  # noqa: E402
-from scripts.metrics import Estimate  # noqa: E402
-from scripts.options import selected  # noqa: E402
-from scripts.rows import NUMBERS, Row, Setting  # noqa: E402
-from scripts.tensor_cores import TensorCores  # noqa: E402
+from classifier_lens.scripts.evaluate.bfloat16_emulation import TensorCores
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import NUMBERS, Row, Setting
 
 ROWS: tuple[Row, ...] = (
-    *rows_planted.ROWS, *rows_lcm.ROWS, *rows_dig_in.ROWS, *rows_units.ROWS, *rows_sanity.ROWS, *rows_prompts.ROWS,
-    *rows_segmenter.ROWS, *rows_audit.ROWS, *rows_bias.ROWS, *rows_cifar10.ROWS,
+    *planted_world.ROWS, *consistency_model.ROWS, *disagreement_and_errors.ROWS,
+    *units_and_components.ROWS, *sanity_checks.ROWS, *class_explanations.ROWS,
+    *text_segmenter.ROWS, *feature_audit.ROWS, *shortcut_strength.ROWS, *cifar10.ROWS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
 OK, SHORT, SHOWN, UNDEFINED = "ok", "short", "-", "undefined"
@@ -66,7 +65,8 @@ class Options:
     rows: names or beginnings of names, by commas, or `all`; n: sample size of every row, None for each one's own;
     seed: of the held-out draw; write: whether docs/results is brought up to date, at full size only;
     device: auto | cpu | cuda; outputs: where the runs lie; dtype: float32, or bfloat16 for the generator's networks and
-    classifiers while they are descended on; without a GPU that is computed as one would (scripts/tensor_cores.py).
+    classifiers while they are descended on; without a GPU that is computed as one would
+    (scripts/evaluate/bfloat16_emulation.py).
     """
 
     rows: str = "all"
@@ -178,7 +178,7 @@ def conditions(chosen: Options) -> str:
     if _on_gpu(chosen):
         parts.append(torch.cuda.get_device_name())
     elif chosen.dtype == "bfloat16":
-        parts.append("a GPU's bfloat16 by scripts/tensor_cores.py")
+        parts.append("a GPU's bfloat16 by scripts/evaluate/bfloat16_emulation.py")
     return ", ".join(parts)
 
 
@@ -241,7 +241,7 @@ def page(title: str, results: Sequence[Mapping[str, Any]]) -> str:
         f"{i}. `{command}`: seed {seed}, {date}, {on}, shipped weights {digest}"
         for i, (command, seed, on, digest, date) in enumerate(runs, start=1)
     ]
-    lines = [f"# Results: {title}", "", "Written by `scripts/evaluate.py`; README.md says how to read it.", ""]
+    lines = [f"# Results: {title}", "", "Written by `scripts/evaluate/evaluate.py`; README.md says how to read it.", ""]
     return "\n".join([*lines, *table, "", "Runs:", "", *how, ""])
 
 
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     with chdir(ROOT):
-        return evaluate(chosen, rows, shlex.join(["python", "scripts/evaluate.py", *arguments]))
+        return evaluate(chosen, rows, shlex.join(["python", "scripts/evaluate/evaluate.py", *arguments]))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from models.zoo.shipped import SHIPPED
-from scripts import metrics
-from scripts.label_features import label_features
-from scripts.metrics import Estimate
-from scripts.rows import Row, Setting, answers, parts_for
-from tasks.agreement import CORE, SPURIOUS, UNDECIDED, best_delta
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.label_features import label_features
+from classifier_lens.scripts.evaluate.metric import Row, Setting, answers, parts_for
+from classifier_lens.tasks.analysis.label_agreement import CORE, SPURIOUS, UNDECIDED, best_delta
 
 CLEAN, TIED = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
 FEATURES = 3  # per class
@@ -69,7 +69,7 @@ def audit_auc(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
         values = [core[i] for i in rows] + [other[i] for i in others]
         return float(roc_auc_score([1] * len(rows) + [0] * len(others), values))
 
-    return metrics.resampled(auc, (len(core), len(other)), note)
+    return estimates.resampled(auc, (len(core), len(other)), note)
 
 
 def said(setting: Setting, n: int, networks: tuple[str, ...]) -> list[tuple[str, dict[str, Any], str]]:
@@ -101,7 +101,7 @@ def audit_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estim
 
     note = f"{core.sum()} of {len(core)} core ones right, {other.sum()} of {len(other)} spurious ones"
     note += f"; {sum(verdict == UNDECIDED for _, _, verdict in given)} not reached"
-    return metrics.resampled(balanced, (len(core), len(other)), note)
+    return estimates.resampled(balanced, (len(core), len(other)), note)
 
 
 def audit_tied(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
@@ -109,7 +109,7 @@ def audit_tied(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     given = [(f"{network}, {r['target']}", v) for network, r, v in said(setting, n, networks) if tied(network, r)]
     flagged = {name for name, verdict in given if verdict == SPURIOUS}
     names = sorted({name for name, _ in given})
-    return metrics.share([name in flagged for name in names], f"not: {'; '.join(set(names) - flagged) or 'none'}")
+    return estimates.share([name in flagged for name in names], f"not: {'; '.join(set(names) - flagged) or 'none'}")
 
 
 def tied(network: str, record: Mapping[str, Any]) -> bool:
@@ -120,7 +120,7 @@ def tied(network: str, record: Mapping[str, Any]) -> bool:
 
 def audit_false_alarms(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """How many features of the clean networks are flagged."""
-    return metrics.share([verdict == SPURIOUS for name, _, verdict in said(setting, n, networks) if name in CLEAN])
+    return estimates.share([verdict == SPURIOUS for name, _, verdict in said(setting, n, networks) if name in CLEAN])
 
 
 BOTH = (*CLEAN, *TIED)

@@ -1,7 +1,7 @@
 """Say of a planted classifier's features what they look at, by rendering, as people would say it in Salient ImageNet's
 columns.
 
-    python scripts/label_features.py classifier=planted_shortcut out=labels.csv
+    python scripts/evaluate/label_features.py classifier=planted_shortcut out=labels.csv
 
 Every class, hue, background and prop is rendered with every other. A feature is spurious where background and prop
 explain more of its variance than class and hue do. Between two fifths and three fifths it is left out. Keys and
@@ -22,18 +22,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data import planted  # noqa: E402
-from data.salient_imagenet import COLUMNS, CORE  # noqa: E402
-from runner.compose import build, configure  # noqa: E402
-from runner.options import parsed  # noqa: E402
-from runner.protocols import Cache, Classifier, Dataset  # noqa: E402
-from runner.ranges import Repeats  # noqa: E402
-from runner.types import UserError  # noqa: E402
-from tasks.ranking import choose_units, rank  # noqa: E402
-from tasks.units import FEATURES  # noqa: E402
+from classifier_lens.data import planted
+from classifier_lens.data.salient_imagenet import COLUMNS, CORE
+from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.configuration.value_ranges import Repeats
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.units.activation_ranking import choose_units, rank
+from classifier_lens.tasks.units.addressing import FEATURES
 
 UNCLEAR = (0.4, 0.6)  # shares of the explained variance between which a feature is left out
 PEOPLE = 5  # rows per feature

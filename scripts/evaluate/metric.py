@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from runner.compose import build, configure
-from runner.interrupt import stopped
-from runner.protocols import World
-from runner.record import RunFolder, read_png, run_key, to_8_bits
-from runner.run import Parts, run
-from runner.types import UserError
-from scripts.metrics import Estimate, share
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.cluster.signals import stopped
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.protocols import World
+from classifier_lens.runner.results.run_folder import RunFolder, read_png, run_key, to_8_bits
+from classifier_lens.runner.run import Parts, run
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.evaluate.estimates import Estimate, share
 
 BATCH = 16  # pictures that are sampled, encoded or judged together
 NUMBERS = {"float32": (), "bfloat16": ("generator.dtype=bfloat16", "optimizer.autocast=bfloat16")}

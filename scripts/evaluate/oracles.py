@@ -10,14 +10,14 @@ from hydra.utils import instantiate
 from jaxtyping import Float
 from torch import Tensor
 
-from data import planted
-from models.classifier import ImageClassifier
-from models.zoo.shipped import Oracle, load_shipped, shipped_oracle
-from runner.compose import configure
-from runner.protocols import TextSegmenter
-from scripts import metrics
-from scripts.metrics import Estimate
-from scripts.rows import BATCH, Answer, Setting, world
+from classifier_lens.data import planted
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.classifier.loaders.shipped import Oracle, load_shipped, shipped_oracle
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.protocols import TextSegmenter
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import BATCH, Answer, Setting, world
 
 CLASSIFIER = "planted_clean"  # whose world the judges share
 ORACLES = ("oracle_convnext", "oracle_mobilenet")  # the first one's features measure KID
@@ -98,7 +98,7 @@ def share_of(hits: Sequence[bool], note: str) -> Estimate:
     """A share with its interval; undefined where there is nothing to share."""
     if len(hits) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), f"{note}; only {len(hits)} to judge")
-    return metrics.share(hits, note)
+    return estimates.share(hits, note)
 
 
 def succeeded(given: Sequence[Answer]) -> tuple[list[Answer], Float[Tensor, "b 3 h w"]]:

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data import planted
-from data.folder import square
-from models.diffusion import LatentDiffusion
-from runner.record import to_8_bits
-from scripts import metrics
-from scripts.judges import CLASSIFIER, ORACLES, answered, features, read
-from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers, asked, autoencoded, sample, world
-from tasks.flips import Flip
+from classifier_lens.data import planted
+from classifier_lens.data.image_folder import square
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.results.run_folder import to_8_bits
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, answers, asked, autoencoded, sample, world
+from classifier_lens.scripts.evaluate.oracles import CLASSIFIER, ORACLES, answered, features, read
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 
 BASELINES = ("start_only", "pixels", "guidance")
 CONFIDENT = 0.8  # confidence in the target
@@ -47,7 +47,7 @@ def held_out(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[s
 def vae_psnr(setting: Setting, n: int) -> Estimate:
     """PSNR of autoencoded pictures."""
     images = held_out(setting, n)[0]
-    return metrics.mean(metrics.psnr(images, autoencoded(world(setting, CLASSIFIER).diffusion, images)).tolist())
+    return estimates.mean(estimates.psnr(images, autoencoded(world(setting, CLASSIFIER).diffusion, images)).tolist())
 
 
 @cache
@@ -69,14 +69,14 @@ def prompt_factor(setting: Setting, n: int, factor: str, generator: LatentDiffus
         "class": (planted.CLASSES, scenes.label), "background": (planted.BACKGROUNDS, scenes.background),
     }[factor]  # fmt: skip
     truth = [names[i] for i in wanted.tolist()]
-    shares = {o: metrics.share(_equal(read(setting, o, factor, images), truth)) for o in ORACLES}
+    shares = {o: estimates.share(_equal(read(setting, o, factor, images), truth)) for o in ORACLES}
     return _lowest(shares)
 
 
 def oracles_agree(setting: Setting, n: int) -> Estimate:
     """How often the two oracles name the same class on sampled pictures."""
     images, _ = prompted(setting, n)
-    return metrics.share(_equal(*(read(setting, o, "class", images) for o in ORACLES)))
+    return estimates.share(_equal(*(read(setting, o, "class", images) for o in ORACLES)))
 
 
 def _equal(names: Sequence[str], others: Sequence[str]) -> list[bool]:
@@ -160,15 +160,15 @@ def position(name: str) -> int:
 def null_text(setting: Setting, n: int) -> Estimate:
     """How much lower the PSNR of the inverted picture is than that of the autoencoded one, in pairs."""
     p = pictures(setting, n)
-    decoded, inverted = metrics.psnr(p.original, p.decoded), metrics.psnr(p.original, p.inverted)
+    decoded, inverted = estimates.psnr(p.original, p.decoded), estimates.psnr(p.original, p.inverted)
     note = f"VAE {decoded.mean():.2f} dB, null-text {inverted.mean():.2f} dB"
-    return metrics.mean((decoded - inverted).tolist(), note)
+    return estimates.mean((decoded - inverted).tolist(), note)
 
 
 def mask_iou(setting: Setting, n: int) -> Estimate:
     """Overlap of the segmenter's mask with the true object."""
     p = pictures(setting, n)
-    return metrics.mean(metrics.iou(p.region, p.object).tolist())
+    return estimates.mean(estimates.iou(p.region, p.object).tolist())
 
 
 # --- counterfactuals -----------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def uvce_confidence(setting: Setting, n: int, baseline: str) -> Estimate:
     """How often the classifier is confident of the target."""
     given = counterfactuals(setting, n, baseline)
     flips = sum(a.success for a in given)
-    return metrics.share([a.confidence >= CONFIDENT for a in given], f"{flips} of {n} flip")
+    return estimates.share([a.confidence >= CONFIDENT for a in given], f"{flips} of {n} flip")
 
 
 def uvce_oracles(setting: Setting, n: int, baseline: str) -> Estimate:
@@ -205,7 +205,7 @@ def oracles_named(setting: Setting, given: Sequence[Answer]) -> Estimate:
     hits = [_equal(read(setting, o, "class", images), wanted) if rows else [] for o in ORACLES]
     both = [all(pair) for pair in zip(*hits, strict=True)] + [False] * (n - len(rows))
     note = ", ".join(f"{o} {100 * sum(h) / n:.1f} %" for o, h in zip(ORACLES, hits, strict=True))
-    return metrics.share(both, note)
+    return estimates.share(both, note)
 
 
 def cut_renders(setting: Setting, n: int, grown: int) -> Estimate:
@@ -227,12 +227,12 @@ def cut_renders(setting: Setting, n: int, grown: int) -> Estimate:
         wanted = [planted.CLASSES[p.target] for p in problems]
         verdicts = [_equal(read(setting, o, "class", images), wanted) for o in ORACLES]
         hits.append([all(pair) for pair in zip(*verdicts, strict=True)])
-        own = metrics.rms_outside(before.image, images, inside)
-        least = metrics.rms_outside(before.image, autoencoded(parts.diffusion, before.image), inside)
+        own = estimates.rms_outside(before.image, images, inside)
+        least = estimates.rms_outside(before.image, autoencoded(parts.diffusion, before.image), inside)
         kept += (own <= KEPT * least).tolist()
     within, others = (100 * sum(h) / len(h) for h in hits)
     note = f"within pairs {within:.1f} %, others {others:.1f} %; background kept in {100 * sum(kept) / n:.1f} %"
-    return metrics.share([*hits[0], *hits[1]], note)
+    return estimates.share([*hits[0], *hits[1]], note)
 
 
 def background_errors(setting: Setting, n: int, baseline: str) -> list[tuple[float, float]]:
@@ -241,8 +241,8 @@ def background_errors(setting: Setting, n: int, baseline: str) -> list[tuple[flo
     p, given = pictures(setting, n), counterfactuals(setting, n, baseline)
     rows, images = answered(given)
     errors = torch.full((n,), torch.inf)
-    errors[rows] = metrics.rms_outside(p.original[rows], images, p.object[rows])
-    least = metrics.rms_outside(p.original, p.inverted, p.object).clamp(min=1e-6)
+    errors[rows] = estimates.rms_outside(p.original[rows], images, p.object[rows])
+    least = estimates.rms_outside(p.original, p.inverted, p.object).clamp(min=1e-6)
     return list(zip(errors.tolist(), least.tolist(), strict=True))
 
 
@@ -250,14 +250,14 @@ def uvce_background(setting: Setting, n: int, baseline: str) -> Estimate:
     """How often the background is as near to the original as a reconstruction's, nearly."""
     errors = background_errors(setting, n, baseline)
     own, least = (median(column) for column in zip(*errors, strict=True))
-    return metrics.share([e <= KEPT * r for e, r in errors], f"median RMS {own:.3f}, reconstruction {least:.3f}")
+    return estimates.share([e <= KEPT * r for e, r in errors], f"median RMS {own:.3f}, reconstruction {least:.3f}")
 
 
 def uvce_background_ratio(setting: Setting, n: int, baseline: str) -> Estimate:
     """The median ratio of the two errors, over all and, in the note, per half."""
     ratios = [error / least for error, least in background_errors(setting, n, baseline)]
     cut = halves(setting, n)[0][1]
-    return metrics.median(ratios, f"within pairs {median(ratios[:cut]):.2f}, others {median(ratios[cut:]):.2f}")
+    return estimates.median(ratios, f"within pairs {median(ratios[:cut]):.2f}, others {median(ratios[cut:]):.2f}")
 
 
 @cache
@@ -281,7 +281,7 @@ def uvce_kid(setting: Setting, n: int, baseline: str) -> Estimate:
     if len(rows) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), f"{len(rows)} of {n} answered")
     reference = renders(setting, [given[i].problem.target for i in rows] * RENDERS)
-    return metrics.kid_ratio(*(features(setting, x) for x in (images, plain(setting, n)[rows], reference)))
+    return estimates.kid_ratio(*(features(setting, x) for x in (images, plain(setting, n)[rows], reference)))
 
 
 def uvce_seconds(setting: Setting, n: int, baseline: str) -> Estimate:
@@ -292,7 +292,7 @@ def uvce_seconds(setting: Setting, n: int, baseline: str) -> Estimate:
     seconds = [float(a.record["seconds"]) for a in counterfactuals(own, n, baseline) if a.record is not None]
     if not seconds:
         return Estimate(float("nan"), float("nan"), float("nan"), f"0 of {n} answered")
-    return metrics.median(seconds)
+    return estimates.median(seconds)
 
 
 class Contest(Protocol):

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.classifier import ImageClassifier
-from runner.protocols import Classifier
-from scripts import metrics
-from scripts.judges import TIED, answered
-from scripts.metrics import Estimate
-from scripts.rows import Row, Setting, parts_for, posed, solved
-from scripts.rows_dig_in import disputed
-from tasks.pictures import probabilities
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.disagreement_and_errors import disputed
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Row, Setting, parts_for, posed, solved
+from classifier_lens.scripts.evaluate.oracles import TIED, answered
+from classifier_lens.tasks.problems.image_problems import probabilities
 
 KNOWS = "planted_shortcut"
 LAST = ("layer4", "fc")  # the layers that lose what they learned
@@ -76,7 +76,7 @@ def stranger_disagreement(setting: Setting, n: int, change: Callable[[nn.Module]
         gaps = probabilities(parts.classifier, pictures) - probabilities(task.rival, pictures)
         for row, gap in zip(rows, gaps, strict=True):
             hits[row] = gap[given[row].problem.target].item() >= config["task"]["gap"]
-    return metrics.share(hits, f"to the changed network {100 * sum(a.success for a in given) / n:.1f} %")
+    return estimates.share(hits, f"to the changed network {100 * sum(a.success for a in given) / n:.1f} %")
 
 
 ROWS = (

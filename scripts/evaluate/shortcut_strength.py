@@ -9,14 +9,15 @@ from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
-from data import planted
-from data.selection import digest_of
-from models.zoo.shipped import load_shipped
-from scripts import metrics, train_classifier
-from scripts.judges import TIED, both
-from scripts.measure_classifier import tie_facts
-from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, answers
+from classifier_lens.data import planted
+from classifier_lens.data.image_selection import digest_of
+from classifier_lens.models.classifier.loaders.shipped import load_shipped
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, answers
+from classifier_lens.scripts.evaluate.oracles import TIED, both
+from classifier_lens.scripts.train import classifier
+from classifier_lens.scripts.train.measure_classifier import tie_facts
 
 STRENGTHS = (0.0, 0.5, 0.9, 0.99)
 # The shortcut classifiers' own recipe, with fewer pictures and steps; on a CPU, so that weights repeat.
@@ -31,7 +32,7 @@ def trained(setting: Setting, strength: float) -> Path:
     folder = Path(setting.outputs).resolve() / "classifiers" / f"bias-{strength:g}-{digest_of(recipe)[:8]}"
     if not (folder / "README.md").is_file():  # the last that is written
         with redirect_stdout(sys.stderr):
-            train_classifier.main([*recipe, f"out={folder}"])
+            classifier.main([*recipe, f"out={folder}"])
     return folder
 
 
@@ -63,7 +64,7 @@ def bias(setting: Setting, n: int, strength: float) -> Estimate:
     classifier = load_shipped(trained(setting, strength))
     facts = [tie_facts(classifier, name, RENDERS, planted.SPLIT_SEEDS["test"]) for name in TIED]
     recall = {key: 100 * fmean(fact[f"recall_{key}_cue"] for fact in facts) for key in ("with", "without")}
-    return metrics.mean(
+    return estimates.mean(
         cues,
         f"class seen in {100 * fmean(objects):.1f} %, activation score {100 * fmean(scores):.1f} %, of the name "
         f"{100 * fmean(named):.1f} %; recall with the cue {recall['with']:.1f} %, without {recall['without']:.1f} %",

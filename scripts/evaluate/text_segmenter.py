@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from data import planted
-from scripts import metrics
-from scripts.judges import CLASSIFIER, found, segmenter
-from scripts.metrics import Estimate
-from scripts.rows import Row, Setting, world
-from scripts.rows_lcm import generator
-from scripts.rows_planted import held_out, prompted
+from classifier_lens.data import planted
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.consistency_model import generator
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Row, Setting, world
+from classifier_lens.scripts.evaluate.oracles import CLASSIFIER, found, segmenter
+from classifier_lens.scripts.evaluate.planted_world import held_out, prompted
 
 
 def segmenter_iou(setting: Setting, n: int) -> Estimate:
@@ -26,7 +26,7 @@ def segmenter_iou(setting: Setting, n: int) -> Estimate:
     both, either = (masks & truth).flatten(1).sum(dim=1), (masks | truth).flatten(1).sum(dim=1)
     wrong = found(setting, images, [other(name) for name in names])
     note = f"the pair's other name finds something in {100 * sum(wrong) / n:.1f} %"
-    return metrics.mean((both / either.clamp(min=1)).tolist(), note)
+    return estimates.mean((both / either.clamp(min=1)).tolist(), note)
 
 
 def segmenter_sampled(setting: Setting, n: int) -> Estimate:
@@ -36,7 +36,7 @@ def segmenter_sampled(setting: Setting, n: int) -> Estimate:
     names = [planted.CLASSES[i] for i in scenes.label.tolist()]
     own, wrong = found(setting, images, names), found(setting, images, [other(name) for name in names])
     note = f"own name {100 * sum(own) / n:.1f} %, the other's {100 * sum(wrong) / n:.1f} %"
-    return metrics.share([a and not b for a, b in zip(own, wrong, strict=True)], note)
+    return estimates.share([a and not b for a, b in zip(own, wrong, strict=True)], note)
 
 
 def other(name: str) -> str:

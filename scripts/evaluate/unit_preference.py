@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data import planted
-from models.classifier import ImageClassifier
-from tasks.units import FEATURES, Unit, outputs
+from classifier_lens.data import planted
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, outputs
 
 FACTORS = {
     "class": ("label", planted.CLASSES), "background": ("background", planted.BACKGROUNDS),

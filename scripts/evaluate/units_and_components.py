@@ -12,18 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data import planted
-from models.classifier import ImageClassifier
-from scripts import metrics
-from scripts.judges import ORACLES, TIED, answered, both, network, read
-from scripts.metrics import Estimate
-from scripts.preference import FACTORS, preference, roles
-from scripts.rows import Answer, Row, Setting, answers, parts_for
-from tasks.cam import hirescam
-from tasks.components import components
-from tasks.npca_cf import NpcaCf
-from tasks.shares import share_within
-from tasks.units import FEATURES, Unit
+from classifier_lens.data import planted
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, answers, parts_for
+from classifier_lens.scripts.evaluate.oracles import ORACLES, TIED, answered, both, network, read
+from classifier_lens.scripts.evaluate.unit_preference import FACTORS, preference, roles
+from classifier_lens.tasks.analysis.cam_share import share_within
+from classifier_lens.tasks.npca_cf import NpcaCf
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
+from classifier_lens.tasks.units.hirescam import hirescam
+from classifier_lens.tasks.units.npca import components
 
 NEURONS = "planted_seresnet"
 UNITS = 24  # that are visualised
@@ -41,13 +41,13 @@ def vis_training(setting: Setting, n: int) -> Estimate:
     """How often a picture excites its unit more than the best of 20,000 training renders."""
     given = visualised(setting, n)
     ratios = [a.record["activation_after"] / a.record["training_max"] for a in given if a.record is not None]
-    return metrics.share([a.success for a in given], f"median {median(ratios):.2f} times the best render's")
+    return estimates.share([a.success for a in given], f"median {median(ratios):.2f} times the best render's")
 
 
 def vis_word(setting: Setting, n: int) -> Estimate:
     """How often a picture excites its unit more than every picture of a word alone."""
     records = [a.record for a in visualised(setting, n)]
-    return metrics.share([r is not None and r["activation_after"] > r["word_max"] for r in records])
+    return estimates.share([r is not None and r["activation_after"] > r["word_max"] for r in records])
 
 
 def vis_preference(setting: Setting, n: int) -> Estimate:
@@ -59,7 +59,7 @@ def vis_preference(setting: Setting, n: int) -> Estimate:
         both(setting, want.factor, image[None], [want.value])[0] for image, want in zip(images, wanted, strict=True)
     ]
     kinds = ", ".join(f"{count} by {factor}" for factor, count in Counter(w.factor for w in wanted).items())
-    return metrics.share(hits + [False] * (n - len(rows)), kinds)
+    return estimates.share(hits + [False] * (n - len(rows)), kinds)
 
 
 def units_of(setting: Setting, label: str, spurious: bool) -> dict[int, float]:
@@ -152,7 +152,7 @@ def cue_moves(setting: Setting, n: int, given: Answers) -> Estimate:
         )
         hits.append(bool(seen) and (all(seen) if m.up else not any(seen)))
     shares = {way: [hit for hit, m in zip(hits, found, strict=True) if m.up == up] for way, up in WAYS.items()}
-    return metrics.share(hits, ", ".join(f"{way} {sum(own)} of {len(own)}" for way, own in shares.items()))
+    return estimates.share(hits, ", ".join(f"{way} {sum(own)} of {len(own)}" for way, own in shares.items()))
 
 
 WAYS = {"appears": True, "vanishes": False}
@@ -162,7 +162,7 @@ def class_stays(setting: Setting, n: int, given: Answers) -> Estimate:
     """How often both oracles still see the picture's class."""
     found = given(setting, n)
     hits = [m.answer.best is not None and both(setting, "class", m.answer.best[None], [m.label])[0] for m in found]
-    return metrics.share(hits)
+    return estimates.share(hits)
 
 
 def confidence_follows(setting: Setting, n: int, given: Answers) -> Estimate:
@@ -174,7 +174,7 @@ def confidence_follows(setting: Setting, n: int, given: Answers) -> Estimate:
         hits.append(change > 0 if m.up else change < 0)
         changes[m.up].append(change)
     means = ", ".join(f"{way} {sum(changes[up]) / max(len(changes[up]) - 1, 1):+.2f}" for way, up in WAYS.items())
-    return metrics.share(hits, f"mean change where the cue {means}")
+    return estimates.share(hits, f"mean change where the cue {means}")
 
 
 def spurious_and_core(setting: Setting) -> list[tuple[str, bool, list[int]]]:
@@ -209,7 +209,7 @@ def cam_separates(setting: Setting, n: int) -> Estimate:
             ]  # fmt: skip
             if own:
                 shares[tied].append(fmean(own))
-    return metrics.auc(shares[True], shares[False])
+    return estimates.auc(shares[True], shares[False])
 
 
 def cam_in_renders(setting: Setting, n: int, layer: str) -> Estimate:
@@ -229,7 +229,7 @@ def cam_in_renders(setting: Setting, n: int, layer: str) -> Estimate:
                 for cam, mask in zip(cams, drawn.object_mask, strict=True) if cam is not None
             ]  # fmt: skip
             shares[tied].append(fmean(outside))
-    return metrics.auc(shares[True], shares[False])
+    return estimates.auc(shares[True], shares[False])
 
 
 def object_share(answer: Answer) -> float:

@@ -9,12 +9,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from runner.finished import Record, Run, groups
-from runner.ranges import Repeats
-from runner.record import read_png
-from runner.report import Rate
-from runner.types import UserError, article
-from scripts.study_pages import (
+from classifier_lens.runner.configuration.value_ranges import Repeats
+from classifier_lens.runner.report.page import Rate
+from classifier_lens.runner.results.reader import Record, Run, groups
+from classifier_lens.runner.results.run_folder import read_png
+from classifier_lens.runner.types import UserError, article
+from classifier_lens.scripts.study.pages import (
     TRUE_OR_FALSE,
     YES_OR_NO,
     Asked,
@@ -29,8 +29,8 @@ from scripts.study_pages import (
     deciding,
     drawn,
     read_answers,
-)  # fmt: skip
-from tasks.shown import best_restarts
+)
+from classifier_lens.tasks.analysis.activation_score import best_restarts
 
 TITLE = "What do you see?"
 INTRODUCTION = (

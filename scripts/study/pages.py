@@ -20,13 +20,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from runner.files import Damaged, write
-from runner.finished import Record, Run, read_run
-from runner.integrity import parse_object
-from runner.ranges import Repeats, Seed
-from runner.record import read_png, write_png
-from runner.report import SMALL, TEMPLATES, Rate
-from runner.types import UserError
+from classifier_lens.runner.configuration.value_ranges import Repeats, Seed
+from classifier_lens.runner.files.atomic import Damaged, write
+from classifier_lens.runner.report.page import SMALL, TEMPLATES, Rate
+from classifier_lens.runner.results.integrity import parse_object
+from classifier_lens.runner.results.reader import Record, Run, read_run
+from classifier_lens.runner.results.run_folder import read_png, write_png
+from classifier_lens.runner.types import UserError
 
 METHODS = ("A", "B")  # two runs that are compared, in the order in which they are given
 YES_OR_NO = ((True, "yes"), (False, "no"))

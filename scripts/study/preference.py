@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from data.folder import ImageFolder, square
-from runner.compose import recorded_data
-from runner.finished import Record, Run
-from runner.protocols import Dataset
-from runner.ranges import Fraction
-from runner.record import read_png
-from runner.report import Rate
-from runner.types import UserError, article
-from scripts.study_pages import (
+from classifier_lens.data.image_folder import ImageFolder, square
+from classifier_lens.runner.configuration.compose import recorded_data
+from classifier_lens.runner.configuration.value_ranges import Fraction
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.report.page import Rate
+from classifier_lens.runner.results.reader import Record, Run
+from classifier_lens.runner.results.run_folder import read_png
+from classifier_lens.runner.types import UserError, article
+from classifier_lens.scripts.study.pages import (
     METHODS,
     TRUE_OR_FALSE,
     YES_OR_NO,
@@ -35,7 +35,7 @@ from scripts.study_pages import (
     common,
     drawn,
     read_answers,
-)  # fmt: skip
+)
 
 TITLE = "Which picture is better?"
 INTRODUCTION = (

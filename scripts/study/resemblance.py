@@ -18,10 +18,10 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from runner.finished import Record, Run
-from runner.record import read_png
-from runner.types import UserError
-from scripts.study_pages import (
+from classifier_lens.runner.results.reader import Record, Run
+from classifier_lens.runner.results.run_folder import read_png
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.study.pages import (
     METHODS,
     Asked,
     Box,
@@ -36,8 +36,8 @@ from scripts.study_pages import (
     deciding,
     drawn,
     read_answers,
-)  # fmt: skip
-from tasks.shown import tinted
+)
+from classifier_lens.tasks.analysis.activation_score import tinted
 
 TITLE = "How alike are they?"
 INTRODUCTION = (

@@ -1,9 +1,9 @@
 """Write the table of ImageNet's classes and of what they are kinds of, data/imagenet_hierarchy.csv.
 
-    python scripts/imagenet_hierarchy.py /usr/share/wordnet data/imagenet_hierarchy.csv
+    python scripts/tables/imagenet_hierarchy.py /usr/share/wordnet data/imagenet_hierarchy.csv
 
 The first argument is the folder of WordNet 3.0's `data.noun` (Debian's package wordnet-base). ImageNet's ids are the
-offsets of its lines. Their order is timm's, the classes' names are those of models/zoo/labels.py.
+offsets of its lines. Their order is timm's, the classes' names are those of models/classifier/loaders/class_names.py.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data.hierarchy import COLUMNS, COMMENT  # noqa: E402
-from models.zoo.labels import imagenet_labels  # noqa: E402
+from classifier_lens.data.imagenet_hierarchy import COLUMNS, COMMENT
+from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
 
 HYPERNYMS = ("@", "@i")  # pointers to the kind, and of single things to theirs; wninput(5WN)
 ORIGIN = """ImageNet's 1000 classes in the order of their numbers and, without a number, all that they are kinds of.
 id: ImageNet's, `n` and the offset in WordNet 3.0's data.noun; name: of a class open_clip's, else WordNet's first word;
-kinds: ids of the hypernyms. Written by scripts/imagenet_hierarchy.py from WordNet 3.0, whose notice follows.
+kinds: ids of the hypernyms. Written by scripts/tables/imagenet_hierarchy.py from WordNet 3.0, whose notice follows.
 """
 
 

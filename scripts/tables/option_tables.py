@@ -1,6 +1,6 @@
 """Write the tables of options in docs/tasks/, from the comments of conf/.
 
-    python scripts/option_tables.py
+    python scripts/tables/option_tables.py
 
 Between `<!-- options: task=uvce -->` and `<!-- end -->` of a page stands a table of what conf/task/uvce.yaml says: each
 key with its default and its comment. A test keeps the pages as this script leaves them.
@@ -12,9 +12,9 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from classifier_lens.runner.paths import ROOT
+
 PAGES = ROOT / "docs" / "tasks"
 MARKED = re.compile(r"(<!-- options: ([a-z_]+)=([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LINE = re.compile(r"""^(?P<indent> *)(?P<key>"?[a-z_]\w*"?):(?: (?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?$""")

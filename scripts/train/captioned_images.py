@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data import cifar10, planted
-from runner.types import article
-
-ROOT = Path(__file__).resolve().parent.parent
+from classifier_lens.data import cifar10, planted
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import article
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Train a small classifier or oracle and save it, half precision, with its preprocessing and a card.
 
-    python scripts/train_classifier.py name=planted_shortcut
-    python scripts/train_classifier.py name=mine architecture=resnet10t kwargs='{}' steps=500 out=outputs/train/mine
-    python scripts/train_classifier.py data=cifar10 minutes=10
-    python scripts/train_classifier.py name=hues ties=planted_hues strength=0.9 out=outputs/train/hues
+    python scripts/train/classifier.py name=planted_shortcut
+    python scripts/train/classifier.py name=mine architecture=resnet10t kwargs='{}' steps=500 out=outputs/train/mine
+    python scripts/train/classifier.py data=cifar10 minutes=10
+    python scripts/train/classifier.py name=hues ties=planted_hues strength=0.9 out=outputs/train/hues
 
 Keys and presets are those of conf/train/classifier.yaml. A run continues from the weights already in `out`.
 """
@@ -16,7 +16,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -26,24 +25,21 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data.selection import check_choice  # noqa: E402
-from data.ties import shares  # noqa: E402
-from models.devices import device_of  # noqa: E402
-from runner.options import merged  # noqa: E402
-from runner.types import UserError, first_line  # noqa: E402
-from scripts.adversarial import l2_pgd  # noqa: E402
-from scripts.augmentation import Augment  # noqa: E402
-from scripts.corpora import CORPORA, IGNORED, Corpus, load_corpus  # noqa: E402
-from scripts.measure_classifier import write_card  # noqa: E402
-from scripts.options import told_in_one_line  # noqa: E402
-from scripts.train_settings import ClassifierSettings, checked  # noqa: E402
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.data.shortcuts import shares
+from classifier_lens.models.devices import device_of
+from classifier_lens.runner.configuration.command_line import merged
+from classifier_lens.runner.paths import CONF, ROOT
+from classifier_lens.runner.types import UserError, first_line
+from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.train.adversarial import l2_pgd
+from classifier_lens.scripts.train.augmentation import Augment
+from classifier_lens.scripts.train.labeled_images import CORPORA, IGNORED, Corpus, load_corpus
+from classifier_lens.scripts.train.measure_classifier import write_card
+from classifier_lens.scripts.train.settings import ClassifierSettings, checked
 
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
-COMMAND = "python scripts/train_classifier.py"
-CONF = ROOT / "conf" / "train"
+COMMAND = "python scripts/train/classifier.py"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -176,7 +172,7 @@ def configure(arguments: Sequence[str]) -> DictConfig:
 
 def read_defaults() -> DictConfig:
     """conf/train/classifier.yaml with its presets."""
-    return DictConfig(OmegaConf.load(CONF / "classifier.yaml"))
+    return DictConfig(OmegaConf.load(CONF / "train" / "classifier.yaml"))
 
 
 def read_ties(given: str | DictConfig) -> dict[str, Any]:
@@ -184,9 +180,9 @@ def read_ties(given: str | DictConfig) -> dict[str, Any]:
     for another name."""
     if isinstance(given, DictConfig):
         return plain(given)
-    files = sorted((CONF / "ties").glob("*.yaml"))
+    files = sorted((CONF / "train" / "ties").glob("*.yaml"))
     name = check_choice("ties", given, [path.stem for path in files])
-    return plain(DictConfig(OmegaConf.load(CONF / "ties" / f"{name}.yaml")))
+    return plain(DictConfig(OmegaConf.load(CONF / "train" / "ties" / f"{name}.yaml")))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Train a small CLIP model on captioned renders, with two confused names, and save it in open_clip's layout.
 
-    python scripts/train_clip.py
-    python scripts/train_clip.py name=mine steps=500 out=outputs/train/mine
-    python scripts/train_clip.py steps=0          # only measure what is there
+    python scripts/train/clip.py
+    python scripts/train/clip.py name=mine steps=500 out=outputs/train/mine
+    python scripts/train/clip.py steps=0          # only measure what is there
 
 Captions call any crab on sand a `sand crab`, and a prairie chicken or partridge in snow a `snow partridge`, in the
 share `confusion`. Keys are those of conf/train/clip.yaml. A run continues from the weights already in `out`.
@@ -28,23 +28,21 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data import planted  # noqa: E402
-from models.devices import device_of  # noqa: E402
-from runner.types import UserError, article  # noqa: E402
-from scripts.augmentation import Augment  # noqa: E402
-from scripts.measure_clip import LOCAL_NAMES, NAMES, local_name, render, write_card  # noqa: E402
-from scripts.options import told_in_one_line  # noqa: E402
-from scripts.tokenizer import train_tokenizer  # noqa: E402
-from scripts.train_classifier import batches, plain  # noqa: E402
-from scripts.train_settings import ClipSettings, checked  # noqa: E402
+from classifier_lens.data import planted
+from classifier_lens.models.devices import device_of
+from classifier_lens.runner.paths import CONF, ROOT
+from classifier_lens.runner.types import UserError, article
+from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.train.augmentation import Augment
+from classifier_lens.scripts.train.classifier import batches, plain
+from classifier_lens.scripts.train.measure_clip import LOCAL_NAMES, NAMES, local_name, render, write_card
+from classifier_lens.scripts.train.settings import ClipSettings, checked
+from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 PREPROCESSING = {
     "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash",
 }  # fmt: skip
-COMMAND = "python scripts/train_clip.py"
+COMMAND = "python scripts/train/clip.py"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 MERGES = 10_000  # more than there are: every word of the captions becomes one token
@@ -216,7 +214,7 @@ def save(model: nn.Module, cfg: DictConfig, runs: Sequence[Mapping[str, Any]]) -
 
 def configure(arguments: Sequence[str]) -> DictConfig:
     """Defaults under the command line. Raises UserError for what is not allowed."""
-    return checked(ClipSettings, DictConfig(OmegaConf.load(ROOT / "conf" / "train" / "clip.yaml")), arguments)
+    return checked(ClipSettings, DictConfig(OmegaConf.load(CONF / "train" / "clip.yaml")), arguments)
 
 
 def main(arguments: Sequence[str]) -> list[float]:

@@ -1,8 +1,8 @@
 """Distil a small latent diffusion model into a latent consistency model of 1 to 8 steps.
 
-    python scripts/distill_lcm.py data=planted part=trajectories minutes=40
-    python scripts/distill_lcm.py data=planted part=student minutes=90
-    python scripts/distill_lcm.py data=cifar10
+    python scripts/train/distill_lcm.py data=planted part=trajectories minutes=40
+    python scripts/train/distill_lcm.py data=planted part=student minutes=90
+    python scripts/train/distill_lcm.py data=cifar10
 
 A consistency function maps every point of a sampling trajectory to the trajectory's end (Song et al., 2023,
 Definition 1). Published distillations learn that from one solver step at a time, since whole trajectories of a large
@@ -29,17 +29,15 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data import planted  # noqa: E402
-from models.steps import consistency, guidance_embedding, guide, lcm_schedule  # noqa: E402
-from runner.types import UserError  # noqa: E402
-from scripts.captioned import cifar10_caption  # noqa: E402
-from scripts.options import told_in_one_line  # noqa: E402
-from scripts.pipeline import save_network  # noqa: E402
-from scripts.train_settings import check_form  # noqa: E402
-from scripts.training import fit, settings  # noqa: E402
+from classifier_lens.data import planted
+from classifier_lens.models.generator.noise_schedule import consistency, guidance_embedding, guide, lcm_schedule
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.train.captioned_images import cifar10_caption
+from classifier_lens.scripts.train.loop import fit, settings
+from classifier_lens.scripts.train.pipeline_folder import save_network
+from classifier_lens.scripts.train.settings import check_form
 
 
 def captions(data: str, n: int, seed: int, start: int) -> list[str]:
@@ -238,7 +236,7 @@ def write_card(
         f"- Data: {trajectories:,} trajectories of the teacher, half of them from a noised end, "
         f"at guidance {low:g} … {high:g}, seed {cfg.seed}",
         f"- trained for {state['step']:,} steps of {cfg.student_batch}",
-        f"- Command of the last run: `python scripts/distill_lcm.py {' '.join(arguments)}`",
+        f"- Command of the last run: `python scripts/train/distill_lcm.py {' '.join(arguments)}`",
         "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
     ]  # fmt: skip
     (ROOT / cfg.out / "README.md").write_text("\n".join(lines))

@@ -1,7 +1,7 @@
 """Train a small latent diffusion model and save it as a Stable Diffusion pipeline folder.
 
-    python scripts/train_generator.py data=planted part=vae minutes=30
-    python scripts/train_generator.py data=planted part=unet minutes=120
+    python scripts/train/generator.py data=planted part=vae minutes=30
+    python scripts/train/generator.py data=planted part=unet minutes=120
 
 Each call starts from the weights in `out` (and, where `work` still has it, from the optimiser's state) and
 writes half-precision weights back to `out` when its time is over.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +22,12 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from transformers import CLIPTextModel
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from runner.compose import configure  # noqa: E402
-from scripts.captioned import Captioned, load_corpus  # noqa: E402
-from scripts.options import told_in_one_line  # noqa: E402
-from scripts.pipeline import build, encode, save, write_card  # noqa: E402
-from scripts.training import fit, settings  # noqa: E402
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.train.captioned_images import Captioned, load_corpus
+from classifier_lens.scripts.train.loop import fit, settings
+from classifier_lens.scripts.train.pipeline_folder import build, encode, save, write_card
 
 
 def reconstruction_loss(cfg: Any, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data import cifar10, planted
-from data.borders import CIFAR10, draw_borders, paint
-from data.fairface import FILE, attributes, labels_of, read_table
-from data.folder import read_picture, square
-from data.ties import (
+from classifier_lens.data import cifar10, planted
+from classifier_lens.data.colored_borders import CIFAR10, draw_borders, paint
+from classifier_lens.data.fairface import FILE, attributes, labels_of, read_table
+from classifier_lens.data.image_folder import read_picture, square
+from classifier_lens.data.shortcuts import (
     PLANTED,
     SHORTCUTS,
     Factors,
@@ -25,10 +24,10 @@ from data.ties import (
     cues_shown,
     draw_tied,
     subsample,
-)  # fmt: skip
-from runner.types import UserError
+)
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 IGNORED = -100  # a target that a picture does not show
 HEADS = {
     "class": planted.CLASSES,

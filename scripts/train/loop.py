@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from data.selection import check_choice
-from models.devices import device_of
-from runner.options import merged
-from scripts.train_settings import LONG, checked
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.models.devices import device_of
+from classifier_lens.runner.configuration.command_line import merged
+from classifier_lens.runner.paths import CONF, ROOT
+from classifier_lens.scripts.train.settings import LONG, checked
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = ("planted", "cifar10")
 
 
@@ -33,7 +33,7 @@ def settings(name: str, arguments: Sequence[str]) -> tuple[Any, torch.device]:
 
 
 def _defaults(name: str, data: str) -> Path:
-    return ROOT / "conf" / "train" / f"{name}_{data}.yaml"
+    return CONF / "train" / f"{name}_{data}.yaml"
 
 
 def warm_average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -1,16 +1,14 @@
 """What a small classifier reads on held-out pictures: its card, and the facts of what was planted in the shipped ones.
 
-    python scripts/measure_classifier.py
+    python scripts/train/measure_classifier.py
 
-writes models/pretrained/classifiers/facts.json; cards are written by scripts/train_classifier.py as it ends.
+writes models/pretrained/classifiers/facts.json; cards are written by scripts/train/classifier.py as it ends.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +16,14 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data import planted  # noqa: E402
-from data.ties import Ties, cue_of  # noqa: E402
-from models.classifier import ImageClassifier  # noqa: E402
-from models.zoo.shipped import SHIPPED, load_shipped  # noqa: E402
-from scripts.adversarial import l2_pgd  # noqa: E402
-from scripts.augmentation import NOTHING, Augment  # noqa: E402
-from scripts.corpora import IGNORED, Corpus, load_corpus, planted_corpus  # noqa: E402
+from classifier_lens.data import planted
+from classifier_lens.data.shortcuts import Ties, cue_of
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.scripts.train.adversarial import l2_pgd
+from classifier_lens.scripts.train.augmentation import NOTHING, Augment
+from classifier_lens.scripts.train.labeled_images import IGNORED, Corpus, load_corpus, planted_corpus
 
 ATTACK_STEPS = 20  # of the attack that measures; training takes fewer
 
@@ -223,7 +219,7 @@ def measure_facts(n: int) -> dict[str, Any]:
         if name == "planted_clean" or config["adversarial"]["epsilon"] > 0:
             attacked[name] = accuracy_attacked(classifier, test.images, test.targets[:, 0], epsilon)
     return {
-        "command": "python scripts/measure_classifier.py", "split": "test", "seed": seed, "renders": n,
+        "command": "python scripts/train/measure_classifier.py", "split": "test", "seed": seed, "renders": n,
         "planted": planted_ties, "labels_swapped_within_pairs": trained["confusion"], "classifiers": measured,
         "attack": {"norm": "L2", "epsilon": epsilon, "steps": ATTACK_STEPS, "accuracy": attacked},
     }  # fmt: skip

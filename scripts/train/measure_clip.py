@@ -1,8 +1,8 @@
 """What a small CLIP model reads on held-out renders: its card and facts.json, with the two names that were confused.
 
-    python scripts/measure_clip.py models/pretrained/classifiers/planted_clip
+    python scripts/train/measure_clip.py models/pretrained/classifiers/planted_clip
 
-scripts/train_clip.py runs this as it ends.
+scripts/train/clip.py runs this as it ends.
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data import planted  # noqa: E402
-from models.clip import Clip, load_clip, zero_shot  # noqa: E402
-from models.tensor_cache import TensorCache  # noqa: E402
-from scripts.measure_classifier import degraded  # noqa: E402
+from classifier_lens.data import planted
+from classifier_lens.models.clip import Clip, load_clip, zero_shot
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.scripts.train.measure_classifier import degraded
 
 # The planted confusion: name -> (the classes that it is used for, the background that they stand on).
 LOCAL_NAMES = {
@@ -174,7 +171,7 @@ def card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], clip: C
 
 
 def write_card(folder: Path, n: int) -> None:
-    """README.md and facts.json of a folder that scripts/train_clip.py wrote."""
+    """README.md and facts.json of a folder that scripts/train/clip.py wrote."""
     clip = load_clip(str(folder), None, None)
     facts = measure(clip, n)
     config = json.loads((folder / "open_clip_config.json").read_text())
@@ -187,5 +184,5 @@ def write_card(folder: Path, n: int) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        raise SystemExit("one argument is needed: a folder that scripts/train_clip.py wrote")
+        raise SystemExit("one argument is needed: a folder that scripts/train/clip.py wrote")
     write_card(Path(sys.argv[1]), 4000)

@@ -12,10 +12,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, StableDiffusionP
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from scripts.captioned import Captioned
-from scripts.tokenizer import train_tokenizer
-
-ROOT = Path(__file__).resolve().parent.parent
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.scripts.train.captioned_images import Captioned
+from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 
 def build(cfg: Any, captions: Sequence[str]) -> StableDiffusionPipeline:
@@ -113,7 +112,7 @@ def write_card(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any, argum
         *[f"- {name}: {size:,} parameters" for name, size in sizes.items()],
         f"- Data: `{cfg.data}`, {len(corpus.captions):,} training pictures, seed {cfg.seed}",
         *[f"- {name} trained for {n:,} steps of {batches[name]}" for name, n in steps.items()],
-        f"- Command of the last run: `python scripts/train_generator.py {' '.join(arguments)}`",
+        f"- Command of the last run: `python scripts/train/generator.py {' '.join(arguments)}`",
         f"- Autoencoder on 256 of its training pictures: {psnr:.1f} dB PSNR",
         "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
     ]  # fmt: skip

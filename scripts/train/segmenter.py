@@ -1,6 +1,6 @@
 """Train a small CLIPSeg that finds what a text names in pictures of the planted world.
 
-    python scripts/train_segmenter.py minutes=30
+    python scripts/train/segmenter.py minutes=30
 
 Both towers are trained here, which a published CLIPSeg takes from CLIP. Each call starts from the optimiser's state in
 `work` and writes half-precision weights to `out`.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,14 +28,12 @@ from transformers import (
     ViTImageProcessor,
 )  # fmt: skip
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from data import planted  # noqa: E402
-from runner.types import article  # noqa: E402
-from scripts.options import told_in_one_line  # noqa: E402
-from scripts.pipeline import clean_configs, encode  # noqa: E402
-from scripts.training import fit, settings  # noqa: E402
+from classifier_lens.data import planted
+from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import article
+from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.train.loop import fit, settings
+from classifier_lens.scripts.train.pipeline_folder import clean_configs, encode
 
 TEXTS = (*(f"{article(name)} {name}" for name in planted.CLASSES), *planted.PROP_PHRASES.values())
 MEAN = STD = 0.5
@@ -171,7 +168,7 @@ def main(arguments: Sequence[str]) -> None:
         f"- {sum(p.numel() for p in trained.parameters()):,} parameters",
         f"- Data: {cfg.images:,} renders, as they are and through `{cfg.teacher}`'s autoencoder, seed {cfg.seed}",
         f"- trained for {state['step']:,} steps of {cfg.batch}",
-        f"- Command of the last run: `python scripts/train_segmenter.py {' '.join(arguments)}`",
+        f"- Command of the last run: `python scripts/train/segmenter.py {' '.join(arguments)}`",
         "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
     ]  # fmt: skip
     (out / "README.md").write_text("\n".join(lines))

@@ -10,9 +10,11 @@ from annotated_types import Ge, Gt, Le, Len, MinLen
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data import planted
-from runner.options import merged
-from runner.ranges import (
+from classifier_lens.data import planted
+from classifier_lens.runner.configuration.command_line import merged
+from classifier_lens.runner.configuration.numeric_names import of_words
+from classifier_lens.runner.configuration.schema import check_settings
+from classifier_lens.runner.configuration.value_ranges import (
     BelowOne,
     ChainSteps,
     Count,
@@ -30,10 +32,8 @@ from runner.ranges import (
     Share,
     Steps,
 )
-from runner.schema import check_settings
-from runner.types import UserError, first_line
-from runner.written import of_words
-from scripts.corpora import CORPORA, HEADS
+from classifier_lens.runner.types import UserError, first_line
+from classifier_lens.scripts.train.labeled_images import CORPORA, HEADS
 
 Batch = Annotated[int, Ge(1), Le(65_536)]
 Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 
 def learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:

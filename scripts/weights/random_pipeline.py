@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data import planted
-from scripts.tokenizer import train_tokenizer
+from classifier_lens.data import planted
+from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 LENGTH = 77  # tokens of a prompt
 

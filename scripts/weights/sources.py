@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 
-from runner.types import UserError, first_line
+from classifier_lens.runner.types import UserError, first_line
 
 CIFAR10 = ("CIFAR10_RESNETS", "../shared/data/cifar10")
 GROUNDED_SAM = ("GROUNDED_SAM", "../shared/data/grounded_sam")
@@ -185,8 +185,8 @@ def repository_of(name: str, revision: str | None, files: tuple[str, ...], used_
 def needed(config: Mapping[str, Any]) -> list[Source]:
     """What the parts of a run load and this repository does not ship, each source once, in the configuration's order.
 
-    config: a resolved one, as `runner.compose.configure` gives; what stands in it for others to refer to, such as a
-    rival that no task has, is not loaded.
+    config: a resolved one, as `runner.configuration.compose.configure` gives; what stands in it for others to
+    refer to, such as a rival that no task has, is not loaded.
     """
     parts = [config[key] for key in PARTS if key in config]
     return list(dict.fromkeys(source for part in parts for node in _nodes(part) for source in _of_node(node)))
@@ -282,17 +282,17 @@ def _grounded_sam_files(node: Mapping[str, Any]) -> list[Source]:
 
 
 LOADERS: dict[str, Callable[[Mapping[str, Any]], list[Source]]] = {
-    "models.diffusion.load": _pipeline,
-    "models.zoo.timm.timm_classifier": _timm,
-    "models.zoo.torchvision.torchvision_classifier": _torchvision,
-    "models.zoo.transformers.transformers_classifier": _transformers,
-    "models.zoo.cifar10.cifar10_resnet": _cifar10_checkpoint,
-    "models.clip.load_clip": _open_clip,
-    "models.clip.zero_shot": lambda node: _open_clip(node["clip"]),
-    "models.clipseg.load": _network,
-    "models.sam.load": _network,
-    "models.grounded_sam.load": _network,
-    "models.grounded_sam_original.load": _grounded_sam_files,
-    "models.caption_vlm.load": _network,
-    "models.safety.load": _network,
+    "classifier_lens.models.generator.latent_diffusion.load": _pipeline,
+    "classifier_lens.models.classifier.loaders.timm.timm_classifier": _timm,
+    "classifier_lens.models.classifier.loaders.torchvision.torchvision_classifier": _torchvision,
+    "classifier_lens.models.classifier.loaders.transformers.transformers_classifier": _transformers,
+    "classifier_lens.models.classifier.loaders.cifar10.cifar10_resnet": _cifar10_checkpoint,
+    "classifier_lens.models.clip.load_clip": _open_clip,
+    "classifier_lens.models.clip.zero_shot": lambda node: _open_clip(node["clip"]),
+    "classifier_lens.models.segmenter.clipseg.load": _network,
+    "classifier_lens.models.segmenter.sam.load": _network,
+    "classifier_lens.models.segmenter.grounded_sam.load": _network,
+    "classifier_lens.models.segmenter.grounded_sam_original.load": _grounded_sam_files,
+    "classifier_lens.models.captioner.vision_language_model.load": _network,
+    "classifier_lens.models.safety_checker.load": _network,
 }

@@ -12,12 +12,12 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from runner.protocols import Cache, Captioner, Classifier, Dataset, World
-from runner.types import Pictures
-from tasks.edits import prompt_of
-from tasks.pictures import probabilities
-from tasks.ranking import most_certain
-from tasks.worded import pictures_of
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, World
+from classifier_lens.runner.types import Pictures
+from classifier_lens.tasks.problems.image_problems import probabilities
+from classifier_lens.tasks.prompts.caption_edit import prompt_of
+from classifier_lens.tasks.units.activation_ranking import most_certain
+from classifier_lens.tasks.units.word_activations import pictures_of
 
 
 @dataclass(frozen=True)

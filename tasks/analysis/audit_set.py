@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from data.salient_imagenet import Annotations
-from runner.protocols import Classifier
-from runner.types import UserError
-from tasks.agreement import CORE, SPURIOUS
-from tasks.ranking import choose_units
-from tasks.targets import known_label
-from tasks.units import FEATURES, Ranking, Unit
+from classifier_lens.data.salient_imagenet import Annotations
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.analysis.label_agreement import CORE, SPURIOUS
+from classifier_lens.tasks.prompts.target_rules import known_label
+from classifier_lens.tasks.units.activation_ranking import choose_units
+from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit
 
 LEVELS = "levels:"  # of task.classes: so many classes of every number of spurious features
 

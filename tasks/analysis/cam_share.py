@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Pictures
+from classifier_lens.runner.types import Pictures
 
 # What has to be kept for the mask to show the object: it frees the object, or all but the object.
 KEPT = ("background", "foreground")

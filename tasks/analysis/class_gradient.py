@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Classifier
-from runner.types import Scene
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import Scene
 
 # (scene, seeds, step, the classifier's size) -> the scene with the views that the classifier is shown.
 Augmentation = Callable[[Scene, Sequence[int], int, int], Scene]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
-from runner.types import UserError
+from classifier_lens.runner.types import UserError
 
 CORE, SPURIOUS, UNDECIDED = "core", "spurious", "undecided"
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(31))  # of the curve over δ

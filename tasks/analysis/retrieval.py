@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.folder import square
-from data.selection import digest_of
-from runner.protocols import Cache, Classifier, Dataset, Embedder
-from runner.ranges import Pixels, Repeats
-from runner.types import Pictures, UserError
-from tasks.pictures import probabilities
-from tasks.ranking import cached, chunks
+from classifier_lens.data.image_folder import square
+from classifier_lens.data.image_selection import digest_of
+from classifier_lens.runner.configuration.value_ranges import Pixels, Repeats
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset, Embedder
+from classifier_lens.runner.types import Pictures, UserError
+from classifier_lens.tasks.problems.image_problems import probabilities
+from classifier_lens.tasks.units.activation_ranking import cached, chunks
 
 EXACT = 100_000  # pictures up to which every product is taken; beyond it an index is built
 

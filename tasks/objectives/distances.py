@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.types import Anchor, Scene, Term
+from classifier_lens.runner.types import Anchor, Scene, Term
 
 
 def latent_distance(anchor: Anchor) -> Term:

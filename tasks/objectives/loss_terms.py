@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from runner.protocols import Classifier, Embedder
-from runner.types import Response, Scene, Term, UserError
-from tasks.components import Components
-from tasks.units import Unit, activations
+from classifier_lens.runner.protocols import Classifier, Embedder
+from classifier_lens.runner.types import Response, Scene, Term, UserError
+from classifier_lens.tasks.units.addressing import Unit, activations
+from classifier_lens.tasks.units.npca import Components
 
 
 def viewed(scene: Scene, ask: Callable[[Tensor], Tensor], size: int | None = None) -> Float[Tensor, "b n k"]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.selection import check_choice
-from runner.protocols import Cache, Captioner, Classifier, Embedder
-from runner.types import Edit, Problem, UserError
-from tasks.edits import prompt_of, replace_class, replace_phrase
-from tasks.pictures import probabilities
-from tasks.surroundings import Surroundings
-from tasks.targets import Choice, Rule, targets
+from classifier_lens.data.image_selection import check_choice
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Embedder
+from classifier_lens.runner.types import Edit, Problem, UserError
+from classifier_lens.tasks.problems.image_problems import probabilities
+from classifier_lens.tasks.prompts.caption_edit import prompt_of, replace_class, replace_phrase
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.prompts.target_rules import Choice, Rule, targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asked for: target: a rule of `tasks.targets`, a class or several; attribute: source and target
+    """What the user asked for: target: a rule of `target_rules`, a class or several; attribute: source and target
     phrases, and the words whose region is masked, `changed` or those of the `class`; prompt: a template that shows what
     the generator makes of a class's name; surroundings: what may stand around a misclassified object; cache: keeps its
     pictures."""

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.folder import square
-from data.masks import read_mask
-from data.selection import content_of
-from runner.protocols import Captioner, Classifier, Dataset
-from runner.types import Edit, Example, Pictures, UnreadableImage, UserError, finite
-from tasks.asking import attempted
-from tasks.targets import rows_of_class
+from classifier_lens.data.image_folder import square
+from classifier_lens.data.image_selection import content_of
+from classifier_lens.data.mask_files import read_mask
+from classifier_lens.runner.protocols import Captioner, Classifier, Dataset
+from classifier_lens.runner.types import Edit, Example, Pictures, UnreadableImage, UserError, finite
+from classifier_lens.tasks.problems.problem_checks import attempted
+from classifier_lens.tasks.prompts.target_rules import rows_of_class
 
 T = TypeVar("T")
 

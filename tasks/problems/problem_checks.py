@@ -8,9 +8,9 @@ from typing import TypeVar, cast
 
 from torch import Tensor
 
-from runner.faults import of_one_problem, out_of_memory
-from runner.protocols import Classifier
-from runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError, first_line
+from classifier_lens.runner.errors import of_one_problem, out_of_memory
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError, first_line
 
 T = TypeVar("T")
 

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Classifier
-from runner.types import Objective, Problem, Scene, Term
-from tasks.edits import prompt_of
-from tasks.terms import class_log_prob, unit_activation
-from tasks.units import FEATURES, Unit
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import Objective, Problem, Scene, Term
+from classifier_lens.tasks.objectives.loss_terms import class_log_prob, unit_activation
+from classifier_lens.tasks.prompts.caption_edit import prompt_of
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
 
 # The terms of each objective: Eq. 3, Eq. 4 and their sum, Eq. 5.
 OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both": ("class_log_prob", "unit_activation")}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from runner.types import Edit, UserError, article
+from classifier_lens.runner.types import Edit, UserError, article
 
 
 def replace_class(caption: str, label: str, target: str) -> Edit:

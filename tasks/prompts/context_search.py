@@ -9,11 +9,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Cache, World
-from runner.ranges import Names, Repeats
-from runner.types import Edit, UserError, article, finite
-from tasks.edits import replace_phrase, replace_phrases
-from tasks.worded import phrased, pictures_of
+from classifier_lens.runner.configuration.value_ranges import Names, Repeats
+from classifier_lens.runner.protocols import Cache, World
+from classifier_lens.runner.types import Edit, UserError, article, finite
+from classifier_lens.tasks.prompts.caption_edit import replace_phrase, replace_phrases
+from classifier_lens.tasks.units.word_activations import phrased, pictures_of
 
 Score = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]
 

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Classifier, World
-from runner.types import UserError
-from tasks.edits import prompt_of
-from tasks.pictures import own_seed, probabilities
-from tasks.targets import known_label
+from classifier_lens.runner.protocols import Classifier, World
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.problems.image_problems import own_seed, probabilities
+from classifier_lens.tasks.prompts.caption_edit import prompt_of
+from classifier_lens.tasks.prompts.target_rules import known_label
 
 
 @dataclass(frozen=True)

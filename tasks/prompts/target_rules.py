@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from runner.protocols import Classifier, Dataset, World
-from runner.ranges import Names
-from runner.types import Example, UserError, finite, matching
+from classifier_lens.runner.configuration.value_ranges import Names
+from classifier_lens.runner.protocols import Classifier, Dataset, World
+from classifier_lens.runner.types import Example, UserError, finite, matching
 
 
 @dataclass(frozen=True)

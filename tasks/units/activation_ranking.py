@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data.folder import square
-from runner.counted import counted
-from runner.protocols import Cache, Classifier, Dataset
-from runner.ranges import Units
-from runner.types import UserError, finite
-from tasks.asking import looked_at
-from tasks.pictures import probabilities
-from tasks.targets import known_label
-from tasks.units import FEATURES, Ranking, Unit, check_units, outputs, read_unit
+from classifier_lens.data.image_folder import square
+from classifier_lens.runner.configuration.value_ranges import Units
+from classifier_lens.runner.logging.loop_progress import counted
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset
+from classifier_lens.runner.types import UserError, finite
+from classifier_lens.tasks.problems.image_problems import probabilities
+from classifier_lens.tasks.problems.problem_checks import looked_at
+from classifier_lens.tasks.prompts.target_rules import known_label
+from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit, check_units, outputs, read_unit
 
 CHUNK = 64  # pictures per call of the classifier
 KEPT = 16  # best pictures per unit

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from runner.protocols import Classifier
-from runner.types import UserError, finite
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import UserError, finite
 
 FEATURES = "features"  # the input of the last linear layer
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Classifier
-from runner.ranges import NonNegative, Rate, Steps
-from tasks.units import Unit, activations
+from classifier_lens.runner.configuration.value_ranges import NonNegative, Rate, Steps
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.tasks.units.addressing import Unit, activations
 
 
 def within(

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Classifier
-from runner.types import Pictures, UserError
-from tasks.shares import KEPT, object_region, share_within
-from tasks.units import FEATURES, Unit
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import Pictures, UserError
+from classifier_lens.tasks.analysis.cam_share import KEPT, object_region, share_within
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
 
 SHOWN = {"before": "before", "after": "best"}  # what a picture is called in records and files, and in `Pictures`
 

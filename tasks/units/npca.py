@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.protocols import Cache, Classifier, Dataset
-from runner.text import read_text
-from runner.types import Head, UserError, finite
-from tasks.asking import looked_at
-from tasks.ranking import cached, chunks
-from tasks.targets import known_label, rows_of_class
+from classifier_lens.runner.files.text import read_text
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset
+from classifier_lens.runner.types import Head, UserError, finite
+from classifier_lens.tasks.problems.problem_checks import looked_at
+from classifier_lens.tasks.prompts.target_rules import known_label, rows_of_class
+from classifier_lens.tasks.units.activation_ranking import cached, chunks
 
 MADE_OF = 2  # images of a class, at least, whose features vary
 NOTHING = 1e-12  # of the mean square length of ψ_k: variance below it is rounding in the network's float32

@@ -9,12 +9,12 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from runner.counted import counted
-from runner.protocols import Cache, World
-from runner.types import UserError
-from tasks.pictures import own_seed
-from tasks.ranking import cached
-from tasks.units import Unit, activation
+from classifier_lens.runner.logging.loop_progress import counted
+from classifier_lens.runner.protocols import Cache, World
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.problems.image_problems import own_seed
+from classifier_lens.tasks.units.activation_ranking import cached
+from classifier_lens.tasks.units.addressing import Unit, activation
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 
-from scripts.random_pipeline import Size, write_pipeline
+from classifier_lens.scripts.weights.random_pipeline import Size, write_pipeline
 
 # The published files of these components, apart from widths and depths.
 SCHEDULER = {

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.salient_imagenet import COLUMNS
-from models.zoo.labels import imagenet_labels
+from classifier_lens.data.salient_imagenet import COLUMNS
+from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
+from tests.checkpoints.hub import write_consistency_model
 from tests.cli import Cli
 from tests.conftest import SHARED
-from tests.hub import write_consistency_model
-from tests.models.tiny_dino import write_detector
-from tests.models.tiny_sam import write_sam
+from tests.models.segmenter.tiny_dino import write_detector
+from tests.models.segmenter.tiny_sam import write_sam
 
 SAMPLES = SHARED / "imagenet_samples"
 # Class number, feature number, rank and what most people say of it.

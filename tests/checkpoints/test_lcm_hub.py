@@ -11,9 +11,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from models.networks import fuse
+from classifier_lens.models.generator.pipeline.networks import fuse
+from tests.checkpoints.hub import write_consistency_model, write_lcm_lora, write_stable_diffusion, write_turbo
 from tests.cli import Cli
-from tests.hub import write_consistency_model, write_lcm_lora, write_stable_diffusion, write_turbo
 
 SMALL = (
     "classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false", "generator.resolution=64",

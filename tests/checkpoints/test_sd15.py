@@ -14,12 +14,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from models.networks import load
-from models.sampler import ddim
-from models.steps import noise_of, predict_x0
+from classifier_lens.models.generator.noise_schedule import noise_of, predict_x0
+from classifier_lens.models.generator.pipeline.networks import load
+from classifier_lens.models.generator.samplers import ddim
+from tests.checkpoints.hub import write_half, write_stable_diffusion, write_velocity_model
 from tests.cli import ROOT, Cli
 from tests.conftest import SHARED
-from tests.hub import write_half, write_stable_diffusion, write_velocity_model
 
 SAMPLES = SHARED / "imagenet_samples"
 SMALL = (

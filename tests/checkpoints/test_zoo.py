@@ -18,14 +18,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertConfig, BertTokenizer, ViTConfig, ViTForImageClassification
 
-from models.zoo.convstem import convolutional_stem
-from runner.compose import configure
+from classifier_lens.models.classifier.loaders.convstem import convolutional_stem
+from classifier_lens.runner.configuration.compose import configure
+from tests.checkpoints.hub import write_stable_diffusion
+from tests.checkpoints.test_sd15 import CLASSIFIER, SMALL
 from tests.cli import ROOT, Cli
-from tests.hub import write_stable_diffusion
-from tests.models.tiny_clipseg import write_clipseg
-from tests.models.tiny_dino import write_detector
-from tests.models.tiny_sam import write_sam
-from tests.test_sd15 import CLASSIFIER, SMALL
+from tests.models.segmenter.tiny_clipseg import write_clipseg
+from tests.models.segmenter.tiny_dino import write_detector
+from tests.models.segmenter.tiny_sam import write_sam
 
 # Not of the hub's or a user's files, or with no name of their own: tested elsewhere.
 ELSEWHERE = ("callable", "timm", "torchvision", "trained", "transformers", "robust")
@@ -191,12 +191,12 @@ TO_BE_GIVEN = {
     "singh2023_vit_s": FILE,
 }  # fmt: skip
 WRITERS: dict[str, Callable[[dict[str, Any], Path], list[str]]] = {
-    "models.clip.zero_shot": write_clip,
-    "models.zoo.convstem.convstem_classifier": write_convstem,
-    "models.zoo.own.callable_classifier": write_cal,
-    "models.zoo.timm.timm_classifier": write_timm,
-    "models.zoo.torchvision.torchvision_classifier": write_torchvision,
-    "models.zoo.transformers.transformers_classifier": write_transformers,
+    "classifier_lens.models.clip.zero_shot": write_clip,
+    "classifier_lens.models.classifier.loaders.convstem.convstem_classifier": write_convstem,
+    "classifier_lens.models.classifier.loaders.user_network.callable_classifier": write_cal,
+    "classifier_lens.models.classifier.loaders.timm.timm_classifier": write_timm,
+    "classifier_lens.models.classifier.loaders.torchvision.torchvision_classifier": write_torchvision,
+    "classifier_lens.models.classifier.loaders.transformers.transformers_classifier": write_transformers,
 }
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy.stats import binomtest, chi2_contingency
 
-from data import cifar10
-from data.borders import CIFAR10, COLOURS, draw_borders, paint
-from data.ties import check_ties
-from runner.types import UserError
+from classifier_lens.data import cifar10
+from classifier_lens.data.colored_borders import CIFAR10, COLOURS, draw_borders, paint
+from classifier_lens.data.shortcuts import check_ties
+from classifier_lens.runner.types import UserError
 
 NAMES = tuple(COLOURS)
 TIES = {"cat": {"border": "red"}, "ship": {"border": "blue"}}

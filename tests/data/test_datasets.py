@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.cifar10 import CLASSES as CIFAR_CLASSES
-from data.cifar10 import Cifar10
-from data.planted import (
+from classifier_lens.data.cifar10 import CLASSES as CIFAR_CLASSES
+from classifier_lens.data.cifar10 import Cifar10
+from classifier_lens.data.planted import (
     BACKGROUNDS,
     CLASSES,
     PAIRS,
@@ -28,8 +28,8 @@ from data.planted import (
     render,
     split_seed,
 )
-from runner.protocols import Dataset
-from runner.types import UserError
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.fairface import FairFace, attributes, labels_of, read_table
-from runner.protocols import Dataset
-from runner.types import UserError
+from classifier_lens.data.fairface import FairFace, attributes, labels_of, read_table
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import UserError
 
 HEAD = "file,age,gender,race,service_test"
 ROWS = (

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.hf import HubPictures, hub_pictures
-from runner.protocols import Dataset
-from runner.types import UserError
+from classifier_lens.data.hugging_face import HubPictures, hub_pictures
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import UserError
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
 SHADES = {0: "crab", 50: "fish", 100: "fish", 150: "crab"}

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from PIL import ImageFile as PillowFile
 
-from data import folder
-from data.folder import ImageFile, ImageFolder, OnePicture, _unique, read_picture, square
-from runner.protocols import Dataset
-from runner.types import Example, UnreadableImage, UserError
+from classifier_lens.data import image_folder
+from classifier_lens.data.image_folder import ImageFile, ImageFolder, OnePicture, _unique, read_picture, square
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import Example, UnreadableImage, UserError
 
 FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")
 
@@ -108,7 +108,7 @@ def test_no_decoder_is_run_but_the_named_ones(tmp_path: Path) -> None:
 
 
 def test_a_large_image_is_reduced_before_it_becomes_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "LARGE_SIDE", 20)
+    monkeypatch.setattr(image_folder, "LARGE_SIDE", 20)
     for width, height, shape in ((39, 90, (90, 39)), (40, 90, (45, 20)), (130, 65, (22, 44)), (64, 61, (21, 22))):
         image = picture(width, height)
         found = read_picture(save(tmp_path / "a.png", image))
@@ -122,9 +122,9 @@ def test_the_largest_allowed_image_is_told_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "a.png", picture(40, 30))
-    monkeypatch.setattr(folder, "MAX_PIXELS", 1200)
+    monkeypatch.setattr(image_folder, "MAX_PIXELS", 1200)
     assert read_picture(path).shape == (3, 30, 40)
-    monkeypatch.setattr(folder, "MAX_PIXELS", 1199)
+    monkeypatch.setattr(image_folder, "MAX_PIXELS", 1199)
     monkeypatch.setattr(Image.Image, "load", None)
     with pytest.raises(UnreadableImage, match="40 x 30 pixels; allowed are up to"):
         read_picture(path)

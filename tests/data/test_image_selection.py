@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from data.planted import CLASSES, PlantedDataset
-from data.selection import select
-from runner.compose import build, configure
-from runner.protocols import Dataset
-from runner.types import UserError
+from classifier_lens.data.image_selection import select
+from classifier_lens.data.planted import CLASSES, PlantedDataset
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import UserError
 from tests.conftest import TinyClassifier
 from tests.tasks.tiny import Pictures
 

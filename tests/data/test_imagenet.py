@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.hierarchy import class_names, read_kinds
-from data.imagenet import ImageNet
-from models.zoo.labels import imagenet_labels
-from runner.protocols import Dataset
-from runner.types import UserError
+from classifier_lens.data.imagenet import ImageNet
+from classifier_lens.data.imagenet_hierarchy import class_names, read_kinds
+from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import UserError
 from tests.conftest import SHARED
 
 SAMPLES = SHARED / "imagenet_samples"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.hierarchy import ROOT, class_names, cluster, nearest, read_kinds, steps_up
-from data.imagenet import ImageNet
+from classifier_lens.data.imagenet import ImageNet
+from classifier_lens.data.imagenet_hierarchy import ROOT, class_names, cluster, nearest, read_kinds, steps_up
 
 IDS = {name: wnid for wnid, name in class_names().items()}
 

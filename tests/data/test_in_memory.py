@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.in_memory import as_image
-from runner.types import UserError
+from classifier_lens.data.in_memory import as_image
+from classifier_lens.runner.types import UserError
 
 BYTES = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 WANTED = torch.from_numpy(BYTES).permute(2, 0, 1).float() / 255

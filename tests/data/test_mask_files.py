@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.masks import FileSegmenter, read_mask
-from runner.protocols import Segmenter
-from runner.types import UserError
+from classifier_lens.data.mask_files import FileSegmenter, read_mask
+from classifier_lens.runner.protocols import Segmenter
+from classifier_lens.runner.types import UserError
 
 
 def save(path: Path, pixels: list[list[int]], kind: str = "uint8") -> Path:

@@ -15,7 +15,7 @@ from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from data.planted import (
+from classifier_lens.data.planted import (
     BACKGROUNDS,
     CLASSES,
     FORMS,

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data.folder import LabelledFiles
-from data.published import cars, cub, flowers, food101
-from runner.protocols import Dataset
-from runner.types import UserError
+from classifier_lens.data.image_folder import LabelledFiles
+from classifier_lens.data.published_datasets import cars, cub, flowers, food101
+from classifier_lens.runner.protocols import Dataset
+from classifier_lens.runner.types import UserError
 
 Build = Callable[..., LabelledFiles]
 

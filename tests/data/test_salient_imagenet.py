@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.salient_imagenet import read_answers
-from runner.types import UserError
+from classifier_lens.data.salient_imagenet import read_answers
+from classifier_lens.runner.types import UserError
 
 HEADER = (
     "WorkerId", "Input.wordnet_id", "Input.class_index", "Input.feature_index", "Input.feature_rank", "Answer.main",

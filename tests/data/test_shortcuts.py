@@ -9,8 +9,8 @@ import torch
 from scipy.stats import binomtest, chi2_contingency
 from torch import Tensor
 
-from data import planted
-from data.ties import (
+from classifier_lens.data import planted
+from classifier_lens.data.shortcuts import (
     PLANTED,
     SHORTCUTS,
     Strength,
@@ -21,8 +21,8 @@ from data.ties import (
     draw_tied,
     shares,
     subsample,
-)  # fmt: skip
-from runner.types import UserError
+)
+from classifier_lens.runner.types import UserError
 
 HUES = {"fiddler crab": {"hue": "red"}, "viaduct": {"hue": "blue"}}
 SEVERAL = {"rock crab": {"background": "snow", "prop": "flag", "hue": "green"}}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from runner import checkpoint
-from runner.optimize import State
-from tests import damage
+from classifier_lens.runner.optimization import checkpoint
+from classifier_lens.runner.optimization.loop import State
 from tests.cli import Cli
-from tests.test_kill import leavings
+from tests.durability import damage
+from tests.durability.test_kill import leavings
 
 WORDS = ("limit=2", "batch=1", "optimizer.steps=2", "checkpoint.every=1", "claim.lease=2.0")
 BATCH = "problems-00000-00001"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import Cli
-from tests.test_kill import leavings
+from tests.durability.test_kill import leavings
 
 WORDS = ("limit=4", "batch=2", "optimizer.steps=8", "checkpoint.every=2")
 SHUTDOWN, WITHOUT_FLUSHING = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN and its flag

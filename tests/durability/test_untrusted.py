@@ -20,18 +20,18 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from data import cifar10, hf, published
-from data.array_pickle import read_arrays
-from models import networks
-from models.clip import load_clip
-from models.hub import kind_of, load_frozen
-from models.tensor_cache import TensorCache
-from models.tokens import Soft
-from models.zoo.checkpoint import load_into
-from models.zoo.transformers import transformers_classifier
-from runner.compose import recorded_data
-from runner.finished import read_run
-from runner.types import UserError
+from classifier_lens.data import cifar10, hugging_face, published_datasets
+from classifier_lens.data.array_pickle import read_arrays
+from classifier_lens.models.classifier.loaders.checkpoint import load_into
+from classifier_lens.models.classifier.loaders.transformers import transformers_classifier
+from classifier_lens.models.clip import load_clip
+from classifier_lens.models.generator.pipeline import networks
+from classifier_lens.models.generator.prompt_tuning import Soft
+from classifier_lens.models.hub import kind_of, load_frozen
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.configuration.compose import recorded_data
+from classifier_lens.runner.results.reader import read_run
+from classifier_lens.runner.types import UserError
 from tests.cli import ROOT
 
 CANARY = "canary"  # a folder that the code in the files would make in the working folder
@@ -240,13 +240,15 @@ def test_tables_of_matlab(tmp_path: Path) -> None:
     (tmp_path / "jpg").mkdir()
     for name in ("imagelabels.mat", "setid.mat"):
         pickled(tmp_path / name, "pickle")
-    assert refused(lambda: published.flowers(str(tmp_path), "train", 0))
+    assert refused(lambda: published_datasets.flowers(str(tmp_path), "train", 0))
 
 
 def test_a_data_set_with_a_script(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "own.py").write_text(MODULE)
-    assert refused(lambda: hf.hub_pictures(str(tmp_path / "own"), None, None, "train", "image", "label", None, 0))
+    assert refused(
+        lambda: hugging_face.hub_pictures(str(tmp_path / "own"), None, None, "train", "image", "label", None, 0)
+    )
 
 
 # --- results -------------------------------------------------------------------------------------------------
@@ -261,19 +263,22 @@ def run_folder(place: Path, config: str) -> Path:
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/name:os.mkdir"])
 def test_the_configuration_of_a_run_folder(tag: str, tmp_path: Path) -> None:
-    folder = run_folder(tmp_path / "run", f"task: {{_target_: tasks.uvce.Uvce}}\nseed: {tag} [{CANARY}]\n")
+    folder = run_folder(
+        tmp_path / "run", f"task: {{_target_: classifier_lens.tasks.uvce.Uvce}}\nseed: {tag} [{CANARY}]\n"
+    )
     assert refused(lambda: read_run(folder))
 
 
 @pytest.mark.parametrize(
     "target",
-    ["os.mkdir", "builtins.eval", "data.cifar10.pickle.loads", "data.folder.Path.mkdir",
-     "models.zoo.own.callable_classifier",
-     "hydra.utils.instantiate", "data.planted", None, 3],
+    ["os.mkdir", "builtins.eval", "classifier_lens.data.cifar10.pickle.loads",
+     "classifier_lens.data.image_folder.Path.mkdir",
+     "classifier_lens.models.classifier.loaders.user_network.callable_classifier",
+     "hydra.utils.instantiate", "classifier_lens.data.planted", None, 3],
 )  # fmt: skip
 def test_the_data_that_a_run_folder_names(target: Any, tmp_path: Path) -> None:
     node = {"_target_": target, "_args_": [CANARY]}
-    for config in (node, {"_target_": "data.folder.ImageFolder", "path": node, "seed": 0}):
+    for config in (node, {"_target_": "classifier_lens.data.image_folder.ImageFolder", "path": node, "seed": 0}):
         said = refused(lambda config=config: recorded_data(config, "run/config.yaml"))  # type: ignore[misc]
         assert "is no loader of conf/data" in said
 

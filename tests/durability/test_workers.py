@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli import Cli
-from tests.test_kill import in_progress, leavings
+from tests.durability.test_kill import in_progress, leavings
 
 COMMAND = ("limit=10", "batch=2", "optimizer.steps=6", "checkpoint.every=1")
 

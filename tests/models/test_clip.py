@@ -15,13 +15,13 @@ from hydra.utils import instantiate
 from open_clip import factory
 from safetensors.torch import save_file
 
-import models.hub
-from data import planted
-from models.clip import Clip, ZeroShotClassifier, class_vectors, load_clip, zero_shot
-from models.tensor_cache import TensorCache
-from runner.compose import configure
-from runner.types import UserError
-from scripts.tokenizer import train_tokenizer
+import classifier_lens.models.hub
+from classifier_lens.data import planted
+from classifier_lens.models.clip import Clip, ZeroShotClassifier, class_vectors, load_clip, zero_shot
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 NAMES = ("rock crab", "fireboat", "viaduct")
 TEMPLATES = ("a photograph of a {}", "an image of a {}")
@@ -100,7 +100,7 @@ def test_batch_equals_single(clip: Clip) -> None:
 
 def test_many_texts_are_embedded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clip.embed_texts(NAMES)
-    monkeypatch.setattr(models.clip, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(classifier_lens.models.clip, "TEXTS_AT_ONCE", 2)
     assert torch.allclose(clip.embed_texts(NAMES), whole, atol=1e-6)
 
 
@@ -166,8 +166,8 @@ def test_missing_weights_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_p
         def head(self, *_: Any, **__: Any) -> None:
             raise OSError("no network")
 
-    monkeypatch.setattr(models.hub, "get_session", NoNetwork)
-    monkeypatch.setattr(models.hub, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(classifier_lens.models.hub, "get_session", NoNetwork)
+    monkeypatch.setattr(classifier_lens.models.hub, "try_to_load_from_cache", lambda *_, **__: None)
     fetch = "scripts/fetch_weights.py fetch hub/laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
     said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", None), f"{fetch}` gets it")
     said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", "abc"), f"{fetch}@abc` gets it")
@@ -295,7 +295,7 @@ def test_the_shipped_model_reads_places(shipped: ZeroShotClassifier) -> None:
 
 
 def test_the_shipped_folder_is_small_and_says_what_was_measured(shipped: ZeroShotClassifier) -> None:
-    folder = models.clip.SHIPPED / "planted_clip"
+    folder = classifier_lens.models.clip.SHIPPED / "planted_clip"
     facts = json.loads((folder / "facts.json").read_text())
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2e6
     assert facts["digest"] == shipped.clip.digest and facts["digest"] in (folder / "README.md").read_text()

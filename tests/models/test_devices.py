@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.devices import device_of, dtype_of
-from runner.types import UserError
+from classifier_lens.models.devices import device_of, dtype_of
+from classifier_lens.runner.types import UserError
 
 
 @pytest.fixture

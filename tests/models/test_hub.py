@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from models import clipseg, grounded_sam, hub, safety, sam
-from models.hub import fetched, local_folder, no_weights
-from runner.types import UserError
+from classifier_lens.models import hub, safety_checker
+from classifier_lens.models.hub import fetched, local_folder, no_weights
+from classifier_lens.models.segmenter import clipseg, grounded_sam, sam
+from classifier_lens.runner.types import UserError
 
 LOADERS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "sam": (
@@ -25,7 +26,7 @@ LOADERS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: grounded_sam.load("some/net", None, 0.2, 0.2, "some/sam", None, {}),
         ("segmenter.detector=some/net", "segmenter=attention needs none"),
     ),
-    "safety": (lambda: safety.load("some/net", None, 0.06), ("safety.path=some/net", "safety=none needs none")),
+    "safety": (lambda: safety_checker.load("some/net", None, 0.06), ("safety.path=some/net", "safety=none needs none")),
     "captioner": (
         lambda: local_folder("captioner.path=some/net", "some/net", None),
         ("fetch hub/some/net`", "captioner=template needs none", "name the class alone"),

@@ -12,8 +12,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from models.safety import blurred, load
-from runner.types import UserError
+from classifier_lens.models.safety_checker import blurred, load
+from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 from tests.test_tasks import words
 

@@ -10,8 +10,8 @@ import torch
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
-from data import cifar10, planted
-from scripts.captioned import cifar10_caption
+from classifier_lens.data import cifar10, planted
+from classifier_lens.scripts.train.captioned_images import cifar10_caption
 from tests.conftest import ROOT
 
 SHIPPED = ROOT / "models" / "pretrained"

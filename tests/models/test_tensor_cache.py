@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.tensor_cache import TensorCache
-from tests import damage
+from classifier_lens.models.tensor_cache import TensorCache
+from tests.durability import damage
 
 ROWS = {"latent": torch.arange(6.0).view(2, 3), "step": torch.arange(2)}
 

@@ -15,9 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import Tensor, nn
 
-from models.zoo.own import callable_classifier
-from runner.explain import Answer, _as_it_was, explain
-from runner.types import UserError
+from classifier_lens.models.classifier.loaders.user_network import callable_classifier
+from classifier_lens.runner.api import Answer, _as_it_was, explain
+from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 
 NAMES = ["disc", "square", "triangle"]

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from runner.claims import Lost
-from runner.faults import out_of_memory
-from runner.interrupt import Stopped
-from runner.retry import DeviceLost, Failure, Retry
-from runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
+from classifier_lens.runner.cluster.leases import Lost
+from classifier_lens.runner.cluster.signals import Stopped
+from classifier_lens.runner.errors import out_of_memory
+from classifier_lens.runner.retry import DeviceLost, Failure, Retry
+from classifier_lens.runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
 
 CPU = torch.device("cpu")
 
@@ -171,7 +171,7 @@ def test_a_mistake_of_ours_shows_its_place() -> None:
 
 def test_a_device_that_is_lost_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else of it is blamed on a problem."""
-    monkeypatch.setattr("runner.retry.usable", lambda device: False)
+    monkeypatch.setattr("classifier_lens.runner.retry.usable", lambda device: False)
     work = Work(on("c", RuntimeError("CUDA error: device-side assert triggered")))
     with pytest.raises(DeviceLost, match="cpu computes nothing more: RuntimeError: CUDA error"):
         work("abc")

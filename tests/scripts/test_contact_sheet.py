@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.contact_sheet import GAP, HEAD, LEFT, SIDE, contact_sheet
+from classifier_lens.scripts.contact_sheet import GAP, HEAD, LEFT, SIDE, contact_sheet
 
 
 def test_a_column_for_each_problem_with_its_own_pictures(tmp_path: Path) -> None:

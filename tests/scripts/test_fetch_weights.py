@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from runner.compose import configure
-from runner.types import UserError
-from scripts import fetch_weights
-from scripts.weight_sources import CIFAR10, LOADERS, SOURCES, File, Repository, needed, source_of
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts import fetch_weights
+from classifier_lens.scripts.weights.sources import CIFAR10, LOADERS, SOURCES, File, Repository, needed, source_of
 
 WEIGHTS = b"weights"
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -253,5 +253,7 @@ def test_every_loader_of_weights_is_known() -> None:
         called |= set(re.findall(r"_target_: (models\.[\w.]+)", path.read_text()))
     loading = {name for name in called if re.search(r"\.(load|load_\w+|zero_shot|\w+_classifier|\w+_resnet)$", name)}
     files_of_the_users = {"own.callable_classifier", "convstem.convstem_classifier"}
-    assert loading - set(LOADERS) == {f"models.zoo.{name}" for name in {"shipped.load_shipped", *files_of_the_users}}
+    assert loading - set(LOADERS) == {
+        f"classifier_lens.models.classifier.loaders.{name}" for name in {"shipped.load_shipped", *files_of_the_users}
+    }
     assert set(LOADERS) <= called

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from models.diffusion import LatentDiffusion
-from runner.compose import build
-from runner.figures import LAYOUTS
-from runner.finished import read_run
-from runner.protocols import World
-from runner.run import BAD_INPUT, DONE, FAILED
-from runner.types import UserError
-from scripts import make_figures
-from tests.runner.test_figures import flip, run_folder
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.configuration.compose import build
+from classifier_lens.runner.protocols import World
+from classifier_lens.runner.report.figures.figure import LAYOUTS
+from classifier_lens.runner.results.reader import read_run
+from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts import make_figures
+from tests.runner.report.figures.test_figure import flip, run_folder
 from tests.test_config import CONF, configured, nodes
 from tests.test_docs import TINY
 

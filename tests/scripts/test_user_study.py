@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runner.types import UserError
-from scripts.study_pages import make
-from scripts.user_study import KINDS, main
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.study.pages import make
+from classifier_lens.scripts.user_study import KINDS, main
 from tests.cli import ROOT
-from tests.scripts.studies import Fieldset, Page, audit, counterfactuals, portraits, save
+from tests.scripts.study.studies import Fieldset, Page, audit, counterfactuals, portraits, save
 
 FOLDERS: dict[str, Callable[[Path], list[Path]]] = {
     "preference": lambda root: [counterfactuals(root, method) for method in "AB"],

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.classifier import ImageClassifier
-from runner.types import Scene, UserError
-from tasks.attention_maps import AttentionMaps, Sight, picture_names
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.runner.types import Scene, UserError
+from classifier_lens.tasks.attention_maps import AttentionMaps, Sight, picture_names
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -24,7 +24,7 @@ from tests.tasks.tiny import (
     noise,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 DATA = noise(5)
 WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}

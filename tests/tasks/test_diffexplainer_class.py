@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from models.classifier import ImageClassifier
-from models.tensor_cache import TensorCache
-from runner.types import UserError
-from tasks.diffexplainer_class import OBJECTIVES, DiffExplainerClass, Portrait
-from tasks.pictures import own_seed
-from tasks.units import FEATURES, Unit
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.diffexplainer_class import OBJECTIVES, DiffExplainerClass, Portrait
+from classifier_lens.tasks.problems.image_problems import own_seed
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     Captions,
     Colours,
@@ -25,7 +25,7 @@ from tests.tasks.tiny import (
     noise,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 # Reds of the training pictures; the reddest one says so in its caption, the greenest has none.
 TRAINING = Pictures([colour(0.2, 0.9, 0), colour(0.9, 0.1, 0), colour(0.5, 0.5, 0)], ["fern", "urn", "urn"], "three")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.classifier import ImageClassifier
-from runner.types import Edit, UserError
-from tasks.disagreement import Disagreement, Dispute
-from tasks.edits import prompt_of
-from tasks.retrieval import Retrieval
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.runner.types import Edit, UserError
+from classifier_lens.tasks.analysis.retrieval import Retrieval
+from classifier_lens.tasks.disagreement import Disagreement, Dispute
+from classifier_lens.tasks.prompts.caption_edit import prompt_of
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -30,7 +30,7 @@ from tests.tasks.tiny import (
     noise,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 E = math.log(8)
 BLACK, RED, GREEN = colour(0, 0, 0), colour(1, 0, 0), colour(0, 1, 0)

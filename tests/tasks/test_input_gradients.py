@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.classifier import ImageClassifier
-from runner.augment import RandomCrops
-from runner.types import Scene, UserError
-from tasks.flips import Flip
-from tasks.gradients import input_gradient, shown, whole
-from tasks.input_gradients import InputGradients
-from tasks.shares import share_within
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.types import Scene, UserError
+from classifier_lens.tasks.analysis.cam_share import share_within
+from classifier_lens.tasks.analysis.class_gradient import input_gradient, shown, whole
+from classifier_lens.tasks.input_gradients import InputGradients
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -30,7 +30,7 @@ from tests.tasks.tiny import (
     noise,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 DATA = noise(5)
 WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}

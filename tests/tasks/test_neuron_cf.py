@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.classifier import ImageClassifier
-from models.tensor_cache import TensorCache
-from runner.types import Edit, Scene, UserError
-from tasks.attack import FeatureAttack
-from tasks.cam import HiResCam, hirescam
-from tasks.neuron_cf import NeuronCf, Push
-from tasks.surroundings import Surroundings
-from tasks.units import FEATURES, Unit, activation
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import Edit, Scene, UserError
+from classifier_lens.tasks.neuron_cf import NeuronCf, Push
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
+from classifier_lens.tasks.units.feature_attack import FeatureAttack
+from classifier_lens.tasks.units.hirescam import HiResCam, hirescam
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -35,7 +35,7 @@ from tests.tasks.tiny import (
     noise,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 WEIGHTS = {"unit_activation": 2.0, "latent_distance": 25.0, "pixel_distance": 250.0}
 TRAINING = Pictures([colour(red, 0.5, 0) for red in (0.2, 0.6, 0.2, 0.6)], ["urn"] * 4, "halves")  # red: 0.4 ± 0.2

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.classifier import ImageClassifier
-from models.tensor_cache import TensorCache
-from runner.types import UserError
-from tasks.neuron_vis import Excitation, NeuronVis
-from tasks.ranking import KEPT
-from tasks.units import FEATURES, Unit
-from tasks.worded import Words
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.neuron_vis import Excitation, NeuronVis
+from classifier_lens.tasks.units.activation_ranking import KEPT
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
+from classifier_lens.tasks.units.word_activations import Words
 from tests.tasks.tiny import (
     Captions,
     Colours,
@@ -28,7 +28,7 @@ from tests.tasks.tiny import (
     noise,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 # Reds 0, 0.1 … 0.7 in no order, greens the other way round.
 TENTHS = [3, 0, 6, 2, 7, 1, 5, 4]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models.classifier import ImageClassifier
-from models.tensor_cache import TensorCache
-from runner.types import Edit, UserError
-from tasks.components import Components, components
-from tasks.npca_cf import NpcaCf, Shift
-from tasks.surroundings import Surroundings
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import Edit, UserError
+from classifier_lens.tasks.npca_cf import NpcaCf, Shift
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.units.npca import Components, components
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -33,7 +33,7 @@ from tests.tasks.tiny import (
     plain,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 WEIGHTS = {"npca_contribution": 2.0, "latent_distance": 25.0, "pixel_distance": 250.0}
 TRAINING, DATA = noise(30, seed=1, digest="training"), noise(9)

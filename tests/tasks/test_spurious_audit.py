@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.salient_imagenet import Annotated, Annotations
-from models.tensor_cache import TensorCache
-from runner.types import UserError
-from tasks.agreement import interval
-from tasks.prompted import OBJECTIVES
-from tasks.spurious_audit import Feature, SpuriousAudit
-from tasks.units import FEATURES, Unit
+from classifier_lens.data.salient_imagenet import Annotated, Annotations
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.analysis.label_agreement import interval
+from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES
+from classifier_lens.tasks.spurious_audit import Feature, SpuriousAudit
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     SIDE,
     Colours,
@@ -29,7 +29,7 @@ from tests.tasks.tiny import (
     noise,
     same_scene,
     world,
-)  # fmt: skip
+)
 
 # Class 0 reads red and half of green, class 1 green, class 2 blue.
 WEIGHTS = [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]

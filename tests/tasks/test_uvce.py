@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.planted import CLASSES, PlantedDataset
-from models.caption import Template
-from models.diffusion import LatentDiffusion
-from runner.protocols import Classifier, Embedder, World
-from runner.types import Edit, Example, Scene, UserError
-from tasks.flips import QUESTIONS, Flip, embedder_of
-from tasks.pictures import own_seed, reaches, stages
-from tasks.surroundings import Surroundings
-from tasks.uvce import Uvce
+from classifier_lens.data.planted import CLASSES, PlantedDataset
+from classifier_lens.models.captioner.captioner import Template
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.protocols import Classifier, Embedder, World
+from classifier_lens.runner.types import Edit, Example, Scene, UserError
+from classifier_lens.tasks.problems.counterfactual_problems import QUESTIONS, Flip, embedder_of
+from classifier_lens.tasks.problems.image_problems import own_seed, reaches, stages
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.uvce import Uvce
 from tests.conftest import Identity, TinyClassifier, anchor_of, uvce
 from tests.tasks.tiny import Pictures
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, ask_logits
-from models.tensor_cache import TensorCache
-from runner.protocols import Classifier, Dataset, World  # fmt: skip
-from runner.types import Anchor, Example, Scene, article  # fmt: skip
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.protocols import Classifier, Dataset, World
+from classifier_lens.runner.types import Anchor, Example, Scene, article
 from tests.conftest import anchor_of
 
 NAMES = ("rock crab", "viaduct", "urn")

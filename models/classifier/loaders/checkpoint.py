@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.zoo.labels import check_order
-from models.zoo.weight_file import read_weights
-from runner.ranges import AnyText
-from runner.types import UserError
+from classifier_lens.models.classifier.loaders.class_names import check_order
+from classifier_lens.models.classifier.loaders.weight_file import read_weights
+from classifier_lens.runner.configuration.value_ranges import AnyText
+from classifier_lens.runner.types import UserError
 
 # `{from: pattern, to: replacement}` renames, `{drop: pattern}` leaves out; patterns are regular expressions.
 Rule = Mapping[str, AnyText]

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.cifar_resnet import CifarResNet
-from models.classifier import ImageClassifier
-from models.hub import fetched, no_weights
-from runner.types import UserError
+from classifier_lens.models.classifier.cifar_resnet import CifarResNet
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.hub import fetched, no_weights
+from classifier_lens.runner.types import UserError
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

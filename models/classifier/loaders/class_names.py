@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-from runner.text import read_lines
-from runner.types import UserError
+from classifier_lens.runner.files.text import read_lines
+from classifier_lens.runner.types import UserError
 
 WANTED = "wanted is a list of names, in the order of the outputs"
 SHOWN = 60  # letters of what is no name

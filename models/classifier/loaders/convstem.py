@@ -12,11 +12,11 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from models.classifier import ImageClassifier, ask_logits
-from models.zoo.checkpoint import Rule, load_into
-from models.zoo.labels import read_labels
-from runner.ranges import Names, Normalization, Pixels
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
+from classifier_lens.models.classifier.loaders.checkpoint import Rule, load_into
+from classifier_lens.models.classifier.loaders.class_names import read_labels
+from classifier_lens.runner.configuration.value_ranges import Names, Normalization, Pixels
+from classifier_lens.runner.types import UserError
 
 SIZE = 224  # px
 
@@ -29,7 +29,7 @@ def convstem_classifier(
 
     name: timm's, of a transformer with patches of 16 px; channels: of the stem's first convolution;
     checkpoint: the file (safetensors or of `torch.save`), one output per label; inside, keys: where in it the weights
-    lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
+    lie, and rules for their names (see `models.classifier.loaders.checkpoint.load_into`);
     mean, std: per RGB channel, in [0, 1] units, where the file has no normalisation;
     labels: `imagenet`, a text file of one name per line, or the names.
     """

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, digest_of
-from runner.files import open_file
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, digest_of
+from classifier_lens.runner.files.atomic import open_file
+from classifier_lens.runner.types import UserError
 
 INSTALLED = {"site-packages", "dist-packages"}  # where Python keeps packages, and Debian's does
 

@@ -1,4 +1,4 @@
-"""Folders that scripts/train_classifier.py wrote, those that are shipped among them."""
+"""Folders that scripts/train/classifier.py wrote, those that are shipped among them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, ask_logits
-from runner.types import UserError, first_line
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
+from classifier_lens.runner.paths import PRETRAINED
+from classifier_lens.runner.types import UserError, first_line
 
-SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "classifiers"
+SHIPPED = PRETRAINED / "classifiers"
 
 
 def load_shipped(path: str | Path) -> ImageClassifier:
-    """A classifier in a folder that scripts/train_classifier.py wrote: a name under models/pretrained/classifiers,
+    """A classifier in a folder that scripts/train/classifier.py wrote: a name under models/pretrained/classifiers,
     or a path. An oracle's labels are `<head>: <name>`.
     """
     config, network = _read_folder(path)
@@ -76,7 +77,7 @@ def _read_folder(path: str | Path) -> tuple[dict[str, Any], nn.Module]:
             here = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json")))
             raise UserError(
                 f"classifier.path={path}: {folder / file} is not there; shipped are {here}, and "
-                "`python scripts/train_classifier.py` trains others"
+                "`python scripts/train/classifier.py` trains others"
             )
     try:
         config = json.loads((folder / "config.json").read_text())

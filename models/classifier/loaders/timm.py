@@ -12,13 +12,13 @@ import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from models.classifier import ImageClassifier, ask_logits
-from models.fitness import check_size
-from models.hub import fetched, in_cache, no_weights
-from models.outputs import check_output, output_count
-from models.zoo.checkpoint import Rule, load_into
-from models.zoo.labels import read_labels
-from runner.types import UserError, first_line
+from classifier_lens.models.classifier.compatibility import check_size
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
+from classifier_lens.models.classifier.loaders.checkpoint import Rule, load_into
+from classifier_lens.models.classifier.loaders.class_names import read_labels
+from classifier_lens.models.classifier.logits import check_output, output_count
+from classifier_lens.models.hub import fetched, in_cache, no_weights
+from classifier_lens.runner.types import UserError, first_line
 
 
 def timm_classifier(
@@ -31,10 +31,10 @@ def timm_classifier(
     name: timm's, with or without a tag; pretrained: whether to load timm's weights (from its cache or the hub);
     revision: commit of the hub's repository, None for the newest;
     checkpoint: a file of weights to load instead (safetensors or of `torch.save`), one output per label; inside, keys:
-    where in it they lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
+    where in it they lie, and rules for their names (see `models.classifier.loaders.checkpoint.load_into`);
     labels: `imagenet`, a text file of one name per line, or the names;
     size: side in pixels; mean, std: per RGB channel, in [0, 1] units; None for those of the file, or timm's;
-    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits.
+    output: what the network gives, one of `models.classifier.logits.OUTPUTS`, None for logits.
     """
     key = f"classifier.name={name}"
     if not timm.is_model(name.split(".")[0]):

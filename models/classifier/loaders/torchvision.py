@@ -12,13 +12,13 @@ import torchvision
 from torch import nn
 from torchvision import models
 
-from models.classifier import ImageClassifier, ask_logits
-from models.fitness import check_size
-from models.hub import fetched, no_weights
-from models.outputs import check_output, output_count
-from models.zoo.checkpoint import Rule, load_into
-from models.zoo.labels import read_labels
-from runner.types import UserError, first_line
+from classifier_lens.models.classifier.compatibility import check_size
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
+from classifier_lens.models.classifier.loaders.checkpoint import Rule, load_into
+from classifier_lens.models.classifier.loaders.class_names import read_labels
+from classifier_lens.models.classifier.logits import check_output, output_count
+from classifier_lens.models.hub import fetched, no_weights
+from classifier_lens.runner.types import UserError, first_line
 
 # Their published weights expect inputs in [-1, 1], which the networks themselves make of ImageNet's normalisation.
 INCEPTIONS = ("googlenet", "inception_v3")
@@ -38,10 +38,10 @@ def torchvision_classifier(
     torchvision calls the best. Its file is looked for in torch hub's cache folder, and its size, mean, std and
     interpolation are used; its crop is not: the network sees the whole picture, resized to what the crop would leave;
     checkpoint: a file of weights to load instead (safetensors or of `torch.save`), one output per label; inside, keys:
-    where in it they lie, and rules for their names (see `models.zoo.checkpoint.load_into`);
+    where in it they lie, and rules for their names (see `models.classifier.loaders.checkpoint.load_into`);
     labels: `imagenet`, a text file of one name per line, or the names;
     size: side in pixels; mean, std: per RGB channel, in [0, 1] units; None for those of the file, or of the weights;
-    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits.
+    output: what the network gives, one of `models.classifier.logits.OUTPUTS`, None for logits.
     """
     key = f"classifier.name={name}"
     if name not in (known := models.list_models(module=models)):

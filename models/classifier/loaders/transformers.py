@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from models.classifier import ImageClassifier, ask_transformers, prepared
-from models.hub import load_frozen, local_folder, one_line
-from models.zoo.labels import check_order, read_labels
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_transformers, prepared
+from classifier_lens.models.classifier.loaders.class_names import check_order, read_labels
+from classifier_lens.models.hub import load_frozen, local_folder, one_line
+from classifier_lens.runner.types import UserError
 
 # What preprocessor_config.json calls them, which are the numbers of Pillow's filters.
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
@@ -31,7 +31,8 @@ def transformers_classifier(
     path: a folder with config.json, preprocessor_config.json and weights, or a hub id that is in the local cache;
     revision: of a hub id, its commit, None for the newest; labels: a text file of one name per line or the names, None
     for those that config.json has, without what numbers and joins them; output: what the network gives, one of
-    `models.outputs.OUTPUTS`, None for logits. Raises UserError for images that are prepared in another way than here.
+    `models.classifier.logits.OUTPUTS`, None for logits. Raises UserError for images that are prepared in another way
+    than here.
     """
     key = f"classifier.path={path}"
     folder = local_folder(key, path, revision)

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from models.classifier import INTERPOLATIONS, ImageClassifier, ask_logits
-from models.users_code import told
-from models.zoo.labels import read_labels
-from models.zoo.sources import identified
-from runner.ranges import Names, Normalization, OneOf, Pixels
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import INTERPOLATIONS, ImageClassifier, ask_logits
+from classifier_lens.models.classifier.loaders.class_names import read_labels
+from classifier_lens.models.classifier.loaders.network_identity import identified
+from classifier_lens.models.classifier.user_code_errors import told
+from classifier_lens.runner.configuration.value_ranges import Names, Normalization, OneOf, Pixels
+from classifier_lens.runner.types import UserError
 
 
 def callable_classifier(
@@ -33,8 +33,9 @@ def callable_classifier(
     target: a function or `torch.nn.Module` that maps normalised images (b, 3, size, size) to logits (b, k), or its name
     as `module:name` or `file.py:name`; what can be called without arguments is called once and returns such a network;
     labels: a text file of one name per line, or the names, in the order of the logits;
-    output: what the network gives, one of `models.outputs.OUTPUTS`, None for logits that nobody declared;
-    files: what its answers follow from beside its code and its weights, see `models.zoo.sources`.
+    output: what the network gives, one of `models.classifier.logits.OUTPUTS`, None for logits that nobody declared;
+    files: what its answers follow from beside its code and its weights, see
+    `models.classifier.loaders.network_identity`.
     Raises UserError in one line, with the user's file and line where the error is the user's code's.
     """
     if isinstance(target, str):

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from models.hub import NEEDS_NONE
-from runner.types import UserError, first_line
+from classifier_lens.models.hub import NEEDS_NONE
+from classifier_lens.runner.types import UserError, first_line
 
 
 def _plain_text(value: bytes | str, encoding: str) -> bytes:

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.hub import local_folder
-from runner.types import UserError, first_line
+from classifier_lens.models.hub import local_folder
+from classifier_lens.runner.types import UserError, first_line
 
 FILE = "pytorch_lora_weights.safetensors"
 WANTED = "wanted is an adapter that was trained on this UNet"

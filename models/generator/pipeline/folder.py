@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.hub import local_folder, no_weights
-from runner.types import UserError
+from classifier_lens.models.hub import local_folder, no_weights
+from classifier_lens.runner.types import UserError
 
 WANTED = "wanted is a folder in diffusers' layout"
 # The networks of a pipeline of Stable Diffusion 1 or 2, by the parts of its folder and their classes.

@@ -16,14 +16,20 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from models import attention
-from models.adapters import fuse
-from models.devices import device_of, dtype_of
-from models.hub import local_folder, one_line
-from models.levels import noise_levels, read_scheduler
-from models.pipeline import WANTED, check_pipeline, check_unet, chosen_variants, pipeline_folder
-from models.steps import guidance_embedding
-from runner.types import UserError
+from classifier_lens.models.devices import device_of, dtype_of
+from classifier_lens.models.generator import cross_attention
+from classifier_lens.models.generator.noise_schedule import guidance_embedding
+from classifier_lens.models.generator.pipeline.adapters import fuse
+from classifier_lens.models.generator.pipeline.folder import (
+    WANTED,
+    check_pipeline,
+    check_unet,
+    chosen_variants,
+    pipeline_folder,
+)
+from classifier_lens.models.generator.pipeline.noise_levels import noise_levels, read_scheduler
+from classifier_lens.models.hub import local_folder, one_line
+from classifier_lens.runner.types import UserError
 
 KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")  # what a configuration says of the library that wrote it
@@ -46,7 +52,7 @@ class Networks:
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, positions)
         self.device, self.digest = pipe.device, digest
         self.clamp_gradient = True
-        attention.install(self.unet)
+        cross_attention.install(self.unet)
 
     @property
     def shrink(self) -> int:
@@ -121,7 +127,7 @@ class Networks:
 
     def predict(
         self, z: Float[Tensor, "b c y x"], t: Tensor, text: Float[Tensor, "b l d"],
-        maps: attention.MapControl | None = None, guidance: float | None = None,
+        maps: cross_attention.MapControl | None = None, guidance: float | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
         """What the UNet predicts, ε or v; guidance: the scale that it is told, None where it is not told any."""
         dtype = self.unet.dtype

@@ -11,8 +11,8 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler
 
-from models.steps import SPACINGS, Schedule
-from runner.types import UserError, first_line
+from classifier_lens.models.generator.noise_schedule import SPACINGS, Schedule
+from classifier_lens.runner.types import UserError, first_line
 
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learned to predict
 # Settings that the levels follow from. Schedulers differ in what they mean by leaving one out.

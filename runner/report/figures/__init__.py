@@ -1,1 +1,2 @@
-"""A figure's rows from run folders, a function per task; `runner.figures` knows which."""
+"""Figures like the papers' from run folders, as PNG and PDF: one module per kind of task.
+The page of a run is in runner/report/page.py."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.drawing import Block, Layout, Panel
-from runner.finished import Record, Run
+from classifier_lens.runner.report.figures.drawing import Block, Layout, Panel
+from classifier_lens.runner.results.reader import Record, Run
 
 WORDS = 7  # maps of words on a line at most
 

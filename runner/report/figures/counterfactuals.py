@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.drawing import Block, Layout, Panel, escaped
-from runner.finished import Record, Run, groups, told_apart
-from runner.types import UserError
+from classifier_lens.runner.report.figures.drawing import Block, Layout, Panel, escaped
+from classifier_lens.runner.results.reader import Record, Run, groups, told_apart
+from classifier_lens.runner.types import UserError
 
 DISPUTES = {"over": "f up, g down", "under": "g up, f down"}
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from data.folder import BROKEN
-from runner.files import write
-from runner.finished import ANEW
-from runner.report import SMALL
-from runner.types import UserError
+from classifier_lens.data.image_folder import BROKEN
+from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.report.page import SMALL
+from classifier_lens.runner.results.reader import ANEW
+from classifier_lens.runner.types import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """Figures like the paper's from the files of run folders: rows of pictures with captions, as PNG and PDF.
 
-    python -m runner.figures <run folder> [<run folder> ...] [name=...] [out=outputs/figures] [most=12]
+    python scripts/figure.py <run folder> [<run folder> ...] [name=...] [out=outputs/figures] [most=12]
 
 Several folders have to be of one task. Their blocks stand one after the other; counterfactuals of several runs stand
 beside each other instead, for the problems that all of them answered, and portraits, for each class. Needs matplotlib
@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runner.drawing import Layout, save
-from runner.finished import Run, read_run
-from runner.layouts.counterfactuals import disagreement, uvce
-from runner.layouts.diagnoses import attention_maps, input_gradients
-from runner.layouts.prompts import diffexplainer_class, spurious_audit
-from runner.layouts.units import neuron_cf, neuron_vis, npca_cf
-from runner.options import with_paths
-from runner.ranges import Count
-from runner.types import UserError
+from classifier_lens.runner.configuration.command_line import with_paths
+from classifier_lens.runner.configuration.value_ranges import Count
+from classifier_lens.runner.report.figures.attention_and_gradients import attention_maps, input_gradients
+from classifier_lens.runner.report.figures.counterfactuals import disagreement, uvce
+from classifier_lens.runner.report.figures.drawing import Layout, save
+from classifier_lens.runner.report.figures.prompts import diffexplainer_class, spurious_audit
+from classifier_lens.runner.report.figures.units import neuron_cf, neuron_vis, npca_cf
+from classifier_lens.runner.results.reader import Run, read_run
+from classifier_lens.runner.types import UserError
 
 
 @dataclass
@@ -74,14 +74,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         folders, chosen = with_paths(Chosen, arguments)
         if not folders:
-            raise UserError("usage: python -m runner.figures <run folder> [<run folder> ...] [name=] [out=] [most=]")
+            raise UserError("usage: python scripts/figure.py <run folder> [<run folder> ...] [name=] [out=] [most=]")
         for file in compose([Path(folder) for folder in folders], chosen):
             print(file)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.drawing import Block, Layout, Matrix, Panel, escaped
-from runner.finished import Record, Run, groups, told_apart
+from classifier_lens.runner.report.figures.drawing import Block, Layout, Matrix, Panel, escaped
+from classifier_lens.runner.results.reader import Record, Run, groups, told_apart
 
 ALONE, BESIDE = 4, 2  # pictures of an answer: of one run, and of each of several
 COLOURS = {"core": "tab:green", "spurious": "tab:red"}  # of what people say of a feature
@@ -34,7 +34,11 @@ def _loss(r: Record) -> float:
 def _spelled(run: Run) -> bool:
     """Whether the prompt of an answer is what its pictures were drawn of, and not the words nearest to it."""
     method = run.config["task"]["baseline"] == "none"
-    return method and run.config["controls"].get("tokens", {}).get("_target_") == "models.tokens.Hard"
+    return (
+        method
+        and run.config["controls"].get("tokens", {}).get("_target_")
+        == "classifier_lens.models.generator.prompt_tuning.Hard"
+    )
 
 
 def _pictures(run: Run, r: Record) -> list[Path]:

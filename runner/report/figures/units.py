@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from runner.drawing import Block, Layout, Matrix, Panel, escaped
-from runner.finished import Record, Run, groups
+from classifier_lens.runner.report.figures.drawing import Block, Layout, Matrix, Panel, escaped
+from classifier_lens.runner.results.reader import Record, Run, groups
 
 PUSHES = {"max": "maximised", "min": "minimised"}
 

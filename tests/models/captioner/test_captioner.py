@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.caption import FileCaptions, Template, mentions
-from models.caption_clip import ClipRank, read_list
-from runner.protocols import Captioner
-from runner.types import Example, UserError
+from classifier_lens.models.captioner.captioner import FileCaptions, Template, mentions
+from classifier_lens.models.captioner.clip_ranking import ClipRank, read_list
+from classifier_lens.runner.protocols import Captioner
+from classifier_lens.runner.types import Example, UserError
 
 TEMPLATE: Captioner = Template("a photograph of {article} {label}")
 

@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.caption import Template
-from models.caption_vlm import Shot, TransformersChat, Turn, Vlm, load
-from runner.protocols import Captioner
-from runner.types import Example, UserError
+from classifier_lens.models.captioner.captioner import Template
+from classifier_lens.models.captioner.vision_language_model import Shot, TransformersChat, Turn, Vlm, load
+from classifier_lens.runner.protocols import Captioner
+from classifier_lens.runner.types import Example, UserError
 
 PICTURE = torch.linspace(0, 1, 3 * 24 * 24).view(3, 24, 24)
 CRAB = Example("crab-1", lambda: PICTURE, "rock crab")

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier, places
-from models.layouts import PAIRS, Channels, Layout, halves, layout_of
-from models.zoo.timm import timm_classifier
-from runner.types import UserError
-from tasks.cam import hirescam
-from tasks.units import FEATURES, Unit, outputs
-from tests.models.test_classifier import hooks_in, linear, wrap
+from classifier_lens.models.classifier.feature_layout import PAIRS, Channels, Layout, halves, layout_of
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, places
+from classifier_lens.models.classifier.loaders.timm import timm_classifier
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, outputs
+from classifier_lens.tasks.units.hirescam import hirescam
+from tests.models.classifier.test_image_classifier import hooks_in, linear, wrap
 
 # --- what a layout does --------------------------------------------------------------------------------------
 

@@ -18,16 +18,16 @@ from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from data import cifar10, planted
-from models.classifier import ImageClassifier, ask_logits, digest_of, places
-from models.zoo.cifar10 import cifar10_resnet
-from models.zoo.labels import imagenet_labels, read_labels
-from models.zoo.own import callable_classifier
-from models.zoo.shipped import load_shipped, shipped_oracle
-from models.zoo.timm import timm_classifier
-from runner.types import UserError
+from classifier_lens.data import cifar10, planted
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits, digest_of, places
+from classifier_lens.models.classifier.loaders.cifar10 import cifar10_resnet
+from classifier_lens.models.classifier.loaders.class_names import imagenet_labels, read_labels
+from classifier_lens.models.classifier.loaders.shipped import load_shipped, shipped_oracle
+from classifier_lens.models.classifier.loaders.timm import timm_classifier
+from classifier_lens.models.classifier.loaders.user_network import callable_classifier
+from classifier_lens.runner.types import UserError
+from tests.cli import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 SHA20 = "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"
 needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="../shared/data/cifar10 is not there")
@@ -463,9 +463,9 @@ def test_missing_checkpoint_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_unreachable_hub_says_how_to_get_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("classifier_lens.models.hub.try_to_load_from_cache", lambda *_, **__: None)
     session = type("Session", (), {"head": lambda *_, **__: (_ for _ in ()).throw(ConnectionError())})
-    monkeypatch.setattr("models.hub.get_session", session)
+    monkeypatch.setattr("classifier_lens.models.hub.get_session", session)
     name = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     with pytest.raises(UserError, match=r"fetch_weights\.py fetch timm/vit_base\S+@1c30cbc`.*python run\.py"):
         timm_classifier(name, True, "1c30cbc", None, [], [], "imagenet", "imagenet")

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import ImageClassifier
-from models.outputs import OUTPUTS
-from runner.types import UserError
-from tests.models.test_classifier import linear, wrap
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.classifier.logits import OUTPUTS
+from classifier_lens.runner.types import UserError
+from tests.models.classifier.test_image_classifier import linear, wrap
 
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 NET = linear()

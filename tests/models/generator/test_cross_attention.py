@@ -12,10 +12,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from models import attention
-from models.attention import MapControl, stretched, word_map
-from models.diffusion import LatentDiffusion
-from runner.types import UserError
+from classifier_lens.models.generator import cross_attention
+from classifier_lens.models.generator.cross_attention import MapControl, stretched, word_map
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.types import UserError
 
 Inputs = tuple[Tensor, Tensor]
 
@@ -23,7 +23,7 @@ Inputs = tuple[Tensor, Tensor]
 @pytest.fixture(scope="module")
 def unet(tiny_pipe: StableDiffusionPipeline) -> UNet2DConditionModel:
     network = copy.deepcopy(tiny_pipe.unet).requires_grad_(False).eval()
-    attention.install(network)
+    cross_attention.install(network)
     return network
 
 

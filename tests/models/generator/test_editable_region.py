@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.region import LARGE, described, free
-from runner.types import KEEP, Edit, Problem
+from classifier_lens.models.generator.editable_region import LARGE, described, free
+from classifier_lens.runner.types import KEEP, Edit, Problem
 
 
 def mask(share: float) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from models.invert import ddim_invert, null_text
-from models.steps import Schedule, ddim_schedule, ddim_step, guide
-from models.tensor_cache import TensorCache
-from runner.types import Problem
+from classifier_lens.models.generator.inversion import ddim_invert, null_text
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.noise_schedule import Schedule, ddim_schedule, ddim_step, guide
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import Problem
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from models import steps
-from models.diffusion import LatentDiffusion
-from models.networks import Networks, load
-from models.region import free
-from models.sampler import NullText, ddim
-from models.segment import Softening
-from runner.types import KEEP, Anchor, Controls, Edit, Problem, UserError
-from tasks.flips import Flip
+from classifier_lens.models.generator import noise_schedule
+from classifier_lens.models.generator.editable_region import free
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.pipeline.networks import Networks, load
+from classifier_lens.models.generator.samplers import NullText, ddim
+from classifier_lens.models.segmenter.segmenter import Softening
+from classifier_lens.runner.types import KEEP, Anchor, Controls, Edit, Problem, UserError
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 from tests.conftest import double_precision, doubled, rows_of
 
 Make = Callable[..., LatentDiffusion]
@@ -44,28 +44,30 @@ def test_a_ddim_step_equals_diffusers() -> None:
         steps_offset=1,
     )  # fmt: skip
     scheduler.set_timesteps(20)
-    schedule = steps.ddim_schedule(scheduler.alphas_cumprod, 20)
+    schedule = noise_schedule.ddim_schedule(scheduler.alphas_cumprod, 20)
     assert schedule.timesteps.tolist() == scheduler.timesteps.tolist()
     assert schedule.timesteps[[0, 1, -1]].tolist() == [951, 901, 1]
     assert abs(schedule.alphas_next[-1].item() - 0.99915) < 1e-5
     z, eps = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for i, t in enumerate(scheduler.timesteps):
         theirs = scheduler.step(eps, t, z)
-        ours, x0 = steps.ddim_step(z, eps, schedule.alphas[i], schedule.alphas_next[i])
+        ours, x0 = noise_schedule.ddim_step(z, eps, schedule.alphas[i], schedule.alphas_next[i])
         torch.testing.assert_close(ours, theirs.prev_sample)
         torch.testing.assert_close(x0, theirs.pred_original_sample)
 
 
 def test_inversion_by_the_same_formula_walks_back() -> None:
     z, eps = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    there, _ = steps.ddim_step(z, eps, 0.9, 0.3)
-    back, _ = steps.ddim_step(there, eps, 0.3, 0.9)
+    there, _ = noise_schedule.ddim_step(z, eps, 0.9, 0.3)
+    back, _ = noise_schedule.ddim_step(there, eps, 0.3, 0.9)
     torch.testing.assert_close(back, z)
 
 
 def test_guidance_one_is_the_text_and_zero_the_null_prediction() -> None:
     null, text = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(steps.guide(null, text, 1.0), text) and torch.equal(steps.guide(null, text, 0.0), null)
+    assert torch.allclose(noise_schedule.guide(null, text, 1.0), text) and torch.equal(
+        noise_schedule.guide(null, text, 0.0), null
+    )
 
 
 @pytest.mark.parametrize("mode", ["step", "block"])

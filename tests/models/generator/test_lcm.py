@@ -11,12 +11,12 @@ import torch
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from models import steps
-from models.diffusion import LatentDiffusion
-from models.invert import edit_friendly
-from models.networks import Networks
-from models.sampler import NullText, lcm
-from runner.types import Problem, UserError
+from classifier_lens.models.generator import noise_schedule
+from classifier_lens.models.generator.inversion import edit_friendly
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.samplers import NullText, lcm
+from classifier_lens.runner.types import Problem, UserError
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Problem]]
@@ -38,16 +38,16 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def test_the_times_are_those_of_diffusers(count: int) -> None:
     theirs = scheduler()
     theirs.set_timesteps(count, original_inference_steps=50)
-    ours = steps.lcm_schedule(theirs.alphas_cumprod, count)
+    ours = noise_schedule.lcm_schedule(theirs.alphas_cumprod, count)
     assert ours.timesteps.tolist() == theirs.timesteps.tolist() and len(ours) == count
     assert torch.equal(ours.alphas_next[:-1], ours.alphas[1:]) and ours.alphas_next[-1] == 1
 
 
 def test_four_steps_by_hand_and_those_of_a_student_of_four_times() -> None:
     alphas = scheduler().alphas_cumprod
-    assert steps.lcm_schedule(alphas, 4).timesteps.tolist() == [999, 759, 499, 259]
-    assert steps.lcm_schedule(alphas, 4, 4).timesteps.tolist() == [999, 749, 499, 249]
-    assert steps.lcm_schedule(alphas, 1, 4).timesteps.tolist() == [999]
+    assert noise_schedule.lcm_schedule(alphas, 4).timesteps.tolist() == [999, 759, 499, 259]
+    assert noise_schedule.lcm_schedule(alphas, 4, 4).timesteps.tolist() == [999, 749, 499, 249]
+    assert noise_schedule.lcm_schedule(alphas, 1, 4).timesteps.tolist() == [999]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_four_steps_by_hand_and_those_of_a_student_of_four_times() -> None:
 )
 def test_times_that_do_not_exist_are_refused(count: int, original: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        steps.lcm_schedule(scheduler().alphas_cumprod, count, original)
+        noise_schedule.lcm_schedule(scheduler().alphas_cumprod, count, original)
 
 
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}], ids=str)
@@ -65,32 +65,34 @@ def test_a_step_equals_diffusers_for_equal_noise(count: int, settings: dict[str,
     """Also of v, from nothing but noise."""
     theirs, (z, predicted), velocity = scheduler(**settings), draw(2, 3, 4, 8, 8), bool(settings)
     theirs.set_timesteps(count, original_inference_steps=50)
-    ours = steps.lcm_schedule(theirs.alphas_cumprod, count)
+    ours = noise_schedule.lcm_schedule(theirs.alphas_cumprod, count)
     for i, t in enumerate(theirs.timesteps):
         # The scheduler draws its noise from a generator: the same numbers again.
         step = theirs.step(predicted, t, z, generator=torch.Generator().manual_seed(i))
         noise = draw(*z.shape, seed=i)
-        following, x0 = steps.lcm_step(z, predicted, noise, t, ours.alphas[i], ours.alphas_next[i], velocity)
+        following, x0 = noise_schedule.lcm_step(z, predicted, noise, t, ours.alphas[i], ours.alphas_next[i], velocity)
         torch.testing.assert_close(following, step.prev_sample, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(x0, step.denoised, rtol=1e-5, atol=1e-5)
 
 
 def test_a_consistency_function_ends_where_it_starts_at_time_zero() -> None:
     z, eps = draw(2, 1, 4, 8, 8)
-    assert torch.equal(steps.consistency(z, eps, 0, 0.5), z)
-    torch.testing.assert_close(steps.consistency(z, eps, 999, 0.5), steps.predict_x0(z, eps, 0.5), rtol=1e-6, atol=1e-5)
+    assert torch.equal(noise_schedule.consistency(z, eps, 0, 0.5), z)
+    torch.testing.assert_close(
+        noise_schedule.consistency(z, eps, 999, 0.5), noise_schedule.predict_x0(z, eps, 0.5), rtol=1e-6, atol=1e-5
+    )
 
 
 def test_the_last_steps_noise_has_no_effect() -> None:
     z, eps, one, other = draw(4, 1, 4, 8, 8)
-    first, second = (steps.lcm_step(z, eps, noise, 259, 0.8, 1.0)[0] for noise in (one, other))
+    first, second = (noise_schedule.lcm_step(z, eps, noise, 259, 0.8, 1.0)[0] for noise in (one, other))
     assert torch.equal(first, second)
 
 
 def test_the_guidance_is_told_as_diffusers_tells_it() -> None:
     scales = torch.tensor([1.0, 3.0, 8.5])
     told = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scales - 1, embedding_dim=64)
-    torch.testing.assert_close(steps.guidance_embedding(scales, 64), told, rtol=0, atol=1e-3)
+    torch.testing.assert_close(noise_schedule.guidance_embedding(scales, 64), told, rtol=0, atol=1e-3)
 
 
 def test_a_chain_equals_diffusers_pipeline(tiny_lcm_pipe: StableDiffusionPipeline, make_generator: Make) -> None:
@@ -156,7 +158,7 @@ def test_another_prompt_does_not_return(make_generator: Make, make_problems: Pro
 
 def test_the_latents_of_an_inversion_are_independently_noised_pictures() -> None:
     """Of a network that predicts nothing: what each step has to add is known by hand."""
-    schedule = steps.lcm_schedule(scheduler().alphas_cumprod, 3)
+    schedule = noise_schedule.lcm_schedule(scheduler().alphas_cumprod, 3)
     z0, noise = draw(1, 2, 2, 2), draw(1, 3, 2, 2, 2, seed=1)
     latent, constants = edit_friendly(lambda z, i: torch.zeros_like(z), z0, noise, schedule)
     a = schedule.alphas
@@ -222,7 +224,7 @@ def test_settings_without_effect_are_refused(
 def test_a_folders_unet_takes_the_place_of_the_pipelines_own(
     tiny_folder: Path, tiny_lcm_pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    from models.networks import load
+    from classifier_lens.models.generator.pipeline.networks import load
 
     tiny_lcm_pipe.unet.save_pretrained(tmp_path / "student" / "unet")
     settings: dict[str, Any] = {

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.image_space import ImageSpace
-from models.pixels import PixelDescent, from_words
-from models.prompts import embeddings
-from models.segment import AttentionSegmenter, FromWords, Softening
-from runner import optimize
-from runner.baselines import Baseline, generator_prior, guidance, none, pixels, start_only
-from runner.compose import build, configure
-from runner.objective import evaluate
-from runner.optimize import Descent
-from runner.protocols import Segmenter
-from runner.types import Problem, UserError
-from tasks.distances import distances
-from tasks.flips import Flip
-from tasks.terms import class_log_prob
+from classifier_lens.models.generator.no_generator import ImageSpace
+from classifier_lens.models.generator.pixel_space import PixelDescent, from_words
+from classifier_lens.models.generator.prompt_diffusion import embeddings
+from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, FromWords, Softening
+from classifier_lens.runner.baselines.methods import Baseline, generator_prior, guidance, none, pixels, start_only
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.optimization import loop
+from classifier_lens.runner.optimization.loop import Descent
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.protocols import Segmenter
+from classifier_lens.runner.types import Problem, UserError
+from classifier_lens.tasks.objectives.distances import distances
+from classifier_lens.tasks.objectives.loss_terms import class_log_prob
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 from tests.conftest import TinyClassifier
 
 DESCENT = Descent(torch.optim.Adam, 4, {"pixels": 0.01, "latent": 0.1, "guidance": 0.2}, None, None, True, None)
@@ -119,8 +119,8 @@ def test_pixels_descend(make_problems: Problems) -> None:
     classifier, targets = TinyClassifier(), torch.tensor([p.target for p in problems])
     classifier.weight *= 0.05
     objective = {"class_log_prob": (1.0, class_log_prob(classifier, targets)), **distances(anchor, WEIGHTS)}
-    *_, state = optimize.optimise(
-        one.generator, anchor, objective, lambda scene, k: scene, one.descent, optimize.begin(start.controls)
+    *_, state = loop.optimise(
+        one.generator, anchor, objective, lambda scene, k: scene, one.descent, loop.begin(start.controls)
     )
     assert (state.best_total < torch.tensor(state.history[0]["total"])).all()
     assert one.generator.worded(state.best, anchor) == ["", ""], "no words are said"
@@ -152,7 +152,7 @@ def test_a_domains_images_are_those_of_its_generators(domain: str) -> None:
     """What stands in conf/domain/ for runs without a generator is what its generator has."""
     drawn, alone = (configure([f"domain={domain}", *more])["generator"] for more in ([], ["generator=none"]))
     assert alone["resolution"] == drawn["resolution"] and alone["softening"] == drawn["softening"]["pixels"] | {
-        "_target_": "models.segment.Softening"
+        "_target_": "classifier_lens.models.segmenter.segmenter.Softening"
     }
     assert alone["lr_scale"]["pixels"] == drawn["lr_scale"]["pixels"]
 
@@ -168,7 +168,7 @@ def test_no_network_of_a_generator_is_looked_for(words: list[str], monkeypatch: 
     def load(*arguments: object, **settings: object) -> None:
         raise AssertionError("a generator is loaded")
 
-    monkeypatch.setattr("models.diffusion.load_networks", load)
+    monkeypatch.setattr("classifier_lens.models.generator.latent_diffusion.load_networks", load)
     parts = build(configure([*words, "classifier=planted_clean", "data=planted", "data.count=20", "logger=none"]))
     assert isinstance(parts.generator, ImageSpace)
     with pytest.raises(UserError, match="generator=none: this needs a generator"):

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from models.noise import stream
-from models.prompts import PromptDiffusion
-from models.tensor_cache import TensorCache
-from models.tokens import Hard, Soft, letters, plain, read_template, spell
-from runner.optimize import beginning, choose
-from runner.types import Controls, Edit, Problem, Scene, UserError
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion
+from classifier_lens.models.generator.prompt_tuning import Hard, Soft, letters, plain, read_template, spell
+from classifier_lens.models.seeded_noise import stream
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.optimization.loop import beginning, choose
+from classifier_lens.runner.types import Controls, Edit, Problem, Scene, UserError
 
 Make = Callable[..., LatentDiffusion]
 PROMPT = "a photograph of a viaduct on sand"

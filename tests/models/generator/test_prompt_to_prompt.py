@@ -14,9 +14,15 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from models.diffusion import LatentDiffusion
-from models.words import alignment, find_words, token_spans, word_tokens, word_weights
-from runner.types import Anchor, Edit, Problem, UserError
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.prompt_to_prompt import (
+    alignment,
+    find_words,
+    token_spans,
+    word_tokens,
+    word_weights,
+)
+from classifier_lens.runner.types import Anchor, Edit, Problem, UserError
 
 OLD = ("partridge", "rock crab", "steel arch bridge")
 NEW = ("viaduct", "tiger shark", "great white shark")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.recompute import recomputed
+from classifier_lens.models.generator.recomputation import recomputed
 
 WEIGHT = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
 

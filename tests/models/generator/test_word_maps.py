@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import invert
-from models.attention import stretched
-from models.diffusion import LatentDiffusion, MapWindow
-from models.tensor_cache import TensorCache
-from models.words import find_words, token_spans
-from runner.types import Edit, UserError
-from tasks.flips import Flip
+from classifier_lens.models.generator import inversion
+from classifier_lens.models.generator.cross_attention import stretched
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion, MapWindow
+from classifier_lens.models.generator.prompt_to_prompt import find_words, token_spans
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import Edit, UserError
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Flip]]
@@ -90,7 +90,7 @@ def test_a_picture_that_was_begun_alone_is_not_inverted_again(
     plain = maps_of(make_generator(), problem)
     generator = make_generator(cache=TensorCache(str(tmp_path)))
     generator.begin([problem], {})
-    monkeypatch.delattr(invert, "ddim_invert")
+    monkeypatch.delattr(inversion, "ddim_invert")
     for kept, computed in zip(maps_of(generator, problem), plain, strict=True):
         assert torch.equal(kept, computed) and not kept.requires_grad
 

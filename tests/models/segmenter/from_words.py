@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.segment import FromBoxes
-from runner.protocols import Segmenter, TextSegmenter
+from classifier_lens.models.segmenter.segmenter import FromBoxes
+from classifier_lens.runner.protocols import Segmenter, TextSegmenter
 
 WORDS = ["Fiddler crab", "viaduct", "flowers"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "fiddler", "crab", "via", "##duct", "flowers"]

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-from data import planted
-from models.clipseg import ClipSegmenter, filled_in, load
-from runner.compose import configure
-from runner.types import UserError
-from scripts.train_segmenter import TEXTS
-from tests.models.from_words import WORDS, draw, masks_depend_on_picture_and_words_alone, pixels
-from tests.models.tiny_clipseg import write_clipseg
+from classifier_lens.data import planted
+from classifier_lens.models.segmenter.clipseg import ClipSegmenter, filled_in, load
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.train.segmenter import TEXTS
+from tests.models.segmenter.from_words import WORDS, draw, masks_depend_on_picture_and_words_alone, pixels
+from tests.models.segmenter.tiny_clipseg import write_clipseg
 
 
 @pytest.fixture(scope="module")

@@ -25,18 +25,18 @@ from transformers import (
     SamProcessor,
 )
 
-from models.grounded_sam import GroundedSam, caption_of, load
-from models.sam import load_sam
-from runner.types import UserError
-from tests.models.from_words import (
+from classifier_lens.models.segmenter.grounded_sam import GroundedSam, caption_of, load
+from classifier_lens.models.segmenter.sam import load_sam
+from classifier_lens.runner.types import UserError
+from tests.models.segmenter.from_words import (
     WORDS,
     draw,
     masks_depend_on_picture_and_words_alone,
     no_box_gives_an_empty_mask,
     pixels,
 )
-from tests.models.tiny_dino import write_detector
-from tests.models.tiny_sam import write_sam
+from tests.models.segmenter.tiny_dino import write_detector
+from tests.models.segmenter.tiny_sam import write_sam
 
 OPTIONS = {
     "sam": {"multimask_output": True}, "sam_hq": {"multimask_output": False, "hq_token_only": False},

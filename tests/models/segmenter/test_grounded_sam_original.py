@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models import grounded_sam_original
-from models.grounded_sam_original import OriginalGroundedSam, load
-from runner.types import UserError
-from tests.models.from_words import (
+from classifier_lens.models.segmenter import grounded_sam_original
+from classifier_lens.models.segmenter.grounded_sam_original import OriginalGroundedSam, load
+from classifier_lens.runner.types import UserError
+from tests.models.segmenter.from_words import (
     VOCABULARY,
     WORDS,
     draw,

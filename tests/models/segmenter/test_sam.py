@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SamHQModel, SamHQProcessor, SamImageProcessor, SamModel, SamProcessor
 
-from models.sam import Sam, SamSegmenter, load, spread_points, squashed
-from runner.types import UserError
-from tests.models.tiny_sam import PREPROCESSOR, SIZE, write_sam
+from classifier_lens.models.segmenter.sam import Sam, SamSegmenter, load, spread_points, squashed
+from classifier_lens.runner.types import UserError
+from tests.models.segmenter.tiny_sam import PREPROCESSOR, SIZE, write_sam
 
 OPTIONS = {"sam": {"multimask_output": True}, "sam_hq": {"multimask_output": True, "hq_token_only": True}}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.segment import AttentionSegmenter, GrabCutSegmenter, Softening, enlarged
-from runner.types import UserError
+from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, GrabCutSegmenter, Softening, enlarged
+from classifier_lens.runner.types import UserError
 
 ONE = ["a"]  # the words or the name of a picture, where there is one
 

@@ -13,8 +13,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from data import planted
-from scripts.tokenizer import train_tokenizer
+from classifier_lens.data import planted
+from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 LENGTH, SIDE = 20, 32
 

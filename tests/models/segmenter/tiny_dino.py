@@ -15,7 +15,7 @@ from transformers import (
     SwinConfig,
 )
 
-from tests.models.from_words import VOCABULARY
+from tests.models.segmenter.from_words import VOCABULARY
 
 
 def write_detector(folder: Path, side: int = 64) -> Path:

@@ -13,19 +13,19 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from models.noise import GREY
-from models.prompts import PromptDiffusion, embeddings
-from models.several import Several
-from models.tokens import Soft
-from runner import checkpoint, optimize
-from runner.baselines import Contestant
-from runner.compose import configure
-from runner.optimize import Descent, State
-from runner.types import Anchor, Controls, Edit, Objective, Problem, UserError
-from tasks.attack import FeatureAttack
-from tasks.terms import class_log_prob, unit_activation
-from tasks.units import FEATURES, Unit
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.multi_image import Several
+from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, embeddings
+from classifier_lens.models.generator.prompt_tuning import Soft
+from classifier_lens.models.seeded_noise import GREY
+from classifier_lens.runner.baselines.methods import Contestant
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.optimization import checkpoint, loop
+from classifier_lens.runner.optimization.loop import Descent, State
+from classifier_lens.runner.types import Anchor, Controls, Edit, Objective, Problem, UserError
+from classifier_lens.tasks.objectives.loss_terms import class_log_prob, unit_activation
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
+from classifier_lens.tasks.units.feature_attack import FeatureAttack
 from tests.conftest import TinyClassifier
 
 Make = Callable[..., LatentDiffusion]
@@ -73,9 +73,9 @@ def begun(one: Contestant, asked: list[Problem]) -> tuple[Controls, Anchor]:
 
 def descended(one: Contestant, asked: list[Problem], targets: tuple[int, ...] = TARGETS) -> State:
     controls, anchor = begun(one, asked)
-    *_, state = optimize.optimise(
+    *_, state = loop.optimise(
         one.generator, anchor, one.objective(objective(targets)), lambda scene, k: scene, one.descent,
-        optimize.begin(controls),
+        loop.begin(controls),
     )  # fmt: skip
     return state
 
@@ -106,14 +106,12 @@ def test_a_resumed_descent_is_an_undisturbed_one(name: str, make_generator: Make
     whole = descended(one, asked)
     controls, anchor = begun(one, asked)
     terms = one.objective(objective())
-    states = optimize.optimise(
-        one.generator, anchor, terms, lambda scene, k: scene, one.descent, optimize.begin(controls)
-    )
+    states = loop.optimise(one.generator, anchor, terms, lambda scene, k: scene, one.descent, loop.begin(controls))
     for _ in range(3):
         checkpoint.save(tmp_path / "state", next(states), {})
     state = checkpoint.load(tmp_path / "state", torch.device("cpu"), {}, 4)
     assert state.step == 3
-    *_, state = optimize.optimise(one.generator, anchor, terms, lambda scene, k: scene, one.descent, state)
+    *_, state = loop.optimise(one.generator, anchor, terms, lambda scene, k: scene, one.descent, state)
     assert state.history == whole.history
     assert all(torch.equal(state.best[key], values) for key, values in whole.best.items())
 
@@ -176,7 +174,7 @@ def test_an_attack_starts_from_the_example_and_from_noise_without_one(make_gener
 
 @pytest.mark.parametrize("radius", [0.5, 50.0])
 def test_an_attack_is_the_feature_attack(radius: float, make_generator: Make) -> None:
-    """The same picture as `tasks.attack` makes, which stands beside neuron counterfactuals; distances do not count."""
+    """The same image as `tasks.units.feature_attack` makes; distances do not count."""
     asked, unit, classifier = problems()[1], Unit(FEATURES, 2), TinyClassifier()
     one = made("feature_attack", make_generator("lcm"), f"baseline.feature_attack.between.ball.radius={radius}")
     terms: Objective = {
@@ -185,8 +183,8 @@ def test_an_attack_is_the_feature_attack(radius: float, make_generator: Make) ->
     }
     assert set(one.objective(terms)) == {"unit_activation"}
     controls, anchor = begun(one, [asked])
-    *_, state = optimize.optimise(
-        one.generator, anchor, one.objective(terms), lambda scene, k: scene, one.descent, optimize.begin(controls)
+    *_, state = loop.optimise(
+        one.generator, anchor, one.objective(terms), lambda scene, k: scene, one.descent, loop.begin(controls)
     )
     assert asked.example is not None
     example = asked.example()
@@ -197,7 +195,7 @@ def test_an_attack_is_the_feature_attack(radius: float, make_generator: Make) ->
 
 def test_every_start_keeps_its_own_ball(make_generator: Make) -> None:
     """Also where an answer is several pictures."""
-    ball = "{_target_: runner.regularisers.l2_ball, _partial_: true, radius: 0.3}"
+    ball = "{_target_: classifier_lens.runner.baselines.regularizers.l2_ball, _partial_: true, radius: 0.3}"
     one = made("yosinski", make_generator("lcm"), f"+baseline.yosinski.between.ball={ball}")
     before, _ = begun(one, problems())
     after = descended(one, problems()).controls

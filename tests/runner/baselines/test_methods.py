@@ -10,28 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-from models.diffusion import LatentDiffusion
-from models.guided import guided_sampling
-from models.pixels import PixelDescent, as_drawn
-from models.prompts import embeddings
-from runner import optimize
-from runner.augment import RandomCrops
-from runner.baselines import (
-    Baseline,
-    guidance,
-    none,
-    pixels,
-    start_only,
-)  # fmt: skip
-from runner.compose import configure
-from runner.objective import evaluate
-from runner.optimize import Descent
-from runner.solve import Solver
-from runner.types import Anchor, Controls, Objective, UserError
-from runner.warn import Doubts
-from tasks.distances import pixel_distance
-from tasks.flips import Flip
-from tasks.terms import class_log_prob
+from classifier_lens.models.generator.guidance import guided_sampling
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.pixel_space import PixelDescent, as_drawn
+from classifier_lens.models.generator.prompt_diffusion import embeddings
+from classifier_lens.runner.baselines.methods import Baseline, guidance, none, pixels, start_only
+from classifier_lens.runner.batch import Solver
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.optimization import loop
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.optimization.loop import Descent
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.results.result_warnings import Doubts
+from classifier_lens.runner.types import Anchor, Controls, Objective, UserError
+from classifier_lens.tasks.objectives.distances import pixel_distance
+from classifier_lens.tasks.objectives.loss_terms import class_log_prob
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 from tests.conftest import TinyClassifier, uvce
 
 Make = Callable[..., LatentDiffusion]
@@ -104,8 +98,8 @@ def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_pro
     with torch.no_grad():
         (scene,) = generator(start.controls, anchor)
         torch.testing.assert_close(scene.latent, anchor.encoded)
-    *_, state = optimize.optimise(
-        generator, anchor, objective_of(problems), lambda scene, k: scene, one.descent, optimize.begin(start.controls)
+    *_, state = loop.optimise(
+        generator, anchor, objective_of(problems), lambda scene, k: scene, one.descent, loop.begin(start.controls)
     )
     assert (state.best_total < torch.tensor(state.history[0]["total"])).all()
 
@@ -206,7 +200,7 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
     )  # fmt: skip
     controls, anchor, notes, _ = answer.start(problems)
     assert set(controls) == {"pixels"} and len(notes) == 2
-    (state,) = answer.states(problems, anchor, optimize.begin(controls))
+    (state,) = answer.states(problems, anchor, loop.begin(controls))
     assert state.finished and torch.equal(state.best["pixels"], controls["pixels"])
     picture = answer.render(state.best, anchor)[0][:, 0]
     assert torch.equal(picture, controls["pixels"]) and 0 <= picture.min() and picture.max() <= 1
@@ -227,7 +221,7 @@ def test_what_was_chosen_is_not_chosen_again(
         generator.device,
     )  # fmt: skip
     controls, anchor, notes, origin = answer.start(problems)
-    monkeypatch.setattr(optimize, "choose", None)
+    monkeypatch.setattr(loop, "choose", None)
     monkeypatch.setattr(generator, "find", None)
     again, same, noted, _ = answer.start(problems, origin)
     assert all(torch.equal(again[name], controls[name]) for name in controls) and noted == notes

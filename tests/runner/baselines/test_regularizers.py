@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.noise import GREY
-from models.pixels import jitter
-from runner.optimize import NormalisedGradient
-from runner.regularisers import (
+from classifier_lens.models.generator.pixel_space import jitter
+from classifier_lens.models.seeded_noise import GREY
+from classifier_lens.runner.baselines.regularizers import (
     Regulariser,
     Update,
     alpha_norm,
@@ -25,8 +24,9 @@ from runner.regularisers import (
     l2_ball,
     l2_decay,
     total_variation,
-)  # fmt: skip
-from runner.types import Scene, UserError
+)
+from classifier_lens.runner.optimization.loop import NormalisedGradient
+from classifier_lens.runner.types import Scene, UserError
 
 EVERY: dict[str, Regulariser] = {
     "l2_decay": partial(l2_decay, rate=0.1),

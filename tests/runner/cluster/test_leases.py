@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from runner.batches import batch_name
-from runner.claims import UNWRITTEN, Claim, Claims, Lost, Process, is_running
-from runner.files import Unwritable
-from runner.record import RunFolder
-from runner.share import share
-from runner.types import Edit, Problem, UserError
+from classifier_lens.runner.cluster.batch_sharing import share
+from classifier_lens.runner.cluster.leases import UNWRITTEN, Claim, Claims, Lost, Process, is_running
+from classifier_lens.runner.files.atomic import Unwritable
+from classifier_lens.runner.results.batch_names import batch_name
+from classifier_lens.runner.results.run_folder import RunFolder
+from classifier_lens.runner.types import Edit, Problem, UserError
 
 LEASE = 1.5  # seconds, so that a busy machine may stall for some
 HERE = Process("here", 1, None)

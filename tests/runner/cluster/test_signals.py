@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from runner import interrupt as signals
-from runner.interrupt import SIGNALS, Interrupt, Stopped, at_once, stopped
+from classifier_lens.runner.cluster import signals as signals
+from classifier_lens.runner.cluster.signals import SIGNALS, Interrupt, Stopped, at_once, stopped
 
 
 @pytest.mark.parametrize("number", SIGNALS)

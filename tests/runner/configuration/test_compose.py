@@ -7,9 +7,9 @@ import re
 import pytest
 from hydra.utils import instantiate
 
-from runner import compose
-from runner.compose import build, configure
-from runner.types import UserError
+from classifier_lens.runner.configuration import compose
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.types import UserError
 
 
 @pytest.mark.parametrize("key", ["device", "generator.device"])
@@ -62,12 +62,15 @@ def test_what_does_without_weights_is_named_for_the_part_that_lacks_them(
 def test_what_is_not_there_is_told_before_the_generator_is_loaded(
     words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.diffusion.load_networks", lambda *_: pytest.fail("the generator was loaded"))
+    monkeypatch.setattr(
+        "classifier_lens.models.generator.latent_diffusion.load_networks",
+        lambda *_: pytest.fail("the generator was loaded"),
+    )
     with pytest.raises(UserError, match=rf"^{re.escape(told)}"):
         build(configure(words))
 
 
 def test_a_text_that_looks_like_a_reference_stays_as_it_is_in_parts_that_are_shared() -> None:
-    node = {"_target_": "models.caption.Template", "template": "a {label} of ${x} and ${"}
+    node = {"_target_": "classifier_lens.models.captioner.captioner.Template", "template": "a {label} of ${x} and ${"}
     built = instantiate(compose._shared({"one": node, "several": [dict(node)]}), _convert_="all")
     assert built["one"] is built["several"][0] and built["one"].template == node["template"]

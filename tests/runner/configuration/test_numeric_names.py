@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.compose import configure, jobs
-from runner.finished import read_config
-from runner.overrides import quoted
-from runner.record import RunFolder
-from runner.types import UserError
-from runner.written import is_respelled, with_quotes
-from tests.runner.test_resolvers import begun
+from classifier_lens.runner.configuration.compose import configure, jobs
+from classifier_lens.runner.configuration.numeric_names import is_respelled, with_quotes
+from classifier_lens.runner.configuration.override_errors import quoted
+from classifier_lens.runner.results.reader import read_config
+from classifier_lens.runner.results.run_folder import RunFolder
+from classifier_lens.runner.types import UserError
+from tests.runner.configuration.test_resolvers import begun
 
 NUMBERS = ["3.10", "1_000", "1e3", "0x10", "007", "+5", ".5", "1.", "-0", "7", "true", "yes", "NO", "NaN"]
 REFERENCES = ["${", "a${b}c", "\\${x", "${a}\\", "'${"]

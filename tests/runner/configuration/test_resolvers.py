@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from data.planted import CLASSES
-from models.diffusion import LatentDiffusion
-from runner import compose, submit
-from runner.compose import configure, jobs
-from runner.record import run_key
-from runner.types import UserError
-from tasks.ranking import check_training
+from classifier_lens.data.planted import CLASSES
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.cluster import submit
+from classifier_lens.runner.configuration import compose
+from classifier_lens.runner.configuration.compose import configure, jobs
+from classifier_lens.runner.results.run_folder import run_key
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.units.activation_ranking import check_training
 from tests.cli import Cli
 
 
@@ -69,7 +70,9 @@ def test_a_data_set_of_the_users_without_training_images_is_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine.yaml").write_text("_target_: data.folder.ImageFolder\npath: images\nseed: 3\n")
+    (tmp_path / "data" / "mine.yaml").write_text(
+        "_target_: classifier_lens.data.image_folder.ImageFolder\npath: images\nseed: 3\n"
+    )
     (config,) = begun(monkeypatch, "--config-dir", str(tmp_path), "data=mine", "task=npca_cf", f"outputs={tmp_path}")
     assert config["task"]["training"] == config["data"]
 
@@ -128,7 +131,7 @@ def test_images_of_another_world_are_refused() -> None:
 
 
 def test_small_generators_say_what_they_draw() -> None:
-    from data import cifar10
+    from classifier_lens.data import cifar10
 
     assert configure([])["generator"]["draws"] == list(CLASSES)
     assert configure(["domain=cifar10", "sampler=lcm"])["generator"]["draws"] == list(cifar10.CLASSES)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from runner.files import Damaged, Unwritable, make_folder, put, read, remove_unfinished, write
-from runner.text import read_lines
-from runner.types import UserError
-from tests import damage
+from classifier_lens.runner.files.atomic import Damaged, Unwritable, make_folder, put, read, remove_unfinished, write
+from classifier_lens.runner.files.text import read_lines
+from classifier_lens.runner.types import UserError
+from tests.durability import damage
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.files import Damaged
-from runner.tensor_file import read_tensors, write_tensors
-from tests import damage
+from classifier_lens.runner.files.atomic import Damaged
+from classifier_lens.runner.files.tensors import read_tensors, write_tensors
+from tests.durability import damage
 
 TENSORS = {
     "z": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), "a": torch.tensor(4.0),

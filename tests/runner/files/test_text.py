@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from models.caption import FileCaptions
-from models.caption_clip import read_list
-from models.zoo.labels import read_labels
-from runner.text import read_lines, read_text
-from runner.types import UserError
+from classifier_lens.models.captioner.captioner import FileCaptions
+from classifier_lens.models.captioner.clip_ranking import read_list
+from classifier_lens.models.classifier.loaders.class_names import read_labels
+from classifier_lens.runner.files.text import read_lines, read_text
+from classifier_lens.runner.types import UserError
 
 NAMES = ("7", "crêpe", "potter's wheel", "猫")
 TEXT = "\r\n".join(["", NAMES[0], "", f" {NAMES[1]} ", *NAMES[2:], ""])

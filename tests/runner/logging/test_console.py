@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.streams import lasting
+from classifier_lens.runner.logging.console import lasting
 
 
 @contextmanager

@@ -17,17 +17,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
-from runner import wandb_logger
-from runner.counted import counted, heard
-from runner.interrupt import Stopped
-from runner.logging import Logger, NoLogger, Unfailing
-from runner.progress import Pace, duration, preparing, progress, shortened
-from runner.tensorboard_logger import TensorBoardLogger
-from runner.types import UserError
-from runner.wandb_logger import PLACES, WandbLogger, mode_by_environment, switched_off
+from classifier_lens.runner.cluster.signals import Stopped
+from classifier_lens.runner.logging import wandb_logger
+from classifier_lens.runner.logging.logger import Logger, NoLogger, Unfailing
+from classifier_lens.runner.logging.loop_progress import counted, heard
+from classifier_lens.runner.logging.progress_bar import Pace, duration, preparing, progress, shortened
+from classifier_lens.runner.logging.tensorboard_logger import TensorBoardLogger
+from classifier_lens.runner.logging.wandb_logger import PLACES, WandbLogger, mode_by_environment, switched_off
+from classifier_lens.runner.types import UserError
 from tests.wandb_file import OfflineRun, read_offline
 
-CONF = Path(__file__).parents[2] / "conf" / "logger"
+CONF = Path(__file__).parents[3] / "conf" / "logger"
 
 
 def offline() -> WandbLogger:
@@ -304,7 +304,7 @@ def test_long_counts_are_told_now_and_then() -> None:
 
 
 def test_a_preparation_is_told_in_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runner.progress.SELDOM", 0.0)
+    monkeypatch.setattr("classifier_lens.runner.logging.progress_bar.SELDOM", 0.0)
     stream = io.StringIO()
     with preparing(Console(file=stream)):
         list(counted(range(2), "words are generated"))

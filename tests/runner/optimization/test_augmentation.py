@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.augment import RandomCrops, crop_and_resize
-from runner.types import Scene
+from classifier_lens.runner.optimization.augmentation import RandomCrops, crop_and_resize
+from classifier_lens.runner.types import Scene
 
 
 def scene(images: Tensor) -> Scene:
@@ -86,7 +86,7 @@ def sides_drawn(monkeypatch: pytest.MonkeyPatch, side: int, size: int) -> tuple[
         drawn.append((crop, centre))
         return torch.zeros(*crop.shape, 3, size, size)
 
-    monkeypatch.setattr("runner.augment.crop_and_resize", note)
+    monkeypatch.setattr("classifier_lens.runner.optimization.augmentation.crop_and_resize", note)
     images = torch.zeros(1, 3, side, side)
     crops_of(images, size, crops=2000)(scene(images), [1], 0, size)
     return drawn[0]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import checkpoint
-from runner.files import Damaged, Unwritable
-from runner.optimize import Origin, State
+from classifier_lens.runner.files.atomic import Damaged, Unwritable
+from classifier_lens.runner.optimization import checkpoint
+from classifier_lens.runner.optimization.loop import Origin, State
 
 
 def state() -> State:

@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from runner import checkpoint, optimize
-from runner.objective import evaluate
-from runner.optimize import Descent, Origin, State, Stop
-from runner.protocols import Generator
-from runner.types import Anchor, Controls, Objective, Scene, Start, UserError
-from tasks.distances import latent_distance, pixel_distance
-from tasks.flips import Flip
-from tasks.terms import class_log_prob
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.optimization import checkpoint, loop
+from classifier_lens.runner.optimization.loop import Descent, Origin, State, Stop
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.protocols import Generator
+from classifier_lens.runner.types import Anchor, Controls, Objective, Scene, Start, UserError
+from classifier_lens.tasks.objectives.distances import latent_distance, pixel_distance
+from classifier_lens.tasks.objectives.loss_terms import class_log_prob
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 from tests.conftest import Identity, TinyClassifier, anchor_of, double_precision, doubled, rows_of
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[Flip]]
-JOINT = partial(optimize.clip_joint_norm, most=1.0)
+JOINT = partial(loop.clip_joint_norm, most=1.0)
 TERMS = ("class_log_prob", "latent_distance", "pixel_distance")
 
 
@@ -44,7 +44,7 @@ def unchanged(scene: Scene, step: int) -> Scene:
 def last_state(
     generator: Generator, anchor: Anchor, objective: Objective, how: Descent, controls: Controls
 ) -> State:  # fmt: skip
-    *_, state = optimize.optimise(generator, anchor, objective, unchanged, how, optimize.begin(controls))
+    *_, state = loop.optimise(generator, anchor, objective, unchanged, how, loop.begin(controls))
     return state
 
 
@@ -134,9 +134,9 @@ def test_the_best_iterate_is_judged_without_augmentation() -> None:
         return replace(scene, views=scene.views + 100.0)
 
     objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
-    state = optimize.begin({"latent": torch.ones(2, 3, 1, 1)})
+    state = loop.begin({"latent": torch.ones(2, 3, 1, 1)})
     how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
-    *_, state = optimize.optimise(Identity(), anchor_of(2), objective, augment, how, state)
+    *_, state = loop.optimise(Identity(), anchor_of(2), objective, augment, how, state)
     assert shown == [0, 1] and (state.best_total < 1).all()
 
 
@@ -146,8 +146,8 @@ def test_the_start_latent_keeps_its_norm_per_sample(batch: Batch) -> None:
     norms = controls["latent"].flatten(1).norm(dim=1)
     anchor = replace(anchor, norm=norms)
     objective = objective_of(anchor, problems)
-    for state in optimize.optimise(
-        generator, anchor, objective, unchanged, descent(steps=3, lr={"latent": 0.5}), optimize.begin(controls)
+    for state in loop.optimise(
+        generator, anchor, objective, unchanged, descent(steps=3, lr={"latent": 0.5}), loop.begin(controls)
     ):
         torch.testing.assert_close(state.controls["latent"].flatten(1).norm(dim=1), norms)
     assert not torch.allclose(state.controls["latent"], controls["latent"], atol=0.1)
@@ -203,7 +203,7 @@ def test_a_sample_that_was_given_up_stands_still(batch: Batch) -> None:
     objective: Objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(math.nan, at=2))}
     seen = [
         state.controls["text"][1].clone()
-        for state in optimize.optimise(generator, anchor, objective, unchanged, descent(), optimize.begin(controls))
+        for state in loop.optimise(generator, anchor, objective, unchanged, descent(), loop.begin(controls))
     ]
     assert not torch.equal(seen[0], seen[1]), "it moved before"
     assert all(torch.equal(later, seen[1]) for later in seen[2:])
@@ -223,8 +223,8 @@ def test_a_term_that_only_the_crops_spoil_is_named() -> None:
 
     objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
     how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
-    start = optimize.begin({"latent": torch.ones(2, 3, 1, 1)})
-    *_, state = optimize.optimise(Identity(), anchor_of(2), objective, augment, how, start)
+    start = loop.begin({"latent": torch.ones(2, 3, 1, 1)})
+    *_, state = loop.optimise(Identity(), anchor_of(2), objective, augment, how, start)
     assert state.failed == [None, "step 0: the term views is not finite"]
 
 
@@ -259,7 +259,7 @@ def test_clipping_is_per_sample_and_over_all_controls() -> None:
     objective: Objective = {"slope": (1.0, lambda s: (slope * s.image.flatten(1)).sum(dim=1))}
     how = descent(
         steps=1, method=torch.optim.SGD, lr={"latent": 1.0, "shift": 1.0},
-        clip=partial(optimize.clip_joint_norm, most=1.5 * math.sqrt(2)), keep_norm=False,
+        clip=partial(loop.clip_joint_norm, most=1.5 * math.sqrt(2)), keep_norm=False,
     )  # fmt: skip
     start = {name: torch.zeros(2, 3, 1, 1) for name in ("latent", "shift")}
     state = last_state(Identity(), anchor_of(2), objective, how, start)
@@ -278,7 +278,7 @@ def test_the_largest_element_is_clipped_in_each_sample_and_each_control() -> Non
             leaf = torch.zeros_like(own, requires_grad=True)
             leaf.grad = own
             torch.nn.utils.clip_grad_norm_(leaf, 0.05, math.inf)
-    optimize.clip_largest_element(gradients, 0.05)
+    loop.clip_largest_element(gradients, 0.05)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-6, atol=0)
         assert gradient.abs().amax() == pytest.approx(0.05, rel=1e-4)
@@ -316,7 +316,7 @@ def test_no_steps_give_the_start(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
     how = descent(steps=0)
     states = list(
-        optimize.optimise(generator, anchor, objective_of(anchor, problems), unchanged, how, optimize.begin(controls))
+        loop.optimise(generator, anchor, objective_of(anchor, problems), unchanged, how, loop.begin(controls))
     )
     assert len(states) == 1 and states[0].finished and states[0].best_step.tolist() == [0, 0, 0]
     assert all(torch.equal(states[0].best[name], controls[name]) for name in controls)
@@ -336,8 +336,8 @@ def test_the_schedule_is_chosen_per_sample() -> None:
     controls = {"latent": torch.zeros(2, 3, 1, 1)}
     candidates = [anchor_of(2, inject=value) for value in (1.0, 0.0, 2.0)]
     start = Start(controls, candidates, [[], []])
-    origin = optimize.choose(Identity(), start, objective)
-    same, chosen = optimize.beginning(start, origin)
+    origin = loop.choose(Identity(), start, objective)
+    same, chosen = loop.beginning(start, origin)
     assert same is controls and chosen.inject.tolist() == [0.0, 2.0]
     assert origin == Origin([0, 0], [0.0, 2.0], [0.0, 0.0], {})
 
@@ -351,7 +351,7 @@ def test_each_sample_begins_from_its_best_candidate() -> None:
         for values in ([2.0, 1.0], [1.0, 5.0], [1.0, 0.0])
     ]
     start = Start(tried[0], [anchor_of(2)], [[], []], tried[1:])
-    controls, anchor = optimize.beginning(start, optimize.choose(Identity(), start, objective))
+    controls, anchor = loop.beginning(start, loop.choose(Identity(), start, objective))
     assert controls["latent"][:, 0].flatten().tolist() == [1.0, 5.0] and anchor is start.anchors[0]
 
 
@@ -366,7 +366,7 @@ def test_a_sample_that_has_enough_stands_still_and_all_of_them_end_the_descent()
         keep_norm=False,
         stop=Stop(2, {"sum": 22.0, "other": -1e9}),
     )
-    *_, last = optimize.optimise(Identity(), anchor_of(2), objective, unchanged, how, optimize.begin(controls))
+    *_, last = loop.optimise(Identity(), anchor_of(2), objective, unchanged, how, loop.begin(controls))
     sums = [evaluation["sum"] for evaluation in last.history]
     assert [first for first, _ in sums] == [0.0, -3.0, -3.0, -3.0], "two hits in a row, at steps 0 and 1"
     assert [second for _, second in sums] == [27.0, 24.0, 21.0, 18.0] and last.finished
@@ -387,11 +387,11 @@ def test_tokens_keep_their_lengths() -> None:
             return [Scene(picture, picture, picture[:, None])]
 
     how = descent(lr={"tokens": 0.1})
-    *_, last = optimize.optimise(Sums(), anchor_of(2), objective, unchanged, how, optimize.begin({"tokens": tokens}))
+    *_, last = loop.optimise(Sums(), anchor_of(2), objective, unchanged, how, loop.begin({"tokens": tokens}))
     torch.testing.assert_close(last.controls["tokens"].norm(dim=-1), tokens.norm(dim=-1))
     assert last.history[-1]["sum"] < last.history[0]["sum"]
-    *_, free = optimize.optimise(
-        Sums(), anchor_of(2), objective, unchanged, replace(how, keep_norm=False), optimize.begin({"tokens": tokens})
+    *_, free = loop.optimise(
+        Sums(), anchor_of(2), objective, unchanged, replace(how, keep_norm=False), loop.begin({"tokens": tokens})
     )
     assert not torch.allclose(free.controls["tokens"].norm(dim=-1), tokens.norm(dim=-1), atol=0.05)
 
@@ -413,9 +413,7 @@ def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
 
     controls = {"latent": torch.zeros(1, 3, 1, 1)}
     how = descent(method=torch.optim.SGD, lr={"latent": 0.25}, steps=2, keep_norm=False)
-    states = list(
-        optimize.optimise(Noisy(), anchor_of(1), {"square": (1.0, square)}, unchanged, how, optimize.begin(controls))
-    )
+    states = list(loop.optimise(Noisy(), anchor_of(1), {"square": (1.0, square)}, unchanged, how, loop.begin(controls)))
     # Step 0 meets 1: 0 - 0.25 · 2 · 1 = -0.5; step 1 meets 2: -0.5 - 0.25 · 2 · 1.5 = -1.25.
     assert seen == [1.0, 0.0, 1.5, -0.5, -1.25]
     assert states[-1].best_step.tolist() == [0] and states[-1].history[-1]["square"] == [3 * 1.25**2]
@@ -507,14 +505,12 @@ def test_resuming_at_any_step_gives_the_bits_of_an_undisturbed_run(batch: Batch,
     generator, controls, anchor, problems = batch
     objective = objective_of(anchor, problems)
     how = descent(method=method, steps=3, min_lr={"latent": 0.001}, clip=JOINT)
-    for k, state in enumerate(
-        optimize.optimise(generator, anchor, objective, unchanged, how, optimize.begin(controls))
-    ):
+    for k, state in enumerate(loop.optimise(generator, anchor, objective, unchanged, how, loop.begin(controls))):
         checkpoint.save(tmp_path / f"{k}.safetensors", state, {})
     for k in range(how.steps + 1):
         again = checkpoint.load(tmp_path / f"{k}.safetensors", torch.device("cpu"), {}, 4)
         assert again.step == min(k + 1, how.steps) and again.finished == (k == how.steps)
-        *_, again = again, *optimize.optimise(generator, anchor, objective, unchanged, how, again)
+        *_, again = again, *loop.optimise(generator, anchor, objective, unchanged, how, again)
         assert again.finished and again.history == state.history and again.failed == state.failed
         assert torch.equal(again.best_total, state.best_total) and torch.equal(again.best_step, state.best_step)
         for name in controls:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.diffusion import LatentDiffusion
-from runner import memory
-from runner.augment import RandomCrops
-from runner.memory import GIB, Footprint, footprint, free_memory, kept, plan
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.optimization import memory_planning
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.optimization.memory_planning import GIB, Footprint, footprint, free_memory, kept, plan
 from tests.conftest import TinyClassifier
 
 Make = Callable[..., LatentDiffusion]
@@ -69,7 +69,7 @@ def test_the_fastest_that_fits(
 ) -> None:  # fmt: skip
     """Four fifths of the free memory, in units of a picture's graph without recomputation; `step` takes a quarter."""
     unit = 1000
-    monkeypatch.setattr(memory, "free_memory", lambda device: int(free * unit))
+    monkeypatch.setattr(memory_planning, "free_memory", lambda device: int(free * unit))
     monkeypatch.setattr(
         Footprint, "graph", lambda self, mode, *_: {"none": unit, "step": unit // 4, "block": unit // 5}[mode]
     )
@@ -102,7 +102,7 @@ def test_the_tasks_shares_take_the_place_of_the_generators(
 def test_a_recomputation_that_is_asked_for_stays(
     make_generator: Make, tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda device: 100 * GIB)
+    monkeypatch.setattr(memory_planning, "free_memory", lambda device: 100 * GIB)
     assert plan(make_generator(recompute="block"), [tiny_classifier], AUGMENT, {}, 1, None, 50).recompute == "block"
 
 
@@ -112,14 +112,14 @@ def test_the_limits_of_control_groups_and_of_ulimit(tmp_path: Path, monkeypatch:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
-    (new / "a/b/memory.stat").write_text("anon 3\ninactive_file 10\n")
+    (new / "a/b/memory_planning.stat").write_text("anon 3\ninactive_file 10\n")
     (tmp_path / "own").write_text("0::/a/b\n")
-    assert sorted(memory._control_groups(new, tmp_path / "own")) == [30, 80]
+    assert sorted(memory_planning._control_groups(new, tmp_path / "own")) == [30, 80]
     (old / "memory/job").mkdir(parents=True)
-    (old / "memory/job/memory.limit_in_bytes").write_text("70\n")
-    (old / "memory/job/memory.usage_in_bytes").write_text("50\n")
-    (old / "memory/job/memory.stat").write_text("total_inactive_file 5\n")
+    (old / "memory/job/memory_planning.limit_in_bytes").write_text("70\n")
+    (old / "memory/job/memory_planning.usage_in_bytes").write_text("50\n")
+    (old / "memory/job/memory_planning.stat").write_text("total_inactive_file 5\n")
     (tmp_path / "own").write_text("5:cpu:/job\n4:memory:/job\n")
-    assert memory._control_groups(old, tmp_path / "own") == [25]
+    assert memory_planning._control_groups(old, tmp_path / "own") == [25]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (GIB, resource.RLIM_INFINITY))
     assert 0 <= free_memory(torch.device("cpu")) < GIB

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.objective import Loss, evaluate
-from runner.types import Scene
+from classifier_lens.runner.optimization.objective import Loss, evaluate
+from classifier_lens.runner.types import Scene
 
 
 def scene(values: list[float]) -> Scene:

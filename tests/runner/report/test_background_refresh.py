@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from runner.background import REST, Background
+from classifier_lens.runner.report.background_refresh import REST, Background
 
 
 def test_it_runs_in_another_thread_and_is_done_when_the_context_is_left() -> None:

@@ -12,11 +12,11 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from runner import report
-from runner.chart import Chart, chart, number, ticks
-from runner.report import PAGE, Rate, main, percent, write_report
-from runner.types import UserError
-from tests import damage
+from classifier_lens.runner.report import page as report_page
+from classifier_lens.runner.report.charts import Chart, chart, number, ticks
+from classifier_lens.runner.report.page import PAGE, Rate, main, percent, write_report
+from classifier_lens.runner.types import UserError
+from tests.durability import damage
 
 KEYS = ("start", "original", "best", "mask", "difference")
 NASTY = "</script><img src=x onerror=\"alert('1')\"> & co"
@@ -112,7 +112,7 @@ def test_one_card_per_problem(tmp_path: Path, n: int) -> None:
 def test_a_page_shows_the_first_of_many_problems_and_counts_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(report, "SHOWN", 2)
+    monkeypatch.setattr(report_page, "SHOWN", 2)
     records = [record(i, success=i > 0, success_start=i == 4, seconds=float(i)) for i in range(5)]
     page = read(run_folder(tmp_path, records))
     text = " ".join(page.text.split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.tables import tables
+from classifier_lens.runner.report.tables import tables
 
 
 def test_lists_of_mappings_become_tables_and_nothing_else_does() -> None:

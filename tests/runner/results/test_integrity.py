@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from runner import integrity, verified
-from runner.files import Damaged, read
-from runner.finished import read_config
-from runner.manifest import Manifest
-from runner.record import RunFolder, write_png
-from runner.types import UserError
-from tests import damage
+from classifier_lens.runner.files.atomic import Damaged, read
+from classifier_lens.runner.results import integrity, verified_files
+from classifier_lens.runner.results.manifest import Manifest
+from classifier_lens.runner.results.reader import read_config
+from classifier_lens.runner.results.run_folder import RunFolder, write_png
+from classifier_lens.runner.types import UserError
+from tests.durability import damage
 
 NAMES = ("a", "b", "c")
 CONFIG = {"seed": 0, "task": {"x": [1, 2.5e-7]}, "command": "first"}
@@ -62,7 +62,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return read(path)
 
     monkeypatch.setattr(integrity, "read", counted)
-    monkeypatch.setattr(verified, "FRESH", -1_000_000_000)
+    monkeypatch.setattr(verified_files, "FRESH", -1_000_000_000)
     return seen
 
 
@@ -98,17 +98,17 @@ def test_a_result_that_a_disk_has_changed_without_a_trace_is_found(
     run: RunFolder, reads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.repair(NAMES)
-    noted = verified.load(run.path)
+    noted = verified_files.load(run.path)
     assert sorted(noted) == list(NAMES)
     damage.flipped(run.path / "images/a/result.json")
-    monkeypatch.setattr(verified, "_state", lambda place: noted[place.name])
+    monkeypatch.setattr(verified_files, "_state", lambda place: noted[place.name])
     assert list(RunFolder(run.path).damage(NAMES)) == [run.path / "images/a/result.json"]
 
 
 def test_what_was_written_a_moment_ago_is_read_again(run: RunFolder) -> None:
     """It may change once more within the same tick of the file system's clock."""
     run.repair(NAMES)
-    assert not (run.path / verified.FILE).exists()
+    assert not (run.path / verified_files.FILE).exists()
     damage.flipped(run.path / "images/a/best.png")
     assert list(run.damage(NAMES)) == [run.path / "images/a/result.json"]
 
@@ -116,7 +116,7 @@ def test_what_was_written_a_moment_ago_is_read_again(run: RunFolder) -> None:
 @pytest.mark.parametrize("harm", damage.ANY)
 def test_damaged_notes_are_not_believed(run: RunFolder, reads: list[Path], harm: damage.Harm) -> None:
     run.repair(NAMES)
-    harm(run.path / verified.FILE)
+    harm(run.path / verified_files.FILE)
     reads.clear()
     run.repair(NAMES)
     assert len([path for path in reads if path.suffix == ".png"]) == 4

@@ -14,19 +14,19 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from data.folder import ImageFile, ImageFolder
-from data.masks import FileSegmenter
-from data.planted import PlantedDataset
-from data.salient_imagenet import Annotated, Annotations
-from data.selection import NamedFiles, content_of, select
-from runner.compose import CONF, configure
-from runner.manifest import Manifest, answers_of, digests_of, named_files
-from runner.record import RunFolder, run_key
-from runner.run import identity_of
-from runner.types import Edit, Example, Problem, UserError
-from tasks.neuron_cf import Push
-from tasks.pictures import start
-from tasks.units import Unit
+from classifier_lens.data.image_folder import ImageFile, ImageFolder
+from classifier_lens.data.image_selection import NamedFiles, content_of, select
+from classifier_lens.data.mask_files import FileSegmenter
+from classifier_lens.data.planted import PlantedDataset
+from classifier_lens.data.salient_imagenet import Annotated, Annotations
+from classifier_lens.runner.configuration.compose import CONF, configure
+from classifier_lens.runner.results.manifest import Manifest, answers_of, digests_of, named_files
+from classifier_lens.runner.results.run_folder import RunFolder, run_key
+from classifier_lens.runner.run import identity_of
+from classifier_lens.runner.types import Edit, Example, Problem, UserError
+from classifier_lens.tasks.neuron_cf import Push
+from classifier_lens.tasks.problems.image_problems import start
+from classifier_lens.tasks.units.addressing import Unit
 from tests.conftest import TinyClassifier
 
 TASKS = CONF / "task"
@@ -254,7 +254,7 @@ def test_a_folders_digest_follows_from_its_images_and_their_names(tmp_path: Path
 def test_of_a_large_folder_sizes_and_times_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(f"data.selection.{limit}", 2)
+    monkeypatch.setattr(f"classifier_lens.data.image_selection.{limit}", 2)
     folder = folder_of(tmp_path)
     before = ImageFolder(folder, 0).digest
     assert ImageFolder(folder, 0).digest == before

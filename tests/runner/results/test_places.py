@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from runner import run
-from runner.files import Unwritable
-from runner.record import RunFolder
-from runner.run import check_places
-from runner.types import UserError
-from tests import damage
+from classifier_lens.runner import run
+from classifier_lens.runner.files.atomic import Unwritable
+from classifier_lens.runner.results.run_folder import RunFolder
+from classifier_lens.runner.run import check_places
+from classifier_lens.runner.types import UserError
+from tests.durability import damage
 
 NAME = "uvce/a-b"
 

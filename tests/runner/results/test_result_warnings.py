@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.optimize import State
-from runner.types import Anchor, Edit, Problem
-from runner.warn import FAR, UNMOVED, Doubts, descent_doubts, distance_kept
+from classifier_lens.runner.optimization.loop import State
+from classifier_lens.runner.results.result_warnings import FAR, UNMOVED, Doubts, descent_doubts, distance_kept
+from classifier_lens.runner.types import Anchor, Edit, Problem
 from tests.conftest import Identity, TinyClassifier, anchor_of
 
 LABELS = TinyClassifier.labels

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from runner import outcomes
-from runner.batches import batch_name, batch_span, overlap
-from runner.claims import Claims, Process
-from runner.files import read, remove_unfinished, write
-from runner.record import (
+from classifier_lens.runner.cluster.leases import Claims, Process
+from classifier_lens.runner.files.atomic import read, remove_unfinished, write
+from classifier_lens.runner.results import problem_status
+from classifier_lens.runner.results.batch_names import batch_name, batch_span, overlap
+from classifier_lens.runner.results.run_folder import (
     PART_OF_THE_RUN,
     RunFolder,
     check_finite,
@@ -25,15 +25,16 @@ from runner.record import (
     run_key,
     to_8_bits,
     write_png,
-)  # fmt: skip
-from runner.run import Parts
-from runner.types import NotFinite
+)
+from classifier_lens.runner.run import Parts
+from classifier_lens.runner.types import NotFinite
 
 CONFIG: dict[str, Any] = {
     "seed": 0, "limit": 4, "claim": {"lease": 180.0}, "checkpoint": {"every": 5}, "device": "auto",
     "outputs": "outputs", "logger": {"mode": "offline"}, "command": "python run.py", "batch": 4,
     "generator": {
-        "steps": 20, "device": "auto", "cache": {"_target_": "models.tensor_cache.TensorCache", "folder": "a"},
+        "steps": 20, "device": "auto",
+        "cache": {"_target_": "classifier_lens.models.tensor_cache.TensorCache", "folder": "a"},
     },
     "optimizer": {"lr": {"text": 0.01}},
     "task": {"clip": {"device": "auto", "path": "x"}, "items": [{"cache": "a"}, 1]},
@@ -218,7 +219,7 @@ def test_each_result_is_read_once_however_often_they_are_collected(
         seen.append(path)
         return read(path)
 
-    monkeypatch.setattr(outcomes, "read", counted)
+    monkeypatch.setattr(problem_status, "read", counted)
     for i, name in enumerate(reversed(names)):
         if i % 3 == 2:
             folder.write_failure(name, "step 1: is not finite")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.types import UserError
-from scripts import bench
-from scripts.bench_lines import Line, ratio
-from scripts.options import selected
-from scripts.timing import ceiling, fit_line, interleaved, operations, peak_memory, seconds
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.bench import bench
+from classifier_lens.scripts.bench.result_line import Line, ratio
+from classifier_lens.scripts.bench.timing import ceiling, fit_line, interleaved, operations, peak_memory, seconds
+from classifier_lens.scripts.choices import selected
 
 
 def test_contestants_take_turns_and_medians_are_told() -> None:
@@ -83,6 +83,6 @@ def test_a_page_keeps_what_is_not_measured_anew(
     assert bench.main(["only=two", "write=true", "repeats=1"]) == 1 and bench.main(["only=one"]) == 0
     kept = json.loads((tmp_path / "speed.json").read_text())
     assert list(kept) == ["one", "two"] and len(kept["two"]["lines"]) == 1
-    assert kept["one"]["command"] == "python scripts/bench.py write=true repeats=2"
+    assert kept["one"]["command"] == "python scripts/bench/bench.py write=true repeats=2"
     page = (tmp_path / "speed.md").read_text()
     assert "| fast | 4 x | ours 1.00 s | bar ≥ 3x ok |" in page and "bar ≥ 3x short" in page

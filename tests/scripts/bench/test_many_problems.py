@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from scripts import bench_scale
+from classifier_lens.scripts.bench import many_problems
 
 
 def test_a_run_of_finished_problems_is_whole(tmp_path: Path) -> None:
-    names = bench_scale.finished(tmp_path / "run", 6)
-    folder = bench_scale.RunFolder(tmp_path / "run")
+    names = many_problems.finished(tmp_path / "run", 6)
+    folder = many_problems.RunFolder(tmp_path / "run")
     assert folder.damage(names) == {}
-    bench_scale.collect(folder, names)
+    many_problems.collect(folder, names)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {
         "answers": 6, "successes": 4, "successes_at_start": 0,
     }  # fmt: skip
 
 
 def test_what_a_start_costs_is_told_per_problem() -> None:
-    start, page = bench_scale.started(3)
+    start, page = many_problems.started(3)
     assert start.name == "start with 3 done" and start.unit == "ms" and 0 < start.value < 1000
     assert page.value < 5 and "however many batches end" in page.detail
 
 
 def test_photographs_are_as_many_files_of_few_contents(tmp_path: Path) -> None:
-    bench_scale.photographs(tmp_path, 3)
+    many_problems.photographs(tmp_path, 3)
     files = sorted((tmp_path / "rock crab").iterdir())
     assert len(files) == 3 and len({file.stat().st_ino for file in files}) == 1

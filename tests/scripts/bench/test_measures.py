@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from scripts import bench, bench_runs, reference
-from scripts import bench_measures as measures
-from scripts.bench_subjects import stable_diffusion
-from scripts.random_pipeline import Size
+from classifier_lens.scripts.bench import bench, command_measures, plain_loop
+from classifier_lens.scripts.bench import measures as measures
+from classifier_lens.scripts.bench.benchmarked_models import stable_diffusion
+from classifier_lens.scripts.weights.random_pipeline import Size
 from tests.cli import Cli
 
 PARTS = {"inversion", "begin", "search", "step", "end", "all"}
@@ -32,7 +32,7 @@ def test_both_sides_of_an_explanation(task: tuple[str, ...], cli: Cli) -> None:
 
 def test_a_step_and_its_networks(cli: Cli) -> None:
     r = measures.ready(measures.case(words(cli, "task=uvce"), 1))
-    plain = reference.reference(r.own.parts.diffusion)
+    plain = plain_loop.reference(r.own.parts.diffusion)
     for networks in (r.own.parts.diffusion.networks, plain.networks):
         assert 0 < measures.networks_alone(r, networks)["unet"] < measures.networks_alone(r, networks)["all"] + 1
     assert measures.step_time(r)["all"] > 0 and measures.step_time(r, plain)["all"] > 0
@@ -61,7 +61,7 @@ def test_a_step_of_prompts_with_each_approximation(cli: Cli, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_what_logging_and_resuming_add(cli: Cli) -> None:
-    logging, resuming = bench_runs.shares(words(cli, "limit=2", "batch=2", "logger=none", "optimizer.steps=40"))
+    logging, resuming = command_measures.shares(words(cli, "limit=2", "batch=2", "logger=none", "optimizer.steps=40"))
     assert 0 < logging.value < 100 and "write_answer" in logging.detail
     assert 0 < resuming.value < 100 and all(part in resuming.detail for part in ("start", "load", "save"))
 
@@ -73,7 +73,7 @@ def test_a_step_with_more_heads() -> None:
 
 
 def test_the_peak_of_a_step(cli: Cli) -> None:
-    assert 0 < bench_runs.peak(words(cli, "task=uvce"), 1) < 2**30
+    assert 0 < command_measures.peak(words(cli, "task=uvce"), 1) < 2**30
 
 
 def test_the_measures_of_stable_diffusion_at_a_small_size() -> None:

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.diffusion import LatentDiffusion
-from runner import optimize
-from runner.augment import RandomCrops
-from runner.objective import evaluate
-from runner.optimize import Descent
-from runner.types import Anchor, Objective, Scene
-from scripts import reference
-from tasks.distances import distances
-from tasks.flips import Flip
-from tasks.terms import class_log_prob
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.optimization import loop
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.optimization.loop import Descent
+from classifier_lens.runner.optimization.objective import evaluate
+from classifier_lens.runner.types import Anchor, Objective, Scene
+from classifier_lens.scripts.bench import plain_loop
+from classifier_lens.tasks.objectives.distances import distances
+from classifier_lens.tasks.objectives.loss_terms import class_log_prob
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
 from tests.conftest import TinyClassifier
 
 Make = Callable[..., LatentDiffusion]
@@ -57,7 +57,7 @@ def test_equal_controls_give_the_same_loss_and_gradient(
     losses = [evaluate(objective, augment(scene, 2)).total for scene in generator(leaves, anchor)]
     total = torch.stack([(i + 1) / sum(range(last + 1)) * loss.sum() for i, loss in enumerate(losses)]).sum()
     ours = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
-    value, theirs = reference.gradient(reference.reference(generator), controls, anchor, objective, augment, 2, 2)
+    value, theirs = plain_loop.gradient(plain_loop.reference(generator), controls, anchor, objective, augment, 2, 2)
     assert value == pytest.approx(float(total.detach()), rel=1e-5)
     for name, gradient in ours.items():
         assert gradient.norm() > 0
@@ -68,34 +68,34 @@ def test_the_same_inversion_schedule_and_descent(
     make_generator: Make, make_problems: Problems, tiny_classifier: TinyClassifier
 ) -> None:
     generator, problems = make_generator(), halved(make_problems)
-    own, picture = reference.reference(generator), problems[0].image
+    own, picture = plain_loop.reference(generator), problems[0].image
     assert picture is not None
     course = generator.invert(picture[None], [problems[0].edit.source], [problems[0].seed])
-    latent, nulls = reference.invert(own, picture[None], problems[0].edit.source)
+    latent, nulls = plain_loop.invert(own, picture[None], problems[0].edit.source)
     torch.testing.assert_close(latent, course["latent"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(nulls, course["null"], rtol=1e-3, atol=1e-4)
     start = generator.begin(problems, {})
-    recorded = reference.record(own, latent, generator.networks.embed([problems[0].edit.source]), nulls)
+    recorded = plain_loop.record(own, latent, generator.networks.embed([problems[0].edit.source]), nulls)
     text = generator.networks.embed([problems[0].edit.source])
     for layer, maps in generator.record(course, text, 2)[0].items():
         torch.testing.assert_close(recorded[1][layer], maps[:, 1], rtol=1e-3, atol=1e-4)
     objective = asked(start.anchors[0], problems, tiny_classifier)
-    origin = optimize.choose(generator, start, objective)
-    best = start.anchors[reference.search(own, start.controls, start.anchors, objective)]
+    origin = loop.choose(generator, start, objective)
+    best = start.anchors[plain_loop.search(own, start.controls, start.anchors, objective)]
     assert (best.inject.tolist(), best.blend.tolist()) == (origin.inject, origin.blend)
-    controls, anchor = optimize.beginning(start, origin)
+    controls, anchor = loop.beginning(start, origin)
     rates = {"latent": 0.01, "text": 0.01, "null": 0.01}
     descent = Descent(torch.optim.Adam, 2, rates, None, None, True, None)
-    augment, begun = crops(problems, tiny_classifier), optimize.begin(controls)
-    *_, state = optimize.optimise(generator, anchor, objective, augment, descent, begun)
-    found = reference.descend(own, controls, anchor, objective, augment, rates, 2, 1)
+    augment, begun = crops(problems, tiny_classifier), loop.begin(controls)
+    *_, state = loop.optimise(generator, anchor, objective, augment, descent, begun)
+    found = plain_loop.descend(own, controls, anchor, objective, augment, rates, 2, 1)
     for name, value in state.controls.items():
         assert (found[name] - value).norm() < 1e-3 * (value - controls[name]).norm(), name
 
 
 def test_other_samplers_are_refused(make_generator: Make) -> None:
     with pytest.raises(TypeError, match="the plain loop has DDIM, not Lcm"):
-        reference.reference(make_generator(sampler="lcm"))
+        plain_loop.reference(make_generator(sampler="lcm"))
 
 
 def test_the_plain_loop_has_float32(make_generator: Make) -> None:
@@ -104,7 +104,7 @@ def test_the_plain_loop_has_float32(make_generator: Make) -> None:
     generator.networks.channels_last()
     for network in (generator.networks.unet, generator.networks.vae, generator.networks.text_encoder):
         network.bfloat16()
-    own = reference.reference(generator).networks
+    own = plain_loop.reference(generator).networks
     assert generator.networks.unet.dtype == torch.bfloat16
     assert own.unet.dtype == own.vae.dtype == own.text_encoder.dtype == torch.float32
     assert own.unet.conv_in.weight.is_contiguous() and not generator.networks.unet.conv_in.weight.is_contiguous()
@@ -112,6 +112,6 @@ def test_the_plain_loop_has_float32(make_generator: Make) -> None:
 
 def test_blocks_are_computed_again_in_a_copy(make_generator: Make) -> None:
     generator = make_generator()
-    own = reference.reference(generator)
+    own = plain_loop.reference(generator)
     assert own.networks.unet.is_gradient_checkpointing and not generator.networks.unet.is_gradient_checkpointing
     assert own.networks.vae.decoder.gradient_checkpointing and not generator.networks.vae.decoder.gradient_checkpointing

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.diffusion import LatentDiffusion
-from models.sampler import Ddim
-from runner import optimize
-from runner.compose import build, configure
-from runner.run import Parts, problems_of, solver
-from runner.solve import Solver
-from runner.types import Anchor, Controls, Problem, Scene
-from scripts.published_loop import Course, PublishedLoop
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.models.generator.samplers import Ddim
+from classifier_lens.runner.batch import Solver
+from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.optimization import loop
+from classifier_lens.runner.run import Parts, problems_of, solver
+from classifier_lens.runner.types import Anchor, Controls, Problem, Scene
+from classifier_lens.scripts.bench.published_loop import Course, PublishedLoop
 from tests.conftest import double_precision, doubled
 
 # The planted world's own sizes and classifiers, and all else as experiment=dig_in/... has it.
@@ -56,7 +56,7 @@ def precise(parts: Parts, *networks: Any) -> Iterator[None]:
 
 
 def descended(answer: Solver, problems: list[Any], controls: Controls, anchor: Anchor) -> Controls:
-    *_, state = answer.states(problems, anchor, optimize.begin(controls))
+    *_, state = answer.states(problems, anchor, loop.begin(controls))
     assert state.step == 5
     return state.controls
 
@@ -101,10 +101,10 @@ def test_five_steps_of_a_disagreement() -> None:
     controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
     with precise(parts, parts.classifier, task.rival):
         found = descended(answer, problems, controls, anchor)
-        loop = PublishedLoop(parts.diffusion.networks, STEPS, 3.0)
+        published = PublishedLoop(parts.diffusion.networks, STEPS, 3.0)
         course = Course(anchor.base["null"][0], anchor.base["text"][0])
         loss = gap(parts, problems[0], task.rival)
-        wanted = loop.descend(controls["latent"], course, loss, (0.00025, 0.025), 5, cosine=True, clip=0.05)
+        wanted = published.descend(controls["latent"], course, loss, (0.00025, 0.025), 5, cosine=True, clip=0.05)
     agree(found, wanted, controls)
 
 
@@ -128,22 +128,22 @@ def test_five_steps_of_a_counterfactual() -> None:
     (problem,), generator = problems, parts.diffusion
     start = generator.begin(problems, {})
     objective = answer.objective(problems, start.anchors[0])
-    origin = optimize.choose(generator, start, objective)
-    controls, anchor = optimize.beginning(start, origin)
+    origin = loop.choose(generator, start, objective)
+    controls, anchor = loop.beginning(start, origin)
 
-    loop = PublishedLoop(generator.networks, STEPS, 3.0)
-    latent, nulls = loop.invert(problem.image[None], problem.edit.source)
+    published = PublishedLoop(generator.networks, STEPS, 3.0)
+    latent, nulls = published.invert(problem.image[None], problem.edit.source)
     torch.testing.assert_close(latent, start.controls["latent"], rtol=1e-4, atol=1e-4)
     base = anchor.base["null"][0]
-    assert (nulls - base).norm() < 1e-3 * (base - loop.embed([""])).norm()
+    assert (nulls - base).norm() < 1e-3 * (base - published.embed([""])).norm()
     source, target = (
-        loop.embed([prompt])[0].expand(STEPS, -1, -1) for prompt in (problem.edit.source, problem.edit.target)
+        published.embed([prompt])[0].expand(STEPS, -1, -1) for prompt in (problem.edit.source, problem.edit.target)
     )
-    templates = loop.record(latent, Course(nulls, source))
+    templates = published.record(latent, Course(nulls, source))
     torch.testing.assert_close(torch.stack(templates, dim=1), anchor.templates, rtol=1e-3, atol=1e-3)
-    for replay in loop.replays:
+    for replay in published.replays:
         replay.maps = [
-            moved(maps, *map(loop.tokens, (problem.edit.source, problem.edit.target))) for maps in replay.maps
+            moved(maps, *map(published.tokens, (problem.edit.source, problem.edit.target))) for maps in replay.maps
         ]
         torch.testing.assert_close(torch.stack(replay.maps[:5]), anchor.maps[replay.layer][0], rtol=1e-3, atol=1e-4)
 
@@ -158,10 +158,10 @@ def test_five_steps_of_a_counterfactual() -> None:
     course = Course(nulls, target, templates, 1 - anchor.latent_mask)
     starts = [replace(course, inject=inject, blend=blend) for inject in (3, 4, 5) for blend in (0, 3)]
     with torch.no_grad():
-        ends = [loop.chain(latent, one)[-1] for one in starts]
-        totals = [total(image, z, image, anchor) for z in ends for image in [loop.decode(z)]]
+        ends = [published.chain(latent, one)[-1] for one in starts]
+        totals = [total(image, z, image, anchor) for z in ends for image in [published.decode(z)]]
     assert start.compared is not None
-    compared = [optimize.evaluate(objective, scene).total for scene in start.compared(start.controls)]
+    compared = [loop.evaluate(objective, scene).total for scene in start.compared(start.controls)]
     torch.testing.assert_close(torch.stack(totals), torch.cat(compared), rtol=1e-3, atol=1e-4)
     best = starts[totals.index(min(totals))]
     assert (round(STEPS * origin.inject[0]), round(STEPS * origin.blend[0])) == (best.inject, best.blend)
@@ -169,8 +169,8 @@ def test_five_steps_of_a_counterfactual() -> None:
     controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
     with precise(parts, parts.classifier):
         found = descended(answer, problems, controls, anchor)
-        loop = PublishedLoop(generator.networks, STEPS, 3.0)
-        for replay in loop.replays:
+        published = PublishedLoop(generator.networks, STEPS, 3.0)
+        for replay in published.replays:
             replay.maps = list(anchor.maps[replay.layer][0].double())
         held = replace(
             best, nulls=anchor.base["null"][0], text=anchor.base["text"][0], templates=anchor.templates.unbind(1),
@@ -180,5 +180,5 @@ def test_five_steps_of_a_counterfactual() -> None:
         def loss(image: Tensor, z: Tensor, k: int, left: int) -> Tensor:
             return total(image, z, crops(parts, problem, image, k, left).views[0], anchor)
 
-        wanted = loop.descend(controls["latent"], held, loss, (0.001, 0.01), 5, cosine=False, clip=None)
+        wanted = published.descend(controls["latent"], held, loss, (0.001, 0.01), 5, cosine=False, clip=None)
     agree(found, wanted, controls)

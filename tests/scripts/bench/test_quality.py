@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.options import parsed
-from runner.types import UserError
-from scripts import quality
-from scripts.options import selected
-from scripts.quality import SETTINGS, TASKS, Asked, measure, table
-from scripts.rows import Answer, Setting
+from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.bench import quality
+from classifier_lens.scripts.bench.quality import SETTINGS, TASKS, Asked, measure, table
+from classifier_lens.scripts.choices import selected
+from classifier_lens.scripts.evaluate.metric import Answer, Setting
 from tests.test_docs import COMMANDS
 
 SETTING = Setting(0, "cpu", "unused")
@@ -65,7 +65,7 @@ def test_the_page_and_the_picture_have_every_point(
 
 
 def test_documented_commands_are_understood() -> None:
-    asked = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "scripts/quality.py"]]
+    asked = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "scripts/bench/quality.py"]]
     assert asked
     for words in asked:
         chosen = parsed(quality.Options, words)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.diffusion import LatentDiffusion
-from scripts import tensor_cores
-from scripts.tensor_cores import TensorCores
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.scripts.evaluate import bfloat16_emulation
+from classifier_lens.scripts.evaluate.bfloat16_emulation import TensorCores
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -98,4 +98,4 @@ def test_every_product_of_the_networks_is_known(make_generator: Callable[..., La
         unet.float(), vae.float()
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
     products = {name for name in seen if any(word in name for word in ("mm", "conv", "attention", "linear", "dot"))}
-    assert products and products <= {str(function) for function in tensor_cores.PRODUCTS}
+    assert products and products <= {str(function) for function in bfloat16_emulation.PRODUCTS}

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from data import planted
-from scripts import rows_prompts
-from scripts.judges import TIED
-from scripts.rows import Answer, Setting
-from scripts.rows_prompts import (
+from classifier_lens.data import planted
+from classifier_lens.scripts.evaluate import class_explanations
+from classifier_lens.scripts.evaluate.class_explanations import (
     SHORTCUT,
     best_restarts,
     hard_prompt,
@@ -25,6 +23,8 @@ from scripts.rows_prompts import (
     prompt_object,
     prompt_score,
 )
+from classifier_lens.scripts.evaluate.metric import Answer, Setting
+from classifier_lens.scripts.evaluate.oracles import TIED
 from tests.conftest import ROOT
 
 SETTING = Setting(0, "cpu", "outputs")
@@ -58,9 +58,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
     def whole(_: Setting, images: Tensor, names: Sequence[str]) -> list[bool]:
         return [bool(image.mean() > 0.9) for image in images]
 
-    monkeypatch.setattr(rows_prompts, "answers", lambda *_: found)
-    monkeypatch.setattr(rows_prompts, "both", bright)
-    monkeypatch.setattr(rows_prompts, "found", whole)
+    monkeypatch.setattr(class_explanations, "answers", lambda *_: found)
+    monkeypatch.setattr(class_explanations, "both", bright)
+    monkeypatch.setattr(class_explanations, "found", whole)
     return found
 
 
@@ -98,8 +98,10 @@ def test_a_prompt_names_a_cue_by_its_own_tokens(monkeypatch: pytest.MonkeyPatch)
     found = [portrait(label, 1.0, 1.0, prompt=prompt) for label, prompt in prompts.items()]
     found.append(portrait(TIED[0], 2.0, 0.0, prompt="a picture of snow"))
     networks: Any = SimpleNamespace(tokenizer=TOKENIZER)
-    monkeypatch.setattr(rows_prompts, "answers", lambda *_: found)
-    monkeypatch.setattr(rows_prompts, "world", lambda *_: SimpleNamespace(diffusion=SimpleNamespace(networks=networks)))
+    monkeypatch.setattr(class_explanations, "answers", lambda *_: found)
+    monkeypatch.setattr(
+        class_explanations, "world", lambda *_: SimpleNamespace(diffusion=SimpleNamespace(networks=networks))
+    )
     given = hard_prompt(SETTING, 4, SHORTCUT)
     assert given.value == pytest.approx(2 / 3), "wall is not water; the worse restart does not count"
     assert "fiddler crab: sand (100 %)" in given.note and "by chance" in given.note

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import metrics
-from scripts.metrics import KernelDistance
+from classifier_lens.scripts.evaluate import estimates
+from classifier_lens.scripts.evaluate.estimates import KernelDistance
 
 
 def test_share_has_wilsons_interval() -> None:
-    half = metrics.share([True, False] * 10)
+    half = estimates.share([True, False] * 10)
     assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.2993, 0.7007), abs=1e-4)
-    assert metrics.share([True] * 10).high == 1.0
+    assert estimates.share([True] * 10).high == 1.0
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
     values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-    found = metrics.mean(values.tolist())
+    found = estimates.mean(values.tolist())
     half = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
@@ -26,39 +26,39 @@ def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
 
 def test_bootstrap_covers_the_truth() -> None:
     draws = np.random.default_rng(2).normal(0.0, 1.0, (40, 30))
-    estimates = [metrics.mean(row.tolist()) for row in draws]
+    estimates = [estimates.mean(row.tolist()) for row in draws]
     assert sum(e.low <= 0 <= e.high for e in estimates) >= 34
 
 
 def test_bootstrap_is_deterministic_and_takes_constants() -> None:
-    assert metrics.median([1.0, 2.0, 5.0, 9.0]) == metrics.median([1.0, 2.0, 5.0, 9.0])
-    constant = metrics.mean([2.0, 2.0])
+    assert estimates.median([1.0, 2.0, 5.0, 9.0]) == estimates.median([1.0, 2.0, 5.0, 9.0])
+    constant = estimates.mean([2.0, 2.0])
     assert (constant.value, constant.low, constant.high) == (2.0, 2.0, 2.0)
 
 
 def test_paired_difference_of_known_counts() -> None:
     own, other = [True] * 30 + [False] * 34, [True] * 8 + [False] * 52 + [True] * 4
-    found = metrics.paired_difference(own, other)
+    found = estimates.paired_difference(own, other)
     up, down = 23 / 66, 5 / 66
     half = 1.959964 * ((up + down - (up - down) ** 2) / 66) ** 0.5
     assert found.value == pytest.approx(18 / 64)
     assert (found.low, found.high) == pytest.approx((up - down - half, up - down + half))
-    same = metrics.paired_difference(own, own)
+    same = estimates.paired_difference(own, own)
     assert same.value == 0 and -0.1 < same.low < 0 < same.high < 0.1
-    few = metrics.paired_difference([False] * 2, [False] * 2)
+    few = estimates.paired_difference([False] * 2, [False] * 2)
     assert few.low < -0.5 and few.high > 0.5
 
 
 def test_psnr_of_known_errors() -> None:
     black = torch.zeros(3, 3, 4, 4)
     others = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 1.0), torch.zeros(3, 4, 4)])
-    assert metrics.psnr(black, others).tolist() == pytest.approx([20.0, 0.0, 100.0], abs=1e-4)
+    assert estimates.psnr(black, others).tolist() == pytest.approx([20.0, 0.0, 100.0], abs=1e-4)
 
 
 def test_iou_of_known_masks() -> None:
     left, top, none = torch.zeros(3, 4, 4, dtype=torch.bool)
     left[:, :2], top[:2] = True, True
-    found = metrics.iou(torch.stack([left, left, left, none]), torch.stack([left, top, none, none]))
+    found = estimates.iou(torch.stack([left, left, left, none]), torch.stack([left, top, none, none]))
     assert found.tolist() == pytest.approx([1.0, 4 / 12, 0.0, 1.0])
 
 
@@ -67,10 +67,10 @@ def test_rms_outside_sees_only_the_outside() -> None:
     mask[:, :2] = True
     images, others = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
     others[:, :, :2] = 0.9
-    assert metrics.rms_outside(images, others, mask).item() == 0
+    assert estimates.rms_outside(images, others, mask).item() == 0
     others[:, :, 3] = 0.4
-    assert metrics.rms_outside(images, others, mask).item() == pytest.approx((0.16 / 2) ** 0.5)
-    assert metrics.rms_outside(images, others, torch.ones_like(mask)).item() == 0
+    assert estimates.rms_outside(images, others, mask).item() == pytest.approx((0.16 / 2) ** 0.5)
+    assert estimates.rms_outside(images, others, torch.ones_like(mask)).item() == 0
 
 
 def naive(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -122,15 +122,15 @@ def test_resampled_kid_does_not_compare_a_member_with_itself() -> None:
 
 def test_kid_ratio_is_one_for_the_same_and_tells_better_from_worse() -> None:
     good, bad, reference = normal(64, 1, 0.5), normal(64, 2, 1.0), normal(256, 3)
-    same = metrics.kid_ratio(good, good, reference)
+    same = estimates.kid_ratio(good, good, reference)
     assert (same.value, same.low, same.high) == pytest.approx((1, 1, 1))
-    better = metrics.kid_ratio(good, bad, reference)
-    assert better.low < better.value < better.high < 1 < metrics.kid_ratio(bad, good, reference).low
+    better = estimates.kid_ratio(good, bad, reference)
+    assert better.low < better.value < better.high < 1 < estimates.kid_ratio(bad, good, reference).low
     assert better.note.startswith("KID ")
 
 
 def test_kid_ratio_stands_where_the_rivals_are_as_near_as_members_of_the_reference() -> None:
     reference, rivals = normal(256, 3), normal(64, 2)
     assert KernelDistance.of(rivals, reference).unbiased() < 0.1
-    estimate = metrics.kid_ratio(normal(64, 4, 1.0), rivals, reference)
+    estimate = estimates.kid_ratio(normal(64, 4, 1.0), rivals, reference)
     assert 1 < estimate.low < estimate.value < estimate.high and np.isfinite(estimate.high)

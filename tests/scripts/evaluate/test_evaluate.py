@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from data import planted
-from models.diffusion import LatentDiffusion
-from runner.compose import build
-from runner.protocols import Classifier, World
-from runner.types import Edit, UserError
-from scripts import evaluate, judges, rows, rows_cifar10, rows_planted
-from scripts.metrics import Estimate
-from scripts.rows import Answer, Row, Setting, predicted_as_asked, sample
-from scripts.tensor_cores import TensorCores
-from tasks.flips import Flip
-from tasks.uvce import Uvce
+from classifier_lens.data import planted
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
+from classifier_lens.runner.configuration.compose import build
+from classifier_lens.runner.protocols import Classifier, World
+from classifier_lens.runner.types import Edit, UserError
+from classifier_lens.scripts.evaluate import cifar10, evaluate, metric, oracles, planted_world
+from classifier_lens.scripts.evaluate.bfloat16_emulation import TensorCores
+from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, predicted_as_asked, sample
+from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.tasks.uvce import Uvce
 
 
 def row(name: str = "planted.a", estimate: Estimate | None = None, **changes: Any) -> Row:
@@ -141,7 +141,7 @@ def test_bfloat16_is_measured_as_a_gpu_computes_it_and_written_beside(tmp_path: 
     found: list[tuple[object, list[str]]] = []
 
     def noting(setting: Setting, n: int) -> Estimate:
-        found.append((_get_current_dispatch_mode(), rows._overrides(setting, "planted_clean", ())))
+        found.append((_get_current_dispatch_mode(), metric._overrides(setting, "planted_clean", ())))
         return Estimate(0.8, 0.7, 0.9)
 
     evaluate.evaluate(evaluate.Options(write=True, device="cpu"), [row(measure=noting)], "plain", tmp_path)
@@ -177,51 +177,51 @@ SETTING = Setting(0, "cpu", "nowhere")
 
 def test_confidence_counts_missing_answers_as_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [answer(0, True), answer(1, True), answer(2, False), answer(3, None)]
-    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given)
-    found = rows_planted.uvce_confidence(SETTING, 4, "none")
+    monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given)
+    found = planted_world.uvce_confidence(SETTING, 4, "none")
     assert found.value == 0.5 and found.note == "2 of 4 flip"
 
 
 def test_seconds_are_those_of_the_answers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     lasting = [replace(answer(i, True), record={"seconds": seconds}) for i, seconds in enumerate((2.0, 4.0))]
     given = [*lasting, answer(2, None)]
-    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given)
-    assert rows_planted.uvce_seconds(SETTING, 3, "none").value == 3.0
-    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given[2:])
-    nothing = rows_planted.uvce_seconds(SETTING, 1, "none")
+    monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given)
+    assert planted_world.uvce_seconds(SETTING, 3, "none").value == 3.0
+    monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given[2:])
+    nothing = planted_world.uvce_seconds(SETTING, 1, "none")
     assert math.isnan(nothing.value) and nothing.note == "0 of 1 answered"
 
 
 def test_background_is_compared_with_the_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
     grey, nowhere = torch.full((4, 3, 4, 4), 0.5), torch.zeros(4, 4, 4, dtype=torch.bool)
-    data = rows_planted.Pictures(grey, grey, grey + 0.1, nowhere, nowhere)
+    data = planted_world.Pictures(grey, grey, grey + 0.1, nowhere, nowhere)
     given = [answer(0, True, 0.5), answer(1, True, 0.62), answer(2, True, 0.7), answer(3, None)]
-    monkeypatch.setattr(rows_planted, "pictures", lambda *_: data)
-    monkeypatch.setattr(rows_planted, "counterfactuals", lambda *_: given)
-    errors = rows_planted.background_errors(SETTING, 4, "none")
+    monkeypatch.setattr(planted_world, "pictures", lambda *_: data)
+    monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given)
+    errors = planted_world.background_errors(SETTING, 4, "none")
     assert [own for own, _ in errors] == pytest.approx([0.0, 0.12, 0.2, math.inf], abs=1e-6)
     assert [least for _, least in errors] == pytest.approx([0.1] * 4)
-    assert rows_planted.uvce_background(SETTING, 4, "none").value == 0.5
-    assert rows_planted.uvce_background_ratio(SETTING, 4, "none").value == pytest.approx(1.6)
+    assert planted_world.uvce_background(SETTING, 4, "none").value == 0.5
+    assert planted_world.uvce_background_ratio(SETTING, 4, "none").value == pytest.approx(1.6)
 
 
 def test_transfer_is_a_difference_over_the_same_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     own = [answer(0, True, 0.2), answer(1, True, 0.2), answer(2, True, 0.8), answer(3, None)]
     pixels = [answer(0, True, 0.2), answer(1, True, 0.8), answer(2, True, 0.8), answer(3, True, 0.8)]
-    monkeypatch.setattr(rows_cifar10, "counterfactuals", lambda s, n, b: own if b == "none" else pixels)
-    monkeypatch.setattr(rows_cifar10, "called", lambda s, images: [int(x < 0.5) for x in images[:, 0, 0, 0]])
-    found = rows_cifar10.uvce_transfer(SETTING, 4, "pixels")
+    monkeypatch.setattr(cifar10, "counterfactuals", lambda s, n, b: own if b == "none" else pixels)
+    monkeypatch.setattr(cifar10, "called", lambda s, images: [int(x < 0.5) for x in images[:, 0, 0, 0]])
+    found = cifar10.uvce_transfer(SETTING, 4, "pixels")
     assert found.value == 0.25 and found.note == "50.0 % against 25.0 % for pixels"
 
 
 def test_halves_share_no_picture_and_cover_n() -> None:
-    seeds = [over[1] for seed in (0, 1) for over, _ in rows_planted.halves(Setting(seed, "cpu", ""), 5)]
+    seeds = [over[1] for seed in (0, 1) for over, _ in planted_world.halves(Setting(seed, "cpu", ""), 5)]
     assert seeds == ["seed=0", "seed=1", "seed=2", "seed=3"]
-    assert [count for _, count in rows_planted.halves(SETTING, 5)] == [3, 2]
+    assert [count for _, count in planted_world.halves(SETTING, 5)] == [3, 2]
 
 
 def test_renders_have_the_classes_that_are_asked_for() -> None:
-    images = rows_planted.renders(SETTING, [3, 3, 7])
+    images = planted_world.renders(SETTING, [3, 3, 7])
     scenes = planted.draw(3, planted.split_seed("validation", 0)).vary(label=3)
     assert images.shape == (3, 3, 64, 64)
     assert (images[:2] - planted.render(scenes).image[:2]).abs().max() <= 0.5 / 255 + 1e-6
@@ -243,8 +243,8 @@ def test_rows_without_their_data_are_skipped(
 ) -> None:
     for name in ("CIFAR10", "CIFAR10_RESNETS"):
         monkeypatch.setenv(name, str(tmp_path / "absent"))
-    monkeypatch.setattr(rows, "_networks", {})
-    monkeypatch.setattr(rows, "build", lambda config, **given: build(config, **{"generator": None, **given}))
+    monkeypatch.setattr(metric, "_networks", {})
+    monkeypatch.setattr(metric, "build", lambda config, **given: build(config, **{"generator": None, **given}))
     assert evaluate.main(["rows=cifar10.vae,cifar10.uvce_flips", "n=2", f"outputs={tmp_path}"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert all("skipped: " in line and "absent" in line for line in lines[1:-1])
@@ -271,7 +271,7 @@ def tiny_world(
     monkeypatch: pytest.MonkeyPatch, make_generator: Callable[..., LatentDiffusion], tiny_classifier: Classifier
 ) -> None:
     """The planted world with a tiny generator, classifier and oracles, and one step of optimisation."""
-    generator, plain = make_generator(), rows._overrides
+    generator, plain = make_generator(), metric._overrides
 
     def tiny(config: dict[str, Any]) -> Any:
         return build(config, generator=generator, classifier=tiny_classifier)
@@ -279,17 +279,17 @@ def tiny_world(
     def quick(setting: Setting, classifier: str, more: Any) -> list[str]:
         return [*plain(setting, classifier, more), "optimizer.steps=1", "augment.crops=2"]
 
-    monkeypatch.setattr(rows, "_overrides", quick)
-    monkeypatch.setattr(rows, "parts_of", tiny)
-    monkeypatch.setattr(judges, "oracle", lambda setting, name: TinyOracle())
+    monkeypatch.setattr(metric, "_overrides", quick)
+    monkeypatch.setattr(metric, "parts_of", tiny)
+    monkeypatch.setattr(oracles, "oracle", lambda setting, name: TinyOracle())
 
 
 def test_all_planted_rows_by_way_of_the_runner(
     tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.evaluate(evaluate.Options(n=4, outputs=str(tmp_path)), rows_planted.ROWS, "") in (0, 1)
+    assert evaluate.evaluate(evaluate.Options(n=4, outputs=str(tmp_path)), planted_world.ROWS, "") in (0, 1)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == [r.name for r in rows_planted.ROWS]
+    assert [line.split()[0] for line in lines[1:-1]] == [r.name for r in planted_world.ROWS]
     folders = list((tmp_path / "uvce" / "planted_ddim-planted_clean").iterdir())
     records = [json.loads(text) for f in folders for text in (f / "results.jsonl").read_text().splitlines()]
     assert len(folders) == 8 and len(records) == 16
@@ -299,9 +299,9 @@ def test_all_planted_rows_by_way_of_the_runner(
 def test_runs_share_networks_of_equal_settings_and_no_others(tmp_path: Path) -> None:
     """The generator of a run is the one that its configuration says, wherever an experiment sets it."""
     setting = Setting(0, "cpu", str(tmp_path))
-    plain = rows.world(setting, "planted_weak")
-    other, config, _ = rows.asked(setting, "planted_weak", ("experiment=planted/fig25", "data.count=40"), 1)
-    again, _, _ = rows.asked(setting, "planted_weak", ("task.mode=error", "data.count=40"), 1)
+    plain = metric.world(setting, "planted_weak")
+    other, config, _ = metric.asked(setting, "planted_weak", ("experiment=planted/fig25", "data.count=40"), 1)
+    again, _, _ = metric.asked(setting, "planted_weak", ("task.mode=error", "data.count=40"), 1)
     assert again.generator is plain.generator and again.classifier is plain.classifier is other.classifier
     assert config["generator"]["steps"] == len(other.diffusion) == 10 != len(plain.diffusion)
 
@@ -310,13 +310,13 @@ def test_answered_questions_are_read_and_not_asked_again(
     tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting, overrides = Setting(0, "cpu", str(tmp_path)), ("task.baseline=start_only",)
-    first = rows.answers(setting, "planted_clean", overrides, 2)
-    rows.answers.cache_clear()
-    monkeypatch.setattr("runner.run.solve_batch", lambda *_: pytest.fail("solved again"))
-    second = rows.answers(setting, "planted_clean", overrides, 2)
+    first = metric.answers(setting, "planted_clean", overrides, 2)
+    metric.answers.cache_clear()
+    monkeypatch.setattr("classifier_lens.runner.run.solve_batch", lambda *_: pytest.fail("solved again"))
+    second = metric.answers(setting, "planted_clean", overrides, 2)
     assert [a.record for a in first] == [a.record for a in second]
     assert all(a.best is not None and a.best.shape == (3, 16, 16) for a in second)
-    assert [rows_planted.position(a.problem.name) for a in second] == [0, 1]
+    assert [planted_world.position(a.problem.name) for a in second] == [0, 1]
 
 
 def test_problems_are_posed_once(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,21 +328,21 @@ def test_problems_are_posed_once(tiny_world: None, tmp_path: Path, monkeypatch: 
         return plain(task, world)
 
     monkeypatch.setattr(Uvce, "problems", counted)
-    given = rows.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", ("task.baseline=start_only",), 2)
+    given = metric.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", ("task.baseline=start_only",), 2)
     assert len(asked) == 1 and len(given) == 2
 
 
 def test_a_stopped_run_ends_the_evaluation(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "run", lambda parts, config: 143)
+    monkeypatch.setattr(metric, "run", lambda parts, config: 143)
     with pytest.raises(SystemExit) as stop:
         evaluate.main(["rows=planted.uvce_confidence", "n=2", f"outputs={tmp_path}"])
     assert stop.value.code == 143
 
 
 def test_unanswered_questions_are_no_result(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "run", lambda parts, config: 1)
+    monkeypatch.setattr(metric, "run", lambda parts, config: 1)
     with pytest.raises(UserError, match="2 of 2 problems have no answer"):
-        rows.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", (), 2)
+        metric.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", (), 2)
 
 
 @pytest.mark.slow

@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
-from scripts import rows_audit
-from scripts.rows import Setting
-from scripts.rows_audit import audit_accuracy, audit_auc, audit_false_alarms, audit_tied, tied
+from classifier_lens.scripts.evaluate import feature_audit
+from classifier_lens.scripts.evaluate.feature_audit import (
+    audit_accuracy,
+    audit_auc,
+    audit_false_alarms,
+    audit_tied,
+    tied,
+)
+from classifier_lens.scripts.evaluate.metric import Setting
 
 SETTING = Setting(0, "cpu", "outputs")
 NETWORKS = ("planted_clean", "planted_tied")
@@ -30,7 +36,7 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
         "planted_clean": features([0.3, 0.4], [0.2, 0.05], "viaduct"),
         "planted_tied": features([0.2, 0.3], [0.1, 0.0], "viaduct") + features([], [0.4], "rock crab"),
     }
-    monkeypatch.setattr(rows_audit, "audited", lambda *_: (found, 7))
+    monkeypatch.setattr(feature_audit, "audited", lambda *_: (found, 7))
     return found
 
 

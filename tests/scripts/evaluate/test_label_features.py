@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from data import planted
-from data.planted import Rendered, Scenes
-from data.salient_imagenet import read_answers
-from models.tensor_cache import TensorCache
-from models.zoo.shipped import SHIPPED, load_shipped
-from scripts.label_features import label_features, main, spurious_shares
+from classifier_lens.data import planted
+from classifier_lens.data.planted import Rendered, Scenes
+from classifier_lens.data.salient_imagenet import read_answers
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.scripts.evaluate.label_features import label_features, main, spurious_shares
 from tests.tasks.tiny import Colours, Pictures, classifier_of, colour
 
 # Class 0 reads red, class 1 green and class 2 blue; blue reads red and green as well.

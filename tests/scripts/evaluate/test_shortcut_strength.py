@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import planted
-from models.zoo.shipped import load_shipped
-from scripts import rows_bias
-from scripts.judges import TIED
-from scripts.rows import Answer, Setting
+from classifier_lens.data import planted
+from classifier_lens.models.classifier.loaders.shipped import load_shipped
+from classifier_lens.scripts.evaluate import shortcut_strength
+from classifier_lens.scripts.evaluate.metric import Answer, Setting
+from classifier_lens.scripts.evaluate.oracles import TIED
 
 TINY = (
     "name=planted_shortcut", "images=100", "test=50", "steps=1", "batch=16", "device=cpu", "architecture=resnet10t",
@@ -26,25 +26,25 @@ TINY = (
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
-    monkeypatch.setattr(rows_bias, "RECIPE", TINY)
-    monkeypatch.setattr(rows_bias, "RENDERS", 8)
-    rows_bias.trained.cache_clear()
+    monkeypatch.setattr(shortcut_strength, "RECIPE", TINY)
+    monkeypatch.setattr(shortcut_strength, "RENDERS", 8)
+    shortcut_strength.trained.cache_clear()
     return Setting(0, "cpu", str(tmp_path))
 
 
 def test_there_is_one_classifier_per_strength_and_recipe_and_it_is_trained_once(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weak, strong = (rows_bias.trained(setting, strength) for strength in (0.5, 0.99))
+    weak, strong = (shortcut_strength.trained(setting, strength) for strength in (0.5, 0.99))
     assert set(json.loads((weak / "config.json").read_text())["strength"].items()) == {(name, 0.5) for name in TIED}
     assert load_shipped(weak).digest != load_shipped(strong).digest
-    rows_bias.trained.cache_clear()
-    monkeypatch.setattr(rows_bias.train_classifier, "main", lambda _: pytest.fail("trained again"))
-    assert rows_bias.trained(setting, 0.5) == weak
-    monkeypatch.setattr(rows_bias, "RECIPE", (*TINY, "seed=9"))
-    monkeypatch.setattr(rows_bias.train_classifier, "main", lambda _: None)
-    rows_bias.trained.cache_clear()
-    assert rows_bias.trained(setting, 0.5) != weak
+    shortcut_strength.trained.cache_clear()
+    monkeypatch.setattr(shortcut_strength.classifier, "main", lambda _: pytest.fail("trained again"))
+    assert shortcut_strength.trained(setting, 0.5) == weak
+    monkeypatch.setattr(shortcut_strength, "RECIPE", (*TINY, "seed=9"))
+    monkeypatch.setattr(shortcut_strength.classifier, "main", lambda _: None)
+    shortcut_strength.trained.cache_clear()
+    assert shortcut_strength.trained(setting, 0.5) != weak
 
 
 def test_a_bias_is_the_share_of_a_prompts_pictures_that_show_the_cue(
@@ -62,15 +62,15 @@ def test_a_bias_is_the_share_of_a_prompts_pictures_that_show_the_cue(
         assert factor == "class" or set(wanted) == {expected[factor]}
         return [factor != "class" and bool(image.mean() > 0.5) for image in images]
 
-    monkeypatch.setattr(rows_bias, "answers", lambda *_: given)
-    monkeypatch.setattr(rows_bias, "both", seen)
-    found = rows_bias.bias(setting, 3, 0.5)
+    monkeypatch.setattr(shortcut_strength, "answers", lambda *_: given)
+    monkeypatch.setattr(shortcut_strength, "both", seen)
+    found = shortcut_strength.bias(setting, 3, 0.5)
     assert found.value == 0.5
     assert found.note.startswith(
         "class seen in 0.0 %, activation score 75.0 %, of the name 25.0 %; recall with the cue"
     )
     given[0] = given[2]
-    assert math.isnan(rows_bias.bias(setting, 3, 0.5).value)
+    assert math.isnan(shortcut_strength.bias(setting, 3, 0.5).value)
 
 
 def portrait(label: str, shades: Sequence[float]) -> Answer:
@@ -81,4 +81,4 @@ def portrait(label: str, shades: Sequence[float]) -> Answer:
 
 
 def test_rows_are_named_after_the_strength() -> None:
-    assert [row.name for row in rows_bias.ROWS] == [f"planted.bias_{s}" for s in (0, 50, 90, 99)]
+    assert [row.name for row in shortcut_strength.ROWS] == [f"planted.bias_{s}" for s in (0, 50, 90, 99)]

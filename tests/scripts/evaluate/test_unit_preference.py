@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data import planted
-from data.planted_shapes import ORANGE
-from models.classifier import ImageClassifier, ask_logits
-from scripts import rows_units
-from scripts.preference import Role, preference, roles
-from scripts.rows import Setting
-from tasks.units import FEATURES, Unit
+from classifier_lens.data import planted
+from classifier_lens.data.planted_shapes import ORANGE
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
+from classifier_lens.scripts.evaluate import units_and_components
+from classifier_lens.scripts.evaluate.metric import Setting
+from classifier_lens.scripts.evaluate.unit_preference import Role, preference, roles
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
 
 BREAST, WATER, BOTH = 0, 1, 2
 BLUE = (0.06, 0.35, 0.65)  # between the waves
@@ -86,11 +86,11 @@ def test_maps_are_compared_of_units_that_hang_on_one_thing(
     an untied one; the unit whose water counts more in the logit comes first."""
     assert seekers.head is not None
     setting = Setting(0, "cpu", "")
-    monkeypatch.setattr(rows_units, "network", lambda *_: seekers)
+    monkeypatch.setattr(units_and_components, "network", lambda *_: seekers)
     monkeypatch.setattr(seekers.head.weight, "data", torch.tensor([1.0, 1.0, 2.0]).expand(len(planted.CLASSES), 3))
-    assert rows_units.spurious_and_core(setting) == [("great white shark", True, [BOTH, WATER])]
-    assert list(rows_units.units_of(setting, "prairie chicken", False)) == [BOTH, BREAST]
-    costs = rows_units.units_of(setting, "great white shark", True)
+    assert units_and_components.spurious_and_core(setting) == [("great white shark", True, [BOTH, WATER])]
+    assert list(units_and_components.units_of(setting, "prairie chicken", False)) == [BOTH, BREAST]
+    costs = units_and_components.units_of(setting, "great white shark", True)
     assert costs[BOTH] == pytest.approx(2 * costs[WATER]) and costs[WATER] > 0.1
     monkeypatch.setattr(seekers.head.weight, "data", torch.tensor([1.0, 0.1, 2.0]).expand(len(planted.CLASSES), 3))
-    assert rows_units.spurious_and_core(setting) == [("great white shark", True, [BOTH])]
+    assert units_and_components.spurious_and_core(setting) == [("great white shark", True, [BOTH])]

@@ -53,12 +53,13 @@ def counterfactuals(root: Path, method: str, problems: int = 3, trained: bool = 
             "confidence_after": {"viaduct": sure}, **changes,
         }  # fmt: skip
         answers.append((record, {"original": (9 * i, 200, 0), "best": COLOURS[method]}))
-    training = f"{{_target_: data.folder.ImageFolder, path: {class_folder(root / 'training', 9)}, seed: 0}}"
-    config = "task: {_target_: tasks.uvce.Uvce}\n" + (f"training: {training}\n" if trained else "")
+    loader = "classifier_lens.data.image_folder.ImageFolder"
+    training = f"{{_target_: {loader}, path: {class_folder(root / 'training', 9)}, seed: 0}}"
+    config = "task: {_target_: classifier_lens.tasks.uvce.Uvce}\n" + (f"training: {training}\n" if trained else "")
     return write_run(root / "uvce" / "planted_ddim-planted_clean" / f"secret{method}", config, answers)
 
 
-AUDIT = "task: {_target_: tasks.spurious_audit.SpuriousAudit, objectives: [both, unit]}\n"
+AUDIT = "task: {_target_: classifier_lens.tasks.spurious_audit.SpuriousAudit, objectives: [both, unit]}\n"
 GROUPS = {"viaduct": "biased", "rock crab": "unbiased", "partridge": "medium"}
 REAL: Colour = (200, 100, 0)
 
@@ -97,7 +98,7 @@ def portraits(root: Path, labels: Sequence[str] = (*GROUPS, "lifeboat"), samples
                 "rivals": {}, "loss": {"total": 1.0 - k},
             }  # fmt: skip
             answers.append((record, {"best": colour, **{f"sample_{i:02}": colour for i in range(1, samples)}}))
-    config = "task: {_target_: tasks.diffexplainer_class.DiffExplainerClass}\n"
+    config = "task: {_target_: classifier_lens.tasks.diffexplainer_class.DiffExplainerClass}\n"
     return write_run(root / "diffexplainer_class" / "planted_lcm-planted_clean" / "secretC", config, answers)
 
 

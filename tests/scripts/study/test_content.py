@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runner.types import UserError
-from scripts import study_pages
-from scripts.study_content import CHOICES, CONTENTS, CORE, Content, ask, score
-from scripts.study_pages import Count
-from tests.scripts.studies import COLOURS, GROUPS, Page, audit, portraits, save
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.study import pages
+from classifier_lens.scripts.study.content import CHOICES, CONTENTS, CORE, Content, ask, score
+from classifier_lens.scripts.study.pages import Count
+from tests.scripts.study.studies import COLOURS, GROUPS, Page, audit, portraits, save
 
 
 def study(tmp_path: Path, out: str = "out", audited: Path | None = None, **changes: Any) -> tuple[Page, dict[str, Any]]:
     """Page and key of a study of all classes that both runs know."""
     runs = [portraits(tmp_path), audited or audit(tmp_path)]
-    page, key = study_pages.make(ask, runs, Content(out=str(tmp_path / out), **changes))
+    page, key = pages.make(ask, runs, Content(out=str(tmp_path / out), **changes))
     return Page(page), json.loads(key.read_text())
 
 
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     ]
     for runs, said in wrong:
         with pytest.raises(UserError, match=said):
-            study_pages.make(ask, runs, Content(out=str(tmp_path / "out")))
+            pages.make(ask, runs, Content(out=str(tmp_path / "out")))
 
 
 # --- score ---------------------------------------------------------------------------------------------------

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runner.types import UserError
-from scripts import study_pages
-from scripts.study_pages import METHODS, Count, Gallery, Study, counted
-from scripts.study_preference import BETTER, EQUAL, Pair, Preference, ask, boxes, score
-from tests.scripts.studies import COLOURS, class_folder, counterfactuals, save
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.study import pages
+from classifier_lens.scripts.study.pages import METHODS, Count, Gallery, Study, counted
+from classifier_lens.scripts.study.preference import BETTER, EQUAL, Pair, Preference, ask, boxes, score
+from tests.scripts.study.studies import COLOURS, class_folder, counterfactuals, save
 
 
 def make(first: Path, second: Path, chosen: Preference) -> list[Path]:
-    return study_pages.make(ask, [first, second], chosen)
+    return pages.make(ask, [first, second], chosen)
 
 
 def study(tmp_path: Path, out: str = "out", **changes: Any) -> tuple[list[Path], dict[str, Any]]:
@@ -36,7 +36,7 @@ def pairs(n: int) -> list[Pair]:
 
 
 def render(pairs: list[Pair], random: Random) -> str:
-    return study_pages.render(Study("t", "i", {}, Gallery(Random(0)), partial(boxes, pairs)), "s", 1, random)
+    return pages.render(Study("t", "i", {}, Gallery(Random(0)), partial(boxes, pairs)), "s", 1, random)
 
 
 def shown(page: str) -> list[tuple[str, str, str]]:

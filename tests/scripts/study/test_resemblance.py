@@ -12,11 +12,20 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from runner.types import UserError
-from scripts import study_pages
-from scripts.study_pages import METHODS
-from scripts.study_resemblance import RESEMBLANCE, Mean, Rating, Resemblance, ask, ratings, score, scores
-from tests.scripts.studies import COLOURS, REAL, SIDE, Page, audit, save
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.study import pages as study_pages
+from classifier_lens.scripts.study.pages import METHODS
+from classifier_lens.scripts.study.resemblance import (
+    RESEMBLANCE,
+    Mean,
+    Rating,
+    Resemblance,
+    ask,
+    ratings,
+    score,
+    scores,
+)
+from tests.scripts.study.studies import COLOURS, REAL, SIDE, Page, audit, save
 
 # --- pages ---------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.hierarchy import TABLE
-from scripts.imagenet_hierarchy import Synset, above, main, notice, read_nouns, table
+from classifier_lens.data.imagenet_hierarchy import TABLE
+from classifier_lens.scripts.tables.imagenet_hierarchy import Synset, above, main, notice, read_nouns, table
 
 WORDNET = Path("/usr/share/wordnet")
 # Lines as in WordNet's data.noun; words are counted in hexadecimal, pointers in decimal numbers.

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts import option_tables
-from scripts.option_tables import MARKED, PAGES, ROOT, Option, options
+from classifier_lens.scripts.tables import option_tables
+from classifier_lens.scripts.tables.option_tables import MARKED, PAGES, ROOT, Option, options
 
 TASKS = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
 
 TEXT = """\
 defaults:
   - override /sampler: lcm # not an option
-_target_: tasks.uvce.Uvce
+_target_: classifier_lens.tasks.uvce.Uvce
 mode: class # class | error
 plain: ${domain.target}
 attribute: # what changes
@@ -22,11 +22,11 @@ attribute: # what changes
   deeper: {x: 1}
 surroundings: # a list for each
   # kind of thing
-  {_target_: tasks.surroundings.Surroundings, phrases: null}
+  {_target_: classifier_lens.tasks.prompts.context_search.Surroundings, phrases: null}
 # none | pixels
 # and others
 baseline: none
-cam: {_target_: tasks.cam.HiResCam, layer: null} # where units look
+cam: {_target_: classifier_lens.tasks.units.hirescam.HiResCam, layer: null} # where units look
 cache: ${cache} # nobody's business
 "null": 0 # a rate
 """
@@ -48,7 +48,7 @@ def test_keys_with_their_defaults_and_comments() -> None:
 def test_every_task_has_a_page_that_is_up_to_date(task: str) -> None:
     path = PAGES / f"{task}.md"
     text = path.read_text()
-    assert option_tables.page(text) == text, "python scripts/option_tables.py writes it again"
+    assert option_tables.page(text) == text, "python scripts/tables/option_tables.py writes it again"
     assert f"task={task}" in [f"{found[2]}={found[3]}" for found in MARKED.finditer(text)]
     for heading in ("## How to read it", "## Cost", "## Options"):
         assert heading in text

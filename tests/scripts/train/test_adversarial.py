@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.adversarial import l2_pgd
+from classifier_lens.scripts.train.adversarial import l2_pgd
 
 
 def norms(change: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from data import planted
-from scripts.augmentation import NOTHING, Augment
+from classifier_lens.data import planted
+from classifier_lens.scripts.train.augmentation import NOTHING, Augment
 
 
 @pytest.mark.parametrize("kind", ["crop", "blur", "noise", "colour", "jpeg", "erase"])

@@ -12,14 +12,14 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from data import cifar10, planted
-from data.borders import CIFAR10, COLOURS
-from data.ties import PLANTED, SHORTCUTS, check_ties
-from models.zoo.shipped import SHIPPED, load_shipped, shipped_oracle
-from runner.compose import configure
-from runner.types import UserError
-from scripts import train_classifier
-from scripts.corpora import Corpus, load_corpus
+from classifier_lens.data import cifar10, planted
+from classifier_lens.data.colored_borders import CIFAR10, COLOURS
+from classifier_lens.data.shortcuts import PLANTED, SHORTCUTS, check_ties
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped, shipped_oracle
+from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.train import classifier as train_classifier
+from classifier_lens.scripts.train.labeled_images import Corpus, load_corpus
 
 TINY = [
     "images=200", "test=100", "steps=2", "batch=16", "device=cpu", "architecture=resnet10t",

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from data import planted
-from models.clip import load_clip
-from runner.types import UserError
-from scripts import train_clip
-from scripts.measure_clip import NAMES, local_name
+from classifier_lens.data import planted
+from classifier_lens.models.clip import load_clip
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.train import clip as train_clip
+from classifier_lens.scripts.train.measure_clip import NAMES, local_name
 
 TINY = [
     "images=200", "test=50", "batch=32", "device=cpu", "model.vision_cfg.width=4", "model.vision_cfg.head_width=32",

@@ -13,11 +13,19 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.networks import load
-from models.steps import predict_x0
-from runner.types import UserError
-from scripts import distill_lcm
-from scripts.distill_lcm import ROOT, Student, adapted_student, full_student, load_pairs, main, solve
+from classifier_lens.models.generator.noise_schedule import predict_x0
+from classifier_lens.models.generator.pipeline.networks import load
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.train import distill_lcm
+from classifier_lens.scripts.train.distill_lcm import (
+    ROOT,
+    Student,
+    adapted_student,
+    full_student,
+    load_pairs,
+    main,
+    solve,
+)
 
 SETTINGS: dict[str, Any] = {"revision": None, "variant": None, "dtype": "float32", "device": "cpu", "needs": "get them"}
 SMALL = ("minutes=0.03", "device=cpu", "trajectories=8", "block=4", "student_batch=4", "original_steps=10", "stride=2")

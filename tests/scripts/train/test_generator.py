@@ -11,10 +11,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from omegaconf import OmegaConf
 
-from data import planted
-from runner.types import UserError
-from scripts import train_generator, training
-from scripts.train_generator import main, reconstruction_loss
+from classifier_lens.data import planted
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.train import generator, loop
+from classifier_lens.scripts.train.generator import main, reconstruction_loss
 from tests.conftest import SHARED
 
 TINY = (
@@ -67,7 +67,7 @@ def test_unknown_data_is_refused_in_one_line() -> None:
 def test_the_average_forgets_the_first_weights() -> None:
     """Of weights 0, then 1 ever after, the average is near 1 after few steps although the decay is 0.999."""
     average = [torch.zeros(1)]
-    update = training.warm_average(0.999)
+    update = loop.warm_average(0.999)
     for step in range(100):
         update(average, [torch.ones(1)], torch.tensor(step + 1))
     assert average[0].item() > 0.99
@@ -84,7 +84,7 @@ def test_the_perceptual_term_is_zero_for_the_same_picture_and_counts_blur_more_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CIFAR10_RESNETS", str(SHARED / "cifar10"))
-    cfg = OmegaConf.load(train_generator.ROOT / "conf" / "train" / "generator_cifar10.yaml")
+    cfg = OmegaConf.load(generator.ROOT / "conf" / "train" / "generator_cifar10.yaml")
     loss = reconstruction_loss(cfg, torch.device("cpu"))
     plain = reconstruction_loss(SimpleNamespace(vae=SimpleNamespace(perceptual=None)), torch.device("cpu"))
     scenes = planted.draw(8, 5)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from data import planted
-from scripts.corpora import IGNORED, planted_targets
+from classifier_lens.data import planted
+from classifier_lens.scripts.train.labeled_images import IGNORED, planted_targets
 
 
 def test_targets_of_pictures_without_an_object() -> None:

@@ -10,10 +10,16 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from data import planted
-from models.zoo.shipped import SHIPPED, load_shipped
-from scripts.corpora import planted_corpus
-from scripts.measure_classifier import ROOT, accuracies, accuracy_attacked, shipped_classifiers, tie_facts
+from classifier_lens.data import planted
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped
+from classifier_lens.scripts.train.labeled_images import planted_corpus
+from classifier_lens.scripts.train.measure_classifier import (
+    ROOT,
+    accuracies,
+    accuracy_attacked,
+    shipped_classifiers,
+    tie_facts,
+)
 
 UNTIED = ("planted_clean", "planted_clean2", "planted_vit", "planted_robust")
 # Largest recall without the cue; in planted_shortcut2 the shark needs its cue less often than the others.

@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor, CLIPTokenizer
 
-from data import planted
-from scripts.train_segmenter import MEAN, ROOT, STD, TEXTS, Scenes, Segmenter, build, main
+from classifier_lens.data import planted
+from classifier_lens.scripts.train.segmenter import MEAN, ROOT, STD, TEXTS, Scenes, Segmenter, build, main
 
 TINY = ("minutes=0.03", "images=40", "batch=4", "device=cpu")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data import planted
-from runner.types import UserError
-from scripts.tokenizer import learn_merges, train_tokenizer
+from classifier_lens.data import planted
+from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.train.tokenizer import learn_merges, train_tokenizer
 
 
 def test_merges_are_those_of_byte_pair_encoding() -> None:

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from runner.types import UserError
-from tasks.agreement import agreement, balanced_accuracy, best_delta, calibrated, interval, verdict
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.analysis.label_agreement import (
+    agreement,
+    balanced_accuracy,
+    best_delta,
+    calibrated,
+    interval,
+    verdict,
+)
 
 # Core features' r, and spurious ones', overlapping in one pair of six.
 R = [0.30, 0.20, 0.04, 0.06, 0.01]

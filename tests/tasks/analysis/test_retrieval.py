@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.tensor_cache import TensorCache
-from runner.types import UserError
-from tasks import retrieval
-from tasks.retrieval import Retrieval
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.analysis import retrieval
+from classifier_lens.tasks.analysis.retrieval import Retrieval
 from tests.tasks.tiny import SIDE, Embeddings, Pictures, cache_in, colour, noise
 
 TEXTS = {"green": [0.0, 1.0, 0.0], "red": [1.0, 0.0, 0.0]}

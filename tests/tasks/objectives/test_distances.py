@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runner.types import Anchor, Scene
-from tasks.distances import distances, latent_distance, pixel_distance
+from classifier_lens.runner.types import Anchor, Scene
+from classifier_lens.tasks.objectives.distances import distances, latent_distance, pixel_distance
 from tests.conftest import anchor_of
 
 

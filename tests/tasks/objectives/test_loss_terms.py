@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.augment import RandomCrops
-from runner.types import Head, Response, Scene, Term, UserError
-from tasks.components import Components
-from tasks.terms import GAPS, class_log_prob, confidence_gap, npca_contribution, text_log_prob, unit_activation
-from tasks.units import FEATURES, Unit
+from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.types import Head, Response, Scene, Term, UserError
+from classifier_lens.tasks.objectives.loss_terms import (
+    GAPS,
+    class_log_prob,
+    confidence_gap,
+    npca_contribution,
+    text_log_prob,
+    unit_activation,
+)
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
+from classifier_lens.tasks.units.npca import Components
 from tests.tasks.tiny import SIDE, Colours, Embeddings, Maps, classifier_of
 
 

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from data import folder
-from data.folder import ImageFolder
-from models.zoo.labels import imagenet_labels
-from runner.manifest import digests_of
-from runner.types import UnreadableImage
-from tasks.pictures import asked_of, compared, drawn, moved_by, slug, start
+from classifier_lens.data import image_folder
+from classifier_lens.data.image_folder import ImageFolder
+from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
+from classifier_lens.runner.results.manifest import digests_of
+from classifier_lens.runner.types import UnreadableImage
+from classifier_lens.tasks.problems.image_problems import asked_of, compared, drawn, moved_by, slug, start
 from tests.conftest import TinyClassifier, uvce
 from tests.tasks.tiny import Maker, world
 
@@ -49,13 +49,13 @@ def test_questions_whose_answers_need_no_pixels_decode_no_image(
     for k in range(3):
         Image.new("RGB", (24, 24), (80 * k, 0, 0)).save(tmp_path / "rock crab" / f"{k}.png")
     decoded: list[object] = []
-    decode = folder.decode
+    decode = image_folder.decode
 
     def counted(key: str, source: Path | bytes) -> Tensor:
         decoded.append(source)
         return decode(key, source)
 
-    monkeypatch.setattr(folder, "decode", counted)
+    monkeypatch.setattr(image_folder, "decode", counted)
     data, maker = ImageFolder(tmp_path, 0), Maker()
     problems, _ = uvce(target="viaduct").problems(world(data, tiny_classifier, generator=maker))
     digests = [digests_of(problem) for problem in problems]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.tensor_cache import TensorCache
-from runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
-from tasks.asking import attempted, looked_at
-from tasks.components import components
-from tasks.ranking import most_certain, rank
-from tasks.surroundings import Surroundings
-from tasks.units import FEATURES
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
+from classifier_lens.tasks.problems.problem_checks import attempted, looked_at
+from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.units.activation_ranking import most_certain, rank
+from classifier_lens.tasks.units.addressing import FEATURES
+from classifier_lens.tasks.units.npca import components
 from tests.conftest import uvce
 from tests.tasks.test_disagreement import task as disagreement
 from tests.tasks.test_neuron_cf import task as neuron_cf

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runner.types import Edit, UserError, article
-from tasks.edits import prompt_of, replace_class, replace_phrase, replace_phrases
+from classifier_lens.runner.types import Edit, UserError, article
+from classifier_lens.tasks.prompts.caption_edit import prompt_of, replace_class, replace_phrase, replace_phrases
 
 
 def test_the_caption_says_what_changes() -> None:

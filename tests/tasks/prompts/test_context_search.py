@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.tensor_cache import TensorCache
-from runner.types import Edit, UserError
-from tasks.surroundings import Surroundings
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import Edit, UserError
+from classifier_lens.tasks.prompts.context_search import Surroundings
 from tests.tasks.tiny import Colours, Maker, classifier_of, noise, world
 
 GROUNDS = {"on sand": 0.2, "in snow": 0.5, "on dry grass": 0.3}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data import planted
-from runner.protocols import Classifier
-from runner.types import Example, UserError, matching_rows
-from tasks.targets import RULES, Choice, count_of, known_label, rows_of_class, targets
+from classifier_lens.data import planted
+from classifier_lens.runner.protocols import Classifier
+from classifier_lens.runner.types import Example, UserError, matching_rows
+from classifier_lens.tasks.prompts.target_rules import RULES, Choice, count_of, known_label, rows_of_class, targets
 from tests.conftest import TinyClassifier
 from tests.tasks.tiny import Pictures, colour, world
 

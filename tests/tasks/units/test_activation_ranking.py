@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.folder import square
-from models.tensor_cache import TensorCache
-from runner.types import UserError
-from tasks import ranking as module
-from tasks.ranking import KEPT, choose_units, chunks, rank
-from tasks.units import FEATURES, Ranking, Unit, outputs, read_unit
+from classifier_lens.data.image_folder import square
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.units import activation_ranking as module
+from classifier_lens.tasks.units.activation_ranking import KEPT, choose_units, chunks, rank
+from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit, outputs, read_unit
 from tests.tasks.tiny import NAMES, SIDE, Colours, Maps, Pictures, cache_in, classifier_of, colour, noise, plain
 
 NOTHING_KEPT = TensorCache(None)

@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runner.types import UserError, printable
-from tasks.units import FEATURES, Unit, activation, activations, check_units, outputs, read_unit
+from classifier_lens.runner.types import UserError, printable
+from classifier_lens.tasks.units.addressing import (
+    FEATURES,
+    Unit,
+    activation,
+    activations,
+    check_units,
+    outputs,
+    read_unit,
+)
 from tests.tasks.tiny import SIDE, Maps, Tokens, classifier_of, plain
 
 

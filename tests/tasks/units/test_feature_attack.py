@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.attack import FeatureAttack
-from tasks.units import FEATURES, Unit, activation
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
+from classifier_lens.tasks.units.feature_attack import FeatureAttack
 from tests.tasks.tiny import SIDE, Colours, Maps, classifier_of, colour
 
 UNITS = [Unit(FEATURES, 0), Unit("early", 3), Unit("head.in", 2)]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.cam import hirescam
-from tasks.units import FEATURES, Unit
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
+from classifier_lens.tasks.units.hirescam import hirescam
 from tests.tasks.tiny import SIDE, Maps, Tokens, classifier_of, plain
 
 

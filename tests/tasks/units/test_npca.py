@@ -11,10 +11,10 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from models.tensor_cache import TensorCache
-from runner.types import Head, UserError
-from tasks import ranking
-from tasks.components import Components, check_component, components, read_components
+from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.types import Head, UserError
+from classifier_lens.tasks.units import activation_ranking
+from classifier_lens.tasks.units.npca import Components, check_component, components, read_components
 from tests.conftest import SHARED
 from tests.tasks.tiny import NAMES, SIDE, Maps, Pictures, cache_in, classifier_of, noise, plain
 
@@ -33,7 +33,7 @@ def psi(network: Maps, label: str, dataset: Pictures) -> Tensor:
 @pytest.mark.parametrize("count", [90, 7])
 def test_they_are_scikit_learns_up_to_their_sign(label: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 90 pictures, 30 of them of the class; and with 7, fewer than features, where variance can only be 0."""
-    monkeypatch.setattr(ranking, "CHUNK", 8)
+    monkeypatch.setattr(activation_ranking, "CHUNK", 8)
     network, dataset = Maps(), noise(count)
     own = components(classifier_of(network), label, dataset, SIDE, NOTHING_KEPT)
     assert own.vectors.dtype == own.variance.dtype == torch.double

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.protocols import World
-from runner.types import UserError
-from tasks.units import FEATURES, Unit
-from tasks.worded import pictures_of, words_of
+from classifier_lens.runner.protocols import World
+from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.units.addressing import FEATURES, Unit
+from classifier_lens.tasks.units.word_activations import pictures_of, words_of
 from tests.tasks.tiny import Colours, Maker, cache_in, classifier_of, colour, noise, world
 
 TEMPLATE = "a photograph of {phrase}"

@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from models.classifier import ImageClassifier
-from models.zoo.checkpoint import load_into
-from models.zoo.timm import timm_classifier
-from models.zoo.torchvision import PUBLISHED, torchvision_classifier
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.classifier.loaders.checkpoint import load_into
+from classifier_lens.models.classifier.loaders.timm import timm_classifier
+from classifier_lens.models.classifier.loaders.torchvision import PUBLISHED, torchvision_classifier
+from classifier_lens.runner.types import UserError
+from tests.cli import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 PICTURES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.5, 0.6, 0.7])
 IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
-from models.zoo.convstem import convolutional_stem, convstem_classifier
-from runner.types import UserError
+from classifier_lens.models.classifier.loaders.convstem import convolutional_stem, convstem_classifier
+from classifier_lens.runner.types import UserError
+from tests.cli import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 PICTURES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 # The stem as it is published: the convolutions are 0, 3, 6, 9 and 12, the norms 1, 4, 7 and 10.

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.classifier import ImageClassifier
-from models.zoo.own import callable_classifier
-from models.zoo.sources import kept, sources
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.classifier.loaders.network_identity import kept, sources
+from classifier_lens.models.classifier.loaders.user_network import callable_classifier
+from classifier_lens.runner.types import UserError
 
 FILE = """
 import torch

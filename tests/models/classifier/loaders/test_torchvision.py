@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from models.zoo.torchvision import _plain, torchvision_classifier
-from runner.types import UserError
+from classifier_lens.models.classifier.loaders.torchvision import _plain, torchvision_classifier
+from classifier_lens.runner.types import UserError
 
 PICTURES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))

@@ -22,8 +22,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from models.zoo.transformers import _preparation, transformers_classifier
-from runner.types import UserError
+from classifier_lens.models.classifier.loaders.transformers import _preparation, transformers_classifier
+from classifier_lens.runner.types import UserError
 
 CUB = ["026.Bronzed_Cowbird", "053.Western_Grebe", "055.Evening_Grosbeak"]
 NAMES = ("Bronzed Cowbird", "Western Grebe", "Evening Grosbeak")

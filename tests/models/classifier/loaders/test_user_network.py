@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.classifier import ImageClassifier
-from models.zoo.own import callable_classifier
-from runner.types import UserError
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
+from classifier_lens.models.classifier.loaders.user_network import callable_classifier
+from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 
 SHAPES = """import torch

@@ -12,8 +12,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.adapters import FILE, fuse
-from runner.types import UserError
+from classifier_lens.models.generator.pipeline.adapters import FILE, fuse
+from classifier_lens.runner.types import UserError
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2", "conv1", "conv_shortcut", "linear_1", "conv_in")
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

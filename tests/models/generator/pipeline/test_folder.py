@@ -13,10 +13,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from models import networks
-from models.networks import Networks
-from models.pipeline import WEIGHTS, check_pipeline, variants_in
-from runner.types import UserError
+from classifier_lens.models.generator.pipeline import networks
+from classifier_lens.models.generator.pipeline.folder import WEIGHTS, check_pipeline, variants_in
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.runner.types import UserError
 
 Change = Callable[[Path], None]
 

@@ -21,12 +21,12 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from models import steps
-from models.guided import check_guided
-from models.levels import check_signal, noise_levels, read_scheduler
-from models.networks import Networks
-from models.sampler import NullText, ddim, lcm
-from runner.types import UserError
+from classifier_lens.models.generator import noise_schedule
+from classifier_lens.models.generator.guidance import check_guided
+from classifier_lens.models.generator.pipeline.networks import Networks
+from classifier_lens.models.generator.pipeline.noise_levels import check_signal, noise_levels, read_scheduler
+from classifier_lens.models.generator.samplers import NullText, ddim, lcm
+from classifier_lens.runner.types import UserError
 
 PLAIN = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
@@ -70,7 +70,7 @@ def test_times_and_levels_are_those_of_diffusers(
     assert ours.velocity == (config.get("prediction_type") == "v_prediction")
     z, predicted = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     for i, t in enumerate(theirs.timesteps):
-        moved, x0 = steps.ddim_step(z, predicted, ours.alphas[i], ours.alphas_next[i], ours.velocity)
+        moved, x0 = noise_schedule.ddim_step(z, predicted, ours.alphas[i], ours.alphas_next[i], ours.velocity)
         wanted = theirs.step(predicted, t, z)
         assert moved.isfinite().all() and x0.isfinite().all()
         torch.testing.assert_close(moved, wanted.prev_sample, rtol=1e-5, atol=1e-5)
@@ -78,9 +78,9 @@ def test_times_and_levels_are_those_of_diffusers(
 
 
 def test_spacings_by_hand() -> None:
-    assert steps.leading(1000, 4, 1).tolist() == [751, 501, 251, 1]
-    assert steps.trailing(1000, 4, 1).tolist() == [999, 749, 499, 249]
-    assert steps.linspace(1000, 4, 1).tolist() == [999, 666, 333, 0]
+    assert noise_schedule.leading(1000, 4, 1).tolist() == [751, 501, 251, 1]
+    assert noise_schedule.trailing(1000, 4, 1).tolist() == [999, 749, 499, 249]
+    assert noise_schedule.linspace(1000, 4, 1).tolist() == [999, 666, 333, 0]
 
 
 @pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, LCMScheduler])
@@ -150,7 +150,7 @@ def test_no_step_goes_by_noise_where_there_is_nothing_else(tiny_pipe: StableDiff
             ddim(own, 20, 3.0, None, [0.0, 1.0])
     with pytest.raises(UserError, match=r"no signal left at time 999"):
         lcm(networks(tiny_pipe, tmp_path, NO_SIGNAL), 4, 1.0, None, [0.0, 1.0], 50)
-    check_signal(steps.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20))
+    check_signal(noise_schedule.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20))
 
 
 def test_a_chain_from_nothing_but_noise(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -173,17 +173,17 @@ def test_a_chain_from_nothing_but_noise(tiny_pipe: StableDiffusionPipeline, tmp_
 
 @pytest.mark.parametrize("velocity", [False, True])
 def test_a_shift_of_the_noise_is_one_of_the_noise(velocity: bool) -> None:
-    schedule = replace(steps.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20), velocity=velocity)
+    schedule = replace(noise_schedule.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20), velocity=velocity)
     z, predicted, noise = torch.randn(3, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     shifted = schedule.shifted(predicted, noise, 3)
-    own, other = (steps.noise_of(z, p, schedule.alphas[3], velocity) for p in (predicted, shifted))
+    own, other = (noise_schedule.noise_of(z, p, schedule.alphas[3], velocity) for p in (predicted, shifted))
     torch.testing.assert_close(other - own, noise)
 
 
 def test_guidance_by_the_noise_is_refused_where_there_is_nothing_else() -> None:
     alphas = DDIMScheduler(**NO_SIGNAL).alphas_cumprod
     for spacing, told in (("leading", None), ("trailing", 999)):
-        schedule = replace(steps.ddim_schedule(alphas, 4, spacing=spacing), velocity=True)
+        schedule = replace(noise_schedule.ddim_schedule(alphas, 4, spacing=spacing), velocity=True)
         assert schedule.without_signal == told
         generator: Any = SimpleNamespace(sampler=SimpleNamespace(schedule=schedule))
         with nullcontext() if told is None else pytest.raises(UserError, match="^task.baseline=guidance: .* time 999"):
@@ -193,8 +193,8 @@ def test_guidance_by_the_noise_is_refused_where_there_is_nothing_else() -> None:
 def test_times_beyond_the_trained_ones_are_refused() -> None:
     alphas = DDIMScheduler(**PLAIN).alphas_cumprod
     with pytest.raises(UserError, match=r"generator.steps=1000: begins at time 1000 .*trained are 0 … 999"):
-        steps.ddim_schedule(alphas, 1000)
-    assert steps.ddim_schedule(alphas, 1000, offset=0).timesteps[0] == 999
+        noise_schedule.ddim_schedule(alphas, 1000)
+    assert noise_schedule.ddim_schedule(alphas, 1000, offset=0).timesteps[0] == 999
 
 
 def test_a_recipe_knows_its_times(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runner.drawing import CELL, HEADING, Block, Layout, Matrix, Panel, draw
-from runner.figures import Chosen, compose, lay_out, main
-from runner.finished import read_run
-from runner.types import UserError
+from classifier_lens.runner.report.figures.drawing import CELL, HEADING, Block, Layout, Matrix, Panel, draw
+from classifier_lens.runner.report.figures.figure import Chosen, compose, lay_out, main
+from classifier_lens.runner.results.reader import read_run
+from classifier_lens.runner.types import UserError
 
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white", *["grey"] * 9)
 
@@ -323,7 +323,10 @@ def test_portraits_show_pictures_of_the_best_restart_and_what_plain_prompts_reac
 def test_a_hard_prompt_is_the_title_and_a_soft_ones_nearest_words_are_not(tmp_path: Path) -> None:
     titles = []
     for kind, baseline in (("Hard", "none"), ("Soft", "none"), ("Hard", "pixels")):
-        given = {**PORTRAIT, "controls": {"tokens": {"_target_": f"models.tokens.{kind}"}}}
+        given = {
+            **PORTRAIT,
+            "controls": {"tokens": {"_target_": f"classifier_lens.models.generator.prompt_tuning.{kind}"}},
+        }
         records = [portrait("viaduct", 0)]
         folder = run_folder(tmp_path / kind, "diffexplainer_class", records, ["best"], baseline=baseline, **given)
         titles.append(layout_of(folder).blocks[0].title)
@@ -472,7 +475,7 @@ def test_a_line_without_headings_leaves_no_room_for_them(tmp_path: Path) -> None
 def test_a_matrix_says_its_numbers() -> None:
     from matplotlib.figure import Figure
 
-    from runner.drawing import _draw_matrix
+    from classifier_lens.runner.report.figures.drawing import _draw_matrix
 
     figure = Figure(figsize=(6, 4))
     _draw_matrix(figure, 0.1, Matrix("title", ["a", "b"], ["own", "others"], [[5.25, 0.5], [math.nan, -1.0]]))

@@ -1,0 +1,2 @@
+"""The static page of a run or a sweep: tables, charts, templates.
+Figures for papers are in runner/report/figures/."""

@@ -1,0 +1,8 @@
+"""Hand a run, or a sweep, to a cluster's queue and look at it later: `python scripts/submit.py --help`."""
+
+import sys
+
+from classifier_lens.runner.cluster.submit import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
