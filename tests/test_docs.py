@@ -48,9 +48,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(commands())
-SUBMISSIONS = [
-    words[3:] for _, words in COMMANDS if words[:3] == ["python", "-m", "classifier_lens.runner.cluster.submit"]
-]
+SUBMISSIONS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "scripts/submit.py"]]
 QUESTIONS = [words for words in SUBMISSIONS if words[0] in ("status", "collect")]
 RUNS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "run.py"]]
 RUNS += [settings_of(words)[1] for words in SUBMISSIONS if words not in QUESTIONS]
@@ -59,10 +57,7 @@ RUNS += [settings_of(words)[1] for words in SUBMISSIONS if words not in QUESTION
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
     kinds = {tuple(words[:2]) if words[0] == "python" else words[0] for _, words in COMMANDS}
     scripts = {kind for kind in kinds if isinstance(kind, tuple) and kind[1].startswith("scripts/")}
-    assert kinds - scripts == {"make", ("python", "run.py"), ("python", "-m")}
-    assert {words[2] for _, words in COMMANDS if words[:2] == ["python", "-m"]} == {
-        "classifier_lens.runner.cluster.submit"
-    }
+    assert kinds - scripts == {"make", ("python", "run.py")}
     assert all((ROOT / kind[1]).is_file() for kind in scripts)
     assert len(RUNS) >= 10
 

@@ -42,7 +42,7 @@ from classifier_lens.runner.configuration.override_errors import in_one_line
 from classifier_lens.runner.configuration.resolvers import register
 from classifier_lens.runner.configuration.runner_settings import Settings
 from classifier_lens.runner.configuration.schema import check_settings
-from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.paths import CONF, PACKAGE
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.results.reader import read_config
 from classifier_lens.runner.run import Parts
@@ -217,7 +217,7 @@ def taken(part: Callable[[], Any]) -> Any:
 
 def _models(node: Any) -> Iterator[dict[str, Any]]:
     """The nodes of models/ at any depth."""
-    if isinstance(node, dict) and str(node.get("_target_")).startswith("models."):
+    if isinstance(node, dict) and str(node.get("_target_")).startswith(f"{PACKAGE}.models."):
         yield node
     if isinstance(node, (dict, list)):
         for value in node.values() if isinstance(node, dict) else node:

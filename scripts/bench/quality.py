@@ -36,7 +36,7 @@ from classifier_lens.scripts.evaluate.oracles import CLASSIFIER, TIED, answered,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RESULTS, PICTURE = ROOT / "docs" / "results", ROOT / "docs" / "pictures" / "quality.png"
+RESULTS, PICTURE = ROOT / "docs" / "results", ROOT / "docs" / "images" / "quality.png"
 # Samplers, and approximations of them.
 DDIM, LCM = ("sampler=ddim", "generator.steps=20"), ("sampler=lcm", "generator.steps=4")
 SETTINGS: Mapping[str, tuple[str, ...]] = {

@@ -250,9 +250,9 @@ def test_every_loader_of_weights_is_known() -> None:
     """What the configurations call to load networks, apart from what is shipped or the user's own."""
     called = set()
     for path in (Path(__file__).parents[2] / "conf").rglob("*.yaml"):
-        called |= set(re.findall(r"_target_: (models\.[\w.]+)", path.read_text()))
+        called |= set(re.findall(r"_target_: (classifier_lens\.models\.[\w.]+)", path.read_text()))
     loading = {name for name in called if re.search(r"\.(load|load_\w+|zero_shot|\w+_classifier|\w+_resnet)$", name)}
-    files_of_the_users = {"own.callable_classifier", "convstem.convstem_classifier"}
+    files_of_the_users = {"user_network.callable_classifier", "convstem.convstem_classifier"}
     assert loading - set(LOADERS) == {
         f"classifier_lens.models.classifier.loaders.{name}" for name in {"shipped.load_shipped", *files_of_the_users}
     }

@@ -26,8 +26,8 @@ def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
 
 def test_bootstrap_covers_the_truth() -> None:
     draws = np.random.default_rng(2).normal(0.0, 1.0, (40, 30))
-    estimates = [estimates.mean(row.tolist()) for row in draws]
-    assert sum(e.low <= 0 <= e.high for e in estimates) >= 34
+    means = [estimates.mean(row.tolist()) for row in draws]
+    assert sum(e.low <= 0 <= e.high for e in means) >= 34
 
 
 def test_bootstrap_is_deterministic_and_takes_constants() -> None:

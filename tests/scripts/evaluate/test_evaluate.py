@@ -151,7 +151,7 @@ def test_bfloat16_is_measured_as_a_gpu_computes_it_and_written_beside(tmp_path: 
     assert before is None and isinstance(within, TensorCores)
     assert narrow == [*plain, "generator.dtype=bfloat16", "optimizer.autocast=bfloat16"]
     page = (tmp_path / "planted_bfloat16.md").read_text()
-    assert page.startswith("# Results: planted_bfloat16\n") and "`narrow`" in page and "tensor_cores.py" in page
+    assert page.startswith("# Results: planted_bfloat16\n") and "`narrow`" in page and "bfloat16_emulation.py" in page
     assert "narrow" not in (tmp_path / "planted.md").read_text()
 
 
