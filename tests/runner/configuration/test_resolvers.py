@@ -10,7 +10,6 @@ import pytest
 from classifier_lens.data.planted import CLASSES
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.cluster import submit
-from classifier_lens.runner.configuration import compose
 from classifier_lens.runner.configuration.compose import configure, jobs
 from classifier_lens.runner.results.run_folder import run_key
 from classifier_lens.runner.types import UserError
@@ -29,25 +28,33 @@ class Labelled:
     ("words", "target", "values"),
     [
         ([], "planted.PlantedDataset", {"split": "train", "count": 20000}),
-        (["data=folder", "data.path=a"], "folder.ImageFolder", {"path": "a"}),
-        (["data=folder", "data.path=a", "training.path=b"], "folder.ImageFolder", {"path": "b"}),
-        (["data=hf", "data.name=a", "data.count=3", "training.count=5"], "hf.hub_pictures", {"name": "a", "count": 5}),
-        (["data=hf", "data.name=a", "data.count=3"], "hf.hub_pictures", {"name": "a", "count": 3, "split": "test"}),
-        (["data=cub", "data.path=a"], "published.cub", {"path": "a", "split": "train"}),
+        (["data=folder", "data.path=a"], "image_folder.ImageFolder", {"path": "a"}),
+        (["data=folder", "data.path=a", "training.path=b"], "image_folder.ImageFolder", {"path": "b"}),
+        (
+            ["data=hf", "data.name=a", "data.count=3", "training.count=5"],
+            "hugging_face.hub_pictures",
+            {"name": "a", "count": 5},
+        ),
+        (
+            ["data=hf", "data.name=a", "data.count=3"],
+            "hugging_face.hub_pictures",
+            {"name": "a", "count": 3, "split": "test"},
+        ),
+        (["data=cub", "data.path=a"], "published_datasets.cub", {"path": "a", "split": "train"}),
         (["data=cifar10", "data.path=a", "data.count=3"], "cifar10.Cifar10", {"path": "a", "split": "train"}),
         (["classifier=vit_b", "data.path=a"], "imagenet.ImageNet", {"path": "a"}),
         (["data=imagenet_train", "data.path=a"], "imagenet.ImageNet", {"path": "a"}),
         (["classifier=vit_b", "data=image", "data.path=a", "data.label=b"], "imagenet.ImageNet", {"path": None}),
         (["data=folder", "data.path=a", "data@training=imagenet_train"], "imagenet.ImageNet", {"path": None}),
-        (["experiment=planted/neuron_cf", "data=folder", "data.path=a"], "folder.ImageFolder", {"path": "a"}),
-        (["experiment=dig_in/fig09", "data=folder", "data.path=a"], "folder.ImageFolder", {"path": "a"}),
+        (["experiment=planted/neuron_cf", "data=folder", "data.path=a"], "image_folder.ImageFolder", {"path": "a"}),
+        (["experiment=dig_in/fig09", "data=folder", "data.path=a"], "image_folder.ImageFolder", {"path": "a"}),
         (["experiment=dig_in/fig10", "data.path=x.jpg"], "imagenet.ImageNet", {"path": None}),
     ],
     ids=str,
 )  # fmt: skip
 def test_the_runs_own_images_are_the_default(words: list[str], target: str, values: dict[str, Any]) -> None:
     training = configure(words)["training"]
-    assert training["_target_"] == f"data.{target}"
+    assert training["_target_"] == f"classifier_lens.data.{target}"
     assert {key: training[key] for key in values} == values
 
 
@@ -86,7 +93,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, Any]]:
         raise UserError("seen")
 
     with monkeypatch.context() as patched:
-        patched.setattr(compose, "build", build)
+        patched.setattr("classifier_lens.runner.cli.build", build)
         assert Cli.code(*words, "logger=none") == 2
     return seen
 

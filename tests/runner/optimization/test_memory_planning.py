@@ -112,13 +112,13 @@ def test_the_limits_of_control_groups_and_of_ulimit(tmp_path: Path, monkeypatch:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
-    (new / "a/b/memory_planning.stat").write_text("anon 3\ninactive_file 10\n")
+    (new / "a/b/memory.stat").write_text("anon 3\ninactive_file 10\n")
     (tmp_path / "own").write_text("0::/a/b\n")
     assert sorted(memory_planning._control_groups(new, tmp_path / "own")) == [30, 80]
     (old / "memory/job").mkdir(parents=True)
-    (old / "memory/job/memory_planning.limit_in_bytes").write_text("70\n")
-    (old / "memory/job/memory_planning.usage_in_bytes").write_text("50\n")
-    (old / "memory/job/memory_planning.stat").write_text("total_inactive_file 5\n")
+    (old / "memory/job/memory.limit_in_bytes").write_text("70\n")
+    (old / "memory/job/memory.usage_in_bytes").write_text("50\n")
+    (old / "memory/job/memory.stat").write_text("total_inactive_file 5\n")
     (tmp_path / "own").write_text("5:cpu:/job\n4:memory:/job\n")
     assert memory_planning._control_groups(old, tmp_path / "own") == [25]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (GIB, resource.RLIM_INFINITY))
