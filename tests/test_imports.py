@@ -82,7 +82,7 @@ def test_only_what_composes_and_checks_knows_hydra() -> None:
     }
     composing = ("compose", "override_errors", "resolvers", "schema")
     submitting = {"runner/cluster/submit.py", "runner/cluster/submit_settings.py"}  # whose words are run.py's
-    assert knowing == {"runner/cli.py", *(f"runner/configuration/{name}.py" for name in composing)} | submitting
+    assert knowing == {"runner/command.py", *(f"runner/configuration/{name}.py" for name in composing)} | submitting
 
 
 def packages() -> list[Path]:

@@ -206,7 +206,7 @@ def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Pa
     assert len(answers) == 8 and {"seed", "name", "success", "target", "loss.total"} <= set(answers[0])
     page = (given.folder / "index.html").read_text()
     links = re.findall(r'(?:href|src)="([^"]+)"', page)
-    assert len([link for link in links if link.endswith(".png")]) == 8
+    assert len([link for link in links if link.endswith("best.png")]) == 2 * 8, "each image opens large"
     assert all((given.folder / link).exists() for link in links)
 
 
@@ -300,10 +300,10 @@ def test_a_submission_finds_its_own_runs_and_jobs(run: Run, tmp_path: Path) -> N
 def test_settings_that_tell_runs_apart() -> None:
     first: dict[str, Any] = {"seed": 0, "task": {"target": "x", "keep": "all"}, "command": "a", "list": [1]}
     second = {"seed": 1, "task": {"target": "x", "keep": "all", "more": None}, "command": "b", "list": [2]}
-    assert overview.differing([first, second]) == [{"seed": 0}, {"seed": 1}]
-    assert overview.differing([first]) == [{}]
+    assert overview.differing_settings([first, second]) == [{"seed": 0}, {"seed": 1}]
+    assert overview.differing_settings([first]) == [{}]
     third = {**first, "task": {"target": "y"}}
-    assert overview.differing([first, third]) == [
+    assert overview.differing_settings([first, third]) == [
         {"task.target": "x", "task.keep": "all"}, {"task.target": "y", "task.keep": None},
     ]  # fmt: skip
 
@@ -323,7 +323,7 @@ def test_words_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     """They are no markup."""
     console = Console(width=100, file=StringIO(), record=True)
     given = Submission(tmp_path / "[bold]x", "local", ["1"], ["select.indices=[0]", "task.target=[/red]"], "/")
-    overview.show(given, {"1": "RUNNING"}, False, console)
+    overview.print_status(given, {"1": "RUNNING"}, False, console)
     assert "select.indices=[0] task.target=[/red]" in console.export_text()
 
 

@@ -36,7 +36,7 @@ from classifier_lens.runner.cluster.submit_settings import check_line, parsed, s
 from classifier_lens.runner.cluster.worker import Job
 from classifier_lens.runner.configuration.compose import configure, sweep_of
 from classifier_lens.runner.files.atomic import write
-from classifier_lens.runner.report.overview import collect, show
+from classifier_lens.runner.report.overview import print_status, write_overview
 from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED, check_places
 from classifier_lens.runner.types import UserError, first_line
 from classifier_lens.tasks.prompts.target_rules import RULES, known_label
@@ -192,10 +192,10 @@ def main(arguments: Sequence[str]) -> int:
         outputs = Path(str(asked.get("outputs", "outputs")))
         submission = read_submission(Path(str(asked["submission"])) if "submission" in asked else latest(outputs))
         if command == "collect":
-            print(f"page: {collect(submission)}")
+            print(f"page: {write_overview(submission)}")
             return DONE
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        failed = show(submission, queue(submission), asked.get("problems") is True, console)
+        failed = print_status(submission, queue(submission), asked.get("problems") is True, console)
         return FAILED if failed else DONE
     except UserError as error:
         print(error, file=sys.stderr)

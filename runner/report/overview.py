@@ -16,16 +16,19 @@ from rich.text import Text
 
 from classifier_lens.runner.cluster.job_status import STATES, Run, Submission
 from classifier_lens.runner.files.atomic import write
-from classifier_lens.runner.report.charts import number
-from classifier_lens.runner.report.page import PAGE, environment
-from classifier_lens.runner.report.tables import words
+from classifier_lens.runner.report.labels import setting_label
+from classifier_lens.runner.report.page import PAGE_FILE, jinja_environment
+from classifier_lens.runner.report.result_keys import current_record, current_summary
+from classifier_lens.runner.report.sweep_matrix import sweep_matrices
+from classifier_lens.runner.report.wording import format_number
 
-NEVER_TELLING = ("command", "environment", "name", "logger", "outputs", "cache", "device", "claim", "checkpoint")
-UNTOLD = ("images", "history", "controls", "digest", "digests")  # of a result
-PICTURES = 8  # of a run, on the page
+IGNORED_SETTINGS = (
+    *("command", "environment", "name", "logger", "outputs", "cache", "device", "claim", "lease", "checkpoint"),
+)
+OMITTED_KEYS = ("images", "history", "controls_file", "digest", "file_digests")  # of a result
 
 
-def show(submission: Submission, queued: Mapping[str, str], problems: bool, console: Console) -> bool:
+def print_status(submission: Submission, queued: Mapping[str, str], problems: bool, console: Console) -> bool:
     """Print how the jobs and the runs fare, with `problems` each problem; returns whether anything failed."""
     jobs = {job: submission.state(job, queued) for job in submission.jobs}
     runs = submission.runs()
@@ -50,52 +53,73 @@ def show(submission: Submission, queued: Mapping[str, str], problems: bool, cons
     return any(state.startswith("failed") for state in jobs.values()) or any(run.count("failed") for run in runs)
 
 
-def collect(submission: Submission) -> Path:
+def write_overview(submission: Submission) -> Path:
     """Write runs.csv, problems.csv and a page over all runs into the submission's folder; returns the page's path."""
     runs = submission.runs()
-    settings = differing([run.config for run in runs])
+    settings = differing_settings([run.config for run in runs])
+    summaries = [dict(flatten(current_summary(run.summary, _task(run)))) for run in runs]
     lines = [
-        {"run": run.name, **own, **{state: run.count(state) for state in STATES}, **dict(leaves(run.summary))}
-        for run, own in zip(runs, settings, strict=True)
+        {"run": run.name, **own, **{state: run.count(state) for state in STATES}, **summary}
+        for run, own, summary in zip(runs, settings, summaries, strict=True)
     ]
     _write_csv(submission.folder / "runs.csv", lines)
-    answers = [
-        {"run": run.name, **own, **_plain(record)}
+    results = [
+        {"run": run.name, **own, **_plain(current_record(record, _task(run)))}
         for run, own in zip(runs, settings, strict=True)
         for record in run.records
     ]
-    _write_csv(submission.folder / "problems.csv", answers)
+    _write_csv(submission.folder / "problems.csv", results)
     columns = list(dict.fromkeys(key for line in lines for key in line if key != "run"))
-    page = environment().get_template("overview.html.j2").render(
+    numeric = [all(isinstance(line.get(c), (int, float, type(None))) for line in lines) for c in columns]
+    matrices, left_out = sweep_matrices(runs, settings, submission.folder)
+    page = jinja_environment().get_template("overview.html.j2").render(
         submission=submission,
-        columns=[words(column) for column in columns],
-        rows=[(_address(submission, run), run.name, [_cell(line.get(c)) for c in columns], _pictures(submission, run))
+        sentence=_sentence(runs),
+        columns=[(setting_label(column), own) for column, own in zip(columns, numeric, strict=True)],
+        rows=[(_address(submission, run), run.name, [format_number(line.get(c)) for c in columns])
               for run, line in zip(runs, lines, strict=True)],
+        matrices=matrices,
+        left_out=left_out,
     )  # fmt: skip
-    write(submission.folder / PAGE, page)
-    return submission.folder / PAGE
+    write(submission.folder / PAGE_FILE, page)
+    return submission.folder / PAGE_FILE
 
 
-def differing(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _task(run: Run) -> str:
+    return run.folder.parts[-3]
+
+
+def _sentence(runs: Sequence[Run]) -> str:
+    """How many runs there are, how far they are and how many of their results succeed."""
+    records = [record for run in runs for record in run.records]
+    judged = [record["success"] for record in records if isinstance(record.get("success"), bool)]
+    failed = sum(run.count("failed") for run in runs)
+    parts = [f"{len(records)} problems of {len(runs)} runs are finished"]
+    parts += [f"{sum(judged)} of {len(judged)} succeed"] if judged else []
+    parts += [f"{failed} failed"] if failed else []
+    return "; ".join(parts) + "."
+
+
+def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each configuration the settings in which not all agree: what tells the runs of a sweep apart."""
-    flat = [dict(leaves({k: v for k, v in config.items() if k not in NEVER_TELLING})) for config in configs]
+    flat = [dict(flatten({k: v for k, v in config.items() if k not in IGNORED_SETTINGS})) for config in configs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
-    told = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
-    return [{key: settings.get(key) for key in told} for settings in flat]
+    differing_keys = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
+    return [{key: settings.get(key) for key in differing_keys} for settings in flat]
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Numbers, texts and truth values at any depth of mappings, under dotted names."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         elif value is None or isinstance(value, (bool, int, float, str)):
             yield f"{prefix}{key}", value
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A result's values, without its pictures and its history."""
-    return dict(leaves({key: value for key, value in record.items() if key not in UNTOLD}))
+    """A result's values, without its images and its history."""
+    return dict(flatten({key: value for key, value in record.items() if key not in OMITTED_KEYS}))
 
 
 def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -107,16 +131,6 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     write(path, file.getvalue())
 
 
-def _cell(value: Any) -> str:
-    return "–" if value is None else number(value)
-
-
 def _address(submission: Submission, run: Run) -> str:
-    """Of a run's own page, seen from the submission's."""
-    return quote(Path(os.path.relpath(run.folder / PAGE, submission.folder)).as_posix())
-
-
-def _pictures(submission: Submission, run: Run) -> list[tuple[str, str]]:
-    """Name and address of the first results' pictures."""
-    shown = [(str(record["name"]), run.folder / record["images"]["best"]) for record in run.records[:PICTURES]]
-    return [(name, quote(Path(os.path.relpath(path, submission.folder)).as_posix())) for name, path in shown]
+    """Of a run's own page, relative to the submission's."""
+    return quote(Path(os.path.relpath(run.folder / PAGE_FILE, submission.folder)).as_posix())

@@ -1,45 +1,73 @@
-"""Tables of a run's page: the lists of mappings in its summary."""
+"""Tables of a page: the lists and mappings in a summary or in a result, under labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from classifier_lens.runner.report.charts import number
+from classifier_lens.runner.report.labels import VALUE_LABELS, humanize, value_label
+from classifier_lens.runner.report.wording import format_number
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a run's summary under a title, ready to be shown."""
+    """Rows under a title. columns: the label of each and whether it holds numbers, which stand on the right."""
 
     title: str
-    columns: list[str]
+    columns: list[tuple[str, bool]]
     rows: list[list[str]]
 
 
-def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """A table of every value that is a list of mappings, in the summary's order."""
-    return [_table(key, rows) for key, rows in summary.items() if _is_table(rows)]
+def plain_values(values: Mapping[str, Any], without: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    """Label and text of every number, text and truth value."""
+    return [
+        (value_label(key), format_number(value))
+        for key, value in values.items()
+        if key not in without and (value is None or isinstance(value, (bool, int, float, str)))
+    ]
 
 
-def words(key: str) -> str:
-    """A key as words: "class_log_prob" -> "class log prob"."""
-    return key.replace("_", " ")
+def tables(
+    values: Mapping[str, Any], without: frozenset[str] = frozenset(), labels: Mapping[str, str] = VALUE_LABELS
+) -> list[Table]:
+    """A table of each list of mappings and of each mapping that has a label; mappings under names that have none, such
+    as those of classes or units, are the rows of one table."""
+    kept = {key: value for key, value in values.items() if key not in without}
+    named = {key: value for key, value in kept.items() if isinstance(value, Mapping) and key not in labels}
+    found = [] if not named else [_table("By name", _with_names(named), labels)]
+    for key, value in kept.items():
+        if key not in named and (rows := list(_rows(value))):
+            found.append(_table(labels.get(key, humanize(key)), rows, labels))
+    return found
 
 
-def _is_table(value: Any) -> bool:
-    """Whether a value is a list of mappings."""
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+def _rows(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Mappings, a row each: those of a list, those of a mapping by name, or its plain values."""
+    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        yield from value
+    elif isinstance(value, Mapping):
+        nested = {name: own for name, own in value.items() if isinstance(own, Mapping)}
+        yield from _with_names(nested or {name: {"value": own} for name, own in value.items()})
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A list of mappings with the same keys, one row each; the ends of an interval are joined."""
-    columns = list(rows[0])
-    return Table(words(title), [words(c) for c in columns], [[_cell(row.get(c)) for c in columns] for row in rows])
+def _with_names(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose first value is their name."""
+    return [{"name": value_label(name), **row} for name, row in rows.items()]
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Table:
+    """A row for each mapping, a column for every key of any; the ends of an interval are joined."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [(labels.get(key, humanize(key)), _is_numeric([row.get(key) for row in rows])) for key in keys]
+    return Table(title, columns, [[_cell(row.get(key)) for key in keys] for row in rows])
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    return all(value is None or isinstance(value, (int, float, list)) for value in values)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return "–".join(number(end) for end in value)
-    return number(value)
+        return "–".join(f"{end:.2f}" if isinstance(end, float) else format_number(end) for end in value)
+    return format_number(value)

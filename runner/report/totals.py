@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
+from classifier_lens.runner.report.result_keys import current_record
 from classifier_lens.runner.results.reader import Record, read_results
 
 
-@dataclass
-class Tally:
-    """finished: how many results there are; judged: of those, how many can succeed; successes: how many do; at_start:
-    how many had done so before the first step; seconds: that they took."""
+@dataclass(frozen=True)
+class SuccessRate:
+    """A share of successes with its 95 % Wilson interval."""
 
+    successes: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if self.total == 0:
+            return 0.0, 1.0  # nothing measured excludes nothing
+        ends = binomtest(self.successes, self.total).proportion_ci(method="wilson")
+        return float(ends.low), float(ends.high)
+
+
+@dataclass
+class Totals:
+    """finished: how many results there are; evaluated: of those, how many can succeed; successes: how many do;
+    successes_at_start: how many had done so before the first step; seconds: that they took; facts: of each result the
+    values of `keys`."""
+
+    keys: Sequence[str] = ()
     finished: int = 0
-    judged: int = 0
+    evaluated: int = 0
     successes: int = 0
-    at_start: int = 0
+    successes_at_start: int = 0
     seconds: list[float] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, record: Mapping[str, Any]) -> None:
         success = record.get("success")
         self.finished += 1
-        self.judged += isinstance(success, bool)
+        self.evaluated += isinstance(success, bool)
         self.successes += success is True
-        self.at_start += record.get("success_start") is True
+        self.successes_at_start += record.get("success_start") is True
         if isinstance(record.get("seconds"), (int, float)):
             self.seconds.append(float(record["seconds"]))
+        self.facts.append({key: record.get(key) for key in self.keys})
 
 
-def read_first(path: Path, most: int) -> tuple[list[Record], Tally]:
-    """The first results of a file, `most` of them, and the tally of all. Raises UserError where the file cannot be
-    read."""
+def read_first(path: Path, limit: int, task: str = "", keys: Sequence[str] = ()) -> tuple[list[Record], Totals]:
+    """The first results of a file, `limit` of them, and the totals of all, under the present names of a task's keys.
+    Raises UserError where the file cannot be read."""
     first: list[Record] = []
-    tally = Tally()
-    for record in read_results(path):
-        tally.add(record)
-        if len(first) < most:
+    totals = Totals(keys)
+    for line in read_results(path):
+        record = current_record(line, task)
+        totals.add(record)
+        if len(first) < limit:
             first.append(record)
-    return first, tally
+    return first, totals

@@ -14,7 +14,7 @@ from classifier_lens.runner.types import UserError, first_line
 
 Record = Mapping[str, Any]  # a line of results.jsonl
 
-ANEW = "the run's own command writes it anew"
+REWRITE_HINT = "the run's own command writes it anew"
 WANTED = "give outputs/<task>/<generator>-<classifier>/<hash>"
 
 
@@ -35,7 +35,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except Damaged as error:
-        raise UserError(f"{path}: {error}; {ANEW}") from error
+        raise UserError(f"{path}: {error}; {REWRITE_HINT}") from error
 
 
 def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -48,7 +48,7 @@ def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
     except FileNotFoundError:
         return
     except Damaged as error:
-        raise UserError(f"{path}: {error}; {ANEW}") from error
+        raise UserError(f"{path}: {error}; {REWRITE_HINT}") from error
 
 
 def _line(path: Path, i: int, line: bytes) -> Mapping[str, Any] | None:
@@ -56,7 +56,7 @@ def _line(path: Path, i: int, line: bytes) -> Mapping[str, Any] | None:
     try:
         return parse_line(line)
     except Damaged as error:
-        print(f"{path}, line {i}: {error}; left out, {ANEW}", file=sys.stderr)
+        print(f"{path}, line {i}: {error}; left out, {REWRITE_HINT}", file=sys.stderr)
         return None
 
 

@@ -14,7 +14,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics.pairwise import polynomial_kernel
 from torch import Tensor
 
-from classifier_lens.runner.report.page import Rate
+from classifier_lens.runner.report.totals import SuccessRate
 
 RESAMPLES = 2000
 TINY = 1e-12
@@ -35,7 +35,7 @@ class Estimate:
 
 def share(hits: Sequence[bool], note: str = "") -> Estimate:
     """The share of true values, in [0, 1], with Wilson's interval."""
-    rate = Rate(sum(hits), len(hits))
+    rate = SuccessRate(sum(hits), len(hits))
     return Estimate(rate.value, *rate.interval, note)
 
 

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from classifier_lens.runner.configuration.value_ranges import Repeats
-from classifier_lens.runner.report.page import Rate
+from classifier_lens.runner.report.totals import SuccessRate
 from classifier_lens.runner.results.reader import Record, Run, groups
 from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.types import UserError, article
@@ -154,9 +154,9 @@ def score(files: Sequence[Path], key: Mapping[str, Any]) -> list[Count]:
         said = [a for given in answers for a in given if name in (ALL, group[str(a.picture)])]
         core = [a.value for a in said if a.question == CORE]
         contents = [a.value for a in said if a.question == CONTENTS]
-        counts.append(Count(CORE, name, Rate(sum(core), len(core))))
+        counts.append(Count(CORE, name, SuccessRate(sum(core), len(core))))
         for choice, _ in CHOICES:
-            counts.append(Count(choice, name, Rate(sum(choice in ticked for ticked in contents), len(contents))))
+            counts.append(Count(choice, name, SuccessRate(sum(choice in ticked for ticked in contents), len(contents))))
     return counts
 
 

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from classifier_lens.runner.configuration.value_ranges import Repeats, Seed
 from classifier_lens.runner.files.atomic import Damaged, write
-from classifier_lens.runner.report.page import SMALL, TEMPLATES, Rate
+from classifier_lens.runner.report.figures.drawing import SMALL_IMAGE_SIDE
+from classifier_lens.runner.report.page import TEMPLATES
+from classifier_lens.runner.report.totals import SuccessRate
 from classifier_lens.runner.results.integrity import parse_object
 from classifier_lens.runner.results.reader import Record, Run, read_run
 from classifier_lens.runner.results.run_folder import read_png, write_png
@@ -79,7 +81,7 @@ class Box:
 
     @property
     def small(self) -> bool:
-        return self.side <= SMALL
+        return self.side <= SMALL_IMAGE_SIDE
 
 
 @dataclass
@@ -244,7 +246,7 @@ class Count:
 
     question: str
     of: str
-    rate: Rate
+    rate: SuccessRate
 
 
 def counted(counts: Sequence[Count], by: str) -> Scores:

@@ -15,7 +15,7 @@ from classifier_lens.data.image_folder import ImageFolder, square
 from classifier_lens.runner.configuration.compose import recorded_data
 from classifier_lens.runner.configuration.value_ranges import Fraction
 from classifier_lens.runner.protocols import Dataset
-from classifier_lens.runner.report.page import Rate
+from classifier_lens.runner.report.totals import SuccessRate
 from classifier_lens.runner.results.reader import Record, Run
 from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.types import UserError, article
@@ -177,4 +177,4 @@ def score(files: Sequence[Path], key: Mapping[str, Any]) -> list[Count]:
             continue
         for who in (*METHODS, EQUAL):
             verdicts[BETTER, who].append(method.get(answer.value, EQUAL) == who)
-    return [Count(question, who, Rate(sum(given), len(given))) for (question, who), given in verdicts.items()]
+    return [Count(question, who, SuccessRate(sum(given), len(given))) for (question, who), given in verdicts.items()]

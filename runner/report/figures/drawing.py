@@ -15,8 +15,7 @@ from PIL import Image
 
 from classifier_lens.data.image_folder import BROKEN
 from classifier_lens.runner.files.atomic import write
-from classifier_lens.runner.report.page import SMALL
-from classifier_lens.runner.results.reader import ANEW
+from classifier_lens.runner.results.reader import REWRITE_HINT
 from classifier_lens.runner.types import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ CELL, GAP, BETWEEN, MARGIN = 1.25, 0.08, 0.3, 0.12  # inches: a picture's side, 
 TITLE, HEADING, LINE = 0.18, 0.16, 0.125  # inches: heights of a block's title, a heading and a line of a caption
 WIDE, CHARACTERS = 10, 24  # pictures beside each other at most; letters of a caption's line
 DPI = 200
+SMALL_IMAGE_SIDE = 160  # px; narrower images are enlarged with hard pixel edges
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _pixels(path: Path, mode: str) -> np.ndarray:
         with Image.open(path, formats=["PNG"]) as file:
             return np.asarray(file.convert(mode))
     except BROKEN as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {ANEW}") from error
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {REWRITE_HINT}") from error
 
 
 def _draw_panel(figure: Figure, left: float, top: float, heading: float, panel: Panel) -> None:
@@ -127,7 +127,7 @@ def _draw_panel(figure: Figure, left: float, top: float, heading: float, panel: 
     axes = _axes(figure, left, top + heading, CELL, CELL)
     pixels = _pixels(panel.picture, "RGB")
     side = (0, 1, 0, 1)  # a map of another size covers the same square
-    sharp = "nearest" if pixels.shape[1] <= SMALL else "antialiased"
+    sharp = "nearest" if pixels.shape[1] <= SMALL_IMAGE_SIDE else "antialiased"
     axes.imshow(pixels, interpolation=sharp, extent=side)
     if panel.heat is not None:
         axes.imshow(_pixels(panel.heat, "L"), cmap="inferno", alpha=0.6, extent=side, interpolation=sharp)

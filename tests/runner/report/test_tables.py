@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from classifier_lens.runner.report.tables import tables
+from classifier_lens.runner.report.tables import plain_values, tables
 
 
-def test_lists_of_mappings_become_tables_and_nothing_else_does() -> None:
+def test_lists_of_mappings_become_tables_and_plain_values_do_not() -> None:
     rows = [
         {"unit": "f:1", "r_interval": [0.1, 0.25], "auc": None},
         {"unit": "f:2", "r_interval": [0.0, 1.0], "auc": 0.5},
     ]
-    (found,) = tables({"answers": 2, "by class": {"a": 1}, "shares": [0.1, 0.2], "empty": [], "core_features": rows})
-    assert found.title == "core features" and found.columns == ["unit", "r interval", "auc"]
-    assert found.rows == [["f:1", "0.1–0.25", "–"], ["f:2", "0–1", "0.5"]]
+    (table,) = tables({"results": 2, "shares": [0.1, 0.2], "empty": [], "features": rows})
+    assert table.title == "Features"
+    assert table.columns == [("Unit", False), ("95\u00a0% interval of r", True), ("AUC of r", True)]
+    assert table.rows == [["f:1", "0.10–0.25", "–"], ["f:2", "0.00–1.00", "0.5"]]
+    assert plain_values({"results": 2, "shares": [0.1], "seed": 1}, frozenset({"seed"})) == [("Results", "2")]
+
+
+def test_mappings_under_names_are_rows_of_one_table_and_those_under_labels_tables_of_their_own() -> None:
+    named, labelled = tables({"urn": {"rank": 1}, "word_means": {"sand": 0.5, "a crab": 2.0}, "crab": {"rank": 2}})
+    assert named.columns == [("Name", False), ("Rank among the class's features", True)]
+    assert named.rows == [["urn", "1"], ["crab", "2"]]
+    assert labelled.title == "Mean activation by words" and labelled.rows == [["sand", "0.5"], ["a crab", "2"]]

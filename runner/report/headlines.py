@@ -1,0 +1,171 @@
+"""The title of each task and the first sentence of its page: what a run found, in numbers of all its results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from classifier_lens.runner.report.findings import Names
+from classifier_lens.runner.report.labels import NO_AUGMENTATION, humanize
+from classifier_lens.runner.report.wording import count, percent, share_of, two_digits
+
+Facts = Mapping[str, Any]  # of a result: the values of its task's `keys`
+
+
+@dataclass(frozen=True)
+class Headline:
+    """title: the task's full name; keys: the values of a result that the sentence needs; sentence: what the results
+    say; images: titles of images that differ from the common ones."""
+
+    title: str
+    keys: tuple[str, ...]
+    sentence: Callable[[Sequence[Facts], Names], str]
+    images: Mapping[str, str]
+
+
+def _successes(facts: Sequence[Facts]) -> int:
+    return sum(f["success"] is True for f in facts)
+
+
+def counterfactuals(facts: Sequence[Facts], names: Names) -> str:
+    confidence = median(f["confidence_after"][f["target"]] for f in facts)
+    changed = share_of(_successes(facts), len(facts), "image", "is", "are")
+    return f"{changed} now predicted as the target; median confidence {two_digits(confidence)}"
+
+
+def disagreements(facts: Sequence[Facts], names: Names) -> str:
+    gap = median(f["gap_after"] for f in facts)
+    reached = f"In {_successes(facts)} of {count(len(facts), 'image')}"
+    return (
+        f"{reached} {names.classifier} and {names.second} disagree by the required confidence gap; "
+        f"median gap {two_digits(gap)}"
+    )
+
+
+def visualizations(facts: Sequence[Facts], names: Names) -> str:
+    exceeding = share_of(_successes(facts), len(facts), "image", "activates its unit", "activate their unit")
+    shares = [f["activation_after"] / f["training_max"] for f in facts if f["training_max"] > 0]
+    ratio = f"; median activation {percent(median(shares), 0)} of the training maximum" if shares else ""
+    return f"{exceeding} more than every training image{ratio}"
+
+
+def _steered(quantity: str, part: str) -> Callable[[Sequence[Facts], Names], str]:
+    def sentence(facts: Sequence[Facts], names: Names) -> str:
+        signs = {"max": 1, "min": -1}
+        changes = [
+            signs[f["direction"]] * (f[f"{quantity}_after"] - f[f"{quantity}_before"]) / f["training_std"]
+            for f in facts if f["training_std"] > 0
+        ]  # fmt: skip
+        moved = share_of(_successes(facts), len(facts), "image", "changes its", "change their")
+        typical = f"; median change {two_digits(median(changes), '+')} standard deviations" if changes else ""
+        return f"{moved} {part} by the required amount{typical} in the required direction"
+
+    return sentence
+
+
+def class_explanations(facts: Sequence[Facts], names: Names) -> str:
+    classes = len({f["target"] for f in facts})
+    own = fmean(f["activation_score"] for f in facts)
+    plain = [
+        p["class_name"]["activation_score"] for f in facts
+        if isinstance(p := f["baseline_prompts"], Mapping) and "class_name" in p
+    ]  # fmt: skip
+    against = f", against {two_digits(fmean(plain))} for the class name" if plain else ""
+    return (
+        f"Images of the optimized prompts are predicted as their class with a mean activation score of "
+        f"{two_digits(own)}{against} ({count(classes, 'class')})"
+    )
+
+
+def audits(facts: Sequence[Facts], names: Names) -> str:
+    verdicts = Counter(f["verdict"] for f in facts)
+    counts = ", ".join(f"{verdicts[kind]} {kind}" for kind in ("spurious", "core", "undecided"))
+    agreeing = [f["agrees_with_annotation"] for f in facts if isinstance(f["agrees_with_annotation"], bool)]
+    people = f"; {sum(agreeing)} of {count(len(agreeing), 'verdict')} agree with human annotations" if agreeing else ""
+    mean_r = two_digits(fmean(f["r"] for f in facts))
+    return f"Of {count(len(facts), 'feature')}: {counts}; mean r {mean_r}{people}"
+
+
+def attention_shares(facts: Sequence[Facts], names: Names) -> str:
+    own, area = (percent(fmean(f[key] for f in facts), 0) for key in ("share_on_object_class", "object_area"))
+    return (
+        f"{own} of the attention to the class name lies on the object, which covers {area} of the image "
+        f"(mean of {count(len(facts), 'image')})"
+    )
+
+
+def gradient_shares(facts: Sequence[Facts], names: Names) -> str:
+    known = [f for f in facts if isinstance(f["share_on_object"], Mapping)]
+    if not known:
+        return f"Gradients of {count(len(facts), 'image')}; no object was segmented"
+    means = {name: fmean(f["share_on_object"][name] for f in known) for name in known[0]["share_on_object"]}
+    area, best = fmean(f["object_area"] for f in known), max(means, key=lambda name: means[name])
+    most = f"; most with {humanize(best)}, {percent(means[best], 0)}" if best != NO_AUGMENTATION else ""
+    return (
+        f"Without augmentation {percent(means[NO_AUGMENTATION], 0)} of the gradient lies on the object, which covers "
+        f"{percent(area, 0)} of the image{most} (mean of {count(len(known), 'image')})"
+    )
+
+
+def plain(facts: Sequence[Facts], names: Names) -> str:
+    """Of a task that is not known here."""
+    judged = [f for f in facts if isinstance(f["success"], bool)]
+    if judged:
+        return share_of(_successes(judged), len(judged), "problem", "succeeds", "succeed")
+    return f"{count(len(facts), 'problem')} finished"
+
+
+RECONSTRUCTED = {"best": "Reconstruction", "start": "Reconstruction", "mask": "Mask of the object"}
+PROMPT_IMAGES = {"best": "Image of the optimized prompt", "start": "Image of the initial prompt"}
+HEADLINES: dict[str, Headline] = {
+    "uvce": Headline(
+        "Visual counterfactuals (UVCE)", ("success", "target", "confidence_after"), counterfactuals,
+        {"best": "Counterfactual"},
+    ),
+    "disagreement": Headline(
+        "Maximal disagreement of two classifiers", ("success", "gap_after"), disagreements, {}
+    ),
+    "neuron_vis": Headline(
+        "Unit visualization", ("success", "activation_after", "training_max"), visualizations, {}
+    ),
+    "neuron_cf": Headline(
+        "Unit counterfactuals", ("success", "direction", "activation_before", "activation_after", "training_std"),
+        _steered("activation", "unit's activation"), {"best": "Counterfactual"},
+    ),
+    "npca_cf": Headline(
+        "Principal-component counterfactuals (NPCA)",
+        ("success", "direction", "contribution_before", "contribution_after", "training_std"),
+        _steered("contribution", "component's contribution"), {"best": "Counterfactual"},
+    ),
+    "diffexplainer_class": Headline(
+        "Class explanations (DiffExplainer)", ("success", "target", "activation_score", "baseline_prompts"),
+        class_explanations, PROMPT_IMAGES,
+    ),
+    "spurious_audit": Headline(
+        "Audit of spurious features", ("verdict", "r", "agrees_with_annotation"), audits, PROMPT_IMAGES
+    ),
+    "attention_maps": Headline(
+        "Cross-attention maps", ("share_on_object_class", "object_area"), attention_shares, RECONSTRUCTED
+    ),
+    "input_gradients": Headline(
+        "Input gradients", ("share_on_object", "object_area"), gradient_shares, RECONSTRUCTED
+    ),
+}  # fmt: skip
+
+
+def headline_of(task: str) -> Headline:
+    """A task's title and sentence, for a task that is not known here its name and the successes."""
+    return HEADLINES.get(task, Headline(humanize(task).capitalize(), ("success",), plain, {}))
+
+
+def first_sentence(task: str, facts: Sequence[Facts], names: Names) -> str:
+    """What the results say, empty where there are none."""
+    if not facts:
+        return ""
+    try:
+        return headline_of(task).sentence(facts, names)
+    except (KeyError, TypeError):  # results of an older version, without some of these values
+        return plain([{"success": fact.get("success")} for fact in facts], names)
