@@ -46,41 +46,42 @@ PROMPT_LABELS = {  # by the class of the optimized tokens: a soft prompt has no 
 
 def write_report(run_folder: Path) -> Path:
     """Write the page of a run folder beside its files, in one stroke, and return its path."""
+    write_page(run_folder)
+    return run_folder / PAGE_FILE
+
+
+def write_page(run_folder: Path) -> str:
+    """Write the page of a run folder likewise, and return its first sentences."""
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: no such run folder; give outputs/<task>/<generator>-<classifier>/<hash>")
-    page = run_folder / PAGE_FILE
-    put(page, render_page(run_folder))
-    return page
+    values = page_values(run_folder)
+    put(run_folder / PAGE_FILE, jinja_environment().get_template("report.html.j2").render(values))
+    return str(values["sentence"])
 
 
-def render_page(run_folder: Path) -> str:
-    """The page as text."""
+def page_values(run_folder: Path) -> dict[str, Any]:
+    """What the page's template reads, by name."""
     folder = run_folder.resolve()
     task, (generator, _, classifier) = folder.parent.parent.name, folder.parent.name.partition("-")
     config = read_config(folder / "config.yaml")
     settings = read_settings(task, classifier, config)
     records, totals = read_first(folder / "results.jsonl", MAX_CARDS, task, headline_of(task).keys)
     cards = [make_card(folder, record, settings) for record in records]
-    return jinja_environment().get_template("report.html.j2").render(
-        title=headline_of(task).title,
-        generator=generator,
-        classifier=classifier,
-        run_key=folder.name,
-        sentence=headline_text(task, totals, settings.names),
-        finished=totals.finished,
-        success_rate=SuccessRate(totals.successes, totals.evaluated) if totals.evaluated else None,
-        median_seconds=median(totals.seconds) if totals.seconds else None,
-        preparation_seconds=_longest_preparation(folder),
-        command=str(config.get("command") or ""),
-        config=_text(folder / "config.yaml"),
-        files=[name for name in LINKED_FILES if (folder / name).is_file()],
-        cards=cards,
-        sources=sorted({card.source for card in cards if card.source}),
-        targets=sorted({card.target for card in cards if card.target}),
+    return {
+        "title": headline_of(task).title, "generator": generator, "classifier": classifier, "run_key": folder.name,
+        "sentence": headline_text(task, totals, settings.names), "finished": totals.finished,
+        "success_rate": SuccessRate(totals.successes, totals.evaluated) if totals.evaluated else None,
+        "median_seconds": median(totals.seconds) if totals.seconds else None,
+        "preparation_seconds": _longest_preparation(folder),
+        "command": str(config.get("command") or ""), "config": _text(folder / "config.yaml"),
+        "files": [name for name in LINKED_FILES if (folder / name).is_file()],
+        "cards": cards,
+        "sources": sorted({card.source for card in cards if card.source}),
+        "targets": sorted({card.target for card in cards if card.target}),
         **_summary(current_summary(read_object(folder / "summary.json"), task)),
         **_status(read_object(folder / "status.json")),
         **_manifest(renamed(read_object(folder / "manifest.json"), MANIFEST)),
-    )  # fmt: skip
+    }  # fmt: skip
 
 
 def headline_text(task: str, totals: Totals, names: Names) -> str:
