@@ -129,6 +129,8 @@ def _title(record: Mapping[str, Any], source: str, target: str) -> str:
         return f"{source}: unit {record['unit']} {direction}".strip()
     if "unit" in record and target != record["unit"]:
         return f"{target}: {record['unit']}"
+    if "unit" in record:
+        return f"Unit {record['unit']}"
     if source and target:
         return f"{source} → {target}"
     return target or source or str(record.get("name", ""))
