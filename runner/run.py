@@ -29,10 +29,9 @@ from classifier_lens.runner.optimization.loop import Descent
 from classifier_lens.runner.optimization.memory_planning import Plan, plan
 from classifier_lens.runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
 from classifier_lens.runner.report.background_refresh import Background
-from classifier_lens.runner.report.page import write_report
+from classifier_lens.runner.report.page import write_page
 from classifier_lens.runner.results.batch_names import batch_name, batch_span
 from classifier_lens.runner.results.manifest import Manifest, answers_of, digests_of
-from classifier_lens.runner.results.reader import read_object
 from classifier_lens.runner.results.result_warnings import Doubts
 from classifier_lens.runner.results.run_folder import RunFolder, Summarise, run_key
 from classifier_lens.runner.retry import DeviceLost, Retry
@@ -243,7 +242,7 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: f
 
     def refresh() -> None:
         folder.collect(names, "running", "", parts.task.summarise)
-        write_report(folder.path)
+        write_page(folder.path)
 
     state, reason, code = "running", "", DONE
     note = partial(folder.write_attempt, process, began, prepared=time.time() - began)
@@ -314,7 +313,7 @@ def _collect(
     try:
         status = folder.collect(names, state, reason, summarise)
         note(status["state"], reason)
-        write_report(folder.path)
+        status["headline"] = write_page(folder.path)
     except Unwritable:
         return {"failures": [], "failed": 0, "pending": len(names)}
     return status
@@ -326,9 +325,8 @@ def _say(work: Work, status: Mapping[str, Any], code: int, reason: str) -> int:
     for failure in failures:
         print(f"failed: {failure['name']}: {failure['error']}", file=sys.stderr)
     if code == DONE:
-        if at_start := read_object(work.folder.path / "summary.json").get("successes_at_start"):
-            said = "succeed before the first step, by words and noise alone, which says nothing of the classifier"
-            print(f"{at_start} of {len(work.folder.names())} {said}")  # of all that were ever asked for
+        if headline := status.get("headline"):
+            print(headline.replace("\u00a0", " "))
         print(f"page: {(work.folder.path / 'index.html').resolve()}", flush=True)
         return FAILED if failures else DONE
     print(reason, file=sys.stderr, flush=True)

@@ -62,9 +62,11 @@ def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
     folder = cli.folder
     assert re.fullmatch(r"uvce/planted_ddim-callable: 2 of 512 problems -> \S+", first.out.splitlines()[0])
     assert folder.relative_to(cli.outputs).parts[:2] == ("uvce", "planted_ddim-callable")
-    assert first.out.splitlines()[-1] == f"page: {folder / 'index.html'}"
+    *_, headline, page = first.out.splitlines()
+    assert page == f"page: {folder / 'index.html'}"
 
     lines = results(folder)
+    assert headline.startswith(f"{sum(line['success'] for line in lines)} of 2 images")
     assert len(lines) == 2 and all(set(line) >= RESULT_KEYS for line in lines)
     for line in lines:
         place = folder / "images" / line["name"]

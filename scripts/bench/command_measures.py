@@ -172,7 +172,7 @@ def _share(name: str, spent: Mapping[str, float], whole: float, bar: float) -> L
 
 
 # Curves and the console, pictures and results, the tables of a run, its page.
-TOLD = ((batch, "tell"), (batch, "write_answer"), (RunFolder, "collect"), (classifier_lens.runner.run, "write_report"))
+TOLD = ((batch, "tell"), (batch, "write_answer"), (RunFolder, "collect"), (classifier_lens.runner.run, "write_page"))
 # Waiting for the disk, digests of files and of problems, what a start compares.
 LASTING = (
     (os, "fsync"), (run_folder, "with_digests"), (classifier_lens.runner.run, "manifest_of"),
