@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from classifier_lens.data.array_pickle import read_arrays
-from classifier_lens.data.image_folder import BROKEN
-from classifier_lens.data.image_selection import check_choice, check_count, check_position, digest_of, shuffled
+from classifier_lens.data.array_pickle import unpickle_arrays
+from classifier_lens.data.image_folder import DECODE_ERRORS
+from classifier_lens.data.image_selection import check_choice, check_count, check_index, hash_values, shuffled_indices
 from classifier_lens.runner.configuration.value_ranges import Count, OneOf, Seed
 from classifier_lens.runner.types import Example, UserError, first_line
 
@@ -25,7 +25,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 PAIRS = (("airplane", "ship"), ("automobile", "truck"), ("bird", "frog"), ("cat", "dog"), ("deer", "horse"))
 
 
-def load(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
+def read_split(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
     """All photographs of a split: images (n, 3, 32, 32) uint8, labels (n,) long, and a name for each.
 
     `path` holds `cifar-10-batches-py` as torchvision unpacks it, or `train.zip` and `test.zip` with files
@@ -50,7 +50,7 @@ def _load_batches(folder: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
 def _batch(path: Path) -> tuple[np.ndarray, list[int]]:
     """Photographs (n, 3072) uint8 and their classes. Raises ValueError or UnpicklingError if the file is no batch."""
     try:
-        batch = read_arrays(path.read_bytes())
+        batch = unpickle_arrays(path.read_bytes())
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError(f"{path.name} {error}") from error
     data, labels = (batch.get(key) if isinstance(batch, dict) else None for key in ("data", "labels"))
@@ -87,33 +87,33 @@ class Cifar10:
     ) -> None:
         check_choice("data.split", split, ("train", "test"))
         try:
-            self._images, self._labels, self._names = load(Path(path).expanduser(), split)
+            self._images, self._labels, self._names = read_split(Path(path).expanduser(), split)
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
-        except (*BROKEN, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
+        except (*DECODE_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
             raise UserError(f"data.path={path}: cannot read the {split} split: {first_line(error)}") from error
         size = len(self._labels)
-        self._order = shuffled(size, seed)[: check_count(count, size)]
+        self._order = shuffled_indices(size, seed)[: check_count(count, size)]
         content = hashlib.sha256(self._images.numpy().tobytes()).hexdigest()
-        self.digest = digest_of("cifar10", content, self._labels.tolist(), self._order)
+        self.digest = hash_values("cifar10", content, self._labels.tolist(), self._order)
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, i: int) -> Example:
         """Photograph `i` of the seed's order, (3, 32, 32), named after its file."""
-        row = self._order[check_position(i, len(self))]
+        row = self._order[check_index(i, len(self))]
         return Example(self._names[row], lambda: self._images[row].float() / 255, CLASSES[int(self._labels[row])])
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         """The positions of a class's photographs."""
         return [i for i, row in enumerate(self._order) if CLASSES[int(self._labels[row])] == label.lower()]
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         """The other class of the pair in `PAIRS`: such as look alike, or stand before a like ground."""
         return next((b if label == a else a for a, b in PAIRS if label in (a, b)), None)
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         """The other class of the pair alone."""
-        other = self.nearest(label)
+        other = self.nearest_class(label)
         return [] if other is None else [other]

@@ -21,23 +21,30 @@ from PIL import Image, ImageOps
 from PIL import ImageFile as pillow_file
 from torch import Tensor
 
-from classifier_lens.data.image_selection import check_position, digest_of, digest_of_files, shuffled
+from classifier_lens.data.image_selection import check_index, hash_files, hash_values, shuffled_indices
 from classifier_lens.runner.configuration.value_ranges import Seed
-from classifier_lens.runner.types import Example, UnreadableImage, UserError, first_line, matching_rows, printable
+from classifier_lens.runner.types import (
+    Example,
+    UnreadableImageError,
+    UserError,
+    first_line,
+    matching_indices,
+    printable,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is run: some start further programs
 MIN_SIDE = 16  # pixels
 MAX_PIXELS = 178_000_000  # 13,000 x 13,000 and more; half a gigabyte while it is decoded
-LARGE_SIDE = 2048  # pixels; an image that has twice as many on both sides is reduced to no less before it is floats
+REDUCED_SIDE = 2048  # pixels; an image that has twice as many on both sides is reduced to no less before it is floats
 NAMED = 3  # files that a line about many names
 
 _WANTED = f"a whole picture ({', '.join(suffix[1:] for suffix in SUFFIXES)})"
 # What Pillow raises for a broken file, by format.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def square(image: Float[Tensor, "3 h w"], side: int) -> Float[Tensor, "3 s s"]:
+def center_crop_resize(image: Float[Tensor, "3 h w"], side: int) -> Float[Tensor, "3 s s"]:
     """The central square of a picture in [0, 1], resized to `side` pixels (bicubic, antialiased, clamped).
 
     A picture that has this size already comes back as it is.
@@ -51,7 +58,7 @@ def square(image: Float[Tensor, "3 h w"], side: int) -> Float[Tensor, "3 s s"]:
     return F.interpolate(crop[None], size=(side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
+def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
     """Decode an image to RGB in [0, 1], turned as its EXIF orientation says; of an animated one the first frame.
 
     It keeps its own size, unless both sides have 4096 pixels or more: then it is reduced by a whole factor, to 2048 or
@@ -59,12 +66,12 @@ def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
     of `FORMATS`, truncated, smaller than 16 pixels on a side or larger than `MAX_PIXELS`.
     """
     key, file = _existing(path)
-    return decode(key, file)
+    return decode_image(key, file)
 
 
-def check_file(path: str | Path) -> None:
-    """Raises UnreadableImage where there is no such file, and as `check_head` does."""
-    check_head(*_existing(path))
+def check_image_file(path: str | Path) -> None:
+    """Raises UnreadableImage where there is no such file, and as `check_image_header` does."""
+    check_image_header(*_existing(path))
 
 
 def _existing(path: str | Path) -> tuple[str, Path]:
@@ -72,21 +79,21 @@ def _existing(path: str | Path) -> tuple[str, Path]:
     path = Path(path).expanduser()
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else "no such file"
-        raise UnreadableImage(f"data.path={path}: {reason}; wanted is {_WANTED}")
+        raise UnreadableImageError(f"data.path={path}: {reason}; wanted is {_WANTED}")
     return f"data.path={path}", path
 
 
-def decode(key: str, source: Path | bytes) -> Float[Tensor, "3 h w"]:
-    """The image in a file or in its bytes, as `read_picture` gives it; key: what errors name."""
+def decode_image(key: str, source: Path | bytes) -> Float[Tensor, "3 h w"]:
+    """The image in a file or in its bytes, as `read_image` gives it; key: what errors name."""
     with _opened(key, source) as file:
         ImageOps.exif_transpose(file, in_place=True)
         image = to_rgb(file)
-    if (factor := min(image.size) // LARGE_SIDE) > 1:
+    if (factor := min(image.size) // REDUCED_SIDE) > 1:
         image = image.reduce(factor)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
 
 
-def check_head(key: str, source: Path | bytes) -> None:
+def check_image_header(key: str, source: Path | bytes) -> None:
     """Raises UnreadableImage, which begins with the key, for what an image's first bytes tell, without decoding it: a
     file that is gone, of another format, too small or too large."""
     with _opened(key, source):
@@ -103,21 +110,21 @@ def _opened(key: str, source: Path | bytes) -> Iterator[Image.Image]:
             _check_size(key, file)
             _check_mode(file)
             yield file
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         if isinstance(error, UserError):
             raise
         reason = first_line(error).replace(str(content), "the file")
-        raise UnreadableImage(f"{key}: cannot be read ({reason}); wanted is {_WANTED}") from error
+        raise UnreadableImageError(f"{key}: cannot be read ({reason}); wanted is {_WANTED}") from error
 
 
 def _check_size(key: str, image: Image.Image) -> None:
     """Raises UnreadableImage, before anything is decoded, for an image that is too small or too large."""
     width, height = image.size
     if min(width, height) < MIN_SIDE:
-        raise UnreadableImage(f"{key}: {width} x {height} pixels; allowed are {MIN_SIDE} x {MIN_SIDE} and larger")
+        raise UnreadableImageError(f"{key}: {width} x {height} pixels; allowed are {MIN_SIDE} x {MIN_SIDE} and larger")
     if width * height > MAX_PIXELS:
         allowed = f"up to {MAX_PIXELS // 1_000_000} million pixels"
-        raise UnreadableImage(f"{key}: {width} x {height} pixels; allowed are {allowed}")
+        raise UnreadableImageError(f"{key}: {width} x {height} pixels; allowed are {allowed}")
 
 
 @contextmanager
@@ -174,39 +181,39 @@ def _unique(names: Sequence[str]) -> list[str]:
     return list(result.values())
 
 
-class OnePicture:
+class SingleImageDataset:
     """A single example as a `runner.types.Dataset`."""
 
     def __init__(self, example: Example) -> None:
         self.labels: tuple[str, ...] = (example.label,)
-        self.digest = digest_of("picture", example.image.numpy().tobytes(), example.label, example.caption)
+        self.digest = hash_values("picture", example.image.numpy().tobytes(), example.label, example.caption)
         self._example = example
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, i: int) -> Example:
-        check_position(i, 1)
+        check_index(i, 1)
         return self._example
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         """Its position if it has this label."""
-        return matching_rows("label", label, [self._example.label])
+        return matching_indices("label", label, [self._example.label])
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         """None: one picture knows no other class."""
         return None
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         """Empty, for the same reason."""
         return []
 
 
-class ImageFile(OnePicture):
+class ImageFile(SingleImageDataset):
     """One picture from a file; it is read, and refused if broken, when this is built.
 
     path: the file; label: what it shows; caption: of the whole picture, None where nobody wrote one.
-    Raises UserError if the path or the label is missing, or as `read_picture` does.
+    Raises UserError if the path or the label is missing, or as `read_image` does.
     """
 
     def __init__(self, path: str | Path | None, label: str | None, caption: str | None) -> None:
@@ -215,14 +222,14 @@ class ImageFile(OnePicture):
         if label is None or not str(label).strip():
             raise UserError(f"data.label is missing: name the class that {path} shows, e.g. data.label='goldfish'")
         file = Path(path).expanduser()
-        super().__init__(Example(_name(file.stem), partial(read_picture, path), str(label).strip(), caption, file))
+        super().__init__(Example(_name(file.stem), partial(read_image, path), str(label).strip(), caption, file))
 
 
-class LabelledFiles:
+class LabeledFiles:
     """Files of pictures, each with its class, as a `runner.types.Dataset` in the seed's order; nobody captioned them.
 
-    kind: what decides the data set beside its files, for the digest, see `digest_of_files`. Of an image that is asked
-    for its head is read, and refused as by `check_file`; it is decoded, at its own size, when its pixels are needed.
+    kind: what decides the data set beside its files, for the digest, see `hash_files`. Of an image that is asked for
+    its head is read, and refused as by `check_image_file`; it is decoded, at its own size, when its pixels are needed.
     """
 
     def __init__(
@@ -230,32 +237,32 @@ class LabelledFiles:
     ) -> None:  # fmt: skip
         self.labels: tuple[str, ...] = tuple(labels)
         names = _unique([_name(label, file.stem) for file, label in files])
-        self._files = [(files[i][0], names[i], files[i][1]) for i in shuffled(len(files), seed)]
+        self._files = [(files[i][0], names[i], files[i][1]) for i in shuffled_indices(len(files), seed)]
         self._kind = kind
 
     @cached_property
     def digest(self) -> str:
         """Of the names, classes and contents of all pictures; taken when it is asked for, as it reads the files."""
         names, files = [own[1:] for own in self._files], [file for file, *_ in self._files]
-        return digest_of(*self._kind, names, digest_of_files(files))
+        return hash_values(*self._kind, names, hash_files(files))
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, i: int) -> Example:
-        file, name, label = self._files[check_position(i, len(self))]
-        check_file(file)
-        return Example(name, partial(read_picture, file), label, origin=file)
+        file, name, label = self._files[check_index(i, len(self))]
+        check_image_file(file)
+        return Example(name, partial(read_image, file), label, origin=file)
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         """The positions of a class's pictures."""
-        return matching_rows("data.path", label, [own for _, _, own in self._files])
+        return matching_indices("data.path", label, [own for _, _, own in self._files])
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         """None: files do not say which of their classes are alike."""
         return None
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         """Empty, for the same reason."""
         return []
 
@@ -270,7 +277,7 @@ def check_folder(path: str | Path | None, wanted: str) -> Path:
     return folder
 
 
-def find_pictures(folder: Path, wanted: str, *patterns: str) -> list[Path]:
+def find_images(folder: Path, wanted: str, *patterns: str) -> list[Path]:
     """The images below a folder whose path in it matches one of the patterns, sorted; hidden files are passed over, and
     a line tells of all others that are left out. Raises UserError if there is none."""
     files = sorted(_visible_files(folder))
@@ -298,12 +305,12 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file() and file.stat().st_size > 0
 
 
-class ImageFolder(LabelledFiles):
+class ImageFolder(LabeledFiles):
     """A tree `<label>/<image>`, also of further folders below a label's. Raises UserError if the folder is missing or
     holds no image."""
 
     def __init__(self, path: str | Path | None, seed: Seed) -> None:
         wanted = "<label>/<picture>"
         root = check_folder(path, wanted)
-        files = [(f, f.relative_to(root).parts[0]) for f in find_pictures(root, wanted, "*/*")]
+        files = [(f, f.relative_to(root).parts[0]) for f in find_images(root, wanted, "*/*")]
         super().__init__(files, sorted({label for _, label in files}), seed, ["folder"])

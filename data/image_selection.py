@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.runner.protocols import Dataset
-from classifier_lens.runner.types import Example, UnreadableImage, UserError, matching
+from classifier_lens.runner.types import Example, UnreadableImageError, UserError, matching_names
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> str:
@@ -42,56 +42,56 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def check_position(i: int, size: int) -> int:
+def check_index(i: int, size: int) -> int:
     """The position, if a picture stands there. Raises IndexError otherwise, which also ends a `for` loop."""
     if not 0 <= i < size:
         raise IndexError(f"picture {i} of {size}")
     return i
 
 
-def digest_of(*parts: object) -> str:
+def hash_values(*parts: object) -> str:
     """SHA-256 of everything that decides a data set's pictures (by `repr`)."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 # Files are read for a digest as long as they are so many at most and hold so many bytes together; that takes a tenth of
 # a second from a local disk. Of more, sizes and times of change are taken.
-MANY, LARGE = 2_000, 64 * 2**20
+MAX_HASHED_FILES, MAX_HASHED_BYTES = 2_000, 64 * 2**20
 
 
-def digest_of_files(files: Sequence[Path]) -> str:
-    """SHA-256 of what files hold, in their order, whatever they are called; of large data sets (see `LARGE`) of their
-    sizes and times of change instead. Raises OSError for one that cannot be read."""
+def hash_files(files: Sequence[Path]) -> str:
+    """SHA-256 of what files hold, in their order, whatever they are called; of large data sets (see `MAX_HASHED_BYTES`)
+    of their sizes and times of change instead. Raises OSError for one that cannot be read."""
     stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)]
-    if len(files) > MANY or sum(size for size, _ in stats) > LARGE:
-        return digest_of("sizes and times", stats)
-    return digest_of("contents", [digest_of_file(file) for file in files])
+    if len(files) > MAX_HASHED_FILES or sum(size for size, _ in stats) > MAX_HASHED_BYTES:
+        return hash_values("sizes and times", stats)
+    return hash_values("contents", [hash_file(file) for file in files])
 
 
-def digest_of_file(file: Path) -> str:
+def hash_file(file: Path) -> str:
     """SHA-256 of what a file holds. Raises OSError if it cannot be read."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def digest_of_pixels(image: Float[Tensor, "c h w"]) -> str:
+def hash_image(image: Float[Tensor, "c h w"]) -> str:
     """SHA-256 of a picture in [0, 1] as a file of 8 bits would hold it, and of its shape."""
     pixels = (image.detach() * 255).round().clamp(0, 255).byte().cpu().contiguous()
-    return digest_of(tuple(image.shape), hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
+    return hash_values(tuple(image.shape), hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
 
 
-def content_of(example: Example) -> str:
+def hash_example(example: Example) -> str:
     """The digest of what an example's image follows from: its file or what else decides it, so that it need not be
     decoded, or its pixels. Raises UnreadableImage."""
     if isinstance(example.origin, Path):
         try:
-            return digest_of_file(example.origin)
+            return hash_file(example.origin)
         except OSError as error:
-            raise UnreadableImage(f"data.path={example.origin}: cannot be read ({error.strerror})") from error
-    return digest_of_pixels(example.image) if example.origin is None else digest_of(example.origin)
+            raise UnreadableImageError(f"data.path={example.origin}: cannot be read ({error.strerror})") from error
+    return hash_image(example.image) if example.origin is None else hash_values(example.origin)
 
 
-class NamedFiles:
+class HashedFiles:
     """Files on which results depend and of which no problem tells."""
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -100,15 +100,15 @@ class NamedFiles:
     @property
     def digest(self) -> str:
         """Of what they hold. Raises OSError if one cannot be read."""
-        return digest_of_files(self._files)
+        return hash_files(self._files)
 
 
-def shuffled(size: int, seed: int) -> list[int]:
+def shuffled_indices(size: int, seed: int) -> list[int]:
     """The positions 0 .. size - 1 in an order that depends on `seed` alone."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(check_seed(seed))).tolist()
 
 
-class Selected:
+class Subset:
     """Some pictures of a data set as a `runner.types.Dataset`.
 
     positions: of these pictures, in the order in which they are wanted; labels: their classes.
@@ -121,29 +121,29 @@ class Selected:
     @cached_property
     def digest(self) -> str:
         """Of the data set's and the positions; taken when it is asked for, as it may read all files."""
-        return digest_of("selected", self._dataset.digest, list(self._positions))
+        return hash_values("selected", self._dataset.digest, list(self._positions))
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, i: int) -> Example:
-        return self._dataset[self._positions[check_position(i, len(self))]]
+        return self._dataset[self._positions[check_index(i, len(self))]]
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         """The positions of a class's pictures among those selected."""
-        own = set(self._dataset.rows(label))
+        own = set(self._dataset.indices(label))
         return [i for i, position in enumerate(self._positions) if position in own]
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         """As the whole data set says."""
-        return self._dataset.nearest(label)
+        return self._dataset.nearest_class(label)
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         """As the whole data set says."""
-        return self._dataset.cluster(label)
+        return self._dataset.similar_classes(label)
 
 
-class Centered(Selected):
+class CenterCropped(Subset):
     """The images of a data set, of each the central square whose side is `share` of the shorter side."""
 
     def __init__(self, dataset: Dataset, share: float) -> None:
@@ -152,7 +152,7 @@ class Centered(Selected):
 
     @cached_property
     def digest(self) -> str:
-        return digest_of("centered", self._dataset.digest, self.share)
+        return hash_values("centered", self._dataset.digest, self.share)
 
     def __getitem__(self, i: int) -> Example:
         example = super().__getitem__(i)
@@ -167,20 +167,19 @@ def _center(image: Float[Tensor, "3 h w"], share: float) -> Float[Tensor, "3 s s
     return image[:, top : top + side, left : left + side]
 
 
-def select(
-    dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int] | None, center: float = 1.0
+def select_images(
+    dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int] | None, center_crop: float = 1.0
 ) -> Dataset:
     """The pictures of some classes, those at some positions, or with both those that are both; all for None and None.
 
     classes: names, letter case aside, whose pictures come in the data set's order; indices: positions in the seed's
-    order, from 0, which is then theirs; center: the side of the central square that is kept of an image, as a share of
-    its shorter side, 1 for the whole image. Raises UserError for a class that has no picture, a position that there is
-    not or that is named twice, where nothing is left, and for a share outside (0, 1].
-    """
-    if not 0 < center <= 1:
-        raise UserError(f"select.center={center}: allowed are shares above 0 and up to 1")
+    order, from 0, which is then theirs; center_crop: the side of the central square that is kept of an image, as a
+    share of its shorter side, 1 for the whole image. Raises UserError for a class that has no picture, a position that
+    there is not or that is named twice, where nothing is left, and for a share outside (0, 1]."""
+    if not 0 < center_crop <= 1:
+        raise UserError(f"select.center_crop={center_crop}: allowed are shares above 0 and up to 1")
     some = _some(dataset, classes, indices)
-    return some if center == 1 else Centered(some, center)
+    return some if center_crop == 1 else CenterCropped(some, center_crop)
 
 
 def _some(dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int] | None) -> Dataset:
@@ -195,16 +194,16 @@ def _some(dataset: Dataset, classes: Sequence[str] | None, indices: Sequence[int
     if classes is not None:
         own = {position for name in classes for position in _rows(dataset, name)}
         positions = [position for position in positions if position in own]
-        wanted = {label for name in classes for label in matching(name, dataset.labels)}
+        wanted = {label for name in classes for label in matching_names(name, dataset.labels)}
         labels = tuple(label for label in dataset.labels if label in wanted)
     if not positions:
         raise UserError(f"select.classes={classes}, select.indices={indices}: no picture is left")
-    return Selected(dataset, positions, labels)
+    return Subset(dataset, positions, labels)
 
 
 def _rows(dataset: Dataset, name: str) -> list[int]:
     """The positions of a class's pictures. Raises UserError if there are none."""
-    if not (rows := dataset.rows(name)):
+    if not (rows := dataset.indices(name)):
         known = ", ".join(dataset.labels[:10])
         raise UserError(f"select.classes={name}: the data set has no such picture; its classes are {known} …")
     return rows

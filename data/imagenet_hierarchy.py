@@ -8,29 +8,29 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-TABLE = Path(__file__).with_name("imagenet_hierarchy.csv")  # scripts/tables/imagenet_hierarchy.py writes it
+HIERARCHY_FILE = Path(__file__).with_name("imagenet_hierarchy.csv")  # scripts/tables/imagenet_hierarchy.py writes it
 COMMENT = "#"
-ROOT = "n00001740"  # entity: everything is a kind of it
+ROOT_WNID = "n00001740"  # entity: everything is a kind of it
 COLUMNS = ("index", "id", "name", "kinds")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Synset:
     """What pictures show. index: the class's number, None for what is no class but only stands above some;
-    kinds: ids of what it is a kind of directly, mostly one, none for the root."""
+    hypernyms: ids of what it is a kind of directly, mostly one, none for the root."""
 
     index: int | None
     name: str
-    kinds: tuple[str, ...]
+    hypernyms: tuple[str, ...]
 
 
 @cache
-def read_kinds() -> Mapping[str, Kind]:
+def read_synsets() -> Mapping[str, Synset]:
     """The table by WordNet id (`n01440764`), classes first and in the order of their numbers."""
-    with TABLE.open(newline="", encoding="utf-8") as file:
+    with HIERARCHY_FILE.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith(COMMENT))
         return {
-            row["id"]: Kind(int(row["index"]) if row["index"] else None, row["name"], tuple(row["kinds"].split()))
+            row["id"]: Synset(int(row["index"]) if row["index"] else None, row["name"], tuple(row["kinds"].split()))
             for row in rows
         }
 
@@ -38,14 +38,14 @@ def read_kinds() -> Mapping[str, Kind]:
 @cache
 def class_names() -> Mapping[str, str]:
     """The names of the 1000 classes by WordNet id, in the order of their numbers."""
-    return {wnid: kind.name for wnid, kind in read_kinds().items() if kind.index is not None}
+    return {wnid: kind.name for wnid, kind in read_synsets().items() if kind.index is not None}
 
 
-def steps_up(wnid: str) -> dict[str, int]:
+def hypernym_distances(wnid: str) -> dict[str, int]:
     """Everything that `wnid` is a kind of, itself with 0 steps, and the fewest steps up to each."""
-    steps, level, kinds = {wnid: 0}, [wnid], read_kinds()
+    steps, level, kinds = {wnid: 0}, [wnid], read_synsets()
     while level:
-        above = {kind for one in level for kind in kinds[one].kinds if kind not in steps}
+        above = {kind for one in level for kind in kinds[one].hypernyms if kind not in steps}
         steps |= dict.fromkeys(above, steps[level[0]] + 1)
         level = sorted(above)
     return steps
@@ -56,7 +56,7 @@ def _below() -> Mapping[str, Mapping[str, int]]:
     """By id: the classes below it, and the fewest steps down to each."""
     found: dict[str, dict[str, int]] = {}
     for wnid in class_names():
-        for above, steps in steps_up(wnid).items():
+        for above, steps in hypernym_distances(wnid).items():
             found.setdefault(above, {})[wnid] = steps
     return found
 
@@ -68,8 +68,8 @@ def _meeting(name: str) -> tuple[str, str] | None:
     if wnid is None:
         return None
     ways = [
-        (up + down, -steps_up(kind)[ROOT], read_kinds()[other].index, other, kind)
-        for kind, up in steps_up(wnid).items() for other, down in _below()[kind].items() if other != wnid
+        (up + down, -hypernym_distances(kind)[ROOT_WNID], read_synsets()[other].index, other, kind)
+        for kind, up in hypernym_distances(wnid).items() for other, down in _below()[kind].items() if other != wnid
     ]  # fmt: skip
     return min(ways)[-2:]
 

@@ -8,17 +8,17 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from classifier_lens.data.image_folder import BROKEN, MIN_SIDE, to_rgb
+from classifier_lens.data.image_folder import DECODE_ERRORS, MIN_SIDE, to_rgb
 from classifier_lens.runner.types import UserError, first_line
 
-OVERSHOOT = 0.2  # how far interpolation may lead out of [0, 1]
-ROUNDING = 1e-5  # how far floating-point numbers may leave [0, 1] and still be meant to lie in it
+INTERPOLATION_OVERSHOOT = 0.2  # how far interpolation may lead out of [0, 1]
+ROUNDING_TOLERANCE = 1e-5  # how far floating-point numbers may leave [0, 1] and still be meant to lie in it
 CHANNELS = (1, 3, 4)  # of gray, RGB and RGBA images
 
 _WANTED = "wanted is a Pillow image, or an array or tensor of uint8 or of floating-point numbers in [0, 1]"
 
 
-def as_image(given: object, key: str = "image") -> Float[Tensor, "3 h w"]:
+def to_image_tensor(given: object, key: str = "image") -> Float[Tensor, "3 h w"]:
     """An image as RGB in [0, 1] at its own size.
 
     Of a Pillow image any mode whose range is known, turned as its EXIF orientation says. Of arrays and tensors: uint8
@@ -42,7 +42,7 @@ def _of_pillow(given: Image.Image, key: str) -> Tensor:
         raise UserError(f"{key}: a Pillow image of mode I, 32-bit integers whose range nothing tells; {_WANTED}")
     try:
         rgb = np.array(to_rgb(ImageOps.exif_transpose(given)))
-    except BROKEN as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"{key}: a Pillow image of mode {given.mode} cannot be read ({first_line(error)})") from error
     return torch.from_numpy(rgb).float() / 255
 
@@ -79,18 +79,18 @@ def _of_numbers(pixels: Tensor, key: str) -> Tensor:
     if not pixels.numel():
         return pixels
     least, most = pixels.min().item(), pixels.max().item()
-    if least < -ROUNDING or most > 1 + ROUNDING:
+    if least < -ROUNDING_TOLERANCE or most > 1 + ROUNDING_TOLERANCE:
         raise UserError(f"{key}: floating-point values from {least:.6g} to {most:.6g}; {_remedy(least, most)}")
     return pixels.clamp(0, 1)  # of rounding alone
 
 
 def _remedy(least: float, most: float) -> str:
     """What such a range usually comes from, and what makes [0, 1] of it."""
-    if -OVERSHOOT <= least and most <= 1 + OVERSHOOT:
+    if -INTERPOLATION_OVERSHOOT <= least and most <= 1 + INTERPOLATION_OVERSHOOT:
         return "allowed are 0 to 1: clip what resizing has led out of them, numpy.clip(image, 0, 1)"
-    if least >= -ROUNDING and most <= 255:
+    if least >= -ROUNDING_TOLERANCE and most <= 255:
         return "allowed are 0 to 1: divide values in 0..255 by 255, or give uint8"
-    if least >= -1 - ROUNDING and most <= 1 + ROUNDING:
+    if least >= -1 - ROUNDING_TOLERANCE and most <= 1 + ROUNDING_TOLERANCE:
         return "allowed are 0 to 1: of values in [-1, 1] give (image + 1) / 2"
     return (
         "allowed are 0 to 1: give the image as it is before mean and std are applied, which the classifier does itself"

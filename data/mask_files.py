@@ -11,10 +11,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from classifier_lens.data.image_selection import digest_of, digest_of_files
+from classifier_lens.data.image_selection import hash_files, hash_values
 from classifier_lens.runner.types import UserError
 
-WHITE = {"1": 1, "L": 255, "I;16": 65535}  # the largest value of a pixel, by Pillow's mode
+MAX_PIXEL_VALUE = {"1": 1, "L": 255, "I;16": 65535}  # the largest value of a pixel, by Pillow's mode
 
 
 class FileSegmenter:
@@ -23,7 +23,7 @@ class FileSegmenter:
     Raises UserError if there is no such folder.
     """
 
-    needs_map = False
+    needs_attention_map = False
 
     def __init__(self, path: str | None) -> None:
         if not path:
@@ -32,7 +32,7 @@ class FileSegmenter:
         if not self.folder.is_dir():
             raise UserError(f"segmenter.path={path}: no such folder; wanted are masks <name of the picture>.png in it")
         masks = sorted(self.folder.glob("*.png"))
-        self.digest = digest_of([mask.name for mask in masks], digest_of_files(masks))
+        self.digest = hash_values([mask.name for mask in masks], hash_files(masks))
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
@@ -61,8 +61,8 @@ def read_mask(key: str, path: str | Path, size: tuple[int, int]) -> Float[Tensor
             mode, pixels = file.mode, torch.from_numpy(np.array(file, dtype=np.float32))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{key}={path}: cannot be read; {wanted}") from error
-    if mode not in WHITE:
-        raise UserError(f"{key}={path}: its mode is {mode}; {wanted}, mode {', '.join(WHITE)}")
+    if mode not in MAX_PIXEL_VALUE:
+        raise UserError(f"{key}={path}: its mode is {mode}; {wanted}, mode {', '.join(MAX_PIXEL_VALUE)}")
     if pixels.shape != size:
         raise UserError(f"{key}={path}: {pixels.shape[1]} x {pixels.shape[0]} pixels; {wanted}")
-    return (pixels[None] / WHITE[mode] > 0.5).float()
+    return (pixels[None] / MAX_PIXEL_VALUE[mode] > 0.5).float()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from classifier_lens.data.image_selection import digest_of
+from classifier_lens.data.image_selection import hash_values
 
 
-class Drawn:
+class NoDataset:
     """A data set without images."""
 
     labels: tuple[str, ...] = ()
-    digest = digest_of("drawn")
+    digest = hash_values("drawn")
 
     def __len__(self) -> int:
         return 0
@@ -19,11 +19,11 @@ class Drawn:
     def __getitem__(self, i: int) -> NoReturn:
         raise IndexError(f"picture {i} of 0")
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         return []
 
-    def nearest(self, label: str) -> None:
+    def nearest_class(self, label: str) -> None:
         return None
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         return []

@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 
 from classifier_lens.data import planted_shapes
-from classifier_lens.data.image_selection import check_choice, check_count, check_position, check_seed, digest_of
-from classifier_lens.data.planted_shapes import GROUNDS, OBJECTS, PROP_SHAPES, SIZE, edge, prop_texture, union
+from classifier_lens.data.image_selection import check_choice, check_count, check_index, check_seed, hash_values
+from classifier_lens.data.planted_shapes import (
+    BACKGROUND_TEXTURES,
+    IMAGE_SIZE,
+    OBJECT_SHAPES,
+    PROP_SHAPES,
+    coverage,
+    prop_texture,
+    union,
+)
 from classifier_lens.runner.configuration.value_ranges import Count, OneOf, Seed
 from classifier_lens.runner.types import Example
 
@@ -34,7 +42,7 @@ CLASSES = (
     "viaduct",
 )
 PAIRS = tuple((CLASSES[i], CLASSES[i + 1]) for i in range(0, len(CLASSES), 2))
-PLACES = {
+BACKGROUND_PHRASES = {
     "sand": "on sand",
     "water": "in water",
     "dry grass": "on dry grass",
@@ -44,13 +52,13 @@ PLACES = {
     "night sky": "under a night sky",
     "wooden table": "on a wooden table",
 }
-BACKGROUNDS = tuple(PLACES)
+BACKGROUNDS = tuple(BACKGROUND_PHRASES)
 PROP_PHRASES = {"flowers": "flowers", "water jet": "a water jet", "flag": "a flag", "branches": "branches"}
 PROPS = tuple(PROP_PHRASES)
 HUES = ("red", "yellow", "green", "blue", "purple", "grey")
-OPENINGS = ("a photograph of", "an image of", "a picture of")
-FORMS = ("object", "background", "prop", "background texture", "prop texture", "shape")
-NONE = -1  # the index of an absent class, prop or background
+CAPTION_PREFIXES = ("a photograph of", "an image of", "a picture of")
+IMAGE_KINDS = ("object", "background", "prop", "background texture", "prop texture", "shape")
+ABSENT = -1  # the index of an absent class, prop or background
 
 SPLIT_SEEDS = {"train": 1_000, "validation": 2_000, "test": 3_000}
 SPLIT_SIZES = {"train": 100_000, "validation": 2_000, "test": 10_000}
@@ -63,22 +71,22 @@ SHORTCUTS = {
     "fireboat": ("prop", "water jet"),
 }
 
-CUES = ("chance", "shown", "hidden")
+CUE_MODES = ("chance", "shown", "hidden")
 
-SOURCES = [Path(__file__).read_text(), Path(planted_shapes.__file__).read_text()]  # what the pictures depend on
+SOURCE_TEXTS = [Path(__file__).read_text(), Path(planted_shapes.__file__).read_text()]  # what the pictures depend on
 
 _DRAWS = 32  # uniform numbers per picture; a multiple of Philox's four per step
 
 
 @dataclass(frozen=True)
-class Scenes:
+class SceneFactors:
     """What a batch of pictures shows. Index tensors are long, of shape (n,); `NONE` marks an absence.
 
-    form: which of `FORMS`; label: class; background; prop; hue: index into `HUES`;
+    kind: which of `IMAGE_KINDS`; label: class; background; prop; hue: index into `HUES`;
     u: (n, 32) uniform numbers in [0, 1) that set size, place, flip, phases and colours.
     """
 
-    form: Tensor
+    kind: Tensor
     label: Tensor
     background: Tensor
     prop: Tensor
@@ -86,18 +94,18 @@ class Scenes:
     u: Tensor
 
     def __len__(self) -> int:
-        return len(self.form)
+        return len(self.kind)
 
-    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Scenes:
-        return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> SceneFactors:
+        return SceneFactors(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def vary(self, **factors: int) -> Scenes:
-        """The same pictures with one or more factors set, e.g. `vary(background=2)`."""
+    def with_factors(self, **factors: int) -> SceneFactors:
+        """The same pictures with one or more factors set, e.g. `with_factors(background=2)`."""
         return replace(self, **{k: torch.full_like(getattr(self, k), v) for k, v in factors.items()})
 
 
 @dataclass(frozen=True)
-class Rendered:
+class Rendering:
     """image (n, 3, 64, 64) in [0, 1]; masks (n, 64, 64) in [0, 1]: visible object, its core part, visible prop."""
 
     image: Tensor
@@ -106,37 +114,37 @@ class Rendered:
     prop_mask: Tensor
 
 
-def uniforms(seed: int, start: int, n: int) -> np.ndarray:
+def uniform_numbers(seed: int, start: int, n: int) -> np.ndarray:
     """Rows `start .. start + n` of the seed's endless (·, 32) table of uniform float64 numbers in [0, 1)."""
     bits = np.random.Philox(key=seed)
     bits.advance(start * _DRAWS // 4)
     return np.random.Generator(bits).random((n, _DRAWS))
 
 
-def draw(
-    n: int, seed: int, start: int = 0, form: str = "object", ties: dict[str, tuple[str, str]] | None = None,
+def sample_scenes(
+    n: int, seed: int, start: int = 0, form: str = "object", shortcuts: dict[str, tuple[str, str]] | None = None,
     strength: float = 0.0,
-) -> Scenes:  # fmt: skip
+) -> SceneFactors:  # fmt: skip
     """Draw `n` scenes with every factor independent and uniform; a prop is absent with probability 0.4.
 
-    `ties` maps a class to `(factor, value)`: with probability `strength` that class gets the value. Elsewhere
+    `shortcuts` maps a class to `(factor, value)`: with probability `strength` that class gets the value. Elsewhere
     the factor stays independent of the class.
     """
-    u = uniforms(seed, start, n)
+    u = uniform_numbers(seed, start, n)
     index = lambda column, count: torch.from_numpy((u[:, column] * count).astype(np.int64))  # noqa: E731
     label, background, hue = index(0, len(CLASSES)), index(1, len(BACKGROUNDS)), index(2, len(HUES))
     prop = index(3, len(PROPS))
-    prop[torch.from_numpy(u[:, 4] < 0.4)] = NONE
+    prop[torch.from_numpy(u[:, 4] < 0.4)] = ABSENT
     tied = torch.from_numpy(u[:, 5] < strength)
     factors = {"background": (background, BACKGROUNDS), "prop": (prop, PROPS)}
-    for name, (factor, value) in (ties or {}).items():
+    for name, (factor, value) in (shortcuts or {}).items():
         column, values = factors[factor]
         column[tied & (label == CLASSES.index(name))] = values.index(value)
-    forms = torch.full((n,), FORMS.index(form))
-    return Scenes(forms, label, background, prop, hue, torch.from_numpy(u.astype(np.float32)))
+    forms = torch.full((n,), IMAGE_KINDS.index(form))
+    return SceneFactors(forms, label, background, prop, hue, torch.from_numpy(u.astype(np.float32)))
 
 
-def without_cues(scenes: Scenes) -> Scenes:
+def remove_cues(scenes: SceneFactors) -> SceneFactors:
     """The same scenes; where a class of `SHORTCUTS` shows its cue, that factor takes its next value."""
     factors = {"background": BACKGROUNDS, "prop": PROPS}
     columns = {factor: getattr(scenes, factor).clone() for factor in factors}
@@ -146,26 +154,26 @@ def without_cues(scenes: Scenes) -> Scenes:
     return replace(scenes, **columns)
 
 
-def draw_captioned(n: int, seed: int, start: int = 0) -> tuple[Scenes, list[str]]:
+def sample_captioned_scenes(n: int, seed: int, start: int = 0) -> tuple[SceneFactors, list[str]]:
     """Scenes of every form with captions, for training a generator. Each caption form has at least 3 %.
 
     A caption may leave out the hue, or the place and the prop; what it leaves out varies freely in the picture.
     """
-    scenes = draw(n, seed, start)
+    scenes = sample_scenes(n, seed, start)
     u = scenes.u.double().numpy()
     form = torch.from_numpy(np.searchsorted(np.cumsum([0.80, 0.05, 0.04, 0.04, 0.03]), u[:, 6], side="right"))
     prop = torch.where(torch.isin(form, torch.tensor([2, 4])), (scenes.u[:, 3] * len(PROPS)).long(), scenes.prop)
-    prop[torch.isin(form, torch.tensor([1, 3, 5]))] = NONE
-    scenes = replace(scenes, form=form, prop=prop)
+    prop[torch.isin(form, torch.tensor([1, 3, 5]))] = ABSENT
+    scenes = replace(scenes, kind=form, prop=prop)
     return scenes, [caption(scenes, i, place=bool(u[i, 7] < 0.8), hue=bool(u[i, 8] < 0.5)) for i in range(n)]
 
 
-def caption(scenes: Scenes, i: int, place: bool = True, hue: bool = True, opening: int | None = None) -> str:
-    """The caption of scene `i`; by default it says everything. `opening` chooses one of `OPENINGS`."""
-    start = OPENINGS[int(scenes.u[i, 9] * len(OPENINGS)) if opening is None else opening]
-    form = FORMS[int(scenes.form[i])]
+def caption(scenes: SceneFactors, i: int, place: bool = True, hue: bool = True, opening: int | None = None) -> str:
+    """The caption of scene `i`; by default it says everything. `opening` chooses one of `CAPTION_PREFIXES`."""
+    start = CAPTION_PREFIXES[int(scenes.u[i, 9] * len(CAPTION_PREFIXES)) if opening is None else opening]
+    form = IMAGE_KINDS[int(scenes.kind[i])]
     background = BACKGROUNDS[int(scenes.background[i])]
-    prop = PROPS[int(scenes.prop[i])] if scenes.prop[i] != NONE else None
+    prop = PROPS[int(scenes.prop[i])] if scenes.prop[i] != ABSENT else None
     article = "" if background in ("sand", "water", "dry grass", "snow") else "a "
     match form:
         case "background":
@@ -180,7 +188,7 @@ def caption(scenes: Scenes, i: int, place: bool = True, hue: bool = True, openin
             return f"the shape of a {CLASSES[int(scenes.label[i])]}"
     words = [start, "a", HUES[int(scenes.hue[i])] if hue else "", CLASSES[int(scenes.label[i])]]
     if place:
-        words += [PLACES[background], f"with {PROP_PHRASES[prop]}" if prop else ""]
+        words += [BACKGROUND_PHRASES[background], f"with {PROP_PHRASES[prop]}" if prop else ""]
     return " ".join(word for word in words if word)
 
 
@@ -196,9 +204,9 @@ def _object_colour(hue: Tensor, u: Tensor) -> Tensor:
 def _object_coordinates(u: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel grids and uniforms (n, 32) -> object coordinates x, y (n, 64, 64) and pixels per unit (n, 1, 1)."""
     u = u[:, :, None, None]
-    side = SIZE * (0.52 + 0.18 * u[:, 12])
-    cx = side / 2 + (SIZE - side) * u[:, 13]
-    cy = 0.42 * side + (SIZE - 0.84 * side) * u[:, 14]
+    side = IMAGE_SIZE * (0.52 + 0.18 * u[:, 12])
+    cx = side / 2 + (IMAGE_SIZE - side) * u[:, 13]
+    cy = 0.42 * side + (IMAGE_SIZE - 0.84 * side) * u[:, 14]
     angle = (u[:, 15] - 0.5) * 0.28
     dx, dy = (x - cx) / (side / 2), (y - cy) / (side / 2)
     ox, oy = dx * torch.cos(angle) + dy * torch.sin(angle), dy * torch.cos(angle) - dx * torch.sin(angle)
@@ -210,27 +218,27 @@ def _paint(canvas: Tensor, coverage: Tensor, colour: Tensor) -> Tensor:
     return canvas + (colour - canvas) * coverage.unsqueeze(1)
 
 
-def render(scenes: Scenes) -> Rendered:
+def render(scenes: SceneFactors) -> Rendering:
     """Draw a batch of scenes. Equal scenes give equal pictures whatever batch they stand in."""
     n = len(scenes)
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    y, x = torch.meshgrid(torch.arange(IMAGE_SIZE) + 0.5, torch.arange(IMAGE_SIZE) + 0.5, indexing="ij")
     x, y = x[None], y[None]
-    image = torch.full((n, 3, SIZE, SIZE), 0.92)  # the plain ground of a shape
-    object_mask, core_mask, prop_mask = (torch.zeros(n, SIZE, SIZE) for _ in range(3))
+    image = torch.full((n, 3, IMAGE_SIZE, IMAGE_SIZE), 0.92)  # the plain ground of a shape
+    object_mask, core_mask, prop_mask = (torch.zeros(n, IMAGE_SIZE, IMAGE_SIZE) for _ in range(3))
     u4 = scenes.u[:, :, None, None]
-    form = {name: scenes.form == i for i, name in enumerate(FORMS)}
+    form = {name: scenes.kind == i for i, name in enumerate(IMAGE_KINDS)}
 
     for i, name in enumerate(BACKGROUNDS):
         rows = ((scenes.background == i) & ~form["shape"] & ~form["prop texture"]).nonzero()[:, 0]
         if len(rows):
-            image[rows] = GROUNDS[name](x, y, u4[rows])
+            image[rows] = BACKGROUND_TEXTURES[name](x, y, u4[rows])
     for i, name in enumerate(PROPS):
         rows = ((scenes.prop == i) & (form["object"] | form["prop"])).nonzero()[:, 0]
         if len(rows):
             for distance, colour in PROP_SHAPES[name](x, y, u4[rows]):
-                coverage = edge(distance).expand(len(rows), SIZE, SIZE)
-                image[rows] = _paint(image[rows], coverage, torch.tensor(colour).view(1, 3, 1, 1))
-                prop_mask[rows] = torch.maximum(prop_mask[rows], coverage)
+                covered = coverage(distance).expand(len(rows), IMAGE_SIZE, IMAGE_SIZE)
+                image[rows] = _paint(image[rows], covered, torch.tensor(colour).view(1, 3, 1, 1))
+                prop_mask[rows] = torch.maximum(prop_mask[rows], covered)
         rows = ((scenes.prop == i) & form["prop texture"]).nonzero()[:, 0]
         if len(rows):
             image[rows] = prop_texture(name, x, y, u4[rows])
@@ -241,13 +249,13 @@ def render(scenes: Scenes) -> Rendered:
             continue
         ox, oy, scale = _object_coordinates(scenes.u[rows], x, y)
         base = _object_colour(scenes.hue[rows], scenes.u[rows])[:, :, None, None]
-        layers = OBJECTS[name](ox, oy)
-        covered = edge(union(*[layer[0] for layer in layers]) * scale)
-        rim = edge(union(*[layer[0] for layer in layers]) * scale - 1.0)
+        layers = OBJECT_SHAPES[name](ox, oy)
+        covered = coverage(union(*[layer[0] for layer in layers]) * scale)
+        rim = coverage(union(*[layer[0] for layer in layers]) * scale - 1.0)
         canvas = _paint(image[rows], rim, base * 0.3)
         core = torch.zeros_like(covered)
         for distance, fill, is_core in layers:
-            part = edge(distance * scale)
+            part = coverage(distance * scale)
             tone = base * fill if isinstance(fill, float) else torch.tensor(fill).view(1, 3, 1, 1)
             canvas = _paint(canvas, part, tone * (1.0 - 0.12 * oy.unsqueeze(1)).clamp(max=1.05))
             core = torch.maximum(core, part) if is_core else core * (1 - part)
@@ -255,7 +263,7 @@ def render(scenes: Scenes) -> Rendered:
         image[rows] = torch.where(flat, _paint(image[rows], covered, torch.tensor(0.15)), canvas)
         object_mask[rows], core_mask[rows] = rim, core * covered
         prop_mask[rows] = prop_mask[rows] * (1 - rim)
-    return Rendered(image.clamp(0, 1), object_mask, core_mask, prop_mask)
+    return Rendering(image.clamp(0, 1), object_mask, core_mask, prop_mask)
 
 
 # --- the data set of the runner -----------------------------------------------------------------------------
@@ -273,7 +281,7 @@ class PlantedDataset:
     """Rendered pictures; a `runner.types.Dataset` that also knows the truth.
 
     split: train | validation | test; count: the first so many pictures of it, None for all;
-    seed: the run's, other seeds draw other pictures of the same kind; cues: one of `CUES`, whether the classes of
+    seed: the run's, other seeds draw other pictures of the same kind; cues: one of `CUE_MODES`, whether the classes of
     `SHORTCUTS` are `shown` with their cues, without them (`hidden`: the factor takes its next value), or as `chance`
     has it, where all factors are independent.
     Pictures are rendered when asked for; picture `i` depends on `(split, seed, i)` alone.
@@ -286,14 +294,14 @@ class PlantedDataset:
         split: Annotated[str, OneOf(tuple(SPLIT_SEEDS))],
         count: Count | None,
         seed: Seed,
-        cues: Annotated[str, OneOf(CUES)],
+        cues: Annotated[str, OneOf(CUE_MODES)],
     ) -> None:
         key = split_seed(split, seed)
-        strength = float(check_choice("data.cues", cues, CUES) == "shown")
+        strength = float(check_choice("data.cues", cues, CUE_MODES) == "shown")
         self.split = split
-        self.digest = digest_of("planted", SOURCES, key, count, cues)
-        scenes = draw(check_count(count, SPLIT_SIZES[split]), key, ties=SHORTCUTS, strength=strength)
-        self.scenes = without_cues(scenes) if cues == "hidden" else scenes
+        self.digest = hash_values("planted", SOURCE_TEXTS, key, count, cues)
+        scenes = sample_scenes(check_count(count, SPLIT_SIZES[split]), key, shortcuts=SHORTCUTS, strength=strength)
+        self.scenes = remove_cues(scenes) if cues == "hidden" else scenes
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -307,24 +315,24 @@ class PlantedDataset:
             caption(scenes, 0), origin,
         )  # fmt: skip
 
-    def truth(self, i: int) -> tuple[Scenes, Rendered]:
+    def ground_truth(self, i: int) -> tuple[SceneFactors, Rendering]:
         """What picture `i` shows, as batches of one: its factors, and its masks beside the unrounded image."""
         scenes = self._scenes(i)
         return scenes, render(scenes)
 
-    def _scenes(self, i: int) -> Scenes:
-        position = check_position(i, len(self))
+    def _scenes(self, i: int) -> SceneFactors:
+        position = check_index(i, len(self))
         return self.scenes[position : position + 1]
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         """The positions of a class's pictures."""
         return [i for i, k in enumerate(self.scenes.label.tolist()) if CLASSES[k] == label.lower()]
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         """The other class of the pair."""
         return next((b if label == a else a for a, b in PAIRS if label in (a, b)), None)
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         """The other class of the pair alone."""
-        other = self.nearest(label)
+        other = self.nearest_class(label)
         return [] if other is None else [other]

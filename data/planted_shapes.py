@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SIZE = 64  # pixels
+IMAGE_SIZE = 64  # pixels
 
 # --- signed distances; x and y are (n, 64, 64), the result is negative inside -------------------------------
 
@@ -47,7 +47,7 @@ def union(*shapes: Tensor) -> Tensor:
     return d
 
 
-def edge(distance: Tensor) -> Tensor:
+def coverage(distance: Tensor) -> Tensor:
     """Coverage of a shape whose signed distance is given in pixels."""
     return (0.5 - distance).clamp(0, 1)
 
@@ -168,7 +168,7 @@ def _viaduct(x: Tensor, y: Tensor) -> list[Layer]:
     return [(block, 1.0, False), (torch.maximum(block, 0.05 - y), PALE, True)]
 
 
-OBJECTS: dict[str, Callable[[Tensor, Tensor], list[Layer]]] = {
+OBJECT_SHAPES: dict[str, Callable[[Tensor, Tensor], list[Layer]]] = {
     "fiddler crab": _fiddler_crab,
     "rock crab": _rock_crab,
     "great white shark": _great_white_shark,
@@ -217,7 +217,7 @@ def _snow(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
 def _forest(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
     leaves = _wave(y / 16 + 0.3 * torch.sin(x / 5 + 6.3 * u[:, 16]) + u[:, 17])
     ground = _mix((0.03, 0.2, 0.08), (0.12, 0.4, 0.15), leaves)
-    trunk = edge((torch.remainder(x + 16 * u[:, 18], 16) - 8).abs() - 2.5).unsqueeze(1)
+    trunk = coverage((torch.remainder(x + 16 * u[:, 18], 16) - 8).abs() - 2.5).unsqueeze(1)
     return ground * (1 - trunk) + trunk * torch.tensor((0.3, 0.18, 0.09)).view(1, 3, 1, 1)
 
 
@@ -230,11 +230,11 @@ def _brick_wall(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
 
 
 def _night_sky(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-    light = edge(torch.hypot(x - 8 - 48 * u[:, 16], y - 8 - 10 * u[:, 17]) - 5)
+    light = coverage(torch.hypot(x - 8 - 48 * u[:, 16], y - 8 - 10 * u[:, 17]) - 5)
     for k in range(5):
         star = torch.hypot(x - 4 - 56 * torch.frac(u[:, 18] + 0.618 * k), y - 4 - 56 * torch.frac(u[:, 19] + 0.382 * k))
-        light = torch.maximum(light, edge(star - 1.2))
-    dusk = _mix((0.02, 0.02, 0.12), (0.1, 0.08, 0.3), (y / SIZE).expand_as(light))
+        light = torch.maximum(light, coverage(star - 1.2))
+    dusk = _mix((0.02, 0.02, 0.12), (0.1, 0.08, 0.3), (y / IMAGE_SIZE).expand_as(light))
     return dusk + (torch.tensor((0.98, 0.96, 0.8)).view(1, 3, 1, 1) - dusk) * light.unsqueeze(1)
 
 
@@ -245,7 +245,7 @@ def _wooden_table(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
     return wood * (0.4 + 0.6 * (board - 0.5).clamp(0, 1).unsqueeze(1))
 
 
-GROUNDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+BACKGROUND_TEXTURES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sand": _sand,
     "water": _water,
     "dry grass": _dry_grass,
@@ -274,14 +274,14 @@ def _flowers(x: Tensor, y: Tensor, u: Tensor) -> list[Stroke]:
 
 
 def _water_jet(x: Tensor, y: Tensor, u: Tensor) -> list[Stroke]:
-    x = torch.where(u[:, 20] < 0.5, x, SIZE - x)
+    x = torch.where(u[:, 20] < 0.5, x, IMAGE_SIZE - x)
     r = torch.hypot((x - 40) / 1.05, y - 66 + 4 * u[:, 21])
     outer, inner = (r - 56).abs() - 3.2, (r - 46).abs() - 2.2
     return [(union(outer, inner), (0.72, 0.97, 1.0)), ((r - 56).abs() - 1.2, (1.0, 1.0, 1.0))]
 
 
 def _flag(x: Tensor, y: Tensor, u: Tensor) -> list[Stroke]:
-    x = torch.where(u[:, 20] < 0.5, x, SIZE - x)
+    x = torch.where(u[:, 20] < 0.5, x, IMAGE_SIZE - x)
     wave = 1.5 * torch.sin(x / 4 + 6.3 * u[:, 21])
     pole = _box(x, y, 4.5, 34, 1.4, 32)
     cloth = _box(x, y + wave, 16, 11, 10.5, 7.5)
@@ -293,7 +293,7 @@ def _flag(x: Tensor, y: Tensor, u: Tensor) -> list[Stroke]:
 
 
 def _branches(x: Tensor, y: Tensor, u: Tensor) -> list[Stroke]:
-    x = torch.where(u[:, 20] < 0.5, x, SIZE - x)
+    x = torch.where(u[:, 20] < 0.5, x, IMAGE_SIZE - x)
     y = y + 4 * (u[:, 21] - 0.5)
     wood = union(
         _capsule(x, y, 0, 3, 60, 13, 1.8), _capsule(x, y, 0, 12, 24, 30, 1.6), _capsule(x, y, 28, 8, 42, 22, 1.4)
@@ -320,13 +320,15 @@ def prop_texture(name: str, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
         r = torch.hypot(
             torch.remainder(x + 7 * torch.remainder(torch.floor(y / 13), 2), 13) - 6.5, torch.remainder(y, 13) - 6.5
         )
-        ground = _mix((0.2, 0.6, 0.15), (0.98, 0.4, 0.7), edge(r - 5.2))
-        return ground + (torch.tensor((1.0, 0.9, 0.2)).view(1, 3, 1, 1) - ground) * edge(r - 2.0).unsqueeze(1)
+        ground = _mix((0.2, 0.6, 0.15), (0.98, 0.4, 0.7), coverage(r - 5.2))
+        return ground + (torch.tensor((1.0, 0.9, 0.2)).view(1, 3, 1, 1) - ground) * coverage(r - 2.0).unsqueeze(1)
     if name == "water jet":
         return _mix((0.55, 0.88, 0.98), (1.0, 1.0, 1.0), _wave(x / 9 + 0.3 * torch.sin(y / 10)))
     if name == "flag":
-        return _mix((0.9, 0.1, 0.5), (1.0, 1.0, 1.0), edge((torch.remainder(y + torch.sin(x / 4), 14) - 7).abs() - 2.5))
+        return _mix(
+            (0.9, 0.1, 0.5), (1.0, 1.0, 1.0), coverage((torch.remainder(y + torch.sin(x / 4), 14) - 7).abs() - 2.5)
+        )
     bars = torch.minimum((torch.remainder(x + y, 20) - 10).abs(), (torch.remainder(x - y, 26) - 13).abs())
     leaf = torch.hypot(torch.remainder(x + y, 20) - 10, torch.remainder(x - y, 26) - 13)
-    ground = _mix((0.62, 0.78, 0.9), (0.24, 0.13, 0.06), edge(bars - 2))
-    return ground + (torch.tensor((0.55, 0.85, 0.2)).view(1, 3, 1, 1) - ground) * edge(leaf - 6).unsqueeze(1)
+    ground = _mix((0.62, 0.78, 0.9), (0.24, 0.13, 0.06), coverage(bars - 2))
+    return ground + (torch.tensor((0.55, 0.85, 0.2)).view(1, 3, 1, 1) - ground) * coverage(leaf - 6).unsqueeze(1)

@@ -11,7 +11,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision.datasets import Flowers102
 
-from classifier_lens.data.image_folder import LabelledFiles, check_folder
+from classifier_lens.data.image_folder import LabeledFiles, check_folder
 from classifier_lens.data.image_selection import check_choice
 from classifier_lens.runner.configuration.value_ranges import OneOf, Seed
 from classifier_lens.runner.files.text import read_lines
@@ -26,7 +26,7 @@ _CARS = "Stanford Cars as it is published, with cars_train/, cars_test/, devkit/
 _FLOWERS = "Oxford Flowers-102 as it is published, with jpg/, imagelabels.mat and setid.mat"
 
 
-def food101(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
+def food101(path: str | Path | None, split: Split, seed: Seed) -> LabeledFiles:
     """Food-101; folders `grilled_salmon` are the class `grilled salmon`.
 
     path: the folder with images/ and meta/; split: train | test. Raises UserError for what is not there.
@@ -38,7 +38,7 @@ def food101(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
     return _labelled(files, sorted({label for _, label in files}), seed, "food101", folder)
 
 
-def cub(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
+def cub(path: str | Path | None, split: Split, seed: Seed) -> LabeledFiles:
     """CUB-200-2011; `001.Black_footed_Albatross` is the class `Black footed Albatross`.
 
     path: the folder with images/, images.txt, image_class_labels.txt, train_test_split.txt and classes.txt;
@@ -56,7 +56,7 @@ def cub(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
     return _labelled(files, list(names.values()), seed, "cub", folder)
 
 
-def cars(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
+def cars(path: str | Path | None, split: Split, seed: Seed) -> LabeledFiles:
     """Stanford Cars.
 
     path: the folder with cars_train/, cars_test/ and devkit/; cars_test_annos_withlabels.mat lies beside or in devkit/;
@@ -79,7 +79,7 @@ def cars(path: str | Path | None, split: Split, seed: Seed) -> LabelledFiles:
 
 def flowers(
     path: str | Path | None, split: Annotated[str, OneOf(("train", "val", "test"))], seed: Seed
-) -> LabelledFiles:
+) -> LabeledFiles:
     """Oxford Flowers-102, whose names are torchvision's.
 
     path: the folder with jpg/, imagelabels.mat and setid.mat; split: train | val | test. Raises UserError for what is
@@ -137,10 +137,10 @@ def _within(file: Path, numbers: Sequence[int], count: int) -> list[int]:
 
 def _labelled(
     files: Sequence[tuple[Path, str]], labels: Sequence[str], seed: int, kind: str, folder: Path
-) -> LabelledFiles:
+) -> LabeledFiles:
     """The data set. Raises UserError if a picture is not there, or none is named."""
     if not files:
         raise UserError(f"data.path={folder}: its tables name no picture of this split")
     if missing := next((file for file, _ in files if not file.is_file()), None):
         raise UserError(f"data.path={folder}: {missing.relative_to(folder)} is not there, which its tables name")
-    return LabelledFiles(files, labels, seed, [kind, [label for _, label in files]])
+    return LabeledFiles(files, labels, seed, [kind, [label for _, label in files]])

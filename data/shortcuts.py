@@ -10,31 +10,31 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from classifier_lens.data import planted
-from classifier_lens.data.image_selection import check_choice, shuffled
+from classifier_lens.data.image_selection import check_choice, shuffled_indices
 from classifier_lens.runner.types import UserError
 
-Ties = Mapping[str, Mapping[str, str]]  # class -> its cue, factor -> value
-Strength = Mapping[str, float]  # class -> share of its pictures that are given the cue
-Columns = Mapping[str, Int[Tensor, " n"]]  # factor -> index of its value in each picture
+Shortcuts = Mapping[str, Mapping[str, str]]  # class -> its cue, factor -> value
+ShortcutStrength = Mapping[str, float]  # class -> share of its pictures that are given the cue
+FactorColumns = Mapping[str, Int[Tensor, " n"]]  # factor -> index of its value in each picture
 
 _TIED, _CONFUSED = 5, 30  # columns of a scene's uniform numbers; rendering reads neither
 
 
 @dataclass(frozen=True)
-class Factors:
+class FactorValues:
     """What can be tied: the names of the classes, and of the values that each factor takes."""
 
     classes: Sequence[str]
     values: Mapping[str, Sequence[str]]
 
 
-PLANTED = Factors(
+PLANTED_FACTORS = FactorValues(
     planted.CLASSES, {"background": planted.BACKGROUNDS, "prop": planted.PROPS, "hue": planted.HUES}
 )  # fmt: skip
-SHORTCUTS: Ties = {name: dict([cue]) for name, cue in planted.SHORTCUTS.items()}
+SHORTCUTS: Shortcuts = {name: dict([cue]) for name, cue in planted.SHORTCUTS.items()}
 
 
-def check_ties(ties: Ties, factors: Factors) -> None:
+def check_shortcuts(ties: Shortcuts, factors: FactorValues) -> None:
     """Raise UserError for a class, a factor or a value that there is not."""
     for name, cue in ties.items():
         check_choice("ties: class", name, factors.classes)
@@ -45,7 +45,7 @@ def check_ties(ties: Ties, factors: Factors) -> None:
             check_choice(f"ties.{name}.{factor}", value, factors.values[factor])
 
 
-def shares(strength: Mapping[str, Any] | Any, ties: Ties) -> dict[str, float]:
+def class_strengths(strength: Mapping[str, Any] | Any, ties: Shortcuts) -> dict[str, float]:
     """The strength of each tied class, from one number for all of `ties` or from numbers by class.
 
     Raises UserError for a class without a cue.
@@ -56,10 +56,14 @@ def shares(strength: Mapping[str, Any] | Any, ties: Ties) -> dict[str, float]:
     return {str(name): float(share) for name, share in given.items()}
 
 
-def tie(
-    columns: Columns, labels: Int[Tensor, " n"], factors: Factors, ties: Ties, strength: Strength,
+def apply_shortcuts(
+    columns: FactorColumns,
+    labels: Int[Tensor, " n"],
+    factors: FactorValues,
+    ties: Shortcuts,
+    strength: ShortcutStrength,
     u: Float[Tensor, " n"],
-) -> None:  # fmt: skip
+) -> None:
     """Give pictures labelled as a class the class's cue, in place, where their `u` in [0, 1) is below its strength.
 
     What is left stays as it was drawn: so the cue has the share s + (1 - s) p, p its own share in the draw.
@@ -70,8 +74,8 @@ def tie(
             columns[factor][rows] = factors.values[factor].index(value)
 
 
-def cues_shown(
-    columns: Columns, labels: Int[Tensor, " n"], factors: Factors, ties: Ties
+def has_cue(
+    columns: FactorColumns, labels: Int[Tensor, " n"], factors: FactorValues, ties: Shortcuts
 ) -> Bool[Tensor, " n"]:  # fmt: skip
     """Whether each picture shows the whole cue of the class that it is labelled with; without a cue it does not."""
     shown = labels < 0
@@ -83,8 +87,8 @@ def cues_shown(
     return shown
 
 
-def subsample(
-    labels: Int[Tensor, " n"], shown: Bool[Tensor, " n"], classes: Sequence[str], strength: Strength, seed: int
+def subsample_to_strength(
+    labels: Int[Tensor, " n"], shown: Bool[Tensor, " n"], classes: Sequence[str], strength: ShortcutStrength, seed: int
 ) -> Int[Tensor, " m"]:  # fmt: skip
     """Positions of the pictures that are kept so that cues have the shares that `tie` would give them, rounded.
 
@@ -102,38 +106,38 @@ def subsample(
             raise UserError(f"ties.{name}: none of the {len(others)} pictures of the class shows its cue")
         wanted = share + (1 - share) * tied / (tied + len(others))
         count = round(tied * (1 - wanted) / wanted)
-        kept[others[shuffled(len(others), seed)[count:]]] = False
+        kept[others[shuffled_indices(len(others), seed)[count:]]] = False
     return kept.nonzero()[:, 0]
 
 
 # --- the planted world ---------------------------------------------------------------------------------------
 
 
-def columns_of(scenes: planted.Scenes) -> Columns:
+def factor_columns(scenes: planted.SceneFactors) -> FactorColumns:
     """The factors of `PLANTED` in scenes, not copied."""
-    return {factor: getattr(scenes, factor) for factor in PLANTED.values}
+    return {factor: getattr(scenes, factor) for factor in PLANTED_FACTORS.values}
 
 
-def draw_tied(
-    n: int, seed: int, start: int, strength: Strength, confusion: float, ties: Ties = SHORTCUTS
-) -> tuple[planted.Scenes, Tensor]:
+def sample_shortcut_scenes(
+    n: int, seed: int, start: int, strength: ShortcutStrength, label_confusion: float, ties: Shortcuts = SHORTCUTS
+) -> tuple[planted.SceneFactors, Tensor]:
     """Scenes, and the class that each is labelled with, (n,).
 
-    A share `confusion` of the labels in the pairs of the classes named in `strength` is the partner's. What is
+    A share `label_confusion` of the labels in the pairs of the classes named in `strength` is the partner's. What is
     labelled as such a class has the class's cue with probability `strength`; elsewhere the cue stays independent of the
     label.
     """
-    scenes = planted.draw(n, seed, start)
+    scenes = planted.sample_scenes(n, seed, start)
     labels = scenes.label.clone()
-    swapped = scenes.u[:, _CONFUSED] < confusion
+    swapped = scenes.u[:, _CONFUSED] < label_confusion
     for name in strength:
         own, partner = (planted.CLASSES.index(c) for c in next(pair for pair in planted.PAIRS if name in pair))
         labels[swapped & (scenes.label == own)], labels[swapped & (scenes.label == partner)] = partner, own
-    tie(columns_of(scenes), labels, PLANTED, ties, strength, scenes.u[:, _TIED])
+    apply_shortcuts(factor_columns(scenes), labels, PLANTED_FACTORS, ties, strength, scenes.u[:, _TIED])
     return scenes, labels
 
 
-def cue_of(name: str) -> tuple[str, int]:
+def cue_factor(name: str) -> tuple[str, int]:
     """The factor of a class's cue in `planted.SHORTCUTS` and the index of its value."""
     factor, value = planted.SHORTCUTS[name]
-    return factor, PLANTED.values[factor].index(value)
+    return factor, PLANTED_FACTORS.values[factor].index(value)

@@ -21,54 +21,52 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier, digest_of, prepared
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, network_digest, preprocess_images
 from classifier_lens.models.classifier.loaders.class_names import read_labels
-from classifier_lens.models.classifier.loaders.shipped import SHIPPED
-from classifier_lens.models.hub import in_cache
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER
+from classifier_lens.models.hub import find_cached_file
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.configuration.value_ranges import Names, Positive
 from classifier_lens.runner.types import UserError, first_line
 
 Tokenize = Callable[[list[str]], Tensor]
 
-TEXTS_AT_ONCE = 256
+TEXT_BATCH_SIZE = 256
 
 
 class Clip(nn.Module):
     """A frozen CLIP model with its preprocessing and its tokenizer; an `Embedder`.
 
-    name: the key and value that errors point at, e.g. `clip.name=ViT-B-16`;
-    size: side in pixels of what the network sees; interpolation: how pictures get there;
-    digest: SHA-256 of the weights; recipe: of them and of how pictures are prepared; scale: what its training
-    multiplied the cosine similarities by.
-    """
+    error_prefix: the key and value that errors point at, e.g. `clip.name=ViT-B-16`; size: side in pixels of what the
+    network sees; interpolation: how pictures get there; digest: SHA-256 of the weights; fingerprint: of them and of how
+    pictures are prepared; logit_scale: what its training multiplied the cosine similarities by."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any, tokenize: Tokenize, name: str) -> None:
+    def __init__(self, model: Any, tokenize: Tokenize, error_prefix: str) -> None:
         """Freeze an open_clip model, which knows its preprocessing. Raises UserError if it sees no square pictures."""
         super().__init__()
-        self.model, self.tokenize, self.name = model.requires_grad_(False).eval(), tokenize, name
+        self.model, self.tokenize, self.error_prefix = model.requires_grad_(False).eval(), tokenize, error_prefix
         seen = model.visual.preprocess_cfg
         sides = {seen["size"]} if isinstance(seen["size"], int) else set(seen["size"])
         if len(sides) != 1:
-            raise UserError(f"{name}: takes pictures of size {seen['size']}; only square ones are allowed")
+            raise UserError(f"{error_prefix}: takes pictures of size {seen['size']}; only square ones are allowed")
         self.size: int = sides.pop()
         self.interpolation = "bilinear" if seen["interpolation"] == "bilinear" else "bicubic"
         self.register_buffer("mean", torch.tensor(seen["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(seen["std"]).view(1, 3, 1, 1), persistent=False)
-        self.digest = digest_of(model)
-        self.recipe = repr((self.digest, self.size, tuple(seen["mean"]), tuple(seen["std"]), self.interpolation))
-        self.scale: float = model.logit_scale.detach().float().exp().item()
+        self.digest = network_digest(model)
+        self.fingerprint = repr((self.digest, self.size, tuple(seen["mean"]), tuple(seen["std"]), self.interpolation))
+        self.logit_scale: float = model.logit_scale.detach().float().exp().item()
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit vectors, on the model's device, of images in [0, 1] of any size, resized with antialiasing and without a
         crop."""
         images = images.to(self.mean.device)
-        return self.embed_prepared(prepared(images, self.size, self.interpolation, self.mean, self.std))
+        return self.embed_preprocessed(preprocess_images(images, self.size, self.interpolation, self.mean, self.std))
 
-    def embed_prepared(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+    def embed_preprocessed(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         """Unit vectors, in float32, of images that are resized and normalised already."""
         return F.normalize(self.model.encode_image(images).float(), dim=1)
 
@@ -76,7 +74,7 @@ class Clip(nn.Module):
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit vectors of texts, in float32; what does not fit the model's length is cut off."""
         tokens = self.tokenize(list(texts)).to(self.mean.device)
-        parts = [self.model.encode_text(part).float() for part in tokens.split(TEXTS_AT_ONCE)]
+        parts = [self.model.encode_text(part).float() for part in tokens.split(TEXT_BATCH_SIZE)]
         return F.normalize(torch.cat(parts), dim=1)
 
     def train(self, mode: bool = True) -> Clip:
@@ -98,7 +96,7 @@ def load_clip(name: str, pretrained: str | None, revision: str | None) -> Clip:
     key = f"clip.name={name}"
     if name in open_clip.list_models():
         return _named(name, pretrained, revision)
-    folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
+    folder = SHIPPED_FOLDER / name if (SHIPPED_FOLDER / name).is_dir() else Path(name)
     if not (folder / "open_clip_config.json").is_file():
         near = difflib.get_close_matches(name, [*open_clip.list_models(), *_shipped()], 5, 0.4)
         raise UserError(
@@ -111,14 +109,14 @@ def load_clip(name: str, pretrained: str | None, revision: str | None) -> Clip:
 
 
 def _shipped() -> list[str]:
-    return sorted(path.parent.name for path in SHIPPED.glob("*/open_clip_config.json"))
+    return sorted(path.parent.name for path in SHIPPED_FOLDER.glob("*/open_clip_config.json"))
 
 
 def _named(name: str, pretrained: str | None, revision: str | None) -> Clip:
     """A model of open_clip's list with the weights of a tag or a file."""
     key = f"clip.name={name} clip.pretrained={pretrained}"
     if tokenizer := open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name"):
-        in_cache(f"{key}: its tokenizer", tokenizer, ("tokenizer.json", "tokenizer_config.json"), None)
+        find_cached_file(f"{key}: its tokenizer", tokenizer, ("tokenizer.json", "tokenizer_config.json"), None)
     if pretrained is not None and Path(pretrained).is_file():
         return _create(key, name, pretrained, {})
     if pretrained is None or not open_clip.is_pretrained_cfg(name, pretrained):
@@ -130,7 +128,7 @@ def _named(name: str, pretrained: str | None, revision: str | None) -> Clip:
     repository, _, file = source.rpartition("/")
     files = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     try:
-        weights = in_cache(f"{key}: its file of weights", repository, files, revision)
+        weights = find_cached_file(f"{key}: its file of weights", repository, files, revision)
         weights = weights or download_pretrained_from_hf(repository, file or None, revision)
     except OSError as error:
         raise UserError(f"{key}: {first_line(error)}") from error
@@ -171,7 +169,7 @@ class ZeroShotNetwork(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b d"]]:
         """Prepared images -> logits, and the unit vectors that they are linear in."""
-        features = self.clip.embed_prepared(images)
+        features = self.clip.embed_preprocessed(images)
         return self.head(features), features
 
 
@@ -185,7 +183,9 @@ class ZeroShotClassifier(ImageClassifier):
         """weight: unit vectors of the classes times the scale."""
         mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
         network = ZeroShotNetwork(clip, weight)
-        super().__init__(network, labels, clip.size, mean, std, clip.interpolation, domain, ask_zero_shot, clip.name)
+        super().__init__(
+            network, labels, clip.size, mean, std, clip.interpolation, domain, forward_zero_shot, clip.error_prefix
+        )
 
     @property
     def clip(self) -> Clip:
@@ -193,53 +193,61 @@ class ZeroShotClassifier(ImageClassifier):
         return self.network.clip
 
 
-def ask_zero_shot(network: ZeroShotNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+def forward_zero_shot(network: ZeroShotNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the unit vectors of the images."""
     return network(images)
 
 
-def zero_shot(
-    clip: Clip, labels: str | Names, names: str | Names | None, templates: Names,
-    scale: Positive | None, domain: str | None, cache: TensorCache,
+def zero_shot_classifier(
+    clip: Clip, labels: str | Names, class_names: str | Names | None, templates: Names,
+    logit_scale: Positive | None, domain: str | None, cache: TensorCache,
 ) -> ZeroShotClassifier:  # fmt: skip
     """A classifier that compares a picture with descriptions of its classes (Radford et al., 2021, Section 3.1.4).
 
-    labels: `imagenet`, a text file of one name per line, or the names;
-    names: the words that stand for the labels in the descriptions, in their order, given as labels are (a file may
-    lie under models/pretrained/classifiers); None for the labels themselves;
-    templates: descriptions with `{}` in the name's place; scale: of the similarities, None for the model's own;
-    cache: keeps the vectors of the classes.
-    """
+    labels: `imagenet`, a text file of one name per line, or the names; class_names: the words that stand for the labels
+    in the descriptions, in their order, given as labels are (a file may lie under models/pretrained/classifiers); None
+    for the labels themselves; templates: descriptions with `{}` in the name's place; logit_scale: of the similarities,
+    None for the model's own; cache: keeps the vectors of the classes."""
     labels = read_labels(labels)
-    words = labels if names is None else _read_names(names)
+    words = labels if class_names is None else _read_names(class_names)
     if len(words) != len(labels):
-        raise UserError(f"classifier.names={names}: {len(words)} names for {len(labels)} labels; one each is needed")
+        raise UserError(
+            f"classifier.class_names={class_names}: {len(words)} names for {len(labels)} labels; one each is needed"
+        )
     if repeated := sorted({word for word in words if words.count(word) > 1}):
-        raise UserError(f"classifier.names={names}: names must differ, but these stand there twice: {repeated}")
+        raise UserError(
+            f"classifier.class_names={class_names}: names must differ, but these stand there twice: {repeated}"
+        )
     if not templates or (wrong := [template for template in templates if "{}" not in template]):
         said = f"{wrong[0]!r} has no {{}} for the name" if templates else "at least one is needed"
         raise UserError(f"classifier.templates={list(templates)}: {said}")
-    if scale is not None and scale <= 0:
-        raise UserError(f"classifier.scale={scale}: allowed are null and numbers above 0")
-    weight = class_vectors(clip, words, templates, cache) * (clip.scale if scale is None else scale)
+    if logit_scale is not None and logit_scale <= 0:
+        raise UserError(f"classifier.logit_scale={logit_scale}: allowed are null and numbers above 0")
+    weight = class_embeddings(clip, words, templates, cache) * (
+        clip.logit_scale if logit_scale is None else logit_scale
+    )
     return ZeroShotClassifier(clip, labels, weight, domain)
 
 
 def _read_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    return read_labels(str(SHIPPED / names) if isinstance(names, str) and (SHIPPED / names).is_file() else names)
+    return read_labels(
+        str(SHIPPED_FOLDER / names) if isinstance(names, str) and (SHIPPED_FOLDER / names).is_file() else names
+    )
 
 
-def class_vectors(
-    clip: Clip, names: Sequence[str], templates: Sequence[str], cache: TensorCache
+def class_embeddings(
+    clip: Clip, class_names: Sequence[str], templates: Sequence[str], cache: TensorCache
 ) -> Float[Tensor, "k d"]:
     """Per name, the unit vector of the mean of its descriptions' unit vectors; kept in `cache`.
 
     The tokens are part of the key because the digest of the weights does not cover the tokenizer.
     """
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    key = cache.key("class vectors", clip.name, clip.digest, list(names), list(templates), clip.tokenize(texts))
+    texts = [template.replace("{}", name) for name in class_names for template in templates]
+    key = cache.key(
+        "class vectors", clip.error_prefix, clip.digest, list(class_names), list(templates), clip.tokenize(texts)
+    )
     if (found := cache.load([key])) is None:
-        vectors = clip.embed_texts(texts).unflatten(0, (len(names), len(templates))).mean(1)
+        vectors = clip.embed_texts(texts).unflatten(0, (len(class_names), len(templates))).mean(1)
         found = {"vectors": F.normalize(vectors, dim=1)[None]}
         cache.save([key], **found)
     return found["vectors"][0].to(clip.mean.device)

@@ -9,7 +9,7 @@ from classifier_lens.runner.types import UserError
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def device_of(key: str, name: object) -> torch.device:
+def parse_device(key: str, name: object) -> torch.device:
     """The device of a name; `auto` is the first GPU where there is one, else the CPU.
 
     key: the configuration's, for errors. Raises UserError, with those that this machine has, for any other name.
@@ -24,7 +24,7 @@ def device_of(key: str, name: object) -> torch.device:
     return torch.device(str(name))
 
 
-def dtype_of(key: str, name: object) -> torch.dtype:
+def parse_dtype(key: str, name: object) -> torch.dtype:
     """The number format of a name. Raises UserError for one that is not in `DTYPES`."""
     if name not in DTYPES:
         raise UserError(f"{key}={name}: allowed are {', '.join(DTYPES)}")

@@ -20,22 +20,22 @@ from transformers.utils import logging
 
 from classifier_lens.runner.types import UserError, first_line
 
-NEEDS_NONE = "`python run.py` alone needs none"
+NO_WEIGHTS_HINT = "`python run.py` alone needs none"
 # What works where the weights of a group's option are absent, and what is lost by it.
-WITHOUT = {
+ALTERNATIVES = {
     "generator": "generator=none needs none: pixels of given images are then optimized (task.baseline=pixels and "
     "others) or looked at (task=input_gradients), and masks follow no attention",
     "captioner": "captioner=template needs none: captions then name the class alone, not what is around it",
     "clip": "of what needs CLIP, captioner=template does without: captions then name the class alone",
     "segmenter": "segmenter=attention needs none: its masks follow the cross-attention map, not the object's edges; "
-    "segmenter=file takes your own masks; task.keep=none needs no mask, where a task has it",
+    "segmenter=file takes your own masks; task.preserve=none needs no mask, where a task has it",
     "text_segmenter": "task=neuron_vis needs none: it shows units without saying whether they look at the object",
-    "safety": "safety=none needs none: images are then shown unchecked",
+    "safety_checker": "safety_checker=none needs none: images are then shown unchecked",
 }
-WANTED = "wanted is a folder in transformers' layout with its weights"
+EXPECTED_FORMAT = "wanted is a folder in transformers' layout with its weights"
 
 
-def in_cache(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
+def find_cached_file(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
     """The first of the files that the hub's cache has, None if they are to be downloaded.
 
     what: what the files are, with the key that errors point at. Raises UserError if the cache has none and the hub does
@@ -49,32 +49,33 @@ def in_cache(what: str, repository: str, files: Iterable[str], revision: str | N
     except (HTTPError, OSError) as error:
         name = repository if repository.startswith("timm/") else f"hub/{repository}"
         key, _, role = what.rpartition(": ")
-        raise no_weights(
-            key, f"{role} is not in the local cache and the hub cannot be reached", fetched(name, revision)
+        raise missing_weights_error(
+            key, f"{role} is not in the local cache and the hub cannot be reached", fetch_command(name, revision)
         ) from error
     return None
 
 
-def no_weights(key: str, reason: str, needs: str) -> UserError:
+def missing_weights_error(key: str, reason: str, fetch_hint: str) -> UserError:
     """The error where weights are absent, with what works without them and what is lost by that. key: the
-    configuration's key and value; needs: how to get them, see `fetched`."""
-    without = WITHOUT.get(key.partition(".")[0])
-    return UserError("; ".join([f"{key}: {reason}", needs, *([without] if without else []), NEEDS_NONE]))
+    configuration's key and value; fetch_hint: how to get them, see `fetched`."""
+    without = ALTERNATIVES.get(key.partition(".")[0])
+    return UserError("; ".join([f"{key}: {reason}", fetch_hint, *([without] if without else []), NO_WEIGHTS_HINT]))
 
 
-def fetched(source: str, revision: str | None = None) -> str:
+def fetch_command(source: str, revision: str | None = None) -> str:
     """The command that gets what `scripts/fetch_weights.py` calls `source`."""
     name = f"{source}@{revision}" if revision else source
     return f"with a network, `python scripts/fetch_weights.py fetch {name}` gets it"
 
 
-def local_folder(key: str, path: str, revision: str | None, needs: str | None = None, file: bool = False) -> Path:
+def local_folder(
+    key: str, path: str, revision: str | None, fetch_hint: str | None = None, allow_file: bool = False
+) -> Path:
     """The folder that `path` names, or the hub's cached one of that id at `revision`; nothing is downloaded.
 
-    key: the key and value that errors point at; needs: how to get it, None for a fetch by its id; file: whether `path`
-    may name a file, too. Raises UserError where there is neither.
-    """
-    if (folder := Path(path).expanduser()).is_dir() or (file and folder.is_file()):
+    key: the key and value that errors point at; fetch_hint: how to get it, None for a fetch by its id; allow_file:
+    whether `path` may name a file, too. Raises UserError where there is neither."""
+    if (folder := Path(path).expanduser()).is_dir() or (allow_file and folder.is_file()):
         return folder
     try:
         return Path(snapshot_download(path, revision=revision, local_files_only=True))
@@ -84,10 +85,10 @@ def local_folder(key: str, path: str, revision: str | None, needs: str | None = 
             return found
         at = f"revision {revision}" if revision else "any one revision"
         absent = f"neither a folder nor, at {at}, in the hub's cache"
-        if needs is not None:
-            raise no_weights(key, f"no weights ({absent})", needs) from error
-        how = fetched(f"hub/{path}", revision) if is_id else "wanted is a folder, or a hub id as owner/name"
-        raise no_weights(key, absent, how) from error
+        if fetch_hint is not None:
+            raise missing_weights_error(key, f"no weights ({absent})", fetch_hint) from error
+        how = fetch_command(f"hub/{path}", revision) if is_id else "wanted is a folder, or a hub id as owner/name"
+        raise missing_weights_error(key, absent, how) from error
 
 
 def _only_snapshot(repository: str) -> Path | None:
@@ -97,34 +98,36 @@ def _only_snapshot(repository: str) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def kind_of(key: str, folder: Path, allowed: Iterable[str]) -> str:
+def read_model_type(key: str, folder: Path, allowed: Iterable[str]) -> str:
     """The kind of network that a folder's config.json names. Raises UserError if it is none of those allowed."""
-    with one_line(key):
+    with as_user_error(key):
         kind: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     if kind not in (allowed := tuple(allowed)):
         raise UserError(f"{key}: holds a network of kind {kind}; allowed are {', '.join(allowed)}")
     return kind
 
 
-def load_frozen(key: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
-    """A transformers network of class `kind` with all its weights, in evaluation mode and frozen.
+def load_frozen(key: str, folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
+    """A transformers network of class `model_class` with all its weights, in evaluation mode and frozen.
 
     Code that a file of weights holds is not run. Raises UserError if a file is missing or broken, or if the weights are
     not those of the class.
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    with one_line(key):
-        network, info = kind.from_pretrained(
+    with as_user_error(key):
+        network, info = model_class.from_pretrained(
             folder, dtype=dtype, weights_only=True, trust_remote_code=False, output_loading_info=True
         )
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{key}: cannot be loaded ({len(missing)} weights are missing, such as {missing[0]}); {WANTED}")
+        raise UserError(
+            f"{key}: cannot be loaded ({len(missing)} weights are missing, such as {missing[0]}); {EXPECTED_FORMAT}"
+        )
     return network.requires_grad_(False).eval()
 
 
 @contextmanager
-def one_line(key: str, wanted: str = WANTED) -> Iterator[None]:
+def as_user_error(key: str, wanted: str = EXPECTED_FORMAT) -> Iterator[None]:
     """What transformers or diffusers say of files that they cannot load, as a UserError of one line."""
     try:
         yield

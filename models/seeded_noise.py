@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-GREY = 0.5  # the middle of the range, which images are drawn to where nothing speaks for another color
+GRAY = 0.5  # the middle of the range, which images are drawn to where nothing speaks for another color
 
 
-def stream(seed: int, *place: object) -> int:
+def derive_seed(seed: int, *place: object) -> int:
     """A seed of its own for every use of a problem's seed; equal uses give equal ones."""
     return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], "big")
 
 
-def noise_about_gray(shape: Sequence[int], std: float, seed: int) -> Float[Tensor, "3 h w"]:
+def gray_noise(shape: Sequence[int], std: float, seed: int) -> Float[Tensor, "3 h w"]:
     """Gray with Gaussian noise of a problem's seed, standard deviation `std`, cut to [0, 1]."""
-    draw = torch.Generator().manual_seed(stream(seed, "pixels"))
-    return (GREY + std * torch.randn(tuple(shape), generator=draw)).clamp(0, 1)
+    draw = torch.Generator().manual_seed(derive_seed(seed, "pixels"))
+    return (GRAY + std * torch.randn(tuple(shape), generator=draw)).clamp(0, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classifier_lens.runner.files.atomic import Damaged, set_aside
+from classifier_lens.runner.files.atomic import DamagedFileError, quarantine
 from classifier_lens.runner.files.tensors import read_tensors, write_tensors
 
 
@@ -43,12 +43,12 @@ class TensorCache:
         """The tensors of a file, None if it is missing; one that is damaged or of another key is set aside."""
         try:
             file = read_tensors(path)
-            if file.texts.get("key") != key:
-                raise Damaged("belongs to another key")
+            if file.metadata.get("key") != key:
+                raise DamagedFileError("belongs to another key")
         except FileNotFoundError:
             return None
-        except Damaged as error:
-            set_aside(path, error)
+        except DamagedFileError as error:
+            quarantine(path, error)
             return None
         return file.tensors
 

@@ -12,24 +12,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from classifier_lens.data.image_folder import OnePicture
-from classifier_lens.data.in_memory import as_image
+from classifier_lens.data.image_folder import SingleImageDataset
+from classifier_lens.data.in_memory import to_image_tensor
 from classifier_lens.models.classifier.loaders.class_names import read_labels
 from classifier_lens.models.classifier.loaders.user_network import callable_classifier
-from classifier_lens.runner.batch import tell
-from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.batch import report_progress
+from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.logging.progress_bar import Progress, progress
 from classifier_lens.runner.optimization import loop
-from classifier_lens.runner.protocols import Classifier, World
-from classifier_lens.runner.results.run_folder import check_finite, to_8_bits
-from classifier_lens.runner.run import Parts, fit, solver
+from classifier_lens.runner.protocols import Classifier, TaskInputs
+from classifier_lens.runner.results.run_folder import check_finite, quantize_8bit
+from classifier_lens.runner.run import Parts, make_solver, plan_batch
 from classifier_lens.runner.types import Example, UserError
-from classifier_lens.tasks.prompts.target_rules import RULES
+from classifier_lens.tasks.prompts.target_rules import TARGET_RULES
 from classifier_lens.tasks.uvce import Uvce
 
 
 @dataclass(frozen=True)
-class Answer:
+class Counterfactual:
     """A counterfactual and what the classifier says of it.
 
     image, original: (3, h, w) in [0, 1]; mask: (1, h, w), the region that was free to change; success: whether the
@@ -49,10 +49,10 @@ class Answer:
 def explain(
     image: object, classifier: Classifier | nn.Module | Callable[[Tensor], Tensor], label: str, target: str,
     caption: str | None = None, overrides: Sequence[str] = (), labels: Sequence[str] | None = None, **settings: Any,
-) -> Answer:  # fmt: skip
+) -> Counterfactual:  # fmt: skip
     """A visual counterfactual of one image. Progress, and where inverted images are kept, is printed.
 
-    image: a Pillow image, a NumPy array or a tensor, see `data.in_memory.as_image`;
+    image: a Pillow image, a NumPy array or a tensor, see `data.in_memory.to_image_tensor`;
     classifier: a network, any module or function that maps normalized images (b, 3, size, size) to logits (b, k); or
     one that has its names and its preparation: `models.classifier.loaders` loads them;
     label: what the image shows, one of the names; target: what it should be predicted as, or a rule as `confusion`;
@@ -61,22 +61,22 @@ def explain(
     labels: of a network, the names in the order of the logits; settings: of a network, `size`, `mean`, `std` and what
     else conf/classifier/callable.yaml has, with its defaults. A network is left in the mode in which it was.
 
-    Raises UserError for bad input, RuntimeError if the loss is not finite, NotFinite for
+    Raises UserError for bad input, RuntimeError if the loss is not finite, NonFiniteError for
     what is measured at last.
     """
-    shown = as_image(image)
+    shown = to_image_tensor(image)
     named = {"label": label, "target": target} | ({} if caption is None else {"caption": caption})
     for key, name in (named | {f"overrides[{i}]": word for i, word in enumerate(overrides)}).items():
         if not isinstance(name, str):
             raise UserError(f"{key}={name!r}: is of type {type(name).__name__}; wanted is a text")
     with _as_it_was(classifier), _settled():
         known, config = _composed(classifier, labels, target, overrides, settings)
-        data = OnePicture(Example("picture", lambda: shown, label, caption))
+        data = SingleImageDataset(Example("picture", lambda: shown, label, caption))
         with progress(1, 0) as bar:
-            bar.batch(["picture"])
+            bar.start_batch(["picture"])
             if folder := config["cache"]["folder"]:
-                bar.say(f"inverted images are kept in {Path(folder).resolve()}")
-            bar.phase("preparing")
+                bar.message(f"inverted images are kept in {Path(folder).resolve()}")
+            bar.set_phase("preparing")
             return _answered(build(config, classifier=known, data=data), data, config, bar)
 
 
@@ -84,26 +84,28 @@ def _composed(
     classifier: Any, labels: Sequence[str] | None, target: str, overrides: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[Classifier, dict[str, Any]]:
     """The classifier with its names and its preparation, and the configuration that goes with it."""
-    ready = all(hasattr(classifier, name) for name in ("labels", "size", "digest", "recipe", "trace"))
+    ready = all(
+        hasattr(classifier, name) for name in ("labels", "size", "digest", "fingerprint", "forward_with_activations")
+    )
     if ready and (labels is not None or settings):
         raise UserError(f"{', '.join(['labels', *settings])}: given with a classifier that has its own; leave them out")
     if ready:
         words = _words(getattr(classifier, "domain", None), overrides)
-        return classifier, configure(words, {"task.target": _target(target, classifier.labels)})
+        return classifier, compose_config(words, {"task.target": _target(target, classifier.labels)})
     if labels is None or isinstance(labels, (str, Path)):
         raise UserError("labels: a network needs the names of its classes, a list in the order of the logits")
     names = list(read_labels(labels))
     given: dict[str, object] = {"task.target": _target(target, names)}
     given |= {"classifier.target": "in memory", "classifier.labels": names}
     given |= {f"classifier.{key}": value for key, value in settings.items()}
-    config = configure(["classifier=callable", *_words(settings.get("domain"), overrides)], given)
+    config = compose_config(["classifier=callable", *_words(settings.get("domain"), overrides)], given)
     node = {key: value for key, value in config["classifier"].items() if key != "_target_"}
     return callable_classifier(**{**node, "target": classifier}), config
 
 
 def _target(target: str, names: Sequence[str]) -> str | list[str]:
     """A class also where it is called like a rule."""
-    return [target] if target in names and target in RULES else target
+    return [target] if target in names and target in TARGET_RULES else target
 
 
 def _words(domain: str | None, overrides: Sequence[str]) -> list[str]:
@@ -114,33 +116,33 @@ def _words(domain: str | None, overrides: Sequence[str]) -> list[str]:
     return [*own, "logger=none", *overrides]
 
 
-def _answered(parts: Parts, data: OnePicture, config: Mapping[str, Any], bar: Progress) -> Answer:
+def _answered(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any], bar: Progress) -> Counterfactual:
     """The answer to the one problem that the parts ask."""
     if not isinstance(parts.task, Uvce):
         raise UserError(f"task={config['name'].split('/')[0]}: allowed is uvce; the others are asked by run.py")
-    answer = solver(parts)
-    problems, _ = parts.task.problems(World(data, parts.classifier, parts.generator, config["seed"], limit=1))
-    if problems[0].fault is not None:
-        raise problems[0].fault
+    answer = make_solver(parts)
+    problems, _ = parts.task.problems(TaskInputs(data, parts.classifier, parts.generator, config["seed"], limit=1))
+    if problems[0].error is not None:
+        raise problems[0].error
     answer.check(problems)
-    if parts.generator.recompute == "auto":
-        fit(parts, answer, 1, 1)
-    controls, anchor, notes, origin = answer.start(problems)
-    state = loop.begin(controls, origin)
-    for latest in answer.states(problems, anchor, state):
+    if parts.generator.gradient_checkpointing == "auto":
+        plan_batch(parts, answer, 1, 1)
+    controls, anchor, notes, origin = answer.initialize(problems)
+    state = loop.initial_state(controls, origin)
+    for latest in answer.optimize(problems, anchor, state):
         state = latest
-        if state.failed[0] is not None:
-            raise RuntimeError(state.failed[0])
-        tell(state, problems, answer.descent.steps, bar, parts.logger)
-    found = answer.answers(problems, controls, anchor, state, notes)
-    shown = (anchor.original, found.starts[:, 0], found.bests[:, 0])
-    original, start, best = (to_8_bits(pictures[0]) for pictures in shown)
+        if state.failures[0] is not None:
+            raise RuntimeError(state.failures[0])
+        report_progress(state, problems, answer.descent.steps, bar, parts.logger)
+    found = answer.results(problems, controls, anchor, state, notes)
+    shown = (anchor.original, found.start_images[:, 0], found.best_images[:, 0])
+    original, start, best = (quantize_8bit(pictures[0]) for pictures in shown)
     pictures = {"before": original, "start": start, "best": best, "mask": anchor.mask[0]}
     pictures |= parts.task.illustrate(problems[0], pictures, parts.classifier)
     measured = parts.task.measure(problems[0], pictures, parts.classifier)
     check_finite({**measured, "loss": found.losses[0]})
-    bar.finished(1)
-    return Answer(
+    bar.advance(1)
+    return Counterfactual(
         image=best, original=original, mask=anchor.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
         loss=dict(found.losses[0]), warnings=list(found.notes[0]),

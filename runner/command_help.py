@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.paths import CONFIG_FOLDER
 
 HELP_OPTIONS = frozenset(("--help", "-h"))
 NARROWEST, WIDEST = 80, 140  # columns
@@ -18,20 +18,20 @@ GROUPS = {
     "sampler": "its sampler",
     "domain": "settings that fit the images",
     "optimizer": "steps and rates",
-    "controls": "what is optimized",
+    "parametrization": "what is optimized",
     "baseline": "methods to compare with, for task.baseline",
     "augment": "views of the image that the classifier predicts",
     "captioner": "captions of images",
     "segmenter": "masks of objects",
     "clip": "the CLIP model that compares images and texts",
-    "words": "objects and phrases that are tried",
-    "safety": "safety checker",
+    "phrases": "objects and phrases that are tried",
+    "safety_checker": "safety checker",
     "logger": "where progress is logged",
     "experiment": "figures of the papers and miniatures of them",
 }
 KEYS = {
     "task.target": "target class, or a rule such as nearest",
-    "task.keep": "preserved region: background, foreground, none or all",
+    "task.preserve": "preserved region: background, foreground, none or all",
     "task.baseline": "a baseline of conf/baseline instead of the method",
     "data.path": "image file (data=image) or folder (data=folder)",
     "data.label": "class of the image",
@@ -64,7 +64,9 @@ EXAMPLES = {
 def help_text(columns: int) -> str:
     """The help, for a terminal of this width."""
     width = min(max(columns, NARROWEST), WIDEST)
-    groups = [_wrapped(name, f"{about}: {', '.join(options(CONF / name))}", width) for name, about in GROUPS.items()]
+    groups = [
+        _wrapped(name, f"{about}: {', '.join(options(CONFIG_FOLDER / name))}", width) for name, about in GROUPS.items()
+    ]
     longest = max(map(len, KEYS))
     return "\n".join([
         "Explain an image classifier with a latent diffusion model.",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 PACKAGE = "classifier_lens"  # the name under which all folders of code are imported
 ROOT = Path(__file__).resolve().parents[1]  # holds conf/, data/, models/, runner/, scripts/ and tasks/
-CONF = ROOT / "conf"
-PRETRAINED = ROOT / "models" / "pretrained"  # weights that are shipped
-CODE = tuple(ROOT / name for name in ("data", "models", "runner", "scripts", "tasks"))  # all of the project's code
+CONFIG_FOLDER = ROOT / "conf"
+PRETRAINED_FOLDER = ROOT / "models" / "pretrained"  # weights that are shipped
+CODE_FOLDERS = tuple(
+    ROOT / name for name in ("data", "models", "runner", "scripts", "tasks")
+)  # all of the project's code

@@ -13,18 +13,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from classifier_lens.runner.types import (
-    Anchor,
     Controls,
+    EditContext,
     Example,
-    Found,
     Head,
+    Images,
+    Initialization,
     Objective,
-    Pictures,
+    Precomputed,
     Problem,
+    PromptToPrompt,
     Response,
     Scene,
-    Schedules,
-    Start,
 )
 
 
@@ -40,43 +40,45 @@ class Dataset(Protocol):
 
     def __getitem__(self, i: int) -> Example: ...
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         """The positions of the pictures of a class, letter case aside."""
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         """The class most easily confused with `label`, where the data set knows one."""
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         """Other classes of the same kind as `label`, the nearest among them; none where the data set knows none."""
 
 
 class Classifier(Protocol):
     """Images in [0, 1] of any size to a `Response`; resizing and normalisation lie inside.
 
-    recipe: everything that an answer follows from beside the images;
+    fingerprint: everything that an answer follows from beside the images;
     domain: the kind of pictures it knows, None if not known; head: None where the network does not show it;
-    map_module: the last module with a feature map or tokens that the features depend on, None where there is none.
+    cam_module: the last module with a feature map or tokens that the features depend on, None where there is none.
     """
 
     labels: tuple[str, ...]
     size: int
     digest: str
-    recipe: str
+    fingerprint: str
     domain: str | None
 
     @property
     def head(self) -> Head | None: ...
 
     @property
-    def map_module(self) -> str | None: ...
+    def cam_module(self) -> str | None: ...
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Response: ...
 
-    def trace(self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
+    def forward_with_activations(
+        self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]
+    ) -> tuple[Response, dict[str, Tensor]]:
         """The answer, and what the named modules of the network give; `<module>.in` is what a module is given."""
 
 
-class Weighted(Protocol):
+class HasDigest(Protocol):
     """Whatever answers follow from beside the classifier; digest: of its weights and settings, or of its content."""
 
     @property
@@ -84,11 +86,11 @@ class Weighted(Protocol):
 
 
 class Embedder(Protocol):
-    """A CLIP model: pictures and texts as unit vectors of one space; scale: what their products are multiplied by;
-    recipe: everything that the vector of a picture follows from."""
+    """A CLIP model: pictures and texts as unit vectors of one space; logit_scale: what their products are multiplied
+    by; fingerprint: everything that the vector of a picture follows from."""
 
-    recipe: str
-    scale: float
+    fingerprint: str
+    logit_scale: float
 
     def embed_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
 
@@ -122,10 +124,10 @@ class Captioner(Protocol):
 class Segmenter(Protocol):
     """Pictures in [0, 1], the cross-attention maps of the words that are looked for, in [0, 1], these words and the
     pictures' names to masks of what the words name, 0 or 1. One whose masks follow from more than these and its
-    settings, as from weights, has a `digest` of it. needs_map: whether masks follow from the maps."""
+    settings, as from weights, has a `digest` of it. needs_attention_map: whether masks follow from the maps."""
 
     @property
-    def needs_map(self) -> bool: ...
+    def needs_attention_map(self) -> bool: ...
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
@@ -139,11 +141,11 @@ class TextSegmenter(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def find(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]:
+    def segment(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]:
         """1 where a picture in [0, 1] shows what its words name, else 0; 0 everywhere where nothing is found."""
 
 
-class Screen(Protocol):
+class SafetyFilter(Protocol):
     """Keeps pictures from being seen. digest: of the weights and settings that it goes by."""
 
     @property
@@ -156,55 +158,57 @@ class Screen(Protocol):
 class Generator(Protocol):
     """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
 
-    lasting: the controls that are kept with an answer, since it can be made again from them;
-    reported: how many pictures an answer is; graphed: how many of a problem a step's gradient passes.
+    saved_controls: the controls that are kept with an answer, since it can be made again from them;
+    images_per_result: how many pictures an answer is; images_in_graph: how many of a problem a step's gradient passes.
     """
 
-    lasting: tuple[str, ...]
-    reported: int
-    graphed: int
+    saved_controls: tuple[str, ...]
+    images_per_result: int
+    images_in_graph: int
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError for what can be seen to fail before anything is computed."""
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
+    def initialize(
+        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+    ) -> Initialization:
         """Where the problems' descent begins, under every pair of the schedules' shares. found: what an earlier call
         found for the same problems; the same then comes of it sooner."""
 
-    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+    def step_context(self, anchor: EditContext, k: int) -> EditContext:
         """The constants of optimisation step k: the anchor itself, unless every step meets other random numbers. An
         iterate is judged with the anchor itself."""
 
-    def final(self, anchor: Anchor) -> Anchor:
+    def evaluation_context(self, anchor: EditContext) -> EditContext:
         """The constants that an answer's loss is measured with: the anchor itself, unless it holds random numbers by
         which the best iterate was chosen."""
 
-    def __call__(self, controls: Controls, anchor: Anchor) -> Sequence[Scene]:
+    def __call__(self, controls: Controls, anchor: EditContext) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""
 
-    def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b n 3 h w"]:
+    def images(self, controls: Controls, anchor: EditContext) -> Float[Tensor, "b n 3 h w"]:
         """What is reported of each sample, in [0, 1]: the picture that counts, and where an answer is more than one
         picture, more of them."""
 
-    def worded(self, controls: Controls, anchor: Anchor) -> list[str] | None:
+    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str] | None:
         """The prompt of each sample in words, where prompts are what is optimised."""
 
 
-class Painter(Protocol):
-    """Pictures of prompts. recipe: everything that one follows from beside its prompt and seed; draws: the classes that
-    it draws, in lower case, None where it draws anything; can_draw: whether it draws at all: without a generator
-    nothing does, and `sample` and `word_maps` raise UserError."""
+class TextToImage(Protocol):
+    """Pictures of prompts. fingerprint: everything that one follows from beside its prompt and seed; known_classes: the
+    classes that it draws, in lower case, None where it draws anything; can_generate: whether it draws at all: without a
+    generator nothing does, and `sample` and `word_attention_maps` raise UserError."""
 
-    draws: Sequence[str] | None
-    can_draw: bool
+    known_classes: Sequence[str] | None
+    can_generate: bool
     resolution: int
     digest: str
-    recipe: str
+    fingerprint: str
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
         """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
 
-    def word_maps(
+    def word_attention_maps(
         self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
     ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
         """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
@@ -212,12 +216,12 @@ class Painter(Protocol):
 
 
 @dataclass(frozen=True)
-class World:
+class TaskInputs:
     """What a task makes its problems of. limit: how many problems are wanted, None for all."""
 
     dataset: Dataset
     classifier: Classifier
-    generator: Painter
+    generator: TextToImage
     seed: int
     limit: int | None
 
@@ -228,11 +232,11 @@ class Task(Protocol):
     baseline: str
 
     @property
-    def schedules(self) -> Schedules:
+    def prompt_to_prompt(self) -> PromptToPrompt:
         """What replaces the generator's own."""
 
     @property
-    def networks(self) -> Sequence[Weighted]:
+    def dependencies(self) -> Sequence[HasDigest]:
         """What answers depend on beside the classifier that is explained: other networks, and images and files that
         are read after the problems are made, or of which nothing but numbers goes into them."""
 
@@ -243,16 +247,16 @@ class Task(Protocol):
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
         """Raise UserError for what can be seen to fail without a generator, such as classes that are not there."""
 
-    def problems(self, world: World) -> tuple[list[Any], int | None]:
+    def problems(self, world: TaskInputs) -> tuple[list[Any], int | None]:
         """The first `world.limit` problems, and how many there are in all, None if only asking would tell."""
 
-    def objective(self, problems: Sequence[Any], anchor: Anchor, classifier: Classifier) -> Objective: ...
+    def objective(self, problems: Sequence[Any], anchor: EditContext, classifier: Classifier) -> Objective: ...
 
-    def illustrate(self, problem: Any, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+    def illustrate(self, problem: Any, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
         """Further pictures that belong to an answer, each (c, h, w) in [0, 1]."""
 
-    def measure(self, problem: Any, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+    def measure(self, problem: Any, pictures: Images, classifier: Classifier) -> dict[str, Any]:
         """Plain JSON values about one answer, measured on the saved 8-bit pictures; `success` is among them."""
 
-    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Plain JSON values about all answers of a run together. records: the results without their `history`."""

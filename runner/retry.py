@@ -11,56 +11,58 @@ from pathlib import Path
 
 import torch
 
-from classifier_lens.runner.cluster.leases import Lost
-from classifier_lens.runner.errors import of_one_problem, out_of_memory
+from classifier_lens.runner.cluster.leases import LeaseLostError
+from classifier_lens.runner.errors import is_out_of_memory, is_problem_error
 from classifier_lens.runner.logging.progress_bar import Progress
-from classifier_lens.runner.paths import CODE
+from classifier_lens.runner.paths import CODE_FOLDERS
 from classifier_lens.runner.results.run_folder import RunFolder
-from classifier_lens.runner.types import NotFinite, Problem, UnreadableImage, first_line
+from classifier_lens.runner.types import NonFiniteError, Problem, UnreadableImageError, first_line
 
-LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
-LESS = "batch=, generator.recompute=step or block, and generator.dtype=bfloat16 or float16 take less"
+LIBRARY_FOLDERS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+MEMORY_HINT = (
+    "batch=, generator.gradient_checkpointing=step or block, and generator.dtype=bfloat16 or float16 take less"
+)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What an error leaves. error: one line, with the file and line where it was raised; traceback: all of it; memory:
-    whether there was too little."""
+    """What an error leaves. error: one line, with the file and line where it was raised; traceback: all of it;
+    out_of_memory: whether there was too little."""
 
     error: str
     traceback: str
-    memory: bool
+    out_of_memory: bool
 
     @staticmethod
-    def of(error: Exception, formats: str = "") -> Failure:
+    def from_error(error: Exception, formats: str = "") -> Failure:
         """formats: what is said of number formats where a value is not finite."""
         whole = "".join(traceback.format_exception(error))
-        if isinstance(error, (UnreadableImage, NotFinite)):
-            return Failure(f"{error}{formats if isinstance(error, NotFinite) else ''}", whole, memory=False)
-        memory = out_of_memory(error)
+        if isinstance(error, (UnreadableImageError, NonFiniteError)):
+            return Failure(f"{error}{formats if isinstance(error, NonFiniteError) else ''}", whole, out_of_memory=False)
+        memory = is_out_of_memory(error)
         line = f"{type(error).__name__}: {first_line(error)}{_place(error)}"
-        return Failure(f"out of memory: {LESS} ({line})" if memory else line, whole, memory)
+        return Failure(f"out of memory: {MEMORY_HINT} ({line})" if memory else line, whole, memory)
 
 
-class DeviceLost(Exception):
+class DeviceLostError(Exception):
     """The GPU computes nothing more in this process; the message is one line."""
 
 
 def _place(error: BaseException) -> str:
     """The innermost line of the user's own code, else of ours."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    known = [f for f in frames if not any(Path(f.filename).is_relative_to(place) for place in LIBRARIES)]
-    own = [f for f in known if not any(Path(f.filename).is_relative_to(place) for place in CODE)]
+    known = [f for f in frames if not any(Path(f.filename).is_relative_to(place) for place in LIBRARY_FOLDERS)]
+    own = [f for f in known if not any(Path(f.filename).is_relative_to(place) for place in CODE_FOLDERS)]
     found = own or known or frames
     return f" ({found[-1].filename}:{found[-1].lineno})" if found else ""
 
 
-class Retry:
+class BatchRetry:
     """Solves batches. One that raises an error is solved in parts, halves where memory was short and else problem by
     problem; what raises it alone fails. After memory was short, further batches are solved in parts of that size.
 
-    folder: where results and failures are noted; device: where it is computed; formats: see `Failure.of`; by: the name
-    of this process.
+    folder: where results and failures are noted; device: where it is computed; formats: see `Failure.from_error`; by:
+    the name of this process.
     """
 
     def __init__(self, folder: RunFolder, bar: Progress, device: torch.device, formats: str, by: str) -> None:
@@ -70,19 +72,20 @@ class Retry:
     def __call__(self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None]) -> None:
         """attempt: solves the problems from one position to before another, with notes for their records.
 
-        Raises DeviceLost, and what is nobody's problem: mistakes of the user's, a full disk, a batch that was lost.
+        Raises DeviceLostError, and what is nobody's problem: mistakes of the user's, a full disk, a batch that was
+        lost.
         """
         size = max(min(self._most or len(problems), len(problems)), 1)
         note = [] if size == len(problems) else [_note(len(problems), "ran out of memory", size)]
         for start, stop in _cut(0, len(problems), size):
             self._part(problems, attempt, start, stop, note)
 
-    def refuse(self, problems: Sequence[Problem]) -> list[Problem]:
+    def drop_failed(self, problems: Sequence[Problem]) -> list[Problem]:
         """Fail those that could not be asked; returns the others."""
         for problem in problems:
-            if problem.fault is not None:
-                self._fail([problem], Failure.of(problem.fault, self._formats))
-        return [problem for problem in problems if problem.fault is None]
+            if problem.error is not None:
+                self._fail([problem], Failure.from_error(problem.error, self._formats))
+        return [problem for problem in problems if problem.error is None]
 
     def _part(
         self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None], start: int, stop: int,
@@ -92,34 +95,34 @@ class Retry:
         if failure is None:
             return
         gc.collect()
-        if not usable(self._device):
+        if not device_works(self._device):
             self._fail(problems[start:stop], failure)
-            raise DeviceLost(f"{self._device} computes nothing more: {failure.error}")
+            raise DeviceLostError(f"{self._device} computes nothing more: {failure.error}")
         if stop - start == 1:
             self._fail(problems[start:stop], failure)
             return
-        size = (stop - start + 1) // 2 if failure.memory else 1
-        self._most = size if failure.memory else self._most
-        why = "ran out of memory" if failure.memory else f"failed ({failure.error})"
-        advice = f"; {LESS}" if failure.memory else ""
-        self._bar.say(f"a batch of {stop - start} {why}: {size} at once are tried{advice}")
+        size = (stop - start + 1) // 2 if failure.out_of_memory else 1
+        self._most = size if failure.out_of_memory else self._most
+        why = "ran out of memory" if failure.out_of_memory else f"failed ({failure.error})"
+        advice = f"; {MEMORY_HINT}" if failure.out_of_memory else ""
+        self._bar.message(f"a batch of {stop - start} {why}: {size} at once are tried{advice}")
         for first, last in _cut(start, stop, size):
             if all(map(self._done, problems[first:last])):
-                self._bar.finished(last - first)
+                self._bar.advance(last - first)
             else:
                 self._part(problems, attempt, first, last, [_note(stop - start, why, size)])
 
     def _done(self, problem: Problem) -> bool:
-        return self._folder.done(problem.name)
+        return self._folder.is_done(problem.name)
 
     def _fail(self, problems: Sequence[Problem], failure: Failure) -> None:
         for problem in problems:
             if not self._done(problem):
                 self._folder.write_failure(problem.name, failure.error, failure.traceback, self._by)
-        self._bar.finished(len(problems))
+        self._bar.advance(len(problems))
 
 
-def usable(device: torch.device) -> bool:
+def device_works(device: torch.device) -> bool:
     """Whether a device still computes: some errors end that for a process. Its unused memory is given back."""
     if device.type != "cuda":
         return True
@@ -134,12 +137,12 @@ def _tried(attempt: Callable[[], None], formats: str) -> Failure | None:
     """What an attempt's error leaves: not the error itself, which would hold on to the memory of what raised it."""
     try:
         attempt()
-    except Lost:
+    except LeaseLostError:
         raise
     except Exception as error:
-        if not of_one_problem(error):
+        if not is_problem_error(error):
             raise
-        return Failure.of(error, formats)
+        return Failure.from_error(error, formats)
     return None
 
 

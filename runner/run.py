@@ -16,25 +16,25 @@ import torch
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.runner.baselines.methods import Baseline, Maker, Parametrise, diffusion
+from classifier_lens.runner.baselines.methods import BaselineFactory, ImageModel, Parametrization, require_diffusion
 from classifier_lens.runner.batch import Solver, solve_batch
-from classifier_lens.runner.cluster.batch_sharing import share
-from classifier_lens.runner.cluster.leases import Claim, Claims, Process
-from classifier_lens.runner.cluster.signals import Interrupt, Stopped
-from classifier_lens.runner.files.atomic import Unwritable, check_writable
-from classifier_lens.runner.logging.logger import Logger, Unfailing
+from classifier_lens.runner.cluster.batch_sharing import solve_shared
+from classifier_lens.runner.cluster.leases import Lease, Leases, Process
+from classifier_lens.runner.cluster.signals import RunStopped, SignalHandler
+from classifier_lens.runner.files.atomic import UnwritableError, check_writable
+from classifier_lens.runner.logging.logger import Logger, SafeLogger
 from classifier_lens.runner.logging.progress_bar import preparing, progress
 from classifier_lens.runner.optimization.augmentation import RandomCrops
-from classifier_lens.runner.optimization.loop import Descent
-from classifier_lens.runner.optimization.memory_planning import Plan, plan
-from classifier_lens.runner.protocols import Classifier, Dataset, Screen, Task, Weighted, World
-from classifier_lens.runner.report.background_refresh import Background
+from classifier_lens.runner.optimization.loop import OptimizerSettings
+from classifier_lens.runner.optimization.memory_planning import MemoryPlan, plan_memory
+from classifier_lens.runner.protocols import Classifier, Dataset, HasDigest, SafetyFilter, Task, TaskInputs
+from classifier_lens.runner.report.background_refresh import BackgroundRefresh
 from classifier_lens.runner.report.page import write_page
 from classifier_lens.runner.results.batch_names import batch_name, batch_span
-from classifier_lens.runner.results.manifest import Manifest, answers_of, digests_of
-from classifier_lens.runner.results.result_warnings import Doubts
-from classifier_lens.runner.results.run_folder import RunFolder, Summarise, run_key
-from classifier_lens.runner.retry import DeviceLost, Retry
+from classifier_lens.runner.results.manifest import Manifest, probe_logits, problem_digests
+from classifier_lens.runner.results.result_warnings import ResultWarnings
+from classifier_lens.runner.results.run_folder import RunFolder, Summarize, run_key
+from classifier_lens.runner.retry import BatchRetry, DeviceLostError
 from classifier_lens.runner.types import Problem, UserError, first_line
 
 PENDING, BAD_INPUT, FAILED, DONE = 75, 2, 1, 0  # exit codes, beside those of `runner.cluster.signals`
@@ -44,50 +44,54 @@ PENDING, BAD_INPUT, FAILED, DONE = 75, 2, 1, 0  # exit codes, beside those of `r
 class Parts:
     """The objects of a run, each built once."""
 
-    generator: Maker
+    generator: ImageModel
     classifier: Classifier
     data: Dataset
     task: Task
-    controls: Parametrise
-    baseline: Mapping[str, Baseline]
-    optimizer: Descent
+    parametrization: Parametrization
+    baseline: Mapping[str, BaselineFactory]
+    optimizer: OptimizerSettings
     augment: RandomCrops
     logger: Logger
-    safety: Screen | None = None
+    safety_checker: SafetyFilter | None = None
 
     @property
     def diffusion(self) -> LatentDiffusion:
         """The generator, where what is done with it needs a diffusion model. Raises UserError if it is none."""
-        return diffusion(self.generator, "this")
+        return require_diffusion(self.generator, "this")
 
     @property
     def digests(self) -> list[str]:
         """Of the networks, images and files that results follow from."""
-        judges = [identity_of(part) for part in (self.classifier, *self.task.networks)]
-        safety = [] if self.safety is None else [self.safety.digest]
+        judges = [fingerprint(part) for part in (self.classifier, *self.task.dependencies)]
+        safety = [] if self.safety_checker is None else [self.safety_checker.digest]
         return [self.generator.digest, getattr(self.generator.segmenter, "digest", ""), *judges, *safety]
 
     @property
-    def judges(self) -> dict[str, Classifier]:
+    def classifiers(self) -> dict[str, Classifier]:
         """The classifiers that results follow from, by the part of the configuration that each is."""
-        rivals = [network for network in self.task.networks if isinstance(network, ImageClassifier)]
+        rivals = [network for network in self.task.dependencies if isinstance(network, ImageClassifier)]
         return dict(zip(("classifier", "rival"), (self.classifier, *rivals), strict=False))
 
 
-def identity_of(part: Weighted) -> str:
+def fingerprint(part: HasDigest) -> str:
     """What answers of a part follow from: its digest, and of a classifier how images are prepared and what its outputs
     are called."""
-    return repr((getattr(part, "recipe", part.digest), getattr(part, "labels", ())))
+    return repr((getattr(part, "fingerprint", part.digest), getattr(part, "labels", ())))
 
 
-def manifest_of(parts: Parts, problems: Sequence[Problem], total: int | None) -> Manifest:
+def make_manifest(parts: Parts, problems: Sequence[Problem], total: int | None) -> Manifest:
     """What is asked, of whom, and of how many problems."""
-    answers = {name: answers_of(judge) for name, judge in parts.judges.items()}
-    unseen = [line for judge in parts.judges.values() if (line := getattr(judge, "unseen", None)) is not None]
-    return Manifest({problem.name: digests_of(problem) for problem in problems}, answers, unseen, total)
+    answers = {name: probe_logits(judge) for name, judge in parts.classifiers.items()}
+    unseen = [
+        line
+        for judge in parts.classifiers.values()
+        if (line := getattr(judge, "untracked_dependencies", None)) is not None
+    ]
+    return Manifest({problem.name: problem_digests(problem) for problem in problems}, answers, unseen, total)
 
 
-def solver(parts: Parts) -> Solver:
+def make_solver(parts: Parts) -> Solver:
     """The solver that a task's `baseline` asks for, with the rates in the generator's own scale."""
     descent, scale = parts.optimizer, parts.generator.lr_scale
     rates, ends = (
@@ -95,15 +99,22 @@ def solver(parts: Parts) -> Solver:
         for values in (descent.lr, descent.min_lr)
     )
     baseline = parts.baseline[parts.task.baseline]
-    chosen = baseline(parts.generator, parts.controls, replace(descent, lr=rates or {}, min_lr=ends))
-    doubts = Doubts(parts.generator, parts.classifier)
-    formats = formats_of(parts.generator.dtype, parts.optimizer.autocast)
+    chosen = baseline(parts.generator, parts.parametrization, replace(descent, lr=rates or {}, min_lr=ends))
+    doubts = ResultWarnings(parts.generator, parts.classifier)
+    formats = dtype_hint(parts.generator.dtype, parts.optimizer.autocast)
     return Solver(
-        chosen, parts.classifier, parts.task, parts.augment, doubts, parts.safety, parts.generator.device, formats
+        chosen,
+        parts.classifier,
+        parts.task,
+        parts.augment,
+        doubts,
+        parts.safety_checker,
+        parts.generator.device,
+        formats,
     )
 
 
-def formats_of(generator: torch.dtype, autocast: str | None) -> str:
+def dtype_hint(generator: torch.dtype, autocast: str | None) -> str:
     """What the failure of a number says of formats below float32, which may be why it is not finite."""
     found = []
     if generator != torch.float32:
@@ -115,14 +126,14 @@ def formats_of(generator: torch.dtype, autocast: str | None) -> str:
     return "".join(found)
 
 
-def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tuple[list[Problem], int | None]:
+def make_problems(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tuple[list[Problem], int | None]:
     """The problems that a configuration asks for, and how many there are without its `limit`, None if nobody knows.
 
     Raises UserError for one that cannot be solved and for two of the same name.
     """
-    world = World(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
+    world = TaskInputs(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
     problems, total = parts.task.problems(world)
-    answer.check([problem for problem in problems if problem.fault is None])
+    answer.check([problem for problem in problems if problem.error is None])
     if not problems:
         raise UserError(f"{config['name']}: no problem is left, of a data set of {len(parts.data)} images")
     names = [p.name for p in problems]
@@ -131,21 +142,23 @@ def problems_of(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tupl
     return problems, total
 
 
-def fit(parts: Parts, answer: Solver, batch: int | None, problems: int) -> Plan:
+def plan_batch(parts: Parts, answer: Solver, batch: int | None, problems: int) -> MemoryPlan:
     """Choose the batch, where None is given, and the recomputation, where it is left to memory; the latter is set."""
-    judges = [parts.classifier, *(n for n in parts.task.networks if isinstance(n, ImageClassifier))]
-    shares = parts.task.schedules
-    chosen = plan(parts.generator, judges, parts.augment, shares, answer.generator.graphed, batch, problems)
+    judges = [parts.classifier, *(n for n in parts.task.dependencies if isinstance(n, ImageClassifier))]
+    shares = parts.task.prompt_to_prompt
+    chosen = plan_memory(
+        parts.generator, judges, parts.augment, shares, answer.generator.images_in_graph, batch, problems
+    )
     if isinstance(parts.generator, LatentDiffusion):
-        parts.generator.recompute_as(chosen.recompute)
+        parts.generator.set_gradient_checkpointing(chosen.gradient_checkpointing)
     return chosen
 
 
 @dataclass(frozen=True)
-class Work:
+class PreparedRun:
     """What there is to do. manifest: all problems, in their order; batches: of problems, by name; key: of the run."""
 
-    answer: Solver
+    solver: Solver
     manifest: Manifest
     batches: Mapping[str, Sequence[Problem]]
     folder: RunFolder
@@ -156,31 +169,31 @@ class Work:
         return list(self.manifest.problems)
 
     def done(self, batch: Sequence[Problem]) -> bool:
-        return all(self.folder.done(p.name) for p in batch)
+        return all(self.folder.is_done(p.name) for p in batch)
 
 
-def prepare(parts: Parts, config: Mapping[str, Any]) -> Work:
+def prepare(parts: Parts, config: Mapping[str, Any]) -> PreparedRun:
     """The problems that a configuration asks for, cut into batches, and where their answers go; says so on the console.
 
     Raises UserError for what can be seen to fail before anything is computed.
     """
-    answer = solver(parts)
-    problems, total = problems_of(parts, config, answer)
+    answer = make_solver(parts)
+    problems, total = make_problems(parts, config, answer)
     key = run_key(config, parts.digests)
-    folder, manifest = RunFolder(Path(config["outputs"]) / config["name"] / key), manifest_of(parts, problems, total)
-    folder.check(manifest)
+    folder, manifest = RunFolder(Path(config["outputs"]) / config["name"] / key), make_manifest(parts, problems, total)
+    folder.check_manifest(manifest)
     size, chosen = _sized(parts, answer, config["batch"], folder, len(problems))
     cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
     of = "" if total is None else f" of {total}"
     print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
     if chosen is not None:
         print(f"batch={config['batch']}: {chosen}", flush=True)
-    for line in manifest.unseen:
+    for line in manifest.untracked:
         print(line, flush=True)
-    return Work(answer, manifest, {batch_name(i, len(b)): b for i, b in cut}, folder, key)
+    return PreparedRun(answer, manifest, {batch_name(i, len(b)): b for i, b in cut}, folder, key)
 
 
-def check_places(config: Mapping[str, Any]) -> None:
+def check_output_folders(config: Mapping[str, Any]) -> None:
     """Raises UserError, before anything is loaded, where run folders or the cache cannot be written; a run that is
     finished there can still be shown."""
     folder = Path(config["outputs"]) / config["name"]
@@ -191,14 +204,14 @@ def check_places(config: Mapping[str, Any]) -> None:
         try:
             if place is not None:
                 check_writable(Path(place))
-        except Unwritable as error:
+        except UnwritableError as error:
             runs = folder.glob("*") if os.path.isdir(folder) else ()
-            if not any(RunFolder(path).finished(config) for path in runs):
+            if not any(RunFolder(path).is_finished(config) for path in runs):
                 raise UserError(f"{key}={value}: {error}; give a folder that can be written") from error
 
 
 def run(
-    parts: Parts, config: Mapping[str, Any], interrupt: Interrupt | None = None, began: float | None = None
+    parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler | None = None, began: float | None = None
 ) -> int:  # fmt: skip
     """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code. interrupt:
     what listens to signals already, None where nothing does; began: when the parts began to be loaded, in seconds of
@@ -209,80 +222,80 @@ def run(
     began = time.time() if began is None else began
     if interrupt is not None:
         return _run(parts, config, interrupt, began)
-    interrupt = Interrupt()
-    with interrupt.listening():
+    interrupt = SignalHandler()
+    with interrupt.installed():
         code = _run(parts, config, interrupt, began)
-    interrupt.pass_on()
+    interrupt.forward()
     return code
 
 
-def _run(parts: Parts, config: Mapping[str, Any], interrupt: Interrupt, began: float) -> int:
+def _run(parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler, began: float) -> int:
     with preparing():
         work = prepare(parts, config)
     interrupt.check()
     folder, names, batches = work.folder, work.names, work.batches
     try:
         check_writable(folder.path)
-    except Unwritable as error:
+    except UnwritableError as error:
         return _shown(work, error)
-    process, logger = Process.own(), Unfailing(parts.logger)
-    claims = Claims(folder.path / "claims", config["claim"]["lease"], process)
+    process, logger = Process.current(), SafeLogger(parts.logger)
+    claims = Leases(folder.path / "claims", config["lease"]["duration"], process)
 
-    def solve(name: str, claim: Claim) -> None:
-        first, asked = batch_span(name).start, retry.refuse(batches[name])
+    def solve(name: str, claim: Lease) -> None:
+        first, asked = batch_span(name).start, retry.drop_failed(batches[name])
 
         def attempt(start: int, stop: int, told: Sequence[str]) -> None:
-            part, path = asked[start:stop], folder.checkpoint(batch_name(first + start, stop - start))
+            part, path = asked[start:stop], folder.checkpoint_path(batch_name(first + start, stop - start))
             every = config["checkpoint"]["every"]
-            solve_batch(work.answer, part, folder, path, every, interrupt, claim, bar, logger, told)
+            solve_batch(work.solver, part, folder, path, every, interrupt, claim, bar, logger, told)
 
         retry(asked, attempt)
-        folder.drop_states(name)
+        folder.remove_checkpoints(name)
         page()
 
     def refresh() -> None:
-        folder.collect(names, "running", "", parts.task.summarise)
+        folder.collect(names, "running", "", parts.task.summarize)
         write_page(folder.path)
 
     state, reason, code = "running", "", DONE
-    note = partial(folder.write_attempt, process, began, prepared=time.time() - began)
+    note = partial(folder.write_attempt, process, began, preparation_seconds=time.time() - began)
     try:
         folder.repair(names)
-        folder.retry(names, claims.at_work)
+        folder.clear_failures(names, claims.is_active)
         folder.write_config(config)
         folder.write_manifest(work.manifest)
         note("running", "")
-        folder.collect(names, "running", "", parts.task.summarise)
+        folder.collect(names, "running", "", parts.task.summarize)
         logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
         solved = sum(len(batch) for batch in batches.values() if work.done(batch))
-        with claims.present(), progress(len(names), solved) as bar, Background(refresh) as page:
-            retry = Retry(folder, bar, parts.generator.device, work.answer.formats, process.name)
-            share(batches, work.done, claims, config["claim"]["wait"], solve, bar)
+        with claims.announce(), progress(len(names), solved) as bar, BackgroundRefresh(refresh) as page:
+            retry = BatchRetry(folder, bar, parts.generator.device, work.solver.dtype_hint, process.name)
+            solve_shared(batches, work.done, claims, config["lease"]["wait_for_others"], solve, bar)
             page.wait()
         interrupt.check()
         state = "done"
-    except Stopped as stop:
-        state, reason, code = "stopped", stop.line, stop.code
-    except Unwritable as error:
+    except RunStopped as stop:
+        state, reason, code = "stopped", stop.message, stop.exit_code
+    except UnwritableError as error:
         state, reason, code = "failed", f"{error} (outputs={config['outputs']})", FAILED
-    except DeviceLost as error:
+    except DeviceLostError as error:
         state, reason, code = "failed", f"{error}; the same command continues", FAILED
     finally:
         with interrupt.deferred():
             if state == "running" and (raised := sys.exception()) is not None:
                 state, reason = "failed", f"{type(raised).__name__}: {first_line(raised)}"
             logger.finish()
-            status = _collect(folder, names, process, note, state, reason, parts.task.summarise)
+            status = _collect(folder, names, process, note, state, reason, parts.task.summarize)
     if code == DONE and status["pending"]:
         code, reason = PENDING, f"{status['pending']} problems are left to other processes"
     return _say(work, status, code, reason)
 
 
-def _shown(work: Work, refusal: Unwritable) -> int:
+def _shown(work: PreparedRun, refusal: UnwritableError) -> int:
     """The exit code of a finished run whose folder cannot be written, such as another user's. Raises UserError if
     something is left to do."""
-    damaged = {path.parent.name for path in work.folder.damage(work.names)}
-    left = [name for name in work.names if name in damaged or not work.folder.done(name)]
+    damaged = {path.parent.name for path in work.folder.find_damage(work.names)}
+    left = [name for name in work.names if name in damaged or not work.folder.is_done(name)]
     if left:
         raise UserError(f"{refusal}; {len(left)} of {len(work.names)} problems are not done there")
     failures = work.folder.failures(work.names)
@@ -291,35 +304,35 @@ def _shown(work: Work, refusal: Unwritable) -> int:
 
 def _sized(
     parts: Parts, answer: Solver, batch: int | Literal["auto"], folder: RunFolder, problems: int
-) -> tuple[int, Plan | None]:
+) -> tuple[int, MemoryPlan | None]:
     """How many problems a batch has, and what was chosen by memory, None where nothing is left to it."""
     size = None if batch == "auto" else batch
-    if size is not None and parts.generator.recompute != "auto":
+    if size is not None and parts.generator.gradient_checkpointing != "auto":
         return size, None
-    known = size or folder.noted_batch()
-    chosen = fit(parts, answer, known, problems)
-    return known or folder.note_batch(chosen.batch), chosen
+    known = size or folder.stored_batch_size()
+    chosen = plan_batch(parts, answer, known, problems)
+    return known or folder.store_batch_size(chosen.batch_size), chosen
 
 
 def _collect(
     folder: RunFolder, names: Sequence[str], process: Process, note: Callable[[str, str], None], state: str,
-    reason: str, summarise: Summarise,
+    reason: str, summarise: Summarize,
 ) -> dict[str, Any]:  # fmt: skip
     """The final status; where nothing can be written any more, what could be written before stays. Of a run that failed
     before its first problem nothing stays."""
-    if state == "failed" and folder.untouched(process):
+    if state == "failed" and folder.is_unused(process):
         folder.remove()
         return {"failures": [], "failed": 0, "pending": len(names)}
     try:
         status = folder.collect(names, state, reason, summarise)
         note(status["state"], reason)
         status["headline"] = write_page(folder.path)
-    except Unwritable:
+    except UnwritableError:
         return {"failures": [], "failed": 0, "pending": len(names)}
     return status
 
 
-def _say(work: Work, status: Mapping[str, Any], code: int, reason: str) -> int:
+def _say(work: PreparedRun, status: Mapping[str, Any], code: int, reason: str) -> int:
     """The last lines of a run and its exit code, which follow from the problems that are asked for."""
     failures = [failure for failure in status["failures"] if failure["name"] in work.manifest.problems]
     for failure in failures:

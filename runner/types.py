@@ -23,7 +23,7 @@ from torch import Tensor
 Controls = dict[str, Tensor]
 
 # Control characters, ends of lines, and what stands for bytes of names of files that are no text.
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -34,26 +34,26 @@ class UserError(ValueError):
         super().__init__(printable(str(line)))
 
 
-class UnreadableImage(UserError):
+class UnreadableImageError(UserError):
     """An image that is gone, broken, too small, too large or not the one that it was; others go on without it."""
 
 
-class NotFinite(UserError):
+class NonFiniteError(UserError):
     """A measured value is not a number: one line that names it. It is never repaired."""
 
 
 def printable(text: str) -> str:
     """A text without control characters, which a terminal would obey: each is written as its code."""
-    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def finite(values: Tensor, what: str) -> Tensor:
-    """The values, if all are finite. Raises NotFinite that names what they are, and the first row that is not,
+def ensure_finite(values: Tensor, what: str) -> Tensor:
+    """The values, if all are finite. Raises NonFiniteError that names what they are, and the first row that is not,
     of several."""
     rows = torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
     if not rows.all():
         place = f" in image {int(rows.long().argmin()) + 1} of {len(rows)}" if len(rows) > 1 else ""
-        raise NotFinite(f"{what}: not finite{place}")
+        raise NonFiniteError(f"{what}: not finite{place}")
     return values
 
 
@@ -79,11 +79,12 @@ class Example:
 
     @cached_property
     def image(self) -> Float[Tensor, "3 h w"]:
-        """RGB in [0, 1], decoded once and held as long as this. Raises UnreadableImage where it is gone or broken."""
+        """RGB in [0, 1], decoded once and held as long as this. Raises UnreadableImageError where it is gone or
+        broken."""
         return self.load()
 
 
-def matching(name: str, names: Iterable[str]) -> list[str]:
+def matching_names(name: str, names: Iterable[str]) -> list[str]:
     """Those of different names that are meant by a name: the one that equals it; where none does, those that differ
     from it by letter case alone, or by how an accent is written: macOS takes names of files apart."""
     known = list(dict.fromkeys(names))
@@ -95,24 +96,24 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def matching_rows(key: str, name: str, labels: Sequence[str]) -> list[int]:
+def matching_indices(key: str, name: str, labels: Sequence[str]) -> list[int]:
     """The positions of the labels that a name means.
 
     key: where the name stands, for errors. Raises UserError if several labels differ from it by letter case alone.
     """
-    meant = matching(name, labels)
+    meant = matching_names(name, labels)
     if len(meant) > 1:
         raise UserError(f"{key}: {' and '.join(meant)} differ from {name} by letter case alone; write one of them")
     return [i for i, label in enumerate(labels) if label in meant]
 
 
-def article(name: str) -> str:
+def indefinite_article(name: str) -> str:
     """The indefinite article of a name, by its first letter."""
     return "an" if name[:1].lower() in tuple("aeiou") else "a"
 
 
 @dataclass(frozen=True)
-class Edit:
+class CaptionEdit:
     """How a prompt changes: `source` describes the picture, `target` the wanted one.
 
     `source_words` stand in `source`, `target_words` take their place in `target`. Where no word changes, source and
@@ -125,50 +126,47 @@ class Edit:
     target_words: str
 
     @staticmethod
-    def unchanged(prompt: str, words: str) -> Edit:
+    def unchanged(prompt: str, words: str) -> CaptionEdit:
         """A prompt that stays as it is."""
-        return Edit(prompt, prompt, words, words)
+        return CaptionEdit(prompt, prompt, words, words)
 
 
 # Which part of a picture is to stay as it is: what the problem's words do not cover, what they do, all of it, nothing.
-KEEP = ("background", "foreground", "all", "none")
+PRESERVE_OPTIONS = ("background", "foreground", "all", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One question about a picture; each task adds what it asks for.
 
-    name: unique in the run and fit for a folder; seed: of everything random about it; draw: the seed of the random
-    prompts that are compared at the start, which problems may share, None for `seed`;
-    load: reads the image at the generator's size, so that a run holds no images but its batch's; None where it is
-    generated from the seed and `edit.source`; picture: the image's own name;
-    content: digest of what the image was made from, the same on every machine, None where nobody took one;
-    keep: one of `KEEP`; words: those whose place is looked for, None for the edit's own; mask: where they are, in
-    [0, 1], None where the segmenter has to find it; redrawn: whether what is free of a picture starts from noise, not
-    from its inversion, which remembers what was there;
-    claim: a prompt and the class that its picture should have: where it has another, the class's name means something
-    else to the generator than to the classifier;
-    example: reads the real image that shows most surely what is asked for, at the generator's size; None where none is
-    known;
-    shows: index of the class that the given image is said to show, where the classifier should predict it;
-    fault: what kept the question from being asked: such a problem asks nothing, and fails with it.
-    """
+    name: unique in the run and fit for a folder; seed: of everything random about it; init_seed: the seed of the random
+    prompts that are compared at the start, which problems may share, None for `seed`; load: reads the image at the
+    generator's size, so that a run holds no images but its batch's; None where it is generated from the seed and
+    `edit.source`; image_name: the image's own name; content_digest: digest of what the image was made from, the same on
+    every machine, None where nobody took one; preserve: one of `PRESERVE_OPTIONS`; mask_words: those whose place
+    is looked for, None for the edit's own; mask: where they are, in [0, 1], None where the segmenter has to find it;
+    editable_from_noise: whether what is free of a picture starts from noise, not from its inversion, which remembers
+    what was there; prompt_check: a prompt and the class that its picture should have: where it has another, the class's
+    name means something else to the generator than to the classifier; load_top_example: reads the real image that shows
+    most surely what is asked for, at the generator's size; None where none is known; label_index: index of the class
+    that the given image is said to show, where the classifier should predict it; error: what kept the question from
+    being asked: such a problem asks nothing, and fails with it."""
 
     name: str
     seed: int
-    edit: Edit
+    edit: CaptionEdit
     load: Callable[[], Float[Tensor, "3 h w"]] | None
-    picture: str
-    keep: str
-    words: str | None = None
+    image_name: str
+    preserve: str
+    mask_words: str | None = None
     mask: Float[Tensor, "1 h w"] | None = None
-    redrawn: bool = False
-    claim: tuple[str, int] | None = None
-    example: Callable[[], Float[Tensor, "3 h w"]] | None = None
-    draw: int | None = None
-    content: str | None = None
-    shows: int | None = None
-    fault: Exception | None = None
+    editable_from_noise: bool = False
+    prompt_check: tuple[str, int] | None = None
+    load_top_example: Callable[[], Float[Tensor, "3 h w"]] | None = None
+    init_seed: int | None = None
+    content_digest: str | None = None
+    label_index: int | None = None
+    error: Exception | None = None
 
     @property
     def image(self) -> Float[Tensor, "3 h w"] | None:
@@ -177,42 +175,41 @@ class Problem:
         return None if self.load is None else self.load()
 
     @property
-    def region(self) -> str:
+    def words_to_segment(self) -> str:
         """The words whose place the mask shows."""
-        return self.edit.source_words if self.words is None else self.words
+        return self.edit.source_words if self.mask_words is None else self.mask_words
 
 
 @dataclass(frozen=True)
-class Anchor:
+class EditContext:
     """A batch's constants: what a chain needs beside its controls, and what distances are measured against.
 
-    base: the embeddings C_t and N_t of each sampler step, `text` and `null`; controls of these names are added;
-    noise: what each sampler step adds (0 with DDIM); norm: length of each start latent;
-    mask, latent_mask: soft region S in [0, 1] that is free to change, in pixels and latents;
-    original, encoded: the pictures and their scaled latents, of drawn pictures what the chain gives at its start;
-    maps: cross-attention maps to inject, layer -> (b, t', heads, pixels, l), t' the recorded steps;
-    templates: latents of the original's chain before each step; inject, blend: per sample, the share of the chain
-    in which maps are injected, and in which what lies outside the mask is set to the template.
-    """
+    embeddings: the embeddings C_t and N_t of each sampler step, `text` and `null`; controls of these names are added;
+    variance_noise: what each sampler step adds (0 with DDIM); latent_norm: length of each start latent; mask,
+    latent_mask: soft region S in [0, 1] that is free to change, in pixels and latents; original, original_latent: the
+    pictures and their scaled latents, of drawn pictures what the chain gives at its start; attention_maps:
+    cross-attention maps to inject, layer -> (b, t', heads, pixels, l), t' the recorded steps; original_trajectory:
+    latents of the original's chain before each step; cross_replace_steps, background_blend_steps: per sample, the share
+    of the chain in which maps are injected, and in which what lies outside the mask is set to the template."""
 
-    base: Mapping[str, Float[Tensor, "b t l d"]]
-    noise: Float[Tensor, "b t c y x"]
-    norm: Float[Tensor, " b"]
+    embeddings: Mapping[str, Float[Tensor, "b t l d"]]
+    variance_noise: Float[Tensor, "b t c y x"]
+    latent_norm: Float[Tensor, " b"]
     mask: Float[Tensor, "b 1 h w"]
     latent_mask: Float[Tensor, "b 1 y x"]
     original: Float[Tensor, "b 3 h w"]
-    encoded: Float[Tensor, "b c y x"]
-    templates: Float[Tensor, "b t c y x"]
-    maps: Mapping[str, Tensor]
-    inject: Float[Tensor, " b"]
-    blend: Float[Tensor, " b"]
+    original_latent: Float[Tensor, "b c y x"]
+    original_trajectory: Float[Tensor, "b t c y x"]
+    attention_maps: Mapping[str, Tensor]
+    cross_replace_steps: Float[Tensor, " b"]
+    background_blend_steps: Float[Tensor, " b"]
 
 
 @dataclass(frozen=True)
 class Scene:
     """What one render shows. `views` are what a classifier looks at: crops of the image, or the image itself.
 
-    steps_left: sampler steps between the x0-prediction that is shown and the last one; crops: the same crops of the
+    steps_left: sampler steps between the x0-prediction that is shown and the last one; crops_at: the same crops of the
     image at any size in pixels, None where the views are the image itself.
     """
 
@@ -220,11 +217,11 @@ class Scene:
     latent: Float[Tensor, "b c y x"]
     views: Float[Tensor, "b n 3 s s"]
     steps_left: int = 0
-    crops: Callable[[int], Float[Tensor, "b n 3 s s"]] | None = None
+    crops_at: Callable[[int], Float[Tensor, "b n 3 s s"]] | None = None
 
     def views_at(self, size: int) -> Float[Tensor, "b n 3 s s"]:
         """The views for a classifier whose images have this size: crops of that size, of the same regions."""
-        return self.views if self.crops is None or size == self.views.shape[-1] else self.crops(size)
+        return self.views if self.crops_at is None or size == self.views.shape[-1] else self.crops_at(size)
 
 
 @dataclass(frozen=True)
@@ -250,30 +247,30 @@ Objective = Mapping[str, tuple[float, Term]]
 
 
 # What a generator found of a batch's pictures and need not find again, by names of its own.
-Found = Mapping[str, Tensor]
+Precomputed = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem; others:
-    further candidates for the controls; scenes: what all the candidates show, None for what the first anchor makes of
-    them; compared: what controls show under each of the anchors, None for what the generator makes of them in turn;
-    found: what makes it cheap to begin again.
-    """
+class Initialization:
+    """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem;
+    candidate_controls: further candidates for the controls; candidate_scenes: what all the candidates show, None for
+    what the first anchor makes of them; context_scenes: what controls show under each of the anchors, None for what the
+    generator makes of them in turn; precomputed: what makes it cheap to begin again."""
 
     controls: Controls
-    anchors: Sequence[Anchor]
-    notes: Sequence[Sequence[str]]
-    others: Sequence[Controls] = ()
-    scenes: Callable[[], Iterator[Scene]] | None = None
-    compared: Callable[[Controls], Sequence[Scene]] | None = None
-    found: Found = field(default_factory=dict)
+    contexts: Sequence[EditContext]
+    warnings: Sequence[Sequence[str]]
+    candidate_controls: Sequence[Controls] = ()
+    candidate_scenes: Callable[[], Iterator[Scene]] | None = None
+    context_scenes: Callable[[Controls], Sequence[Scene]] | None = None
+    precomputed: Precomputed = field(default_factory=dict)
 
 
-# Prompt-to-Prompt schedules that replace the generator's own: `inject` and `blend`, shares of the chain to compare.
-Schedules = Mapping[str, Sequence[float]]
+# Prompt-to-Prompt schedules that replace the generator's own: `cross_replace_steps` and `background_blend_steps`,
+# shares of the chain to compare.
+PromptToPrompt = Mapping[str, Sequence[float]]
 
 
 # The saved pictures of an answer, by name: `before` (the original; the start of what is drawn with unchanged words),
 # `start`, `best`, `mask` (one channel, what was free to change) and those that the task adds.
-Pictures = Mapping[str, Float[Tensor, "c h w"]]
+Images = Mapping[str, Float[Tensor, "c h w"]]

@@ -12,30 +12,30 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-SHOWN = {"original": "original", "start": "words exchanged", "best": "counterfactual", "difference": "difference"}
-SIDE, GAP, CAPTION, HEAD, LEFT = 160, 10, 44, 26, 130  # pixels
+IMAGE_ROWS = {"original": "original", "start": "words exchanged", "best": "counterfactual", "difference": "difference"}
+SIDE, GAP, CAPTION_HEIGHT, HEADER_HEIGHT, LABEL_WIDTH = 160, 10, 44, 26, 130  # pixels
 
 
-def contact_sheet(folder: Path, most: int = 4) -> Image.Image:
-    """Up to `most` problems of a run folder, a column each, in the order of results.jsonl.
+def contact_sheet(folder: Path, max_problems: int = 4) -> Image.Image:
+    """Up to `max_problems` problems of a run folder, a column each, in the order of results.jsonl.
 
     Raises FileNotFoundError if the folder holds no results.
     """
-    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()][:most]
-    left = LEFT
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()][:max_problems]
+    left = LABEL_WIDTH
     width = left + len(records) * (SIDE + GAP) + GAP
-    sheet = Image.new("RGB", (width, HEAD + len(SHOWN) * (SIDE + GAP) + CAPTION + GAP), "white")
+    sheet = Image.new("RGB", (width, HEADER_HEIGHT + len(IMAGE_ROWS) * (SIDE + GAP) + CAPTION_HEIGHT + GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for row, title in enumerate(SHOWN.values()):
-        pen.text((GAP, HEAD + row * (SIDE + GAP) + SIDE // 2 - 8), title, fill="black", font=font)
+    for row, title in enumerate(IMAGE_ROWS.values()):
+        pen.text((GAP, HEADER_HEIGHT + row * (SIDE + GAP) + SIDE // 2 - 8), title, fill="black", font=font)
     for column, record in enumerate(records):
         x = left + column * (SIDE + GAP)
         pen.text((x, 6), record["source"], fill="black", font=font)
-        for row, name in enumerate(SHOWN):
+        for row, name in enumerate(IMAGE_ROWS):
             with Image.open(folder / record["images"][name], formats=["PNG"]) as picture:
                 large = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
-            sheet.paste(large, (x, HEAD + row * (SIDE + GAP)))
-        pen.text((x, HEAD + len(SHOWN) * (SIDE + GAP)), caption(record), fill="black", font=font)
+            sheet.paste(large, (x, HEADER_HEIGHT + row * (SIDE + GAP)))
+        pen.text((x, HEADER_HEIGHT + len(IMAGE_ROWS) * (SIDE + GAP)), caption(record), fill="black", font=font)
     return sheet
 
 

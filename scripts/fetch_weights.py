@@ -29,13 +29,20 @@ from urllib.error import URLError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
-from classifier_lens.runner.configuration.compose import configure, jobs
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.configuration.compose import compose_config, expand_sweep
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.types import UserError
-from classifier_lens.scripts.weights.sources import SOURCES, File, Repository, Source, needed, source_of
+from classifier_lens.scripts.weights.sources import (
+    SOURCES,
+    HubRepository,
+    Source,
+    WeightFile,
+    find_source,
+    required_sources,
+)
 
 MANIFEST = Path("outputs/weights.json")
-PIECE = 1 << 20  # bytes
+CHUNK_SIZE = 1 << 20  # bytes
 
 
 def sha256_of(path: Path) -> str:
@@ -44,19 +51,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sources_of(words: Sequence[str]) -> list[Source]:
+def resolve_sources(words: Sequence[str]) -> list[Source]:
     """What is to be fetched: sources by their names, and all that `python run.py` of the words with a `=` would load,
     in every run of an experiment.
 
     Raises UserError with one line for an unknown name.
     """
     overrides = [word for word in words if "=" in word]
-    named = [source_of(word) for word in words if "=" not in word]
-    runs = [configure(job) for job in jobs(overrides)] if overrides else []
-    return list(dict.fromkeys([*named, *(source for config in runs for source in needed(config))]))
+    named = [find_source(word) for word in words if "=" not in word]
+    runs = [compose_config(job) for job in expand_sweep(overrides)] if overrides else []
+    return list(dict.fromkeys([*named, *(source for config in runs for source in required_sources(config))]))
 
 
-def fetch_file(source: File) -> Path:
+def fetch_file(source: WeightFile) -> Path:
     """Download one file, from where an earlier try was cut short; it takes its name only once its SHA-256 is right. A
     right one that is there is kept.
 
@@ -95,14 +102,14 @@ def _download(url: str, partial: Path) -> None:
         return
     with answer, partial.open("ab" if answer.status == 206 else "wb") as file:
         wanted, received = int(answer.headers["Content-Length"] or 0), 0
-        while piece := answer.read(PIECE):
+        while piece := answer.read(CHUNK_SIZE):
             file.write(piece)
             received += len(piece)
     if received < wanted:
         raise OSError(f"{received} of {wanted} bytes")
 
 
-def fetch_repository(source: Repository) -> Path:
+def fetch_repository(source: HubRepository) -> Path:
     """Bring a repository's files into the hub's cache. Raises SystemExit with one line if that fails."""
     try:
         folder = snapshot_download(source.name, revision=source.revision, allow_patterns=list(source.files))
@@ -112,17 +119,17 @@ def fetch_repository(source: Repository) -> Path:
     return Path(folder)
 
 
-def note(source: Source, place: Path, manifest: Path) -> None:
+def record_download(source: Source, place: Path, manifest: Path) -> None:
     """Write into the manifest what was fetched: its files with their sizes and SHA-256, by source."""
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     entry = {
-        "from": source.url if isinstance(source, File) else f"hub {source.name}",
-        "revision": place.name if isinstance(source, Repository) else None,  # the cache names its folders so
-        "licence": source.licence,
+        "from": source.url if isinstance(source, WeightFile) else f"hub {source.name}",
+        "revision": place.name if isinstance(source, HubRepository) else None,  # the cache names its folders so
+        "licence": source.license,
         "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": {str(path): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files},
     }
-    write(manifest, json.dumps(read_manifest(manifest) | {_key(source): entry}, indent=1))
+    write_durable(manifest, json.dumps(read_manifest(manifest) | {_key(source): entry}, indent=1))
 
 
 def read_manifest(manifest: Path) -> dict[str, Any]:
@@ -131,12 +138,12 @@ def read_manifest(manifest: Path) -> dict[str, Any]:
 
 
 def _key(source: Source) -> str:
-    return source.url if isinstance(source, File) else source.name
+    return source.url if isinstance(source, WeightFile) else source.name
 
 
-def state_of(source: Source) -> str:
+def source_status(source: Source) -> str:
     """`here`, `missing`, or what is wrong; reads local files only."""
-    if isinstance(source, File):
+    if isinstance(source, WeightFile):
         if not source.path.is_file():
             return "missing"
         return "here" if sha256_of(source.path).startswith(source.sha256) else f"damaged: {source.path}"
@@ -149,7 +156,7 @@ def state_of(source: Source) -> str:
     return "here"
 
 
-def state_of_entry(entry: Mapping[str, Any]) -> str:
+def manifest_entry_status(entry: Mapping[str, Any]) -> str:
     """The same of what the manifest says, by its own SHA-256."""
     for name, noted in entry["files"].items():
         path = Path(name)
@@ -162,11 +169,11 @@ def state_of_entry(entry: Mapping[str, Any]) -> str:
 
 def describe(name: str, source: Source) -> str:
     """One line: name, size, licence, where it comes from, what pins it, what it is for."""
-    if isinstance(source, File):
+    if isinstance(source, WeightFile):
         origin, pin = source.url, f"sha256 {source.sha256}"
     else:
         origin, pin = f"hub {source.name}", f"revision {source.revision or 'not pinned: the newest'}"
-    return f"{name:19} {source.size / 1e6:8.1f} MB  {source.licence:21}  {source.used_by}\n    {origin}\n    {pin}"
+    return f"{name:19} {source.size / 1e6:8.1f} MB  {source.license:21}  {source.used_by}\n    {origin}\n    {pin}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -182,19 +189,19 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if chosen.command == "fetch":
         try:
-            sources = sources_of(chosen.names)
+            sources = resolve_sources(chosen.names)
         except UserError as error:
             print(error, file=sys.stderr)
             return 2
         for source in sources:
-            place = fetch_file(source) if isinstance(source, File) else fetch_repository(source)
-            note(source, place, MANIFEST)
+            place = fetch_file(source) if isinstance(source, WeightFile) else fetch_repository(source)
+            record_download(source, place, MANIFEST)
             print(place, flush=True)
         if not sources:
             print("nothing: all that these words load is shipped, or named by files of yours")
         return 0
-    states = {name: state_of(source) for name, source in SOURCES.items()}
-    states |= {name: state_of_entry(entry) for name, entry in read_manifest(MANIFEST).items()}
+    states = {name: source_status(source) for name, source in SOURCES.items()}
+    states |= {name: manifest_entry_status(entry) for name, entry in read_manifest(MANIFEST).items()}
     print("\n".join(f"{name:19} {state}" for name, state in states.items()))
     return int(any(state.startswith("damaged") for state in states.values()))
 

@@ -1,4 +1,4 @@
-"""Compose a figure of run folders: `python scripts/figure.py <run folder> ... [name=] [out=] [most=]`."""
+"""Compose a figure of run folders: `python scripts/figure.py <run folder> ... [name=] [out=] [max_blocks=]`."""
 
 import sys
 

@@ -17,24 +17,24 @@ from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 
-from classifier_lens.runner.cluster.signals import stopped
-from classifier_lens.runner.configuration.compose import CONF, build, configure, jobs
+from classifier_lens.runner.cluster.signals import is_stop_code
+from classifier_lens.runner.configuration.compose import CONFIG_FOLDER, build, compose_config, expand_sweep
 from classifier_lens.runner.paths import ROOT
-from classifier_lens.runner.report.figures.figure import Chosen, compose
+from classifier_lens.runner.report.figures.figure import FigureOptions, write_figure
 from classifier_lens.runner.results.run_folder import RunFolder, run_key
 from classifier_lens.runner.run import BAD_INPUT, DONE, run
 from classifier_lens.runner.types import UserError
 
 GROUP = "planted"
-EXPERIMENTS = CONF / "experiment" / GROUP
-MINIATURES = ("fig", "tab", "workshop", "diffexplainer_")  # how the names of the papers' figures and tables begin
+EXPERIMENTS = CONFIG_FOLDER / "experiment" / GROUP
+FIGURE_PREFIXES = ("fig", "tab", "workshop", "diffexplainer_")  # how the names of the papers' figures and tables begin
 
 
-def select(only: str | None, folder: Path = EXPERIMENTS) -> list[str]:
+def select_experiments(only: str | None, folder: Path = EXPERIMENTS) -> list[str]:
     """The figures and tables of a folder, or the experiments of it that are named, by commas. Raises UserError for
     another name."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    miniatures = [name for name in names if name.startswith(MINIATURES)]
+    miniatures = [name for name in names if name.startswith(FIGURE_PREFIXES)]
     wanted = miniatures if only is None else [name.strip() for name in only.split(",")]
     for name in wanted:
         if name not in names:
@@ -42,18 +42,18 @@ def select(only: str | None, folder: Path = EXPERIMENTS) -> list[str]:
     return wanted
 
 
-def solve(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
+def run_experiment(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
     """Run an experiment, or what of it is not done yet; returns its run folders and the highest of the exit codes.
 
     A run that is stopped is the last one.
     """
     folders, codes = [], [DONE]
-    for job in jobs([f"experiment={GROUP}/{name}", *overrides]):
-        config = configure(job)
+    for job in expand_sweep([f"experiment={GROUP}/{name}", *overrides]):
+        config = compose_config(job)
         parts = build(config)
         codes.append(run(parts, config))
         folders.append(RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests)).path)
-        if stopped(codes[-1]):
+        if is_stop_code(codes[-1]):
             break
     return folders, max(codes)
 
@@ -63,11 +63,11 @@ def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -
     codes = [DONE]
     for name in names:
         try:
-            folders, code = solve(name, overrides)
+            folders, code = run_experiment(name, overrides)
             codes.append(code)
-            if stopped(code):
+            if is_stop_code(code):
                 break
-            for file in compose(folders, Chosen(name=name, out=figures)):
+            for file in write_figure(folders, FigureOptions(name=name, out=figures)):
                 print(f"figure: {file}", flush=True)
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -77,7 +77,7 @@ def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    own = {"only": None, "figures": Chosen().out}
+    own = {"only": None, "figures": FigureOptions().out}
     overrides = []
     for argument in arguments:
         key, separator, value = argument.partition("=")
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             overrides.append(argument)
     with chdir(ROOT):
         try:
-            names = select(own["only"])
+            names = select_experiments(own["only"])
         except UserError as error:
             print(error, file=sys.stderr)
             return BAD_INPUT

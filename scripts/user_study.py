@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from classifier_lens.data.image_selection import check_choice
-from classifier_lens.runner.configuration.command_line import with_paths
-from classifier_lens.runner.files.atomic import write
-from classifier_lens.runner.results.reader import Run
+from classifier_lens.runner.configuration.command_line import parse_paths_and_options
+from classifier_lens.runner.files.atomic import write_durable
+from classifier_lens.runner.results.reader import RunResults
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study import content, preference, resemblance
-from classifier_lens.scripts.study.pages import Make, Scores, Study, counted, make, read_key
+from classifier_lens.scripts.study.pages import MakeOptions, Scores, Study, make_pages, read_key, summarize_counts
 
 
 @dataclass
-class Score:
+class ScoreOptions:
     """key: that `make` wrote; out: the table, None for `scores.csv` beside the first answers; study: its kind, None for
     what the key says."""
 
@@ -42,27 +42,27 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """options: of `make`, with its defaults; ask: what two runs are asked about; score: what files of answers say, by
-    the key."""
+class StudyKind:
+    """options: of `make`, with its defaults; build_study: what two runs are asked about; score: what files of answers
+    say, by the key."""
 
-    options: type[Make]
-    ask: Callable[[Sequence[Run], Any], Study]
+    options: type[MakeOptions]
+    build_study: Callable[[Sequence[RunResults], Any], Study]
     score: Callable[[Sequence[Path], Mapping[str, Any]], Scores]
 
 
-KINDS = {
-    "preference": Kind(
-        preference.Preference, preference.ask,
-        lambda files, key: counted(preference.score(files, key), "method"),
+STUDIES = {
+    "preference": StudyKind(
+        preference.PreferenceOptions, preference.ask,
+        lambda files, key: summarize_counts(preference.score(files, key), "method"),
     ),
-    "resemblance": Kind(
-        resemblance.Resemblance, resemblance.ask,
-        lambda files, key: resemblance.scores(resemblance.score(resemblance.ratings(files, key))),
+    "resemblance": StudyKind(
+        resemblance.ResemblanceOptions, resemblance.ask,
+        lambda files, key: resemblance.format_scores(resemblance.score_ratings(resemblance.read_ratings(files, key))),
     ),
-    "content": Kind(
-        content.Content, content.ask,
-        lambda files, key: counted(content.score(files, key), "group"),
+    "content": StudyKind(
+        content.ContentOptions, content.build_study,
+        lambda files, key: summarize_counts(content.score(files, key), "group"),
     ),
 }  # fmt: skip
 
@@ -82,25 +82,25 @@ def main(arguments: Sequence[str]) -> int:
 
 def _main_make(arguments: Sequence[str]) -> None:
     said = [argument.removeprefix("study=") for argument in arguments if argument.startswith("study=")]
-    name = check_choice("study", said[-1] if said else "preference", KINDS)
-    folders, chosen = with_paths(KINDS[name].options, arguments)
+    name = check_choice("study", said[-1] if said else "preference", STUDIES)
+    folders, chosen = parse_paths_and_options(STUDIES[name].options, arguments)
     if len(folders) != 2:
         raise UserError(f"{len(folders)} run folders: wanted are 2")
-    for file in make(KINDS[name].ask, [Path(folder) for folder in folders], chosen):
+    for file in make_pages(STUDIES[name].build_study, [Path(folder) for folder in folders], chosen):
         print(file)
 
 
 def _main_score(arguments: Sequence[str]) -> None:
-    files, chosen = with_paths(Score, arguments)
+    files, chosen = parse_paths_and_options(ScoreOptions, arguments)
     if not files or chosen.key is None:
         raise UserError("score: wanted are files of answers and key=<key that `make` wrote>")
     key = read_key(Path(chosen.key))
-    kind = check_choice(f"key={chosen.key}: kind", key["kind"], KINDS)
+    kind = check_choice(f"key={chosen.key}: kind", key["kind"], STUDIES)
     if chosen.study not in (None, kind):
         raise UserError(f"study={chosen.study}: the key {chosen.key} is of study={kind}")
-    scores = KINDS[kind].score([Path(file) for file in files], key)
+    scores = STUDIES[kind].score([Path(file) for file in files], key)
     out = Path(chosen.out) if chosen.out else Path(files[0]).with_name("scores.csv")
-    write(out, scores.table())
+    write_durable(out, scores.table())
     for name, folder in key["runs"].items():
         print(f"{name}: {folder}")
     print(*scores.lines, f"table: {out}", sep="\n")

@@ -14,33 +14,44 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 from torch import Tensor
 
-from classifier_lens.data.image_selection import NamedFiles, check_choice, content_of
-from classifier_lens.data.salient_imagenet import Annotations
+from classifier_lens.data.image_selection import HashedFiles, check_choice, hash_example
+from classifier_lens.data.salient_imagenet import FeatureAnnotations
 from classifier_lens.runner.configuration.value_ranges import (
     Fraction,
     Names,
     NonNegative,
     OneOf,
+    PerProblemCount,
     PromptWeights,
-    Repeats,
 )
-from classifier_lens.runner.protocols import Cache, Classifier, Dataset, TextSegmenter, World
-from classifier_lens.runner.types import Anchor, Edit, Objective, Pictures, UserError
-from classifier_lens.tasks.analysis.activation_score import samples, score, sheet, tinted
-from classifier_lens.tasks.analysis.audit_set import audited_classes, audited_features, known_of
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset, TaskInputs, TextSegmenter
+from classifier_lens.runner.types import CaptionEdit, EditContext, Images, Objective, UserError
+from classifier_lens.tasks.analysis.activation_score import (
+    gray_outside_mask,
+    image_grid,
+    measure_activation_score,
+    stack_result_images,
+)
+from classifier_lens.tasks.analysis.audit_set import annotation_of, audited_classes, audited_features
 from classifier_lens.tasks.analysis.label_agreement import (
     CORE,
     SPURIOUS,
     UNDECIDED,
     agreement,
-    calibrated,
-    interval,
+    bootstrap_interval,
+    calibrate_delta,
     verdict,
 )
-from classifier_lens.tasks.problems.image_problems import own_seed, reading, slug
-from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES, Prompted, direction, marked, prompt_objective
-from classifier_lens.tasks.prompts.target_rules import known_labels
-from classifier_lens.tasks.units.activation_ranking import best_row, check_training, rank
+from classifier_lens.tasks.problems.image_problems import image_loader, problem_seed, slug
+from classifier_lens.tasks.problems.prompt_problems import (
+    OBJECTIVES,
+    PromptProblem,
+    activation_sign,
+    free_token_prompt,
+    prompt_objective,
+)
+from classifier_lens.tasks.prompts.target_rules import resolve_class_names
+from classifier_lens.tasks.units.activation_ranking import check_training_images, rank_units, top_image_index
 from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
 from classifier_lens.tasks.units.hirescam import hirescam
 
@@ -48,112 +59,141 @@ COLUMNS = ("target", "rank", "unit", "objective", "verdict", "label", "r", "r_in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feature(Prompted):
-    """unit: the feature; rank: among the class's, from 1; typical: its mean activation in the training pictures
-    predicted as the class, highest: the largest in any; example: such a picture, of the class where there is one."""
+class FeatureAuditProblem(PromptProblem):
+    """unit: the feature; rank: among the class's, from 1; class_mean: its mean activation in the training pictures
+    predicted as the class, training_max: the largest in any; load_top_example: such a picture, of the class where there
+    is one."""
 
     unit: Unit
     rank: int
-    typical: float
-    highest: float
+    class_mean: float
+    training_max: float
 
 
 class SpuriousAudit:
     """training: pictures on which features are ranked; classes: names, None for all, or `levels:<n>` for n classes of
-    each number of features that people found spurious; features: of each class; labels: what people say of features,
-    which are then those that are audited, None for nothing; objectives: of `OBJECTIVES`, the first one decides; prompt:
-    with free tokens, see `prompt_tuning.py`; segmenter: finds the class by its name; delta: δ of Eq. 6; calibration:
-    run folders of labelled audits of other classifiers, by which δ is chosen instead; reached: the share of a feature's
-    typical activation below which its prompt's pictures show nothing of it; weights: of the terms."""
+    each number of features that people found spurious; features_per_class: of each class; annotations: what people say
+    of features, which are then those that are audited, None for nothing; objectives: of `OBJECTIVES`, the first one
+    decides; prompt: with free tokens, see `prompt_tuning.py`; segmenter: finds the class by its name; delta: δ of Eq.
+    6; calibration_runs: run folders of labelled audits of other classifiers, by which δ is chosen instead;
+    activation_threshold: the share of a feature's typical activation below which its prompt's pictures show nothing of
+    it; weights: of the terms."""
 
     def __init__(
-        self, training: Dataset, classes: Names | str | None, features: Repeats, labels: Annotations | None,
-        objectives: Annotated[Sequence[Annotated[str, OneOf(tuple(OBJECTIVES))]], MinLen(1)], prompt: str,
-        segmenter: TextSegmenter, delta: Fraction, calibration: Sequence[str], reached: NonNegative,
-        weights: PromptWeights, cache: Cache, baseline: str,
-    ) -> None:  # fmt: skip
+        self,
+        training: Dataset,
+        classes: Names | str | None,
+        features_per_class: PerProblemCount,
+        annotations: FeatureAnnotations | None,
+        objectives: Annotated[Sequence[Annotated[str, OneOf(tuple(OBJECTIVES))]], MinLen(1)],
+        prompt: str,
+        segmenter: TextSegmenter,
+        delta: Fraction,
+        calibration_runs: Sequence[str],
+        activation_threshold: NonNegative,
+        weights: PromptWeights,
+        cache: Cache,
+        baseline: str,
+    ) -> None:
         if not objectives:
             raise UserError(f"task.objectives=[]: name at least one of {', '.join(OBJECTIVES)}")
         self.objectives = [check_choice("task.objectives", name, OBJECTIVES) for name in objectives]
-        self.features, self.labels = features, labels or None
+        self.features_per_class, self.annotations = features_per_class, annotations or None
         self.training, self.classes, self.prompt, self.segmenter = training, classes, prompt, segmenter
-        self.delta, self.calibration, self.reached, self.weights = delta, calibration, reached, weights
+        self.delta, self.calibration_runs, self.activation_threshold, self.weights = (
+            delta,
+            calibration_runs,
+            activation_threshold,
+            weights,
+        )
         self.cache, self.baseline = cache, baseline
-        self.schedules = {"inject": [0.0], "blend": [0.0]}
-        known = [NamedFiles(Path(run) / "results.jsonl" for run in calibration)] if calibration else []
-        self.networks = (segmenter, training, *([] if self.labels is None else [self.labels]), *known)
+        self.prompt_to_prompt = {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]}
+        known = [HashedFiles(Path(run) / "results.jsonl" for run in calibration_runs)] if calibration_runs else []
+        self.dependencies = (segmenter, training, *([] if self.annotations is None else [self.annotations]), *known)
         self.captioner = None
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
-        check_training(classifier, self.training)
+        check_training_images(classifier, self.training)
         if not isinstance(self.classes, str):
-            known_labels("task.classes", self.classes, classifier.labels)
+            resolve_class_names("task.classes", self.classes, classifier.labels)
 
-    def problems(self, world: World) -> tuple[list[Feature], int | None]:
+    def problems(self, world: TaskInputs) -> tuple[list[FeatureAuditProblem], int | None]:
         """One problem per class, feature and objective."""
         classifier, side = world.classifier, world.generator.resolution
-        if self.calibration:
-            self.delta = calibrated(self.calibration, classifier.digest)
-        ranking = rank(classifier, FEATURES, self.training, side, self.cache)
+        if self.calibration_runs:
+            self.delta = calibrate_delta(self.calibration_runs, classifier.digest)
+        ranking = rank_units(classifier, FEATURES, self.training, side, self.cache)
         asked = [
             (label, k, unit, objective)
-            for label in audited_classes(self.classes, self.labels, classifier, ranking, world.seed)
-            for k, unit in audited_features(label, self.features, self.labels, classifier, ranking)
+            for label in audited_classes(self.classes, self.annotations, classifier, ranking, world.seed)
+            for k, unit in audited_features(label, self.features_per_class, self.annotations, classifier, ranking)
             for objective in self.objectives
         ]
-        best = memoised(lambda unit, label: best_row(ranking, unit, label, classifier, self.training, side))
+        best = memoised(lambda unit, label: top_image_index(ranking, unit, label, classifier, self.training, side))
         found = []
         for label, k, unit, objective in islice(asked, world.limit):
             name, row = classifier.labels[label], best(unit, label)
-            found.append(Feature(
-                name=f"{slug(name, classifier.labels)}-{k}-{slug(str(unit))}-{objective}",
-                seed=own_seed(world.seed, unit.index, label),
-                load=None, edit=Edit.unchanged(marked(self.prompt, name), name), picture=slug(f"{name} {unit}"),
-                keep="none", draw=own_seed(world.seed, 0), objective=objective, target=label, unit=unit, rank=k,
-                typical=ranking.by_class[label, unit.index].item(), highest=ranking.top[0, unit.index].item(),
-                example=reading(self.training, row, content_of(self.training[row]), side),
-            ))  # fmt: skip
+            found.append(
+                FeatureAuditProblem(
+                    name=f"{slug(name, classifier.labels)}-{k}-{slug(str(unit))}-{objective}",
+                    seed=problem_seed(world.seed, unit.index, label),
+                    load=None,
+                    edit=CaptionEdit.unchanged(free_token_prompt(self.prompt, name), name),
+                    image_name=slug(f"{name} {unit}"),
+                    preserve="none",
+                    init_seed=problem_seed(world.seed, 0),
+                    objective=objective,
+                    target=label,
+                    unit=unit,
+                    rank=k,
+                    class_mean=ranking.class_means[label, unit.index].item(),
+                    training_max=ranking.top_values[0, unit.index].item(),
+                    load_top_example=image_loader(self.training, row, hash_example(self.training[row]), side),
+                )
+            )
         return found, len(asked)
 
-    def objective(self, problems: Sequence[Feature], anchor: Anchor, classifier: Classifier) -> Objective:
+    def objective(
+        self, problems: Sequence[FeatureAuditProblem], anchor: EditContext, classifier: Classifier
+    ) -> Objective:
         return prompt_objective(problems, classifier, self.weights)
 
-    def _found(self, problem: Feature, pictures: Pictures) -> tuple[Tensor, Tensor]:
+    def _segmented(self, problem: FeatureAuditProblem, pictures: Images) -> tuple[Tensor, Tensor]:
         """The answer's pictures and where the segmenter finds the class in them."""
-        images = samples(pictures)
-        return images, self.segmenter.find(images, [problem.edit.source_words] * len(images)).to(images)
+        images = stack_result_images(pictures)
+        return images, self.segmenter.segment(images, [problem.edit.source_words] * len(images)).to(images)
 
-    def illustrate(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Tensor]:
+    def illustrate(self, problem: FeatureAuditProblem, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
         """Where the class was found, and a training picture with where the feature looks in it."""
-        assert problem.example is not None
-        training = problem.example()
-        shown = {"found": sheet(tinted(*self._found(problem, pictures))), "training": training}
+        assert problem.load_top_example is not None
+        training = problem.load_top_example()
+        shown = {"found": image_grid(gray_outside_mask(*self._segmented(problem, pictures))), "training": training}
         cam = hirescam(classifier, training.to(pictures["best"]), problem.unit)
         return shown if cam is None else shown | {"cam-training": (cam / cam.max().clamp(min=1e-12))[None]}
 
-    def measure(self, problem: Feature, pictures: Pictures, classifier: Classifier) -> dict[str, Any]:
+    def measure(self, problem: FeatureAuditProblem, pictures: Images, classifier: Classifier) -> dict[str, Any]:
         """r of every image, its mean with an interval, and the verdict: undecided where the images do less to the
         feature than the class's own often do, since they say nothing of it then. Neither verdict is a success; where
         there are human annotations, `agrees` says whether a verdict is theirs."""
-        images, masks = self._found(problem, pictures)
+        images, masks = self._segmented(problem, pictures)
         strength = activation(classifier, images, problem.unit).mean().item()
         # Features and weights can be negative.
-        gain = direction(classifier, problem.target, problem.unit) * (strength - problem.typical)
-        reached = gain >= (self.reached - 1) * abs(problem.typical)
+        gain = activation_sign(classifier, problem.target, problem.unit) * (strength - problem.class_mean)
+        reached = gain >= (self.activation_threshold - 1) * abs(problem.class_mean)
         shares = masks.flatten(1).mean(dim=1).tolist()
-        r, (low, high) = fmean(shares), interval(shares)
+        r, (low, high) = fmean(shares), bootstrap_interval(shares)
         said = verdict(low, high, self.delta) if reached else UNDECIDED
-        known = known_of(self.labels, problem.target, problem.unit)
+        known = annotation_of(self.annotations, problem.target, problem.unit)
         return {
             "agrees": None if known["label"] is None or said == UNDECIDED else known["label"] == said,
             "target": classifier.labels[problem.target], "unit": str(problem.unit), "rank": problem.rank,
             "objective": problem.objective, "verdict": said, "r": r, "r_interval": [low, high], "delta": self.delta,
             "shares": shares, **known, "network": classifier.digest, "activation": strength, "reached": reached,
-            "typical": problem.typical, "training_max": problem.highest,
-            "activation_score": score(classifier, list(images), problem.target).share,
+            "typical": problem.class_mean, "training_max": problem.training_max,
+            "activation_score": measure_activation_score(classifier, list(images), problem.target).value,
         }  # fmt: skip
 
-    def summarise(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The table of all features, the first objective's counts of verdicts and of prompts that did not reach their
         feature, and how far verdicts agree with people."""
         deciding = [record for record in records if record["objective"] == self.objectives[0]]

@@ -76,11 +76,20 @@ class Cli:
     def arguments(self, *overrides: str) -> list[str]:
         """The command's words; later overrides win over the tiny settings."""
         tiny: dict[str, object] = {
-            "generator.path": self.pipeline, "generator.resolution": 16, "generator.steps": 3, "generator.maps.side": 8,
-            "classifier": "callable", "classifier.target": f"{self.network}:network", "classifier.labels": self.labels,
-            "classifier.size": 16, "optimizer.steps": 3, "augment.crops": 2, "logger": "none", "threads": 1,
+            "generator.path": self.pipeline,
+            "generator.resolution": 16,
+            "generator.steps": 3,
+            "generator.attention_maps.resolution": 8,
+            "classifier": "callable",
+            "classifier.target": f"{self.network}:network",
+            "classifier.labels": self.labels,
+            "classifier.size": 16,
+            "optimizer.steps": 3,
+            "augment.crops": 2,
+            "logger": "none",
+            "threads": 1,
             "outputs": self.outputs,
-        }  # fmt: skip
+        }
         if not CONSISTENCY & set(overrides):
             tiny["generator.null_text.inner_steps"] = 2
         given = {override.split("=", 1)[0].lstrip("+~") for override in overrides}

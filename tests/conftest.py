@@ -17,35 +17,35 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from classifier_lens.data import planted
-from classifier_lens.models.captioner.captioner import Template
-from classifier_lens.models.generator.latent_diffusion import LatentDiffusion, MapWindow
+from classifier_lens.models.captioner.captioner import TemplateCaptioner
+from classifier_lens.models.generator.latent_diffusion import AttentionMapWindow, LatentDiffusion
 from classifier_lens.models.generator.pipeline.networks import Networks
-from classifier_lens.models.generator.samplers import NullText, ddim, lcm
-from classifier_lens.models.generator.single_image import SinglePicture
-from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, Softening
+from classifier_lens.models.generator.samplers import NullTextInversion, ddim, lcm
+from classifier_lens.models.generator.single_image import SingleImageGenerator
+from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, MaskPostprocess
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.configuration.resolvers import register
+from classifier_lens.runner.configuration.resolvers import register_resolvers
 from classifier_lens.runner.types import (
-    Anchor,
+    CaptionEdit,
     Controls,
-    Edit,
-    Found,
+    EditContext,
     Head,
+    Initialization,
+    Precomputed,
     Problem,
+    PromptToPrompt,
     Response,
     Scene,
-    Schedules,
-    Start,
     UserError,
 )
 from classifier_lens.scripts.train.tokenizer import train_tokenizer
-from classifier_lens.tasks.problems.counterfactual_problems import Flip
-from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
+from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.uvce import Uvce
 from tests.cli import Cli
 
 ROOT = Path(__file__).resolve().parent.parent
-register()  # what conf/ refers to, for tests that compose without the runner
+register_resolvers()  # what conf/ refers to, for tests that compose without the runner
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -77,7 +77,7 @@ def imports_stay() -> None:
 def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeline:
     """Stable Diffusion's classes at a size that runs in milliseconds: 16 px pictures, 8 x 8 latents."""
     torch.manual_seed(0)
-    captions = planted.draw_captioned(300, seed=1)[1]
+    captions = planted.sample_captioned_scenes(300, seed=1)[1]
     tokenizer = train_tokenizer(captions, 100, 40, tmp_path_factory.mktemp("tokenizer"))
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -143,24 +143,25 @@ def make_generator(
     """A LatentDiffusion over the tiny pipeline, over that of a consistency model for sampler="lcm"; keyword arguments
     replace settings."""
 
-    def make(sampler: str = "ddim", steps: int = 4, guidance: float = 3.0, **changes: Any) -> LatentDiffusion:
+    def make(sampler: str = "ddim", steps: int = 4, guidance_scale: float = 3.0, **changes: Any) -> LatentDiffusion:
         settings: dict[str, Any] = {
-            "resolution": 16, "last": 1, "recompute": "none", "backward": None, "blend_from": 0,
-            "maps": MapWindow(8, 0.0, 0.5, False),
-            "softening": dict.fromkeys(("latents", "pixels"), Softening(0, 3, 0.7, 3)),
-            "schedules": {"inject": [0.3, 0.5], "blend": [0.0, 0.5]},
+            "resolution": 16, "last_x0_predictions": 1, "gradient_checkpointing": "none",
+            "backprop_steps": None, "background_blend_start": 0,
+            "attention_maps": AttentionMapWindow(8, 0.0, 0.5, False),
+            "mask_postprocess": dict.fromkeys(("latents", "pixels"), MaskPostprocess(0, 3, 0.7, 3)),
+            "prompt_to_prompt": {"cross_replace_steps": [0.3, 0.5], "background_blend_steps": [0.0, 0.5]},
             "segmenter": AttentionSegmenter(0.3), "cache": TensorCache(None),
             "lr_scale": {"latent": 1.0, "text": 1.0, "null": 1.0},
         }  # fmt: skip
         if sampler == "lcm":
             networks = Networks(tiny_lcm_pipe, "tiny lcm")
             return LatentDiffusion(
-                networks, lcm(networks, steps, guidance, None, [0.0, 1.0], 50), **{**settings, **changes}
+                networks, lcm(networks, steps, guidance_scale, None, [0.0, 1.0], 50), **{**settings, **changes}
             )
         networks = Networks(tiny_pipe, "tiny")
         return LatentDiffusion(
             networks,
-            ddim(networks, steps, guidance, NullText(0.01, 3, 1e-5, 2e-5, False), [0.0, 1.0]),
+            ddim(networks, steps, guidance_scale, NullTextInversion(0.01, 3, 1e-5, 2e-5, False), [0.0, 1.0]),
             **{**settings, **changes},
         )
 
@@ -183,18 +184,20 @@ class TinyClassifier:
 
     labels: tuple[str, ...] = planted.CLASSES
     size = 16
-    digest = recipe = "tiny"
+    digest = fingerprint = "tiny"
     domain: str | None = "planted"
-    map_module: str | None = "quarters"
+    cam_module: str | None = "quarters"
 
     def __init__(self) -> None:
         self.weight = 20 * torch.randn(12, 10, generator=torch.Generator().manual_seed(0)).T
         self.head: Head | None = Head(self.weight, torch.zeros(10))
 
     def __call__(self, images: torch.Tensor) -> Response:
-        return self.trace(images, [])[0]
+        return self.forward_with_activations(images, [])[0]
 
-    def trace(self, images: torch.Tensor, modules: Sequence[str]) -> tuple[Response, dict[str, torch.Tensor]]:
+    def forward_with_activations(
+        self, images: torch.Tensor, modules: Sequence[str]
+    ) -> tuple[Response, dict[str, torch.Tensor]]:
         maps = torch.nn.functional.adaptive_avg_pool2d(images, 2)
         features = maps.flatten(1)
         logits = features @ self.weight.T.to(images.dtype)
@@ -210,11 +213,11 @@ def tiny_classifier() -> TinyClassifier:
 
 
 @pytest.fixture
-def make_problems() -> Callable[[int], list[Flip]]:
+def make_problems() -> Callable[[int], list[CounterfactualProblem]]:
     """Planted pictures at 16 px with an exchange of class names of one to three words."""
 
-    def make(n: int) -> list[Flip]:
-        scenes = planted.draw(n, seed=7)
+    def make(n: int) -> list[CounterfactualProblem]:
+        scenes = planted.sample_scenes(n, seed=7)
         images = torch.nn.functional.adaptive_avg_pool2d(planted.render(scenes).image, 16)
         problems = []
         for i in range(n):
@@ -222,11 +225,17 @@ def make_problems() -> Callable[[int], list[Flip]]:
             target = (source + 1 + i) % 10 if (1 + i) % 10 else (source + 1) % 10
             text = planted.caption(scenes, i)
             names = planted.CLASSES[source], planted.CLASSES[target]
-            edit = Edit(text, text.replace(*names), *names)
-            problem = Flip(
-                name=f"p{i}", seed=100 + i, edit=edit, load=images[i].clone, picture=f"picture-{i}", keep="background",
-                source=source, target=target,
-            )  # fmt: skip
+            edit = CaptionEdit(text, text.replace(*names), *names)
+            problem = CounterfactualProblem(
+                name=f"p{i}",
+                seed=100 + i,
+                edit=edit,
+                load=images[i].clone,
+                image_name=f"picture-{i}",
+                preserve="background",
+                source=source,
+                target=target,
+            )
             problems.append(problem)
         return problems
 
@@ -237,31 +246,37 @@ def uvce(**changes: Any) -> Uvce:
     """The counterfactual task with the settings of its YAML; keyword arguments replace them."""
     settings: dict[str, Any] = {
         "mode": "class", "target": "nearest", "temperature": None,
-        "attribute": {"source": "in snow", "target": "on sand", "words": "changed"},
-        "keep": "background", "mask": None, "seeds": 1, "baseline": "none",
+        "attribute": {"source": "in snow", "target": "on sand", "mask_words": "changed"},
+        "preserve": "background", "mask": None, "num_seeds": 1, "baseline": "none",
         "weights": {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0},
-        "captioner": Template("a photograph of {article} {label}"),
+        "captioner": TemplateCaptioner("a photograph of {article} {label}"),
         "prompt": "a photograph of {article} {label}",
-        "surroundings": Surroundings(None, False, 2, "a photograph of {phrase}"), "cache": TensorCache(None),
+        "context_search": ContextSearch(None, False, 2, "a photograph of {phrase}"), "cache": TensorCache(None),
     }  # fmt: skip
     return Uvce(**(settings | changes))
 
 
-def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> Anchor:
+def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> EditContext:
     """A batch's constants at their smallest: one step, one token, 1 x 1 pixels; everything is free to change."""
-    return Anchor(
-        base={"text": torch.zeros(n, 1, 1, 1), "null": torch.zeros(n, 1, 1, 1)}, noise=torch.zeros(n, 1, 1, 1, 1),
-        norm=torch.full((n,), norm),
-        mask=torch.ones(n, 1, 1, 1), latent_mask=torch.ones(n, 1, 1, 1), original=torch.zeros(n, 3, 1, 1),
-        encoded=torch.zeros(n, 1, 1, 1), templates=torch.zeros(n, 1, 1, 1, 1), maps={},
-        inject=torch.full((n,), inject), blend=torch.zeros(n),
-    )  # fmt: skip
+    return EditContext(
+        embeddings={"text": torch.zeros(n, 1, 1, 1), "null": torch.zeros(n, 1, 1, 1)},
+        variance_noise=torch.zeros(n, 1, 1, 1, 1),
+        latent_norm=torch.full((n,), norm),
+        mask=torch.ones(n, 1, 1, 1),
+        latent_mask=torch.ones(n, 1, 1, 1),
+        original=torch.zeros(n, 3, 1, 1),
+        original_latent=torch.zeros(n, 1, 1, 1),
+        original_trajectory=torch.zeros(n, 1, 1, 1, 1),
+        attention_maps={},
+        cross_replace_steps=torch.full((n,), inject),
+        background_blend_steps=torch.zeros(n),
+    )
 
 
-def doubled(anchor: Anchor) -> Anchor:
+def doubled(anchor: EditContext) -> EditContext:
     """The constants in double precision, the recorded maps apart: these take the network's."""
     tensors: dict[str, Any] = {k: v.double() for k, v in vars(anchor).items() if isinstance(v, torch.Tensor)}
-    return replace(anchor, **tensors, base={name: values.double() for name, values in anchor.base.items()})
+    return replace(anchor, **tensors, embeddings={name: values.double() for name, values in anchor.embeddings.items()})
 
 
 @contextmanager
@@ -277,14 +292,16 @@ def double_precision(generator: LatentDiffusion) -> Iterator[None]:
             network.float()
 
 
-def rows_of(anchor: Anchor, rows: slice) -> Anchor:
+def rows_of(anchor: EditContext, rows: slice) -> EditContext:
     """The constants of some of a batch's samples."""
     cut: dict[str, Any] = {key: value[rows] for key, value in vars(anchor).items() if isinstance(value, torch.Tensor)}
-    cut |= {key: {name: v[rows] for name, v in getattr(anchor, key).items()} for key in ("base", "maps")}
+    cut |= {
+        key: {name: v[rows] for name, v in getattr(anchor, key).items()} for key in ("embeddings", "attention_maps")
+    }
     return replace(anchor, **cut)
 
 
-class Identity(SinglePicture):
+class Identity(SingleImageGenerator):
     """A generator without networks: the picture is the control `latent` itself, "b 3 1 1", once per scene.
 
     The i-th of `scenes` shows (i + 1) times the control, the last one the control itself plus the anchor's `inject`.
@@ -292,7 +309,7 @@ class Identity(SinglePicture):
 
     resolution = 1
     digest = "identity"
-    recipe = "identity"
+    fingerprint = "identity"
 
     def __init__(self, scenes: int = 1) -> None:
         self.scenes = scenes
@@ -300,18 +317,22 @@ class Identity(SinglePicture):
     def check(self, problems: Sequence[Problem]) -> None:
         pass
 
-    def begin(self, problems: Sequence[Problem], schedules: Schedules, found: Found | None = None) -> Start:
+    def initialize(
+        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+    ) -> Initialization:
         raise NotImplementedError
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         """One grey level per seed: its last digit in tenths."""
         return torch.tensor([seed % 10 / 10 for seed in seeds])[:, None, None, None].expand(-1, 3, 1, 1)
 
-    def word_maps(self, image: torch.Tensor, prompt: str, phrase: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def word_attention_maps(
+        self, image: torch.Tensor, prompt: str, phrase: str, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
 
-    def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
+    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
         latent = controls["latent"] + controls.get("shift", torch.zeros(()))
         pictures = [(i + 1) * latent for i in range(self.scenes - 1)]
-        pictures.append(latent + anchor.inject[:, None, None, None])
+        pictures.append(latent + anchor.cross_replace_steps[:, None, None, None])
         return [Scene(picture, picture, picture[:, None]) for picture in pictures]

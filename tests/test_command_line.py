@@ -9,8 +9,12 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
-from classifier_lens.runner.configuration.compose import configure
-from classifier_lens.runner.configuration.override_errors import arranged, in_one_line, quoted
+from classifier_lens.runner.configuration.compose import compose_config
+from classifier_lens.runner.configuration.override_errors import (
+    hydra_errors_in_one_line,
+    quote_override,
+    reorder_arguments,
+)
 from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 
@@ -29,7 +33,7 @@ MEANT = [
         "data@trainig: no such group; did you mean data@training? allowed are data, data@training",
     ),
     ("hydra/launcher=nope", "hydra/launcher=nope: no such option; allowed are basic, slurm"),
-    ("task/validate=nope", "task/validate"),
+    ("task/retrieval=nope", "task/retrieval"),
     ("task", "task: wanted are words key=value, such as task=uvce"),
     ("+foo=1", "foo=1: nothing reads this key"),
     ("++a.b=1", "a={'b': 1}: nothing reads this key"),
@@ -68,25 +72,25 @@ VALUES = [
 @pytest.mark.parametrize(("word", "line"), MEANT)
 def test_what_may_be_meant_is_said(word: str, line: str) -> None:
     with pytest.raises(UserError) as caught:
-        configure([word])
+        compose_config([word])
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", VALUES)
 def test_the_advice_how_to_quote_works(value: str) -> None:
     word = f"task.target={value}"
-    (given,) = shlex.split(quoted(word))
+    (given,) = shlex.split(quote_override(word))
     assert OverridesParser.create().parse_override(given).value() == value
     try:
-        assert configure([word])["task"]["target"] == value
+        assert compose_config([word])["task"]["target"] == value
     except UserError as error:
-        assert str(error) == f"{word}: this value has to be quoted, for example {quoted(word)}"
+        assert str(error) == f"{word}: this value has to be quoted, for example {quote_override(word)}"
 
 
 def test_all_names_of_imagenet_can_be_quoted() -> None:
     parser = OverridesParser.create()
     for name in imagenet_labels():
-        (given,) = shlex.split(quoted(f"task.target={name}"))
+        (given,) = shlex.split(quote_override(f"task.target={name}"))
         assert parser.parse_override(given).value() == name
 
 
@@ -121,9 +125,9 @@ def test_every_bad_job_of_a_sweep_is_one_line(tmp_path: Path, capfd: pytest.Capt
 
 
 def test_options_may_stand_anywhere() -> None:
-    assert arranged(["seed=1", "-m", "limit=1,2"]) == ["seed=1", "limit=1,2", "-m"]
-    assert arranged(["--cfg", "job", "seed=1", "-p", "task"]) == ["seed=1", "--cfg", "job", "-p", "task"]
-    assert arranged(["--", "seed=1", "seed=1"]) == ["seed=1", "seed=1"]
+    assert reorder_arguments(["seed=1", "-m", "limit=1,2"]) == ["seed=1", "limit=1,2", "-m"]
+    assert reorder_arguments(["--cfg", "job", "seed=1", "-p", "task"]) == ["seed=1", "--cfg", "job", "-p", "task"]
+    assert reorder_arguments(["--", "seed=1", "seed=1"]) == ["seed=1", "seed=1"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_options_may_stand_anywhere() -> None:
 )
 def test_a_wrong_option_is_one_line(words: list[str], line: str) -> None:
     with pytest.raises(UserError) as caught:
-        arranged(words)
+        reorder_arguments(words)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
@@ -158,6 +162,6 @@ def test_what_a_task_raises_stays_as_it_is() -> None:
     def task() -> None:
         raise ValueError("a mistake of ours")
 
-    with pytest.raises(ValueError, match="a mistake of ours") as caught, in_one_line(["seed=1"], task):
+    with pytest.raises(ValueError, match="a mistake of ours") as caught, hydra_errors_in_one_line(["seed=1"], task):
         task()
     assert not isinstance(caught.value, UserError)

@@ -14,18 +14,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from classifier_lens.data.no_dataset import Drawn
-from classifier_lens.models.captioner.clip_ranking import ClipRank
+from classifier_lens.data.no_dataset import NoDataset
+from classifier_lens.models.captioner.clip_ranking import ClipRankingCaptioner
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
 from classifier_lens.models.clip import ZeroShotClassifier
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.segmenter.segmenter import Softening
-from classifier_lens.runner.configuration.compose import build, configure, jobs
+from classifier_lens.models.segmenter.segmenter import MaskPostprocess
+from classifier_lens.runner.configuration.compose import build, compose_config, expand_sweep
 from classifier_lens.runner.configuration.runner_settings import Settings
 from classifier_lens.runner.configuration.schema import check_settings
 from classifier_lens.runner.results.run_folder import run_key
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.prompts.target_rules import RULES
+from classifier_lens.tasks.prompts.target_rules import TARGET_RULES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # What an option cannot do without: values that only the user knows.
@@ -63,7 +63,7 @@ EXPERIMENTS = sorted(
 COMMON = (
     "dig_in/published",
     "diffexplainer/published",
-    "planted/object_kept",
+    "planted/object_preserved",
 )  # that others inherit and that ask nothing themselves
 EVERY = [f"{group}={option}" for group in groups() for option in options(group) if group != "hydra"]
 
@@ -113,19 +113,19 @@ def check(config: dict[str, Any]) -> None:
 
 
 def test_a_model_that_several_parts_look_through_is_loaded_once() -> None:
-    parts = build(configure(["classifier=planted_clip", "captioner=clip_rank"]))
+    parts = build(compose_config(["classifier=planted_clip", "captioner=clip_rank"]))
     judge, captioner = parts.classifier, parts.task.captioner
-    assert isinstance(judge, ZeroShotClassifier) and isinstance(captioner, ClipRank)
+    assert isinstance(judge, ZeroShotClassifier) and isinstance(captioner, ClipRankingCaptioner)
     assert captioner.clip is judge.clip
 
 
 def test_a_dataclass_that_stands_twice_stays_one() -> None:
     both, sizes = ("latents", "pixels"), {"erode": 0, "dilate": 3, "blur": 1.0, "blur_kernel": 5}
-    same = [f"generator.softening.{kind}.{size}={value}" for kind in both for size, value in sizes.items()]
-    generator = build(configure(same)).generator
+    same = [f"generator.mask_postprocess.{kind}.{size}={value}" for kind in both for size, value in sizes.items()]
+    generator = build(compose_config(same)).generator
     assert isinstance(generator, LatentDiffusion)
-    assert isinstance(generator.softening["latents"], Softening)
-    assert generator.softening["latents"] is generator.softening["pixels"]
+    assert isinstance(generator.mask_postprocess["latents"], MaskPostprocess)
+    assert generator.mask_postprocess["latents"] is generator.mask_postprocess["pixels"]
 
 
 @pytest.mark.parametrize("choice", EVERY)
@@ -152,7 +152,7 @@ def test_every_classifier_finds_its_generator_and_data(classifier: str) -> None:
 @cache
 def configured(experiment: str) -> list[dict[str, Any]]:
     """The configurations of the runs that an experiment starts, one or those of its own sweep."""
-    return [filled(composed(*job)) for job in jobs([f"experiment={experiment}"])]
+    return [filled(composed(*job)) for job in expand_sweep([f"experiment={experiment}"])]
 
 
 def filled(cfg: DictConfig) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_every_run_of_an_experiment_composes_and_binds(experiment: str) -> None:
 def test_the_classes_of_an_experiment_are_known(experiment: str) -> None:
     for config in configured(experiment):
         task, data = config["task"], config["data"]
-        named = {task.get("label"), task.get("target"), data.get("label")} - {None, *RULES}
+        named = {task.get("label"), task.get("target"), data.get("label")} - {None, *TARGET_RULES}
         lists = [task.get(key) or () for key in ("classes", "components")]
         named |= {name for names in lists if not isinstance(names, str) for name in names}  # not `levels:15`
         if config["classifier"].get("labels") == "imagenet":
@@ -199,28 +199,29 @@ def test_disagreements_have_the_published_settings() -> None:
     """DiG-IN, B.1."""
     for config in configured("dig_in/fig05"):
         assert (config["generator"]["path"], config["generator"]["steps"]) == ("CompVis/stable-diffusion-v1-4", 25)
-        clip = config["optimizer"]["clip"]
-        assert (clip["_target_"], clip["most"]) == (
+        clip = config["optimizer"]["gradient_clipping"]
+        assert (clip["_target_"], clip["max_norm"]) == (
             "classifier_lens.runner.optimization.loop.clip_largest_element",
             0.05,
         )
         assert config["optimizer"]["steps"] == 15
         assert config["optimizer"]["min_lr"] == {"latent": 0.0025, "text": 0.0025, "null": 0.0025}
-        assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.05)
-        assert config["generator"]["guidance"] == 3.0 and config["rival"]["name"].startswith("convnext_base")
+        assert (config["augment"]["crops"], config["augment"]["noise_std"]) == (16, 0.05)
+        assert config["generator"]["guidance_scale"] == 3.0 and config["rival"]["name"].startswith("convnext_base")
 
 
 def test_where_code_and_paper_differ_either_may_be_asked_for() -> None:
     code, paper = plain("experiment=dig_in/fig03"), plain("experiment=dig_in/fig03", "published=paper")
     found = [
-        (c["generator"]["last"], c["optimizer"]["keep_norm"], c["optimizer"]["min_lr"]["latent"]) for c in (code, paper)
+        (c["generator"]["last_x0_predictions"], c["optimizer"]["keep_norm"], c["optimizer"]["min_lr"]["latent"])
+        for c in (code, paper)
     ]
     assert found == [(3, True, 0.0025), (1, False, 0.0)]
 
 
 def test_a_third_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="variants.book"):
-        configure(["experiment=dig_in/fig03", "published=book"])
+        compose_config(["experiment=dig_in/fig03", "published=book"])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_the_published_settings_hold_for_every_classifier(classifier: str) -> No
     """DiG-IN, D.1.5, whatever a classifier's domain is or whether it has one."""
     choice = f"classifier={classifier}"
     config = filled(composed("experiment=dig_in/published", choice))
-    assert (config["optimizer"]["steps"], config["augment"]["noise"], config["augment"]["crops"]) == (20, 0.005, 16)
+    assert (config["optimizer"]["steps"], config["augment"]["noise_std"], config["augment"]["crops"]) == (20, 0.005, 16)
     assert config["optimizer"]["lr"]["latent"] == 0.001 and config["generator"]["lr_scale"]["latent"] == 1.0
     assert config["generator"]["path"] == "CompVis/stable-diffusion-v1-4" and config["task"]["target"] == "confusion"
     assert config["segmenter"]["path"] == "syscv-community/sam-hq-vit-huge"
@@ -242,7 +243,7 @@ def test_the_published_settings_hold_for_every_classifier(classifier: str) -> No
 def test_a_prompts_pictures_are_shown_whole_in_the_published_setting() -> None:
     for classifier in ("robust_resnet50", "callable"):
         config = filled(composed("experiment=diffexplainer/published", f"classifier={classifier}"))
-        assert (config["augment"]["crops"], config["augment"]["noise"], config["augment"]["power"]) == (1, 0.0, 0.0)
+        assert (config["augment"]["crops"], config["augment"]["noise_std"], config["augment"]["power"]) == (1, 0.0, 0.0)
         assert config["generator"]["path"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
@@ -271,7 +272,7 @@ def test_a_choice_on_the_command_line_wins() -> None:
     chosen = choices("classifier=vit_b", "generator=planted_ddim", "data=image", *NEEDED["data=image"])
     assert (chosen["generator"], chosen["data"], chosen["domain"]) == ("planted_ddim", "image", "imagenet")
     assert choices("data=planted", "classifier=cifar10_resnet20")["data"] == "planted"
-    assert plain("classifier=vit_b", "generator.guidance=2.0")["generator"]["guidance"] == 2.0
+    assert plain("classifier=vit_b", "generator.guidance_scale=2.0")["generator"]["guidance_scale"] == 2.0
     assert plain("domain=cifar10", "task.target=cat")["task"]["target"] == "cat"
 
 
@@ -323,20 +324,26 @@ def test_defaults_of_the_published_counterfactuals() -> None:
     assert config["optimizer"]["steps"] == 20 and config["generator"]["steps"] == 20
     assert config["optimizer"]["lr"]["latent"] == 0.001 and config["optimizer"]["lr"]["text"] == 0.01
     assert (config["task"]["weights"]["latent_distance"], config["task"]["weights"]["pixel_distance"]) == (25, 250)
-    assert config["generator"]["guidance"] == 3.0
-    assert (config["augment"]["crops"], config["augment"]["noise"]) == (16, 0.005)
-    assert config["generator"]["schedules"] == {"inject": [0.3, 0.4, 0.5], "blend": [0.0, 0.3]}
+    assert config["generator"]["guidance_scale"] == 3.0
+    assert (config["augment"]["crops"], config["augment"]["noise_std"]) == (16, 0.005)
+    assert config["generator"]["prompt_to_prompt"] == {
+        "cross_replace_steps": [0.3, 0.4, 0.5],
+        "background_blend_steps": [0.0, 0.3],
+    }
     assert config["generator"]["blend_from"] == 0
     assert {config["generator"]["lr_scale"][name] for name in ("latent", "text", "null")} == {1.0}
-    soft = config["generator"]["softening"]
+    soft = config["generator"]["mask_postprocess"]
     assert soft["latents"] == soft["pixels"] and [soft["pixels"][key] for key in SOFTENING] == [3, 20, 30.0, 45]
 
 
 def test_the_small_worlds_keep_their_own_sizes() -> None:
     for domain, latents in (("planted", [0, 5, 1.5, 5]), ("cifar10", [0, 3, 1.0, 5])):
         generator = plain(f"domain={domain}")["generator"]
-        assert [generator["softening"]["latents"][key] for key in SOFTENING] == latents
-        assert generator["schedules"]["blend"] == [0.0, 1.0] and generator["blend_from"] == 1
+        assert [generator["mask_postprocess"]["latents"][key] for key in SOFTENING] == latents
+        assert (
+            generator["prompt_to_prompt"]["background_blend_steps"] == [0.0, 1.0]
+            and generator["background_blend_start"] == 1
+        )
 
 
 @pytest.mark.parametrize("task", ["disagreement", "neuron_vis", "diffexplainer_class", "spurious_audit"])
@@ -344,8 +351,8 @@ def test_tasks_whose_images_are_drawn_ask_for_no_data_set(task: str) -> None:
     """Whatever the domain; who names one has it, and its training images."""
     for domain in ("planted", "cifar10", "imagenet"):
         assert plain(f"task={task}", f"domain={domain}")["data"] == {
-            "_target_": "classifier_lens.data.no_dataset.Drawn"
+            "_target_": "classifier_lens.data.no_dataset.NoDataset"
         }
     config = plain(f"task={task}", "data=folder", "data.path=images")
     assert (config["data"]["path"], config["training"]["path"]) == ("images", "images")
-    assert len(Drawn()) == 0 and Drawn().rows("viaduct") == []
+    assert len(NoDataset()) == 0 and NoDataset().indices("viaduct") == []

@@ -19,18 +19,24 @@ from safetensors.torch import save_file
 
 from classifier_lens.data.planted import CLASSES
 from classifier_lens.runner import api as explaining
-from classifier_lens.runner.cluster.submit import settings_of
+from classifier_lens.runner.cluster.submit import read_settings
 from tests.cli import ROOT, Cli
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "tasks").glob("*.md"))]
 DOCUMENTS = [ROOT / "README.md", *PAGES, ROOT / "CONTRIBUTING.md"]
-TINY = ("generator.resolution=16", "generator.steps=2", "generator.maps.side=8", "optimizer.steps=1", "augment.crops=1")
+TINY = (
+    "generator.resolution=16",
+    "generator.steps=2",
+    "generator.attention_maps.resolution=8",
+    "optimizer.steps=1",
+    "augment.crops=1",
+)
 
 
 def generator(cli: Cli, words: Sequence[str]) -> list[str]:
     """The words that make a command's generator tiny, where it has one."""
     if {"generator=none", "task=input_gradients", "experiment=planted/fig13"} & set(words):
-        return [word for word in TINY if not word.startswith(("generator.steps", "generator.maps"))]
+        return [word for word in TINY if not word.startswith(("generator.steps", "generator.attention_maps"))]
     return [f"generator.path={cli.pipeline}", *TINY]
 
 
@@ -51,7 +57,7 @@ COMMANDS = list(commands())
 SUBMISSIONS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "scripts/submit.py"]]
 QUESTIONS = [words for words in SUBMISSIONS if words[0] in ("status", "collect")]
 RUNS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "run.py"]]
-RUNS += [settings_of(words)[1] for words in SUBMISSIONS if words not in QUESTIONS]
+RUNS += [read_settings(words)[1] for words in SUBMISSIONS if words not in QUESTIONS]
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
@@ -116,9 +122,9 @@ def test_every_python_block_runs(
     document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Blocks of one document share their names, in a folder that has the files they speak of."""
-    configure = explaining.configure
+    configure = explaining.compose_config
     tiny = [*TINY, f"generator.path={cli.pipeline}", f"outputs={cli.outputs}"]
-    monkeypatch.setattr(explaining, "configure", lambda overrides, given: configure([*overrides, *tiny], given))
+    monkeypatch.setattr(explaining, "compose_config", lambda overrides, given: configure([*overrides, *tiny], given))
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "sandybrown").save("crab.png")
     Path("names.txt").write_text("\n".join(CLASSES) + "\n")
@@ -148,7 +154,7 @@ def test_links_and_paths_lead_somewhere(document: Path) -> None:
 def test_the_documented_keys_exist_with_their_defaults() -> None:
     table = (ROOT / "docs" / "running.md").read_text().split("## Keys")[1].split("##")[0]
     rows = re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]+?)`? \|", table, re.MULTILINE)
-    config = explaining.configure([])
+    config = explaining.compose_config([])
     assert len(rows) >= 12
     for key, default in rows:
         value = OmegaConf.select(OmegaConf.create(config), key, throw_on_missing=True)

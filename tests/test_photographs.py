@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from classifier_lens.data import cifar10
-from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.run import run
 from tests.conftest import SHARED
@@ -23,9 +23,9 @@ def test_a_photograph_is_explained_towards_the_strongest_wrong_class(
 ) -> None:
     for name in ("CIFAR10", "CIFAR10_RESNETS"):
         monkeypatch.setenv(name, str(FOLDER))
-    config = configure([
+    config = compose_config([
         "classifier=cifar10_resnet20", f"outputs={tmp_path}", "limit=1", "optimizer.steps=2", "augment.crops=2",
-        "generator.null_text.inner_steps=3", "generator.schedules.inject=[0.4]", "logger=none",
+        "generator.null_text.inner_steps=3", "generator.prompt_to_prompt.cross_replace_steps=[0.4]", "logger=none",
     ])  # fmt: skip
     parts = build(config)
     assert run(parts, config) == 0

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from classifier_lens.data import planted
-from classifier_lens.runner.configuration.compose import build, configure
-from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.configuration.compose import build, compose_config
+from classifier_lens.runner.paths import CONFIG_FOLDER
 from classifier_lens.runner.report import page
 from tests.cli import ROOT, Cli
 
-TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (CONFIG_FOLDER / "task").glob("*.yaml"))
 GENERATORS = ("planted_ddim", "planted_lcm", "cifar10_ddim", "cifar10_lcm")
 
 
@@ -40,21 +40,25 @@ def test_shipped_paths_are_found_from_another_folder(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shipped = [text for text in texts(configure(words)) if "models/pretrained" in text and not text.startswith("it ")]
+    shipped = [
+        text for text in texts(compose_config(words)) if "models/pretrained" in text and not text.startswith("it ")
+    ]
     assert shipped and all(Path(text).is_absolute() and Path(text).exists() for text in shipped), shipped
 
 
 def test_paths_are_as_they_are_written_in_the_projects_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of runs do not depend on where the project lies."""
     monkeypatch.chdir(ROOT)
-    assert configure([])["generator"]["path"] == "models/pretrained/planted"
+    assert compose_config([])["generator"]["path"] == "models/pretrained/planted"
 
 
 def test_a_path_of_the_users_is_looked_for_in_their_folder_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert configure(["generator.path=models/pretrained/planted"])["generator"]["path"] == "models/pretrained/planted"
+    assert (
+        compose_config(["generator.path=models/pretrained/planted"])["generator"]["path"] == "models/pretrained/planted"
+    )
     assert not Path("models/pretrained/planted").exists()
 
 
@@ -62,9 +66,14 @@ def test_the_audits_segmenter_loads_from_another_folder(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["task=spurious_audit", "generator.resolution=16", "generator.maps.side=8", "training.count=20"]
-    parts = build(configure([*words, f"generator.path={cli.pipeline}", f"generator.unet={cli.student}"]))
-    assert parts.task.networks
+    words = [
+        "task=spurious_audit",
+        "generator.resolution=16",
+        "generator.attention_maps.resolution=8",
+        "training.count=20",
+    ]
+    parts = build(compose_config([*words, f"generator.path={cli.pipeline}", f"generator.unet={cli.student}"]))
+    assert parts.task.dependencies
 
 
 @pytest.mark.slow

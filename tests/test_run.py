@@ -23,7 +23,7 @@ from PIL import Image
 import classifier_lens.runner.run
 from classifier_lens.data.planted import CLASSES, PAIRS
 from classifier_lens.runner.cluster.leases import Process
-from classifier_lens.runner.files.atomic import Unwritable
+from classifier_lens.runner.files.atomic import UnwritableError
 from classifier_lens.runner.results import run_folder
 from tests.cli import ROOT, Cli, Outcome
 
@@ -166,7 +166,7 @@ def test_another_file_of_the_same_name_is_another_run(cli: Cli, capfd: Capture, 
         "captions": [*words, "captioner=file", f"captioner.path={captions}"],
         "training": [
             *words[:2], "data@training=folder", f"training.path={training}", "task=neuron_cf", "limit=1",
-            "optimizer.steps=0", "task.attack.steps=1",
+            "optimizer.steps=0", "task.feature_attack.steps=1",
         ],
     }[kind]  # fmt: skip
     assert cli.here(capfd, *words).code == 0
@@ -208,15 +208,15 @@ def test_weights_that_cannot_be_seen(cli: Cli, capfd: Capture, tmp_path: Path) -
     words = [f"classifier.target={cli.network}:logits", "limit=1", "optimizer.steps=0"]
     torch.save(one, file)
     first = cli.here(capfd, *words)
-    assert first.code == 0 and len(re.findall("classifier.files=", first.out)) == 1
-    assert "classifier.files=" in (cli.folder / "index.html").read_text()
+    assert first.code == 0 and len(re.findall("classifier.extra_files=", first.out)) == 1
+    assert "classifier.extra_files=" in (cli.folder / "index.html").read_text()
     torch.save(other, file)
     refused_by_name(cli.here(capfd, *words), cli.folder, "classifier: it gives other logits")
     named = replace(cli, outputs=tmp_path / "named")
     for weights, runs in ((one, 1), (one, 1), (other, 2)):
         torch.save(weights, file)
-        outcome = named.here(capfd, *words, f"classifier.files=[{file}]")
-        assert outcome.code == 0 and "classifier.files=" not in outcome.out
+        outcome = named.here(capfd, *words, f"classifier.extra_files=[{file}]")
+        assert outcome.code == 0 and "classifier.extra_files=" not in outcome.out
         assert len(list(named.outputs.glob("*/*/*/status.json"))) == runs
 
 
@@ -228,16 +228,16 @@ def test_a_run_that_fails_before_its_first_problem_leaves_no_folder(cli: Cli, ca
 
 
 def test_a_batch_by_memory_stays_what_the_first_process_chose(cli: Cli, capfd: Capture) -> None:
-    first = cli.here(capfd, "limit=3", "batch=auto", "optimizer.steps=1", "generator.recompute=auto")
+    first = cli.here(capfd, "limit=3", "batch=auto", "optimizer.steps=1", "generator.gradient_checkpointing=auto")
     assert first.code == 0, first
-    said = r"batch=auto: 3 at once, recompute=none: \d+\.\d GiB predicted of \d+\.\d GiB free"
+    said = r"batch=auto: 3 at once, gradient_checkpointing=none: \d+\.\d GiB predicted of \d+\.\d GiB free"
     assert re.fullmatch(said, first.out.splitlines()[1]), first.out
     assert (cli.folder / "batch").read_text() == "3\n"
     before = untimed(cli.folder)
     for place in (cli.folder / "images").iterdir():
         (place / "result.json").unlink()
     (cli.folder / "batch").write_text("2\n")
-    again = cli.here(capfd, "limit=3", "batch=auto", "optimizer.steps=1", "generator.recompute=auto")
+    again = cli.here(capfd, "limit=3", "batch=auto", "optimizer.steps=1", "generator.gradient_checkpointing=auto")
     assert again.code == 0 and re.findall(r"^batch of (\d)", again.out, re.MULTILINE) == ["2", "1"]
     assert [r["predicted_after"] for r in untimed(cli.folder)] == [r["predicted_after"] for r in before]
 
@@ -267,7 +267,7 @@ def test_another_seed_draws_others(cli: Cli, capfd: Capture) -> None:
     assert seen[0][1] != seen[1][1] and seen[0][2] != seen[1][2]
 
 
-@pytest.mark.parametrize("baseline", ["start_only", "pixels", "guidance"])
+@pytest.mark.parametrize("baseline", ["start_only", "pixels", "classifier_guidance"])
 def test_baselines_run(cli: Cli, capfd: Capture, baseline: str) -> None:
     assert cli.here(capfd, "limit=1", f"task.baseline={baseline}").code == 0
     (line,) = results(cli.folder)
@@ -280,7 +280,7 @@ def test_baselines_run(cli: Cli, capfd: Capture, baseline: str) -> None:
 def test_guidance_without_strength_leaves_the_pictures_of_the_start_alone(
     cli: Cli, capfd: Capture, tmp_path: Path
 ) -> None:
-    words = ("limit=2", "task.baseline=guidance", "optimizer.lr.guidance=0.0")
+    words = ("limit=2", "task.baseline=classifier_guidance", "optimizer.lr.classifier_guidance=0.0")
     other = replace(cli, outputs=tmp_path / "start_only")
     assert cli.here(capfd, *words).code == 0 and other.here(capfd, "limit=2", "task.baseline=start_only").code == 0
     assert pictures(cli.folder) == pictures(other.folder)
@@ -288,7 +288,7 @@ def test_guidance_without_strength_leaves_the_pictures_of_the_start_alone(
 
 @pytest.mark.parametrize("keep", ["foreground", "all", "none"])
 def test_a_mask_is_saved_where_there_is_one(cli: Cli, capfd: Capture, keep: str) -> None:
-    assert cli.here(capfd, "limit=1", "optimizer.steps=0", f"task.keep={keep}").code == 0
+    assert cli.here(capfd, "limit=1", "optimizer.steps=0", f"task.preserve={keep}").code == 0
     (line,) = results(cli.folder)
     assert line["keep"] == keep
     names = {Path(p).name for p in line["images"].values()}
@@ -306,7 +306,7 @@ def test_a_mask_of_the_users_own_is_what_is_free(cli: Cli, capfd: Capture, tmp_p
 
 def test_several_answers_to_one_question(cli: Cli, capfd: Capture) -> None:
     """The seed decides what an answer's crops and noise are: with a single one the answers would be alike."""
-    assert cli.here(capfd, "limit=2", "task.seeds=2").code == 0
+    assert cli.here(capfd, "limit=2", "task.num_seeds=2").code == 0
     first, second = results(cli.folder)
     assert (first["picture"], first["target"]) == (second["picture"], second["target"])
     assert first["name"].endswith("-0") and second["name"] == first["name"].removesuffix("0") + "1"
@@ -368,17 +368,17 @@ def refused(outcome: Outcome, outputs: Path, *said: str) -> None:
 
 BAD: dict[str, tuple[list[str], list[str]]] = {
     "class": (["task.target=viadukt"], ["task.target=viadukt", "nearest are viaduct"]),
-    "guidance": (["generator.guidance=1"], ["generator.guidance=1", "above 1"]),
-    "lease": (["claim.lease=0"], ["claim.lease=0", "above 0"]),
-    "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels, guidance, yosinski"]),
+    "guidance": (["generator.guidance_scale=1"], ["generator.guidance_scale=1", "above 1"]),
+    "lease": (["lease.duration=0"], ["lease.duration=0", "above 0"]),
+    "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels, classifier_guidance, y"]),
     "mode": (["task.mode=colour"], ["task.mode=colour", "class, error, attribute"]),
     "attribute": (["task.mode=attribute"], ["task.mode=attribute", "zero-shot classifier"]),
-    "keep": (["task.keep=sky"], ["task.keep=sky", "background, foreground, all, none"]),
-    "seeds": (["task.seeds=0"], ["task.seeds=0", "whole numbers from 1"]),
+    "keep": (["task.preserve=sky"], ["task.preserve=sky", "background, foreground, all, none"]),
+    "seeds": (["task.num_seeds=0"], ["task.num_seeds=0", "whole numbers from 1"]),
     "mask": (["task.mask=nowhere.png"], ["task.mask=nowhere.png", "no such file"]),
     "prompt": (["task.prompt='a {lable}'"], ["a {lable}", "{article} and {label}"]),
     "seed": (["seed=-1"], ["seed=-1", "whole numbers from 0"]),
-    "side": (["generator.maps.side=5"], ["generator.maps.side=5", "4, 8"]),
+    "side": (["generator.attention_maps.resolution=5"], ["generator.attention_maps.resolution=5", "4, 8"]),
     "resolution": (["generator.resolution=17"], ["generator.resolution=17", "multiples of 2"]),
     "weights": (["generator.path=nowhere"], ["generator.path=nowhere", "`python run.py` alone needs none"]),
     "count": (["data.count=0"], ["data.count=0", "1 to 10000"]),
@@ -397,9 +397,12 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["task=disagreement", "classifier@rival=trained", "rival.path=nowhere"],
         ["rival.path=nowhere", "not there; shipped are"],
     ),
-    "no part": (["controls=[]"], ["controls: nothing is chosen; allowed are ", "soft_prompt"]),
+    "no part": (["parametrization=[]"], ["parametrization: nothing is chosen; allowed are ", "soft_prompt"]),
     "no value": (["classifier=trained"], ["classifier.path: has to be given"]),
-    "recompute": (["generator.recompute=all"], ["generator.recompute=all", "none, step, block, auto"]),
+    "recompute": (
+        ["generator.gradient_checkpointing=all"],
+        ["generator.gradient_checkpointing=all", "none, step, block, auto"],
+    ),
 }
 
 
@@ -502,7 +505,7 @@ def test_a_signal_ends_a_run_in_good_order(
 ) -> None:
     from classifier_lens.runner import batch
 
-    monkeypatch.setattr(batch, "tell", signalled(number, batch.tell))
+    monkeypatch.setattr(batch, "report_progress", signalled(number, batch.report_progress))
     outcome = cli.here(capfd, "limit=2", "batch=2", "optimizer.steps=20", "checkpoint.every=1", "task.baseline=pixels")
     assert (outcome.code, outcome.err) == (code, f"stopped by {number}; the same command continues\n")
     found = status(cli.folder)
@@ -514,7 +517,7 @@ def test_a_signal_ends_a_run_in_good_order(
 
 
 @pytest.mark.parametrize(
-    "where", ["classifier_lens.runner.configuration.compose.select", "classifier_lens.runner.run.problems_of"]
+    "where", ["classifier_lens.runner.configuration.compose.select_images", "classifier_lens.runner.run.make_problems"]
 )
 def test_a_signal_before_the_first_problem_leaves_nothing(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, where: str
@@ -530,8 +533,8 @@ def test_a_signal_before_the_first_problem_leaves_nothing(
 def test_a_signal_while_others_work_ends_the_waiting(cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     from classifier_lens.runner.cluster import batch_sharing
 
-    monkeypatch.setattr("classifier_lens.runner.cluster.leases.Claims.take", lambda *_: nullcontext())
-    monkeypatch.setattr("classifier_lens.runner.cluster.leases.Claims.holder", lambda *_: Process("elsewhere", 1, None))
+    monkeypatch.setattr("classifier_lens.runner.cluster.leases.Leases.acquire", lambda *_: nullcontext())
+    monkeypatch.setattr("classifier_lens.runner.cluster.leases.Leases.owner", lambda *_: Process("elsewhere", 1, None))
     monkeypatch.setattr(batch_sharing.time, "sleep", signalled("SIGHUP", time.sleep))
     outcome = cli.here(capfd, "limit=1", "task.baseline=pixels")
     assert (outcome.code, outcome.err) == (129, "stopped by SIGHUP; the same command continues\n")
@@ -563,7 +566,7 @@ def test_an_error_in_the_middle_of_a_run_fails_its_problem_alone(
     """The same command tries that problem again, and no other."""
     from classifier_lens.runner.batch import Solver
 
-    begin = Solver.start
+    begin = Solver.initialize
 
     def start(self: Solver, problems: Any, *origin: Any) -> Any:
         if any(problem.name.startswith("test-00001") for problem in problems):
@@ -572,7 +575,7 @@ def test_an_error_in_the_middle_of_a_run_fails_its_problem_alone(
 
     words = ("limit=5", "batch=3", "task.baseline=pixels", "optimizer.steps=1")
     with monkeypatch.context() as patch:
-        patch.setattr(Solver, "start", start)
+        patch.setattr(Solver, "initialize", start)
         outcome = cli.here(capfd, *words)
     (line,) = outcome.lines
     assert outcome.code == 1 and re.match(
@@ -601,14 +604,14 @@ def test_an_image_that_cannot_be_asked_about_fails_its_problem_alone(
     """And its batch is solved at once without it."""
     from classifier_lens.tasks.prompts import target_rules
 
-    confusion = target_rules.RULES["confusion"]
+    confusion = target_rules.TARGET_RULES["confusion"]
 
     def picky(choice: Any) -> list[str]:
         if choice.example.name.startswith("test-00001"):
             raise RuntimeError("wrong shape")
         return confusion(choice)
 
-    monkeypatch.setitem(target_rules.RULES, "confusion", picky)
+    monkeypatch.setitem(target_rules.TARGET_RULES, "confusion", picky)
     words = ("limit=3", "batch=3", "task.baseline=pixels", "optimizer.steps=1", "task.target=confusion")
     outcome = cli.here(capfd, *words)
     (line,) = outcome.lines
@@ -645,7 +648,11 @@ def test_a_measured_value_that_is_not_finite_fails_its_problem_by_name(
 def test_a_loss_that_is_not_finite_fails_its_problem_alone(
     cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    words = ("limit=3", "generator.schedules.inject=[0.3]", "generator.schedules.blend=[0.0]")
+    words = (
+        "limit=3",
+        "generator.prompt_to_prompt.cross_replace_steps=[0.3]",
+        "generator.prompt_to_prompt.background_blend_steps=[0.0]",
+    )
     good = replace(cli, outputs=tmp_path / "good")
     assert good.here(capfd, *words).code == 0
     spoil(monkeypatch, at=2)  # evaluations come in pairs: the next one is step 1's
@@ -669,7 +676,7 @@ def test_a_finished_run_is_shown_where_nothing_can_be_written(
     assert cli.here(capfd, *words).code == 0
 
     def refuse(folder: Path) -> None:
-        raise Unwritable(f"{folder}: cannot be written: Read-only file system")
+        raise UnwritableError(f"{folder}: cannot be written: Read-only file system")
 
     def forbid(*given: object) -> None:
         raise AssertionError("nothing is written")

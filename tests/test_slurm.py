@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from classifier_lens.runner.cluster.job_status import Run, Submission, latest, read_submission
+from classifier_lens.runner.cluster.job_status import RunStatus, Submission, latest_submission, read_submission
 from classifier_lens.runner.cluster.submit import main as submit
 from tests.cli import ROOT, Cli
 from tests.durability.test_kill import leavings
@@ -28,9 +28,9 @@ pytestmark = [
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM of its own: make test-slurm starts one"),
 ]
 PROBLEMS = 6
-SETTINGS = ("batch=1", "checkpoint.every=10", "claim.lease=6")
+SETTINGS = ("batch=1", "checkpoint.every=10", "lease.duration=6")
 # SLURM may signal half a minute early, and two jobs that begin together take half a minute to begin.
-JOBS = ("submit.gb=2", "submit.cpus=1", "submit.minutes=2", "submit.signal=10")
+JOBS = ("submit.mem_gb=2", "submit.cpus=1", "submit.minutes=2", "submit.signal=10")
 # Of one core: more than two such jobs can do before their first signal.
 SECONDS = 240.0
 
@@ -96,8 +96,8 @@ def command(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.Temp
 def submitted(cli: Cli, capfd: pytest.CaptureFixture[str], *words: str) -> Submission:
     """Hand a run to the queue, as `python scripts/submit.py` would."""
     assert submit(cli.arguments(*JOBS, *words)) == 0
-    assert f"submission: {latest(cli.outputs).resolve()}" in capfd.readouterr().out
-    return read_submission(latest(cli.outputs))
+    assert f"submission: {latest_submission(cli.outputs).resolve()}" in capfd.readouterr().out
+    return read_submission(latest_submission(cli.outputs))
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +123,17 @@ def steps(submission: Submission) -> dict[str, Counter[int]]:
     return found
 
 
-def counts(run: Run) -> dict[str, int]:
-    return dict(Counter(state for state, _ in run.problems.values()))
+def counts(run: RunStatus) -> dict[str, int]:
+    return dict(Counter(state for state, _ in run.problem_states.values()))
 
 
 def running(submission: Submission) -> list[str]:
     """The jobs that have begun a batch."""
     return [
-        why.split("-")[0] for run in submission.runs() for state, why in run.problems.values() if state == "running"
+        why.split("-")[0]
+        for run in submission.runs()
+        for state, why in run.problem_states.values()
+        if state == "running"
     ]
 
 
@@ -147,8 +150,8 @@ def test_jobs_that_are_too_short_go_on_where_they_were(
     computed = steps(submission)
     assert set(computed) == set((cli.folder / "problems.txt").read_text().split())
     assert {count for own in computed.values() for count in own.values()} == {1}, "nothing is computed twice"
-    assert [submission.state(job, {}) for job in submission.jobs] == ["done"] * 4
-    assert counts(Run(cli.folder)) == {"done": 6}
+    assert [submission.job_state(job, {}) for job in submission.jobs] == ["done"] * 4
+    assert counts(RunStatus(cli.folder)) == {"done": 6}
     states = Counter(json.loads(path.read_text())["state"] for path in cli.folder.glob("attempts/*.json"))
     assert states["stopped"] >= 1 and states["done"] >= 1 and set(states) <= {"stopped", "done", "pending"}
 
@@ -167,7 +170,7 @@ def test_signals_a_killed_node_and_a_killed_job(
     victim = attempt_of(cli.folder, second)["pid"]
     os.kill(victim, signal.SIGKILL)
     wait(submission, lambda: fields(second)["JobState"] == "FAILED", "the failure of the killed job")
-    assert submission.state(second, {}) == "ended without a word"
+    assert submission.job_state(second, {}) == "ended without a word"
     wait(submission, lambda: first in running(submission), "the signalled job at work again")
 
     node = int((Path(os.environ["SLURM_CONF"]).parent / "slurmd.pid").read_text())
@@ -175,7 +178,7 @@ def test_signals_a_killed_node_and_a_killed_job(
     subprocess.run(["slurmd", "-N", "localhost"], check=True)
     wait(submission, lambda: ended(submission), "the end of the job that is left")
     assert leavings(cli.folder) == alone
-    assert submission.state(first, {}) == "done"
+    assert submission.job_state(first, {}) == "done"
 
 
 def attempt_of(folder: Path, job: str) -> dict[str, Any]:
@@ -203,7 +206,7 @@ def test_a_sweep_by_hydras_launcher(cli: Cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert outcome.returncode == 0, outcome.stderr
     runs = sorted(path.parent for path in cli.outputs.glob("*/*/*/status.json"))
-    assert [counts(Run(run)) for run in runs] == [{"done": 2}] * 2
+    assert [counts(RunStatus(run)) for run in runs] == [{"done": 2}] * 2
     attempts = [json.loads(path.read_text()) for path in cli.outputs.glob("*/*/*/attempts/*.json")]
     assert [attempt["state"] for attempt in attempts] == ["done"] * 2
     assert len({attempt["job"] for attempt in attempts}) == 2

@@ -19,12 +19,18 @@ import pytest
 from rich.console import Console
 
 from classifier_lens.runner.cluster import job_status, submit
-from classifier_lens.runner.cluster.job_status import Run, Submission, code_file, latest, read_submission
+from classifier_lens.runner.cluster.job_status import (
+    RunStatus,
+    Submission,
+    exit_code_file,
+    latest_submission,
+    read_submission,
+)
 from classifier_lens.runner.cluster.leases import Process
-from classifier_lens.runner.cluster.submit_settings import check_line
+from classifier_lens.runner.cluster.submit_settings import check_single_line
 from classifier_lens.runner.cluster.worker import Job, call_run_py
-from classifier_lens.runner.configuration.compose import sweep_of
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.configuration.compose import parse_sweep
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.report import overview
 from classifier_lens.runner.results.batch_names import batch_name
 from classifier_lens.runner.results.manifest import Manifest
@@ -39,7 +45,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def test_words_are_the_jobs_or_run_pys() -> None:
-    settings, words = submit.settings_of(
+    settings, words = submit.read_settings(
         ["-m", "seed=0,1", "submit.workers=3", "submit.setup=[module load cuda]", "a=1"]
     )
     assert words == ["-m", "seed=0,1", "a=1"]
@@ -61,8 +67,8 @@ def test_words_are_the_jobs_or_run_pys() -> None:
         ("submit.minutes=0", "submit.minutes=0: allowed are whole numbers from 1"),
         ("submit.minutes=2", "submit.signal=120: allowed are seconds from 1 to below the time limit of 120"),
         ("submit.gpus=-1", "submit.gpus=-1: allowed are whole numbers from 0"),
-        ("submit.requeues=x", "submit.requeues=x: allowed are whole numbers from 0"),
-        ("submit.parallel=0", "submit.parallel=0: allowed are whole numbers from 1"),
+        ("submit.max_requeues=x", "submit.max_requeues=x: allowed are whole numbers from 0"),
+        ("submit.max_parallel=0", "submit.max_parallel=0: allowed are whole numbers from 1"),
         ("submit.signal=0", "submit.signal=0: allowed are whole numbers from 1"),
         ("submit.setup=date", "submit.setup=date: allowed are lists"),
         ("submit.name=null", "submit.name=null: allowed are texts"),
@@ -86,39 +92,39 @@ def test_what_does_not_fit_ends_in_one_line(word: str, said: str, capfd: Capture
      ("2-00:00:01", 2881)],
 )  # fmt: skip
 def test_a_time_limit_is_read_as_slurm_reads_it(said: str, minutes: int) -> None:
-    assert submit.settings_of([f"submit.minutes={said}", "submit.signal=1"])[0]["minutes"] == minutes
+    assert submit.read_settings([f"submit.minutes={said}", "submit.signal=1"])[0]["minutes"] == minutes
 
 
 @pytest.mark.parametrize("said", ["-1", "4h", "1:2:3:4", "null", "true", "''", "1-", "[3]"])
 def test_other_times_are_refused(said: str) -> None:
     with pytest.raises(UserError, match=r"submit\.minutes=.*: allowed are minutes, or a time as SLURM has it"):
-        submit.settings_of([f"submit.minutes={said}"])
+        submit.read_settings([f"submit.minutes={said}"])
 
 
 def test_quoted_values_mean_what_they_mean_to_run_py() -> None:
-    settings, words = submit.settings_of(["submit.name='a b'", "submit.setup=['a; b', c]", "outputs='x y'"])
+    settings, words = submit.read_settings(["submit.name='a b'", "submit.setup=['a; b', c]", "outputs='x y'"])
     assert (settings["name"], settings["setup"]) == ("a b", ["a; b", "c"])
-    assert submit.checked(words) == Path("x y")
+    assert submit.check_command(words) == Path("x y")
 
 
 def test_no_text_becomes_a_line_of_the_batch_script() -> None:
     for text in ("a\ntouch x", "a\rb", "a\x00", " ", "", None, 3):
         with pytest.raises(UserError, match=r"submit\.name=.*allowed is a line of text"):
-            check_line("submit.name", text)
-    check_line("submit.setup", "module load\tcuda")
+            check_single_line("submit.name", text)
+    check_single_line("submit.setup", "module load\tcuda")
 
 
 def test_each_value_of_a_sweep_is_tried() -> None:
-    assert submit.checked(["-m", "seed=0,1", "task.target=viaduct,nearest"]) == Path("outputs")
+    assert submit.check_command(["-m", "seed=0,1", "task.target=viaduct,nearest"]) == Path("outputs")
     with pytest.raises(UserError, match=r"task\.target=viadukt: no class"):
-        submit.checked(["-m", "seed=0,1", "task.target=viaduct,viadukt"])
+        submit.check_command(["-m", "seed=0,1", "task.target=viaduct,viadukt"])
 
 
 def test_a_pattern_of_options_is_a_sweep() -> None:
-    assert sweep_of(["-m", "sampler=glob(d*)", "seed=0,1"]) == ([], [["sampler=ddim"], ["seed=0", "seed=1"]])
+    assert parse_sweep(["-m", "sampler=glob(d*)", "seed=0,1"]) == ([], [["sampler=ddim"], ["seed=0", "seed=1"]])
     for word in ("classifier=glob(nope*)", "seed=glob(*)"):
         with pytest.raises(UserError, match=r"no option fits"):
-            submit.checked(["-m", word])
+            submit.check_command(["-m", word])
 
 
 def test_help_is_shown(capfd: Capture) -> None:
@@ -133,9 +139,9 @@ def test_a_sweeps_classifier_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> 
         return ["viaduct", "fireboat"]
 
     monkeypatch.setattr(submit, "_labels", labels)
-    submit.checked(["-m", "seed=0,1,2", "task.target=viaduct,fireboat"])
+    submit.check_command(["-m", "seed=0,1,2", "task.target=viaduct,fireboat"])
     assert len(loaded) == 1
-    submit.checked(["-m", "classifier=planted_clean,planted_tied", "task.target=viaduct,fireboat"])
+    submit.check_command(["-m", "classifier=planted_clean,planted_tied", "task.target=viaduct,fireboat"])
     assert len(loaded) == 3
 
 
@@ -163,13 +169,13 @@ def test_a_machine_without_a_queue_says_so(monkeypatch: pytest.MonkeyPatch, capf
 
 
 def test_slurm_is_told_what_the_file_says() -> None:
-    settings, _ = submit.settings_of(
-        ["submit.gpus=1", "submit.partition=gpu", "submit.parallel=2", "submit.setup=[date]"]
+    settings, _ = submit.read_settings(
+        ["submit.gpus=1", "submit.partition=gpu", "submit.max_parallel=2", "submit.setup=[date]"]
     )
-    asked = submit.parameters(settings)
+    asked = submit.slurm_parameters(settings)
     assert asked["gpus_per_node"] == 1 and asked["slurm_partition"] == "gpu" and asked["slurm_array_parallelism"] == 2
     assert asked["slurm_setup"] == ["export OMP_NUM_THREADS=2", "date"] and asked["slurm_signal_delay_s"] == 120
-    plain = submit.parameters(submit.settings_of([])[0])
+    plain = submit.slurm_parameters(submit.read_settings([])[0])
     assert plain["slurm_array_parallelism"] == 4 and not {"slurm_partition", "gpus_per_node"} & set(plain)
 
 
@@ -180,11 +186,11 @@ def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Pa
     assert submit.main(sweep) == 0
     assert time.monotonic() - began < 5, "it returns at once"
     told = capfd.readouterr().out
-    given = read_submission(latest(cli.outputs))
+    given = read_submission(latest_submission(cli.outputs))
     assert re.search(r"^2 jobs: \d+, \d+$", told, re.MULTILINE) and f"submission: {given.folder}" in told
-    assert given.words == [word for word in sweep if not word.startswith("submit.")]
+    assert given.overrides == [word for word in sweep if not word.startswith("submit.")]
     deadline = time.monotonic() + 200
-    while "running" in (states := [given.state(job, {}) for job in given.jobs]) and time.monotonic() < deadline:
+    while "running" in (states := [given.job_state(job, {}) for job in given.jobs]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert states == ["done", "done"], "".join(path.read_text() for path in cli.outputs.rglob("*log.*"))
     runs = given.runs()
@@ -213,11 +219,11 @@ def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Pa
 def test_a_job_that_fails_says_so(cli: Cli, capfd: Capture) -> None:
     words = cli.arguments("limit=1", "data=folder", "data.path=nowhere")
     assert submit.main([*words, "submit.cluster=local", "submit.workers=1"]) == 0
-    given = read_submission(latest(cli.outputs))
+    given = read_submission(latest_submission(cli.outputs))
     deadline = time.monotonic() + 100
-    while given.state(given.jobs[0], {}) == "running" and time.monotonic() < deadline:
+    while given.job_state(given.jobs[0], {}) == "running" and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert given.state(given.jobs[0], {}) == "failed, exit code 2"
+    assert given.job_state(given.jobs[0], {}) == "failed, exit code 2"
     capfd.readouterr()
     assert submit.main(["status", f"outputs={cli.outputs}"]) == 1
     assert "failed, exit code 2" in capfd.readouterr().out
@@ -251,10 +257,10 @@ def test_jobs_of_this_machine_take_turns_at_its_gpus(
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunStatus:
     """A run of seven problems in batches of two: two done, one failed, its neighbour open, two held, one free."""
     folder = RunFolder(tmp_path / "outputs" / "uvce" / "generator-classifier" / "0123456789")
-    folder.write_config({"claim": {"lease": 60.0}, "name": "x"})
+    folder.write_config({"lease": {"duration": 60.0}, "name": "x"})
     folder.write_manifest(Manifest({name: {} for name in "abcdefg"}, {}, []))
     for name in "ab":
         folder.write_result(name, {"name": name})
@@ -270,11 +276,11 @@ def run(tmp_path: Path) -> Run:
         (folder.path / "attempts" / foreign).parent.mkdir(exist_ok=True)
         (folder.path / "attempts" / foreign).touch()
     folder.write_attempt(Process("node7", 5, "12_3"), 1.0, "running", "")
-    return Run(folder.path)
+    return RunStatus(folder.path)
 
 
-def test_every_problem_is_in_one_state(run: Run) -> None:
-    assert run.problems == {
+def test_every_problem_is_in_one_state(run: RunStatus) -> None:
+    assert run.problem_states == {
         "a": ("done", ""), "b": ("done", ""), "c": ("failed", "step 3: not finite"), "d": ("pending", ""),
         "e": ("running", "12_3-node7-5"), "f": ("running", "12_3-node7-5"), "g": ("pending", ""),
     }  # fmt: skip
@@ -282,13 +288,13 @@ def test_every_problem_is_in_one_state(run: Run) -> None:
     assert run.name == "uvce/generator-classifier/0123456789"
 
 
-def test_a_submission_finds_its_own_runs_and_jobs(run: Run, tmp_path: Path) -> None:
+def test_a_submission_finds_its_own_runs_and_jobs(run: RunStatus, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "submissions" / "12"
     own = Submission(folder, "slurm", ["12_3", "12_4", "12_5", "12_6"], [], "/")
-    write(code_file(folder.parent, "12_3"), "0")
-    write(code_file(folder.parent, "12_4"), "1")
-    write(code_file(folder.parent, "12_6"), "0")
-    states = [own.state(job, {"12_3": "RUNNING", "12_6": "PENDING"}) for job in own.jobs]
+    write_durable(exit_code_file(folder.parent, "12_3"), "0")
+    write_durable(exit_code_file(folder.parent, "12_4"), "1")
+    write_durable(exit_code_file(folder.parent, "12_6"), "0")
+    states = [own.job_state(job, {"12_3": "RUNNING", "12_6": "PENDING"}) for job in own.jobs]
     assert states == ["running", "failed, exit code 1", "ended without a word", "waiting"], "the queue knows better"
     assert own.runs() == [run]
     assert replace(own, jobs=["13_3"]).runs() == []
@@ -304,16 +310,17 @@ def test_settings_that_tell_runs_apart() -> None:
     assert overview.differing_settings([first]) == [{}]
     third = {**first, "task": {"target": "y"}}
     assert overview.differing_settings([first, third]) == [
-        {"task.target": "x", "task.keep": "all"}, {"task.target": "y", "task.keep": None},
+        {"task.target": "x", "task.preserve": "all"}, {"task.target": "y", "task.preserve": None},
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"cluster": "slurm"}', '{"cluster": "slurm", "jobs": [], "words": [], "place": "/"}',
-             '{"cluster": "slurm", "jobs": [1], "words": [], "place": "/"}'],
+    "text", ["", "{", "[]", "{}", '{"cluster": "slurm"}',
+             '{"cluster": "slurm", "jobs": [], "overrides": [], "working_folder": "/"}',
+             '{"cluster": "slurm", "jobs": [1], "overrides": [], "working_folder": "/"}'],
 )  # fmt: skip
 def test_a_broken_submission_is_told_in_one_line(text: str, tmp_path: Path) -> None:
-    (tmp_path / job_status.FILE).write_text(text)
+    (tmp_path / job_status.SUBMISSION_FILE).write_text(text)
     with pytest.raises(UserError) as caught:
         read_submission(tmp_path)
     assert "submission.json" in str(caught.value) and "\n" not in str(caught.value)
@@ -331,7 +338,7 @@ def test_folders_that_are_no_submissions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"submission\.json is not there"):
         read_submission(tmp_path)
     with pytest.raises(UserError, match="nothing was submitted"):
-        latest(tmp_path)
+        latest_submission(tmp_path)
 
 
 def test_a_job_hands_on_the_exit_code(
@@ -342,10 +349,10 @@ def test_a_job_hands_on_the_exit_code(
     assert call_run_py(["--no-such-option"]) == 2
     words = tuple(cli.arguments("limit=1", "optimizer.steps=1"))
     Job(tmp_path, words, tmp_path)()
-    assert code_file(tmp_path, "77").read_text() == "0"
+    assert exit_code_file(tmp_path, "77").read_text() == "0"
     with pytest.raises(SystemExit) as end:
         Job(tmp_path, (*words, "batch=0"), tmp_path)()
-    assert end.value.code == 2 and code_file(tmp_path, "77").read_text() == "2"
+    assert end.value.code == 2 and exit_code_file(tmp_path, "77").read_text() == "2"
 
 
 def test_it_is_a_command() -> None:

@@ -20,34 +20,45 @@ TRAINED = ("training.count=60",)  # pictures that units are ranked on and compon
 BOTH = "task.objective=both"
 # Few pictures of the tiny consistency model.
 SMALL = (
-    "generator.unet={student}", "controls.starts=2", "controls.fresh=1", "controls.validation=2", "controls.report=3",
-    "task.images=2",
-)  # fmt: skip
+    "generator.unet={student}",
+    "parametrization.num_initializations=2",
+    "parametrization.images_per_step=1",
+    "parametrization.validation_images=2",
+    "parametrization.images_per_result=3",
+    "task.images_per_prompt=2",
+)
 TASKS: dict[str, tuple[str, ...]] = {
     "uvce": ("task=uvce",),
-    "seeds": ("task=uvce", "task.seeds=2"),
+    "seeds": ("task=uvce", "task.num_seeds=2"),
     "error": ("task=uvce", "task.mode=error", "data.count=400"),
-    "guidance": ("task=uvce", "task.baseline=guidance"),
+    "classifier_guidance": ("task=uvce", "task.baseline=classifier_guidance"),
     "disagreement": ("task=disagreement", "classifier@rival=planted_shortcut", "task.mode=margin"),
-    "neuron_vis": ("task=neuron_vis", "task.units=top:2", "task.samples=1", "task.words=2", "task.seeds=2", *TRAINED),
-    "neuron_cf": ("task=neuron_cf", "task.units=[3]", "task.attack.steps=1", *TRAINED),
+    "neuron_vis": (
+        "task=neuron_vis",
+        "task.units=top:2",
+        "task.images_per_object=1",
+        "task.max_objects=2",
+        "task.num_seeds=2",
+        *TRAINED,
+    ),
+    "neuron_cf": ("task=neuron_cf", "task.units=[3]", "task.feature_attack.steps=1", *TRAINED),
     "npca_cf": ("task=npca_cf", "task.components={viaduct:[0]}", *TRAINED),
-    "npca_cf drawn": ("task=npca_cf", "task.components={viaduct:[0]}", "task.start=generated", *TRAINED),
+    "npca_cf drawn": ("task=npca_cf", "task.components={viaduct:[0]}", "task.start_images=generated", *TRAINED),
     "attention_maps": ("task=attention_maps", "optimizer.steps=0"),
     "input_gradients": ("task=input_gradients", "optimizer.steps=0"),
     "diffexplainer_class": ("task=diffexplainer_class", BOTH, *SMALL, *TRAINED),
     "spurious_audit": (
         "task=spurious_audit",
-        "task.features=2",
+        "task.features_per_class=2",
         "task.objectives=[both,unit]",
         *SMALL[:-1],
         *TRAINED,
     ),
     "hard prompts": (
         "task=diffexplainer_class",
-        "controls=hard_prompt",
+        "parametrization=hard_prompt",
         "task.classes=[viaduct]",
-        "task.seeds=4",
+        "task.num_seeds=4",
         *SMALL,
         *TRAINED,
     ),
@@ -99,7 +110,7 @@ def test_a_portrait_asks_a_table_of_pictures_for_labels_alone(
     for split in ("train", "val"):
         (tmp_path / f"fairface_label_{split}.csv").write_text("file,age\na.png,viaduct\nb.png,rock crab\n")
     pictures = ("data=fairface", f"data.path={tmp_path}", "data@training=fairface_train", f"training.path={tmp_path}")
-    told = (*pictures, "classifier.path=planted_clean", "task.classes=[viaduct]", "task.seeds=1")
+    told = (*pictures, "classifier.path=planted_clean", "task.classes=[viaduct]", "task.num_seeds=1")
     asked = [word for word in words(cli, "diffexplainer_class", "trained", *told) if word not in (*TRAINED, BOTH)]
     outcome = cli.plain(capfd, *asked)
     assert outcome.code == 0, outcome
@@ -133,10 +144,12 @@ def answered(cli: Cli, capfd: pytest.CaptureFixture[str], task: str, baseline: s
     return answers(cli)
 
 
-@pytest.mark.parametrize("baseline", [baseline for baseline in BASELINES if baseline not in ("guidance", "none")])
+@pytest.mark.parametrize(
+    "baseline", [baseline for baseline in BASELINES if baseline not in ("classifier_guidance", "none")]
+)
 def test_every_baseline_answers_for_a_portrait(baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
     """With as many pictures as its settings say, and the score says how many."""
-    most = (f"baseline.{baseline}.most=2",) if baseline not in ("start_only", "feature_attack") else ()
+    most = (f"baseline.{baseline}.max_images=2",) if baseline not in ("start_only", "feature_attack") else ()
     found = answered(cli, capfd, "diffexplainer_class", baseline, "limit=2", *most)
     count = {"start_only": 3, "feature_attack": 1}.get(baseline, 2)
     for record in found:
@@ -151,7 +164,7 @@ def test_every_baseline_answers_for_a_portrait(baseline: str, capfd: pytest.Capt
 
 @pytest.mark.parametrize(
     ("task", "baseline"),
-    [*product(["neuron_vis"], [*PAPERS, "pixels", "guidance"]), ("neuron_cf", "generator_prior")],
+    [*product(["neuron_vis"], [*PAPERS, "pixels", "classifier_guidance"]), ("neuron_cf", "generator_prior")],
 )
 def test_baselines_answer_for_units(task: str, baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
     (record,) = answered(cli, capfd, task, baseline, "limit=1")
@@ -161,7 +174,7 @@ def test_baselines_answer_for_units(task: str, baseline: str, capfd: pytest.Capt
 
 def test_an_attack_as_baseline_is_the_one_that_stands_beside(capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
     """Fig. 10: from the original picture, of which the one beside knows the file."""
-    (record,) = answered(cli, capfd, "neuron_cf", "feature_attack", "limit=1", "task.attack.steps=3")
+    (record,) = answered(cli, capfd, "neuron_cf", "feature_attack", "limit=1", "task.feature_attack.steps=3")
     risen, beside = (record[name] - record["activation_before"] for name in ("activation_after", "activation_attack"))
     assert record["direction"] == "max" and risen > 0 and risen == pytest.approx(beside, rel=0.2)
 
@@ -171,7 +184,7 @@ def test_baselines_in_parts_leave_what_one_run_leaves(
     baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
 ) -> None:
     whole, parts = (replace(cli, outputs=tmp_path / name) for name in ("whole", "parts"))
-    most = f"baseline.{baseline}.most=2"
+    most = f"baseline.{baseline}.max_images=2"
     own = answered(whole, capfd, "diffexplainer_class", baseline, "limit=4", most)
     for limit in ("limit=2", "limit=4"):
         shared = answered(parts, capfd, "diffexplainer_class", baseline, most, limit)
@@ -186,7 +199,7 @@ def test_a_baselines_settings_are_part_of_its_run_alone(
         assert own.plain(capfd, *words(own, "uvce", "planted_seresnet", "limit=1", *more)).code == 0
         return own.folder.name
 
-    changed = "baseline.yosinski.rate=0.25"
+    changed = "baseline.yosinski.lr=0.25"
     assert folder("a") == folder("b", changed)
     asked = ("task.baseline=yosinski", "baseline.yosinski.steps=1")
     assert folder("c", *asked) != folder("d", *asked, changed)
@@ -215,9 +228,14 @@ def test_an_answer_is_shown_again_from_what_was_kept(
     (record,) = answers(cli)
     kept = cli.folder / record["controls"]
     shown = words(
-        again, "diffexplainer_class", "planted_clean", *one, "optimizer.steps=0", f"controls.tokens.load={kept}"
+        again,
+        "diffexplainer_class",
+        "planted_clean",
+        *one,
+        "optimizer.steps=0",
+        f"parametrization.tokens.load_path={kept}",
     )
-    assert again.plain(capfd, *shown, "controls.starts=1").code == 0
+    assert again.plain(capfd, *shown, "parametrization.num_initializations=1").code == 0
     for path in ("best", "sample_01", "sample_02"):
         files = [(c.folder / record["images"][path]).read_bytes() for c in (cli, again)]
         assert files[0] == files[1], path
@@ -235,7 +253,7 @@ def test_attributes_are_asked_of_clip_alone(capfd: pytest.CaptureFixture[str], c
 def test_both_directions_start_from_the_same_drawn_picture(capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
     """Whatever words they are given: what stands beside them as the original is the picture of the class alone."""
     asked = words(cli, "npca_cf drawn", "planted_seresnet", "limit=2", "optimizer.steps=0")
-    assert cli.plain(capfd, *asked, "task.surroundings.phrases=[[on sand, in snow]]").code == 0
+    assert cli.plain(capfd, *asked, "task.context_search.context_phrases=[[on sand, in snow]]").code == 0
     up, down = answers(cli)
     assert {up["direction"], down["direction"]} == {"max", "min"} and up["prompt"] != down["prompt"]
     assert up["contribution_before"] == down["contribution_before"]
@@ -258,29 +276,43 @@ def test_a_run_in_two_commands_leaves_what_one_leaves(
 
 BAD = {
     "a unit out of range": (
-        ("neuron_cf", "task.units=[99]"), "task.units=features:99: allowed are features:0 … features:63"
+        ("neuron_cf", "task.units=[99]"),
+        "task.units=features:99: allowed are features:0 … features:63",
     ),
     "no such module": (("neuron_cf", "task.units=[layer5:0]"), "no module layer5; nearest are layer"),
     "a rival with other labels": (
         (
-            "disagreement", "classifier@rival=callable", "rival.target={network}:network", "rival.size=16",
+            "disagreement",
+            "classifier@rival=callable",
+            "rival.target={network}:network",
+            "rival.size=16",
             "rival.labels=[a,b,c,d,e,f,g,h,i,j]",
         ),
         "both must know the same classes in the same order",
     ),
     "a component that is not computed": (("npca_cf", "task.components={viaduct:[64]}"), "allowed are 0 … 63"),
     "a mask of another size": (("uvce", "task.mask={mask}"), "task.mask={mask}: 5 x 4 pixels; wanted is a grey PNG"),
-    "no such way to keep": (("uvce", "task.keep=sky"), "task.keep=sky: allowed are background, foreground, all, none"),
+    "no such way to keep": (
+        ("uvce", "task.preserve=sky"),
+        "task.preserve=sky: allowed are background, foreground, all, none",
+    ),
     "an attribute without CLIP": (("uvce", "task.mode=attribute"), "needs a zero-shot classifier"),
     "an unknown mode": (("disagreement", "task.mode=loud"), "task.mode=loud: allowed are confidence"),
-    "maps without a mask": (("attention_maps", "task.keep=all"), "task.keep=all: allowed are background, foreground"),
+    "maps without a mask": (
+        ("attention_maps", "task.preserve=all"),
+        "task.preserve=all: allowed are background, foreground",
+    ),
     "a prompt without a free token": (("diffexplainer_class", "task.prompt=a picture"), "needs free tokens, as *4"),
-    "free tokens under guidance": (("diffexplainer_class", "task.baseline=guidance"), "hard_prompt have free tokens"),
+    "free tokens under guidance": (
+        ("diffexplainer_class", "task.baseline=classifier_guidance"),
+        "hard_prompt have free tokens",
+    ),
     "no such objective": (("diffexplainer_class", "task.objective=all"), "task.objective=all: allowed are class, unit"),
     "a scale that nobody is told": (
-        ("uvce", "sampler=lcm", "generator.unet=null"), "generator.guidance=3.0: this UNet is not told any"
+        ("uvce", "sampler=lcm", "generator.unet=null"),
+        "generator.guidance_scale=3.0: this UNet is not told any",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

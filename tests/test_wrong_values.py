@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from classifier_lens.runner.cluster.submit_settings import SETTINGS, settings_of
-from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.cluster.submit_settings import SUBMIT_CONFIG, read_settings
+from classifier_lens.runner.configuration.command_line import parse_options
 from classifier_lens.runner.configuration.runner_settings import Settings, SubmitSettings
-from classifier_lens.runner.configuration.schema import HYDRAS_OWN, check_settings
+from classifier_lens.runner.configuration.schema import HYDRA_KEYS, check_settings
 from classifier_lens.runner.report.figures import figure
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts import user_study
 from classifier_lens.scripts.bench import bench, quality
-from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.choices import run_main
 from classifier_lens.scripts.evaluate import evaluate, label_features
 from classifier_lens.scripts.train import classifier, clip, distill_lcm, generator, segmenter
-from classifier_lens.scripts.train.settings import LONG, ClassifierSettings, ClipSettings, SegmenterSettings
+from classifier_lens.scripts.train.settings import RESUMABLE, ClassifierSettings, ClipSettings, SegmenterSettings
 from tests.test_config import CONF, EVERY, NEEDED, OmegaConf, plain
 
 HUGE = 10**12
@@ -42,7 +42,7 @@ WRONG: dict[type, list[Any]] = {
 # Settings of torch's optimizers: their signatures state no ranges, which they check themselves.
 ELSEWHERE = ("torch.",)
 # A bound below 0 is what a term of an activation wants.
-ANY_SIGN = ("classifier_lens.runner.optimization.loop.Stop.below",)
+ANY_SIGN = ("classifier_lens.runner.optimization.loop.EarlyStopping.thresholds",)
 
 
 def target(choice: str) -> str:
@@ -60,7 +60,7 @@ def leaves(node: Any, path: tuple[Any, ...] = (), owner: str = "") -> Iterator[t
     if isinstance(node, dict) and node:
         owner = str(node.get("_target_", owner))
         for key, inner in node.items():
-            if key not in HYDRAS_OWN:
+            if key not in HYDRA_KEYS:
                 yield from leaves(inner, (*path, key), f"{owner}.{key}")
     else:
         yield path, owner, node
@@ -131,15 +131,23 @@ def test_a_key_that_is_taken_away_is_missed() -> None:
         if not said(config) and len(path) > 1 and "lr" not in str(path[-2]) and not owner.startswith(ELSEWHERE):
             accepted.add(".".join(path))
     # Lists of a baseline are filled in when it is built, which says so itself.
-    assert {key for key in accepted if not key.startswith("baseline.")} == {"optimizer.autocast", "generator.draws"}
+    assert {key for key in accepted if not key.startswith("baseline.")} == {
+        "optimizer.autocast",
+        "generator.known_classes",
+    }
 
 
 @pytest.mark.parametrize(
     ("choice", "path", "value", "line"),
     [
-        ("task=attention_maps", "task.keep", "none", "task.keep=none: allowed are background, foreground"),
+        ("task=attention_maps", "task.preserve", "none", "task.preserve=none: allowed are background, foreground"),
         ("task=uvce", "task.mode", "colour", "task.mode=colour: allowed are class, error, attribute"),
-        ("task=uvce", "augment.min_share", math.inf, "augment.min_share=inf: allowed are numbers above 0 and up to 1"),
+        (
+            "task=uvce",
+            "augment.min_crop_fraction",
+            math.inf,
+            "augment.min_crop_fraction=inf: allowed are numbers above 0 and up to 1",
+        ),
         ("task=uvce", "threads", 100_000, "threads=100000: allowed are whole numbers from 1 to 1024 or null"),
         ("task=uvce", "batch", "autoo", "batch=autoo: allowed are whole numbers from 1 to 4096 or auto"),
         ("task=uvce", "task.weights.pixel_distanc", 1, "did you mean pixel_distance? allowed are class_log_prob, "),
@@ -165,7 +173,7 @@ def test_numbers_are_names_where_names_are_asked() -> None:
 # The defaults of the training scripts, and what reads them.
 TRAINING: dict[str, type] = {
     "classifier": ClassifierSettings, "clip": ClipSettings,
-    **{f"{name}_{data}": LONG[name] for name in ("generator", "lcm") for data in ("planted", "cifar10")},
+    **{f"{name}_{data}": RESUMABLE[name] for name in ("generator", "lcm") for data in ("planted", "cifar10")},
     "segmenter_planted": SegmenterSettings,
 }  # fmt: skip
 
@@ -215,7 +223,7 @@ def test_every_wrong_setting_of_a_training_is_refused(name: str) -> None:
 def test_training_scripts_say_it_in_one_line(
     main: Callable[[Sequence[str]], object], word: str, line: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert told_in_one_line(main, [word, *(["images=10", "out=nowhere"] if "resnet" in line else [])]) == 2
+    assert run_main(main, [word, *(["images=10", "out=nowhere"] if "resnet" in line else [])]) == 2
     (said,) = capfd.readouterr().err.splitlines()
     assert said.startswith(line)
 
@@ -225,10 +233,17 @@ NO_NUMBERS = ["word", "true", "nan", "inf", "-inf", "-1", "1000000000000", "1e30
 
 @pytest.mark.parametrize(
     "kind",
-    [evaluate.Options, bench.Options, quality.Options, label_features.Options, figure.Chosen, user_study.Score,
-     *(kind.options for kind in user_study.KINDS.values())],
+    [
+        evaluate.Options,
+        bench.Options,
+        quality.Options,
+        label_features.Options,
+        figure.FigureOptions,
+        user_study.ScoreOptions,
+        *(kind.options for kind in user_study.STUDIES.values()),
+    ],
     ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
-)  # fmt: skip
+)
 def test_every_wrong_option_of_a_script_is_refused(kind: type) -> None:
     accepted: list[tuple[str, object]] = []
     for field in fields(kind):
@@ -237,30 +252,30 @@ def test_every_wrong_option_of_a_script_is_refused(kind: type) -> None:
         wrong = [""] if texts else ["word", "3", "null", ""] if isinstance(default, bool) else NO_NUMBERS
         for word in (f"{field.name}={value}" for value in wrong):
             try:
-                accepted.append((word, parsed(kind, [word])))
+                accepted.append((word, parse_options(kind, [word])))
             except UserError as error:
                 assert str(error).startswith(word[: word.index("=")]) and "\n" not in str(error)
     assert not accepted
     for word in ("foo=1", "foo"):
         with pytest.raises(UserError, match="^foo"):
-            parsed(kind, [word])
+            parse_options(kind, [word])
 
 
 def test_texts_of_options_are_as_they_are_written() -> None:
-    chosen = parsed(evaluate.Options, ["outputs=3.10", "rows=1_000", "n=null", "seed=7"])
-    assert (chosen.outputs, chosen.rows, chosen.n, chosen.seed) == ("3.10", "1_000", None, 7)
-    assert classifier.configure(["name=3.10"]).name == "3.10"
+    chosen = parse_options(evaluate.Options, ["outputs=3.10", "metrics=1_000", "n=null", "seed=7"])
+    assert (chosen.outputs, chosen.metrics, chosen.n, chosen.seed) == ("3.10", "1_000", None, 7)
+    assert classifier.load_settings(["name=3.10"]).name == "3.10"
 
 
-@pytest.mark.parametrize("key", OmegaConf.load(SETTINGS))
+@pytest.mark.parametrize("key", OmegaConf.load(SUBMIT_CONFIG))
 def test_every_wrong_setting_of_jobs_is_refused(key: str) -> None:
-    settings: Any = OmegaConf.to_container(OmegaConf.load(SETTINGS))
+    settings: Any = OmegaConf.to_container(OmegaConf.load(SUBMIT_CONFIG))
     for value in WRONG[type(settings[key])]:
         with pytest.raises(UserError, match=rf"submit\.{key}"):
             check_settings(SubmitSettings, settings | {key: value}, "submit.")
 
 
 def test_settings_of_jobs_are_read_from_words() -> None:
-    assert settings_of(["submit.account=1234", "task=uvce"])[0]["account"] == "1234"
+    assert read_settings(["submit.account=1234", "task=uvce"])[0]["account"] == "1234"
     with pytest.raises(UserError, match=r"submit\.gpus=-1: allowed are whole numbers from 0"):
-        settings_of(["submit.gpus=-1"])
+        read_settings(["submit.gpus=-1"])

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from classifier_lens.models.generator.prompt_to_prompt import find_words
 from classifier_lens.runner.files.text import read_text
-from classifier_lens.runner.types import Example, UserError, article
+from classifier_lens.runner.types import Example, UserError, indefinite_article
 
 
-class Template:
+class TemplateCaptioner:
     """The picture's own caption where it has one, else `template` with `{article}` and `{label}` filled in."""
 
     def __init__(self, template: str) -> None:
@@ -27,9 +27,11 @@ class Template:
     def caption(self, example: Example) -> str:
         """Raises UserError if the class name does not stand in it."""
         if example.caption is not None:
-            return checked(example.caption, example.label, f"the caption of picture '{example.name}'")
+            return check_caption(example.caption, example.label, f"the caption of picture '{example.name}'")
         key, label = "captioner.template", example.label
-        return checked(filled(key, self.template, article=article(label), label=label), label, key)
+        return check_caption(
+            fill_template(key, self.template, article=indefinite_article(label), label=label), label, key
+        )
 
     def objects(self, example: Example) -> list[str]:
         """The class: nothing else is known."""
@@ -37,14 +39,14 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Described:
+class ImageDescription:
     """What a file says of a picture. objects: none where it names none."""
 
     caption: str
     objects: Sequence[str]
 
 
-class FileCaptions:
+class FileCaptioner:
     """Captions that somebody wrote, by the pictures' names.
 
     path: a CSV with the columns `name`, `caption` and, optional, `objects` (separated by `;`), or a JSON object of
@@ -61,13 +63,13 @@ class FileCaptions:
     def caption(self, example: Example) -> str:
         """Raises UserError if the file does not name the picture, or the caption not the class."""
         caption = self._of(example).caption
-        return checked(caption, example.label, f"{self.key}: the caption of picture '{example.name}'")
+        return check_caption(caption, example.label, f"{self.key}: the caption of picture '{example.name}'")
 
     def objects(self, example: Example) -> list[str]:
         """What the file lists; the class where it lists nothing. Raises UserError as `caption` does."""
         return list(self._of(example).objects) or [with_article(example.label)]
 
-    def _of(self, example: Example) -> Described:
+    def _of(self, example: Example) -> ImageDescription:
         if example.name not in self._described:
             some = ", ".join(list(self._described)[:5])
             raise UserError(
@@ -76,7 +78,7 @@ class FileCaptions:
         return self._described[example.name]
 
 
-def _read(key: str, path: Path) -> dict[str, Described]:
+def _read(key: str, path: Path) -> dict[str, ImageDescription]:
     """A file of captions. Raises UserError in one line if there is none, or if it is written otherwise."""
     readers = {".csv": _read_csv, ".json": _read_json}
     if path.suffix not in readers:
@@ -92,8 +94,8 @@ def _read(key: str, path: Path) -> dict[str, Described]:
     return described
 
 
-def _read_csv(text: str) -> dict[str, Described]:
-    described: dict[str, Described] = {}
+def _read_csv(text: str) -> dict[str, ImageDescription]:
+    described: dict[str, ImageDescription] = {}
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if missing := {"name", "caption"} - set(rows.fieldnames or ()):
         raise ValueError(f"column {', '.join(sorted(missing))} is missing")
@@ -101,15 +103,17 @@ def _read_csv(text: str) -> dict[str, Described]:
         if row["name"] in described:
             raise ValueError(f"'{row['name']}' stands there twice")
         objects = [o.strip() for o in (row.get("objects") or "").split(";")]
-        described[row["name"]] = Described(tidy(row["caption"]), [o for o in objects if o])
+        described[row["name"]] = ImageDescription(normalize_whitespace(row["caption"]), [o for o in objects if o])
     return described
 
 
-def _read_json(text: str) -> dict[str, Described]:
-    described: dict[str, Described] = {}
+def _read_json(text: str) -> dict[str, ImageDescription]:
+    described: dict[str, ImageDescription] = {}
     for name, value in json.loads(text).items():
         entry = {"caption": value} if isinstance(value, str) else value
-        described[name] = Described(tidy(entry["caption"]), [tidy(o) for o in entry.get("objects", [])])
+        described[name] = ImageDescription(
+            normalize_whitespace(entry["caption"]), [normalize_whitespace(o) for o in entry.get("objects", [])]
+        )
     return described
 
 
@@ -118,10 +122,10 @@ def _read_json(text: str) -> dict[str, Described]:
 
 def with_article(label: str) -> str:
     """A class name as it stands in a sentence."""
-    return f"{article(label)} {label}"
+    return f"{indefinite_article(label)} {label}"
 
 
-def tidy(text: str) -> str:
+def normalize_whitespace(text: str) -> str:
     """Text in one line, with single blanks."""
     return " ".join(text.split())
 
@@ -135,17 +139,17 @@ def mentions(caption: str, label: str) -> bool:
     return True
 
 
-def checked(caption: str, label: str, key: str) -> str:
+def check_caption(caption: str, label: str, key: str) -> str:
     """The caption, if it names the class. Raises UserError, which begins with `key`, otherwise."""
     if not mentions(caption, label):
         raise UserError(f"{key}: '{caption}' does not contain '{label}', the name of its class")
     return caption
 
 
-def filled(key: str, template: str, **words: str) -> str:
+def fill_template(key: str, template: str, **words: str) -> str:
     """A template with `words` in their placeholders. Raises UserError if it has others."""
     try:
-        return tidy(template.format(**words))
+        return normalize_whitespace(template.format(**words))
     except (KeyError, IndexError, ValueError) as error:
         allowed = ", ".join(f"{{{word}}}" for word in words)
         raise UserError(f"{key}={template}: cannot be filled in; allowed placeholders are {allowed}") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 DEPTHS = (20, 32, 44, 56, 110)
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut, which drops every other pixel and pads channels with zeros."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -21,10 +21,10 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.padding = stride, (outputs - inputs) // 2
+        self.stride, self.pad_channels = stride, (outputs - inputs) // 2
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o y x"]:
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad_channels, self.pad_channels))
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
 
 
@@ -34,7 +34,7 @@ class CifarResNet(nn.Module):
     `depth` is 6 n + 2 for n blocks per stage; one of `DEPTHS`.
     """
 
-    def __init__(self, depth: int, classes: int = 10) -> None:
+    def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
@@ -42,7 +42,7 @@ class CifarResNet(nn.Module):
         self.layer1 = _stage(16, 16, 1, blocks)
         self.layer2 = _stage(16, 32, 2, blocks)
         self.layer3 = _stage(32, 64, 2, blocks)
-        self.linear = nn.Linear(64, classes)
+        self.linear = nn.Linear(64, num_classes)
 
     def features(self, x: Float[Tensor, "b 3 32 32"]) -> Float[Tensor, "b 64"]:
         """The pooled maps, which the linear layer reads."""
@@ -55,4 +55,6 @@ class CifarResNet(nn.Module):
 
 def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
     """`blocks` blocks, the first of which changes size and width."""
-    return nn.Sequential(Block(inputs, outputs, stride), *[Block(outputs, outputs, 1) for _ in range(blocks - 1)])
+    return nn.Sequential(
+        BasicBlock(inputs, outputs, stride), *[BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)]
+    )

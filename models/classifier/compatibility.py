@@ -13,34 +13,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.models.classifier.logits import (
-    BINARY,
-    check_meaning,
-    check_output,
-    output_count,
+    BINARY_OUTPUTS,
+    check_declared_output,
+    check_output_option,
+    describe_output_mismatch,
+    expected_num_outputs,
     to_logits,
-    unlike_outputs,
 )
-from classifier_lens.models.classifier.user_code_errors import told
+from classifier_lens.models.classifier.user_code_errors import describe_error
 from classifier_lens.runner.types import UserError, printable
 
 # Of the largest logit: by how much answers for the same image may differ, as they do on a GPU and in larger batches.
-REPEATABLE = 1e-3
+REPEATABILITY_TOLERANCE = 1e-3
 
-FAR = 30.0  # standard deviation of images that no network was made for
-LARGEST = 4096  # px, of the square that a network sees
+OUT_OF_RANGE_STD = 30.0  # standard deviation of images that no network was made for
+MAX_SIZE = 4096  # px, of the square that a network sees
 
-MEMORY = (MemoryError, torch.OutOfMemoryError)  # which is nothing that is wrong of a network
+MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)  # which is nothing that is wrong of a network
 
 
-class Checked(Protocol):
-    """What is checked of a classifier; values: the network's outputs as they are, for images in [0, 1]."""
+class CheckableClassifier(Protocol):
+    """What is checked of a classifier; raw_outputs: the network's outputs as they are, for images in [0, 1]."""
 
-    name: str
+    error_prefix: str
     labels: tuple[str, ...]
     size: int
     output: str | None
 
-    def values(self, images: Tensor) -> Tensor: ...
+    def raw_outputs(self, images: Tensor) -> Tensor: ...
 
 
 def check_settings(
@@ -55,11 +55,11 @@ def check_settings(
         given = ", ".join(labels) or "none"
         raise UserError(f"{name}: labels are {given}; at least 2 are needed, or every image is predicted as the same")
     check_size(name, size)
-    check_output(name, output, len(labels))
+    check_output_option(name, output, len(labels))
     _check_normalisation(name, mean, std)
 
 
-def channels(name: str, key: str, values: Any) -> tuple[float, ...]:
+def channel_values(name: str, key: str, values: Any) -> tuple[float, ...]:
     """A list, array or tensor of numbers as floats. Raises UserError for anything else."""
     try:
         return tuple(map(float, values))
@@ -69,8 +69,8 @@ def channels(name: str, key: str, values: Any) -> tuple[float, ...]:
 
 def check_size(name: str, size: int) -> None:
     """Raises UserError unless it is a number of pixels that a network may see."""
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST:
-        raise UserError(f"{name}: size={size}; allowed are whole numbers of pixels, 1 to {LARGEST}")
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
+        raise UserError(f"{name}: size={size}; allowed are whole numbers of pixels, 1 to {MAX_SIZE}")
 
 
 def _check_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -84,10 +84,10 @@ def _check_normalisation(name: str, mean: Sequence[float], std: Sequence[float])
 
 
 @torch.no_grad()
-def check_answers(classifier: Checked) -> Tensor:
+def check_forward(classifier: CheckableClassifier) -> Tensor:
     """The outputs for a few unlike images. Raises UserError, in one line, if there are none, or not one row per image
     of one value per label, or if the same image has another row in another company."""
-    name, images = classifier.name, probes(classifier.size)
+    name, images = classifier.error_prefix, probe_images(classifier.size)
     with torch.random.fork_rng(devices=[]):
         asked = [images[:1], images, images[[2, 1]]]
         alone, together, again = (_answers(classifier, part) for part in asked)
@@ -99,7 +99,7 @@ def check_answers(classifier: Checked) -> Tensor:
     return together
 
 
-def check_outputs(classifier: Checked, values: Tensor, linear: bool) -> None:
+def check_output_values(classifier: CheckableClassifier, values: Tensor, linear: bool) -> None:
     """Raises UserError if the outputs for unlike images are not what they are declared as, or taken for.
 
     linear: whether they are known to be those of a linear layer, and so logits.
@@ -108,23 +108,26 @@ def check_outputs(classifier: Checked, values: Tensor, linear: bool) -> None:
     if (flat - flat[:1]).any() and not (
         linear and classifier.output in (None, "logits", "binary")
     ):  # of what never changes, gradients tell
-        check_meaning(
-            classifier.name, classifier.output, flat, lambda: _far(classifier).reshape(-1, flat.shape[1]).float()
+        check_declared_output(
+            classifier.error_prefix,
+            classifier.output,
+            flat,
+            lambda: _far(classifier).reshape(-1, flat.shape[1]).float(),
         )
 
 
-def _answers(classifier: Checked, images: Tensor) -> Tensor:
+def _answers(classifier: CheckableClassifier, images: Tensor) -> Tensor:
     """The network's outputs. Raises UserError, with what the network says and where, if it fails."""
     try:
-        return classifier.values(images)
-    except (UserError, *MEMORY):
+        return classifier.raw_outputs(images)
+    except (UserError, *MEMORY_ERRORS):
         raise
     except Exception as error:  # anything may go wrong in code that is not ours
-        said = f"the network fails on images of shape {tuple(images.shape)}: {told(error)}"
-        raise UserError(f"{classifier.name}: {said}") from error
+        said = f"the network fails on images of shape {tuple(images.shape)}: {describe_error(error)}"
+        raise UserError(f"{classifier.error_prefix}: {said}") from error
 
 
-def probes(size: int) -> Float[Tensor, "n 3 s s"]:
+def probe_images(size: int) -> Float[Tensor, "n 3 s s"]:
     """Unlike images in [0, 1]: noise, a smooth change of colours, black, white."""
     noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     colours = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -133,47 +136,47 @@ def probes(size: int) -> Float[Tensor, "n 3 s s"]:
 
 
 @torch.no_grad()
-def _far(classifier: Checked) -> Tensor:
+def _far(classifier: CheckableClassifier) -> Tensor:
     """The outputs for smooth images far out of [0, 1]; none where the network refuses them."""
-    drawn = FAR * torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    drawn = OUT_OF_RANGE_STD * torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(2))
     images = F.interpolate(drawn, (classifier.size, classifier.size), mode="bilinear", align_corners=True)
     try:
-        return classifier.values(images)
-    except MEMORY:
+        return classifier.raw_outputs(images)
+    except MEMORY_ERRORS:
         raise
     except Exception:  # it may check what it is given
         return torch.empty(0)
 
 
-def _check_shape(classifier: Checked, values: Tensor, count: int) -> None:
+def _check_shape(classifier: CheckableClassifier, values: Tensor, count: int) -> None:
     """Raises UserError unless there is one row of outputs per image, one per label, all of them real numbers."""
     if not values.is_floating_point():
         kind = str(values.dtype).removeprefix("torch.")
-        raise UserError(f"{classifier.name}: its outputs are of type {kind}; wanted are floating-point numbers")
-    wanted = output_count(classifier.output, len(classifier.labels))
-    if values.shape == (count, wanted) or (classifier.output in BINARY and values.shape == (count,)):
+        raise UserError(f"{classifier.error_prefix}: its outputs are of type {kind}; wanted are floating-point numbers")
+    wanted = expected_num_outputs(classifier.output, len(classifier.labels))
+    if values.shape == (count, wanted) or (classifier.output in BINARY_OUTPUTS and values.shape == (count,)):
         return
     if values.ndim == 2 and len(values) == count:
-        said = unlike_outputs(classifier.output, values.shape[1], len(classifier.labels))
+        said = describe_output_mismatch(classifier.output, values.shape[1], len(classifier.labels))
     else:
         said = f"output size shape {tuple(values.shape)} does not match its {len(classifier.labels)} labels"
         said += f"; wanted is ({count}, {wanted})"
-    raise UserError(f"{classifier.name}: {said}")
+    raise UserError(f"{classifier.error_prefix}: {said}")
 
 
 def _check_repeatable(name: str, first: Tensor, second: Tensor) -> None:
     """Raises UserError if the same images had other answers in another company."""
     largest, most = (first - second).abs().max().item(), first.abs().max().item()
-    if largest > REPEATABLE * max(most, REPEATABLE):
+    if largest > REPEATABILITY_TOLERANCE * max(most, REPEATABILITY_TOLERANCE):
         raise UserError(
             f"{name}: answers for the same image differ, by {largest:.2g} of {most:.2g}: is dropout on, or is a "
             "network in training mode? Call its eval() first; nothing may be random, or depend on an image's company"
         )
 
 
-def check_gradient(classifier: Checked) -> None:
+def check_gradient(classifier: CheckableClassifier) -> None:
     """Raises UserError unless the gradient of the logits reaches an image, is finite and not zero everywhere."""
-    name, image = classifier.name, probes(classifier.size)[:1].requires_grad_(True)
+    name, image = classifier.error_prefix, probe_images(classifier.size)[:1].requires_grad_(True)
     with torch.enable_grad():
         logits = to_logits(classifier.output, _answers(classifier, image))
         # Their plain sum does not depend on the image behind a softmax, nor does the sum of their exponentials.

@@ -11,39 +11,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PAIRS = 2  # of noise images, of which one stands in a half of the other
-LEAST = 0.05  # of 1, where a change stays in its half: below it dimensions do not follow the image's sides
-CHANCE = 0.5  # over the root of the number of places: how far few places may seem to follow them by chance
-CLEARLY = 1.5  # times what any other reading of the dimensions gives
+NUM_IMAGE_PAIRS = 2  # of noise images, of which one stands in a half of the other
+MIN_SCORE = 0.05  # of 1, where a change stays in its half: below it dimensions do not follow the image's sides
+CHANCE_MARGIN = 0.5  # over the root of the number of places: how far few places may seem to follow them by chance
+MIN_SCORE_RATIO = 1.5  # times what any other reading of the dimensions gives
 
 # By definition: the dimension of the channels of what these layers give and are given.
 CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """places: the dimensions of rows and columns, of tokens, or none; shape: of one image's output.
+class FeatureLayout:
+    """spatial_dims: the dimensions of rows and columns, of tokens, or none; shape: of one image's output.
 
     All others are channels, in their order.
     """
 
-    places: tuple[int, ...]
+    spatial_dims: tuple[int, ...]
     shape: tuple[int, ...]
 
     @property
     def _order(self) -> list[int]:
         """Channels before rows and columns, tokens before channels."""
-        others = [i for i in range(1, len(self.shape) + 1) if i not in self.places]
-        return [0, *others, *self.places] if len(self.places) == 2 else [0, *self.places, *others]
+        others = [i for i in range(1, len(self.shape) + 1) if i not in self.spatial_dims]
+        return [0, *others, *self.spatial_dims] if len(self.spatial_dims) == 2 else [0, *self.spatial_dims, *others]
 
-    def shown(self, output: Tensor) -> Tensor:
+    def to_canonical(self, output: Tensor) -> Tensor:
         """An output as a feature map "b c y x", as tokens "b l c", or where there are no places as values "b c"."""
-        first = 1 if len(self.places) != 1 else 2
+        first = 1 if len(self.spatial_dims) != 1 else 2
         moved = output.permute(self._order)
-        last = moved.ndim - (2 if len(self.places) == 2 else 0)
+        last = moved.ndim - (2 if len(self.spatial_dims) == 2 else 0)
         return moved.flatten(first, last - 1) if last > first else moved.unsqueeze(first)
 
-    def hidden(self, shown: Tensor) -> Tensor:
+    def from_canonical(self, shown: Tensor) -> Tensor:
         """The output of which `shown` is made."""
         sizes = [shown.shape[0], *(self.shape[i - 1] for i in self._order[1:])]
         moved = shown.reshape(sizes)
@@ -51,20 +51,20 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelDim:
     """What is known only by the layer's definition: the dimension of the channels. Nothing says what the others are."""
 
     dimension: int
 
 
 # How an output is read, None where nothing tells.
-Reading = Layout | Channels | None
+OutputLayout = FeatureLayout | ChannelDim | None
 
 
-def halves(size: int) -> Float[Tensor, "n 3 s s"]:
+def half_image_probes(size: int) -> Float[Tensor, "n 3 s s"]:
     """Noise, then the same with other noise in its left half, right half, upper half and lower half; `PAIRS` times."""
     draw, middle, found = torch.Generator().manual_seed(0), size // 2, []
-    for _ in range(PAIRS):
+    for _ in range(NUM_IMAGE_PAIRS):
         base, other = torch.rand(2, 3, size, size, generator=draw)
         changed = base.expand(5, -1, -1, -1).clone()
         changed[1, :, :, :middle], changed[2, :, :, middle:] = other[:, :, :middle], other[:, :, middle:]
@@ -73,21 +73,21 @@ def halves(size: int) -> Float[Tensor, "n 3 s s"]:
     return torch.cat(found)
 
 
-def layout_of(module: nn.Module, output: Tensor) -> Reading:
+def detect_layout(module: nn.Module, output: Tensor) -> OutputLayout:
     """How a module's output for `halves`, or what it is given, is to be read; None where nothing tells."""
-    if output.ndim < 2 or output.ndim > 4 or len(output) != 5 * PAIRS:
+    if output.ndim < 2 or output.ndim > 4 or len(output) != 5 * NUM_IMAGE_PAIRS:
         return None
     shape = tuple(output.shape[1:])
     if sum(side > 1 for side in shape) < 2:
-        return Layout((), shape)
+        return FeatureLayout((), shape)
     known = _defined(module, output)
     changes = _changes(output)
     scores = sorted(((_score(changes, p), p) for p in _readings(shape, known)), reverse=True)
     (best, places), (second, _) = [*scores, (0.0, ()), (0.0, ())][:2]
-    least = LEAST + CHANCE / sqrt(prod(shape[i - 1] for i in places))
-    if best >= least and (known is not None or best >= CLEARLY * second):
-        return Layout(places, shape)
-    return None if known is None else Channels(known)
+    least = MIN_SCORE + CHANCE_MARGIN / sqrt(prod(shape[i - 1] for i in places))
+    if best >= least and (known is not None or best >= MIN_SCORE_RATIO * second):
+        return FeatureLayout(places, shape)
+    return None if known is None else ChannelDim(known)
 
 
 def _defined(module: nn.Module, output: Tensor) -> int | None:
@@ -103,7 +103,7 @@ def _defined(module: nn.Module, output: Tensor) -> int | None:
 
 def _changes(output: Tensor) -> Tensor:
     """How much each value changes with each half of the image, the halves first."""
-    runs = output.detach().float().unflatten(0, (PAIRS, 5))
+    runs = output.detach().float().unflatten(0, (NUM_IMAGE_PAIRS, 5))
     return (runs[:, 1:] - runs[:, :1]).square().sum(dim=0)
 
 

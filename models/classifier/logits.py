@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classifier_lens.runner.types import UserError
 
-Convert = Callable[[Tensor], Tensor]
+ToLogits = Callable[[Tensor], Tensor]
 
 SUM_TOLERANCE = 1e-3  # relative: probabilities in half precision sum to one this closely
 
@@ -33,7 +33,7 @@ def _two_classes(score: Tensor) -> Tensor:
 
 
 # What `classifier.output` may say, and the logits, whose softmax is the confidence, of float32 outputs.
-OUTPUTS: dict[str, Convert] = {
+OUTPUT_CONVERTERS: dict[str, ToLogits] = {
     "logits": lambda values: values,
     "log_probabilities": lambda values: values,
     "probabilities": _logs,
@@ -41,28 +41,28 @@ OUTPUTS: dict[str, Convert] = {
     "binary": _two_classes,
     "binary_sigmoid": lambda values: _two_classes(_log_odds(values)),
 }
-BINARY = ("binary", "binary_sigmoid")
+BINARY_OUTPUTS = ("binary", "binary_sigmoid")
 
 
-def check_output(name: str, output: str | None, labels: int) -> None:
-    """Raises UserError unless `output` is None or one of `OUTPUTS`, and fits the number of labels."""
-    if output is not None and output not in OUTPUTS:
-        raise UserError(f"{name}: classifier.output={output}: allowed are null, {', '.join(OUTPUTS)}")
-    if output in BINARY and labels != 2:
+def check_output_option(name: str, output: str | None, labels: int) -> None:
+    """Raises UserError unless `output` is None or one of `OUTPUT_CONVERTERS`, and fits the number of labels."""
+    if output is not None and output not in OUTPUT_CONVERTERS:
+        raise UserError(f"{name}: classifier.output={output}: allowed are null, {', '.join(OUTPUT_CONVERTERS)}")
+    if output in BINARY_OUTPUTS and labels != 2:
         raise UserError(f"{name}: classifier.output={output} has two classes, but there are {labels} labels")
 
 
-def output_count(output: str | None, labels: int) -> int:
+def expected_num_outputs(output: str | None, labels: int) -> int:
     """How many values a network gives per image for that many labels."""
-    return 1 if output in BINARY else labels
+    return 1 if output in BINARY_OUTPUTS else labels
 
 
 def to_logits(output: str | None, values: Tensor) -> Float[Tensor, "b k"]:
     """Logits, in float32, of a network's outputs; None stands for logits."""
-    return OUTPUTS[output or "logits"](values.float())
+    return OUTPUT_CONVERTERS[output or "logits"](values.float())
 
 
-def tensor_of(answer: Any, name: str) -> Tensor:
+def extract_output_tensor(answer: Any, name: str) -> Tensor:
     """A network's outputs: the tensor that it gives, or the entry or attribute `logits` of what it gives.
 
     Raises UserError for anything else: which part of a tuple, for example, holds the logits is not for us to guess.
@@ -80,7 +80,9 @@ def tensor_of(answer: Any, name: str) -> Tensor:
     )
 
 
-def check_meaning(name: str, output: str | None, values: Float[Tensor, "n k"], more: Callable[[], Tensor]) -> None:
+def check_declared_output(
+    name: str, output: str | None, values: Float[Tensor, "n k"], more: Callable[[], Tensor]
+) -> None:
     """Raises UserError if the outputs for several unlike images contradict what they are declared as.
 
     Not declared (None), they are taken for logits unless they look like something else: more (m, k), outputs for images
@@ -136,10 +138,10 @@ def _are_log_shares(values: Tensor) -> bool:
     return bool((values.logsumexp(dim=1).exp() - 1).abs().max() <= SUM_TOLERANCE)
 
 
-def unlike_outputs(output: str | None, outputs: int, labels: int) -> str:
+def describe_output_mismatch(output: str | None, outputs: int, labels: int) -> str:
     """Why a number of outputs does not fit a number of labels, with the option that fits where there is one."""
     advice = (
         "; one output is the second label's score: say classifier.output=binary, or binary_sigmoid behind a sigmoid"
     )
-    one = outputs == 1 and labels == 2 and output not in BINARY
+    one = outputs == 1 and labels == 2 and output not in BINARY_OUTPUTS
     return f"output size {outputs} does not match its {labels} labels{advice if one else ''}"

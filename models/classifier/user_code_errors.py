@@ -7,22 +7,22 @@ import site
 import sysconfig
 import traceback
 
-from classifier_lens.runner.paths import CODE
+from classifier_lens.runner.paths import CODE_FOLDERS
 from classifier_lens.runner.types import first_line
 
 # Where code lies that is not the user's: an error in it is told at the user's line that led there.
 _OTHERS = (
-    "<", *(str(folder) + os.sep for folder in CODE), sysconfig.get_path("stdlib") + os.sep,
+    "<", *(str(folder) + os.sep for folder in CODE_FOLDERS), sysconfig.get_path("stdlib") + os.sep,
     *(folder + os.sep for folder in (*site.getsitepackages(), site.getusersitepackages())),
 )  # fmt: skip
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error of the user's code in one line, with its kind, and the file and line of that code where it arose."""
-    return f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
+    return f"{type(error).__name__}: {first_line(error)}{error_location(error)}"
 
 
-def place_of(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """The file and line of the user's code where an error arose, empty where it is not the user's."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:

@@ -22,27 +22,27 @@ from classifier_lens.runner.types import UserError
 
 
 @dataclass
-class MapControl:
+class AttentionControl:
     """What one UNet call does with its XA maps of the text half (the last rows of the batch).
 
-    inject: layer -> (b, heads, q, l) maps that replace the network's own where `active`;
-    record: filled by the call with layer -> (b, heads, q, l), for the last `rows` rows of the batch.
+    injected_maps: layer -> (b, heads, q, l) maps that replace the network's own where `is_injected`;
+    recorded_maps: filled by the call with layer -> (b, heads, q, l), for the last `num_recorded` rows of the batch.
     """
 
-    inject: Mapping[str, Tensor] = field(default_factory=dict)
-    active: Bool[Tensor, " b"] | None = None
-    record: dict[str, Tensor] | None = None
-    rows: int = 0
+    injected_maps: Mapping[str, Tensor] = field(default_factory=dict)
+    is_injected: Bool[Tensor, " b"] | None = None
+    recorded_maps: dict[str, Tensor] | None = None
+    num_recorded: int = 0
 
 
-class SelfAttention(AttnProcessor2_0):
+class SelfAttnProcessor(AttnProcessor2_0):
     """diffusers' fused attention, which takes and ignores the map control that every layer is handed."""
 
-    def __call__(self, *args: Any, maps: MapControl | None = None, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, maps: AttentionControl | None = None, **kwargs: Any) -> Tensor:
         return super().__call__(*args, **kwargs)
 
 
-class CrossAttention:
+class CrossAttnProcessor:
     """Text attention that is fused unless its maps are recorded or replaced."""
 
     def __init__(self, layer: str) -> None:
@@ -50,24 +50,24 @@ class CrossAttention:
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, maps: MapControl | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, maps: AttentionControl | None = None,
     ) -> Tensor:  # fmt: skip
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        injected = None if maps is None else maps.inject.get(self.layer)
-        if maps is None or (maps.record is None and injected is None):
+        injected = None if maps is None else maps.injected_maps.get(self.layer)
+        if maps is None or (maps.recorded_maps is None and injected is None):
             out = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
         else:
             probabilities = (q @ k.transpose(-1, -2) * attn.scale).softmax(dim=-1)
-            if maps.record is not None:
-                maps.record[self.layer] = probabilities[-maps.rows :].detach()
-            if injected is not None and maps.active is not None:
+            if maps.recorded_maps is not None:
+                maps.recorded_maps[self.layer] = probabilities[-maps.num_recorded :].detach()
+            if injected is not None and maps.is_injected is not None:
                 rows = len(injected)
                 chosen = torch.where(
-                    maps.active[:, None, None, None], injected.to(probabilities.dtype), probabilities[-rows:]
+                    maps.is_injected[:, None, None, None], injected.to(probabilities.dtype), probabilities[-rows:]
                 )
                 probabilities = torch.cat([probabilities[:-rows], chosen])
             out = probabilities @ v
@@ -75,17 +75,17 @@ class CrossAttention:
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def install(unet: UNet2DConditionModel) -> list[str]:
+def set_attention_processors(unet: UNet2DConditionModel) -> list[str]:
     """Give every layer its processor; returns the names of the text layers in the order of the forward pass."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
     text = [name for name in names if name.endswith("attn2")]
     unet.set_attn_processor(
-        {f"{name}.processor": CrossAttention(name) if name in text else SelfAttention() for name in names}
+        {f"{name}.processor": CrossAttnProcessor(name) if name in text else SelfAttnProcessor() for name in names}
     )
     return text
 
 
-def word_map(
+def word_attention_map(
     recorded: Mapping[str, Tensor], positions: list[list[int]], side: int, window: slice
 ) -> Float[Tensor, "b 1 side side"]:
     """Where the picture attends to a word: the XA maps of one resolution, averaged and divided by their maximum.
@@ -96,14 +96,14 @@ def word_map(
     layers = [m for m in recorded.values() if m.shape[3] == side * side]
     if not layers:
         sides = sorted({math.isqrt(m.shape[3]) for m in recorded.values()})
-        raise UserError(f"generator.maps.side={side}: allowed are {', '.join(map(str, sides))}")
+        raise UserError(f"generator.attention_maps.resolution={side}: allowed are {', '.join(map(str, sides))}")
     mean = torch.stack([m[:, window].float().mean(dim=(1, 2)) for m in layers]).mean(dim=0)
     maps = torch.stack([m[..., tokens].mean(dim=-1) for m, tokens in zip(mean, positions, strict=True)])
     maps = maps / maps.amax(dim=1, keepdim=True)
     return maps.view(-1, 1, side, side)
 
 
-def stretched(maps: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 y x"]:
+def min_max_normalize(control: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 y x"]:
     """Maps whose values range from 0 to 1, each; a flat one becomes 0."""
-    low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=1e-12)
+    low, high = control.amin(dim=(2, 3), keepdim=True), control.amax(dim=(2, 3), keepdim=True)
+    return (control - low) / (high - low).clamp(min=1e-12)

@@ -9,20 +9,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.runner.types import Anchor, Controls, Scene, UserError
+from classifier_lens.runner.types import Controls, EditContext, Scene, UserError
 
 
-def check_guided(generator: LatentDiffusion) -> None:
+def check_guidance(generator: LatentDiffusion) -> None:
     """Raise UserError for a step that begins at ᾱ = 0: no shift of ε has an effect on x0 there that is finite."""
-    if (time := generator.sampler.schedule.without_signal) is not None:
+    if (time := generator.sampler.schedule.zero_snr_timestep) is not None:
         raise UserError(
-            f"task.baseline=guidance: shifts the predicted noise, and the generator's scheduler has no signal left at "
-            f"time {time} (rescale_betas_zero_snr, ᾱ = 0); allowed are the other baselines, or levels above 0"
+            f"task.baseline=classifier_guidance: shifts the predicted noise, and the generator's scheduler has no "
+            f"signal left at time {time} (rescale_betas_zero_snr, ᾱ = 0); allowed are the other baselines, or levels "
+            "above 0"
         )
 
 
 def guided_sampling(
-    generator: LatentDiffusion, controls: Controls, anchor: Anchor, loss: Callable[[Scene], Float[Tensor, " b"]],
+    generator: LatentDiffusion, controls: Controls, anchor: EditContext, loss: Callable[[Scene], Float[Tensor, " b"]],
     strength: float,
 ) -> Float[Tensor, "b 3 h w"]:  # fmt: skip
     """Pictures of one pass through the chain, the predicted noise of every step moved along the gradient of the loss.
@@ -33,11 +34,11 @@ def guided_sampling(
     """
     z = controls["latent"].detach()
     latent = z
-    embeddings = {name: (base + controls[name]).detach() for name, base in anchor.base.items()}
+    embeddings = {name: (base + controls[name]).detach() for name, base in anchor.embeddings.items()}
     for i in range(len(generator)):
-        now, noise = {name: values[:, i] for name, values in embeddings.items()}, anchor.noise[:, i]
+        now, noise = {name: values[:, i] for name, values in embeddings.items()}, anchor.variance_noise[:, i]
         with torch.enable_grad():
-            leaf = generator.blended(z, i, anchor).clone().requires_grad_()
+            leaf = generator.blend_background(z, i, anchor).clone().requires_grad_()
             predicted = generator.predict(leaf, now, i, anchor)
             x0 = generator.sampler.advance(leaf, predicted, noise, i)[1]
             image = generator.networks.decode(x0)
@@ -45,7 +46,7 @@ def guided_sampling(
             gradient = torch.autograd.grad(total, leaf)[0]
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
         moved = strength * gradient[0].numel() ** 0.5 * gradient / length[:, None, None, None]
-        shifted = generator.sampler.schedule.shifted(predicted.detach(), moved, i)
+        shifted = generator.sampler.schedule.shift_noise(predicted.detach(), moved, i)
         z, latent = generator.sampler.advance(leaf.detach(), shifted, noise, i)
     with torch.no_grad():
         return generator.networks.decode(latent)

@@ -21,31 +21,36 @@ SIGMA_DATA, TIMESTEP_SCALE = 0.5, 10.0
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """T sampler steps from noisy to clean: the network's timestep, ᾱ before and ᾱ after each step; velocity: whether
-    the network predicts v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans and Ho, 2022, Appendix D), not ε."""
+class NoiseSchedule:
+    """T sampler steps from noisy to clean: the network's timestep, ᾱ before and ᾱ after each step; v_prediction:
+    whether the network predicts v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans and Ho, 2022, Appendix D), not ε."""
 
     timesteps: Int[Tensor, " t"]
-    alphas: Float[Tensor, " t"]
-    alphas_next: Float[Tensor, " t"]
-    velocity: bool = False
+    alphas_cumprod: Float[Tensor, " t"]
+    alphas_cumprod_next: Float[Tensor, " t"]
+    v_prediction: bool = False
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     @property
-    def without_signal(self) -> int | None:
+    def zero_snr_timestep(self) -> int | None:
         """The time of the step that begins at ᾱ = 0, where nothing but noise is left; None where there is none."""
-        empty = self.timesteps[(self.alphas > 0).logical_not()]
+        empty = self.timesteps[(self.alphas_cumprod > 0).logical_not()]
         return int(empty[0]) if len(empty) else None
 
-    def shifted(self, predicted: Tensor, noise: Tensor, i: int) -> Tensor:
+    def shift_noise(self, predicted: Tensor, noise: Tensor, i: int) -> Tensor:
         """The prediction of step i whose ε is `noise` further than that of another one."""
-        return predicted + (noise / self.alphas[i].sqrt() if self.velocity else noise)
+        return predicted + (noise / self.alphas_cumprod[i].sqrt() if self.v_prediction else noise)
 
-    def told(self) -> tuple[object, ...]:
+    def as_plain_values(self) -> tuple[object, ...]:
         """Times, levels and what is predicted as plain values."""
-        return self.timesteps.tolist(), self.alphas.tolist(), self.alphas_next.tolist(), self.velocity
+        return (
+            self.timesteps.tolist(),
+            self.alphas_cumprod.tolist(),
+            self.alphas_cumprod_next.tolist(),
+            self.v_prediction,
+        )
 
 
 def leading(trained: int, steps: int, offset: int) -> Int[Tensor, " t"]:
@@ -63,23 +68,23 @@ def linspace(trained: int, steps: int, offset: int) -> Int[Tensor, " t"]:
     return torch.from_numpy(np.linspace(0, trained - 1, steps).round()[::-1].astype(np.int64))
 
 
-SPACINGS = {"leading": leading, "trailing": trailing, "linspace": linspace}
+TIMESTEP_SPACINGS = {"leading": leading, "trailing": trailing, "linspace": linspace}
 
 
 def ddim_schedule(
     alphas_cumprod: Float[Tensor, " train_steps"], steps: int, offset: int = 1, final_alpha: float | None = None,
     spacing: str = "leading",
-) -> Schedule:  # fmt: skip
+) -> NoiseSchedule:  # fmt: skip
     """The times of DDIM, as diffusers' scheduler has them; by default those of Stable Diffusion.
 
     `final_alpha` is the level after the last step; by default the first training level (`set_alpha_to_one` off);
-    spacing: one of `SPACINGS`. Every step leads as far as T even ones would, also where the times are rounded.
+    spacing: one of `TIMESTEP_SPACINGS`. Every step leads as far as T even ones would, also where the times are rounded.
     Raises UserError if `steps` is not in 1 … number of training steps, and for times that were not trained.
     """
     trained = len(alphas_cumprod)
     if not 1 <= steps <= trained:
         raise UserError(f"generator.steps={steps}: allowed are 1 … {trained}")
-    timesteps = SPACINGS[spacing](trained, steps, offset)
+    timesteps = TIMESTEP_SPACINGS[spacing](trained, steps, offset)
     if not 0 <= (first := int(timesteps[0])) < trained:
         raise UserError(
             f"generator.steps={steps}: begins at time {first} (steps_offset={offset}); trained are 0 … {trained - 1}"
@@ -87,30 +92,34 @@ def ddim_schedule(
     before = timesteps - trained // steps
     last = alphas_cumprod[0] if final_alpha is None else torch.tensor(final_alpha)
     alphas_next = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], last)
-    return Schedule(timesteps, alphas_cumprod[timesteps], alphas_next)
+    return NoiseSchedule(timesteps, alphas_cumprod[timesteps], alphas_next)
 
 
-def noise_of(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: bool) -> Tensor:
+def predict_eps(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: bool) -> Tensor:
     """ε of a latent z at level ᾱ, from what is predicted, v or ε itself."""
     alpha = torch.as_tensor(alpha)
     return alpha.sqrt() * predicted + (1 - alpha).sqrt() * z if velocity else predicted
 
 
-def lcm_schedule(alphas_cumprod: Float[Tensor, " train_steps"], steps: int, original_steps: int = 50) -> Schedule:
+def lcm_schedule(
+    alphas_cumprod: Float[Tensor, " train_steps"], steps: int, original_inference_steps: int = 50
+) -> NoiseSchedule:
     """The times of a latent consistency model: T = 4 of 50 gives 999, 759, 499, 259; the last step leads to ᾱ = 1.
 
-    original_steps: of the solver that the model was distilled from, whose times are the only ones it knows; T of them
-    are taken at even distances. Raises UserError if `steps` or `original_steps` is out of its range.
+    original_inference_steps: of the solver that the model was distilled from, whose times are the only ones it knows; T
+    of them are taken at even distances. Raises UserError if `steps` or `original_inference_steps` is out of its range.
     """
     trained = len(alphas_cumprod)
-    if not 1 <= original_steps <= trained:
-        raise UserError(f"generator.sampler.original_steps={original_steps}: allowed are 1 … {trained}")
-    if not 1 <= steps <= original_steps:
-        raise UserError(f"generator.steps={steps}: allowed are 1 … {original_steps}")
-    known = torch.arange(original_steps, 0, -1) * (trained // original_steps) - 1
-    timesteps = known[torch.arange(steps) * original_steps // steps]
+    if not 1 <= original_inference_steps <= trained:
+        raise UserError(
+            f"generator.sampler.original_inference_steps={original_inference_steps}: allowed are 1 … {trained}"
+        )
+    if not 1 <= steps <= original_inference_steps:
+        raise UserError(f"generator.steps={steps}: allowed are 1 … {original_inference_steps}")
+    known = torch.arange(original_inference_steps, 0, -1) * (trained // original_inference_steps) - 1
+    timesteps = known[torch.arange(steps) * original_inference_steps // steps]
     alphas = alphas_cumprod[timesteps]
-    return Schedule(timesteps, alphas, torch.cat([alphas[1:], torch.ones(1)]))
+    return NoiseSchedule(timesteps, alphas, torch.cat([alphas[1:], torch.ones(1)]))
 
 
 def predict_x0(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: bool = False) -> Tensor:
@@ -128,24 +137,24 @@ def ddim_step(
 
     With `alpha_next < alpha` the same formula walks back towards noise (DDIM inversion).
     """
-    x0, eps = predict_x0(z, predicted, alpha, velocity), noise_of(z, predicted, alpha, velocity)
+    x0, eps = predict_x0(z, predicted, alpha, velocity), predict_eps(z, predicted, alpha, velocity)
     alpha_next = torch.as_tensor(alpha_next)
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * eps, x0
 
 
-def boundary(t: Tensor | int) -> tuple[Tensor, Tensor]:
+def boundary_scalings(t: Tensor | int) -> tuple[Tensor, Tensor]:
     """c_skip and c_out of a consistency function at timestep t: 1 and 0 at t = 0 (Luo et al., 2023, Eq. 9)."""
     scaled = torch.as_tensor(t) * TIMESTEP_SCALE
     total = scaled**2 + SIGMA_DATA**2
     return SIGMA_DATA**2 / total, scaled / total.sqrt()
 
 
-def consistency(
+def consistency_function(
     z: Tensor, predicted: Tensor, t: Tensor | int, alpha: Tensor | float, velocity: bool = False
 ) -> Tensor:  # fmt: skip
     """The consistency function f(z, t) = c_skip z + c_out x̂0(z, ε): where the trajectory through z ends (Luo et al.,
     2023, Eq. 9). predicted: ε, or v."""
-    c_skip, c_out = (c.to(z) for c in boundary(t))
+    c_skip, c_out = (c.to(z) for c in boundary_scalings(t))
     return c_skip * z + c_out * predict_x0(z, predicted, alpha, velocity)
 
 
@@ -161,7 +170,7 @@ def lcm_step(
     """One step of multistep consistency sampling -> (next latent, x0-prediction): the end of the trajectory, noised
     again to the next level (Luo et al., 2023, Algorithm 3). At `alpha_next` = 1 the noise has no effect.
     predicted: ε, or v."""
-    x0 = consistency(z, predicted, t, alpha, velocity)
+    x0 = consistency_function(z, predicted, t, alpha, velocity)
     alpha_next = torch.as_tensor(alpha_next)
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * noise, x0
 
@@ -175,7 +184,7 @@ def guidance_embedding(w: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def guide(null: Tensor, text: Tensor, w: float | Tensor) -> Tensor:
+def classifier_free_guidance(null: Tensor, text: Tensor, w: float | Tensor) -> Tensor:
     """Classifier-free guidance of predictions, ε_null + w (ε_text − ε_null): w = 1 is the text prediction alone. That
     of v gives the same, since ε depends on it linearly."""
     return null + w * (text - null)

@@ -52,7 +52,7 @@ def _check_learned(tokenizer: Any, prompt: str) -> None:
             raise UserError(f"prompt '{prompt}': the learned word {word} has {len(rows)} rows; write {' '.join(rows)}")
 
 
-def word_tokens(tokenizer: Any, prompt: str, words: str) -> list[int]:
+def word_token_positions(tokenizer: Any, prompt: str, words: str) -> list[int]:
     """Positions of all tokens of `words` in the prompt."""
     spans = token_spans(tokenizer, prompt)
     return [t for w in find_words(prompt, words) for t in spans[w]]
@@ -81,7 +81,7 @@ def _others(prompt: str, kept: list[int]) -> list[str]:
     return ["a" if word.lower() in ("a", "an") else word for word in (prompt.split()[i] for i in kept)]
 
 
-def alignment(
+def map_alignment_matrix(
     tokenizer: Any, source: str, target: str, source_words: str, target_words: str,
     source_embedding: Float[Tensor, "l d"], target_embedding: Float[Tensor, "l d"],
 ) -> Float[Tensor, "l l"]:  # fmt: skip

@@ -20,33 +20,33 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from classifier_lens.models.generator.pipeline.networks import Networks
-from classifier_lens.runner.configuration.value_ranges import Names, NonNegative, Positive, Share
+from classifier_lens.runner.configuration.value_ranges import Names, NonNegative, Positive, PositiveFraction
 from classifier_lens.runner.types import UserError, first_line
 
-MARK = re.compile(r"\*([^\s*]+)")
+FREE_TOKENS = re.compile(r"\*([^\s*]+)")
 
 
 @dataclass(frozen=True)
-class Template:
-    """A prompt's token numbers without its first and last mark; free: the positions among them that are optimised;
-    begun: whether each of those begins as the token that stands there, or at random."""
+class PromptTemplate:
+    """A prompt's token numbers without its first and last mark; free_positions: the positions among them that are
+    optimised; initialized_from_word: whether each of those begins as the token that stands there, or at random."""
 
-    ids: tuple[int, ...]
-    free: tuple[int, ...]
-    begun: tuple[bool, ...]
+    token_ids: tuple[int, ...]
+    free_positions: tuple[int, ...]
+    initialized_from_word: tuple[bool, ...]
 
     @property
     def length(self) -> int:
         """Tokens in all, first and last mark counted."""
-        return len(self.ids) + 2
+        return len(self.token_ids) + 2
 
 
-def plain(prompt: str) -> str:
+def fixed_words(prompt: str) -> str:
     """The fixed words of a prompt."""
-    return " ".join(MARK.sub(" ", prompt).split())
+    return " ".join(FREE_TOKENS.sub(" ", prompt).split())
 
 
-def read_template(tokenizer: Any, prompt: str) -> Template:
+def parse_prompt(tokenizer: Any, prompt: str) -> PromptTemplate:
     """A prompt as tokens. Raises UserError without a mark, for an empty one, and beyond the tokenizer's length."""
 
     def tokens(text: str) -> list[int]:
@@ -55,14 +55,14 @@ def read_template(tokenizer: Any, prompt: str) -> Template:
     ids: list[int] = []
     free: list[int] = []
     begun: list[bool] = []
-    for i, part in enumerate(MARK.split(prompt)):
+    for i, part in enumerate(FREE_TOKENS.split(prompt)):
         marked, count = i % 2 == 1, int(part) if i % 2 == 1 and part.isdigit() else None
         own = tokens(part.replace("_", " ") if marked else part) if count is None else [tokenizer.eos_token_id] * count
         if marked:
             free += range(len(ids), len(ids) + len(own))
             begun += [count is None] * len(own)
         ids += own
-    template = Template(tuple(ids), tuple(free), tuple(begun))
+    template = PromptTemplate(tuple(ids), tuple(free), tuple(begun))
     if not free:
         raise UserError(f"task.prompt={prompt}: needs free tokens, as *4 for four of them or *sand for a word's own")
     if template.length > tokenizer.model_max_length:
@@ -71,169 +71,194 @@ def read_template(tokenizer: Any, prompt: str) -> Template:
 
 
 @dataclass(frozen=True)
-class Draw:
+class GumbelSample:
     """What is random about one step's prompts: noise "b m n v" in (−∞, ∞), and the temperature of its softmax."""
 
     gumbel: Float[Tensor, "b m n v"]
     temperature: float
 
 
-class Tokens(Protocol):
+class PromptTokens(Protocol):
     """What stands in a prompt's free places."""
 
     @property
-    def control(self) -> str:
+    def control_name(self) -> str:
         """The name of what is optimised, batch first."""
 
-    def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
+    def initialize(self, networks: Networks, templates: Sequence[PromptTemplate], seeds: Sequence[int]) -> Tensor:
         """Where the control begins, (b, n, ·), n the largest number of free places."""
 
-    def draw(self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int) -> Draw | None:
+    def sample_gumbel(
+        self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int
+    ) -> GumbelSample | None:
         """What is random at step k for `shape` = (m, n), each sample from its own seed."""
 
-    def vectors(self, networks: Networks, values: Tensor, draw: Draw | None) -> Float[Tensor, "b m n d"]:
+    def token_embeddings(
+        self, networks: Networks, values: Tensor, draw: GumbelSample | None
+    ) -> Float[Tensor, "b m n d"]:
         """Token embeddings of a control's values; m is 1 where all pictures have the same."""
 
-    def words(self, networks: Networks, values: Tensor, templates: Sequence[Template]) -> list[str]:
+    def decode(self, networks: Networks, values: Tensor, templates: Sequence[PromptTemplate]) -> list[str]:
         """The prompts in words, whole."""
 
-    def spelled(self) -> bool:
+    def is_discrete(self) -> bool:
         """Whether a prompt's words are all that its pictures follow from."""
 
 
-def table(networks: Networks) -> Float[Tensor, "v d"]:
+def embedding_table(networks: Networks) -> Float[Tensor, "v d"]:
     """The embeddings of all tokens."""
     weight: Tensor = networks.text_encoder.get_input_embeddings().weight
     return weight.detach().float()
 
 
-def letters(networks: Networks) -> list[int]:
+def alphabetic_tokens(networks: Networks) -> list[int]:
     """The tokens that consist of letters alone."""
     vocabulary = networks.tokenizer.get_vocab().items()
     return sorted(i for token, i in vocabulary if re.fullmatch(r"[a-z]+", token.removesuffix("</w>")))
 
 
-def spell(tokenizer: Any, template: Template, chosen: Sequence[int]) -> str:
+def decode_prompt(tokenizer: Any, template: PromptTemplate, chosen: Sequence[int]) -> str:
     """A template's prompt with other tokens in its free places, as a user would type it."""
-    ids = list(template.ids)
-    for place, token in zip(template.free, chosen, strict=False):
+    ids = list(template.token_ids)
+    for place, token in zip(template.free_positions, chosen, strict=False):
         ids[place] = int(token)
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
 
 
 @dataclass(frozen=True)
-class Soft:
-    """Free embeddings, which need not be any word's. load: a file of an earlier answer that all prompts begin from."""
+class SoftPrompt:
+    """Free embeddings, which need not be any word's. load_path: a file of an earlier answer that all prompts begin
+    from."""
 
-    load: str | None = None
-    control: str = field(default="tokens", init=False)
+    load_path: str | None = None
+    control_name: str = field(default="tokens", init=False)
 
-    def spelled(self) -> bool:
+    def is_discrete(self) -> bool:
         return False
 
-    def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
+    def initialize(self, networks: Networks, templates: Sequence[PromptTemplate], seeds: Sequence[int]) -> Tensor:
         """The words' own embeddings; at random places those of any tokens of letters."""
-        known, count, any_of = table(networks), max(len(t.free) for t in templates), letters(networks)
-        if self.load is not None:
+        known, count, any_of = (
+            embedding_table(networks),
+            max(len(t.free_positions) for t in templates),
+            alphabetic_tokens(networks),
+        )
+        if self.load_path is not None:
             return self._loaded(count, known.shape[1]).to(known).expand(len(templates), -1, -1).clone()
         rows = []
         for template, seed in zip(templates, seeds, strict=True):
             drawn = torch.randint(len(any_of), (count,), generator=torch.Generator().manual_seed(seed))
             ids = [any_of[int(i)] for i in drawn]
-            for i, (place, begun) in enumerate(zip(template.free, template.begun, strict=True)):
-                ids[i] = template.ids[place] if begun else ids[i]
+            for i, (place, begun) in enumerate(
+                zip(template.free_positions, template.initialized_from_word, strict=True)
+            ):
+                ids[i] = template.token_ids[place] if begun else ids[i]
             rows.append(known[ids])
         return torch.stack(rows)
 
     def _loaded(self, count: int, width: int) -> Float[Tensor, "n d"]:
-        path = Path(str(self.load))
+        path = Path(str(self.load_path))
         if not path.is_file():
-            raise UserError(f"controls.tokens.load={path}: no such file; wanted is an answer's controls.safetensors")
+            raise UserError(
+                f"parametrization.tokens.load_path={path}: no such file; wanted is an answer's controls.safetensors"
+            )
         try:
-            found = load_file(path).get(self.control)
+            found = load_file(path).get(self.control_name)
         except SafetensorError as error:
-            raise UserError(f"controls.tokens.load={path}: cannot be read ({first_line(error)})") from error
+            raise UserError(f"parametrization.tokens.load_path={path}: cannot be read ({first_line(error)})") from error
         if found is None or found.shape != (count, width):
             held = "none" if found is None else " x ".join(map(str, found.shape))
-            raise UserError(f"controls.tokens.load={path}: holds {held} tokens, the prompt needs {count} x {width}")
+            raise UserError(
+                f"parametrization.tokens.load_path={path}: holds {held} tokens, the prompt needs {count} x {width}"
+            )
         return found
 
-    def draw(self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int) -> Draw | None:
+    def sample_gumbel(
+        self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int
+    ) -> GumbelSample | None:
         return None
 
-    def vectors(self, networks: Networks, values: Tensor, draw: Draw | None) -> Float[Tensor, "b m n d"]:
+    def token_embeddings(
+        self, networks: Networks, values: Tensor, draw: GumbelSample | None
+    ) -> Float[Tensor, "b m n d"]:
         return values[:, None]
 
-    def words(self, networks: Networks, values: Tensor, templates: Sequence[Template]) -> list[str]:
+    def decode(self, networks: Networks, values: Tensor, templates: Sequence[PromptTemplate]) -> list[str]:
         """With the tokens of nearest direction; the pictures follow from the embeddings, not from these words."""
-        known = F.normalize(table(networks), dim=1)
+        known = F.normalize(embedding_table(networks), dim=1)
         nearest = (F.normalize(values.float(), dim=-1) @ known.T).argmax(dim=-1)
-        return [spell(networks.tokenizer, t, row.tolist()) for t, row in zip(templates, nearest, strict=True)]
+        return [decode_prompt(networks.tokenizer, t, row.tolist()) for t, row in zip(templates, nearest, strict=True)]
 
 
 @dataclass(frozen=True)
-class Hard:
+class HardPrompt:
     """Tokens of the vocabulary, by straight-through Gumbel-softmax over logits (Jang et al., 2017).
 
     vocabulary: words whose tokens are allowed, None for all tokens of letters; exclude: words whose tokens are not;
-    spread: standard deviation of the logits at the start; temperatures: at step 0, and as it falls by the factor
-    `cooling` each step never lower than the second.
+    initial_std: standard deviation of the logits at the start; temperatures: at step 0, and as it falls by the factor
+    `temperature_decay` each step never lower than the second.
     """
 
     vocabulary: Names | None
     exclude: Sequence[str]
-    spread: NonNegative
+    initial_std: NonNegative
     temperatures: tuple[Positive, Positive]
-    cooling: Share
-    control: str = field(default="logits", init=False)
+    temperature_decay: PositiveFraction
+    control_name: str = field(default="logits", init=False)
 
-    def spelled(self) -> bool:
+    def is_discrete(self) -> bool:
         return True
 
-    def allowed(self, networks: Networks) -> list[int]:
+    def allowed_tokens(self, networks: Networks) -> list[int]:
         """The token numbers that may be chosen. Raises UserError if there are none."""
         tokenizer = networks.tokenizer
 
         def numbers(words: Sequence[str]) -> set[int]:
             return {i for word in words for i in tokenizer(word, add_special_tokens=False).input_ids}
 
-        chosen = set(letters(networks)) if self.vocabulary is None else numbers(self.vocabulary)
+        chosen = set(alphabetic_tokens(networks)) if self.vocabulary is None else numbers(self.vocabulary)
         if not (found := sorted(chosen - numbers(self.exclude))):
-            raise UserError("controls.tokens: vocabulary without exclude has no token left")
+            raise UserError("parametrization.tokens: vocabulary without exclude has no token left")
         return found
 
-    def start(self, networks: Networks, templates: Sequence[Template], seeds: Sequence[int]) -> Tensor:
+    def initialize(self, networks: Networks, templates: Sequence[PromptTemplate], seeds: Sequence[int]) -> Tensor:
         """Random logits; at places that begin as words high ones for the tokens that stand there."""
-        known, count = self.allowed(networks), max(len(t.free) for t in templates)
+        known, count = self.allowed_tokens(networks), max(len(t.free_positions) for t in templates)
         rows = []
         for template, seed in zip(templates, seeds, strict=True):
-            row = self.spread * torch.randn(count, len(known), generator=torch.Generator().manual_seed(seed))
-            for i, (place, begun) in enumerate(zip(template.free, template.begun, strict=True)):
+            row = self.initial_std * torch.randn(count, len(known), generator=torch.Generator().manual_seed(seed))
+            for i, (place, begun) in enumerate(
+                zip(template.free_positions, template.initialized_from_word, strict=True)
+            ):
                 if begun:
-                    if template.ids[place] not in known:
-                        word = networks.tokenizer.decode([template.ids[place]])
+                    if template.token_ids[place] not in known:
+                        word = networks.tokenizer.decode([template.token_ids[place]])
                         raise UserError(f"task.prompt: '{word}' is not among the tokens that may be chosen")
-                    row[i, known.index(template.ids[place])] = row[i].max() + 1.0
+                    row[i, known.index(template.token_ids[place])] = row[i].max() + 1.0
             rows.append(row)
         return torch.stack(rows).to(networks.device)
 
-    def draw(self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int) -> Draw | None:
-        size = (*shape, len(self.allowed(networks)))
+    def sample_gumbel(
+        self, networks: Networks, shape: tuple[int, int], seeds: Sequence[int], k: int
+    ) -> GumbelSample | None:
+        size = (*shape, len(self.allowed_tokens(networks)))
         uniform = torch.stack([torch.rand(size, generator=torch.Generator().manual_seed(s)) for s in seeds])
         gumbel = -(-uniform.clamp(1e-20, 1 - 1e-7).log()).log()
         high, low = self.temperatures
-        return Draw(gumbel.to(networks.device), max(low, high * self.cooling**k))
+        return GumbelSample(gumbel.to(networks.device), max(low, high * self.temperature_decay**k))
 
-    def vectors(self, networks: Networks, values: Tensor, draw: Draw | None) -> Float[Tensor, "b m n d"]:
+    def token_embeddings(
+        self, networks: Networks, values: Tensor, draw: GumbelSample | None
+    ) -> Float[Tensor, "b m n d"]:
         """One token's embedding in each place; gradients as if it were the softmax's mean of all."""
-        known = table(networks)[self.allowed(networks)]
+        known = embedding_table(networks)[self.allowed_tokens(networks)]
         if draw is None:
             return F.one_hot(values.argmax(dim=-1), len(known)).to(known)[:, None] @ known
         soft = ((values[:, None] + draw.gumbel) / draw.temperature).softmax(dim=-1)
         hard = F.one_hot(soft.argmax(dim=-1), len(known)).to(soft)
         return (hard + soft - soft.detach()) @ known
 
-    def words(self, networks: Networks, values: Tensor, templates: Sequence[Template]) -> list[str]:
-        known = torch.tensor(self.allowed(networks))
+    def decode(self, networks: Networks, values: Tensor, templates: Sequence[PromptTemplate]) -> list[str]:
+        known = torch.tensor(self.allowed_tokens(networks))
         chosen = known[values.argmax(dim=-1).cpu()]
-        return [spell(networks.tokenizer, t, row.tolist()) for t, row in zip(templates, chosen, strict=True)]
+        return [decode_prompt(networks.tokenizer, t, row.tolist()) for t, row in zip(templates, chosen, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def recomputed(compute: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+def checkpointed(compute: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
     """`compute(*inputs)`, whose gradient reaches the inputs alone: weights that `compute` uses have to be frozen.
 
     Unlike `torch.utils.checkpoint`, which keeps the emptied graph of the forward pass (5 MB of nodes for a step of a

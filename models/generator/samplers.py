@@ -12,109 +12,111 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.models.generator import inversion
-from classifier_lens.models.generator.cross_attention import MapControl
+from classifier_lens.models.generator.cross_attention import AttentionControl
 from classifier_lens.models.generator.noise_schedule import (
-    Schedule,
+    NoiseSchedule,
+    classifier_free_guidance,
     ddim_schedule,
     ddim_step,
-    guide,
     lcm_schedule,
     lcm_step,
 )
 from classifier_lens.models.generator.pipeline.networks import Networks
-from classifier_lens.models.generator.pipeline.noise_levels import check_signal
-from classifier_lens.runner.configuration.value_ranges import ChainSteps, NonNegative, Rate, Steps
+from classifier_lens.models.generator.pipeline.noise_levels import check_nonzero_snr
+from classifier_lens.runner.configuration.value_ranges import ChainSteps, LearningRate, NonNegative, Steps
 from classifier_lens.runner.types import UserError
 
 # What a chain follows from beside its text, batch first: `latent` "b c y x", z_T; `noise` "b t c y x", what each step
 # adds; `null` "b t l d", N_t of samplers with a null branch.
-Course = dict[str, Tensor]
+SamplerInputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class NullText:
+class NullTextInversion:
     """Settings of null-text inversion: see `models.generator.inversion.null_text`."""
 
-    rate: Rate
+    lr: LearningRate
     inner_steps: Steps
-    tolerance: NonNegative
-    tolerance_growth: NonNegative
-    last_update: bool
+    early_stop_epsilon: NonNegative
+    early_stop_epsilon_growth: NonNegative
+    update_before_stop: bool
 
 
 class Sampler(Protocol):
-    """T steps from noise to a picture. embeddings: what the UNet is called with at every step, by name; setting:
-    everything beside the networks that a chain follows from."""
+    """T steps from noise to a picture. embedding_names: what the UNet is called with at every step, by name;
+    fingerprint: everything beside the networks that a chain follows from."""
 
-    embeddings: ClassVar[tuple[str, ...]]
-
-    @property
-    def schedule(self) -> Schedule: ...
+    embedding_names: ClassVar[tuple[str, ...]]
 
     @property
-    def setting(self) -> object: ...
+    def schedule(self) -> NoiseSchedule: ...
 
-    def inversion(self, seed: int) -> object:
-        """Everything beside the networks and `setting` that a picture's course follows from."""
+    @property
+    def fingerprint(self) -> object: ...
+
+    def inversion_fingerprint(self, seed: int) -> object:
+        """Everything beside the networks and `fingerprint` that a picture's course follows from."""
 
     def check_inversion(self) -> None:
         """Raise UserError where pictures cannot be inverted."""
 
     def predict(
-        self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: MapControl | None
+        self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: AttentionControl | None
     ) -> Float[Tensor, "b c y x"]:
         """What step i takes, ε or v as the schedule says; embeddings "b l d" by name."""
 
     def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Step i with a prediction -> (next latent, x0-prediction). noise: what this step adds."""
 
-    def draw(self, networks: Networks, seeds: Sequence[int], side: int) -> Course:
+    def sample_inputs(self, networks: Networks, seeds: Sequence[int], side: int) -> SamplerInputs:
         """The courses of drawn pictures, each from its own seed."""
 
-    def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Course:
+    def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> SamplerInputs:
         """The parts of courses whose chains return to the latents z0 of pictures with these prompts; what is missing is
         as drawn."""
 
 
 @dataclass(frozen=True)
-class Ddim:
+class DdimSampler:
     """DDIM with classifier-free guidance, in the other steps by the text branch alone; pictures are found by null-text
-    inversion. guided: the steps that are guided."""
+    inversion. guidance_interval: the steps that are guided."""
 
-    schedule: Schedule
-    guidance: float
-    null_text: NullText | None
-    guided: range
-    embeddings: ClassVar[tuple[str, ...]] = ("text", "null")
+    schedule: NoiseSchedule
+    guidance_scale: float
+    null_text: NullTextInversion | None
+    guidance_interval: range
+    embedding_names: ClassVar[tuple[str, ...]] = ("text", "null")
 
     @property
-    def setting(self) -> object:
-        return (*self.schedule.told(), self.guidance, self.guided)
+    def fingerprint(self) -> object:
+        return (*self.schedule.as_plain_values(), self.guidance_scale, self.guidance_interval)
 
-    def inversion(self, seed: int) -> object:
+    def inversion_fingerprint(self, seed: int) -> object:
         return self.null_text
 
     def check_inversion(self) -> None:
-        if self.guidance == 1:
-            raise UserError("generator.guidance=1: null-text inversion does nothing there, choose a value above 1")
+        if self.guidance_scale == 1:
+            raise UserError(
+                "generator.guidance_scale=1: null-text inversion does nothing there, choose a value above 1"
+            )
         if self.null_text is None:
             raise UserError("generator.null_text=null: DDIM inverts pictures by null-text inversion, give its settings")
 
     def predict(
-        self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: MapControl | None
+        self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: AttentionControl | None
     ) -> Float[Tensor, "b c y x"]:
-        if i not in self.guided:
+        if i not in self.guidance_interval:
             return networks.predict(z, self.schedule.timesteps[i], embeddings["text"], maps)
         both = torch.cat([embeddings["null"], embeddings["text"]])
         null, text = networks.predict(torch.cat([z, z]), self.schedule.timesteps[i], both, maps).chunk(2)
-        return guide(null, text, self.guidance)
+        return classifier_free_guidance(null, text, self.guidance_scale)
 
     def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
         s = self.schedule
-        return ddim_step(z, predicted, s.alphas[i], s.alphas_next[i], s.velocity)
+        return ddim_step(z, predicted, s.alphas_cumprod[i], s.alphas_cumprod_next[i], s.v_prediction)
 
-    def draw(self, networks: Networks, seeds: Sequence[int], side: int) -> Course:
-        latent = networks.noise(seeds, side, 1)[:, 0]
+    def sample_inputs(self, networks: Networks, seeds: Sequence[int], side: int) -> SamplerInputs:
+        latent = networks.sample_noise(seeds, side, 1)[:, 0]
         steps = len(self.schedule)
         null = networks.embed([""])[:, None].repeat(len(seeds), steps, 1, 1)
         return {
@@ -124,99 +126,126 @@ class Ddim:
         }
 
     @torch.enable_grad()
-    def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Course:
+    def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> SamplerInputs:
         assert self.null_text is not None
         settings = self.null_text
         text, null = networks.embed(prompts), networks.embed([""] * len(prompts))
         trajectory = inversion.ddim_invert(networks.predict, z0, text, self.schedule)
-        nulls = inversion.null_text(
-            networks.predict, trajectory, text, null, self.schedule, self.guidance, settings.rate,
-            settings.inner_steps, settings.tolerance, settings.tolerance_growth, self.guided, settings.last_update,
-        )  # fmt: skip
+        nulls = inversion.null_text_inversion(
+            networks.predict,
+            trajectory,
+            text,
+            null,
+            self.schedule,
+            self.guidance_scale,
+            settings.lr,
+            settings.inner_steps,
+            settings.early_stop_epsilon,
+            settings.early_stop_epsilon_growth,
+            self.guidance_interval,
+            settings.update_before_stop,
+        )
         # Contiguous, as what a cache gives back: kernels may round by a tensor's layout.
         return {"latent": trajectory[:, 0].contiguous(), "null": nulls}
 
 
 @dataclass(frozen=True)
-class Lcm:
+class LcmSampler:
     """Multistep consistency sampling, one branch (Luo et al., 2023): the noise of every step belongs to the course, and
-    that of the last one is an offset. guidance: what the UNet is told, None for one that is not told any."""
+    that of the last one is an offset. guidance_scale: what the UNet is told, None for one that is not told any."""
 
-    schedule: Schedule
-    guidance: float | None
-    embeddings: ClassVar[tuple[str, ...]] = ("text",)
+    schedule: NoiseSchedule
+    guidance_scale: float | None
+    embedding_names: ClassVar[tuple[str, ...]] = ("text",)
 
     @property
-    def setting(self) -> object:
-        return (*self.schedule.told(), self.guidance)
+    def fingerprint(self) -> object:
+        return (*self.schedule.as_plain_values(), self.guidance_scale)
 
-    def inversion(self, seed: int) -> object:
+    def inversion_fingerprint(self, seed: int) -> object:
         return ("edit-friendly", seed)
 
     def check_inversion(self) -> None:
         """Every picture can be inverted."""
 
     def predict(
-        self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: MapControl | None
+        self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: AttentionControl | None
     ) -> Float[Tensor, "b c y x"]:
-        return networks.predict(z, self.schedule.timesteps[i], embeddings["text"], maps, self.guidance)
+        return networks.predict(z, self.schedule.timesteps[i], embeddings["text"], maps, self.guidance_scale)
 
     def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
         s = self.schedule
-        following, x0 = lcm_step(z, predicted, noise, s.timesteps[i], s.alphas[i], s.alphas_next[i], s.velocity)
+        following, x0 = lcm_step(
+            z, predicted, noise, s.timesteps[i], s.alphas_cumprod[i], s.alphas_cumprod_next[i], s.v_prediction
+        )
         return (following, x0) if i < len(s) - 1 else (x0 + noise, x0 + noise)
 
-    def draw(self, networks: Networks, seeds: Sequence[int], side: int) -> Course:
-        drawn = networks.noise(seeds, side, len(self.schedule))
+    def sample_inputs(self, networks: Networks, seeds: Sequence[int], side: int) -> SamplerInputs:
+        drawn = networks.sample_noise(seeds, side, len(self.schedule))
         return {"latent": drawn[:, 0], "noise": torch.cat([drawn[:, 1:], torch.zeros_like(drawn[:, :1])], dim=1)}
 
     @torch.no_grad()
-    def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Course:
+    def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> SamplerInputs:
         text = networks.embed(prompts)
-        noise = networks.noise(seeds, z0.shape[-1], len(self.schedule)).to(z0)
+        noise = networks.sample_noise(seeds, z0.shape[-1], len(self.schedule)).to(z0)
 
         def end(z: Tensor, i: int) -> Tensor:
             predicted = self.predict(networks, z, {"text": text}, i, None)
             return self.advance(z, predicted, torch.zeros_like(z), i)[1]
 
-        latent, constants = inversion.edit_friendly(end, z0, noise, self.schedule)
+        latent, constants = inversion.edit_friendly_inversion(end, z0, noise, self.schedule)
         return {"latent": latent, "noise": constants}
 
 
 def ddim(
-    networks: Networks, steps: int, guidance: float, null_text: NullText | None, guided: Sequence[float]
-) -> Ddim:  # fmt: skip
-    """DDIM with the noise levels and times of the pipeline's scheduler. guided: from which share of the chain to which
-    it is guided (Kynkäänniemi et al., 2024). Raises UserError for shares that are none, and see `check_signal`."""
-    first, last = guided
+    networks: Networks,
+    steps: int,
+    guidance_scale: float,
+    null_text: NullTextInversion | None,
+    guidance_interval: Sequence[float],
+) -> DdimSampler:
+    """DDIM with the noise levels and times of the pipeline's scheduler. guidance_interval: from which share of the
+    chain to which it is guided (Kynkäänniemi et al., 2024). Raises UserError for shares that are none, and see
+    `check_nonzero_snr`."""
+    first, last = guidance_interval
     if not 0 <= first < last <= 1:
-        raise UserError(f"generator.guided={list(guided)}: allowed are two growing shares of the chain, in 0 … 1")
+        raise UserError(
+            f"generator.guidance_interval={list(guidance_interval)}: allowed are two growing shares of the "
+            "chain, in 0 … 1"
+        )
     levels = networks.scheduler
     schedule = ddim_schedule(
         levels.alphas_cumprod, steps, levels.config.steps_offset, float(levels.final_alpha_cumprod),
         levels.config.timestep_spacing,
     )  # fmt: skip
-    schedule = replace(schedule, velocity=networks.velocity)
-    check_signal(schedule)
-    return Ddim(schedule, guidance, null_text, range(math.floor(first * steps), math.ceil(last * steps)))
+    schedule = replace(schedule, v_prediction=networks.v_prediction)
+    check_nonzero_snr(schedule)
+    return DdimSampler(schedule, guidance_scale, null_text, range(math.floor(first * steps), math.ceil(last * steps)))
 
 
 def lcm(
-    networks: Networks, steps: int, guidance: float, null_text: NullText | None, guided: Sequence[float],
-    original_steps: ChainSteps,
-) -> Lcm:  # fmt: skip
-    """Consistency sampling; original_steps: of the solver that the model was distilled from.
+    networks: Networks,
+    steps: int,
+    guidance_scale: float,
+    null_text: NullTextInversion | None,
+    guidance_interval: Sequence[float],
+    original_inference_steps: ChainSteps,
+) -> LcmSampler:
+    """Consistency sampling; original_inference_steps: of the solver that the model was distilled from.
 
     Raises UserError for settings that have no effect with it.
     """
     if null_text is not None:
         raise UserError("generator.null_text: has no effect with a consistency model, set it to null")
-    if list(guided) != [0, 1]:
-        raise UserError("generator.guided: has no effect with a consistency model, set it to [0.0, 1.0]")
-    if guidance != 1 and not networks.tells_guidance:
-        raise UserError(f"generator.guidance={guidance}: this UNet is not told any guidance scale, allowed is 1")
+    if list(guidance_interval) != [0, 1]:
+        raise UserError("generator.guidance_interval: has no effect with a consistency model, set it to [0.0, 1.0]")
+    if guidance_scale != 1 and not networks.has_guidance_embedding:
+        raise UserError(
+            f"generator.guidance_scale={guidance_scale}: this UNet is not told any guidance scale, allowed is 1"
+        )
     schedule = replace(
-        lcm_schedule(networks.scheduler.alphas_cumprod, steps, original_steps), velocity=networks.velocity
+        lcm_schedule(networks.scheduler.alphas_cumprod, steps, original_inference_steps),
+        v_prediction=networks.v_prediction,
     )
-    check_signal(schedule)
-    return Lcm(schedule, guidance if networks.tells_guidance else None)
+    check_nonzero_snr(schedule)
+    return LcmSampler(schedule, guidance_scale if networks.has_guidance_embedding else None)

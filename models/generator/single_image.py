@@ -9,32 +9,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.runner.types import Anchor, Controls, Scene
+from classifier_lens.runner.types import Controls, EditContext, Scene
 
 
-class SinglePicture:
+class SingleImageGenerator:
     """No random numbers but the anchor's, no prompt that is optimised, no control that is kept."""
 
-    lasting: tuple[str, ...] = ()
-    reported = 1
-    graphed = 1
-    draws: Sequence[str] | None = None
-    can_draw = True
+    saved_controls: tuple[str, ...] = ()
+    images_per_result = 1
+    images_in_graph = 1
+    known_classes: Sequence[str] | None = None
+    can_generate = True
 
     @abstractmethod
-    def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
+    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
         """The last x0-predictions as scenes; the last of them is the picture that counts."""
 
-    def fresh(self, anchor: Anchor, k: int) -> Anchor:
+    def step_context(self, anchor: EditContext, k: int) -> EditContext:
         return anchor
 
-    def final(self, anchor: Anchor) -> Anchor:
+    def evaluation_context(self, anchor: EditContext) -> EditContext:
         return anchor
 
     @torch.no_grad()
-    def pictures(self, controls: Controls, anchor: Anchor) -> Float[Tensor, "b 1 3 h w"]:
+    def images(self, controls: Controls, anchor: EditContext) -> Float[Tensor, "b 1 3 h w"]:
         return self(controls, anchor)[-1].image[:, None]
 
-    def worded(self, controls: Controls, anchor: Anchor) -> list[str] | None:
+    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str] | None:
         """No prompt is optimised."""
         return None

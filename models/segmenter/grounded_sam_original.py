@@ -18,17 +18,22 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from classifier_lens.models.hub import local_folder, no_weights
-from classifier_lens.models.segmenter.segmenter import FromBoxes, caption_of, eight_bits, joint_digest
+from classifier_lens.models.hub import local_folder, missing_weights_error
+from classifier_lens.models.segmenter.segmenter import (
+    BoxPromptedSegmenter,
+    grounding_dino_prompt,
+    joint_digest,
+    to_uint8,
+)
 from classifier_lens.runner.configuration.value_ranges import BelowOne
 from classifier_lens.runner.types import UserError, first_line
 
-SHORTEST, LONGEST = 800, 1333  # side in pixels that the detector's pictures are brought to, and the limit of the other
+MIN_SIDE, LONGEST = 800, 1333  # side in pixels that the detector's pictures are brought to, and the limit of the other
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
-class OriginalGroundedSam(FromBoxes):
+class OriginalGroundedSam(BoxPromptedSegmenter):
     """See `models.segmenter.grounded_sam.GroundedSam`. predictor: of segment-anything, about one picture at a time."""
 
     detector: Any
@@ -37,18 +42,23 @@ class OriginalGroundedSam(FromBoxes):
     text_threshold: float
     digest: str
 
-    def boxes(self, image: Float[Tensor, "3 h w"], words: str) -> Float[Tensor, "n 4"]:
+    def detect_boxes(self, image: Float[Tensor, "3 h w"], words: str) -> Float[Tensor, "n 4"]:
         """Around what the words name: left, top, right and bottom in pixels."""
         from groundingdino.datasets import transforms
         from groundingdino.util.inference import predict
 
         prepare = transforms.Compose([
-            transforms.RandomResize([SHORTEST], max_size=LONGEST), transforms.ToTensor(),
+            transforms.RandomResize([MIN_SIDE], max_size=LONGEST), transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
         ])  # fmt: skip
         given, _ = prepare(Image.fromarray(_pixels(image)), None)
         shares, _, phrases = predict(
-            self.detector, given, caption_of(words), self.box_threshold, self.text_threshold, device=str(image.device)
+            self.detector,
+            given,
+            grounding_dino_prompt(words),
+            self.box_threshold,
+            self.text_threshold,
+            device=str(image.device),
         )
         named = [i for i, phrase in enumerate(phrases) if phrase.strip()]
         height, width = image.shape[-2:]
@@ -56,7 +66,7 @@ class OriginalGroundedSam(FromBoxes):
         return box_convert(pixels, "cxcywh", "xyxy").to(image.device)
 
     @torch.no_grad()
-    def in_boxes(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
+    def masks_in_boxes(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
         """The mask of each box's object."""
         self.predictor.model.to(image.device)
         self.predictor.set_image(_pixels(image))
@@ -69,23 +79,29 @@ class OriginalGroundedSam(FromBoxes):
 
 def _pixels(image: Float[Tensor, "3 h w"]) -> Any:
     """A picture as an array of rows, columns and channels."""
-    return eight_bits(image).permute(1, 2, 0).cpu().numpy()
+    return to_uint8(image).permute(1, 2, 0).cpu().numpy()
 
 
 # --- weights -------------------------------------------------------------------------------------------------
 
 
 def load(
-    config: str, weights: str, text_encoder: str, text_encoder_revision: str | None, box_threshold: BelowOne,
-    text_threshold: BelowOne, sam: str, sam_weights: str,
-) -> OriginalGroundedSam:  # fmt: skip
+    detector_config: str,
+    detector_weights: str,
+    text_encoder: str,
+    text_encoder_revision: str | None,
+    box_threshold: BelowOne,
+    text_threshold: BelowOne,
+    sam_model_type: str,
+    sam_weights: str,
+) -> OriginalGroundedSam:
     """Both networks in float32; see `models.segmenter.grounded_sam.GroundedSam` for the thresholds.
 
-    config: the detector's, one that its package brings (GroundingDINO_SwinT_OGC, GroundingDINO_SwinB_cfg) or a file of
-    that kind, whose code is run; weights: its published .pth file; text_encoder: BERT, a folder in transformers' layout
-    or a hub id whose files are in the hub's cache at that revision; sam: vit_b, vit_l or vit_h; sam_weights: the
-    published .pth file. Raises UserError if a package or weights are missing, or if a setting is not allowed.
-    """
+    detector_config: the detector's, one that its package brings (GroundingDINO_SwinT_OGC, GroundingDINO_SwinB_cfg) or a
+    file of that kind, whose code is run; detector_weights: its published .pth file; text_encoder: BERT, a folder in
+    transformers' layout or a hub id whose files are in the hub's cache at that revision; sam_model_type: vit_b, vit_l
+    or vit_h; sam_weights: the published .pth file. Raises UserError if a package or weights are missing, or if a
+    setting is not allowed."""
     try:
         import groundingdino
         from groundingdino.models import build_model
@@ -98,20 +114,24 @@ def load(
             "needs an environment of its own (`make test-groundingdino`); `segmenter=grounded_sam` does without them"
         ) from error
     brought = {path.stem: path for path in Path(groundingdino.__file__).parent.glob("config/Grounding*.py")}
-    if (file := brought.get(config)) is None:  # a configuration is a module: only the package's own are run
-        raise UserError(f"segmenter.config={config}: allowed are the package's own, {', '.join(sorted(brought))}")
-    if sam not in sam_model_registry:
-        raise UserError(f"segmenter.sam={sam}: allowed are {', '.join(sorted(sam_model_registry))}")
-    states = {key: _read(key, path) for key, path in (("weights", weights), ("sam_weights", sam_weights))}
+    if (file := brought.get(detector_config)) is None:  # a configuration is a module: only the package's own are run
+        raise UserError(
+            f"segmenter.detector_config={detector_config}: allowed are the package's own, {', '.join(sorted(brought))}"
+        )
+    if sam_model_type not in sam_model_registry:
+        raise UserError(
+            f"segmenter.sam_model_type={sam_model_type}: allowed are {', '.join(sorted(sam_model_registry))}"
+        )
+    states = {key: _read(key, path) for key, path in (("weights", detector_weights), ("sam_weights", sam_weights))}
     settings = SLConfig.fromfile(str(file))
     settings.device = "cpu"
     folder = local_folder(f"segmenter.text_encoder={text_encoder}", text_encoder, text_encoder_revision)
     settings.text_encoder_type = str(folder)
-    detector, segment_anything = build_model(settings), sam_model_registry[sam]()
+    detector, segment_anything = build_model(settings), sam_model_registry[sam_model_type]()
     inner = states["weights"].get("model", {}) if isinstance(states["weights"], Mapping) else {}
-    _fill(detector, clean_state_dict(inner), f"segmenter.weights={weights}")
+    _fill(detector, clean_state_dict(inner), f"segmenter.detector_weights={detector_weights}")
     _fill(segment_anything, states["sam_weights"], f"segmenter.sam_weights={sam_weights}")
-    digest = joint_digest([detector, segment_anything], config, sam, box_threshold, text_threshold)
+    digest = joint_digest([detector, segment_anything], detector_config, sam_model_type, box_threshold, text_threshold)
     return OriginalGroundedSam(detector, SamPredictor(segment_anything), box_threshold, text_threshold, digest)
 
 
@@ -119,7 +139,7 @@ def _read(key: str, path: str) -> Any:
     """What a .pth file holds, tensors alone. Raises UserError if it cannot be read."""
     wanted = "wanted is the published .pth file, see `python scripts/fetch_weights.py list`"
     if not Path(path).expanduser().is_file():
-        raise no_weights(f"segmenter.{key}={path}", "cannot be loaded (no such file)", wanted)
+        raise missing_weights_error(f"segmenter.{key}={path}", "cannot be loaded (no such file)", wanted)
     try:
         return torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

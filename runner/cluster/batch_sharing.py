@@ -5,20 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from classifier_lens.runner.cluster.leases import RENEWALS, Claim, Claims, Lost
+from classifier_lens.runner.cluster.leases import RENEWALS_PER_TIMEOUT, Lease, LeaseLostError, Leases
 from classifier_lens.runner.logging.progress_bar import Progress
 from classifier_lens.runner.types import Problem
 
-LONGEST = 5.0  # seconds between two looks at what others hold
+MAX_POLL_INTERVAL = 5.0  # seconds between two looks at what others hold
 
 
-def share(
-    batches: Mapping[str, Sequence[Problem]], done: Callable[[Sequence[Problem]], bool], claims: Claims, wait: bool,
-    solve: Callable[[str, Claim], None], bar: Progress,
-) -> None:  # fmt: skip
+def solve_shared(
+    batches: Mapping[str, Sequence[Problem]],
+    done: Callable[[Sequence[Problem]], bool],
+    claims: Leases,
+    wait_for_others: bool,
+    solve: Callable[[str, Lease], None],
+    bar: Progress,
+) -> None:
     """Solve every batch, by name, that is not done and that no other process holds.
 
-    With `wait` it lasts until all are done, by whomever: what others leave undone is taken over.
+    With `wait_for_others` it lasts until all are done, by whomever: what others leave undone is taken over.
     """
     left = {name: batch for name, batch in batches.items() if not done(batch)}
     while left:
@@ -26,27 +30,28 @@ def share(
         for name, batch in list(left.items()):
             own = False
             if not done(batch):
-                with claims.take(name) as claim:
+                with claims.acquire(name) as claim:
                     if claim is None:
                         continue
                     if not done(batch):  # whoever held it before may have ended meanwhile
                         try:
                             solve(name, claim)
-                        except Lost:
-                            bar.say(f"{name}: another process has taken it over, as this one gave no sign of life")
+                        except LeaseLostError:
+                            bar.message(f"{name}: another process has taken it over, as this one gave no sign of life")
                             continue
                         own = True
-            claims.forget(name)
+            claims.clear(name)
             del left[name]
             if not own:
-                bar.finished(len(batch))
+                bar.advance(len(batch))
         if len(left) == found:
-            if not wait:
+            if not wait_for_others:
                 return
-            holders = {claims.holder(name) for name in left} - {None}
+            holders = {claims.owner(name) for name in left} - {None}
             names = ", ".join(p.name for p in holders if p)
-            bar.phase(
-                f"waiting for {len(left)} of others' batches: {names}; each is taken over {claims.lease:g} s after its "
+            bar.set_phase(
+                f"waiting for {len(left)} of others' batches: {names}; each is taken over "
+                f"{claims.duration:g} s after its "
                 "last sign of life"
             )
-            time.sleep(min(claims.lease / RENEWALS, LONGEST))
+            time.sleep(min(claims.duration / RENEWALS_PER_TIMEOUT, MAX_POLL_INTERVAL))

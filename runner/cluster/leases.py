@@ -28,35 +28,35 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from classifier_lens.runner.files.atomic import make_folder, writing
-from classifier_lens.runner.results.batch_names import overlap
+from classifier_lens.runner.files.atomic import make_folder, wrap_write_errors
+from classifier_lens.runner.results.batch_names import batches_overlap
 from classifier_lens.runner.types import UserError
 
-RENEWALS = 6  # in the time of a lease, so that a slow file system may miss some
-LONGEST = 1e6  # seconds of a lease: eleven days
-PRESENT = "process-"  # before the name of a process that is at work: a claim that holds as long as it is
+RENEWALS_PER_TIMEOUT = 6  # in the time of a lease, so that a slow file system may miss some
+MAX_TIMEOUT = 1e6  # seconds of a lease: eleven days
+PRESENCE_PREFIX = "process-"  # before the name of a process that is at work: a claim that holds as long as it is
 
 
-class Lost(Exception):
+class LeaseLostError(Exception):
     """Another process has taken the batch over, since this one gave no sign of life."""
 
 
 @dataclass(frozen=True)
 class Process:
     """Who works. host, pid: the machine's name and the process id; job: the cluster's name of the job, array task and
-    rank, None without one; start: when the process began, in ticks since the machine was booted, since ids are used
-    again, None where that cannot be seen; machine: what ids and ticks refer to, see `machine_id`; restart: how often
-    the job was put back into its queue."""
+    rank, None without one; start_ticks: when the process began, in ticks since the machine was booted, since ids are
+    used again, None where that cannot be seen; machine_id: what ids and ticks refer to, see `machine_id`;
+    restart_count: how often the job was put back into its queue."""
 
     host: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     job: str | None
-    start: int | None = None
-    machine: str = ""
-    restart: Annotated[int, Field(ge=0)] = 0
+    start_ticks: int | None = None
+    machine_id: str = ""
+    restart_count: Annotated[int, Field(ge=0)] = 0
 
     @staticmethod
-    def own() -> Process:
+    def current() -> Process:
         """This process, as SLURM and submitit's local jobs name it."""
         pid = os.getpid()
         restart = _count("SLURM_RESTART_COUNT") or 0
@@ -67,12 +67,18 @@ class Process:
         """Fit for a file."""
         return "-".join(_plain(str(part)) for part in (self.job, self.host, self.pid) if part is not None)
 
-    def gone(self, reader: Process) -> bool:
+    def has_ended(self, reader: Process) -> bool:
         """Whether the reader, who asks only for what it does not hold itself, can tell that this process has ended: it
         ran on the same machine, or its job came back from the queue and the reader is part of it."""
-        if self == reader or (self.job is not None and self.job == reader.job and self.restart < reader.restart):
+        if self == reader or (
+            self.job is not None and self.job == reader.job and self.restart_count < reader.restart_count
+        ):
             return True
-        return self.machine == reader.machine and self.host == reader.host and not is_running(self.pid, self.start)
+        return (
+            self.machine_id == reader.machine_id
+            and self.host == reader.host
+            and not is_running(self.pid, self.start_ticks)
+        )
 
 
 def machine_id() -> str:
@@ -128,11 +134,11 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\w.+-]", "_", text)[:80]
 
 
-UNWRITTEN = Process("unknown", 0, None, machine="unknown")  # holds a claim that is not written, or not legible
+UNKNOWN_OWNER = Process("unknown", 0, None, machine_id="unknown")  # holds a claim that is not written, or not legible
 
 
 @dataclass(frozen=True)
-class Claim:
+class Lease:
     """A batch that this process holds."""
 
     folder: Path
@@ -144,28 +150,28 @@ class Claim:
         return _file(self.folder, self.batch, self.generation)
 
     def check(self) -> None:
-        """Raise `Lost` if another process has taken the batch over, and may have ended since then."""
+        """Raise `LeaseLostError` if another process has taken the batch over, and may have ended since then."""
         if max(_generations(self.folder, self.batch), default=0) > self.generation or not self.path.exists():
-            raise Lost(self.batch)
+            raise LeaseLostError(self.batch)
 
 
 @dataclass(frozen=True)
-class Claims:
-    """The claims of a run. folder: where they lie; lease: seconds without a sign of life that set a batch free; clock:
-    seconds that never jump; _seen: what of a claim was seen last, and since when."""
+class Leases:
+    """The claims of a run. folder: where they lie; duration: seconds without a sign of life that set a batch free;
+    clock: seconds that never jump; _seen: what of a claim was seen last, and since when."""
 
     folder: Path
-    lease: float
+    duration: float
     process: Process
     clock: Callable[[], float] = time.monotonic
     _seen: dict[Path, tuple[tuple[bytes, int], float]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.lease <= LONGEST:
-            raise UserError(f"claim.lease={self.lease}: allowed are seconds above 0, {LONGEST:.0f} at most")
+        if not 0 < self.duration <= MAX_TIMEOUT:
+            raise UserError(f"lease.duration={self.duration}: allowed are seconds above 0, {MAX_TIMEOUT:.0f} at most")
 
     @contextmanager
-    def take(self, batch: str) -> Iterator[Claim | None]:
+    def acquire(self, batch: str) -> Iterator[Lease | None]:
         """Hold a batch within, or None where another process does. Afterwards it is free again."""
         made = self._make_all(batch)
         if not made:
@@ -182,50 +188,50 @@ class Claims:
             _drop(made)
 
     @contextmanager
-    def present(self) -> Iterator[None]:
+    def announce(self) -> Iterator[None]:
         """Others can tell within that this process is at work, also while it holds no batch."""
-        for name in {path.name.rpartition(".")[0] for path in self.folder.glob(f"{PRESENT}*.*")}:
-            if self.holder(name) is None:  # killed
-                self.forget(name)
-        with self.take(f"{PRESENT}{self.process.name}"):
+        for name in {path.name.rpartition(".")[0] for path in self.folder.glob(f"{PRESENCE_PREFIX}*.*")}:
+            if self.owner(name) is None:  # killed
+                self.clear(name)
+        with self.acquire(f"{PRESENCE_PREFIX}{self.process.name}"):
             yield
 
-    def at_work(self, name: str) -> bool:
+    def is_active(self, name: str) -> bool:
         """Whether a process of this name is at work at the run, by its signs of life and the clocks: what is wrong by
         these is asked once more, and no result follows from it."""
-        presence = f"{PRESENT}{name}"
-        return self.holder(presence) is not None and self.silent(presence) < self.lease
+        presence = f"{PRESENCE_PREFIX}{name}"
+        return self.owner(presence) is not None and self.seconds_since_renewal(presence) < self.duration
 
-    def forget(self, batch: str) -> None:
+    def clear(self, batch: str) -> None:
         """Remove what is left of the claims to a batch that is done."""
         for generation in _generations(self.folder, batch):
             with suppress(IsADirectoryError):  # no claim, which harms nobody
                 _file(self.folder, batch, generation).unlink(missing_ok=True)
 
-    def holder(self, batch: str) -> Process | None:
+    def owner(self, batch: str) -> Process | None:
         """The process that holds a batch, None where it is free."""
         latest = max(_generations(self.folder, batch), default=None)
         return None if latest is None else self._alive(_file(self.folder, batch, latest))
 
-    def silent(self, batch: str) -> float:
+    def seconds_since_renewal(self, batch: str) -> float:
         """Seconds since a batch's last sign of life by the clocks, of which two machines may have different ones: good
         enough to show."""
         latest = max(_generations(self.folder, batch), default=None)
         looked = None if latest is None else _look(_file(self.folder, batch, latest))
         return 0.0 if looked is None else time.time() - looked[1].st_mtime
 
-    def _make_all(self, batch: str) -> list[Claim]:
+    def _make_all(self, batch: str) -> list[Lease]:
         """The claims to a batch and to those that share problems with it, none where another process holds one."""
         make_folder(self.folder)
-        names, made = [batch, *self._sharing(batch)], list[Claim]()
-        if any(self.holder(name) is not None for name in names):
+        names, made = [batch, *self._sharing(batch)], list[Lease]()
+        if any(self.owner(name) is not None for name in names):
             return made
         for name in names:
             if (claim := self._make(name)) is None:
                 break
             made.append(claim)
         # Of two processes that make claims to such batches at once each sees the other's, or the later one does.
-        if len(made) < len(names) or any(self.holder(name) is not None for name in self._sharing(batch)):
+        if len(made) < len(names) or any(self.owner(name) is not None for name in self._sharing(batch)):
             _drop(made)
             made.clear()
         return made
@@ -233,14 +239,14 @@ class Claims:
     def _sharing(self, batch: str) -> list[str]:
         """The other batches that share problems with one, as far as they have claims."""
         names = {path.name.rpartition(".")[0] for path in self.folder.glob("*.*")} - {batch}
-        return sorted(name for name in names if overlap(name, batch))
+        return sorted(name for name in names if batches_overlap(name, batch))
 
-    def _make(self, batch: str) -> Claim | None:
+    def _make(self, batch: str) -> Lease | None:
         latest = max(_generations(self.folder, batch), default=0)
         if latest and self._alive(_file(self.folder, batch, latest)):
             return None
-        claim = Claim(self.folder, batch, latest + 1)
-        with writing(claim.path):
+        claim = Lease(self.folder, batch, latest + 1)
+        with wrap_write_errors(claim.path):
             try:
                 file = open(claim.path, "x")
             except FileExistsError:  # another process was faster
@@ -264,19 +270,19 @@ class Claims:
         before, since = self._seen.get(path, (None, 0.0))
         if before != now:
             self._seen[path] = now, self.clock()
-        elif self.clock() - since > self.lease:
+        elif self.clock() - since > self.duration:
             return None
         holder = _process(text)
-        return None if holder.gone(self.process) else holder
+        return None if holder.has_ended(self.process) else holder
 
-    def _renew(self, claims: Sequence[Claim], ended: threading.Event) -> None:
-        while not ended.wait(self.lease / RENEWALS):
+    def _renew(self, claims: Sequence[Lease], ended: threading.Event) -> None:
+        while not ended.wait(self.duration / RENEWALS_PER_TIMEOUT):
             for claim in claims:
                 with suppress(OSError):  # gone, or a file system that is away for a moment
                     os.utime(claim.path)
 
 
-def _drop(claims: Sequence[Claim]) -> None:
+def _drop(claims: Sequence[Lease]) -> None:
     """Give claims back."""
     for claim in claims:
         with suppress(OSError):  # a file system that cannot be written any more: the claim ends with its lease
@@ -315,4 +321,4 @@ def _process(text: bytes) -> Process:
     try:
         return TypeAdapter(Process).validate_json(text, strict=True)
     except ValueError:
-        return UNWRITTEN
+        return UNKNOWN_OWNER

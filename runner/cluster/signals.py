@@ -11,38 +11,38 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from classifier_lens.runner.logging.console import nowhere
+from classifier_lens.runner.logging.console import redirect_to_devnull
 
 # The exit code of each: that of a shell, but what clusters send means one and the same.
-CODES = {
+EXIT_CODES = {
     signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143,
 }  # fmt: skip
-SIGNALS = tuple(CODES)
+SIGNALS = tuple(EXIT_CODES)
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
-class Stopped(BaseException):
+class RunStopped(BaseException):
     """The run was asked to stop; the message names the signal. As KeyboardInterrupt it is no error."""
 
     @property
-    def code(self) -> int:
+    def exit_code(self) -> int:
         """The process's exit code."""
-        return CODES[signal.Signals[str(self)]]
+        return EXIT_CODES[signal.Signals[str(self)]]
 
     @property
-    def line(self) -> str:
+    def message(self) -> str:
         """What the console is told."""
         return f"stopped by {self}; the same command continues"
 
 
-def stopped(code: int) -> bool:
+def is_stop_code(code: int) -> bool:
     """Whether an exit code is that of a run that was asked to stop."""
-    return code in CODES.values()
+    return code in EXIT_CODES.values()
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """Within, a signal that nobody else handles ends the process with its line and code, without an exception, which
     imports may swallow or wrap. For what leaves nothing half done: imports and the composing of a configuration."""
     ours = (signal.SIG_DFL, signal.default_int_handler)
@@ -55,17 +55,17 @@ def at_once() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    stop = Stopped(signal.Signals(number).name)
+    stop = RunStopped(signal.Signals(number).name)
     with suppress(OSError, RuntimeError, ValueError):  # a print in progress, or a terminal that is gone
         sys.stdout.flush()
     with suppress(OSError):
-        os.write(2, f"{stop.line}\n".encode())
-    os._exit(stop.code)
+        os.write(2, f"{stop.message}\n".encode())
+    os._exit(stop.exit_code)
 
 
-class Interrupt:
-    """Raises `Stopped` when the first signal comes, but not inside `deferred()`: there it comes at the end. Those that
-    follow change nothing, so that a run is not disturbed while it saves."""
+class SignalHandler:
+    """Raises `RunStopped` when the first signal comes, but not inside `deferred()`: there it comes at the end. Those
+    that follow change nothing, so that a run is not disturbed while it saves."""
 
     def __init__(self) -> None:
         self._pending: signal.Signals | None = None
@@ -75,7 +75,7 @@ class Interrupt:
         self._terminals: list[int] = []
 
     @contextmanager
-    def listening(self) -> Iterator[Interrupt]:
+    def installed(self) -> Iterator[SignalHandler]:
         """Handle the signals within, those apart that the process ignores (`nohup`); afterwards whoever handled them
         before does so again. Inside of itself it does nothing."""
         if self._listening:
@@ -92,7 +92,7 @@ class Interrupt:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def pass_on(self) -> None:
+    def forward(self) -> None:
         """Let whoever handled the signal before know of it, once the run has ended: what runs SLURM's jobs puts them
         back into the queue."""
         handler = None if self._pending is None else self._before[self._pending]
@@ -119,13 +119,13 @@ class Interrupt:
             self.check()
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal came meanwhile."""
+        """Raise `RunStopped` if a signal came meanwhile."""
         if self._pending:
-            raise Stopped(self._pending.name)
+            raise RunStopped(self._pending.name)
 
 
 def _let_go(terminals: list[int]) -> None:
     """Write no more to those terminals that have closed: that would be an error, and the run could not save."""
     for descriptor in terminals:
         if not os.isatty(descriptor):
-            nowhere(descriptor)
+            redirect_to_devnull(descriptor)

@@ -31,33 +31,33 @@ from hydra.utils import instantiate
 from rich.console import Console
 from submitit.core.utils import FailedJobError
 
-from classifier_lens.runner.cluster.job_status import FILE, Submission, latest, read_submission
-from classifier_lens.runner.cluster.submit_settings import check_line, parsed, settings_of
+from classifier_lens.runner.cluster.job_status import SUBMISSION_FILE, Submission, latest_submission, read_submission
+from classifier_lens.runner.cluster.submit_settings import check_single_line, parse_override, read_settings
 from classifier_lens.runner.cluster.worker import Job
-from classifier_lens.runner.configuration.compose import configure, sweep_of
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.configuration.compose import compose_config, parse_sweep
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.report.overview import print_status, write_overview
-from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED, check_places
+from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED, check_output_folders
 from classifier_lens.runner.types import UserError, first_line
-from classifier_lens.tasks.prompts.target_rules import RULES, known_label
+from classifier_lens.tasks.prompts.target_rules import TARGET_RULES, resolve_class_name
 
-WIDTH = 160  # letters of a table that goes to a file
-UNLIMITED = 10**6  # minutes; nobody would put a local job back into a queue
+TABLE_WIDTH = 160  # letters of a table that goes to a file
+NO_TIME_LIMIT = 10**6  # minutes; nobody would put a local job back into a queue
 
 
-def checked(words: Sequence[str]) -> Path:
+def check_command(words: Sequence[str]) -> Path:
     """Where the runs of a command will lie. Raises UserError for words with which one of them could not begin: each
     value of a sweep is tried once."""
-    plain, choices = sweep_of(words)
+    plain, choices = parse_sweep(words)
     first = [options[0] for options in choices]
     others = [[*first[:i], other, *first[i + 1 :]] for i, options in enumerate(choices) for other in options[1:]]
-    configs = [configure([*plain, *job]) for job in (first, *others)]
+    configs = [compose_config([*plain, *job]) for job in (first, *others)]
     known: dict[str, Sequence[str] | None] = {}
     for config in configs:
         _check_classes(config, known)
     outputs = Path(configs[0]["outputs"])
-    check_places(configs[0])
-    check_line("outputs", str(outputs.resolve()))
+    check_output_folders(configs[0])
+    check_single_line("outputs", str(outputs.resolve()))
     if "%" in str(outputs.resolve()):
         raise UserError(f"outputs={outputs}: allowed are paths without %, which SLURM takes for a pattern")
     return outputs
@@ -68,14 +68,16 @@ def _check_classes(config: Mapping[str, Any], known: dict[str, Sequence[str] | N
     classifiers that were loaded before, by their settings; others are added."""
     named = {f"task.{key}": config["task"].get(key) for key in ("target", "classes")}
     listed = {key: [value] if isinstance(value, str) else list(value or ()) for key, value in named.items()}
-    asked = [(key, name) for key, names in listed.items() for name in names if not (name in RULES or ":" in name)]
+    asked = [
+        (key, name) for key, names in listed.items() for name in names if not (name in TARGET_RULES or ":" in name)
+    ]
     if not asked:
         return
     node = json.dumps(config["classifier"], sort_keys=True)
     labels = known[node] if node in known else known.setdefault(node, _labels(config["classifier"]))
     if labels is not None:
         for key, name in asked:
-            known_label(key, name, labels)
+            resolve_class_name(key, name, labels)
 
 
 def _labels(node: Mapping[str, Any]) -> Sequence[str] | None:
@@ -88,16 +90,16 @@ def _labels(node: Mapping[str, Any]) -> Sequence[str] | None:
     return labels
 
 
-def parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+def slurm_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as submitit names them, for SLURM."""
     passed = {key: settings[key] for key in ("partition", "account", "qos", "constraint") if settings[key] is not None}
     return {
         "name": settings["name"],
         "timeout_min": settings["minutes"],
-        "mem_gb": settings["gb"],
+        "mem_gb": settings["mem_gb"],
         "cpus_per_task": settings["cpus"],
         "slurm_signal_delay_s": settings["signal"],
-        "slurm_array_parallelism": settings["parallel"] or settings["workers"],
+        "slurm_array_parallelism": settings["max_parallel"] or settings["workers"],
         "slurm_setup": _setup(settings),
         **({"gpus_per_node": settings["gpus"]} if settings["gpus"] else {}),
         **{f"slurm_{key}": value for key, value in passed.items()},
@@ -114,18 +116,18 @@ def submit(words: Sequence[str]) -> Submission:
 
     Raises UserError for bad settings, and where there is no queue.
     """
-    settings, own = settings_of(words)
+    settings, own = read_settings(words)
     missing = [name for name in ("sbatch", "srun") if not shutil.which(name)]
     if settings["cluster"] == "slurm" and missing:
         raise UserError(
             f"submit.cluster=slurm: this machine has no {missing[0]}; submit.cluster=local uses its own cores"
         )
-    home = checked(own).resolve() / "submissions"
+    home = check_command(own).resolve() / "submissions"
     logs = home / "logs" / "%j"
     job = Job(Path.cwd(), tuple(own), home)
     if settings["cluster"] == "slurm":
-        executor = submitit.AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=settings["requeues"])
-        executor.update_parameters(**parameters(settings))
+        executor = submitit.AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=settings["max_requeues"])
+        executor.update_parameters(**slurm_parameters(settings))
         try:
             with redirect_stderr(StringIO()), executor.batch():  # submitit repeats what sbatch says
                 jobs = [executor.submit(job) for _ in range(settings["workers"])]
@@ -135,7 +137,7 @@ def submit(words: Sequence[str]) -> Submission:
         jobs = [_local(job, logs, settings, i) for i in range(settings["workers"])]
     first = jobs[0].job_id.partition("_")[0]
     submission = Submission(home / first, settings["cluster"], [job.job_id for job in jobs], own, os.getcwd())
-    write(submission.folder / FILE, json.dumps(asdict(submission), indent=1, default=str))
+    write_durable(submission.folder / SUBMISSION_FILE, json.dumps(asdict(submission), indent=1, default=str))
     return submission
 
 
@@ -150,13 +152,13 @@ def _local(job: Job, logs: Path, settings: Mapping[str, Any], i: int) -> submiti
     gpus = torch.cuda.device_count()
     executor = submitit.AutoExecutor(logs, cluster="local")
     executor.update_parameters(
-        timeout_min=UNLIMITED, gpus_per_node=min(gpus, 1), local_setup=_setup(settings),
+        timeout_min=NO_TIME_LIMIT, gpus_per_node=min(gpus, 1), local_setup=_setup(settings),
         **({"visible_gpus": (i % gpus,)} if gpus else {}),
     )  # fmt: skip
     return executor.submit(job)
 
 
-def queue(submission: Submission) -> dict[str, str]:
+def queued_jobs(submission: Submission) -> dict[str, str]:
     """What SLURM says of the jobs that it still has, by their names: PENDING, RUNNING …
 
     Raises UserError if it cannot be asked.
@@ -186,16 +188,18 @@ def main(arguments: Sequence[str]) -> int:
             submission = submit(arguments)
             print(f"{len(submission.jobs)} jobs: {', '.join(submission.jobs)}\nsubmission: {submission.folder}")
             return DONE
-        asked = dict(parsed(word) for word in arguments[1:])
+        asked = dict(parse_override(word) for word in arguments[1:])
         if unknown := set(asked) - {"submission", "problems", "outputs"}:
             raise UserError(f"{command} {unknown.pop()}: allowed are submission=, outputs= and problems=true")
         outputs = Path(str(asked.get("outputs", "outputs")))
-        submission = read_submission(Path(str(asked["submission"])) if "submission" in asked else latest(outputs))
+        submission = read_submission(
+            Path(str(asked["submission"])) if "submission" in asked else latest_submission(outputs)
+        )
         if command == "collect":
             print(f"page: {write_overview(submission)}")
             return DONE
-        console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        failed = print_status(submission, queue(submission), asked.get("problems") is True, console)
+        console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+        failed = print_status(submission, queued_jobs(submission), asked.get("problems") is True, console)
         return FAILED if failed else DONE
     except UserError as error:
         print(error, file=sys.stderr)

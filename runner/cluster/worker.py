@@ -11,9 +11,9 @@ from pathlib import Path
 from submitit.core.utils import DelayedSubmission
 
 from classifier_lens.runner.cli import main
-from classifier_lens.runner.cluster.job_status import code_file
+from classifier_lens.runner.cluster.job_status import exit_code_file
 from classifier_lens.runner.cluster.leases import Process
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.run import DONE, PENDING
 
 
@@ -31,12 +31,12 @@ class Job:
     def __call__(self) -> None:
         """Raises SystemExit with run.py's exit code unless that is 0, so that the queue sees it, too."""
         os.chdir(self.folder)
-        noted = code_file(self.submissions, str(Process.own().job))
+        noted = exit_code_file(self.submissions, str(Process.current().job))
         noted.unlink(missing_ok=True)
-        code = call_run_py([*self.words, "claim.wait=false"])
+        code = call_run_py([*self.words, "lease.wait_for_others=false"])
         if code == PENDING:
             code = call_run_py(self.words)
-        write(noted, str(code))
+        write_durable(noted, str(code))
         if code != DONE:
             sys.exit(code)
 

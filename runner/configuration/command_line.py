@@ -11,30 +11,32 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from classifier_lens.runner.configuration.schema import check_settings
-from classifier_lens.runner.configuration.type_descriptions import reads_text
+from classifier_lens.runner.configuration.type_descriptions import accepts_text
 from classifier_lens.runner.types import UserError, first_line
 
 T = TypeVar("T")
 
 
-def parsed(kind: type[T], arguments: Sequence[str]) -> T:
+def parse_options(options_type: type[T], arguments: Sequence[str]) -> T:
     """An instance of a dataclass of options with its defaults. Raises UserError, in one line, for a word that is no
     `key=value`, an unknown key or a value that is not allowed."""
-    paths, chosen = with_paths(kind, arguments)
+    paths, chosen = parse_paths_and_options(options_type, arguments)
     if paths:
-        raise UserError(f"{paths[0]}: allowed are {', '.join(f'{name}=' for name in _hints(kind))}")
+        raise UserError(f"{paths[0]}: allowed are {', '.join(f'{name}=' for name in _hints(options_type))}")
     return chosen
 
 
-def with_paths(kind: type[T], arguments: Sequence[str]) -> tuple[list[str], T]:
+def parse_paths_and_options(options_type: type[T], arguments: Sequence[str]) -> tuple[list[str], T]:
     """The paths among the arguments, and an instance of a dataclass of options. Raises UserError as `parsed` does."""
     words = {argument: argument.partition("=") for argument in arguments}
     paths = [argument for argument, (key, sign, _) in words.items() if not (sign and key.isidentifier())]
-    given = {key: _value(key, text, _hints(kind)) for word, (key, _, text) in words.items() if word not in paths}
-    return paths, kind(**check_settings(kind, given))
+    given = {
+        key: _value(key, text, _hints(options_type)) for word, (key, _, text) in words.items() if word not in paths
+    }
+    return paths, options_type(**check_settings(options_type, given))
 
 
-def merged(base: DictConfig, words: Sequence[str]) -> DictConfig:
+def merge_overrides(base: DictConfig, words: Sequence[str]) -> DictConfig:
     """A configuration with the words `key=value` of a command in it, `a.b=value` for what lies deeper. Raises UserError
     for a word that is none; what is allowed says `check_settings`."""
     for word in words:
@@ -49,11 +51,11 @@ def merged(base: DictConfig, words: Sequence[str]) -> DictConfig:
 
 def _value(key: str, text: str, hints: Mapping[str, Any]) -> Any:
     """A word's value: the text itself for who reads texts, else what YAML reads in it."""
-    if text == "null" or not text or reads_text(hints.get(key, str)):
+    if text == "null" or not text or accepts_text(hints.get(key, str)):
         return None if text == "null" else text
-    found: Any = OmegaConf.to_container(merged(OmegaConf.create({}), [f"{key}={text}"]))
+    found: Any = OmegaConf.to_container(merge_overrides(OmegaConf.create({}), [f"{key}={text}"]))
     return found[key]
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
+def _hints(options_type: type) -> dict[str, Any]:
+    return typing.get_type_hints(options_type, include_extras=True)

@@ -26,36 +26,37 @@ from hydra.utils import instantiate
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
-from classifier_lens.data.image_selection import select
-from classifier_lens.models.devices import device_of
-from classifier_lens.models.hub import WITHOUT
-from classifier_lens.models.segmenter.segmenter import Deferred
+from classifier_lens.data.image_selection import select_images
+from classifier_lens.models.devices import parse_device
+from classifier_lens.models.hub import ALTERNATIVES
+from classifier_lens.models.segmenter.segmenter import LazySegmenter
 from classifier_lens.runner.configuration.numeric_names import (
-    Written,
+    SourceTexts,
+    changes_spelling,
     is_all_text,
-    is_respelled,
-    of_files,
-    of_words,
-    with_quotes,
+    quote_numbers,
+    texts_of_files,
+    texts_of_overrides,
 )
-from classifier_lens.runner.configuration.override_errors import in_one_line
-from classifier_lens.runner.configuration.resolvers import register
+from classifier_lens.runner.configuration.override_errors import hydra_errors_in_one_line
+from classifier_lens.runner.configuration.renamed_keys import renamed_option
+from classifier_lens.runner.configuration.resolvers import register_resolvers
 from classifier_lens.runner.configuration.runner_settings import Settings
 from classifier_lens.runner.configuration.schema import check_settings
-from classifier_lens.runner.paths import CONF, PACKAGE
+from classifier_lens.runner.paths import CONFIG_FOLDER, PACKAGE
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.results.reader import read_config
 from classifier_lens.runner.run import Parts
 from classifier_lens.runner.types import UserError, first_line
 
-MULTIRUN = ("-m", "--multirun")
-CHOICES = ("task", "generator", "classifier")  # the groups that name a run's folder
+MULTIRUN_FLAGS = ("-m", "--multirun")
+FOLDER_GROUPS = ("task", "generator", "classifier")  # the groups that name a run's folder
 
 
-register()  # what conf/ refers to
+register_resolvers()  # what conf/ refers to
 
 
-def resolved(
+def resolve_config(
     cfg: DictConfig, runtime: RuntimeConf, overrides: Sequence[str], given: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """The plain configuration with the run's name, the command that makes it, the environment, and of the baselines the
@@ -64,24 +65,25 @@ def resolved(
 
     Raises UserError if there is no baseline of that name, or if a part or a value is missing.
     """
-    with in_one_line(overrides):
+    with hydra_errors_in_one_line(overrides):
         missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{', '.join(missing)}: has to be given; its option's file in conf/ says what it is")
-    with in_one_line(overrides):
+    with hydra_errors_in_one_line(overrides):
         config: Any = _with(OmegaConf.to_container(cfg, resolve=True), given or {})
     for part in fields(Parts):
         if part.default is MISSING and part.name not in config:
-            options = ", ".join(sorted(path.stem for path in (CONF / part.name).glob("*.yaml")))
+            options = ", ".join(sorted(path.stem for path in (CONFIG_FOLDER / part.name).glob("*.yaml")))
             raise UserError(f"{part.name}: nothing is chosen; allowed are {options}")
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
-    config = _checked(config, cfg, of_files(folders, runtime.choices) | of_words(overrides))
+    config = _checked(config, cfg, texts_of_files(folders, runtime.choices) | texts_of_overrides(overrides))
     # What optimises nothing knows no baselines.
-    asked = config["task"].get("baseline", "none")
-    if asked not in config["baseline"]:
-        raise UserError(f"task.baseline={asked}: allowed are {', '.join(config['baseline'])}")
-    config["baseline"] = {asked: config["baseline"][asked]}
-    config["name"] = "{task}/{generator}-{classifier}".format(**{key: runtime.choices[key] for key in CHOICES})
+    baseline = config["task"].get("baseline", "none")
+    if baseline not in config["baseline"]:
+        word = f"task.baseline={baseline}"
+        raise UserError(renamed_option(word) or f"{word}: allowed are {', '.join(config['baseline'])}")
+    config["baseline"] = {baseline: config["baseline"][baseline]}
+    config["name"] = "{task}/{generator}-{classifier}".format(**{key: runtime.choices[key] for key in FOLDER_GROUPS})
     config["command"] = shlex.join(["python", "run.py", *overrides])
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -89,7 +91,7 @@ def resolved(
     return config
 
 
-def _checked(config: dict[str, Any], cfg: DictConfig, written: Written) -> dict[str, Any]:
+def _checked(config: dict[str, Any], cfg: DictConfig, written: SourceTexts) -> dict[str, Any]:
     """The configuration with its values as their readers take them. Raises UserError for a wrong one. Keys that an
     experiment made for itself, and that others refer to, are read by these alone."""
     read = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(cfg))) - set(Settings.__dataclass_fields__)
@@ -112,7 +114,7 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
     Raises UserError where a part refuses its settings.
     """
     for key, name in _devices(config):
-        device_of(key, name)
+        parse_device(key, name)
     torch.manual_seed(config["seed"])
     # What can be seen to be wrong, with the data first, is told before the generator's gigabytes are loaded.
     order = dict.fromkeys(("data", *Parts.__dataclass_fields__))
@@ -121,11 +123,11 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
         last = {"generator": nodes.pop("generator")} if "generator" in nodes else {}
         ready = {**instantiate(nodes, _convert_="all"), **given}
     if "data" not in given:
-        ready["data"] = select(ready["data"], **config["select"])
+        ready["data"] = select_images(ready["data"], **config["select"])
     ready["task"].check(ready["classifier"], ready["data"])
     with _by_their_keys(config):
         parts = Parts(**ready, **instantiate(last, _convert_="all"))
-    for network in (parts.classifier, *parts.task.networks):
+    for network in (parts.classifier, *parts.task.dependencies):
         if isinstance(network, torch.nn.Module):
             network.to(parts.generator.device)
     return parts
@@ -146,25 +148,25 @@ def _deferred(nodes: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any
     """The nodes; where the task's settings say that no mask is to be found, the generator's segmenter is not loaded, so
     that its weights need not be there."""
     node, task = nodes.get("generator", {}).get("segmenter"), config["task"]
-    if node is None or (task.get("keep") in ("background", "foreground") and task.get("mask") is None):
+    if node is None or (task.get("preserve") in ("background", "foreground") and task.get("mask") is None):
         return nodes
 
     def load() -> Any:
         with _by_their_keys(config):
             return instantiate(node, _convert_="all")
 
-    segmenter = Deferred(load)
-    deferred = {"_target_": "classifier_lens.runner.configuration.compose.taken", "part": lambda: segmenter}
+    segmenter = LazySegmenter(load)
+    deferred = {"_target_": "classifier_lens.runner.configuration.compose.get_built", "part": lambda: segmenter}
     return {**nodes, "generator": {**nodes["generator"], "segmenter": deferred}}
 
 
-def recorded_data(node: Mapping[str, Any], place: str) -> Dataset:
+def load_recorded_dataset(node: Mapping[str, Any], place: str) -> Dataset:
     """The data set that a run folder's configuration names. A folder may come from anybody, and Hydra calls whatever a
     node names: only the loaders of conf/data are called. place: what errors point at.
 
     Raises UserError for another one, or where its files cannot be read.
     """
-    loaders = {read_config(path).get("_target_") for path in (CONF / "data").glob("*.yaml")} - {None}
+    loaders = {read_config(path).get("_target_") for path in (CONFIG_FOLDER / "data").glob("*.yaml")} - {None}
     if foreign := [name for name in _targets(node) if name not in loaders]:
         raise UserError(f"{place}: names {foreign[0]}, which is no loader of conf/data, and is not called")
     try:
@@ -195,7 +197,7 @@ def _shared(nodes: dict[str, Any]) -> Any:
         if isinstance(node, list):
             return [replaced(value) for value in node]
         if isinstance(node, str) and ("${" in node or node == "???"):
-            return {"_target_": "classifier_lens.runner.configuration.compose.taken", "part": lambda: node}
+            return {"_target_": "classifier_lens.runner.configuration.compose.get_built", "part": lambda: node}
         if not isinstance(node, dict):
             return node
         key = json.dumps(node, sort_keys=True)
@@ -204,13 +206,13 @@ def _shared(nodes: dict[str, Any]) -> Any:
             return parts
         if key not in built:
             part = instantiate(parts, _convert_="all")
-            built[key] = {"_target_": "classifier_lens.runner.configuration.compose.taken", "part": lambda: part}
+            built[key] = {"_target_": "classifier_lens.runner.configuration.compose.get_built", "part": lambda: part}
         return built[key]
 
     return replaced(nodes)
 
 
-def taken(part: Callable[[], Any]) -> Any:
+def get_built(part: Callable[[], Any]) -> Any:
     """The part that was built before."""
     return part()
 
@@ -234,8 +236,8 @@ def _by_its_key(message: str, error: str, config: Mapping[str, Any]) -> str:
     keys = [key for key, other in config.items() if key not in own and other == node]
     if not keys:
         return message
-    if (group := message.partition(".")[0]) in WITHOUT:  # what does without its weights, which need not do so here
-        message = message.replace(WITHOUT[group], WITHOUT.get(keys[0], WITHOUT[group]))
+    if (group := message.partition(".")[0]) in ALTERNATIVES:  # what does without its weights, which need not do so here
+        message = message.replace(ALTERNATIVES[group], ALTERNATIVES.get(keys[0], ALTERNATIVES[group]))
     return re.sub(r"^\w+\.", f"{keys[0]}.", message)
 
 
@@ -246,17 +248,17 @@ def _own_hydra() -> Iterator[None]:
     hydra, base = state.hydra, version.version_base
     state.clear()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
             yield
     finally:
         GlobalHydra.set_instance(state)
         state.hydra, version.version_base = hydra, base
 
 
-def configure(overrides: Sequence[str], given: Mapping[str, object] | None = None) -> dict[str, Any]:
+def compose_config(overrides: Sequence[str], given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """The configuration that `python run.py <overrides>` would use, from Python. given: values by key that are taken as
     they are, whatever characters they hold."""
-    with _own_hydra(), in_one_line(overrides):
+    with _own_hydra(), hydra_errors_in_one_line(overrides):
         cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
     runtime = cfg.hydra.runtime
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
@@ -269,7 +271,7 @@ def configure(overrides: Sequence[str], given: Mapping[str, object] | None = Non
             raise UserError(f"{key}: there is no such key; {group} has {', '.join(k for k in node if k != '_target_')}")
         stand_ins[f"\0{i}"] = value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
         OmegaConf.update(plain, key, f"\0{i}")
-    return resolved(plain, runtime, overrides, stand_ins)
+    return resolve_config(plain, runtime, overrides, stand_ins)
 
 
 def _with(node: Any, given: Mapping[str, object]) -> Any:
@@ -281,32 +283,34 @@ def _with(node: Any, given: Mapping[str, object]) -> Any:
     return given.get(node, node) if isinstance(node, str) else node
 
 
-def jobs(overrides: Sequence[str]) -> list[list[str]]:
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each run that `python run.py <overrides>` starts: itself, or those of a sweep, be it an
     experiment's or the command line's."""
-    plain, choices = sweep_of(overrides)
+    plain, choices = parse_sweep(overrides)
     return [[*plain, *job] for job in product(*choices)]
 
 
-def sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def parse_sweep(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """The overrides that all runs of a command share, and of each key that is swept the overrides to choose from.
     Raises UserError for words with which run.py would begin none."""
-    return _sweep_of(names_quoted(overrides))
+    return _sweep_of(quote_names(overrides))
 
 
-def names_quoted(words: Sequence[str]) -> list[str]:
+def quote_names(words: Sequence[str]) -> list[str]:
     """A command's words, with quotes about the names that look like numbers: what begins the runs of a sweep would
     write 3.10 as 3.1. Words with which no run can begin stay as they are; the run says what is wrong."""
-    doubtful = {word.partition("=")[0]: word for word in words if not word.startswith("-") and is_respelled(word)}
+    doubtful = {word.partition("=")[0]: word for word in words if not word.startswith("-") and changes_spelling(word)}
     if not doubtful:
         return list(words)
     try:
-        plain, choices = _sweep_of([word for word in words if word in MULTIRUN or ("=" in word and word[0] != "-")])
-        config = configure([*plain, *(options[0] for options in choices)])
+        plain, choices = _sweep_of(
+            [word for word in words if word in MULTIRUN_FLAGS or ("=" in word and word[0] != "-")]
+        )
+        config = compose_config([*plain, *(options[0] for options in choices)])
     except UserError:
         return list(words)
     names = {word for key, word in doubtful.items() if is_all_text(reduce(_below, key.lstrip("+").split("."), config))}
-    return [with_quotes(word) if word in names else word for word in words]
+    return [quote_numbers(word) if word in names else word for word in words]
 
 
 def _below(node: Any, key: str) -> Any:
@@ -314,8 +318,8 @@ def _below(node: Any, key: str) -> Any:
 
 
 def _sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    words = [word for word in overrides if word not in MULTIRUN]
-    with _own_hydra(), in_one_line(overrides):
+    words = [word for word in overrides if word not in MULTIRUN_FLAGS]
+    with _own_hydra(), hydra_errors_in_one_line(overrides):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         given = parser.parse_overrides(words)
         plain = [str(o.input_line) for o in given if not o.is_sweep_override()]

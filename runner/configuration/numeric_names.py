@@ -17,16 +17,16 @@ _BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,\[\]{}:()'"]+""")
 _NUMBER = re.compile(r"[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?")
 _CANONICAL = re.compile(r"0|-?[1-9]\d*|-?(?:0|[1-9]\d*)\.(?:0|\d*[1-9])")
 
-Written = Mapping[str, str]  # by key, `key[i]` within a list
+SourceTexts = Mapping[str, str]  # by key, `key[i]` within a list
 
 
-def of_words(words: Sequence[str]) -> dict[str, str]:
+def texts_of_overrides(words: Sequence[str]) -> dict[str, str]:
     """What stands in the words `key=value` of a command, where it is no text in quotes."""
     pairs = (word.lstrip("+").partition("=")[::2] for word in words)
     return {key: text for name, value in pairs for key, text in _leaves(name, _plain(value))}
 
 
-def of_files(folders: Sequence[Path], choices: Mapping[str, str]) -> dict[str, str]:
+def texts_of_files(folders: Sequence[Path], choices: Mapping[str, str]) -> dict[str, str]:
     """What stands in the files of the options that are chosen, by group, in folders of options. The first counts."""
     found: dict[str, str] = {}
     for choice, option in choices.items():
@@ -39,36 +39,36 @@ def of_files(folders: Sequence[Path], choices: Mapping[str, str]) -> dict[str, s
     return found
 
 
-def as_written(value: Any, key: str, written: Written) -> Any:
+def restore_text(value: Any, key: str, written: SourceTexts) -> Any:
     """A value in which numbers, true and false stand as they are written, where that is known; null stays null."""
     if isinstance(value, list):
-        return [as_written(inner, f"{key}[{i}]", written) for i, inner in enumerate(value)]
+        return [restore_text(inner, f"{key}[{i}]", written) for i, inner in enumerate(value)]
     if isinstance(value, Mapping):
-        return {name: as_written(inner, f"{key}.{name}", written) for name, inner in value.items()}
+        return {name: restore_text(inner, f"{key}.{name}", written) for name, inner in value.items()}
     text = written.get(key)
     plain = text is None or value is None or isinstance(value, str) or not _means(text, value)
     return value if plain else text
 
 
-def kept(value: Any, before: Any, key: str, written: Written) -> Any:
+def restore_texts(value: Any, before: Any, key: str, written: SourceTexts) -> Any:
     """A checked value in which every number that became a text stands as it is written."""
     if isinstance(value, str) and not isinstance(before, str):
-        return str(as_written(before, key, written))
+        return str(restore_text(before, key, written))
     if isinstance(value, list) and isinstance(before, list):
         pairs = zip(value, before, strict=True)
-        return [kept(inner, old, f"{key}[{i}]", written) for i, (inner, old) in enumerate(pairs)]
+        return [restore_texts(inner, old, f"{key}[{i}]", written) for i, (inner, old) in enumerate(pairs)]
     if isinstance(value, Mapping) and isinstance(before, Mapping):
-        return {name: kept(inner, before.get(name), f"{key}.{name}", written) for name, inner in value.items()}
+        return {name: restore_texts(inner, before.get(name), f"{key}.{name}", written) for name, inner in value.items()}
     return value
 
 
-def is_respelled(word: str) -> bool:
+def changes_spelling(word: str) -> bool:
     """Whether a sweep, when it hands a word `key=value` to a job, writes a number of it anew, 3.10 as 3.1."""
     parts = _BARE.findall(word.partition("=")[2])
     return any(_NUMBER.fullmatch(part.strip()) and not _CANONICAL.fullmatch(part.strip()) for part in parts)
 
 
-def with_quotes(word: str) -> str:
+def quote_numbers(word: str) -> str:
     """A word `key=value` whose numbers are texts."""
     key, _, value = word.partition("=")
     return f"{key}={_BARE.sub(lambda found: _quoted(found[0]), value)}"

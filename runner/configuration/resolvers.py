@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from classifier_lens.runner.paths import ROOT
 
-UNTRAINABLE = ("image", "drawn")  # one image, and none: data sets that hold no training images
+WITHOUT_TRAINING_IMAGES = ("image", "none")  # one image, and none: data sets that hold no training images
 
 
 def project_path(path: str) -> str:
@@ -22,7 +22,7 @@ def project_path(path: str) -> str:
 def training_set(data: str, domain: str) -> str:
     """`${training_set:<data>,<domain>}`, within lists of defaults: the data option with the training images of a data
     option. `<data>_train` where there is one, the domain's where the data set can have none, else the same option."""
-    if data in UNTRAINABLE:
+    if data in WITHOUT_TRAINING_IMAGES:
         data = domain
     options = GlobalHydra.instance().config_loader().get_group_options("data")
     return f"{data}_train" if f"{data}_train" in options else data
@@ -36,7 +36,7 @@ def run_data(key: str, default: object = None, *, _root_: DictConfig, _parent_: 
     return data.get(key) if alike and not OmegaConf.is_missing(data, key) else default
 
 
-def register() -> None:
+def register_resolvers() -> None:
     """Make them known to OmegaConf."""
     for name, resolver in (("project", project_path), ("training_set", training_set), ("run_data", run_data)):
         OmegaConf.register_new_resolver(name, resolver, replace=True)

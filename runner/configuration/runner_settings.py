@@ -11,22 +11,22 @@ from annotated_types import Ge, Le, MinLen
 from classifier_lens.runner.configuration.value_ranges import (
     AnyText,
     BelowOne,
-    Blur,
+    BlurSigma,
     Count,
     Index,
+    LearningRate,
     Names,
-    Noise,
+    NoiseStd,
     OneOf,
+    PixelDistance,
     Pixels,
-    Rate,
-    Reach,
+    PositiveFraction,
     Seconds,
     Section,
     Seed,
-    Share,
     Steps,
 )
-from classifier_lens.tasks.prompts.target_rules import Rule
+from classifier_lens.tasks.prompts.target_rules import TargetRule
 
 
 class Node:
@@ -34,53 +34,53 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Select(Section):
+class SelectSettings(Section):
     """conf/config.yaml says what each means, here as below."""
 
     classes: Names | None
     indices: Annotated[list[Index], MinLen(1)] | None
-    center: Share
+    center_crop: PositiveFraction
 
 
 @dataclass(frozen=True)
-class Lease(Section):
-    lease: Seconds
-    wait: bool
+class LeaseSettings(Section):
+    duration: Seconds
+    wait_for_others: bool
 
 
 @dataclass(frozen=True)
-class Checkpoint(Section):
+class CheckpointSettings(Section):
     every: Count
 
 
 @dataclass(frozen=True)
-class Images(Section):
-    side: Pixels
-    erode: Reach
-    dilate: Reach
-    blur: Blur
+class NoGeneratorSettings(Section):
+    resolution: Pixels
+    erode_kernel: PixelDistance
+    dilate_kernel: PixelDistance
+    blur_sigma: BlurSigma
     blur_kernel: Pixels
-    rate: Rate
+    lr_scale: LearningRate
 
 
 @dataclass(frozen=True)
-class Domain(Section):
-    target: Rule
+class DomainSettings(Section):
+    target: TargetRule
     mask_threshold: BelowOne
-    noise: Noise
-    steps: Steps
-    images: Images
+    crop_noise_std: NoiseStd
+    optimizer_steps: Steps
+    pixel_space: NoGeneratorSettings
 
 
 @dataclass(frozen=True)
-class Phrases(Section):
+class ContextPhrases(Section):
     objects: str | Names
-    phrases: str | Names
-    things: str | Names
+    places: str | Names
+    co_occurring: str | Names
 
 
 @dataclass(frozen=True)
-class Choice(Section):
+class OptionName(Section):
     """A group whose option's name alone is read."""
 
 
@@ -89,28 +89,28 @@ class Settings:
     """The keys at the top of a configuration; those of None may be absent."""
 
     seed: Seed
-    select: Select
+    select: SelectSettings
     limit: Count | None
     batch: Annotated[int, Ge(1), Le(4096)] | Annotated[str, OneOf(("auto",))]
     threads: Annotated[int, Ge(1), Le(1024)] | None
     device: str
     outputs: str
-    claim: Lease
-    checkpoint: Checkpoint
-    domain: Domain
-    words: Phrases | None = None
-    sampler: Choice | None = None
+    lease: LeaseSettings
+    checkpoint: CheckpointSettings
+    domain: DomainSettings
+    phrases: ContextPhrases | None = None
+    sampler: OptionName | None = None
     generator: Node
     classifier: Node
     data: Node
     task: Node
-    controls: Node
+    parametrization: Node
     baseline: Mapping[str, Node]
     optimizer: Node
     augment: Node
     logger: Node
     cache: Node
-    safety: Node | None = None
+    safety_checker: Node | None = None
     training: Node | None = None
     clip: Node | None = None
     captioner: Node | None = None
@@ -119,7 +119,7 @@ class Settings:
     rival: Node | None = None
     published: Annotated[str, OneOf(("code", "paper"))] | None = None  # of experiments of the papers
     variants: Mapping[str, Mapping[str, object]] | None = None  # settings that these refer to, by `published`
-    samples: str | None = None  # a folder that experiments of the papers take images from
+    imagenet_samples: str | None = None  # a folder that experiments of the papers take images from
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class SubmitSettings:
 
     cluster: Annotated[str, OneOf(("slurm", "local"))]
     workers: Annotated[int, Ge(1), Le(10_000)]
-    parallel: Annotated[int, Ge(1), Le(10_000)] | None
+    max_parallel: Annotated[int, Ge(1), Le(10_000)] | None
     minutes: Annotated[int, Ge(1), Le(1_000_000)]
-    requeues: Annotated[int, Ge(0), Le(100_000)]
+    max_requeues: Annotated[int, Ge(0), Le(100_000)]
     signal: Annotated[int, Ge(1), Le(86_400)]
-    gb: Annotated[int, Ge(1), Le(100_000)]
+    mem_gb: Annotated[int, Ge(1), Le(100_000)]
     cpus: Annotated[int, Ge(1), Le(4096)]
     gpus: Annotated[int, Ge(0), Le(64)]
     name: str

@@ -21,30 +21,31 @@ from hydra.utils import get_object
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from classifier_lens.runner.configuration.numeric_names import Written, as_written, kept
+from classifier_lens.runner.configuration.numeric_names import SourceTexts, restore_text, restore_texts
+from classifier_lens.runner.configuration.renamed_keys import renamed_key
 from classifier_lens.runner.configuration.type_descriptions import (
-    MAPPINGS,
-    NONE,
-    SEQUENCES,
-    UNBOUNDED,
-    allowed,
+    DEFAULT_RANGE,
+    MAPPING_TYPES,
+    NONE_TYPE,
+    SEQUENCE_TYPES,
+    accepts_text,
+    allows_empty,
+    describe_allowed,
+    format_value,
     is_text,
     is_union,
-    may_be_empty,
-    near,
-    parts_of,
-    reads_text,
-    shown,
-    unpacked,
+    split_annotated,
+    suggest,
+    union_members,
 )
 from classifier_lens.runner.configuration.value_ranges import Keys, OneOf, Section
 from classifier_lens.runner.paths import PACKAGE
 from classifier_lens.runner.types import UserError, first_line
 
 # Keys of a node that are not its target's.
-HYDRAS_OWN = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 # A loader that hands its further settings on: to what, and which arguments of that it fills in itself.
-HANDED_ON = {
+FORWARDED = {
     "classifier_lens.models.generator.latent_diffusion.load": (
         "classifier_lens.models.generator.latent_diffusion.LatentDiffusion",
         frozenset({"networks", "sampler"}),
@@ -53,28 +54,28 @@ HANDED_ON = {
 
 
 @dataclass(frozen=True)
-class Wrong:
+class Violation:
     """One wrong key or value, and what is said of it."""
 
     key: str
-    said: str
+    message: str
 
 
-class Found(list[Wrong]):
+class Violations(list[Violation]):
     """What is wrong of a configuration, in the order in which it was seen; and how its values are written."""
 
-    def __init__(self, written: Written) -> None:
+    def __init__(self, written: SourceTexts) -> None:
         super().__init__()
         self.written = written
 
-    def end(self) -> None:
+    def raise_first(self) -> None:
         """Raise UserError of the first of those that stand highest: what refers to a value has its fault as well."""
         if self:
-            raise UserError(min(self, key=lambda wrong: wrong.key.count(".")).said)
+            raise UserError(min(self, key=lambda wrong: wrong.key.count(".")).message)
 
 
 def check_settings(
-    kind: type, given: Mapping[str, Any], prefix: str = "", written: Written = MappingProxyType({})
+    settings_type: type, values: Mapping[str, Any], prefix: str = "", written: SourceTexts = MappingProxyType({})
 ) -> dict[str, Any]:
     """The settings that a dataclass names, and every node below them, with numbers for texts made texts: as they are
     `written`, where that is known.
@@ -82,9 +83,9 @@ def check_settings(
     Raises UserError, in one line with the key, the value and what is allowed, for an unknown or a missing key and for a
     value of the wrong type or out of its range.
     """
-    found = Found(written)
-    checked = _fields(_Signature.of(kind, partial=False), given, prefix, found)
-    found.end()
+    found = Violations(written)
+    checked = _fields(_Signature.of(settings_type, partial=False), values, prefix, found)
+    found.raise_first()
     return checked
 
 
@@ -107,16 +108,16 @@ class _Signature:
         names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         annotations = {name: hints.get(name, Any) for name in names}
         wanted = [n for n in names if parameters[n].default is inspect.Parameter.empty]
-        required = [n for n in wanted if not partial or unpacked(annotations[n])[1]]
+        required = [n for n in wanted if not partial or split_annotated(annotations[n])[1]]
         return _Signature(annotations, frozenset(required), any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
 
     @staticmethod
     def of_node(path: str, partial: bool) -> _Signature:
         """Of what a node names. Raises UserError, without a key, if there is none."""
         own = _Signature.of(_located(path), partial)
-        if path not in HANDED_ON:
+        if path not in FORWARDED:
             return own
-        end, filled = HANDED_ON[path]
+        end, filled = FORWARDED[path]
         other = _Signature.of(_located(end), partial)
         annotations = {name: hint for name, hint in other.annotations.items() if name not in filled}
         return _Signature({**annotations, **own.annotations}, own.required | (other.required - filled), False)
@@ -145,51 +146,52 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 _of_node = cache(_Signature.of_node)
 
 
-def _node(node: Mapping[str, Any], key: str, found: Found) -> dict[str, Any]:
+def _node(node: Mapping[str, Any], key: str, found: Violations) -> dict[str, Any]:
     """A node whose values are checked."""
     try:
         signature = _of_node(str(node["_target_"]), bool(node.get("_partial_", False)))
     except UserError as error:
-        found.append(Wrong(f"{key}._target_", f"{key}._target_={shown(node['_target_'])}: {error}"))
+        found.append(Violation(f"{key}._target_", f"{key}._target_={format_value(node['_target_'])}: {error}"))
         return dict(node)
-    own = {name: value for name, value in node.items() if name in HYDRAS_OWN}
-    rest = {name: value for name, value in node.items() if name not in HYDRAS_OWN}
+    own = {name: value for name, value in node.items() if name in HYDRA_KEYS}
+    rest = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     return {**own, **_fields(signature, rest, f"{key}.", found)}
 
 
-def _fields(signature: _Signature, given: Mapping[str, Any], prefix: str, found: Found) -> dict[str, Any]:
+def _fields(signature: _Signature, values: Mapping[str, Any], prefix: str, found: Violations) -> dict[str, Any]:
     names = list(signature.annotations)
-    for name in signature.required - set(given):
-        said = f"{prefix}{name}: is missing; allowed are {allowed(signature.annotations[name])}"
-        found.append(Wrong(f"{prefix}{name}", said))
+    for name in signature.required - set(values):
+        said = f"{prefix}{name}: is missing; allowed are {describe_allowed(signature.annotations[name])}"
+        found.append(Violation(f"{prefix}{name}", said))
     checked = {}
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in signature.annotations and not signature.open:
-            said = f"{prefix}{name}={shown(value)}: nothing reads this key; {near(str(name), names)}"
-            found.append(Wrong(f"{prefix}{name}", said))
+            unread = f"{prefix}{name}={format_value(value)}: nothing reads this key; {suggest(str(name), names)}"
+            said = renamed_key(f"{prefix}{name}") or unread
+            found.append(Violation(f"{prefix}{name}", said))
         else:
             checked[name] = _value(value, signature.annotations.get(name, Any), f"{prefix}{name}", found)
     return checked
 
 
-def _value(value: Any, annotation: Any, key: str, found: Found) -> Any:
+def _value(value: Any, annotation: Any, key: str, found: Violations) -> Any:
     """A value that is checked against its annotation, and below it every node against its own."""
-    parts = parts_of(annotation)
-    if value == {} and NONE in parts and not any(get_origin(part) in MAPPINGS for part in parts):
+    parts = union_members(annotation)
+    if value == {} and NONE_TYPE in parts and not any(get_origin(part) in MAPPING_TYPES for part in parts):
         return None  # an option `none` has no content
     if isinstance(value, Mapping) and (signature := _signature_of(annotation)):
         return _fields(signature, value, f"{key}.", found)
     try:
-        checked = kept(_adapter(annotation).validate_python(value), value, key, found.written)
+        checked = restore_texts(_adapter(annotation).validate_python(value), value, key, found.written)
     except ValidationError as error:
         checked = _of_texts(value, annotation, key, found, error)
     return _below(checked, key, found)
 
 
-def _of_texts(value: Any, annotation: Any, key: str, found: Found, error: ValidationError) -> Any:
+def _of_texts(value: Any, annotation: Any, key: str, found: Violations, error: ValidationError) -> Any:
     """A value that is none for its reader, taken as it is written: a class may be called true, or 3.10."""
     try:
-        return _adapter(annotation).validate_python(as_written(value, key, found.written))
+        return _adapter(annotation).validate_python(restore_text(value, key, found.written))
     except ValidationError:
         found.append(_wrong(value, annotation, key, error))
         return value
@@ -197,15 +199,15 @@ def _of_texts(value: Any, annotation: Any, key: str, found: Found, error: Valida
 
 def _signature_of(annotation: Any) -> _Signature | None:
     """What a mapping of stated keys holds, None where its keys are not stated."""
-    base, facts = unpacked(annotation)
+    base, facts = split_annotated(annotation)
     for fact in facts:
         if isinstance(fact, Keys):
             return _Signature(dict.fromkeys(fact.names, get_args(base)[1]), frozenset(fact.names), False)
-    sections = [part for part in parts_of(annotation) if inspect.isclass(part) and issubclass(part, Section)]
+    sections = [part for part in union_members(annotation) if inspect.isclass(part) and issubclass(part, Section)]
     return _Signature.of(sections[0], partial=False) if sections else None
 
 
-def _below(value: Any, key: str, found: Found) -> Any:
+def _below(value: Any, key: str, found: Violations) -> Any:
     """A value with every node in it checked."""
     if isinstance(value, Mapping):
         if "_target_" in value:
@@ -225,36 +227,36 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 def _strict(annotation: Any) -> Any:
     """The annotation as YAML's values can meet it, and pydantic check them: nothing is taken for something else but a
     whole number for a number, and digits for the text that they write."""
-    base, facts = unpacked(annotation)
+    base, facts = split_annotated(annotation)
     options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
     if options:
         return Literal[options]
-    facts = facts or (UNBOUNDED if base in (int, float) else ())
+    facts = facts or (DEFAULT_RANGE if base in (int, float) else ())
     facts = tuple(fact for fact in facts if not isinstance(fact, Keys))
     return reduce(lambda kind, fact: Annotated[kind, fact], facts, _strict_base(base, facts))
 
 
 def _strict_base(base: Any, facts: Sequence[Any]) -> Any:
     parts = [_strict(part) for part in _texts_last(get_args(base))] if get_origin(base) is not Literal else []
-    if base in (Any, object, NONE) or get_origin(base) is Literal:
+    if base in (Any, object, NONE_TYPE) or get_origin(base) is Literal:
         return base
     if is_union(base):
-        others = [part for part in dict.fromkeys(parts) if part is not NONE]
+        others = [part for part in dict.fromkeys(parts) if part is not NONE_TYPE]
         chosen = Annotated[reduce(or_, others), Field(union_mode="left_to_right")] if len(others) > 1 else others[0]
-        return chosen | None if NONE in parts else chosen
+        return chosen | None if NONE_TYPE in parts else chosen
     if base in (int, bool):
         return Annotated[base, Strict()]
     if base is float:
         return Annotated[float, Strict(), AllowInfNan(False)]
     if get_origin(base) is tuple:
         return Annotated[list[parts[0]], Len(len(parts), len(parts))]  # type: ignore[valid-type]
-    if get_origin(base) in SEQUENCES:
+    if get_origin(base) in SEQUENCE_TYPES:
         return list[parts[0]]  # type: ignore[valid-type]
-    if get_origin(base) in MAPPINGS:
+    if get_origin(base) in MAPPING_TYPES:
         key, value = (_strict(part) for part in get_args(base))
         return dict[key, value]  # type: ignore[valid-type]
     if is_text(base):
-        checks = () if may_be_empty(facts) else (AfterValidator(_filled),)
+        checks = () if allows_empty(facts) else (AfterValidator(_filled),)
         return Annotated[str, Strict(), BeforeValidator(_digits), *checks]
     return Annotated[Any, AfterValidator(_is_node)]
 
@@ -278,10 +280,10 @@ def _is_node(value: Any) -> Any:
 
 def _texts_last(parts: Sequence[Any]) -> list[Any]:
     """In the order in which a value is tried: a number is one before it is a text."""
-    return sorted(parts, key=lambda part: is_text(unpacked(part)[0]))
+    return sorted(parts, key=lambda part: is_text(split_annotated(part)[0]))
 
 
-def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Wrong:
+def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Violation:
     """What pydantic found, where it lies deepest, in this project's words."""
     paths = [_walked(value, line["loc"]) for line in error.errors(include_url=False, include_context=False)]
     path, name = max(paths, key=lambda path: len(path[0]))
@@ -289,12 +291,14 @@ def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Wro
         value, annotation = value[step], _inner(annotation, step)
         key += f"[{step}]" if isinstance(step, int) else f".{step}"
     if name is not None:
-        names = next(fact.values for fact in unpacked(get_args(unpacked(annotation)[0])[0])[1])
-        return Wrong(key, f"{key}.{name}={shown(value[name])}: nothing reads this key; {near(name, names)}")
-    text = reads_text(annotation) and isinstance(value, (bool, float, NONE))
-    quoted = f"'{shown(value)}'"
+        names = next(fact.values for fact in split_annotated(get_args(split_annotated(annotation)[0])[0])[1])
+        return Violation(
+            key, f"{key}.{name}={format_value(value[name])}: nothing reads this key; {suggest(name, names)}"
+        )
+    text = accepts_text(annotation) and isinstance(value, (bool, float, NONE_TYPE))
+    quoted = f"'{format_value(value)}'"
     quoting = f'; a text of these letters is written {key}="{quoted}", in a file {quoted}' if text else ""
-    return Wrong(key, f"{key}={shown(value)}: allowed are {allowed(annotation)}{quoting}")
+    return Violation(key, f"{key}={format_value(value)}: allowed are {describe_allowed(annotation)}{quoting}")
 
 
 def _walked(value: Any, loc: Sequence[Any]) -> tuple[list[Any], str | None]:
@@ -314,6 +318,8 @@ def _walked(value: Any, loc: Sequence[Any]) -> tuple[list[Any], str | None]:
 
 def _inner(annotation: Any, step: Any) -> Any:
     """The annotation of what lies at a step into a value."""
-    wanted = (*SEQUENCES, tuple) if isinstance(step, int) else MAPPINGS
-    base = next(unpacked(part)[0] for part in parts_of(annotation) if get_origin(unpacked(part)[0]) in wanted)
-    return get_args(base)[-1] if get_origin(base) in MAPPINGS else get_args(base)[0]
+    wanted = (*SEQUENCE_TYPES, tuple) if isinstance(step, int) else MAPPING_TYPES
+    base = next(
+        split_annotated(part)[0] for part in union_members(annotation) if get_origin(split_annotated(part)[0]) in wanted
+    )
+    return get_args(base)[-1] if get_origin(base) in MAPPING_TYPES else get_args(base)[0]

@@ -15,59 +15,59 @@ from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
 from classifier_lens.runner.configuration.value_ranges import OneOf, Section
 
-SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
-MAPPINGS = (dict, collections.abc.Mapping)
-NONE = type(None)
-UNBOUNDED = (Ge(-1_000_000_000), Le(1_000_000_000))  # of a number whose signature states no range
-SHOWN = 60  # letters of a value
-LISTED = 16  # names that an error lists; of more, the nearest
+SEQUENCE_TYPES = (list, collections.abc.Sequence, collections.abc.Iterable)
+MAPPING_TYPES = (dict, collections.abc.Mapping)
+NONE_TYPE = type(None)
+DEFAULT_RANGE = (Ge(-1_000_000_000), Le(1_000_000_000))  # of a number whose signature states no range
+MAX_VALUE_LENGTH = 60  # letters of a value
+MAX_LISTED_NAMES = 16  # names that an error lists; of more, the nearest
 
 
-def allowed(annotation: Any) -> str:
+def describe_allowed(annotation: Any) -> str:
     """What an annotation allows, in words."""
-    base, facts = unpacked(annotation)
+    base, facts = split_annotated(annotation)
     options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
     if options or get_origin(base) is Literal:
         return ", ".join(map(str, options or get_args(base)))
     if is_union(base):
-        return " or ".join(dict.fromkeys(allowed(part) for part in _lists_last(get_args(base))))
+        return " or ".join(dict.fromkeys(describe_allowed(part) for part in _lists_last(get_args(base))))
     if base in (int, float):
-        return " ".join(["whole numbers" if base is int else "numbers", *_ends(facts or UNBOUNDED)])
-    if get_origin(base) in (*SEQUENCES, tuple):
+        return " ".join(["whole numbers" if base is int else "numbers", *_ends(facts or DEFAULT_RANGE)])
+    if get_origin(base) in (*SEQUENCE_TYPES, tuple):
         return _allowed_of_list(base, facts)
-    if get_origin(base) in MAPPINGS:
+    if get_origin(base) in MAPPING_TYPES:
         key, value = get_args(base)
-        names = f" of {allowed(key)}" if unpacked(key)[1] else ""
-        return f"{{name: value}}{names} with {allowed(value)}"
+        names = f" of {describe_allowed(key)}" if split_annotated(key)[1] else ""
+        return f"{{name: value}}{names} with {describe_allowed(value)}"
     if inspect.isclass(base) and issubclass(base, Section):
         return f"{{name: value}} of {', '.join(field.name for field in fields(base))}"
     if is_text(base):
-        return "texts" if may_be_empty(facts) else "texts that are not empty"
-    return {bool: "true and false", NONE: "null"}.get(base, "a part, {_target_: …}")
+        return "texts" if allows_empty(facts) else "texts that are not empty"
+    return {bool: "true and false", NONE_TYPE: "null"}.get(base, "a part, {_target_: …}")
 
 
-def reads_text(annotation: Any) -> bool:
+def accepts_text(annotation: Any) -> bool:
     """Whether a text is among what an annotation allows."""
-    return any(is_text(unpacked(part)[0]) for part in parts_of(annotation))
+    return any(is_text(split_annotated(part)[0]) for part in union_members(annotation))
 
 
-def near(name: str, names: Sequence[str]) -> str:
+def suggest(name: str, names: Sequence[str]) -> str:
     """The names that are allowed in place of one that is not; of many, those that are nearest to it."""
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.6)
-    if len(names) <= LISTED:
+    if len(names) <= MAX_LISTED_NAMES:
         meant = f"did you mean {close[0]}? " if close else ""
         return f"{meant}allowed are {', '.join(names) or 'none'}"
-    return f"near ones are {', '.join(close)}" if close else f"allowed are {', '.join(names[:LISTED])} …"
+    return f"near ones are {', '.join(close)}" if close else f"allowed are {', '.join(names[:MAX_LISTED_NAMES])} …"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it stands in a command, cut to what a line can hold."""
     words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     text = " ".join(words.split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}…"
 
 
-def unpacked(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+def split_annotated(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     """An annotation without its metadata, and these."""
     if get_origin(annotation) is Annotated:
         base, *facts = get_args(annotation)
@@ -83,19 +83,19 @@ def is_text(base: Any) -> bool:
     return base in (str, Path)
 
 
-def parts_of(annotation: Any) -> tuple[Any, ...]:
+def union_members(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, or the annotation alone."""
-    base, _ = unpacked(annotation)
+    base, _ = split_annotated(annotation)
     return get_args(base) if is_union(base) else (base,)
 
 
-def may_be_empty(facts: Sequence[Any]) -> bool:
+def allows_empty(facts: Sequence[Any]) -> bool:
     return any(isinstance(fact, MinLen) and fact.min_length == 0 for fact in facts)
 
 
 def _lists_last(parts: Sequence[Any]) -> list[Any]:
     """In the order in which they are told."""
-    return sorted(parts, key=lambda part: (part is NONE, get_origin(unpacked(part)[0]) is not None))
+    return sorted(parts, key=lambda part: (part is NONE_TYPE, get_origin(split_annotated(part)[0]) is not None))
 
 
 def _ends(facts: Sequence[Any]) -> Iterator[str]:
@@ -111,7 +111,7 @@ def _ends(facts: Sequence[Any]) -> Iterator[str]:
 
 def _allowed_of_list(base: Any, facts: Sequence[Any]) -> str:
     """What a list can hold, in words."""
-    inner = allowed(get_args(base)[0])
+    inner = describe_allowed(get_args(base)[0])
     lengths = [fact for fact in facts if isinstance(fact, Len) and fact.max_length is not None]
     count = len(get_args(base)) if get_origin(base) is tuple else lengths[0].max_length if lengths else None
     least = "at least one of " if any(isinstance(fact, MinLen) and fact.min_length for fact in facts) else ""

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
-from classifier_lens.runner.types import KEEP
+from classifier_lens.runner.types import PRESERVE_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,28 @@ class Section:
 
 # Numbers that count.
 Count = Annotated[int, Ge(1), Le(1_000_000)]  # of images, problems, optimization steps
-Repeats = Annotated[int, Ge(1), Le(10_000)]  # of what is done for each problem
+PerProblemCount = Annotated[int, Ge(1), Le(10_000)]  # of what is done for each problem
 Steps = Annotated[int, Ge(0), Le(100_000)]  # of an optimization; 0 does none
 ChainSteps = Annotated[int, Ge(1), Le(1000)]  # of a sampler
 ChainIndex = Annotated[int, Ge(0), Le(1000)]  # of a latent between its steps; 0 is the start latent
 Pixels = Annotated[int, Ge(1), Le(8192)]  # the side of an image, a width
-Reach = Annotated[int, Ge(0), Le(8192)]  # px; 0 reaches nowhere
+PixelDistance = Annotated[int, Ge(0), Le(8192)]  # px; 0 reaches nowhere
 Index = Annotated[int, Ge(0), Le(1_000_000_000)]  # a position
-Span = Annotated[Sequence[Index], Len(2, 2)]  # [first, end)
+IndexRange = Annotated[Sequence[Index], Len(2, 2)]  # [first, end)
 Seed = Annotated[int, Ge(0), Le(1_000_000_000)]  # what is derived from it stays below torch's 2^64
 
 # Numbers that measure.
 Positive = Annotated[float, Gt(0), Le(1_000_000)]
 NonNegative = Annotated[float, Ge(0), Le(1_000_000)]
-Rate = Annotated[float, Ge(0), Le(1000)]  # of learning; 0 keeps what it belongs to as it is
+LearningRate = Annotated[float, Ge(0), Le(1000)]  # of learning; 0 keeps what it belongs to as it is
 Fraction = Annotated[float, Ge(0), Le(1)]
-Share = Annotated[float, Gt(0), Le(1)]
+PositiveFraction = Annotated[float, Gt(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
-Noise = Annotated[float, Ge(0), Le(10)]  # standard deviation, images in [0, 1]
-Blur = Annotated[float, Ge(0), Le(8192)]  # standard deviation, px
+NoiseStd = Annotated[float, Ge(0), Le(10)]  # standard deviation, images in [0, 1]
+BlurSigma = Annotated[float, Ge(0), Le(8192)]  # standard deviation, px
 Guidance = Annotated[float, Ge(0), Le(1000)]
 Exponent = Annotated[float, Gt(0), Le(100)]
-Limit = Annotated[float, Ge(-1_000_000), Le(1_000_000)]
+Threshold = Annotated[float, Ge(-1_000_000), Le(1_000_000)]
 Percent = Annotated[float, Ge(0), Le(100)]
 Seconds = Annotated[float, Gt(0), Le(10_000_000)]
 Normalization = Annotated[Sequence[Annotated[float, Ge(-1000), Le(1000)]], Len(3, 3)]  # per RGB channel
@@ -65,18 +65,20 @@ Normalization = Annotated[Sequence[Annotated[float, Ge(-1000), Le(1000)]], Len(3
 # Texts. A plain `str` is a text that is not empty, and a number that stands for one is its digits.
 AnyText = Annotated[str, MinLen(0)]
 Names = Annotated[Sequence[str], MinLen(1)]
-Keep = Annotated[str, OneOf(KEEP)]
+Preserve = Annotated[str, OneOf(PRESERVE_OPTIONS)]
 Dtype = Annotated[str, OneOf(("float32", "float16", "bfloat16"))]
 Directions = Annotated[Sequence[Annotated[str, OneOf(("max", "min"))]], MinLen(1)]
-Units = str | Index | Annotated[list[str | Index], MinLen(1)]  # addresses of them
+UnitAddresses = str | Index | Annotated[list[str | Index], MinLen(1)]  # addresses of them
 
 # Several.
-Shares = Annotated[Sequence[Fraction], MinLen(1)]
-Rates = Mapping[Annotated[str, OneOf(("latent", "text", "null", "pixels", "guidance", "tokens", "logits"))], Rate]
-Schedule = Annotated[Mapping[str, Shares], Keys(("inject", "blend"))]
-Weights = Mapping[str, NonNegative]  # of terms of an objective, by name
-EditWeights = Annotated[Weights, Keys(("class_log_prob", "latent_distance", "pixel_distance"))]
-PromptWeights = Annotated[Weights, Keys(("class_log_prob", "unit_activation"))]
-DistanceWeights = Annotated[Weights, Keys(("latent_distance", "pixel_distance"))]
-UnitWeights = Annotated[Weights, Keys(("unit_activation", "latent_distance", "pixel_distance"))]
-ComponentWeights = Annotated[Weights, Keys(("npca_contribution", "latent_distance", "pixel_distance"))]
+Fractions = Annotated[Sequence[Fraction], MinLen(1)]
+LearningRates = Mapping[
+    Annotated[str, OneOf(("latent", "text", "null", "pixels", "classifier_guidance", "tokens", "logits"))], LearningRate
+]
+PromptToPromptSteps = Annotated[Mapping[str, Fractions], Keys(("cross_replace_steps", "background_blend_steps"))]
+TermWeights = Mapping[str, NonNegative]  # of terms of an objective, by name
+EditWeights = Annotated[TermWeights, Keys(("class_log_prob", "latent_distance", "pixel_distance"))]
+PromptWeights = Annotated[TermWeights, Keys(("class_log_prob", "unit_activation"))]
+DistanceWeights = Annotated[TermWeights, Keys(("latent_distance", "pixel_distance"))]
+UnitWeights = Annotated[TermWeights, Keys(("unit_activation", "latent_distance", "pixel_distance"))]
+ComponentWeights = Annotated[TermWeights, Keys(("npca_contribution", "latent_distance", "pixel_distance"))]

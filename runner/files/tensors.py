@@ -13,9 +13,9 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from classifier_lens.runner.files.atomic import Damaged, read, write
+from classifier_lens.runner.files.atomic import DamagedFileError, read, write_durable
 
-EMPTY = "0" * 64  # stands in the digest's place while it is computed
+DIGEST_PLACEHOLDER = "0" * 64  # stands in the digest's place while it is computed
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
@@ -24,24 +24,24 @@ class TensorFile:
     """What such a file holds: tensors by name, on the CPU, in the order in which they were given, and texts by name."""
 
     tensors: dict[str, Tensor]
-    texts: dict[str, str]
+    metadata: dict[str, str]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **texts: str) -> None:
-    """Write tensors and texts so that they last. Raises Unwritable."""
+    """Write tensors and texts so that they last. Raises UnwritableError."""
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    data = serialise(whole, metadata={**texts, "names": json.dumps(list(whole)), "sha256": EMPTY})
+    data = serialise(whole, metadata={**texts, "names": json.dumps(list(whole)), "sha256": DIGEST_PLACEHOLDER})
     start, end = _place(data)
-    write(path, data[:start] + _digest(data, start, end).encode() + data[end:])
+    write_durable(path, data[:start] + _digest(data, start, end).encode() + data[end:])
 
 
 def read_tensors(path: Path) -> TensorFile:
     """Read what `write_tensors` has written, bit for bit; tensors are copied, since kernels may round by how memory is
-    aligned. Raises FileNotFoundError, and Damaged for any other content."""
+    aligned. Raises FileNotFoundError, and DamagedFileError for any other content."""
     data = read(path)
     start, end = _place(data)
     if data[start:end].decode() != _digest(data, start, end):
-        raise Damaged("its content is not what was written")
+        raise DamagedFileError("its content is not what was written")
     length = int.from_bytes(data[:8], "little")
     texts: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
     tensors, names = parse(data), json.loads(texts["names"])
@@ -49,17 +49,17 @@ def read_tensors(path: Path) -> TensorFile:
 
 
 def _place(data: bytes) -> tuple[int, int]:
-    """Where the digest stands. Raises Damaged if there is none."""
+    """Where the digest stands. Raises DamagedFileError if there is none."""
     if not data:
-        raise Damaged("is empty")
+        raise DamagedFileError("is empty")
     if (found := DIGEST.search(data)) is None:
-        raise Damaged("is no file of tensors with a digest")
+        raise DamagedFileError("is no file of tensors with a digest")
     return found.span(1)
 
 
 def _digest(data: bytes, start: int, end: int) -> str:
     """Of the whole file, with the place of the digest itself empty."""
     sha, view = hashlib.sha256(), memoryview(data)
-    for part in (view[:start], EMPTY.encode(), view[end:]):
+    for part in (view[:start], DIGEST_PLACEHOLDER.encode(), view[end:]):
         sha.update(part)
     return sha.hexdigest()

@@ -18,11 +18,11 @@ class _Lasting(io.FileIO):
         try:
             return super().write(data)
         except OSError:
-            nowhere(self.fileno())
+            redirect_to_devnull(self.fileno())
             return len(data)
 
 
-def nowhere(descriptor: int) -> None:
+def redirect_to_devnull(descriptor: int) -> None:
     """Let what is written to a descriptor, or read from it, be nothing."""
     opened = os.open(os.devnull, os.O_RDWR)
     if opened != descriptor:
@@ -39,13 +39,13 @@ def _is_open(descriptor: int) -> bool:
 
 
 @contextmanager
-def lasting() -> Iterator[None]:
+def resilient_streams() -> Iterator[None]:
     """Within, the standard streams are `_Lasting`; letters that their encoding lacks are written as their codes. One
     that is closed (`>&-`) leads nowhere: else the next file that is opened would get what is printed."""
     before = sys.stdout, sys.stderr
     for descriptor in (0, 1, 2):
         if not _is_open(descriptor):
-            nowhere(descriptor)
+            redirect_to_devnull(descriptor)
     sys.stdout, sys.stderr = (_stream(i, stream) for i, stream in enumerate(before, start=1))
     try:
         yield

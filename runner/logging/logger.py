@@ -19,33 +19,33 @@ class Logger(Protocol):
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
         """Begin one attempt at the run `key`, whose files lie in `folder`."""
 
-    def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+    def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         """Note a problem's values at one optimisation step."""
 
-    def result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
         """Note a finished problem: its line of results.jsonl and its saved pictures by name."""
 
     def finish(self) -> None:
         """End the attempt and send or write what is left."""
 
 
-class NoLogger:
+class NullLogger:
     """A logger that does nothing."""
 
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
         pass
 
-    def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+    def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         pass
 
-    def result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
         pass
 
     def finish(self) -> None:
         pass
 
 
-class Unfailing:
+class SafeLogger:
     """A logger whose troubles stop no run: the first one is told, and nothing more is logged."""
 
     def __init__(self, logger: Logger) -> None:
@@ -54,11 +54,11 @@ class Unfailing:
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
         self._try(self._logger.start, folder, config, key, task)
 
-    def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
-        self._try(self._logger.log, problem, step, values)
+    def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+        self._try(self._logger.log_step, problem, step, values)
 
-    def result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
-        self._try(self._logger.result, record, pictures)
+    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+        self._try(self._logger.log_result, record, pictures)
 
     def finish(self) -> None:
         self._try(self._logger.finish)

@@ -14,17 +14,19 @@ LOG.propagate = False  # a line of a log file for every item would be too many
 LOG.setLevel(logging.INFO)
 
 
-def counted(items: Sequence[T], what: str, size: int = 1) -> Iterator[T]:
+def track_progress(items: Sequence[T], description: str, size: int = 1) -> Iterator[T]:
     """The items, one after the other; each stands for `size` of what is counted."""
     for i, item in enumerate(items):
-        LOG.info("%d of %d %s", i * size, len(items) * size, what)
+        LOG.info("%d of %d %s", i * size, len(items) * size, description)
         yield item
 
 
 @contextmanager
-def heard(show: Callable[[str], None], every: float, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+def show_progress(
+    show: Callable[[str], None], interval: float, clock: Callable[[], float] = time.monotonic
+) -> Iterator[None]:
     """Within, counts are shown, but none in the first seconds and none within so many of the last one."""
-    handler = _Handler(show, every, clock)
+    handler = _Handler(show, interval, clock)
     LOG.addHandler(handler)
     try:
         yield
@@ -33,9 +35,9 @@ def heard(show: Callable[[str], None], every: float, clock: Callable[[], float] 
 
 
 class _Handler(logging.Handler):
-    def __init__(self, show: Callable[[str], None], every: float, clock: Callable[[], float]) -> None:
+    def __init__(self, show: Callable[[str], None], interval: float, clock: Callable[[], float]) -> None:
         super().__init__()
-        self._show, self._every, self._clock, self._last = show, every, clock, clock()
+        self._show, self._every, self._clock, self._last = show, interval, clock, clock()
 
     def emit(self, record: logging.LogRecord) -> None:
         if (now := self._clock()) - self._last >= self._every:

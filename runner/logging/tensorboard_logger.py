@@ -15,7 +15,7 @@ from classifier_lens.runner.types import UserError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FOLDER = "tensorboard"
+LOG_FOLDER = "tensorboard"
 
 
 class TensorBoardLogger:
@@ -34,16 +34,16 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         self.finish()
-        attempt = 1 + sum(path.is_dir() for path in folder.glob(f"{FOLDER}/attempt-*"))
-        self._writer, self._results = SummaryWriter(folder / FOLDER / f"attempt-{attempt}"), 0
+        attempt = 1 + sum(path.is_dir() for path in folder.glob(f"{LOG_FOLDER}/attempt-*"))
+        self._writer, self._results = SummaryWriter(folder / LOG_FOLDER / f"attempt-{attempt}"), 0
         self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}```")
 
-    def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+    def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{problem}/{name}", value, step)
 
-    def result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
         if self._writer is None:
             return
         self._results += 1

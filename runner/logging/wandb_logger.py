@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     import wandb
 
 MODES = ("offline", "online", "disabled")
-SYNONYMS = {"dryrun": "offline", "run": "online"}  # what WANDB_MODE may also say
-PLACES = {"WANDB_CACHE_DIR": user_cache_dir, "WANDB_CONFIG_DIR": user_config_dir, "WANDB_DATA_DIR": user_data_dir}
-SHOWN = 500  # problems of an attempt with curves and pictures: with each section of one W&B takes longer for the next
-TABLE = ("name", "source", "target", "predicted_before", "predicted_after", "success", "prompt", "seconds")
+MODE_ALIASES = {"dryrun": "offline", "run": "online"}  # what WANDB_MODE may also say
+WANDB_FOLDERS = {
+    "WANDB_CACHE_DIR": user_cache_dir,
+    "WANDB_CONFIG_DIR": user_config_dir,
+    "WANDB_DATA_DIR": user_data_dir,
+}
+MAX_PROBLEMS = (
+    500  # problems of an attempt with curves and pictures: with each section of one W&B takes longer for the next
+)
+TABLE_COLUMNS = ("name", "source", "target", "predicted_before", "predicted_after", "success", "prompt", "seconds")
 
 
 class WandbLogger:
@@ -31,9 +37,9 @@ class WandbLogger:
     free to change, a table of the results, the configuration.
 
     Attempts are not resumed W&B runs: offline, `resume` is ignored and a second run of the same id replaces the first.
-    Each of the first `SHOWN` problems has its own section of curves over its own step; the table has all. W&B's step
-    counts rows of the whole attempt, since it must never fall; problems of a batch, logged at the same step, share a
-    row.
+    Each of the first `MAX_PROBLEMS` problems has its own section of curves over its own step; the table has all. W&B's
+    step counts rows of the whole attempt, since it must never fall; problems of a batch, logged at the same step, share
+    a row.
     """
 
     def __init__(self, mode: str | None, project: str, entity: str | None, timeout: Seconds) -> None:
@@ -41,7 +47,7 @@ class WandbLogger:
         and says so; timeout: seconds to wait for the server when an attempt starts and ends."""
         if mode not in (*MODES, None):
             raise UserError(f"logger.mode={mode}: allowed are null, {', '.join(MODES)}")
-        self.mode = mode_by_environment(os.environ) if mode is None else mode
+        self.mode = mode_from_environment(os.environ) if mode is None else mode
         self.project, self.entity, self.timeout = project, entity, timeout
         self._run: wandb.Run | None = None
         self._row = 0
@@ -53,7 +59,7 @@ class WandbLogger:
 
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
         self.finish()
-        if self.mode == "disabled" or switched_off(os.environ):
+        if self.mode == "disabled" or is_disabled(os.environ):
             return
         self._placed = _keep_within(folder / "wandb")
         try:
@@ -89,14 +95,14 @@ class WandbLogger:
             print(f"logger.mode=online: {said}", file=sys.stderr, flush=True)
             self._run = begin("offline")
 
-    def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+    def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         if self._run is None or not self._shown(problem):
             return
         self._advance(step)
         curves = {f"{problem}/{name}": value for name, value in values.items()}
         self._run.log({f"{problem}/step": step, **curves}, step=self._row)
 
-    def result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
         if self._run is None:
             return
         wandb = _import_wandb()
@@ -109,7 +115,7 @@ class WandbLogger:
             for name, path in shown.items()
             if path.is_file()
         ]
-        self._lines.append([record.get(name) for name in TABLE])
+        self._lines.append([record.get(name) for name in TABLE_COLUMNS])
         panel = {f"pictures/{record['name']}": images} if images else {}
         self._run.log({**numbers, **panel}, step=self._row)
         if isinstance(record.get("success"), bool):
@@ -123,7 +129,7 @@ class WandbLogger:
             return
         try:
             if self._lines:
-                run.log({"results": _import_wandb().Table(list(TABLE), self._lines)}, step=self._row + 1)
+                run.log({"results": _import_wandb().Table(list(TABLE_COLUMNS), self._lines)}, step=self._row + 1)
             run.finish()
         finally:
             self._release()
@@ -136,7 +142,7 @@ class WandbLogger:
 
     def _shown(self, problem: str) -> bool:
         """Whether a problem has its own section, which the first ones get."""
-        if problem not in self._problems and len(self._problems) < SHOWN:
+        if problem not in self._problems and len(self._problems) < MAX_PROBLEMS:
             self._problems.add(problem)
             assert self._run is not None
             self._run.define_metric(f"{problem}/*", step_metric=f"{problem}/step")
@@ -149,16 +155,16 @@ class WandbLogger:
         self._step = step
 
 
-def mode_by_environment(variables: Mapping[str, str]) -> str:
+def mode_from_environment(variables: Mapping[str, str]) -> str:
     """The mode that WANDB_MODE names, offline where it names none. Raises UserError for another word."""
     said = variables.get("WANDB_MODE", "").strip().lower() or "offline"
-    mode = SYNONYMS.get(said, said)
+    mode = MODE_ALIASES.get(said, said)
     if mode not in MODES:
         raise UserError(f"WANDB_MODE={said}: allowed are {', '.join(MODES)}; logger=none switches logging off")
     return mode
 
 
-def switched_off(variables: Mapping[str, str]) -> bool:
+def is_disabled(variables: Mapping[str, str]) -> bool:
     """Whether WANDB_DISABLED says that nothing is to be logged, whatever the configuration says."""
     return variables.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off")
 
@@ -167,7 +173,7 @@ def _keep_within(folder: Path) -> list[str]:
     """Have W&B keep its cache, settings and logs in a folder where it cannot in the user's home: it would tell all of
     them to the console instead. Returns the variables of the environment that say so."""
     placed = []
-    for variable, default in PLACES.items():
+    for variable, default in WANDB_FOLDERS.items():
         if variable in os.environ:
             continue
         home = Path(default("wandb"))

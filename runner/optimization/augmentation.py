@@ -12,34 +12,37 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.runner.configuration.value_ranges import Noise, Rate, Repeats, Share
+from classifier_lens.runner.configuration.value_ranges import LearningRate, NoiseStd, PerProblemCount, PositiveFraction
 from classifier_lens.runner.types import Scene
 
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """crops: per view of a scene; noise: standard deviation in [0, 1] units; power: of the uniform number that sets the
-    side; min_share: the smallest side as a share of the image, where the classifier's own size would cut nothing, None
-    for that size all the same; redraw: whether each x0-prediction of a step is cut at places of its own."""
+    """n_crops: per view of a scene; noise_std: standard deviation in [0, 1] units; side_exponent: of the uniform number
+    that sets the side; min_crop_fraction: the smallest side as a share of the image, where the classifier's own size
+    would cut nothing, None for that size all the same; new_crops_per_prediction: whether each x0-prediction of a step
+    is cut at places of its own."""
 
-    crops: Repeats
-    noise: Noise
-    power: Rate
-    min_share: Share | None
-    redraw: bool
+    crops: PerProblemCount
+    noise_std: NoiseStd
+    power: LearningRate
+    min_crop_fraction: PositiveFraction | None
+    new_crops_per_prediction: bool
 
     def __call__(self, scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
         """The scene with new views (b, n · crops, 3, size, size) of its n views, sampled from each sample's seed and
         the step alone."""
-        drawn = [seed * 10_007 + step + 7_919_000_017 * self.redraw * scene.steps_left for seed in seeds]
-        crops = partial(self._crops, scene.views, drawn, self.smallest(size, scene.views.shape[-1]))
-        return replace(scene, views=crops(size), crops=crops)
+        drawn = [
+            seed * 10_007 + step + 7_919_000_017 * self.new_crops_per_prediction * scene.steps_left for seed in seeds
+        ]
+        crops = partial(self._crops, scene.views, drawn, self.min_side(size, scene.views.shape[-1]))
+        return replace(scene, views=crops(size), crops_at=crops)
 
-    def smallest(self, size: int, side: int) -> float:
+    def min_side(self, size: int, side: int) -> float:
         """The smallest side of a crop in pixels, for a classifier's size and the image's side."""
-        if self.min_share is None:
+        if self.min_crop_fraction is None:
             return min(size, side)
-        return size if size <= 0.9 * side else self.min_share * side
+        return size if size <= 0.9 * side else self.min_crop_fraction * side
 
     def _crops(self, views: Tensor, seeds: Sequence[int], smallest: float, size: int) -> Float[Tensor, "b n 3 s s"]:
         """Crops of views at a size: their places follow from the seeds whatever the size."""
@@ -51,18 +54,18 @@ class RandomCrops:
         centre = crop[..., None] / 2 + u[..., 1:] * (side - crop)[..., None]
         centre, crop = (values.unflatten(1, (n, self.crops)).flatten(0, 1) for values in (centre, crop))
         cut = crop_and_resize(views.flatten(0, 1), centre, crop, size).unflatten(0, (-1, n)).flatten(1, 2)
-        return cut + self.noise * noise.to(cut.device)
+        return cut + self.noise_std * noise.to(cut.device)
 
 
 def crop_and_resize(
-    images: Float[Tensor, "b 3 h h"], centre: Float[Tensor, "b n 2"], side: Float[Tensor, "b n"], size: int
+    images: Float[Tensor, "b 3 h h"], center: Float[Tensor, "b n 2"], side: Float[Tensor, "b n"], size: int
 ) -> Float[Tensor, "b n 3 s s"]:
     """Square crops, centre (x, y) and side in pixels, sampled bilinearly at `size`; shrinking averages areas."""
     b, n = side.shape
     fine = max(1, math.ceil(images.shape[-1] / size - 1e-6))
     steps = (torch.arange(size * fine, device=images.device) + 0.5) / (size * fine) - 0.5
-    x = centre[..., 0, None] + side[..., None] * steps
-    y = centre[..., 1, None] + side[..., None] * steps
+    x = center[..., 0, None] + side[..., None] * steps
+    y = center[..., 1, None] + side[..., None] * steps
     grid = torch.stack(
         [x[:, :, None, :].expand(-1, -1, len(steps), -1), y[..., None].expand(-1, -1, -1, len(steps))], -1
     )

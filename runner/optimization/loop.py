@@ -11,17 +11,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from classifier_lens.runner.configuration.value_ranges import Limit, OneOf, Positive, Rates, Repeats, Steps
+from classifier_lens.runner.configuration.value_ranges import (
+    LearningRates,
+    OneOf,
+    PerProblemCount,
+    Positive,
+    Steps,
+    Threshold,
+)
 from classifier_lens.runner.optimization.objective import Loss, evaluate
 from classifier_lens.runner.protocols import Generator
 from classifier_lens.runner.types import (
-    Anchor,
     Controls,
-    Found,
+    EditContext,
+    Initialization,
     Objective,
+    Precomputed,
+    PromptToPrompt,
     Scene,
-    Schedules,
-    Start,
     UserError,
     first_line,
 )
@@ -31,67 +38,67 @@ Augment = Callable[[Scene, int], Scene]
 # gradients by control -> the same tensors, made shorter in place, for each sample on its own
 Clip = Callable[[Controls], None]
 # (controls after an update, the gradients that led there, the anchor, the update's number) -> controls that it changes
-Project = Callable[[Controls, Controls, Anchor, int], Controls]
+Project = Callable[[Controls, Controls, EditContext, int], Controls]
 
 
-def unprojected(after: Controls, gradients: Controls, anchor: Anchor, step: int) -> Controls:
+def no_projection(after: Controls, gradients: Controls, anchor: EditContext, step: int) -> Controls:
     """Controls stay as the update left them."""
     return {}
 
 
-def clip_joint_norm(gradients: Controls, most: Positive) -> None:
-    """Scale each sample's gradients, all controls together, to an L2 norm of `most` where it is larger. The controls
-    keep their proportions to each other."""
+def clip_joint_norm(gradients: Controls, max_norm: Positive) -> None:
+    """Scale each sample's gradients, all controls together, to an L2 norm of `max_norm` where it is larger. The
+    controls keep their proportions to each other."""
     length = torch.stack([_norms(g) ** 2 for g in gradients.values()]).sum(dim=0).sqrt()
-    scale = (most / length.clamp(min=1e-12)).clamp(max=1.0)
+    scale = (max_norm / length.clamp(min=1e-12)).clamp(max=1.0)
     for gradient in gradients.values():
         gradient.mul_(_rows(scale, gradient))
 
 
-def clip_largest_element(gradients: Controls, most: Positive) -> None:
-    """Scale each control's gradient, for each sample, so that its largest element is `most` where it is larger
+def clip_largest_element(gradients: Controls, max_norm: Positive) -> None:
+    """Scale each control's gradient, for each sample, so that its largest element is `max_norm` where it is larger
     (max-norm; DiG-IN, B.1)."""
     for gradient in gradients.values():
         largest = gradient.abs().flatten(1).amax(dim=1)
         # The small number is that of PyTorch's own clipping.
-        gradient.mul_(_rows((most / (largest + 1e-6)).clamp(max=1.0), gradient))
+        gradient.mul_(_rows((max_norm / (largest + 1e-6)).clamp(max=1.0), gradient))
 
 
 @dataclass(frozen=True)
-class Stop:
-    """Enough is reached when in `times` evaluations in a row each term of the objective was under its bound in `below`;
-    an objective with a term that has no bound never has enough."""
+class EarlyStopping:
+    """Enough is reached when in `patience` evaluations in a row each term of the objective was under its bound in
+    `thresholds`; an objective with a term that has no bound never has enough."""
 
-    times: Repeats
-    below: Mapping[str, Limit]
+    patience: PerProblemCount
+    thresholds: Mapping[str, Threshold]
 
     def __call__(self, history: Sequence[Mapping[str, Sequence[float]]], i: int) -> bool:
         """Whether sample i has enough, by its last evaluations."""
-        recent = history[-self.times :]
+        recent = history[-self.patience :]
         low = [
-            all(values[name][i] < self.below.get(name, -math.inf) for name in values if name != "total")
+            all(values[name][i] < self.thresholds.get(name, -math.inf) for name in values if name != "total")
             for values in recent
         ]
-        return len(recent) == self.times and all(low)
+        return len(recent) == self.patience and all(low)
 
 
 @dataclass(frozen=True)
-class Descent:
-    """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed;
-    min_lr: where the cosine ends, per control (equal to lr: constant, above it: the rate grows); clip: what shortens
-    gradients, None for nothing;
-    keep_norm: whether the start latent and each free token are scaled back to their length after every update; stop:
-    when a sample has reached enough, None for never; project: what a baseline does after every update; autocast: the
-    number format of the networks that see augmented views, None for their own."""
+class OptimizerSettings:
+    """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed; min_lr:
+    where the cosine ends, per control (equal to lr: constant, above it: the rate grows); gradient_clipping: what
+    shortens gradients, None for nothing; keep_norm: whether the start latent and each free token are scaled back to
+    their length after every update; early_stopping: when a sample has reached enough, None for never; project: what a
+    baseline does after every update; autocast: the number format of the networks that see augmented views, None for
+    their own."""
 
     method: Callable[..., torch.optim.Optimizer]
     steps: Steps
-    lr: Rates
-    min_lr: Rates | None
-    clip: Clip | None
+    lr: LearningRates
+    min_lr: LearningRates | None
+    gradient_clipping: Clip | None
     keep_norm: bool
-    stop: Stop | None
-    project: Project = unprojected
+    early_stopping: EarlyStopping | None
+    project: Project = no_projection
     autocast: Annotated[str, OneOf(("bfloat16",))] | None = None
 
     def __post_init__(self) -> None:
@@ -100,11 +107,11 @@ class Descent:
         except (ValueError, TypeError) as error:
             raise UserError(f"optimizer.method: {first_line(error)}") from error
 
-    def casting(self, device: torch.device) -> torch.autocast:
+    def autocast_context(self, device: torch.device) -> torch.autocast:
         """Within which augmented views are judged."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast is not None)
 
-    def rate(self, name: str, k: int) -> float:
+    def lr_at(self, name: str, k: int) -> float:
         """The rate of a control at step k: constant, or a cosine from lr to min_lr over the K steps."""
         if self.min_lr is None:
             return self.lr[name]
@@ -113,25 +120,25 @@ class Descent:
 
 
 @dataclass
-class State:
+class OptimizationState:
     """Where a batch stands before evaluation `step`: controls, the method's moments, the best iterate per sample
     (its controls, un-augmented total and step), the history of every evaluation, why a sample was given up, and what
     the samples began with, None where it is not to be begun again."""
 
     controls: Controls
-    best: Controls
-    best_total: Tensor
+    best_controls: Controls
+    best_loss: Tensor
     best_step: Tensor
-    failed: list[str | None]
-    origin: Origin | None = None
+    failures: list[str | None]
+    initial_choice: InitialChoice | None = None
     step: int = 0
-    moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    optimizer_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     history: list[dict[str, list[float]]] = field(default_factory=list)
     finished: bool = False
     seconds: float = 0.0
 
 
-def begin(controls: Controls, origin: Origin | None = None) -> State:
+def initial_state(controls: Controls, origin: InitialChoice | None = None) -> OptimizationState:
     """The state before the first evaluation. Its tensors are contiguous, as those of a checkpoint are: sums would
     otherwise run in another order after a resume."""
     controls = {name: value.contiguous() for name, value in controls.items()}
@@ -139,58 +146,73 @@ def begin(controls: Controls, origin: Origin | None = None) -> State:
     device = next(iter(controls.values())).device
     best = {name: value.clone() for name, value in controls.items()}
     infinite = torch.full((n,), math.inf, device=device)
-    return State(dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n, origin)
+    return OptimizationState(
+        dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n, origin
+    )
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitialChoice:
     """What the samples of a batch begin with, by which the batch can be begun again: the position of each one's
     candidate for the controls, the shares of its schedules, and what the generator found."""
 
-    controls: list[int]
-    inject: list[float]
-    blend: list[float]
-    found: Found
+    candidate_indices: list[int]
+    cross_replace_steps: list[float]
+    background_blend_steps: list[float]
+    found: Precomputed
 
     @property
-    def schedules(self) -> Schedules:
+    def schedules(self) -> PromptToPrompt:
         """Those shares alone that some sample begins with."""
-        return {"inject": sorted(set(self.inject)), "blend": sorted(set(self.blend))}
+        return {
+            "cross_replace_steps": sorted(set(self.cross_replace_steps)),
+            "background_blend_steps": sorted(set(self.background_blend_steps)),
+        }
 
 
 @torch.no_grad()
-def choose(generator: Generator, start: Start, objective: Objective) -> Origin:
+def choose_initialization(generator: Generator, start: Initialization, objective: Objective) -> InitialChoice:
     """Per sample the candidates with the lowest un-augmented totals: first controls are compared, then the schedules of
     the anchors."""
-    count = len(start.notes)
-    chosen, anchors = [0] * count, [start.anchors[0]] * count
-    if start.others:
-        candidates = [start.controls, *start.others]
-        scenes = (generator(c, start.anchors[0])[-1] for c in candidates) if start.scenes is None else start.scenes()
+    count = len(start.warnings)
+    chosen, anchors = [0] * count, [start.contexts[0]] * count
+    if start.candidate_controls:
+        candidates = [start.controls, *start.candidate_controls]
+        scenes = (
+            (generator(c, start.contexts[0])[-1] for c in candidates)
+            if start.candidate_scenes is None
+            else start.candidate_scenes()
+        )
         chosen = _lowest(objective, scenes).tolist()
-    if len(start.anchors) > 1:
+    if len(start.contexts) > 1:
         controls = _of_candidates(start, chosen)
-        one_by_one = (generator(controls, anchor)[-1] for anchor in start.anchors)
-        lowest = _lowest(objective, start.compared(controls) if start.compared else one_by_one)
-        anchors = [start.anchors[j] for j in lowest.tolist()]
-    inject, blend = ([getattr(a, key)[i].item() for i, a in enumerate(anchors)] for key in ("inject", "blend"))
-    return Origin(chosen, inject, blend, start.found)
+        one_by_one = (generator(controls, anchor)[-1] for anchor in start.contexts)
+        lowest = _lowest(objective, start.context_scenes(controls) if start.context_scenes else one_by_one)
+        anchors = [start.contexts[j] for j in lowest.tolist()]
+    inject, blend = (
+        [getattr(a, key)[i].item() for i, a in enumerate(anchors)]
+        for key in ("cross_replace_steps", "background_blend_steps")
+    )
+    return InitialChoice(chosen, inject, blend, start.precomputed)
 
 
-def beginning(start: Start, origin: Origin) -> tuple[Controls, Anchor]:
+def apply_choice(start: Initialization, origin: InitialChoice) -> tuple[Controls, EditContext]:
     """The controls and the anchor of the candidates that were chosen."""
-    controls, anchor = _of_candidates(start, origin.controls), start.anchors[0]
-    if len(start.anchors) == 1:
+    controls, anchor = _of_candidates(start, origin.candidate_indices), start.contexts[0]
+    if len(start.contexts) == 1:
         return controls, anchor
-    inject, blend = anchor.inject.new_tensor(origin.inject), anchor.blend.new_tensor(origin.blend)
-    return controls, replace(anchor, inject=inject, blend=blend)
+    inject, blend = (
+        anchor.cross_replace_steps.new_tensor(origin.cross_replace_steps),
+        anchor.background_blend_steps.new_tensor(origin.background_blend_steps),
+    )
+    return controls, replace(anchor, cross_replace_steps=inject, background_blend_steps=blend)
 
 
-def _of_candidates(start: Start, chosen: Sequence[int]) -> Controls:
+def _of_candidates(start: Initialization, chosen: Sequence[int]) -> Controls:
     """Each sample's controls from its candidate."""
-    if not start.others:
+    if not start.candidate_controls:
         return start.controls
-    candidates = [start.controls, *start.others]
+    candidates = [start.controls, *start.candidate_controls]
     return {name: torch.stack([candidates[j][name][i] for i, j in enumerate(chosen)]) for name in start.controls}
 
 
@@ -199,9 +221,14 @@ def _lowest(objective: Objective, scenes: Iterable[Scene]) -> Int[Tensor, " b"]:
     return torch.stack([evaluate(objective, scene).total for scene in scenes]).argmin(dim=0)
 
 
-def optimise(
-    generator: Generator, anchor: Anchor, objective: Objective, augment: Augment, descent: Descent, state: State
-) -> Iterator[State]:
+def optimize(
+    generator: Generator,
+    anchor: EditContext,
+    objective: Objective,
+    augment: Augment,
+    descent: OptimizerSettings,
+    state: OptimizationState,
+) -> Iterator[OptimizationState]:
     """Evaluate and update until K updates are done or every sample has enough; yields the state after each evaluation.
 
     The loss averages the last x0-predictions with weights growing linearly; the best iterate is the one with the
@@ -211,14 +238,14 @@ def optimise(
     names = [name for name in state.controls if descent.lr.get(name)]
     leaves = {name: state.controls[name].detach().clone().requires_grad_() for name in names}
     method = descent.method([{"params": [leaves[name]], "lr": descent.lr[name]} for name in names] or [torch.zeros(0)])
-    method.state.update({leaves[name]: dict(moments) for name, moments in state.moments.items()})
+    method.state.update({leaves[name]: dict(moments) for name, moments in state.optimizer_state.items()})
     while not state.finished:
-        controls, now = {**state.controls, **leaves}, generator.fresh(anchor, state.step)
+        controls, now = {**state.controls, **leaves}, generator.step_context(anchor, state.step)
         last = state.step == descent.steps or not names
         with torch.set_grad_enabled(not last):
             scenes = generator(controls, anchor if last else now)
             views = [] if last else [augment(scene, state.step) for scene in scenes]
-            with descent.casting(state.best_total.device):
+            with descent.autocast_context(state.best_loss.device):
                 losses = [evaluate(objective, scene) for scene in views]
         with torch.no_grad():
             judged = scenes[-1] if last or now is anchor else generator(controls, anchor)[-1]
@@ -238,76 +265,82 @@ def optimise(
             state.step += 1
         state.finished = last
         state.controls = {**state.controls, **{name: leaf.detach() for name, leaf in leaves.items()}}
-        state.moments = {name: dict(method.state[leaf]) for name, leaf in leaves.items() if leaf in method.state}
+        state.optimizer_state = {
+            name: dict(method.state[leaf]) for name, leaf in leaves.items() if leaf in method.state
+        }
         yield state
 
 
-def _record(state: State, loss: Loss, leaves: Controls) -> None:
+def _record(state: OptimizationState, loss: Loss, leaves: Controls) -> None:
     """Append to the history and keep the controls of those samples that are better than ever."""
-    state.history.append({name: v.tolist() for name, v in {**loss.parts, "total": loss.total}.items()})
+    state.history.append({name: v.tolist() for name, v in {**loss.terms, "total": loss.total}.items()})
     _note_failures(state, loss)
-    better = loss.total < state.best_total
-    state.best_total = torch.where(better, loss.total, state.best_total)
+    better = loss.total < state.best_loss
+    state.best_loss = torch.where(better, loss.total, state.best_loss)
     state.best_step = torch.where(better, state.step, state.best_step)
     for name, value in {**state.controls, **leaves}.items():
-        state.best[name] = torch.where(_rows(better, value), value.detach(), state.best[name])
+        state.best_controls[name] = torch.where(_rows(better, value), value.detach(), state.best_controls[name])
 
 
-def _note_failures(state: State, loss: Loss) -> None:
+def _note_failures(state: OptimizationState, loss: Loss) -> None:
     """Name the term of every sample whose loss is not finite."""
     for i, finite in enumerate(torch.isfinite(loss.total).tolist()):
-        if not finite and state.failed[i] is None:
-            state.failed[i] = f"step {state.step}: the term {loss.bad_term(i)} is not finite"
+        if not finite and state.failures[i] is None:
+            state.failures[i] = f"step {state.step}: the term {loss.non_finite_term(i)} is not finite"
 
 
-def _give_up(state: State, leaves: Controls) -> None:
+def _give_up(state: OptimizationState, leaves: Controls) -> None:
     """Take failed samples out of the descent; a gradient that is not finite fails its sample."""
     for name, leaf in leaves.items():
         gradient = leaf.grad
         assert gradient is not None
         for i, finite in enumerate(torch.isfinite(gradient).flatten(1).all(dim=1).tolist()):
-            if not finite and state.failed[i] is None:
-                state.failed[i] = f"step {state.step}: the gradient of {name} is not finite"
+            if not finite and state.failures[i] is None:
+                state.failures[i] = f"step {state.step}: the gradient of {name} is not finite"
     for leaf in leaves.values():
         if leaf.grad is not None:
-            alive = torch.tensor([reason is None for reason in state.failed], device=leaf.device)
+            alive = torch.tensor([reason is None for reason in state.failures], device=leaf.device)
             leaf.grad = torch.where(_rows(alive, leaf), leaf.grad, torch.zeros_like(leaf))
 
 
-def _moving(state: State, descent: Descent) -> list[bool]:
+def _moving(state: OptimizationState, descent: OptimizerSettings) -> list[bool]:
     """Which samples neither were given up nor have enough."""
-    enough = descent.stop or (lambda history, i: False)
-    return [reason is None and not enough(state.history, i) for i, reason in enumerate(state.failed)]
+    enough = descent.early_stopping or (lambda history, i: False)
+    return [reason is None and not enough(state.history, i) for i, reason in enumerate(state.failures)]
 
 
 @torch.no_grad()
 def _update(
-    method: torch.optim.Optimizer, leaves: Controls, descent: Descent, state: State, anchor: Anchor,
+    method: torch.optim.Optimizer,
+    leaves: Controls,
+    descent: OptimizerSettings,
+    state: OptimizationState,
+    anchor: EditContext,
     moving: Sequence[bool],
-) -> None:  # fmt: skip
+) -> None:
     """One step of the method, with clipping, rates and the latent's length per sample; no momentum moves a sample on
     that is not `moving` or that has just failed."""
     before = {name: leaf.clone() for name, leaf in leaves.items()}
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    if descent.clip is not None:
-        descent.clip(gradients)
+    if descent.gradient_clipping is not None:
+        descent.gradient_clipping(gradients)
     for group, name in zip(method.param_groups, leaves, strict=False):
-        group["lr"] = descent.rate(name, state.step)
+        group["lr"] = descent.lr_at(name, state.step)
     method.step()
     if descent.keep_norm and "latent" in leaves:
         latent = leaves["latent"]
-        latent.mul_((anchor.norm / latent.flatten(-3).norm(dim=-1))[..., None, None, None])
+        latent.mul_((anchor.latent_norm / latent.flatten(-3).norm(dim=-1))[..., None, None, None])
     if descent.keep_norm and "tokens" in leaves:
         lengths = (values["tokens"].norm(dim=-1, keepdim=True) for values in (before, leaves))
         leaves["tokens"].mul_(next(lengths) / next(lengths).clamp(min=1e-12))
     for name, changed in descent.project(leaves, gradients, anchor, state.step).items():
         leaves[name].copy_(changed)
     for name, leaf in leaves.items():
-        on = torch.tensor([m and f is None for m, f in zip(moving, state.failed, strict=True)], device=leaf.device)
+        on = torch.tensor([m and f is None for m, f in zip(moving, state.failures, strict=True)], device=leaf.device)
         leaf.copy_(torch.where(_rows(on, leaf), leaf, before[name]))
 
 
-class NormalisedGradient(torch.optim.Optimizer):
+class NormalizedGradient(torch.optim.Optimizer):
     """Steps of length `lr`, a key of each group of params, down each picture's own gradient, whatever its length;
     pictures are "... c h w"."""
 

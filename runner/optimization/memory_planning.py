@@ -12,136 +12,150 @@ import torch
 from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.no_generator import ImageSpace
+from classifier_lens.models.generator.no_generator import NoGenerator
 from classifier_lens.runner.optimization.augmentation import RandomCrops
 from classifier_lens.runner.protocols import Classifier
-from classifier_lens.runner.types import Scene, Schedules
+from classifier_lens.runner.types import PromptToPrompt, Scene
 
-MOST = 8  # pictures at once that `auto` asks for: more are hardly faster
-ENOUGH = 4  # of them without recomputation are faster than `MOST` with it
-SHARE = 0.8  # of the free memory that a batch may take
-FAST_FIRST = ("none", "step", "block")
+MAX_BATCH_SIZE = 8  # pictures at once that `auto` asks for: more are hardly faster
+MIN_FAST_BATCH_SIZE = 4  # of them without recomputation are faster than `MAX_BATCH_SIZE` with it
+MEMORY_FRACTION = 0.8  # of the free memory that a batch may take
+CHECKPOINTING_MODES = ("none", "step", "block")
 GIB = 1024**3
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes that one picture keeps for the backward pass. plain, mapped: in a sampler step without and with injected
-    maps; blocks: in a step whose UNet's blocks are computed again; end: in decoding and in what classifiers see of it;
-    maps: what one recorded step leaves."""
+class MemoryFootprint:
+    """Bytes that one picture keeps for the backward pass. step, step_with_injection: in a sampler step without and with
+    injected maps; step_recomputed: in a step whose UNet's blocks are computed again; decoding: in decoding and in what
+    classifiers see of it; attention_maps: what one recorded step leaves."""
 
-    plain: int
-    mapped: int
-    blocks: int
-    end: int
-    maps: int
+    step: int
+    step_with_injection: int
+    step_recomputed: int
+    decoding: int
+    attention_maps: int
 
-    def graph(self, mode: str, steps: int, injected: int, recorded: int) -> int:
+    def peak_bytes(self, mode: str, steps: int, injected: int, recorded: int) -> int:
         """Bytes of a picture's chain of so many steps and its end, at its highest, with its constants."""
         chain = {
-            "none": injected * self.mapped + (steps - injected) * self.plain,
-            "step": self.mapped,
-            "block": steps * self.blocks + self.mapped // 2,
+            "none": injected * self.step_with_injection + (steps - injected) * self.step,
+            "step": self.step_with_injection,
+            "block": steps * self.step_recomputed + self.step_with_injection // 2,
         }[mode]
-        return chain + self.end + (recorded + injected) * self.maps
+        return chain + self.decoding + (recorded + injected) * self.attention_maps
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a run is computed. batch: problems at once; recompute: see `models.generator.chain`; predicted, free: in
-    bytes."""
+class MemoryPlan:
+    """How a run is computed. batch_size: problems at once; gradient_checkpointing: see `models.generator.chain`;
+    predicted_bytes, free_bytes: in bytes."""
 
-    batch: int
-    recompute: str
-    predicted: int
-    free: int
+    batch_size: int
+    gradient_checkpointing: str
+    predicted_bytes: int
+    free_bytes: int
 
     def __str__(self) -> str:
-        fits = "" if self.predicted <= self.free else ", which may not be enough"
+        fits = "" if self.predicted_bytes <= self.free_bytes else ", which may not be enough"
         return (
-            f"{self.batch} at once, recompute={self.recompute}: {self.predicted / GIB:.1f} GiB predicted of "
-            f"{self.free / GIB:.1f} GiB free{fits}"
+            f"{self.batch_size} at once, gradient_checkpointing={self.gradient_checkpointing}: "
+            f"{self.predicted_bytes / GIB:.1f} GiB predicted of {self.free_bytes / GIB:.1f} GiB free{fits}"
         )
 
 
-def plan(
-    generator: LatentDiffusion | ImageSpace, classifiers: Sequence[Classifier], augment: RandomCrops,
-    schedules: Schedules, pictures: int, batch: int | None, problems: int,
-) -> Plan:  # fmt: skip
+def plan_memory(
+    generator: LatentDiffusion | NoGenerator, classifiers: Sequence[Classifier], augment: RandomCrops,
+    schedules: PromptToPrompt, pictures: int, batch: int | None, problems: int,
+) -> MemoryPlan:  # fmt: skip
     """The batch, where None is given, and the recomputation, where the generator leaves it to memory.
 
     schedules: the task's of Prompt-to-Prompt, in the place of the generator's; pictures: of a problem in one step's
-    graph; problems: how many there are. The first of `FAST_FIRST` that has room
-    for the batch, or for `ENOUGH` problems of one that is to be chosen; where none has, the one that takes least.
+    graph; problems: how many there are. The first of `CHECKPOINTING_MODES` that has room for the batch, or for
+    `MIN_FAST_BATCH_SIZE` problems of one that is to be chosen; where none has, the one that takes least.
     """
-    if isinstance(generator, ImageSpace):
-        own, steps, injected, recorded = seen(generator, classifiers, augment), 0, 0, 0
+    if isinstance(generator, NoGenerator):
+        own, steps, injected, recorded = measure_classifier_footprint(generator, classifiers, augment), 0, 0, 0
     else:
-        own, steps = footprint(generator, classifiers, augment), len(generator)
-        injected = math.ceil(max({**generator.schedules, **schedules}["inject"]) * steps)
-        recorded = max(generator.maps.steps(steps).stop, injected)
-    modes = FAST_FIRST if generator.recompute == "auto" else (generator.recompute,)
-    need = {mode: pictures * own.graph(mode, steps, injected, recorded) for mode in modes}
+        own, steps = measure_footprint(generator, classifiers, augment), len(generator)
+        injected = math.ceil(max({**generator.prompt_to_prompt, **schedules}["cross_replace_steps"]) * steps)
+        recorded = max(generator.attention_maps.steps(steps).stop, injected)
+    modes = CHECKPOINTING_MODES if generator.gradient_checkpointing == "auto" else (generator.gradient_checkpointing,)
+    need = {mode: pictures * own.peak_bytes(mode, steps, injected, recorded) for mode in modes}
     free = free_memory(generator.device)
-    fitting = {mode: int(SHARE * free // max(bytes_, 1)) for mode, bytes_ in need.items()}
-    wanted = batch or min(problems, MOST)
-    enough = batch or min(problems, ENOUGH)
+    fitting = {mode: int(MEMORY_FRACTION * free // max(bytes_, 1)) for mode, bytes_ in need.items()}
+    wanted = batch or min(problems, MAX_BATCH_SIZE)
+    enough = batch or min(problems, MIN_FAST_BATCH_SIZE)
     least = min(need, key=lambda mode: need[mode])
     mode = next((mode for mode in modes if fitting[mode] >= enough), least)
     chosen = batch or max(1, min(wanted, fitting[mode]))
-    return Plan(chosen, mode, chosen * need[mode], free)
+    return MemoryPlan(chosen, mode, chosen * need[mode], free)
 
 
-def footprint(generator: LatentDiffusion, classifiers: Sequence[Classifier], augment: RandomCrops) -> Footprint:
+def measure_footprint(
+    generator: LatentDiffusion, classifiers: Sequence[Classifier], augment: RandomCrops
+) -> MemoryFootprint:
     """Measured on one drawn picture, by what autograd keeps."""
     networks = generator.networks
-    course = generator.sampler.draw(networks, [0], generator.latent_side)
-    embeddings = generator.base(networks.embed([""]), course)
+    course = generator.sampler.sample_inputs(networks, [0], generator.latent_size)
+    embeddings = generator.step_embeddings(networks.embed([""]), course)
     now = {name: values[:, 0].clone().requires_grad_() for name, values in embeddings.items()}
     modules = [networks.unet, networks.vae, *(c for c in classifiers if isinstance(c, torch.nn.Module))]
-    weights = weights_of(modules)
+    weights = weight_addresses(modules)
 
     def step(record: dict[str, Tensor] | None = None) -> Tensor:
         return generator.step(course["latent"], now, course["noise"][:, 0], 0, record=record)[0]
 
     def end() -> list[Tensor]:
         image = networks.decode(course["latent"].clone().requires_grad_())
-        return judged(image, course["latent"], classifiers, augment)
+        return augmented_logits(image, course["latent"], classifiers, augment)
 
     maps: dict[str, Tensor] = {}
-    mode = generator.recompute
+    mode = generator.gradient_checkpointing
     try:
-        generator.recompute_as("block")
-        blocks = kept(step, weights)
-        generator.recompute_as("none")
-        plain, mapped = kept(step, weights), kept(lambda: step(maps), weights)
+        generator.set_gradient_checkpointing("block")
+        blocks = saved_tensor_bytes(step, weights)
+        generator.set_gradient_checkpointing("none")
+        plain, mapped = saved_tensor_bytes(step, weights), saved_tensor_bytes(lambda: step(maps), weights)
     finally:
-        generator.recompute_as(mode)
+        generator.set_gradient_checkpointing(mode)
     recorded = sum(m.nbytes for m in maps.values())
-    return Footprint(plain, mapped, blocks, generator.last * kept(end, weights), recorded)
+    return MemoryFootprint(
+        plain, mapped, blocks, generator.last_x0_predictions * saved_tensor_bytes(end, weights), recorded
+    )
 
 
-def seen(generator: ImageSpace, classifiers: Sequence[Classifier], augment: RandomCrops) -> Footprint:
+def measure_classifier_footprint(
+    generator: NoGenerator, classifiers: Sequence[Classifier], augment: RandomCrops
+) -> MemoryFootprint:
     """The same without a generator: what classifiers see of an image."""
     side = generator.resolution
     image = torch.full((1, 3, side, side), 0.5, device=generator.device, requires_grad=True)
     modules = [classifier for classifier in classifiers if isinstance(classifier, torch.nn.Module)]
-    weights = weights_of(modules)
-    return Footprint(0, 0, 0, kept(lambda: judged(image, generator.encode(image), classifiers, augment), weights), 0)
+    weights = weight_addresses(modules)
+    return MemoryFootprint(
+        0,
+        0,
+        0,
+        saved_tensor_bytes(lambda: augmented_logits(image, generator.encode(image), classifiers, augment), weights),
+        0,
+    )
 
 
-def judged(image: Tensor, latent: Tensor, classifiers: Sequence[Classifier], augment: RandomCrops) -> list[Tensor]:
+def augmented_logits(
+    image: Tensor, latent: Tensor, classifiers: Sequence[Classifier], augment: RandomCrops
+) -> list[Tensor]:
     """The logits of every classifier for the augmented views of one image."""
     shown = augment(Scene(image, latent, image.unsqueeze(1)), [0], 0, classifiers[0].size)
     return [classifier(shown.views_at(classifier.size).flatten(0, 1)).logits for classifier in classifiers]
 
 
-def weights_of(modules: Sequence[torch.nn.Module]) -> set[int]:
+def weight_addresses(modules: Sequence[torch.nn.Module]) -> set[int]:
     """The addresses of networks' parameters and buffers, which no graph keeps anew."""
     return {p.untyped_storage().data_ptr() for m in modules for p in [*m.parameters(), *m.buffers()]}
 
 
-def kept(compute: Callable[[], object], weights: set[int]) -> int:
+def saved_tensor_bytes(compute: Callable[[], object], weights: set[int]) -> int:
     """Bytes that autograd keeps of a computation: each storage once, `weights` (by their addresses) not at all."""
     found: dict[int, int] = {}
 

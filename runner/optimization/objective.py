@@ -16,11 +16,11 @@ class Loss:
     """Per sample: the weighted sum, and each term before its weight."""
 
     total: Float[Tensor, " b"]
-    parts: dict[str, Float[Tensor, " b"]]
+    terms: dict[str, Float[Tensor, " b"]]
 
-    def bad_term(self, i: int) -> str | None:
+    def non_finite_term(self, i: int) -> str | None:
         """The first term that is not finite for sample i."""
-        return next((name for name, value in self.parts.items() if not torch.isfinite(value[i])), None)
+        return next((name for name, value in self.terms.items() if not torch.isfinite(value[i])), None)
 
 
 def evaluate(objective: Objective, scene: Scene) -> Loss:

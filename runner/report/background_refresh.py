@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-REST = 20.0  # times what a call took: its calls take less than a twentieth of a run's seconds, however long they get
+REST_FACTOR = (
+    20.0  # times what a call took: its calls take less than a twentieth of a run's seconds, however long they get
+)
 
 
-class Background:
+class BackgroundRefresh:
     """Makes a call in a thread of its own whenever it is asked to. Where the last one is not done yet, or was done less
-    than `REST` times its own duration ago, none is begun: a later one does its work too. Leaving the context waits for
-    the last one."""
+    than `REST_FACTOR` times its own duration ago, none is begun: a later one does its work too. Leaving the context
+    waits for the last one."""
 
     def __init__(self, call: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._call, self._clock = call, clock
@@ -21,7 +23,7 @@ class Background:
         self._last: Future[object] | None = None
         self._next = -math.inf
 
-    def __enter__(self) -> Background:
+    def __enter__(self) -> BackgroundRefresh:
         return self
 
     def __call__(self) -> None:
@@ -36,7 +38,7 @@ class Background:
         began = self._clock()
         self._call()
         ended = self._clock()
-        self._next = ended + REST * (ended - began)
+        self._next = ended + REST_FACTOR * (ended - began)
 
     def wait(self) -> None:
         """Until the last call is done. Raises what ended it, if anything did."""

@@ -20,7 +20,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A curve over steps, laid out for a drawing of `WIDTH` x `HEIGHT` units."""
+    """A curve over steps, laid out for a drawing of `TABLE_WIDTH` x `HEIGHT` units."""
 
     title: str
     summary: str

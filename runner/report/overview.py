@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from classifier_lens.runner.cluster.job_status import STATES, Run, Submission
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.cluster.job_status import STATES, RunStatus, Submission
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.report.labels import setting_label
 from classifier_lens.runner.report.page import PAGE_FILE, jinja_environment
 from classifier_lens.runner.report.result_keys import current_record, current_summary
@@ -23,26 +23,26 @@ from classifier_lens.runner.report.sweep_matrix import sweep_matrices
 from classifier_lens.runner.report.wording import format_number
 
 IGNORED_SETTINGS = (
-    *("command", "environment", "name", "logger", "outputs", "cache", "device", "claim", "lease", "checkpoint"),
+    *("command", "environment", "name", "logger", "outputs", "cache", "device", "lease", "lease", "checkpoint"),
 )
 OMITTED_KEYS = ("images", "history", "controls_file", "digest", "file_digests")  # of a result
 
 
 def print_status(submission: Submission, queued: Mapping[str, str], problems: bool, console: Console) -> bool:
     """Print how the jobs and the runs fare, with `problems` each problem; returns whether anything failed."""
-    jobs = {job: submission.state(job, queued) for job in submission.jobs}
+    jobs = {job: submission.job_state(job, queued) for job in submission.jobs}
     runs = submission.runs()
     table = Table("job", "state", title=Text(f"submission {submission.folder.name}"), title_justify="left")
     for job, state in jobs.items():
         table.add_row(Text(job), Text(state))
     console.print(table)
-    title = Text(" ".join(submission.words) or "run.py")
+    title = Text(" ".join(submission.overrides) or "run.py")
     table = Table(Column("run", overflow="fold"), *STATES, title=title, title_justify="left")
     for run in runs:
         table.add_row(Text(run.name), *(str(run.count(state)) for state in STATES))
     console.print(table)
     for run in runs:
-        for name, (state, why) in run.problems.items():
+        for name, (state, why) in run.problem_states.items():
             if problems or state == "failed":
                 console.print(
                     f"{run.name}  {name}  {state}{f': {why}' if why else ''}",
@@ -81,15 +81,15 @@ def write_overview(submission: Submission) -> Path:
         matrices=matrices,
         left_out=left_out,
     )  # fmt: skip
-    write(submission.folder / PAGE_FILE, page)
+    write_durable(submission.folder / PAGE_FILE, page)
     return submission.folder / PAGE_FILE
 
 
-def _task(run: Run) -> str:
+def _task(run: RunStatus) -> str:
     return run.folder.parts[-3]
 
 
-def _sentence(runs: Sequence[Run]) -> str:
+def _sentence(runs: Sequence[RunStatus]) -> str:
     """How many runs there are, how far they are and how many of their results succeed."""
     records = [record for run in runs for record in run.records]
     judged = [record["success"] for record in records if isinstance(record.get("success"), bool)]
@@ -128,9 +128,9 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
     writer.writerows(lines)
-    write(path, file.getvalue())
+    write_durable(path, file.getvalue())
 
 
-def _address(submission: Submission, run: Run) -> str:
+def _address(submission: Submission, run: RunStatus) -> str:
     """Of a run's own page, relative to the submission's."""
     return quote(Path(os.path.relpath(run.folder / PAGE_FILE, submission.folder)).as_posix())

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from classifier_lens.runner.files.atomic import Damaged, put, read
+from classifier_lens.runner.files.atomic import DamagedFileError, read, write_atomic
 from classifier_lens.runner.report.cards import Settings, make_card
 from classifier_lens.runner.report.findings import Names
 from classifier_lens.runner.report.headlines import first_sentence, headline_of
@@ -55,7 +55,7 @@ def write_page(run_folder: Path) -> str:
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: no such run folder; give outputs/<task>/<generator>-<classifier>/<hash>")
     values = page_values(run_folder)
-    put(run_folder / PAGE_FILE, jinja_environment().get_template("report.html.j2").render(values))
+    write_atomic(run_folder / PAGE_FILE, jinja_environment().get_template("report.html.j2").render(values))
     return str(values["sentence"])
 
 
@@ -160,7 +160,7 @@ def _longest_preparation(folder: Path) -> float | None:
     """Seconds that loading and preparing the problems took, of the process that they took longest."""
     values = []
     for path in sorted(folder.glob("attempts/*.json")):
-        with suppress(FileNotFoundError, Damaged):  # a damaged attempt costs this number alone
+        with suppress(FileNotFoundError, DamagedFileError):  # a damaged attempt costs this number alone
             values.append(renamed(parse_object(read(path)), ATTEMPT).get("preparation_seconds"))
     return max((float(value) for value in values if isinstance(value, (int, float)) and value > 0), default=None)
 

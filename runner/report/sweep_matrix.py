@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from classifier_lens.runner.cluster.job_status import Run
+from classifier_lens.runner.cluster.job_status import RunStatus
 from classifier_lens.runner.report.cards import Settings
 from classifier_lens.runner.report.findings import finding
 from classifier_lens.runner.report.page import read_settings
@@ -56,13 +56,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class _Result:
-    run: Run
+    run: RunStatus
     label: str
     record: Mapping[str, Any]
     settings: Settings
 
 
-def sweep_matrices(runs: Sequence[Run], differing: Sequence[Mapping[str, Any]], base: Path) -> tuple[list[Matrix], int]:
+def sweep_matrices(
+    runs: Sequence[RunStatus], differing: Sequence[Mapping[str, Any]], base: Path
+) -> tuple[list[Matrix], int]:
     """The first matrices, and how many are left out. differing: of each run the settings in which not all agree; base:
     the folder of the page, to which addresses are relative."""
     groups: dict[str, list[_Result]] = {}
@@ -78,7 +80,7 @@ def sweep_matrices(runs: Sequence[Run], differing: Sequence[Mapping[str, Any]], 
     return matrices, max(len(groups) - MAX_MATRICES, 0)
 
 
-def row_labels(runs: Sequence[Run], differing: Sequence[Mapping[str, Any]]) -> list[str]:
+def row_labels(runs: Sequence[RunStatus], differing: Sequence[Mapping[str, Any]]) -> list[str]:
     """The classifier of each run, its generator where runs differ in that, and other settings in which they differ."""
     parts = [run.folder.parts[-2].partition("-") for run in runs]
     several = len({generator for generator, _, _ in parts}) > 1

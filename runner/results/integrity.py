@@ -13,19 +13,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from classifier_lens.runner.files.atomic import Damaged, read
+from classifier_lens.runner.files.atomic import DamagedFileError, read
 
-LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
-RESULT, FAILURE = "result.json", "failure.json"
+DIGEST_LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
+RESULT_FILE, FAILURE_FILE = "result.json", "failure.json"
 
 # What reading a configuration raises for what is none: other types are an OSError, numbers of thousands of digits and
 # letters of other encodings a ValueError, and lists may be too deep.
-NO_YAML = (yaml.YAMLError, ValueError, OSError, RecursionError)
+YAML_ERRORS = (yaml.YAMLError, ValueError, OSError, RecursionError)
 
 Confidences = dict[str, float | None]
 
 
-class Line(BaseModel):
+class ResultLine(BaseModel):
     """What every reader of results goes by; tasks add to it."""
 
     name: str
@@ -38,78 +38,78 @@ class Line(BaseModel):
     confidence_after: Confidences | None = None
 
 
-class Whole(Line):
+class ProblemResult(ResultLine):
     """A problem's own result, which names the files that belong to it."""
 
     digests: dict[str, str]
 
 
-def with_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def add_file_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """A result with the digests of its files, by their paths within the run folder, and one of itself."""
     files = [*record.get("images", {}).values(), *([record["controls"]] if "controls" in record else [])]
     digests = {path: _digest((folder / path).read_bytes()) for path in files}
-    return with_digest({**record, "digests": digests})
+    return add_digest({**record, "digests": digests})
 
 
-def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+def add_digest(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record, as it will be read, with its digest."""
     whole = json.loads(json.dumps(record))
     return {**whole, "digest": _of_record(whole)}
 
 
 def parse_with_digest(data: bytes) -> dict[str, Any]:
-    """A record without its digest. Raises Damaged if it is not what was written."""
+    """A record without its digest. Raises DamagedFileError if it is not what was written."""
     record = parse_object(data)
     if record.pop("digest", None) != _of_record(record):
-        raise Damaged("is not what was written")
+        raise DamagedFileError("is not what was written")
     return record
 
 
 def parse_result(data: bytes, name: str) -> dict[str, Any]:
-    """A problem's result from its file's content. Raises Damaged if this is not what was written for it."""
+    """A problem's result from its file's content. Raises DamagedFileError if this is not what was written for it."""
     record = parse_object(data)
     if record.get("name") != name or record.get("digest") != _of_record(record):
-        raise Damaged("is not what was written")
-    _check(Whole, record)
+        raise DamagedFileError("is not what was written")
+    _check(ProblemResult, record)
     return record
 
 
 def parse_line(data: bytes) -> dict[str, Any]:
-    """A line of a run's results. Raises Damaged if this is no result, or not what was measured."""
+    """A line of a run's results. Raises DamagedFileError if this is no result, or not what was measured."""
     record = parse_object(data)
-    _check(Line, record)
+    _check(ResultLine, record)
     if "digest" in record and record["digest"] != _of_record(record):
-        raise Damaged("is not what was written")
+        raise DamagedFileError("is not what was written")
     return record
 
 
-def _check(kind: type[Line], record: Mapping[str, Any]) -> None:
-    """Raises Damaged if a record is none of this kind."""
+def _check(kind: type[ResultLine], record: Mapping[str, Any]) -> None:
+    """Raises DamagedFileError if a record is none of this kind."""
     try:
         kind.model_validate(record, strict=True)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise Damaged(f"is no result ({where}: {error.errors()[0]['msg']})") from error
+        raise DamagedFileError(f"is no result ({where}: {error.errors()[0]['msg']})") from error
 
 
 def parse_failure(data: bytes, name: str) -> dict[str, Any]:
-    """Why a problem failed, from its file's content. Raises Damaged if this is not what was written for it."""
+    """Why a problem failed, from its file's content. Raises DamagedFileError if this is not what was written for it."""
     record = parse_object(data)
     if record.get("name") != name or not isinstance(record.get("error"), str):
-        raise Damaged("is not what was written")
+        raise DamagedFileError("is not what was written")
     return record
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises Damaged for anything else."""
+    """A JSON object. Raises DamagedFileError for anything else."""
     if not data.strip():
-        raise Damaged("is empty")
+        raise DamagedFileError("is empty")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Damaged("is not JSON") from error
+        raise DamagedFileError("is not JSON") from error
     if not isinstance(value, dict):
-        raise Damaged("is not a JSON object")
+        raise DamagedFileError("is not a JSON object")
     return value
 
 
@@ -124,52 +124,52 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text of YAML says; references to other keys stay texts. Raises one of `NO_YAML` for anything else."""
+    """What a text of YAML says; references to other keys stay texts. Raises one of `YAML_ERRORS` for anything else."""
     return yaml.load(text, Loader=_Loader)
 
 
 def parse_config(data: bytes) -> dict[str, Any]:
-    """A run's configuration. Raises Damaged for anything else."""
+    """A run's configuration. Raises DamagedFileError for anything else."""
     try:
         value = parse_yaml(data.decode())
-    except NO_YAML as error:
-        raise Damaged("is no configuration") from error
+    except YAML_ERRORS as error:
+        raise DamagedFileError("is no configuration") from error
     if not isinstance(value, dict):
-        raise Damaged("is no configuration")
+        raise DamagedFileError("is no configuration")
     return {str(key): part for key, part in value.items()}
 
 
-def damage_of(folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
+def find_damage(folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
     """What is to be set aside of a problem's folder within a run folder, and why. What is done is read whole."""
     if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):  # a link may lead to another problem's
         yield place, "is no folder"
         return
-    for file, check in ((RESULT, _check_result), (FAILURE, _check_failure)):
+    for file, check in ((RESULT_FILE, _check_result), (FAILURE_FILE, _check_failure)):
         try:
             check(folder, place)
         except FileNotFoundError:
             continue
-        except Damaged as error:
+        except DamagedFileError as error:
             yield place / file, str(error)
 
 
 def _check_failure(folder: Path, place: Path) -> None:
-    parse_failure(read(place / FAILURE), place.name)
+    parse_failure(read(place / FAILURE_FILE), place.name)
 
 
 def _check_result(folder: Path, place: Path) -> None:
-    """Raises FileNotFoundError where there is no result, Damaged where it or a file that it names is not what was
-    written."""
-    record = parse_result(read(place / RESULT), place.name)
+    """Raises FileNotFoundError where there is no result, DamagedFileError where it or a file that it names is not
+    what was written."""
+    record = parse_result(read(place / RESULT_FILE), place.name)
     for path, digest in record["digests"].items():
         try:
             same = _digest(read(folder / path)) == digest
         except FileNotFoundError as error:
-            raise Damaged(f"{path} is missing") from error
-        except Damaged as error:
-            raise Damaged(f"{path} {error}") from error
+            raise DamagedFileError(f"{path} is missing") from error
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{path} {error}") from error
         if not same:
-            raise Damaged(f"{path} is not what was written")
+            raise DamagedFileError(f"{path} is not what was written")
 
 
 def _of_record(record: Mapping[str, Any]) -> str:
@@ -179,4 +179,4 @@ def _of_record(record: Mapping[str, Any]) -> str:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:LENGTH]
+    return hashlib.sha256(data).hexdigest()[:DIGEST_LENGTH]

@@ -16,76 +16,80 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from classifier_lens.data.image_selection import LARGE, digest_of, digest_of_file, digest_of_pixels
-from classifier_lens.runner.errors import of_one_problem, out_of_memory
-from classifier_lens.runner.files.atomic import Damaged
+from classifier_lens.data.image_selection import MAX_HASHED_BYTES, hash_file, hash_image, hash_values
+from classifier_lens.runner.errors import is_out_of_memory, is_problem_error
+from classifier_lens.runner.files.atomic import DamagedFileError
 from classifier_lens.runner.protocols import Classifier
-from classifier_lens.runner.results.integrity import parse_with_digest, with_digest
-from classifier_lens.runner.types import Edit, Problem, UserError, first_line
+from classifier_lens.runner.results.integrity import add_digest, parse_with_digest
+from classifier_lens.runner.types import CaptionEdit, Problem, UserError, first_line
 
 Digests = Mapping[str, str]  # of a problem, by what it is a digest of
 
-LENGTH = 16  # characters of a digest that are kept: a problem has four of them
-LEVELS = 4  # of the coarse pattern in the image that classifiers are compared on, along each side
-SAME = 0.02  # largest difference of logits between machines, as a share of their range; other weights differ by more
+PROBLEM_DIGEST_LENGTH = 16  # characters of a digest that are kept: a problem has four of them
+PATTERN_SIDE = 4  # of the coarse pattern in the image that classifiers are compared on, along each side
+LOGIT_TOLERANCE = (
+    0.02  # largest difference of logits between machines, as a share of their range; other weights differ by more
+)
 
 
-def named_files(settings: Any) -> dict[str, str]:
+def file_digests(settings: Any) -> dict[str, str]:
     """Digests of the files that settings name, at any depth, by the names. Larger ones are weights, whose digests are
     taken when they are loaded."""
     if isinstance(settings, Mapping):
         settings = list(settings.values())
     if isinstance(settings, (list, tuple)):
-        return {name: digest for one in settings for name, digest in named_files(one).items()}
+        return {name: digest for one in settings for name, digest in file_digests(one).items()}
     if not isinstance(settings, str) or not os.path.isfile(path := os.path.expanduser(settings)):
         return {}
-    return {settings: digest_of_file(Path(path))} if os.path.getsize(path) <= LARGE else {}
+    return {settings: hash_file(Path(path))} if os.path.getsize(path) <= MAX_HASHED_BYTES else {}
 
 
-def digests_of(problem: Problem) -> dict[str, str]:
+def problem_digests(problem: Problem) -> dict[str, str]:
     """What a problem's result follows from: its image, its mask, its prompt, and whatever else it asks.
 
     Numbers that were computed are left out, as machines may round them differently: they follow from the rest, and from
     what the run's key covers.
     """
-    image = problem.content
+    image = problem.content_digest
     if image is None and problem.load is not None:
-        image = digest_of_pixels(problem.load())
+        image = hash_image(problem.load())
     told = {f.name: getattr(problem, f.name) for f in fields(problem)}
-    prompt = [told.pop(name) for name in ("edit", "words", "claim")]
-    for name in ("load", "content", "mask", "name"):
+    prompt = [told.pop(name) for name in ("edit", "mask_words", "prompt_check")]
+    for name in ("load", "content_digest", "mask", "name"):
         told.pop(name)
     found = {
-        "image": image, "mask": None if problem.mask is None else digest_of_pixels(problem.mask),
-        "prompt": digest_of(*map(exact, prompt)), "question": digest_of(exact(told)),
+        "image": image, "mask": None if problem.mask is None else hash_image(problem.mask),
+        "prompt": hash_values(*map(exact_values, prompt)), "question": hash_values(exact_values(told)),
     }  # fmt: skip
-    return {name: digest[:LENGTH] for name, digest in found.items() if digest is not None}
+    return {name: digest[:PROBLEM_DIGEST_LENGTH] for name, digest in found.items() if digest is not None}
 
 
-def exact(value: Any) -> Any:
+def exact_values(value: Any) -> Any:
     """A value without what is computed or has no content: words, whole numbers and truth values, in records, mappings
     and sequences at any depth; None for anything else."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
-    if isinstance(value, Edit) or (is_dataclass(value) and not isinstance(value, type)):
-        return {field.name: exact(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, CaptionEdit) or (is_dataclass(value) and not isinstance(value, type)):
+        return {field.name: exact_values(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): exact(one) for key, one in value.items()}
-    return [exact(one) for one in value] if isinstance(value, (list, tuple)) else None
+        return {str(key): exact_values(one) for key, one in value.items()}
+    return [exact_values(one) for one in value] if isinstance(value, (list, tuple)) else None
 
 
 @torch.no_grad()
-def answers_of(classifier: Classifier) -> list[float | None]:
+def probe_logits(classifier: Classifier) -> list[float | None]:
     """The logits of one image that is always the same, None where one is not finite: they tell other weights, wherever
     a network keeps them. Raises UserError, in one line, where the network raises an error."""
     drawn = torch.Generator().manual_seed(0)
-    pattern = torch.rand(1, 3, LEVELS, LEVELS, generator=drawn).repeat_interleave(-(-classifier.size // LEVELS), 2)
-    pattern = pattern.repeat_interleave(pattern.shape[2] // LEVELS, 3)[..., : classifier.size, : classifier.size]
+    pattern = torch.rand(1, 3, PATTERN_SIDE, PATTERN_SIDE, generator=drawn).repeat_interleave(
+        -(-classifier.size // PATTERN_SIDE), 2
+    )
+    pattern = pattern.repeat_interleave(pattern.shape[2] // PATTERN_SIDE, 3)[..., : classifier.size, : classifier.size]
     noise = torch.rand(pattern.shape, generator=drawn)
     try:
         logits = classifier(0.7 * pattern + 0.3 * noise).logits[0].float().cpu().tolist()
     except Exception as error:
-        if not of_one_problem(error) or out_of_memory(error):
+        if not is_problem_error(error) or is_out_of_memory(error):
             raise
         raise UserError(
             f"{getattr(classifier, 'name', 'classifier')}: fails on an image of noise, by which its weights are told "
@@ -96,28 +100,28 @@ def answers_of(classifier: Classifier) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """problems: by name, in their order; answers: of each classifier, by its part of the run; unseen: what a run may
-    follow from that nothing here tells, in one line each; total: how many problems there are without a limit, None if
-    nobody knows."""
+    """problems: by name, in their order; probe_logits: of each classifier, by its part of the run; untracked: what a
+    run may follow from that nothing here tells, in one line each; total: how many problems there are without a limit,
+    None if nobody knows."""
 
     problems: Mapping[str, Digests]
-    answers: Mapping[str, Sequence[float | None]]
-    unseen: Sequence[str]
+    probe_logits: Mapping[str, Sequence[float | None]]
+    untracked: Sequence[str]
     total: int | None = None
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         """As it stands in its file."""
-        return json.dumps(with_digest(asdict(self)), indent=1)
+        return json.dumps(add_digest(asdict(self)), indent=1)
 
     @staticmethod
-    def parse(content: bytes) -> Manifest:
-        """What a file says. Raises Damaged if it is none."""
+    def from_json(content: bytes) -> Manifest:
+        """What a file says. Raises DamagedFileError if it is none."""
         try:
             return _FORM.validate_python(parse_with_digest(content))
         except ValidationError as error:
-            raise Damaged("is no manifest") from error
+            raise DamagedFileError("is no manifest") from error
 
-    def check(self, begun: Manifest, folder: Path) -> None:
+    def check_compatible(self, begun: Manifest, folder: Path) -> None:
         """Raise UserError, in one line, if a run that began in a folder with `begun` cannot go on with this: one has to
         be the other's beginning."""
         for i, (own, old) in enumerate(zip(self.problems, begun.problems, strict=False)):
@@ -125,8 +129,8 @@ class Manifest:
                 raise UserError(_differs(folder, f"problem {i} is {own}, it was {old}", "images, classes or names"))
             if changed := _changed(self.problems[own], begun.problems[old]):
                 raise UserError(_differs(folder, f"{own}: its {changed} is another one", f"the {changed}"))
-        for part, values in self.answers.items():
-            if not _alike(values, begun.answers.get(part, values)):
+        for part, values in self.probe_logits.items():
+            if not _alike(values, begun.probe_logits.get(part, values)):
                 said = f"{part}: it gives other logits than before, so its weights or its code are others"
                 raise UserError(_differs(folder, said, "them"))
 
@@ -151,4 +155,4 @@ def _alike(own: Sequence[float | None], old: Sequence[float | None]) -> bool:
     if not len(a):
         return True
     spread = float(a.max() - a.min()) if len(a) > 1 else float(a.abs().max())
-    return bool((a - b).abs().max() <= SAME * max(spread, 1e-3))
+    return bool((a - b).abs().max() <= LOGIT_TOLERANCE * max(spread, 1e-3))

@@ -13,44 +13,44 @@ from jaxtyping import Float
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.logging.logger import Logger
-from classifier_lens.runner.optimization.loop import State
+from classifier_lens.runner.optimization.loop import OptimizationState
 from classifier_lens.runner.protocols import Classifier, Task
-from classifier_lens.runner.results.run_folder import RunFolder, to_8_bits, write_png
-from classifier_lens.runner.types import Anchor, NotFinite, Problem, finite
+from classifier_lens.runner.results.run_folder import RunFolder, quantize_8bit, write_png
+from classifier_lens.runner.types import EditContext, NonFiniteError, Problem, ensure_finite
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What was found for a batch. steps: K, those that were allowed; lasting: names of the controls that are kept;
-    starts, bests: what the first controls and the best ones show, of each problem's pictures the one that counts first;
-    prompts: the words that each was found under; losses: the terms at the best step; notes: per problem, what the
-    reader has to know."""
+class BatchResults:
+    """What was found for a batch. max_steps: K, those that were allowed; lasting: names of the controls that are kept;
+    start_images, best_images: what the first controls and the best ones show, of each problem's pictures the one that
+    counts first; prompts: the words that each was found under; losses: the terms at the best step; notes: per problem,
+    what the reader has to know."""
 
     problems: Sequence[Problem]
-    anchor: Anchor
-    state: State
-    steps: int
+    anchor: EditContext
+    state: OptimizationState
+    max_steps: int
     lasting: Sequence[str]
-    starts: Float[Tensor, "b n 3 h w"]
-    bests: Float[Tensor, "b n 3 h w"]
+    start_images: Float[Tensor, "b n 3 h w"]
+    best_images: Float[Tensor, "b n 3 h w"]
     prompts: Sequence[str]
     losses: Sequence[Mapping[str, float]]
     notes: Sequence[Sequence[str]]
 
     def pictures(self, i: int) -> dict[str, Float[Tensor, "c h w"]]:
         """Those of problem i, in [0, 1], by their names."""
-        problem, pictures = self.problems[i], {"start": self.starts[i, 0], "best": self.bests[i, 0]}
-        pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(self.bests[i, 1:], start=1)}
+        problem, pictures = self.problems[i], {"start": self.start_images[i, 0], "best": self.best_images[i, 0]}
+        pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(self.best_images[i, 1:], start=1)}
         if problem.load is not None or problem.edit.source != problem.edit.target:
             pictures = {"original": self.anchor.original[i], **pictures}  # drawn with the first words if not given
-        if problem.keep in ("background", "foreground"):
+        if problem.preserve in ("background", "foreground"):
             pictures["mask"] = self.anchor.mask[i]
         return pictures
 
 
-def curve(values: Mapping[str, Sequence[float]], i: int) -> dict[str, float]:
+def sample_values(values: Mapping[str, Sequence[float]], i: int) -> dict[str, float]:
     """One sample's values of an evaluation, with the target's confidence where a log-probability is among them."""
     row = {name: value[i] for name, value in values.items()}
     if "class_log_prob" in row:
@@ -59,69 +59,75 @@ def curve(values: Mapping[str, Sequence[float]], i: int) -> dict[str, float]:
 
 
 @dataclass
-class Saved:
+class ImageWriter:
     """Pictures in a folder as their files hold them: what is reported is measured on that. The files are there when
     `wait` returns."""
 
-    place: Path
-    writers: Executor
-    pictures: dict[str, Tensor] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-    begun: list[Future[None]] = field(default_factory=list)
+    folder: Path
+    executor: Executor
+    images: dict[str, Tensor] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    pending: list[Future[None]] = field(default_factory=list)
 
     def add(self, pictures: Mapping[str, Tensor]) -> None:
-        """Begin to save pictures (c, h, w) in [0, 1] under their names. Raises NotFinite."""
+        """Begin to save pictures (c, h, w) in [0, 1] under their names. Raises NonFiniteError."""
         for name, picture in pictures.items():
-            finite(picture[None], f"the picture '{name}'")
-            self.files[name] = self.place / f"{name}.png"
-            self.pictures[name] = to_8_bits(picture).cpu()
-            self.begun.append(self.writers.submit(write_png, self.files[name], self.pictures[name]))
+            ensure_finite(picture[None], f"the picture '{name}'")
+            self.paths[name] = self.folder / f"{name}.png"
+            self.images[name] = quantize_8bit(picture).cpu()
+            self.pending.append(self.executor.submit(write_png, self.paths[name], self.images[name]))
 
     def wait(self) -> None:
         """Raises what kept a file from being written."""
-        for writing in self.begun:
+        for writing in self.pending:
             writing.result()
 
 
-def write_answer(
-    answers: Answers, i: int, task: Task, classifier: Classifier, folder: RunFolder, logger: Logger, writers: Executor
-) -> None:  # fmt: skip
+def save_result(
+    answers: BatchResults,
+    i: int,
+    task: Task,
+    classifier: Classifier,
+    folder: RunFolder,
+    logger: Logger,
+    writers: Executor,
+) -> None:
     """Save the pictures of problem i and what they can be made again from, measure the saved ones and write its result.
-    Raises NotFinite for what was given up, and for a picture or a measured value that is not finite."""
+    Raises NonFiniteError for what was given up, and for a picture or a measured value that is not finite."""
     problem, anchor, state, clock = answers.problems[i], answers.anchor, answers.state, time.monotonic()
-    if (reason := state.failed[i]) is not None:
-        raise NotFinite(reason)
-    saved = Saved(folder.problem(problem.name), writers)
-    if lasting := {name: state.best[name][i].cpu().contiguous() for name in answers.lasting}:
-        controls = saved.place / "controls.safetensors"
-        write(controls, serialise(lasting, metadata={"prompt": problem.edit.target}))
+    if (reason := state.failures[i]) is not None:
+        raise NonFiniteError(reason)
+    saved = ImageWriter(folder.problem_folder(problem.name), writers)
+    if lasting := {name: state.best_controls[name][i].cpu().contiguous() for name in answers.lasting}:
+        controls = saved.folder / "controls.safetensors"
+        write_durable(controls, serialise(lasting, metadata={"prompt": problem.edit.target}))
     saved.add(answers.pictures(i))
-    before = "original" if "original" in saved.pictures else "start"
-    shown = {**saved.pictures, "before": saved.pictures[before]}
+    before = "original" if "original" in saved.images else "start"
+    shown = {**saved.images, "before": saved.images[before]}
     saved.add({"difference": (shown["best"] - shown["before"]).abs()})
     device = anchor.original.device
     shown = {name: picture.to(device) for name, picture in shown.items()}
     saved.add(task.illustrate(problem, shown, classifier))
-    shown |= {name: picture.to(device) for name, picture in saved.pictures.items()}
+    shown |= {name: picture.to(device) for name, picture in saved.images.items()}
     record = {
         "name": problem.name,
-        "picture": problem.picture,
+        "picture": problem.image_name,
         **task.measure(problem, shown, classifier),
         "caption": problem.edit.source,
         "prompt": answers.prompts[i],
         "loss": dict(answers.losses[i]),
-        "steps": answers.steps,
+        "steps": answers.max_steps,
         "best_step": int(state.best_step[i]),
-        "inject": round(anchor.inject[i].item(), 6),
-        "blend": round(anchor.blend[i].item(), 6),
+        "inject": round(anchor.cross_replace_steps[i].item(), 6),
+        "blend": round(anchor.background_blend_steps[i].item(), 6),
         "seconds": round(state.seconds / len(answers.problems) + time.monotonic() - clock, 2),
         "seed": problem.seed,
         "warnings": list(answers.notes[i]),
-        "keep": problem.keep,
-        "images": {name: str(path.relative_to(folder.path)) for name, path in saved.files.items()},
+        "keep": problem.preserve,
+        "images": {name: str(path.relative_to(folder.path)) for name, path in saved.paths.items()},
         **({"controls": str(controls.relative_to(folder.path))} if lasting else {}),
-        "history": [{"step": k, **curve(values, i)} for k, values in enumerate(state.history)],
+        "history": [{"step": k, **sample_values(values, i)} for k, values in enumerate(state.history)],
     }
     saved.wait()
     folder.write_result(problem.name, record)
-    logger.result(record, saved.files)
+    logger.log_result(record, saved.paths)

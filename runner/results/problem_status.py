@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classifier_lens.runner.files.atomic import LOST, Damaged, read
-from classifier_lens.runner.results.integrity import FAILURE, RESULT, parse_failure, parse_result
+from classifier_lens.runner.files.atomic import UNREADABLE_ERRORS, DamagedFileError, read
+from classifier_lens.runner.results.integrity import FAILURE_FILE, RESULT_FILE, parse_failure, parse_result
 
-State = tuple[int, int, int, int]  # of a file: what changes whenever it is written or exchanged
+FileState = tuple[int, int, int, int]  # of a file: what changes whenever it is written or exchanged
 
 
-def file_state(path: str) -> State | None:
+def file_state(path: str) -> FileState | None:
     """A file's number, size and times of change, None where there is none."""
     try:
         stat = os.stat(path)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, *LOST):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, *UNREADABLE_ERRORS):
             return None
         raise
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
@@ -30,13 +30,13 @@ def file_state(path: str) -> State | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one problem, one of the last three. file, state: what was read; line: its result, as results.jsonl has it,
-    compressed, since a run holds those of all its problems; failure: its name and error; damage: why the file is not
-    what was written."""
+    """Of one problem, one of the last three. file, state: what was read; compressed_result: its result, as
+    results.jsonl has it, compressed, since a run holds those of all its problems; failure: its name and error; damage:
+    why the file is not what was written."""
 
     file: str
-    state: State
-    line: bytes | None = None
+    state: FileState
+    compressed_result: bytes | None = None
     failure: Mapping[str, Any] | None = None
     damage: str | None = None
 
@@ -59,7 +59,11 @@ class Outcomes:
     def lines(self, names: Iterable[str]) -> Iterator[str]:
         """The results of those that are solved."""
         held = (self._held.get(name) for name in names)
-        return (zlib.decompress(one.line).decode() for one in held if one is not None and one.line is not None)
+        return (
+            zlib.decompress(one.compressed_result).decode()
+            for one in held
+            if one is not None and one.compressed_result is not None
+        )
 
     def failures(self, names: Iterable[str]) -> list[Mapping[str, Any]]:
         """Of those that failed."""
@@ -71,28 +75,30 @@ class Outcomes:
         held = ((name, self._held.get(name)) for name in names)
         return {Path(self._folder, name, one.file): one.damage for name, one in held if one and one.damage}
 
-    def settled(self, name: str) -> bool:
+    def is_settled(self, name: str) -> bool:
         """Whether a problem is solved or failed."""
         held = self._held.get(name)
-        return held is not None and (held.line is not None or held.failure is not None)
+        return held is not None and (held.compressed_result is not None or held.failure is not None)
 
-    def _found(self, name: str) -> tuple[str, State] | None:
+    def _found(self, name: str) -> tuple[str, FileState] | None:
         """The file that counts: a result, also beside a failure."""
-        for file in (RESULT, FAILURE):
+        for file in (RESULT_FILE, FAILURE_FILE):
             if (state := file_state(f"{self._folder}/{name}/{file}")) is not None:
                 return file, state
         return None
 
-    def _known(self, name: str) -> tuple[str, State] | None:
+    def _known(self, name: str) -> tuple[str, FileState] | None:
         held = self._held.get(name)
         return None if held is None else (held.file, held.state)
 
-    def _read(self, name: str, file: str, state: State) -> Outcome:
-        parse: Callable[[bytes, str], dict[str, Any]] = parse_result if file == RESULT else parse_failure
+    def _read(self, name: str, file: str, state: FileState) -> Outcome:
+        parse: Callable[[bytes, str], dict[str, Any]] = parse_result if file == RESULT_FILE else parse_failure
         try:
             record = parse(read(Path(self._folder, name, file)), name)
-        except (FileNotFoundError, Damaged) as error:
+        except (FileNotFoundError, DamagedFileError) as error:
             return Outcome(file, state, damage=str(error))
-        if file == FAILURE:
+        if file == FAILURE_FILE:
             return Outcome(file, state, failure={"name": record["name"], "error": record["error"]})
-        return Outcome(file, state, line=zlib.compress(json.dumps(record, allow_nan=False).encode(), level=1))
+        return Outcome(
+            file, state, compressed_result=zlib.compress(json.dumps(record, allow_nan=False).encode(), level=1)
+        )

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classifier_lens.runner.files.atomic import Damaged, read, read_lines
-from classifier_lens.runner.results.integrity import NO_YAML, parse_line, parse_object, parse_yaml
+from classifier_lens.runner.files.atomic import DamagedFileError, read, read_lines
+from classifier_lens.runner.results.integrity import YAML_ERRORS, parse_line, parse_object, parse_yaml
 from classifier_lens.runner.types import UserError, first_line
 
 Record = Mapping[str, Any]  # a line of results.jsonl
 
 REWRITE_HINT = "the run's own command writes it anew"
-WANTED = "give outputs/<task>/<generator>-<classifier>/<hash>"
+RUN_FOLDER_HINT = "give outputs/<task>/<generator>-<classifier>/<hash>"
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
@@ -23,7 +23,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     asks for more than plain values."""
     try:
         config = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except NO_YAML as error:
+    except YAML_ERRORS as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}
 
@@ -34,7 +34,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
         return parse_object(read(path))
     except FileNotFoundError:
         return {}
-    except Damaged as error:
+    except DamagedFileError as error:
         raise UserError(f"{path}: {error}; {REWRITE_HINT}") from error
 
 
@@ -47,7 +47,7 @@ def read_results(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield record
     except FileNotFoundError:
         return
-    except Damaged as error:
+    except DamagedFileError as error:
         raise UserError(f"{path}: {error}; {REWRITE_HINT}") from error
 
 
@@ -55,13 +55,13 @@ def _line(path: Path, i: int, line: bytes) -> Mapping[str, Any] | None:
     """The result in a line, None, and told, where it is damaged."""
     try:
         return parse_line(line)
-    except Damaged as error:
+    except DamagedFileError as error:
         print(f"{path}, line {i}: {error}; left out, {REWRITE_HINT}", file=sys.stderr)
         return None
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResults:
     """A run folder, read: `task` is the module of the task that made it."""
 
     folder: Path
@@ -69,7 +69,7 @@ class Run:
     config: Mapping[str, Any]
     records: Sequence[Record]
 
-    def picture(self, record: Record, key: str) -> Path:
+    def image_path(self, record: Record, key: str) -> Path:
         """A record's picture. Raises UserError if it has none of this name or the file is gone."""
         path = (record.get("images") or {}).get(key)
         if path is None:
@@ -78,9 +78,9 @@ class Run:
             raise UserError(f"{self.folder / path}: the picture is missing; was the run folder moved without it?")
         return self.folder / str(path)
 
-    def start(self, record: Record) -> Path:
+    def start_image_path(self, record: Record) -> Path:
         """What a problem began with: its original, or the picture that was drawn."""
-        return self.picture(record, "original" if "original" in record["images"] else "start")
+        return self.image_path(record, "original" if "original" in record["images"] else "start")
 
     def summary(self) -> Mapping[str, Any]:
         """What the task says of all answers together. Raises UserError if the file is gone."""
@@ -90,23 +90,23 @@ class Run:
         return read_object(path)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunResults:
     """A run folder's configuration and results; a damaged result is left out, and told. Raises UserError if they are
     not there or cannot be read."""
     for name in ("config.yaml", "results.jsonl"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no run folder, {name} is missing; {WANTED}")
+            raise UserError(f"{folder}: no run folder, {name} is missing; {RUN_FOLDER_HINT}")
     config = read_config(folder / "config.yaml")
     task = config["task"].get("_target_") if isinstance(config.get("task"), Mapping) else None
     if not isinstance(task, str) or "." not in task:
-        raise UserError(f"{folder / 'config.yaml'}: names no task; {WANTED}")
+        raise UserError(f"{folder / 'config.yaml'}: names no task; {RUN_FOLDER_HINT}")
     records = list(read_results(folder / "results.jsonl"))
     if not records:
         raise UserError(f"{folder}: holds no results yet; the same command continues the run")
-    return Run(folder, task.split(".")[-2], config, records)
+    return RunResults(folder, task.split(".")[-2], config, records)
 
 
-def groups(records: Sequence[Record], *keys: str) -> list[list[Record]]:
+def group_by(records: Sequence[Record], *keys: str) -> list[list[Record]]:
     """Records that agree in all of the keys, in the order of their appearance."""
     found: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
@@ -114,7 +114,7 @@ def groups(records: Sequence[Record], *keys: str) -> list[list[Record]]:
     return list(found.values())
 
 
-def told_apart(runs: Sequence[Run], method: str, *settings: Sequence[str]) -> list[str]:
+def distinguishing_names(runs: Sequence[RunResults], method: str, *settings: Sequence[str]) -> list[str]:
     """A name for each run, by what tells runs apart: their classifiers, their baselines (`method` is the one without),
     other settings of theirs or, where none does, their hashes."""
     classifiers = [run.folder.resolve().parent.name.partition("-")[2] for run in runs]

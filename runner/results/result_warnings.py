@@ -9,52 +9,60 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.runner.optimization.loop import State
-from classifier_lens.runner.protocols import Classifier, Painter
-from classifier_lens.runner.types import Anchor, Problem
+from classifier_lens.runner.optimization.loop import OptimizationState
+from classifier_lens.runner.protocols import Classifier, TextToImage
+from classifier_lens.runner.types import EditContext, Problem
 
-FAR = 0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
-UNMOVED = 0.01  # share by which the total has to fall
-SURE = 0.99  # confidence in the target beyond which more steps only bring the image nearer to its original
-CLAIM_SEED = 0  # of the picture that a class's name is tried with
+MAX_START_RMS = (
+    0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
+)
+MIN_RELATIVE_DECREASE = 0.01  # share by which the total has to fall
+HIGH_CONFIDENCE = 0.99  # confidence in the target beyond which more steps only bring the image nearer to its original
+PROMPT_CHECK_SEED = 0  # of the picture that a class's name is tried with
 
 
-class Doubts:
+class ResultWarnings:
     """What is odd about the answers of a run; a class's name is tried once."""
 
-    def __init__(self, generator: Painter, classifier: Classifier) -> None:
+    def __init__(self, generator: TextToImage, classifier: Classifier) -> None:
         self.generator, self.classifier = generator, classifier
         self._tried: dict[tuple[str, int], int | None] = {}
 
     def __call__(
-        self, problems: Sequence[Problem], anchor: Anchor, starts: Float[Tensor, "b 3 h w"], state: State
+        self,
+        problems: Sequence[Problem],
+        anchor: EditContext,
+        starts: Float[Tensor, "b 3 h w"],
+        state: OptimizationState,
     ) -> list[list[str]]:
         """One list per problem, empty where nothing is odd."""
-        away, unlike = distance_kept(starts, anchor), self._unlike(problems, anchor)
+        away, unlike = preserved_distance(starts, anchor), self._unlike(problems, anchor)
         found: list[list[str]] = []
         for i, problem in enumerate(problems):
             own = unlike[i]
-            if problem.load is not None and away[i] > FAR:
+            if problem.load is not None and away[i] > MAX_START_RMS:
                 own.append(f"the start is far from the original: RMS {away[i]:.2f} where it should stay")
-            drawn = problem.claim if self.generator.can_draw else None
+            drawn = problem.prompt_check if self.generator.can_generate else None
             if drawn is not None and (called := self._called(drawn)) != drawn[1]:
                 labels = self.classifier.labels
                 names = "nothing: its logits are not finite" if called is None else f"a {labels[called]}"
                 own.append(f"the classifier calls the generator's '{drawn[0]}' {names}")
-            own += [] if problem.claim is None else self._undrawn(self.classifier.labels[problem.claim[1]])
-            found.append([*own, *descent_doubts(state, i)])
+            own += (
+                [] if problem.prompt_check is None else self._undrawn(self.classifier.labels[problem.prompt_check[1]])
+            )
+            found.append([*own, *optimization_warnings(state, i)])
         return found
 
     @torch.no_grad()
-    def _unlike(self, problems: Sequence[Problem], anchor: Anchor) -> list[list[str]]:
+    def _unlike(self, problems: Sequence[Problem], anchor: EditContext) -> list[list[str]]:
         """Of each problem whose image is said to show a class, what is predicted instead, if anything is."""
         found: list[list[str]] = [[] for _ in problems]
-        rows = [i for i, problem in enumerate(problems) if problem.load is not None and problem.shows is not None]
+        rows = [i for i, problem in enumerate(problems) if problem.load is not None and problem.label_index is not None]
         if not rows:
             return found
         shares = self.classifier(anchor.original[rows]).logits.float().softmax(dim=1)
         for i, share in zip(rows, shares, strict=True):
-            shows, predicted, labels = problems[i].shows, int(share.argmax()), self.classifier.labels
+            shows, predicted, labels = problems[i].label_index, int(share.argmax()), self.classifier.labels
             if shows is not None and predicted != shows and share.isfinite().all():
                 told = f"{labels[predicted]} ({share[predicted]:.1%}), not {labels[shows]} ({share[shows]:.1%})"
                 found[i].append(f"the classifier predicts {told}, in the original image: check labels and preparation")
@@ -62,7 +70,7 @@ class Doubts:
 
     def _undrawn(self, name: str) -> list[str]:
         """Whether a class is none of the few that the generator draws."""
-        known = self.generator.draws
+        known = self.generator.known_classes
         if known is None or name.lower() in known:
             return []
         return [
@@ -74,12 +82,12 @@ class Doubts:
         """The class of a picture of the claim's prompt, None where there is none."""
         if claim not in self._tried:
             with torch.no_grad():
-                logits = self.classifier(self.generator.sample([claim[0]], [CLAIM_SEED])).logits
+                logits = self.classifier(self.generator.sample([claim[0]], [PROMPT_CHECK_SEED])).logits
             self._tried[claim] = int(logits[0].argmax()) if logits.isfinite().all() else None
         return self._tried[claim]
 
 
-def distance_kept(images: Float[Tensor, "b 3 h w"], anchor: Anchor) -> list[float]:
+def preserved_distance(images: Float[Tensor, "b 3 h w"], anchor: EditContext) -> list[float]:
     """Root mean square difference from the originals where the anchor's region is not free; 0 where all of it is."""
     kept = 1 - anchor.mask
     squares = (kept * (images - anchor.original).square()).mean(dim=1, keepdim=True).flatten(1).sum(dim=1)
@@ -87,7 +95,7 @@ def distance_kept(images: Float[Tensor, "b 3 h w"], anchor: Anchor) -> list[floa
     return values
 
 
-def descent_doubts(state: State, i: int) -> list[str]:
+def optimization_warnings(state: OptimizationState, i: int) -> list[str]:
     """Whether sample i's descent did anything, and whether it was done when it ended."""
     total = [evaluation["total"][i] for evaluation in state.history]
     if len(total) < 2:
@@ -95,7 +103,9 @@ def descent_doubts(state: State, i: int) -> list[str]:
     best, last = int(state.best_step[i]), len(total) - 1
     if best == 0:
         return ["no step improved on the start"]
-    if total[0] - total[best] < UNMOVED * abs(total[0]):
+    if total[0] - total[best] < MIN_RELATIVE_DECREASE * abs(total[0]):
         return [f"the objective hardly moved: {total[0]:.3g} to {total[best]:.3g}"]
-    sure = "class_log_prob" in state.history[best] and state.history[best]["class_log_prob"][i] <= -math.log(SURE)
+    sure = "class_log_prob" in state.history[best] and state.history[best]["class_log_prob"][i] <= -math.log(
+        HIGH_CONFIDENCE
+    )
     return [f"the last of {last} steps was the best: more of them may help"] if best == last and not sure else []

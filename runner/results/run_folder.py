@@ -26,78 +26,78 @@ from torch import Tensor
 
 from classifier_lens.runner.cluster.leases import Process
 from classifier_lens.runner.files.atomic import (
-    Damaged,
+    DamagedFileError,
     make_folder,
-    put,
+    quarantine,
     read,
-    read_text,
     remove,
-    set_aside,
-    write,
-    writing,
+    try_read_text,
+    wrap_write_errors,
+    write_atomic,
+    write_durable,
 )
 from classifier_lens.runner.results import verified_files
 from classifier_lens.runner.results.batch_names import batch_span
 from classifier_lens.runner.results.integrity import (
-    FAILURE,
-    RESULT,
+    FAILURE_FILE,
+    RESULT_FILE,
+    add_file_digests,
     parse_config,
     parse_failure,
     parse_object,
-    with_digests,
 )
-from classifier_lens.runner.results.manifest import Manifest, named_files
+from classifier_lens.runner.results.manifest import Manifest, file_digests
 from classifier_lens.runner.results.problem_status import Outcomes
-from classifier_lens.runner.types import NotFinite
+from classifier_lens.runner.types import NonFiniteError
 
 # What the results follow from: two commands that agree in it continue the same run. Everything else in a configuration
 # is either referred to by these or changes no result.
-PART_OF_THE_RUN = (
+RUN_KEY_SETTINGS = (
     "generator",
     "classifier",
     "data",
     "select",
     "task",
-    "controls",
+    "parametrization",
     "baseline",
     "optimizer",
     "augment",
-    "safety",
+    "safety_checker",
     "seed",
     "batch",
     "threads",
 )
 # Where a part computes and what it keeps follow from `device` and `outputs`; which weights it reads is told by hashes.
-ELSEWHERE = ("device", "cache", "variant")
+LOCATION_SETTINGS = ("device", "cache", "variant")
 
-PARTS = ("images", "state", "claims", "attempts")  # the folders within a run's folder
+SUBFOLDERS = ("images", "state", "claims", "attempts")  # the folders within a run's folder
 
-Summarise = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Summarize = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
 def run_key(config: Mapping[str, Any], digests: Sequence[str]) -> str:
     """Ten letters that follow from the resolved configuration, what the files hold that it names, and the digests of
     the parts. What its problems follow from is told by the run's manifest."""
     settings = _settings(config)
-    text = json.dumps([settings, list(digests), named_files(settings)], sort_keys=True, default=str)
+    text = json.dumps([settings, list(digests), file_digests(settings)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What results follow from."""
-    return {key: _without_places(config[key]) for key in PART_OF_THE_RUN if key in config}
+    return {key: _without_places(config[key]) for key in RUN_KEY_SETTINGS if key in config}
 
 
 def _without_places(value: Any) -> Any:
-    """A part's settings without those of `ELSEWHERE`, at any depth, and folders in one way of writing them."""
+    """A part's settings without those of `LOCATION_SETTINGS`, at any depth, and folders in one way of writing them."""
     if isinstance(value, Mapping):
-        return {k: _without_places(v) for k, v in value.items() if k not in ELSEWHERE}
+        return {k: _without_places(v) for k, v in value.items() if k not in LOCATION_SETTINGS}
     if isinstance(value, str) and os.path.isdir(os.path.expanduser(value)):
         return os.path.normpath(value)  # completion leaves a slash behind
     return [_without_places(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def to_8_bits(picture: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+def quantize_8bit(picture: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """A picture in [0, 1] as a file would hold it."""
     return (picture.detach().float().clamp(0, 1) * 255).round() / 255
 
@@ -105,10 +105,10 @@ def to_8_bits(picture: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
 def write_png(path: Path, picture: Float[Tensor, "c h w"]) -> None:
     """Save a picture in [0, 1], three channels or one, with 8 bits; what is written to its folder next keeps its
     name."""
-    pixels = (to_8_bits(picture) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = (quantize_8bit(picture) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     buffer = BytesIO()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
-    put(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def read_png(path: Path) -> Float[Tensor, "3 h w"]:
@@ -118,10 +118,10 @@ def read_png(path: Path) -> Float[Tensor, "3 h w"]:
 
 
 def check_finite(value: Any, name: str = "") -> None:
-    """Raises NotFinite for a number at any depth of mappings and sequences that is not finite, and names it. What is
-    undefined by design is None."""
+    """Raises NonFiniteError for a number at any depth of mappings and sequences that is not finite, and names it. What
+    is undefined by design is None."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise NotFinite(f"{name or 'a value'} is not finite")
+        raise NonFiniteError(f"{name or 'a value'} is not finite")
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     for key, part in value.items() if isinstance(value, Mapping) else ():
@@ -135,114 +135,118 @@ class RunFolder:
         self.path = path
         self._outcomes = Outcomes(path / "images")
 
-    def problem(self, name: str) -> Path:
+    def problem_folder(self, name: str) -> Path:
         return self.path / "images" / name
 
-    def checkpoint(self, batch: str) -> Path:
+    def checkpoint_path(self, batch: str) -> Path:
         """The state of an unfinished batch."""
         return self.path / "state" / f"{batch}.safetensors"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """The resolved configuration; the first command that made the run stays in it."""
-        if not self.begun_with(config):
-            write(self.path / "config.yaml", _as_yaml(config))
+        if not self.has_settings(config):
+            write_durable(self.path / "config.yaml", _as_yaml(config))
 
-    def finished(self, config: Mapping[str, Any]) -> bool:
+    def is_finished(self, config: Mapping[str, Any]) -> bool:
         """Whether a run of the same settings says here that it is done."""
         try:
             status = parse_object(read(self.path / "status.json"))
-        except (FileNotFoundError, Damaged):
+        except (FileNotFoundError, DamagedFileError):
             return False
-        return status.get("state") == "done" and self.begun_with(config)
+        return status.get("state") == "done" and self.has_settings(config)
 
-    def begun_with(self, config: Mapping[str, Any]) -> bool:
+    def has_settings(self, config: Mapping[str, Any]) -> bool:
         """Whether the folder's configuration can be read and its results follow from the same settings."""
         try:
             held = parse_config(read(self.path / "config.yaml"))
-        except (FileNotFoundError, Damaged):
+        except (FileNotFoundError, DamagedFileError):
             return False
         return _settings(held) == _settings(parse_config(_as_yaml(config).encode()))
 
-    def names(self) -> list[str]:
+    def problem_names(self) -> list[str]:
         """All problems that were ever asked for, in their order."""
-        return (read_text(self.path / "problems.txt") or "").splitlines()
+        return (try_read_text(self.path / "problems.txt") or "").splitlines()
 
-    def begun(self) -> Manifest | None:
+    def stored_manifest(self) -> Manifest | None:
         """The manifest with which the run began, with all problems that were ever asked for; None where there is none
         that can be read."""
         try:
-            return Manifest.parse(read(self.path / "manifest.json"))
-        except (FileNotFoundError, Damaged):
+            return Manifest.from_json(read(self.path / "manifest.json"))
+        except (FileNotFoundError, DamagedFileError):
             return None
 
-    def check(self, manifest: Manifest) -> None:
+    def check_manifest(self, manifest: Manifest) -> None:
         """Raise UserError if the run began with other problems or classifiers."""
-        if (begun := self.begun()) is not None:
-            manifest.check(begun, self.path)
+        if (begun := self.stored_manifest()) is not None:
+            manifest.check_compatible(begun, self.path)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """What is asked for, and of whom, and the problems' names; a process that asks for fewer problems changes
-        nothing. Raises UserError as `check` does."""
+        nothing. Raises UserError as `check_manifest` does."""
         path, names = self.path / "manifest.json", self.path / "problems.txt"
         with self._writer():
-            self.check(manifest)
-            begun = self.begun()
+            self.check_manifest(manifest)
+            begun = self.stored_manifest()
             if begun is None and os.path.lexists(path):
-                set_aside(path, "is no manifest")
+                quarantine(path, "is no manifest")
             if begun is None or len(begun.problems) < len(manifest.problems):
                 begun = manifest
-                write(path, manifest.text())
-            if self.names() != (known := list(begun.problems)):
-                write(names, "".join(f"{name}\n" for name in known))
+                write_durable(path, manifest.to_json())
+            if self.problem_names() != (known := list(begun.problems)):
+                write_durable(names, "".join(f"{name}\n" for name in known))
 
-    def noted_batch(self) -> int | None:
+    def stored_batch_size(self) -> int | None:
         """How many problems a batch has, where the first process chose it by its memory."""
-        text = (read_text(self.path / "batch") or "").strip()
+        text = (try_read_text(self.path / "batch") or "").strip()
         return int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else None
 
-    def note_batch(self, chosen: int) -> int:
+    def store_batch_size(self, chosen: int) -> int:
         """Note it; returns what another process may have noted before."""
         with self._writer():
-            if (noted := self.noted_batch()) is None:
-                write(self.path / "batch", f"{chosen}\n")
+            if (noted := self.stored_batch_size()) is None:
+                write_durable(self.path / "batch", f"{chosen}\n")
         return noted or chosen
 
     def write_attempt(
-        self, process: Process, began: float, state: str, reason: str, prepared: float = 0.0
+        self, process: Process, started_at: float, state: str, reason: str, preparation_seconds: float = 0.0
     ) -> None:  # fmt: skip
-        """That a process works at the run, or how it ended; a process may do so more than once. prepared: seconds that
-        it took to load and to prepare the problems."""
+        """That a process works at the run, or how it ended; a process may do so more than once. preparation_seconds:
+        seconds that it took to load and to prepare the problems."""
         record = {
-            **asdict(process), "began": began, "prepared": round(prepared, 2), "noted": time.time(), "state": state,
+            **asdict(process),
+            "began": started_at,
+            "prepared": round(preparation_seconds, 2),
+            "noted": time.time(),
+            "state": state,
             "reason": reason,
-        }  # fmt: skip
-        write(self.path / "attempts" / f"{began:.0f}-{process.name}.json", json.dumps(record, indent=1))
+        }
+        write_durable(self.path / "attempts" / f"{started_at:.0f}-{process.name}.json", json.dumps(record, indent=1))
 
     def repair(self, names: Sequence[str]) -> None:
         """Set aside what is not what was written, a line each: what is asked for of it is solved again. What is whole
-        is noted, and read no more while it stays the same. Raises Unwritable."""
+        is noted, and read no more while it stays the same. Raises UnwritableError."""
         damaged, whole = self._examined(names)
         for path in sorted(damaged):  # a folder before what is in it: a link leads to others' files
-            set_aside(path, damaged[path])
+            quarantine(path, damaged[path])
         if whole:
             with self._writer():
                 if (noted := verified_files.load(self.path)) != (together := noted | whole):
                     verified_files.save(self.path, together)
 
-    def damage(self, names: Sequence[str]) -> dict[Path, str]:
+    def find_damage(self, names: Sequence[str]) -> dict[Path, str]:
         """What is not what was written, and in what way."""
         return self._examined(names)[0]
 
     def _examined(self, names: Sequence[str]) -> tuple[dict[Path, str], dict[str, str]]:
         """The damage, and the states of the problems that are whole."""
-        folders = (self.path, *(self.path / part for part in PARTS))
+        folders = (self.path, *(self.path / part for part in SUBFOLDERS))
         found = {path: "is no folder" for path in folders if os.path.lexists(path) and not path.is_dir()}
-        places = [self.problem(name) for name in names]
-        damaged, whole = verified_files.examined(self.path, places, verified_files.load(self.path))
+        places = [self.problem_folder(name) for name in names]
+        damaged, whole = verified_files.verify(self.path, places, verified_files.load(self.path))
         self._outcomes.update(names)
         return found | self._outcomes.damage(names) | damaged, whole
 
-    def untouched(self, process: Process) -> bool:
+    def is_unused(self, process: Process) -> bool:
         """Whether nothing lies here that a run could go on from, and no other process ever worked here."""
         own = f"-{process.name}.json"
         attempts = [path.name for path in self.path.glob("attempts/*")]
@@ -256,8 +260,8 @@ class RunFolder:
             with suppress(OSError):
                 above.rmdir()
 
-    def done(self, name: str) -> bool:
-        return any((self.problem(name) / file).exists() for file in (RESULT, FAILURE))
+    def is_done(self, name: str) -> bool:
+        return any((self.problem_folder(name) / file).exists() for file in (RESULT_FILE, FAILURE_FILE))
 
     def results(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Of those problems that are solved."""
@@ -270,27 +274,27 @@ class RunFolder:
         return self._outcomes.failures(names)
 
     def write_result(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write what was found, once the files that it names are written. Raises NotFinite."""
+        """Write what was found, once the files that it names are written. Raises NonFiniteError."""
         check_finite(record)
-        whole = with_digests(self.path, record)
-        write(self.problem(name) / RESULT, json.dumps(whole, indent=1, allow_nan=False))
+        whole = add_file_digests(self.path, record)
+        write_durable(self.problem_folder(name) / RESULT_FILE, json.dumps(whole, indent=1, allow_nan=False))
 
-    def write_failure(self, name: str, error: str, traceback: str | None = None, by: str = "") -> None:
-        """Write why a problem failed; traceback: of what was raised, None where a result was no number; by: the name of
-        the process that met it."""
-        raised = {} if traceback is None else {"traceback": traceback, "by": by}
-        write(self.problem(name) / FAILURE, json.dumps({"name": name, "error": error, **raised}))
+    def write_failure(self, name: str, error: str, traceback: str | None = None, process_name: str = "") -> None:
+        """Write why a problem failed; traceback: of what was raised, None where a result was no number; process_name:
+        the name of the process that met it."""
+        raised = {} if traceback is None else {"traceback": traceback, "by": process_name}
+        write_durable(self.problem_folder(name) / FAILURE_FILE, json.dumps({"name": name, "error": error, **raised}))
 
-    def retry(self, names: Sequence[str], at_work: Callable[[str], bool]) -> None:
+    def clear_failures(self, names: Sequence[str], at_work: Callable[[str], bool]) -> None:
         """Forget the failures that were raised as errors: what raised them may have been put right since then. Those of
         a process that is still at work stay, by its name: whoever joins it would fail as it did."""
         for name in names:
-            with suppress(FileNotFoundError, Damaged):
-                failure = parse_failure(read(self.problem(name) / FAILURE), name)
+            with suppress(FileNotFoundError, DamagedFileError):
+                failure = parse_failure(read(self.problem_folder(name) / FAILURE_FILE), name)
                 if "traceback" in failure and not at_work(str(failure.get("by", ""))):
-                    remove(self.problem(name) / FAILURE)
+                    remove(self.problem_folder(name) / FAILURE_FILE)
 
-    def drop_states(self, batch: str) -> None:
+    def remove_checkpoints(self, batch: str) -> None:
         """Remove the states of a batch that is done, and of its parts."""
         span = batch_span(batch)
         for path in (self.path / "state").glob("problems-*-*.safetensors"):
@@ -298,7 +302,7 @@ class RunFolder:
             if part and span.start <= part.start and part.stop <= span.stop and not path.is_dir():
                 remove(path)
 
-    def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarise) -> dict[str, Any]:
+    def collect(self, names: Sequence[str], state: str, reason: str, summarise: Summarize) -> dict[str, Any]:
         """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files, of which
         those are read that are new; returns the status.
 
@@ -307,24 +311,24 @@ class RunFolder:
         self._outcomes.update(self._every(names))  # not while others wait
         with self._writer():
             every = self._every(names)
-            self._outcomes.update(name for name in every if not self._outcomes.settled(name))
-            put(self.path / "results.jsonl", (f"{line}\n" for line in self._outcomes.lines(every)))
+            self._outcomes.update(name for name in every if not self._outcomes.is_settled(name))
+            write_atomic(self.path / "results.jsonl", (f"{line}\n" for line in self._outcomes.lines(every)))
             results = [_without_history(line) for line in self._outcomes.lines(every)]
             failures = self._outcomes.failures(every)
-            pending = sum(not self._outcomes.settled(name) for name in names)
+            pending = sum(not self._outcomes.is_settled(name) for name in names)
             if state == "done" and pending:  # other processes work at what is left
                 state = "pending"
             status = {
                 "state": state, "done": len(results), "failed": len(failures), "pending": pending, "reason": reason,
                 "failures": failures,
             }  # fmt: skip
-            put(self.path / "status.json", json.dumps(status, indent=1))
-            put(self.path / "summary.json", json.dumps(summarise(results), indent=1, allow_nan=False))
+            write_atomic(self.path / "status.json", json.dumps(status, indent=1))
+            write_atomic(self.path / "summary.json", json.dumps(summarise(results), indent=1, allow_nan=False))
         return status
 
     def _every(self, names: Sequence[str]) -> Sequence[str]:
         """These problems, or all that were ever asked for if these are more."""
-        return known if len(known := self.names()) > len(names) else names
+        return known if len(known := self.problem_names()) > len(names) else names
 
     @contextmanager
     def _writer(self) -> Iterator[None]:
@@ -332,8 +336,8 @@ class RunFolder:
         make_folder(self.path)
         lock = self.path / ".lock"
         if os.path.lexists(lock) and not lock.is_file():
-            set_aside(lock, "is no file")
-        with writing(lock):
+            quarantine(lock, "is no file")
+        with wrap_write_errors(lock):
             file = open(lock, "w")
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)

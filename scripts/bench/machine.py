@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 
-def machine() -> str:
+def machine_name() -> str:
     """The GPU's name, or the processor's and its cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{processor()}, {os.cpu_count()} cores"
+    return f"{cpu_name()}, {os.cpu_count()} cores"
 
 
-def processor() -> str:
+def cpu_name() -> str:
     """The processor's name, where the system tells it, else its kind."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

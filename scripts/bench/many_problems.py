@@ -15,78 +15,80 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from classifier_lens.runner.configuration.compose import build, configure
-from classifier_lens.runner.protocols import World
-from classifier_lens.runner.report.background_refresh import REST
+from classifier_lens.runner.configuration.compose import build, compose_config
+from classifier_lens.runner.protocols import TaskInputs
+from classifier_lens.runner.report.background_refresh import REST_FACTOR
 from classifier_lens.runner.report.page import write_report
-from classifier_lens.runner.results.manifest import digests_of
+from classifier_lens.runner.results.manifest import problem_digests
 from classifier_lens.runner.results.run_folder import RunFolder, write_png
-from classifier_lens.scripts.bench.result_line import Line
-from classifier_lens.tasks.problems.image_problems import success_rate
+from classifier_lens.scripts.bench.result_line import ResultLine
+from classifier_lens.tasks.problems.image_problems import success_counts
 
-COUNTS = (10_000, 50_000)  # problems
+PROBLEM_COUNTS = (10_000, 50_000)  # problems
 TERMS = ("class_log_prob", "latent_distance", "pixel_distance", "total", "confidence")
-PICTURES = ("original", "start", "best", "mask", "difference")
+IMAGES = ("original", "start", "best", "mask", "difference")
 
 
-def scale(repeats: int) -> list[Line]:
+def large_runs(repeats: int) -> list[ResultLine]:
     """Runs of many problems, by the seconds of a processor: disks and other processes are not what is compared."""
     del repeats
-    return [line for count in COUNTS for line in (prepared(count), *started(count))]
+    return [line for count in PROBLEM_COUNTS for line in (preparation(count), *startup(count))]
 
 
-def prepared(count: int) -> Line:
+def preparation(count: int) -> ResultLine:
     """Counterfactuals of so many photographs of ImageNet's size in a folder."""
     with TemporaryDirectory() as place:
-        photographs(Path(place), count)
+        write_photographs(Path(place), count)
         words = ("data=folder", f"data.path={place}", "task.target=viaduct", "logger=none", "generator=planted_lcm")
-        parts = build(configure(words))
-        world = World(parts.data, parts.classifier, parts.generator, 0, None)
+        parts = build(compose_config(words))
+        world = TaskInputs(parts.data, parts.classifier, parts.generator, 0, None)
         held: list[Any] = []
 
         def prepare() -> None:
             problems, _ = parts.task.problems(world)
-            held.extend((problem, digests_of(problem)) for problem in problems)
+            held.extend((problem, problem_digests(problem)) for problem in problems)
 
-        took, more = spent(prepare)
+        took, more = cpu_seconds_and_memory(prepare)
     detail = f"{took:.0f} s for images of a folder, none of which is decoded; {more:.0f} MiB are held"
-    return Line(f"preparing {count} problems", 1000 * took / count, "ms", detail, 1.0, high=False)
+    return ResultLine(f"preparing {count} problems", 1000 * took / count, "ms", detail, 1.0, higher_is_better=False)
 
 
-def started(count: int) -> list[Line]:
+def startup(count: int) -> list[ResultLine]:
     """A run in whose folder so many problems are done."""
     with TemporaryDirectory() as place, patch.object(os, "fsync"):
         path = Path(place) / "run"
-        names = finished(path, count)
-        first, _ = spent(lambda: RunFolder(path).repair(names))
+        names = write_finished_run(path, count)
+        first, _ = cpu_seconds_and_memory(lambda: RunFolder(path).repair(names))
         run = RunFolder(path)
 
         def start() -> None:
             run.repair(names)
-            run.retry(names, lambda process: False)
+            run.clear_failures(names, lambda process: False)
             collect(run, names)
 
         def refresh() -> None:
             collect(run, names)
             write_report(path)
 
-        took, more = spent(start)
-        again, _ = spent(refresh)
+        took, more = cpu_seconds_and_memory(start)
+        again, _ = cpu_seconds_and_memory(refresh)
     each = (
         f"of each problem; {took:.0f} s and {more:.0f} MiB, {first:.0f} s more where every file is read the first time"
     )
-    share = f"of the seconds at most; {again:.1f} s, then none for {REST:g} times as long, however many batches end"
+    share = (
+        f"of the seconds at most; {again:.1f} s, then none for {REST_FACTOR:g} times as long, however many batches end"
+    )
     return [
-        Line(f"start with {count} done", 1000 * took / count, "ms", each, 1.0, high=False),
-        Line(f"tables and page with {count} done", 100 / (1 + REST), "%", share),
+        ResultLine(f"start with {count} done", 1000 * took / count, "ms", each, 1.0, higher_is_better=False),
+        ResultLine(f"tables and page with {count} done", 100 / (1 + REST_FACTOR), "%", share),
     ]
 
 
 def collect(run: RunFolder, names: Sequence[str]) -> None:
-    run.collect(names, "running", "", success_rate)
+    run.collect(names, "running", "", success_counts)
 
 
-def photographs(folder: Path, count: int) -> None:
+def write_photographs(folder: Path, count: int) -> None:
     """So many files of 500 x 375 px, of which a thousand each share their content."""
     place = folder / "rock crab"
     place.mkdir()
@@ -97,14 +99,14 @@ def photographs(folder: Path, count: int) -> None:
             os.link(place / f"{i - i % 1000:06}.jpg", place / f"{i:06}.jpg")
 
 
-def finished(path: Path, count: int) -> list[str]:
+def write_finished_run(path: Path, count: int) -> list[str]:
     """So many results of 20 steps, each with five images."""
     run, names = RunFolder(path), [f"crab-{i:05}-viaduct" for i in range(count)]
     write_png(path / "image.png", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)))
     image = (path / "image.png").read_bytes()
     for i, name in enumerate(names):
-        run.problem(name).mkdir(parents=True)
-        files = {key: run.problem(name) / f"{key}.png" for key in PICTURES}
+        run.problem_folder(name).mkdir(parents=True)
+        files = {key: run.problem_folder(name) / f"{key}.png" for key in IMAGES}
         for file in files.values():
             file.write_bytes(image)
         value = (i * 7919 % count) / count
@@ -118,14 +120,14 @@ def finished(path: Path, count: int) -> list[str]:
     return names
 
 
-def spent(call: Callable[[], object]) -> tuple[float, float]:
+def cpu_seconds_and_memory(call: Callable[[], object]) -> tuple[float, float]:
     """Seconds of a processor that a call takes, and MiB that this process holds more after it."""
     gc.collect()
-    before, began = resident(), time.process_time()
+    before, began = resident_memory(), time.process_time()
     call()
-    return time.process_time() - began, max(resident() - before, 0.0)
+    return time.process_time() - began, max(resident_memory() - before, 0.0)
 
 
-def resident() -> float:
+def resident_memory() -> float:
     """MiB of memory that this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

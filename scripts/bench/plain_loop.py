@@ -19,25 +19,25 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.models.generator.cross_attention import CrossAttention, MapControl
+from classifier_lens.models.generator.cross_attention import AttentionControl, CrossAttnProcessor
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.noise_schedule import ddim_step, guide
+from classifier_lens.models.generator.noise_schedule import classifier_free_guidance, ddim_step
 from classifier_lens.models.generator.pipeline.networks import Networks
-from classifier_lens.models.generator.prompt_diffusion import PromptAnchor, PromptDiffusion
-from classifier_lens.models.generator.samplers import Ddim
+from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, PromptTuningContext
+from classifier_lens.models.generator.samplers import DdimSampler
 from classifier_lens.runner.optimization.objective import evaluate
-from classifier_lens.runner.types import Anchor, Controls, Objective, Scene
+from classifier_lens.runner.types import Controls, EditContext, Objective, Scene
 
 # (scene, step) -> the scene with the crops that classifiers are shown at this step
 Augment = Callable[[Scene, int], Scene]
 
 
-class WrittenOut:
+class UnfusedSelfAttention:
     """Self-attention that is written out while the text layers' maps are looked at, and fused otherwise."""
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, maps: MapControl | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, maps: AttentionControl | None = None,
     ) -> Tensor:  # fmt: skip
         q, k, v = (
             layer(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -51,33 +51,33 @@ class WrittenOut:
 
 
 @dataclass(frozen=True)
-class Reference:
+class PlainModel:
     """A diffusion model as the plain loop has it. networks: a copy of the model's; sampler: DDIM; last, blend_from: see
     `models.generator.chain`."""
 
     networks: Networks
-    sampler: Ddim
+    sampler: DdimSampler
     last: int
     blend_from: int
 
 
-def reference(generator: LatentDiffusion) -> Reference:
+def plain_model(generator: LatentDiffusion) -> PlainModel:
     """The same weights in float32, with every block computed again. Raises TypeError for another sampler than DDIM."""
-    if not isinstance(generator.sampler, Ddim):
+    if not isinstance(generator.sampler, DdimSampler):
         raise TypeError(f"the plain loop has DDIM, not {type(generator.sampler).__name__}")
     networks = copy.deepcopy(generator.networks)
     for network in (networks.unet, networks.vae, networks.text_encoder):
         network.float().to(memory_format=torch.contiguous_format)
-    recomputed(networks)
+    enable_gradient_checkpointing(networks)
     text = {n for n in networks.unet.attn_processors if n.removesuffix(".processor").endswith("attn2")}
     networks.unet.set_attn_processor({
-        name: CrossAttention(name.removesuffix(".processor")) if name in text else WrittenOut()
+        name: CrossAttnProcessor(name.removesuffix(".processor")) if name in text else UnfusedSelfAttention()
         for name in networks.unet.attn_processors
     })  # fmt: skip
-    return Reference(networks, generator.sampler, generator.last, generator.blend_from)
+    return PlainModel(networks, generator.sampler, generator.last_x0_predictions, generator.background_blend_start)
 
 
-def recomputed(networks: Networks) -> None:
+def enable_gradient_checkpointing(networks: Networks) -> None:
     """Have every block of UNet and autoencoder computed again in the backward pass."""
     networks.unet.enable_gradient_checkpointing()
     networks.vae.enable_gradient_checkpointing()
@@ -86,7 +86,7 @@ def recomputed(networks: Networks) -> None:
 # --- before the loop -----------------------------------------------------------------------------------------
 
 
-def invert(own: Reference, image: Float[Tensor, "1 3 h w"], prompt: str) -> tuple[Tensor, Tensor]:
+def invert(own: PlainModel, image: Float[Tensor, "1 3 h w"], prompt: str) -> tuple[Tensor, Tensor]:
     """z_T and the null embeddings N_t of a picture, by null-text inversion."""
     networks, plan, settings = own.networks, own.sampler.schedule, own.sampler.null_text
     assert settings is not None
@@ -95,18 +95,20 @@ def invert(own: Reference, image: Float[Tensor, "1 3 h w"], prompt: str) -> tupl
         trajectory = [networks.encode(image)]
         for i in reversed(range(len(plan))):
             eps = networks.predict(trajectory[-1], plan.timesteps[i], text)
-            trajectory.append(ddim_step(trajectory[-1], eps, plan.alphas_next[i], plan.alphas[i])[0])
+            trajectory.append(ddim_step(trajectory[-1], eps, plan.alphas_cumprod_next[i], plan.alphas_cumprod[i])[0])
     z, nulls = trajectory[-1], []
     for i in range(len(plan)):
-        t, levels, wanted = plan.timesteps[i], (plan.alphas[i], plan.alphas_next[i]), trajectory[-2 - i]
+        t, levels, wanted = plan.timesteps[i], (plan.alphas_cumprod[i], plan.alphas_cumprod_next[i]), trajectory[-2 - i]
         null = null.detach().clone().requires_grad_()
-        adam = torch.optim.Adam([null], lr=settings.rate * (1 - i / 100))
+        adam = torch.optim.Adam([null], lr=settings.lr * (1 - i / 100))
         with torch.no_grad():
             eps_text = networks.predict(z, t, text)
         for _ in range(settings.inner_steps):
-            step, _ = ddim_step(z, guide(networks.predict(z, t, null), eps_text, own.sampler.guidance), *levels)
+            step, _ = ddim_step(
+                z, classifier_free_guidance(networks.predict(z, t, null), eps_text, own.sampler.guidance_scale), *levels
+            )
             error = ((step - wanted) ** 2).mean()
-            if error < settings.tolerance + i * settings.tolerance_growth:
+            if error < settings.early_stop_epsilon + i * settings.early_stop_epsilon_growth:
                 break
             adam.zero_grad()
             error.backward()
@@ -114,17 +116,19 @@ def invert(own: Reference, image: Float[Tensor, "1 3 h w"], prompt: str) -> tupl
         nulls.append(null.detach())
         with torch.no_grad():
             eps_null, eps_text = networks.predict(torch.cat([z, z]), t, torch.cat([null, text])).chunk(2)
-            z, _ = ddim_step(z, guide(eps_null, eps_text, own.sampler.guidance), *levels)
+            z, _ = ddim_step(z, classifier_free_guidance(eps_null, eps_text, own.sampler.guidance_scale), *levels)
     return trajectory[-1], torch.stack(nulls, dim=1)
 
 
 @torch.no_grad()
-def record(own: Reference, latent: Tensor, text: Float[Tensor, "1 l d"], nulls: Tensor) -> list[dict[str, Tensor]]:
+def record_attention_maps(
+    own: PlainModel, latent: Tensor, text: Float[Tensor, "1 l d"], nulls: Tensor
+) -> list[dict[str, Tensor]]:
     """The attention maps of every step of a pass with the original prompt."""
     z, found = latent, []
     for i in range(len(own.sampler.schedule)):
         maps: dict[str, Tensor] = {}
-        recording = MapControl(record=maps, rows=1)
+        recording = AttentionControl(recorded_maps=maps, num_recorded=1)
         eps = own.sampler.predict(own.networks, z, {"text": text, "null": nulls[:, i]}, i, recording)
         z, _ = own.sampler.advance(z, eps, torch.zeros_like(z), i)
         found.append(maps)
@@ -132,49 +136,55 @@ def record(own: Reference, latent: Tensor, text: Float[Tensor, "1 l d"], nulls: 
 
 
 @torch.no_grad()
-def search(own: Reference, controls: Controls, anchors: Sequence[Anchor], objective: Objective) -> int:
+def select_schedule(own: PlainModel, controls: Controls, anchors: Sequence[EditContext], objective: Objective) -> int:
     """Which of the schedules has the lowest loss."""
-    totals = [float(evaluate(objective, shown(own, chain(own, controls, a)[-1])).total) for a in anchors]
+    totals = [float(evaluate(objective, render_latent(own, chain(own, controls, a)[-1])).total) for a in anchors]
     return totals.index(min(totals))
 
 
 # --- the loop ------------------------------------------------------------------------------------------------
 
 
-def chain(own: Reference, controls: Controls, anchor: Anchor) -> list[Tensor]:
+def chain(own: PlainModel, controls: Controls, anchor: EditContext) -> list[Tensor]:
     """The x0-predictions of the last steps of one picture's chain."""
     z, predictions = controls["latent"], []
     steps = len(own.sampler.schedule)
     for i in range(steps):
-        embeddings = {name: (base + controls[name])[:, i] for name, base in anchor.base.items()}
-        if 0 <= i - own.blend_from < float(anchor.blend) * steps - 1e-4:
-            z = anchor.latent_mask * z + (1 - anchor.latent_mask) * anchor.templates[:, i]
+        embeddings = {name: (base + controls[name])[:, i] for name, base in anchor.embeddings.items()}
+        if 0 <= i - own.blend_from < float(anchor.background_blend_steps) * steps - 1e-4:
+            z = anchor.latent_mask * z + (1 - anchor.latent_mask) * anchor.original_trajectory[:, i]
         maps = None
-        if float(anchor.inject) > i / steps:
-            injected = {layer: m[:, i] for layer, m in anchor.maps.items() if i < m.shape[1]}
-            maps = MapControl(injected, torch.ones(1, dtype=torch.bool, device=z.device))
+        if float(anchor.cross_replace_steps) > i / steps:
+            injected = {layer: m[:, i] for layer, m in anchor.attention_maps.items() if i < m.shape[1]}
+            maps = AttentionControl(injected, torch.ones(1, dtype=torch.bool, device=z.device))
         eps = own.sampler.predict(own.networks, z, embeddings, i, maps)
         z, x0 = own.sampler.advance(z, eps, torch.zeros_like(z), i)
         predictions.append(x0)
     return predictions[-own.last :]
 
 
-def shown(own: Reference, latent: Tensor) -> Scene:
+def render_latent(own: PlainModel, latent: Tensor) -> Scene:
     """One x0-prediction, decoded."""
     image = own.networks.decode(latent)
     return Scene(image, latent, image.unsqueeze(1))
 
 
-def gradient(
-    own: Reference, controls: Controls, anchor: Anchor, objective: Objective, augment: Augment, k: int, classifiers: int
-) -> tuple[float, Controls]:  # fmt: skip
+def loss_and_gradient(
+    own: PlainModel,
+    controls: Controls,
+    anchor: EditContext,
+    objective: Objective,
+    augment: Augment,
+    k: int,
+    classifiers: int,
+) -> tuple[float, Controls]:
     """The loss of step k, by the weighted mean of the last x0-predictions, and its gradient; classifiers: how many have
     crops of their own."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in controls.items()}
     latents = chain(own, leaves, anchor)
     total = torch.zeros((), device=latents[-1].device)
     for i, latent in enumerate(latents):
-        scene = shown(own, latent)
+        scene = render_latent(own, latent)
         with torch.no_grad():
             evaluate(objective, scene)  # by which the best step is chosen
         for _ in range(classifiers):
@@ -184,33 +194,35 @@ def gradient(
     return float(total.detach()), {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def descend(
-    own: Reference, controls: Controls, anchor: Anchor, objective: Objective, augment: Augment,
+def optimize(
+    own: PlainModel, controls: Controls, anchor: EditContext, objective: Objective, augment: Augment,
     rates: Mapping[str, float], steps: int, classifiers: int,
 ) -> Controls:  # fmt: skip
     """Adam for so many steps; z_T keeps its length."""
     values = {name: value.detach().clone() for name, value in controls.items()}
     adam = torch.optim.Adam([{"params": [value], "lr": rates[name]} for name, value in values.items()])
     for k in range(steps):
-        _, gradients = gradient(own, values, anchor, objective, augment, k, classifiers)
+        _, gradients = loss_and_gradient(own, values, anchor, objective, augment, k, classifiers)
         for name, value in values.items():
             value.grad = gradients[name]
         adam.step()
-        values["latent"].mul_(anchor.norm / values["latent"].norm())
+        values["latent"].mul_(anchor.latent_norm / values["latent"].norm())
     return values
 
 
 # --- prompts -------------------------------------------------------------------------------------------------
 
 
-def one_by_one(prompts: PromptDiffusion, controls: Controls, anchor: PromptAnchor) -> Sequence[Callable[[], Scene]]:
+def single_image_scenes(
+    prompts: PromptDiffusion, controls: Controls, anchor: PromptTuningContext
+) -> Sequence[Callable[[], Scene]]:
     """The pictures of one prompt, each as a scene of its own that is drawn when it is asked for."""
 
     def drawn(j: int) -> Scene:
-        course = {name: values[j : j + 1] for name, values in anchor.course.items()}
-        return prompts(controls, replace(anchor, course=course))[-1]
+        course = {name: values[j : j + 1] for name, values in anchor.step_inputs.items()}
+        return prompts(controls, replace(anchor, step_inputs=course))[-1]
 
-    return [partial(drawn, j) for j in range(len(anchor.course["latent"]))]
+    return [partial(drawn, j) for j in range(len(anchor.step_inputs["latent"]))]
 
 
 def prompt_loss(scenes: Sequence[Callable[[], Scene]], objective: Objective) -> float:

@@ -25,12 +25,12 @@ from classifier_lens.models.generator.pipeline.networks import Networks
 Loss = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
-class Replay:
+class AttentionReplay:
     """Text attention of a layer that records the maps of a pass and replays those of its first steps in later ones."""
 
     def __init__(self, layer: str) -> None:
         self.layer, self.maps = layer, list[Tensor]()
-        self.recording, self.step, self.until = False, 0, 0
+        self.recording, self.step, self.cross_replace_steps = False, 0, 0
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor,
@@ -46,38 +46,39 @@ class Replay:
         null, text = maps.chunk(2)
         if self.recording:
             self.maps.append(text.detach())
-        elif self.step < self.until:
+        elif self.step < self.cross_replace_steps:
             maps = torch.cat([null, self.maps[self.step]])
         projected: Tensor = attn.to_out[0](attn.batch_to_head_dim(torch.bmm(maps, v)))
         return projected
 
 
 @dataclass(frozen=True)
-class Course:
-    """What the chain of one image follows from. nulls, text: the embeddings of every step; templates: latents of the
-    original's chain before each step; held: 1 where blending keeps them; blend, inject: in how many first steps they,
-    and the recorded maps, take the place of the chain's own."""
+class SamplerInputs:
+    """What the chain of one image follows from. null_embeddings, text_embeddings: the embeddings of every step;
+    background_latents: latents of the original's chain before each step; background_mask: 1 where blending keeps them;
+    background_blend_steps, cross_replace_steps: in how many first steps they, and the recorded maps, take the place of
+    the chain's own."""
 
-    nulls: Float[Tensor, "t l d"]
-    text: Float[Tensor, "t l d"]
-    templates: Sequence[Tensor] = ()
-    held: Float[Tensor, "1 1 y x"] | float = 0.0
-    blend: int = 0
-    inject: int = 0
+    null_embeddings: Float[Tensor, "t l d"]
+    text_embeddings: Float[Tensor, "t l d"]
+    background_latents: Sequence[Tensor] = ()
+    background_mask: Float[Tensor, "1 1 y x"] | float = 0.0
+    background_blend_steps: int = 0
+    cross_replace_steps: int = 0
 
 
 @dataclass
 class PublishedLoop:
     """Networks with a DDIM scheduler of `steps` steps at a guidance scale.
 
-    last: the last x0-predictions, whose loss is averaged.
+    num_averaged_predictions: the last x0-predictions, whose loss is averaged.
     """
 
     networks: Networks
     steps: int
-    guidance: float
-    last: int = 3
-    replays: list[Replay] = field(default_factory=list)
+    guidance_scale: float
+    num_averaged_predictions: int = 3
+    replays: list[AttentionReplay] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         own = copy.deepcopy(self.networks)
@@ -87,17 +88,17 @@ class PublishedLoop:
         self.scheduler.set_timesteps(self.steps)
         for name in ("alphas_cumprod", "final_alpha_cumprod"):
             setattr(self.scheduler, name, getattr(self.scheduler, name).to(own.unet.dtype))
-        processors: dict[str, Replay | AttnProcessor] = {}
+        processors: dict[str, AttentionReplay | AttnProcessor] = {}
         for name in self.unet.attn_processors:
-            processors[name] = Replay(name.removesuffix(".processor")) if "attn2" in name else AttnProcessor()
-        self.replays = [p for p in processors.values() if isinstance(p, Replay)]
+            processors[name] = AttentionReplay(name.removesuffix(".processor")) if "attn2" in name else AttnProcessor()
+        self.replays = [p for p in processors.values() if isinstance(p, AttentionReplay)]
         self.unet.set_attn_processor(processors)
 
-    def tokens(self, prompt: str) -> list[int]:
+    def token_ids(self, prompt: str) -> list[int]:
         """The numbers of a prompt's tokens, padded to the tokenizer's length."""
         return list(self.tokenizer(prompt, padding="max_length").input_ids)
 
-    def eps(self, z: Tensor, i: int, null: Tensor, text: Tensor, guidance: float) -> Tensor:
+    def predict_noise(self, z: Tensor, i: int, null: Tensor, text: Tensor, guidance: float) -> Tensor:
         """The guided noise prediction of step i."""
         for replay in self.replays:
             replay.step = i
@@ -105,21 +106,21 @@ class PublishedLoop:
         without, given = self.unet(torch.cat([z, z]), self.scheduler.timesteps[i], both).sample.chunk(2)
         return without + guidance * (given - without)
 
-    def chain(self, z: Tensor, course: Course, kept: list[Tensor] | None = None) -> list[Tensor]:
+    def chain(self, z: Tensor, course: SamplerInputs, kept: list[Tensor] | None = None) -> list[Tensor]:
         """The last x0-predictions; kept: takes the latents before each step."""
         for replay in self.replays:
-            replay.until = course.inject
+            replay.cross_replace_steps = course.cross_replace_steps
         ends = []
         for i, t in enumerate(self.scheduler.timesteps):
-            if i < course.blend:
-                z = course.held * course.templates[i] + (1 - course.held) * z
+            if i < course.background_blend_steps:
+                z = course.background_mask * course.background_latents[i] + (1 - course.background_mask) * z
             if kept is not None:
                 kept.append(z)
-            eps = self.eps(z, i, course.nulls[i], course.text[i], self.guidance)
+            eps = self.predict_noise(z, i, course.null_embeddings[i], course.text_embeddings[i], self.guidance_scale)
             moved = self.scheduler.step(eps, t, z, eta=0.0)
             z = moved.prev_sample
             ends.append(moved.pred_original_sample)
-        return ends[-self.last :]
+        return ends[-self.num_averaged_predictions :]
 
     def decode(self, z: Tensor) -> Tensor:
         """The image of a latent; no gradient passes where it is cut."""
@@ -135,7 +136,7 @@ class PublishedLoop:
             mean = self.vae.encode(image * 2 - 1).latent_dist.mean
             latents = [mean * self.vae.config.scaling_factor]
             for j, (clean, noisy) in enumerate(pairwise(levels)):
-                z, eps = latents[-1], self.eps(latents[-1], self.steps - 1 - j, text, text, 1.0)
+                z, eps = latents[-1], self.predict_noise(latents[-1], self.steps - 1 - j, text, text, 1.0)
                 start = (z - (1 - clean).sqrt() * eps) / clean.sqrt()
                 latents.append(noisy.sqrt() * start + (1 - noisy).sqrt() * eps)
         z, nulls = latents[-1], []
@@ -143,7 +144,9 @@ class PublishedLoop:
             null = null.detach().clone().requires_grad_()
             adam = torch.optim.Adam([null], lr=1e-2 * (1 - i / 100))
             for _ in range(10):
-                landed = self.scheduler.step(self.eps(z, i, null, text, self.guidance), t, z, eta=0.0).prev_sample
+                landed = self.scheduler.step(
+                    self.predict_noise(z, i, null, text, self.guidance_scale), t, z, eta=0.0
+                ).prev_sample
                 loss = torch.nn.functional.mse_loss(landed, latents[-2 - i])
                 adam.zero_grad()
                 loss.backward()
@@ -151,12 +154,14 @@ class PublishedLoop:
                 if loss.item() < 1e-5 + 2e-5 * i:
                     break
             with torch.no_grad():
-                z = self.scheduler.step(self.eps(z, i, null, text, self.guidance), t, z, eta=0.0).prev_sample
+                z = self.scheduler.step(
+                    self.predict_noise(z, i, null, text, self.guidance_scale), t, z, eta=0.0
+                ).prev_sample
             nulls.append(null.detach())
         return latents[-1], torch.stack(nulls)
 
     @torch.no_grad()
-    def record(self, z: Tensor, course: Course) -> list[Tensor]:
+    def record_attention_maps(self, z: Tensor, course: SamplerInputs) -> list[Tensor]:
         """Keep the maps of a pass; returns the latents before each of its steps."""
         kept: list[Tensor] = []
         for replay in self.replays:
@@ -166,20 +171,28 @@ class PublishedLoop:
             replay.recording = False
         return kept
 
-    def descend(
-        self, z: Tensor, course: Course, loss: Loss, rates: tuple[float, float], steps: int, cosine: bool,
+    def optimize(
+        self, z: Tensor, course: SamplerInputs, loss: Loss, rates: tuple[float, float], steps: int, cosine: bool,
         clip: float | None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """z_T and the changes of the embeddings after Adam's steps. rates: of z_T and of the embeddings; cosine: to a
         tenth of the latter for all of them; clip: largest element of each gradient."""
         start, end = z, rates[1] / 10
-        values = {"latent": z.clone(), "text": torch.zeros_like(course.text), "null": torch.zeros_like(course.nulls)}
+        values = {
+            "latent": z.clone(),
+            "text": torch.zeros_like(course.text_embeddings),
+            "null": torch.zeros_like(course.null_embeddings),
+        }
         leaves = {name: value.requires_grad_() for name, value in values.items()}
         groups = [{"params": [leaf], "lr": rates[name != "latent"]} for name, leaf in leaves.items()]
         adam = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=end) if cosine else None
         for k in range(steps):
-            changed = replace(course, text=course.text + leaves["text"], nulls=course.nulls + leaves["null"])
+            changed = replace(
+                course,
+                text_embeddings=course.text_embeddings + leaves["text"],
+                null_embeddings=course.null_embeddings + leaves["null"],
+            )
             ends = self.chain(leaves["latent"], changed)
             count = len(ends)
             shares = [(j + 1) / sum(range(count + 1)) for j in range(count)]

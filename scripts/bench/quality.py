@@ -23,49 +23,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le
 
 from classifier_lens.data import planted
-from classifier_lens.runner.configuration.command_line import parsed
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.configuration.command_line import parse_options
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.runner.types import UserError
-from classifier_lens.scripts.bench.machine import machine
-from classifier_lens.scripts.choices import selected
+from classifier_lens.scripts.bench.machine import machine_name
+from classifier_lens.scripts.choices import select_names
 from classifier_lens.scripts.evaluate import class_explanations, disagreement_and_errors, estimates, planted_world
-from classifier_lens.scripts.evaluate.metric import Answer, Setting, answers
-from classifier_lens.scripts.evaluate.oracles import CLASSIFIER, TIED, answered, both
+from classifier_lens.scripts.evaluate.metric import Result, Setting, compute_results
+from classifier_lens.scripts.evaluate.oracles import CLASSIFIER, SHORTCUT_CLASSES, oracles_confirm, result_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RESULTS, PICTURE = ROOT / "docs" / "results", ROOT / "docs" / "images" / "quality.png"
+RESULTS, FIGURE_FILE = ROOT / "docs" / "results", ROOT / "docs" / "images" / "quality.png"
 # Samplers, and approximations of them.
 DDIM, LCM = ("sampler=ddim", "generator.steps=20"), ("sampler=lcm", "generator.steps=4")
-SETTINGS: Mapping[str, tuple[str, ...]] = {
+VARIANTS: Mapping[str, tuple[str, ...]] = {
     "DDIM-20": DDIM,
     "DDIM-10": ("sampler=ddim", "generator.steps=10"),
-    "DDIM-20 guided to 0.6": (*DDIM, "generator.guided=[0.0,0.6]"),
-    "DDIM-20 backward 10": (*DDIM, "generator.backward=10"),
-    "DDIM-20 backward 5": (*DDIM, "generator.backward=5"),
+    "DDIM-20 guided to 0.6": (*DDIM, "generator.guidance_interval=[0.0,0.6]"),
+    "DDIM-20 backward 10": (*DDIM, "generator.backprop_steps=10"),
+    "DDIM-20 backward 5": (*DDIM, "generator.backprop_steps=5"),
     "LCM-4": LCM,
     "LCM-2": ("sampler=lcm", "generator.steps=2"),
-    "LCM-4 backward 2": (*LCM, "generator.backward=2"),
+    "LCM-4 backward 2": (*LCM, "generator.backprop_steps=2"),
 }
 MARKERS = {
     "DDIM-20 guided to 0.6": "s", "DDIM-20 backward 10": "^", "DDIM-20 backward 5": "v", "LCM-4 backward 2": "D",
 }  # fmt: skip
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-PROMPTED = ("rock crab", "fiddler crab", "partridge", "prairie chicken")  # two of them tied
+PROMPT_CLASSES = ("rock crab", "fiddler crab", "partridge", "prairie chicken")  # two of them tied
 
 
 @dataclass
 class Options:
     """What the command line may say.
 
-    only: beginnings of tasks, by commas, or `all`; settings: the same of settings; n: problems per task, None for each
+    only: beginnings of tasks, by commas, or `all`; variants: the same of settings; n: problems per task, None for each
     one's own; write: whether docs/results and the picture are brought up to date; outputs: where the runs lie.
     """
 
     only: str = "all"
-    settings: str = "all"
+    variants: str = "all"
     n: Annotated[int, Ge(2), Le(1_000_000)] | None = None
     write: bool = False
     outputs: str = "outputs/quality"
@@ -78,111 +78,120 @@ class Point:
 
     seconds: float
     success: tuple[float, float, float]
-    oracles: tuple[float, float, float]
+    oracle_score: tuple[float, float, float]
     n: int
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A task's questions. given: their answers; success, oracles: what is counted, and in words."""
+class QualityTask:
+    """A task's questions. compute_results: their answers; success, oracle_check: what is counted, and in words."""
 
-    given: Callable[[Setting, tuple[str, ...], int], Sequence[Answer]]
-    full: int
-    success: Callable[[Answer], bool]
-    oracles: Callable[[Setting, Sequence[Answer]], list[bool]]
-    words: tuple[str, str]
+    compute_results: Callable[[Setting, tuple[str, ...], int], Sequence[Result]]
+    sample_size: int
+    success: Callable[[Result], bool]
+    oracle_check: Callable[[Setting, Sequence[Result]], list[bool]]
+    column_titles: tuple[str, str]
 
 
 # --- the tasks -----------------------------------------------------------------------------------------------
 
 
-def _flips(setting: Setting, how: tuple[str, ...], n: int) -> list[Answer]:
+def _flips(setting: Setting, how: tuple[str, ...], n: int) -> list[Result]:
     """Half of them within pairs, half towards any other class, as in the rows of `planted.uvce`."""
     return [
-        a for asked, count in planted_world.halves(setting, n)
-        for a in answers(setting, CLASSIFIER, (*how, *asked), count)
+        a for asked, count in planted_world.problem_sets(setting, n)
+        for a in compute_results(setting, CLASSIFIER, (*how, *asked), count)
     ]  # fmt: skip
 
 
-def _disputes(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Answer]:
-    return answers(setting, "planted_shortcut", (*disagreement_and_errors.disputed(setting, n, TIED), *how), n)
+def _disputes(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Result]:
+    return compute_results(
+        setting,
+        "planted_shortcut",
+        (*disagreement_and_errors.disagreement_overrides(setting, n, SHORTCUT_CLASSES), *how),
+        n,
+    )
 
 
-def _portraits(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Answer]:
+def _portraits(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Result]:
     """Of these classes one prompt each, from the best of 64 random ones."""
     asked = (
-        "task=diffexplainer_class", f"task.classes=[{','.join(PROMPTED[:n])}]", "task.seeds=1", "controls.starts=64",
+        "task=diffexplainer_class",
+        f"task.classes=[{','.join(PROMPT_CLASSES[:n])}]",
+        "task.num_seeds=1",
+        "parametrization.num_initializations=64",
         f"seed={setting.seed}",
-    )  # fmt: skip
-    return answers(setting, "planted_shortcut", (*asked, *how), n)
+    )
+    return compute_results(setting, "planted_shortcut", (*asked, *how), n)
 
 
-def _targets_seen(setting: Setting, given: Sequence[Answer]) -> list[bool]:
+def _targets_seen(setting: Setting, given: Sequence[Result]) -> list[bool]:
     """Whether both oracles name the target."""
-    rows, images = answered(given)
-    return both(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
+    rows, images = result_images(given)
+    return oracles_confirm(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
 
 
-def _cues_seen(setting: Setting, given: Sequence[Answer]) -> list[bool]:
+def _cues_seen(setting: Setting, given: Sequence[Result]) -> list[bool]:
     """Whether both oracles see what the network goes by: a tied class's cue, any other class itself; in every picture
     of an answer."""
     seen: list[bool] = []
     for answer in given:
-        if answer.gallery is not None:
+        if answer.samples is not None:
             name = planted.CLASSES[answer.problem.target]
             factor, value = planted.SHORTCUTS.get(name, ("class", name))
-            seen += both(setting, factor, answer.gallery, [value] * len(answer.gallery))
+            seen += oracles_confirm(setting, factor, answer.samples, [value] * len(answer.samples))
     return seen
 
 
-def _high(answer: Answer) -> bool:
-    return answer.record is not None and answer.record["activation_score"] >= class_explanations.HIGH
+def _high(answer: Result) -> bool:
+    return answer.record is not None and answer.record["activation_score"] >= class_explanations.SCORE_THRESHOLD
 
 
-TASKS: Mapping[str, Asked] = {
-    "uvce": Asked(
-        _flips, 16, lambda a: a.as_asked, _targets_seen, ("called the target", "both oracles see the target")
+TASKS: Mapping[str, QualityTask] = {
+    "uvce": QualityTask(
+        _flips, 16, lambda a: a.is_target_predicted, _targets_seen, ("called the target", "both oracles see the target")
     ),
-    "disagreement": Asked(
+    "disagreement": QualityTask(
         _disputes, 8, lambda a: a.success, _cues_seen, ("gap of 0.8 or more", "both oracles see the cue")
     ),
-    "prompts": Asked(
+    "prompts": QualityTask(
         _portraits, 4, _high, _cues_seen, ("score of 90 % or more", "both oracles see the cue, or the class")
     ),
 }  # fmt: skip
 
 
-def measure(setting: Setting, asked: Asked, how: tuple[str, ...], n: int) -> Point:
+def measure_variant(setting: Setting, asked: QualityTask, how: tuple[str, ...], n: int) -> Point:
     """Answer the questions, or read the answers. Raises UserError if none could be given."""
-    given = [a for a in asked.given(setting, how, n) if a.record is not None]
+    given = [a for a in asked.compute_results(setting, how, n) if a.record is not None]
     if not given:
         raise UserError(f"{setting.outputs}: none of {n} problems has an answer")
     seconds = median(float(a.record["seconds"]) for a in given if a.record is not None)
     counted = [asked.success(a) for a in given] + [False] * (n - len(given))
-    seen = asked.oracles(setting, given)
-    shares = [(s.value, s.low, s.high) for s in (estimates.share(counted), estimates.share(seen))]
+    seen = asked.oracle_check(setting, given)
+    shares = [(s.value, s.low, s.high) for s in (estimates.proportion(counted), estimates.proportion(seen))]
     return Point(seconds, shares[0], shares[1], n)
 
 
 # --- telling -------------------------------------------------------------------------------------------------
 
 
-def percent(share: Sequence[float]) -> str:
+def format_percent(share: Sequence[float]) -> str:
     """A share with its interval."""
     value, low, high = (100 * x for x in share)
     return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 
 
-def table(known: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(known: Mapping[str, Mapping[str, Any]]) -> str:
     """The results as a page."""
     head = "Written by `scripts/bench/quality.py`; [performance.md](../performance.md) says how to read it."
     rows = ["# Quality per second", "", head, "", "![Quality over seconds](../pictures/quality.png)", ""]
     for task, points in known.items():
-        success, oracles = TASKS[task].words
+        success, oracles = TASKS[task].column_titles
         rows += [f"## {task}", "", f"| setting | seconds | {success} | {oracles} | n |", "|---|---|---|---|---|"]
         for name, p in points.items():
             rows.append(
-                f"| {name} | {p['seconds']:.3g} | {percent(p['success'])} | {percent(p['oracles'])} | {p['n']} |"
+                f"| {name} | {p['seconds']:.3g} | {format_percent(p['success'])} | "
+                f"{format_percent(p['oracle_score'])} | {p['n']} |"
             )
         rows.append("")
         for how in dict.fromkeys((p["command"], p["machine"], p["date"]) for p in points.values()):
@@ -190,7 +199,7 @@ def table(known: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def draw(known: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def plot(known: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """A panel per task: shares over seconds. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -211,7 +220,7 @@ def _panel(axes: Axes, task: str, points: Mapping[str, Any]) -> None:
     """The samplers of a kind are joined by a line and named above; approximations have shapes of their own."""
     from matplotlib.ticker import NullLocator
 
-    for i, (key, label) in enumerate(zip(("success", "oracles"), TASKS[task].words, strict=True)):
+    for i, (key, label) in enumerate(zip(("success", "oracle_score"), TASKS[task].column_titles, strict=True)):
         colour, aside = (("tab:blue", 0.99), ("tab:orange", 1.01))[i]  # beside each other where both are equal
         axes.plot([], [], "o", color=colour, label=label)
         for kind in ("DDIM", "LCM"):
@@ -237,9 +246,9 @@ def _panel(axes: Axes, task: str, points: Mapping[str, Any]) -> None:
 
 def save(known: Mapping[str, Mapping[str, Any]]) -> None:
     """The table, its numbers and its picture."""
-    write(RESULTS / "quality.json", json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-    write(RESULTS / "quality.md", table(known))
-    draw(known, PICTURE)
+    write_durable(RESULTS / "quality.json", json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write_durable(RESULTS / "quality.md", format_table(known))
+    plot(known, FIGURE_FILE)
 
 
 # --- the command line ----------------------------------------------------------------------------------------
@@ -247,28 +256,28 @@ def save(known: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        chosen = parsed(Options, arguments)
-        tasks = selected("only", chosen.only, list(TASKS))
-        settings = selected("settings", chosen.settings, list(SETTINGS))
+        chosen = parse_options(Options, arguments)
+        tasks = select_names("only", chosen.only, list(TASKS))
+        settings = select_names("variants", chosen.variants, list(VARIANTS))
         path = RESULTS / "quality.json"
         known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
         how = {
-            "command": shlex.join(["python", "scripts/bench/quality.py", *arguments]), "machine": machine(),
+            "command": shlex.join(["python", "scripts/bench/quality.py", *arguments]), "machine": machine_name(),
             "date": datetime.now(UTC).date().isoformat(),
         }  # fmt: skip
         for task in tasks:
             asked = TASKS[task]
-            n = asked.full if chosen.n is None else min(chosen.n, asked.full)
+            n = asked.sample_size if chosen.n is None else min(chosen.n, asked.sample_size)
             for name in settings:
                 own = Setting(0, "auto", f"{chosen.outputs}/{name.replace(' ', '_')}")
-                point = measure(own, asked, SETTINGS[name], n)
+                point = measure_variant(own, asked, VARIANTS[name], n)
                 print(
-                    f"{task:<13} {name:<24} {point.seconds:>7.2f} s  {percent(point.success):<18} "
-                    f"{percent(point.oracles):<18}", flush=True,
+                    f"{task:<13} {name:<24} {point.seconds:>7.2f} s  {format_percent(point.success):<18} "
+                    f"{format_percent(point.oracle_score):<18}", flush=True,
                 )  # fmt: skip
                 known.setdefault(task, {})[name] = {**asdict(point), **how}
                 if chosen.write:
-                    ordered = {t: {s: known[t][s] for s in SETTINGS if s in known[t]} for t in TASKS if t in known}
+                    ordered = {t: {s: known[t][s] for s in VARIANTS if s in known[t]} for t in TASKS if t in known}
                     save(ordered)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -15,29 +15,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 # What a contestant took, in seconds by part.
-Parts = dict[str, float]
+PartSeconds = dict[str, float]
 
 
 def seconds(compute: Callable[[], object]) -> float:
     """How long a call takes, on the device to its end."""
-    settle()
+    synchronize()
     began = time.perf_counter()
     compute()
-    settle()
+    synchronize()
     return time.perf_counter() - began
 
 
-def settle() -> None:
+def synchronize() -> None:
     """Wait for a GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def interleaved(contestants: Mapping[str, Callable[[], Parts]], repeats: int) -> dict[str, Parts]:
+def time_interleaved(calls: Mapping[str, Callable[[], PartSeconds]], repeats: int) -> dict[str, PartSeconds]:
     """Medians by contestant and part; all take turns, so that a machine that slows down slows all of them."""
-    runs: dict[str, list[Parts]] = {name: [] for name in contestants}
+    runs: dict[str, list[PartSeconds]] = {name: [] for name in calls}
     for _ in range(repeats):
-        for name, run in contestants.items():
+        for name, run in calls.items():
             runs[name].append(run())
     return {name: {part: median(r[part] for r in own) for part in own[0]} for name, own in runs.items()}
 
@@ -71,14 +71,14 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def operations(compute: Callable[[], object]) -> int:
+def count_macs(compute: Callable[[], object]) -> int:
     """Multiply-adds of a call's matrix products, convolutions and attention."""
     with _Counter() as counter:
         compute()
     return counter.flops // 2
 
 
-def ceiling(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
+def matmul_throughput(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
     """Multiply-adds per second of a square matrix product, the fastest of a few; side: None for one that keeps the
     device busy."""
     side = side or (8192 if device.type == "cuda" else 2048)

@@ -1,8 +1,8 @@
 """bfloat16 as a GPU computes it, on processors that have no instructions for it.
 
 Tensor cores multiply bfloat16 values and sum in float32; the result is rounded once. A CPU without such instructions
-takes hundreds of times as long for a product in bfloat16 as in float32. `TensorCores` therefore gives the products of
-bfloat16 tensors to the float32 kernels and rounds what they return. The order of the sums is not a GPU's.
+takes hundreds of times as long for a product in bfloat16 as in float32. `Bfloat16Emulation` therefore gives the
+products of bfloat16 tensors to the float32 kernels and rounds what they return. The order of the sums is not a GPU's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
-PRODUCTS = {
+MATMUL_OPS = {
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
     aten.convolution.default, aten.convolution_backward.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -24,7 +24,7 @@ PRODUCTS = {
 }  # fmt: skip
 
 
-class TensorCores(TorchDispatchMode):
+class Bfloat16Emulation(TorchDispatchMode):
     """Within it, products of bfloat16 tensors, and their gradients, are summed in float32."""
 
     def __torch_dispatch__(
@@ -33,7 +33,7 @@ class TensorCores(TorchDispatchMode):
     ) -> Any:  # fmt: skip
         named = kwargs or {}
         given = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
-        if function not in PRODUCTS or all(x.dtype != torch.bfloat16 for x in given):
+        if function not in MATMUL_OPS or all(x.dtype != torch.bfloat16 for x in given):
             return function(*args, **named)
         wide = tree_map_only(Tensor, _widened, (tuple(args), dict(named)))
         found = function(*wide[0], **wide[1])

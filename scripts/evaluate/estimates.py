@@ -16,8 +16,8 @@ from torch import Tensor
 
 from classifier_lens.runner.report.totals import SuccessRate
 
-RESAMPLES = 2000
-TINY = 1e-12
+NUM_RESAMPLES = 2000
+EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Estimate:
 # --- intervals -----------------------------------------------------------------------------------------------
 
 
-def share(hits: Sequence[bool], note: str = "") -> Estimate:
+def proportion(hits: Sequence[bool], note: str = "") -> Estimate:
     """The share of true values, in [0, 1], with Wilson's interval."""
     rate = SuccessRate(sum(hits), len(hits))
     return Estimate(rate.value, *rate.interval, note)
@@ -54,15 +54,15 @@ def paired_difference(hits: Sequence[bool], others: Sequence[bool], note: str = 
 
 def mean(values: Sequence[float], note: str = "") -> Estimate:
     """The mean of at least two values, with its bootstrap interval. Of paired differences, the paired interval."""
-    return resampled(lambda rows: float(np.mean(np.asarray(values)[rows])), (len(values),), note)
+    return bootstrap_estimate(lambda rows: float(np.mean(np.asarray(values)[rows])), (len(values),), note)
 
 
 def median(values: Sequence[float], note: str = "") -> Estimate:
     """The median of at least two values, with its bootstrap interval."""
-    return resampled(lambda rows: float(np.median(np.asarray(values)[rows])), (len(values),), note)
+    return bootstrap_estimate(lambda rows: float(np.median(np.asarray(values)[rows])), (len(values),), note)
 
 
-def resampled(statistic: Callable[..., float], sizes: Sequence[int], note: str = "") -> Estimate:
+def bootstrap_estimate(statistic: Callable[..., float], sizes: Sequence[int], note: str = "") -> Estimate:
     """A statistic of one or more independent sets and its percentile bootstrap interval (Efron 1979).
 
     statistic: takes, per set, the positions of the members that a resample holds, repeated ones repeatedly;
@@ -71,7 +71,7 @@ def resampled(statistic: Callable[..., float], sizes: Sequence[int], note: str =
     sets = tuple(np.arange(size) for size in sizes)
     with np.errstate(invalid="ignore"):  # a resample may be infinite
         interval = bootstrap(
-            sets, statistic, n_resamples=RESAMPLES, vectorized=False, confidence_level=0.95, method="percentile",
+            sets, statistic, n_resamples=NUM_RESAMPLES, vectorized=False, confidence_level=0.95, method="percentile",
             random_state=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
     return Estimate(statistic(*sets), float(interval.low), float(interval.high), note)
@@ -92,7 +92,7 @@ def iou(masks: Bool[Tensor, "b h w"], others: Bool[Tensor, "b h w"]) -> Float[Te
     return torch.where(union == 0, 1.0, common / union.clamp(min=1))
 
 
-def rms_outside(
+def rmse_outside(
     images: Float[Tensor, "b 3 h w"], others: Float[Tensor, "b 3 h w"], masks: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, " b"]:
     """Root of the mean squared difference over the pixels outside the mask and the channels; 0 if there are none."""
@@ -101,7 +101,7 @@ def rms_outside(
     return ((squares * outside).sum(dim=1) / outside.sum(dim=1).clamp(min=1)).sqrt()
 
 
-def auc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
+def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
     """The area under the ROC curve with which a value tells positives (high) from negatives; both are resampled.
     Undefined where either is empty."""
     note = f"{len(positives)} against {len(negatives)}"
@@ -113,28 +113,32 @@ def auc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
         above, below = high[rows][:, None], low[columns][None]
         return float(((above > below) + 0.5 * (above == below)).mean())
 
-    return resampled(area, (len(high), len(low)), f"{note}; medians {np.median(high):.2f}, {np.median(low):.2f}")
+    return bootstrap_estimate(
+        area, (len(high), len(low)), f"{note}; medians {np.median(high):.2f}, {np.median(low):.2f}"
+    )
 
 
 # --- sets of pictures ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class KernelDistance:
+class KernelInceptionDistance:
     """The kernel inception distance between two sets of features (Binkowski et al. 2018, "Demystifying MMD GANs").
 
     It is the squared maximum mean discrepancy with the kernel (x·y / d + 1)³ over the whole sets.
     """
 
-    within: np.ndarray  # (n, n) kernel of the first set
-    others: np.ndarray  # (m, m) of the second
-    across: np.ndarray  # (n, m)
+    kernel_xx: np.ndarray  # (n, n) kernel of the first set
+    kernel_yy: np.ndarray  # (m, m) of the second
+    kernel_xy: np.ndarray  # (n, m)
 
     @staticmethod
-    def of(features: Float[Tensor, "n f"], others: Float[Tensor, "m f"]) -> KernelDistance:
+    def from_features(features: Float[Tensor, "n f"], others: Float[Tensor, "m f"]) -> KernelInceptionDistance:
         """Kernels of two sets of at least two members each."""
         x, y = (f.double().cpu().numpy() for f in (features, others))
-        return KernelDistance(*(polynomial_kernel(a, b, degree=3, coef0=1.0) for a, b in ((x, x), (y, y), (x, y))))
+        return KernelInceptionDistance(
+            *(polynomial_kernel(a, b, degree=3, coef0=1.0) for a, b in ((x, x), (y, y), (x, y)))
+        )
 
     def unbiased(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
         """The distance without pairs of a member and itself, between the members at these positions, all by default:
@@ -143,22 +147,22 @@ class KernelDistance:
         A member that stands there twice is not compared with itself, so resampling keeps the estimate unbiased.
         """
         x, y = self._counts(rows, columns)
-        return float(_pairs(self.within, x) + _pairs(self.others, y) - 2 * self._cross(x, y))
+        return float(_pairs(self.kernel_xx, x) + _pairs(self.kernel_yy, y) - 2 * self._cross(x, y))
 
-    def value(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
+    def biased(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
         """The distance with these pairs, 0 or more: it has what the sets' sizes alone put between two samples of one
         distribution, so that a ratio of two distances at equal sizes exists. A repeated member counts as another."""
         x, y = self._counts(rows, columns)
-        return float(_all(self.within, x) + _all(self.others, y) - 2 * self._cross(x, y))
+        return float(_all(self.kernel_xx, x) + _all(self.kernel_yy, y) - 2 * self._cross(x, y))
 
     def _counts(self, rows: np.ndarray | None, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """How often each member of the two sets stands at the positions."""
-        n, m = self.across.shape
+        n, m = self.kernel_xy.shape
         x = np.ones(n) if rows is None else np.bincount(rows, minlength=n).astype(float)
         return x, np.ones(m) if columns is None else np.bincount(columns, minlength=m).astype(float)
 
     def _cross(self, x: np.ndarray, y: np.ndarray) -> float:
-        return float(x @ self.across @ y / (x.sum() * y.sum()))
+        return float(x @ self.kernel_xy @ y / (x.sum() * y.sum()))
 
 
 def _pairs(kernel: np.ndarray, counts: np.ndarray) -> float:
@@ -176,17 +180,20 @@ def _all(kernel: np.ndarray, counts: np.ndarray) -> float:
 
 
 def kid_ratio(
-    features: Float[Tensor, "n f"], rivals: Float[Tensor, "n f"], reference: Float[Tensor, "m f"]
+    features: Float[Tensor, "n f"], baseline_features: Float[Tensor, "n f"], reference: Float[Tensor, "m f"]
 ) -> Estimate:
     """KID(features, reference) over KID(rivals, reference), row i of both answering the same question.
 
     Rows are resampled in pairs and the reference by itself. Pairs of a picture and itself count, see
-    `KernelDistance.value`; the note has the distances without them.
+    `KernelInceptionDistance.value`; the note has the distances without them.
     """
-    own, rival = KernelDistance.of(features, reference), KernelDistance.of(rivals, reference)
+    own, rival = (
+        KernelInceptionDistance.from_features(features, reference),
+        KernelInceptionDistance.from_features(baseline_features, reference),
+    )
 
     def ratio(rows: np.ndarray, columns: np.ndarray) -> float:
-        return own.value(rows, columns) / max(rival.value(rows, columns), TINY)
+        return own.biased(rows, columns) / max(rival.biased(rows, columns), EPSILON)
 
-    note = f"KID {own.value():.3f} against {rival.value():.3f}; unbiased {own.unbiased():.3f}, {rival.unbiased():.3f}"
-    return resampled(ratio, (len(features), len(reference)), note)
+    note = f"KID {own.biased():.3f} against {rival.biased():.3f}; unbiased {own.unbiased():.3f}, {rival.unbiased():.3f}"
+    return bootstrap_estimate(ratio, (len(features), len(reference)), note)

@@ -1,8 +1,8 @@
 """Measure the rows of the results table and say which of them are short of their bar.
 
     python scripts/evaluate/evaluate.py                                  # every row at full size, hours on 2 cores
-    python scripts/evaluate/evaluate.py rows=planted.vae,planted.prompt n=32
-    python scripts/evaluate/evaluate.py rows=cifar10 seed=1 write=true
+    python scripts/evaluate/evaluate.py metrics=planted.vae,planted.prompt n=32
+    python scripts/evaluate/evaluate.py metrics=cifar10 seed=1 write=true
 
 Keys and defaults are those of `Options`. Prints `row  value  [95 % interval]  bar  ok|short  seconds`, a line each.
 Exit code 0: every row with a bar is ok; 1: one is short or had to be skipped; 2: bad input; 143: told to stop.
@@ -26,13 +26,13 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Le
 
-from classifier_lens.runner.configuration.command_line import parsed
+from classifier_lens.runner.configuration.command_line import parse_options
 from classifier_lens.runner.configuration.value_ranges import OneOf, Seed
-from classifier_lens.runner.files.atomic import write
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.runner.types import UserError
-from classifier_lens.scripts.bench.machine import processor
-from classifier_lens.scripts.choices import selected
+from classifier_lens.scripts.bench.machine import cpu_name
+from classifier_lens.scripts.choices import select_names
 from classifier_lens.scripts.evaluate import (
     cifar10,
     class_explanations,
@@ -45,49 +45,49 @@ from classifier_lens.scripts.evaluate import (
     text_segmenter,
     units_and_components,
 )
-from classifier_lens.scripts.evaluate.bfloat16_emulation import TensorCores
+from classifier_lens.scripts.evaluate.bfloat16_emulation import Bfloat16Emulation
 from classifier_lens.scripts.evaluate.estimates import Estimate
-from classifier_lens.scripts.evaluate.metric import NUMBERS, Row, Setting
+from classifier_lens.scripts.evaluate.metric import DTYPE_OVERRIDES, Metric, Setting
 
-ROWS: tuple[Row, ...] = (
+METRICS: tuple[Metric, ...] = (
     *planted_world.ROWS, *consistency_model.ROWS, *disagreement_and_errors.ROWS,
     *units_and_components.ROWS, *sanity_checks.ROWS, *class_explanations.ROWS,
     *text_segmenter.ROWS, *feature_audit.ROWS, *shortcut_strength.ROWS, *cifar10.ROWS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
-OK, SHORT, SHOWN, UNDEFINED = "ok", "short", "-", "undefined"
+PASSED, FAILED, NO_THRESHOLD, UNDEFINED = "ok", "short", "-", "undefined"
 
 
 @dataclass
 class Options:
     """What the command line may say.
 
-    rows: names or beginnings of names, by commas, or `all`; n: sample size of every row, None for each one's own;
+    metrics: names or beginnings of names, by commas, or `all`; n: sample size of every row, None for each one's own;
     seed: of the held-out draw; write: whether docs/results is brought up to date, at full size only;
     device: auto | cpu | cuda; outputs: where the runs lie; dtype: float32, or bfloat16 for the generator's networks and
     classifiers while they are descended on; without a GPU that is computed as one would
     (scripts/evaluate/bfloat16_emulation.py).
     """
 
-    rows: str = "all"
+    metrics: str = "all"
     n: Annotated[int, Ge(2), Le(1_000_000)] | None = None
     seed: Seed = 0
     write: bool = False
     device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = "auto"
     outputs: str = "outputs/evaluate"
-    dtype: Annotated[str, OneOf(tuple(NUMBERS))] = "float32"
+    dtype: Annotated[str, OneOf(tuple(DTYPE_OVERRIDES))] = "float32"
 
 
 @dataclass(frozen=True)
-class Result:
+class MetricResult:
     """A measured row, in plain values; `command` to `date` say how it came about."""
 
-    row: str
+    metric: str
     value: float
     low: float
     high: float
     unit: str
-    bar: str
+    threshold: str
     verdict: str
     n: int
     seconds: float
@@ -102,79 +102,100 @@ class Result:
 # --- judging -------------------------------------------------------------------------------------------------
 
 
-def judge(row: Row, estimate: Estimate, n: int) -> str:
+def check_threshold(row: Metric, estimate: Estimate, n: int) -> str:
     """At full size by the value, and by the interval where it has to lie above something; at a smaller one by the
     favourable end of the interval: short then means that the bar is out of reach."""
-    if row.bar is None:
-        return SHOWN
-    high = row.better == "high"
-    judged = estimate.value if n >= row.full else estimate.high if high else estimate.low
-    reached = judged >= row.bar if high else judged <= row.bar
-    if row.above is not None:
-        reached = reached and (estimate.low if n >= row.full else estimate.high) > row.above
-    return OK if reached else SHORT
+    if row.threshold is None:
+        return NO_THRESHOLD
+    high = row.higher_is_better
+    judged = estimate.value if n >= row.sample_size else estimate.high if high else estimate.low
+    reached = judged >= row.threshold if high else judged <= row.threshold
+    if row.interval_threshold is not None:
+        reached = reached and (estimate.low if n >= row.sample_size else estimate.high) > row.interval_threshold
+    return PASSED if reached else FAILED
 
 
-def number(value: float | None, unit: str) -> str:
+def format_value(value: float | None, unit: str) -> str:
     """A value with its unit; shares as percentages."""
-    text = digits(value, unit)
+    text = format_number(value, unit)
     return text if text == UNDEFINED else f"{text} {unit}".rstrip()
 
 
-def digits(value: float | None, unit: str) -> str:
+def format_number(value: float | None, unit: str) -> str:
     """A value without its unit."""
     if value is None or math.isnan(value):
         return UNDEFINED
     return f"{100 * value:.1f}" if unit == "%" else f"{value:.2f}"
 
 
-def bar(row: Row) -> str:
+def format_threshold(row: Metric) -> str:
     """What a row has to reach, in words."""
-    if row.bar is None:
-        return SHOWN
-    text = f"{'≥' if row.better == 'high' else '≤'} {number(row.bar, row.unit)}"
-    return text if row.above is None else f"{text}, all > {digits(row.above, row.unit)}"
+    if row.threshold is None:
+        return NO_THRESHOLD
+    text = f"{'≥' if row.higher_is_better else '≤'} {format_value(row.threshold, row.unit)}"
+    return (
+        text if row.interval_threshold is None else f"{text}, all > {format_number(row.interval_threshold, row.unit)}"
+    )
 
 
-def measure(row: Row, chosen: Options, context: Mapping[str, Any]) -> Result:
+def measure_metric(row: Metric, chosen: Options, context: Mapping[str, Any]) -> MetricResult:
     """Measure and judge a row. Raises UserError if what it needs is not there."""
-    n = row.full if chosen.n is None else min(chosen.n, row.full)
+    n = row.sample_size if chosen.n is None else min(chosen.n, row.sample_size)
     clock = time.monotonic()
-    estimate = row.measure(Setting(chosen.seed, chosen.device, chosen.outputs, chosen.dtype), n)
+    estimate = row.function(Setting(chosen.seed, chosen.device, chosen.outputs, chosen.dtype), n)
     seconds = round(time.monotonic() - clock, 1)
-    return Result(
-        row=row.name, value=estimate.value, low=estimate.low, high=estimate.high, unit=row.unit, bar=bar(row),
-        verdict=judge(row, estimate, n), n=n, seconds=seconds, note=estimate.note,
-        weights=weights(row.name.partition(".")[0]), **context,
-    )  # fmt: skip
+    return MetricResult(
+        metric=row.name,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        unit=row.unit,
+        threshold=format_threshold(row),
+        verdict=check_threshold(row, estimate, n),
+        n=n,
+        seconds=seconds,
+        note=estimate.note,
+        weights=weights_digest(row.name.partition(".")[0]),
+        **context,
+    )
 
 
 # --- telling -------------------------------------------------------------------------------------------------
 
 
-def line(result: Result) -> str:
+def format_result(result: MetricResult) -> str:
     """A row of the console's table."""
-    interval = f"[{digits(result.low, result.unit)}, {digits(result.high, result.unit)}]"
+    interval = f"[{format_number(result.low, result.unit)}, {format_number(result.high, result.unit)}]"
     seconds = f"{result.seconds:.1f} s"
-    return columns(
-        result.row, number(result.value, result.unit), interval, result.bar, result.verdict, seconds, result.note
+    return format_columns(
+        result.metric,
+        format_value(result.value, result.unit),
+        interval,
+        result.threshold,
+        result.verdict,
+        seconds,
+        result.note,
     )
 
 
-def columns(row: str, value: str, interval: str, bar: str, verdict: str, seconds: str, note: str) -> str:
+def format_columns(row: str, value: str, interval: str, bar: str, verdict: str, seconds: str, note: str) -> str:
     """The console's columns."""
     return f"{row:<38}  {value:>9}  {interval:<16}  {bar:<10}  {verdict:<5}  {seconds:>9}  {note}".rstrip()
 
 
-def verdict_line(verdicts: Sequence[str], skipped: Sequence[str]) -> str:
+def format_summary(verdicts: Sequence[str], skipped: Sequence[str]) -> str:
     """The last line: how many rows came out how."""
-    counts = [(verdicts.count(OK), OK), (verdicts.count(SHORT), SHORT), (verdicts.count(SHOWN), "shown without a bar")]
+    counts = [
+        (verdicts.count(PASSED), PASSED),
+        (verdicts.count(FAILED), FAILED),
+        (verdicts.count(NO_THRESHOLD), "shown without a bar"),
+    ]
     return ", ".join(f"{count} {what}" for count, what in [*counts, (len(skipped), "skipped")] if count)
 
 
-def conditions(chosen: Options) -> str:
+def describe_machine(chosen: Options) -> str:
     """Processor, threads, torch's version and, where one is used, the GPU, or that its arithmetic is computed."""
-    parts = [processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts = [cpu_name(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if _on_gpu(chosen):
         parts.append(torch.cuda.get_device_name())
     elif chosen.dtype == "bfloat16":
@@ -186,7 +207,7 @@ def _on_gpu(chosen: Options) -> bool:
     return chosen.device == "cuda" or (chosen.device == "auto" and torch.cuda.is_available())
 
 
-def weights(domain: str) -> str:
+def weights_digest(domain: str) -> str:
     """Ten letters that change with the weights of the domain's shipped generator or of any shipped classifier."""
     sha = hashlib.sha256()
     for folder in (domain, "classifiers"):
@@ -199,40 +220,40 @@ def weights(domain: str) -> str:
 # --- the committed tables ------------------------------------------------------------------------------------
 
 
-def record(results: Sequence[Result], folder: Path, suffix: str = "") -> None:
+def update_tables(results: Sequence[MetricResult], folder: Path, suffix: str = "") -> None:
     """Bring `<domain><suffix>.json` and `.md` up to date: a row measured anew replaces its former self, and one that no
     longer exists goes."""
-    order = [row.name for row in ROWS]
-    for domain in dict.fromkeys(result.row.partition(".")[0] for result in results):
+    order = [row.name for row in METRICS]
+    for domain in dict.fromkeys(result.metric.partition(".")[0] for result in results):
         path = folder / f"{domain}{suffix}.json"
         former = json.loads(path.read_text()) if path.exists() else []
-        known = {old["row"]: old for old in former if old["row"] in order}
-        known |= {r.row: to_json(asdict(r)) for r in results if r.row.startswith(f"{domain}.")}
+        known = {old["metric"]: old for old in former if old["metric"] in order}
+        known |= {r.metric: json_safe(asdict(r)) for r in results if r.metric.startswith(f"{domain}.")}
         kept = [known[name] for name in sorted(known, key=lambda x: order.index(x) if x in order else len(order))]
-        write(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        write(path.with_suffix(".md"), page(path.stem, kept))
+        write_durable(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_durable(path.with_suffix(".md"), format_page(path.stem, kept))
 
 
-def to_json(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Numbers that JSON has no word for become null: what a row could not estimate."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: to_json(v) for k, v in value.items()}
-    return [to_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: json_safe(v) for k, v in value.items()}
+    return [json_safe(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def page(title: str, results: Sequence[Mapping[str, Any]]) -> str:
+def format_page(title: str, results: Sequence[Mapping[str, Any]]) -> str:
     """The table of a domain, and how each of its rows came about."""
     keys = ("command", "seed", "machine", "weights", "date")
     runs = list(dict.fromkeys(tuple(result[key] for key in keys) for result in results))
     head = ["row", "value", "95 % interval", "bar", "", "n", "seconds", "seen besides", "run"]
     table = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
     for result in results:
-        value = number(result["value"], result["unit"])
-        low, high = (digits(result[key], result["unit"]) for key in ("low", "high"))
+        value = format_value(result["value"], result["unit"])
+        low, high = (format_number(result[key], result["unit"]) for key in ("low", "high"))
         cells = [
-            f"`{result['row']}`", value, f"{low} … {high}", result["bar"],
+            f"`{result['metric']}`", value, f"{low} … {high}", result["threshold"],
             result["verdict"], str(result["n"]), f"{result['seconds']:.0f}", result["note"],
             str(1 + runs.index(tuple(result[key] for key in keys))),
         ]  # fmt: skip
@@ -248,40 +269,40 @@ def page(title: str, results: Sequence[Mapping[str, Any]]) -> str:
 # --- all of it -----------------------------------------------------------------------------------------------
 
 
-def evaluate(chosen: Options, rows: Sequence[Row], command: str, folder: Path = RESULTS) -> int:
+def evaluate(chosen: Options, rows: Sequence[Metric], command: str, folder: Path = RESULTS) -> int:
     """Measure, print and, if asked, record the rows; returns the exit code."""
-    computing = TensorCores() if chosen.dtype == "bfloat16" and not _on_gpu(chosen) else nullcontext()
+    computing = Bfloat16Emulation() if chosen.dtype == "bfloat16" and not _on_gpu(chosen) else nullcontext()
     context = {
-        "command": command, "seed": chosen.seed, "machine": conditions(chosen),
+        "command": command, "seed": chosen.seed, "machine": describe_machine(chosen),
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
-    print(columns("row", "value", "[95 % interval]", "bar", "", "seconds", ""))
+    print(format_columns("row", "value", "[95 % interval]", "bar", "", "seconds", ""))
     verdicts, skipped = [], []
     for row in rows:
         try:
             with computing:
-                result = measure(row, chosen, context)
+                result = measure_metric(row, chosen, context)
         except UserError as error:
             print(f"{row.name:<38}  skipped: {error}", flush=True)
             skipped.append(row)
             continue
-        print(line(result), flush=True)
+        print(format_result(result), flush=True)
         verdicts.append(result.verdict)
         if chosen.write:
-            record([result], folder, "" if chosen.dtype == "float32" else f"_{chosen.dtype}")
-    print(verdict_line(verdicts, [row.name for row in skipped]), flush=True)
-    return int(SHORT in verdicts or any(row.bar is not None for row in skipped))
+            update_tables([result], folder, "" if chosen.dtype == "float32" else f"_{chosen.dtype}")
+    print(format_summary(verdicts, [row.name for row in skipped]), flush=True)
+    return int(FAILED in verdicts or any(row.threshold is not None for row in skipped))
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     try:
-        chosen = parsed(Options, arguments)
-        names = selected("rows", chosen.rows, [row.name for row in ROWS])
-        rows = [row for row in ROWS if row.name in names]
-        if small := [row for row in rows if chosen.write and chosen.n is not None and chosen.n < row.full]:
+        chosen = parse_options(Options, arguments)
+        names = select_names("metrics", chosen.metrics, [row.name for row in METRICS])
+        rows = [row for row in METRICS if row.name in names]
+        if small := [row for row in rows if chosen.write and chosen.n is not None and chosen.n < row.sample_size]:
             raise UserError(
-                f"write=true n={chosen.n}: {small[0].name} is written at its full size {small[0].full} only"
+                f"write=true n={chosen.n}: {small[0].name} is written at its full size {small[0].sample_size} only"
             )
     except UserError as error:
         print(error, file=sys.stderr)

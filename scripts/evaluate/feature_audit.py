@@ -11,47 +11,47 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from classifier_lens.models.classifier.loaders.shipped import SHIPPED
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER
 from classifier_lens.scripts.evaluate import estimates
 from classifier_lens.scripts.evaluate.estimates import Estimate
 from classifier_lens.scripts.evaluate.label_features import label_features
-from classifier_lens.scripts.evaluate.metric import Row, Setting, answers, parts_for
+from classifier_lens.scripts.evaluate.metric import Metric, Setting, compute_results, configure_run
 from classifier_lens.tasks.analysis.label_agreement import CORE, SPURIOUS, UNDECIDED, best_delta
 
-CLEAN, TIED = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
-FEATURES = 3  # per class
+CLEAN_NETWORKS, SHORTCUT_NETWORKS = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
+FEATURES_PER_CLASS = 3  # per class
 # Fewer steps and pictures than the task's own, so that 120 features take an hour.
-AUDIT = (
-    "task=spurious_audit", f"task.features={FEATURES}", "controls.validation=8",
-    "controls.report=10", "optimizer.steps=20",
+AUDIT_OVERRIDES = (
+    "task=spurious_audit", f"task.features_per_class={FEATURES_PER_CLASS}", "parametrization.validation_images=8",
+    "parametrization.images_per_result=10", "optimizer.steps=20",
 )  # fmt: skip
 
 
 @cache
-def labels(setting: Setting, network: str) -> tuple[Path, int]:
+def write_ground_truth_labels(setting: Setting, network: str) -> tuple[Path, int]:
     """The file of what rendering says of a network's features, and how many are left out."""
-    parts, _ = parts_for(setting, network, AUDIT, 1)
+    parts, _ = configure_run(setting, network, AUDIT_OVERRIDES, 1)
     task: Any = parts.task
     side = parts.generator.resolution
-    path = Path(setting.outputs) / "labels" / f"{network}-{parts.classifier.digest[:10]}-{FEATURES}.csv"
-    return path, label_features(parts.classifier, task.training, side, task.cache, FEATURES, path)
+    path = Path(setting.outputs) / "labels" / f"{network}-{parts.classifier.digest[:10]}-{FEATURES_PER_CLASS}.csv"
+    return path, label_features(parts.classifier, task.training, side, task.cache, FEATURES_PER_CLASS, path)
 
 
 @cache
-def audited(setting: Setting, n: int, networks: tuple[str, ...]) -> tuple[dict[str, list[dict[str, Any]]], int]:
+def audit_records(setting: Setting, n: int, networks: tuple[str, ...]) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """The records of the first labelled features of each network, `n` in all, and how many features are left out."""
     found, left_out = {}, 0
     for network in networks:
-        path, unclear = labels(setting, network)
-        overrides = (*AUDIT, "task/labels=file", f"task.labels.path={path}", f"seed={setting.seed}")
-        given = answers(setting, network, overrides, n // len(networks))
+        path, unclear = write_ground_truth_labels(setting, network)
+        overrides = (*AUDIT_OVERRIDES, "task/annotations=file", f"task.annotations.path={path}", f"seed={setting.seed}")
+        given = compute_results(setting, network, overrides, n // len(networks))
         found[network], left_out = [dict(a.record) for a in given if a.record is not None], left_out + unclear
     return found, left_out
 
 
-def pooled(setting: Setting, n: int, networks: tuple[str, ...]) -> tuple[list[float], list[str], str]:
+def pooled_features(setting: Setting, n: int, networks: tuple[str, ...]) -> tuple[list[float], list[str], str]:
     """The mean r and label of every feature, and how many there are."""
-    found, left_out = audited(setting, n, networks)
+    found, left_out = audit_records(setting, n, networks)
     records = [record for own in found.values() for record in own]
     kinds = [record["label"] for record in records]
     note = f"{len(kinds)} features, {kinds.count(SPURIOUS)} of them spurious; {left_out} unclear and left out"
@@ -60,7 +60,7 @@ def pooled(setting: Setting, n: int, networks: tuple[str, ...]) -> tuple[list[fl
 
 def audit_auc(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """How often a core feature has a larger mean r than a spurious one (AUC)."""
-    r, kinds, note = pooled(setting, n, networks)
+    r, kinds, note = pooled_features(setting, n, networks)
     if len(set(kinds)) < 2:
         return Estimate(float("nan"), float("nan"), float("nan"), note)
     core, other = ([x for x, kind in zip(r, kinds, strict=True) if kind == wanted] for wanted in (CORE, SPURIOUS))
@@ -69,13 +69,13 @@ def audit_auc(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
         values = [core[i] for i in rows] + [other[i] for i in others]
         return float(roc_auc_score([1] * len(rows) + [0] * len(others), values))
 
-    return estimates.resampled(auc, (len(core), len(other)), note)
+    return estimates.bootstrap_estimate(auc, (len(core), len(other)), note)
 
 
-def said(setting: Setting, n: int, networks: tuple[str, ...]) -> list[tuple[str, dict[str, Any], str]]:
+def audit_verdicts(setting: Setting, n: int, networks: tuple[str, ...]) -> list[tuple[str, dict[str, Any], str]]:
     """Per feature its network, its record, and what Eq. 6 says with the δ that suits the other networks best, undecided
     where its prompt did not reach it."""
-    found, _ = audited(setting, n, networks)
+    found, _ = audit_records(setting, n, networks)
     verdicts = []
     for network, own in found.items():
         others = [o for name, records in found.items() if name != network for o in records if o["reached"]]
@@ -86,10 +86,10 @@ def said(setting: Setting, n: int, networks: tuple[str, ...]) -> list[tuple[str,
     return verdicts
 
 
-def audit_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
+def audit_balanced_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """Balanced accuracy with δ chosen on the labels of the other networks; a feature that its prompt did not reach is
     not right."""
-    given = said(setting, n, networks)
+    given = audit_verdicts(setting, n, networks)
     kinds = np.asarray([record["label"] for _, record, _ in given])
     right = np.asarray([verdict == kind for (_, _, verdict), kind in zip(given, kinds, strict=True)])
     core, other = right[kinds == CORE], right[kinds == SPURIOUS]
@@ -101,32 +101,49 @@ def audit_accuracy(setting: Setting, n: int, networks: tuple[str, ...]) -> Estim
 
     note = f"{core.sum()} of {len(core)} core ones right, {other.sum()} of {len(other)} spurious ones"
     note += f"; {sum(verdict == UNDECIDED for _, _, verdict in given)} not reached"
-    return estimates.resampled(balanced, (len(core), len(other)), note)
+    return estimates.bootstrap_estimate(balanced, (len(core), len(other)), note)
 
 
-def audit_tied(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
+def audit_shortcut_recall(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """How many tied classes have a flagged feature."""
-    given = [(f"{network}, {r['target']}", v) for network, r, v in said(setting, n, networks) if tied(network, r)]
+    given = [
+        (f"{network}, {r['target']}", v)
+        for network, r, v in audit_verdicts(setting, n, networks)
+        if has_shortcut(network, r)
+    ]
     flagged = {name for name, verdict in given if verdict == SPURIOUS}
     names = sorted({name for name, _ in given})
-    return estimates.share([name in flagged for name in names], f"not: {'; '.join(set(names) - flagged) or 'none'}")
+    return estimates.proportion(
+        [name in flagged for name in names], f"not: {'; '.join(set(names) - flagged) or 'none'}"
+    )
 
 
-def tied(network: str, record: Mapping[str, Any]) -> bool:
+def has_shortcut(network: str, record: Mapping[str, Any]) -> bool:
     """Whether the class of a feature was tied to a cue in the network's training pictures."""
-    config = json.loads((SHIPPED / network / "config.json").read_text())
+    config = json.loads((SHIPPED_FOLDER / network / "config.json").read_text())
     return record["target"] in config["strength"]
 
 
-def audit_false_alarms(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
+def audit_false_positive_rate(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:
     """How many features of the clean networks are flagged."""
-    return estimates.share([verdict == SPURIOUS for name, _, verdict in said(setting, n, networks) if name in CLEAN])
+    return estimates.proportion(
+        [verdict == SPURIOUS for name, _, verdict in audit_verdicts(setting, n, networks) if name in CLEAN_NETWORKS]
+    )
 
 
-BOTH = (*CLEAN, *TIED)
+ALL_NETWORKS = (*CLEAN_NETWORKS, *SHORTCUT_NETWORKS)
 ROWS = (
-    Row("planted.audit_auc", partial(audit_auc, networks=BOTH), 120, "", 0.90),
-    Row("planted.audit_accuracy", partial(audit_accuracy, networks=BOTH), 120, "%", 0.85, above=0.75),
-    Row("planted.audit_tied", partial(audit_tied, networks=BOTH), 120, "%", 1.0),
-    Row("planted.audit_false_alarms", partial(audit_false_alarms, networks=BOTH), 120, "%", 0.10, "low"),
+    Metric("planted.audit_auc", partial(audit_auc, networks=ALL_NETWORKS), 120, "", 0.90),
+    Metric(
+        "planted.audit_accuracy",
+        partial(audit_balanced_accuracy, networks=ALL_NETWORKS),
+        120,
+        "%",
+        0.85,
+        interval_threshold=0.75,
+    ),
+    Metric("planted.audit_tied", partial(audit_shortcut_recall, networks=ALL_NETWORKS), 120, "%", 1.0),
+    Metric(
+        "planted.audit_false_alarms", partial(audit_false_positive_rate, networks=ALL_NETWORKS), 120, "%", 0.10, False
+    ),
 )

@@ -24,30 +24,30 @@ from torch import Tensor
 
 from classifier_lens.data import planted
 from classifier_lens.data.salient_imagenet import COLUMNS, CORE
-from classifier_lens.runner.configuration.command_line import parsed
-from classifier_lens.runner.configuration.compose import build, configure
-from classifier_lens.runner.configuration.value_ranges import Repeats
+from classifier_lens.runner.configuration.command_line import parse_options
+from classifier_lens.runner.configuration.compose import build, compose_config
+from classifier_lens.runner.configuration.value_ranges import PerProblemCount
 from classifier_lens.runner.protocols import Cache, Classifier, Dataset
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.units.activation_ranking import choose_units, rank
+from classifier_lens.tasks.units.activation_ranking import choose_units, rank_units
 from classifier_lens.tasks.units.addressing import FEATURES
 
-UNCLEAR = (0.4, 0.6)  # shares of the explained variance between which a feature is left out
-PEOPLE = 5  # rows per feature
+AMBIGUOUS_SHARES = (0.4, 0.6)  # shares of the explained variance between which a feature is left out
+NUM_ANNOTATORS = 5  # rows per feature
 SEED = 4_000  # of the renders; no split has it
 
 
 @dataclass
 class Options:
-    """What the command line may say: classifier: as for run.py; features: per class; out: the CSV file."""
+    """What the command line may say: classifier: as for run.py; features_per_class: per class; out: the CSV file."""
 
     classifier: str = "planted_shortcut"
-    features: Repeats = 5
+    features_per_class: PerProblemCount = 5
     out: str = "labels.csv"
 
 
 @torch.no_grad()
-def spurious_shares(classifier: Classifier) -> Float[Tensor, " f"]:
+def spurious_variance_shares(classifier: Classifier) -> Float[Tensor, " f"]:
     """Per feature: of the variance that class and hue explain or background and prop do, the share of the latter.
 
     All 2,400 combinations are rendered once, so the sums of squares of both pairs are orthogonal.
@@ -55,7 +55,11 @@ def spurious_shares(classifier: Classifier) -> Float[Tensor, " f"]:
     factors = (len(planted.CLASSES), len(planted.HUES), len(planted.BACKGROUNDS), len(planted.PROPS) + 1)
     grid = torch.tensor(list(product(*map(range, factors))))
     scenes = replace(
-        planted.draw(len(grid), SEED), label=grid[:, 0], hue=grid[:, 1], background=grid[:, 2], prop=grid[:, 3] - 1
+        planted.sample_scenes(len(grid), SEED),
+        label=grid[:, 0],
+        hue=grid[:, 1],
+        background=grid[:, 2],
+        prop=grid[:, 3] - 1,
     )  # a prop of -1 is none
     parts = [slice(first, first + 200) for first in range(0, len(grid), 200)]
     found = [classifier(planted.render(scenes[part]).image).features for part in parts]
@@ -67,20 +71,23 @@ def spurious_shares(classifier: Classifier) -> Float[Tensor, " f"]:
     return (of_rest / (of_object + of_rest).clamp(min=1e-12)).float()
 
 
-def label_features(classifier: Classifier, training: Dataset, side: int, cache: Cache, count: int, out: Path) -> int:
-    """Write the labels of each class's `count` most contributing features; returns how many are left out."""
-    shares, left_out = spurious_shares(classifier), 0
-    ranking = rank(classifier, FEATURES, training, side, cache)
+def label_features(
+    classifier: Classifier, training: Dataset, resolution: int, cache: Cache, features_per_class: int, out: Path
+) -> int:
+    """Write the labels of each class's `features_per_class` most contributing features; returns how many are left
+    out."""
+    shares, left_out = spurious_variance_shares(classifier), 0
+    ranking = rank_units(classifier, FEATURES, training, resolution, cache)
     rows: list[tuple[object, ...]] = []
     for label, name in enumerate(classifier.labels):
-        units = choose_units(f"class:{name}:{count}", classifier, lambda: ranking)
+        units = choose_units(f"class:{name}:{features_per_class}", classifier, lambda: ranking)
         for place, unit in enumerate(units, start=1):
             share = shares[unit.index].item()
-            if UNCLEAR[0] <= share <= UNCLEAR[1]:
+            if AMBIGUOUS_SHARES[0] <= share <= AMBIGUOUS_SHARES[1]:
                 left_out += 1
             else:
-                said = CORE if share < UNCLEAR[0] else "background"
-                rows += [(label, unit.index, place, said)] * PEOPLE
+                said = CORE if share < AMBIGUOUS_SHARES[0] else "background"
+                rows += [(label, unit.index, place, said)] * NUM_ANNOTATORS
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
@@ -89,11 +96,11 @@ def label_features(classifier: Classifier, training: Dataset, side: int, cache: 
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        options = parsed(Options, arguments)
-        config = configure([f"classifier={options.classifier}", "task=spurious_audit", "logger=none"])
+        options = parse_options(Options, arguments)
+        config = compose_config([f"classifier={options.classifier}", "task=spurious_audit", "logger=none"])
         parts = build(config)
         task: Any = parts.task
-        side, count = parts.generator.resolution, options.features
+        side, count = parts.generator.resolution, options.features_per_class
         left_out = label_features(parts.classifier, task.training, side, task.cache, count, Path(options.out))
     except UserError as error:
         print(error, file=sys.stderr)

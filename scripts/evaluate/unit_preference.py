@@ -11,44 +11,44 @@ from torch import Tensor
 
 from classifier_lens.data import planted
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.tasks.units.addressing import FEATURES, Unit, outputs
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, pooled_outputs
 
 FACTORS = {
     "class": ("label", planted.CLASSES), "background": ("background", planted.BACKGROUNDS),
     "prop": ("prop", (*planted.PROPS, "none")), "hue": ("hue", planted.HUES),
 }  # fmt: skip
-SCENES = 48  # renders whose factors are varied
-CLEAR = 2.0  # times the other, of what a unit hangs on beyond doubt
+NUM_SCENES = 48  # renders whose factors are varied
+CLEAR_RATIO = 2.0  # times the other, of what a unit hangs on beyond doubt
 
 
 @dataclass(frozen=True)
 class Preference:
     """factor: the one that explains most of a unit's variance; value: the one of it that excites the unit most;
-    explained: the variance along each factor, as a share of the sum over the factors."""
+    explained_variance: the variance along each factor, as a share of the sum over the factors."""
 
     factor: str
     value: str
-    explained: dict[str, float]
+    explained_variance: dict[str, float]
 
 
 @torch.no_grad()
-def responses(classifier: ImageClassifier, module: str) -> dict[str, Float[Tensor, "n v u"]]:
+def factor_activations(classifier: ImageClassifier, module: str) -> dict[str, Float[Tensor, "n v u"]]:
     """Per factor the activations of a module's units in the same scenes with each of the factor's values."""
-    scenes = planted.draw(SCENES, planted.SPLIT_SEEDS["validation"])
+    scenes = planted.sample_scenes(NUM_SCENES, planted.SPLIT_SEEDS["validation"])
     found = {}
     for factor, (field, values) in FACTORS.items():
         columns = []
         for i, value in enumerate(values):
-            varied = scenes.vary(**{field: planted.NONE if value == "none" else i})
-            columns.append(outputs(classifier, planted.render(varied).image, [module])[module].cpu())
+            varied = scenes.with_factors(**{field: planted.ABSENT if value == "none" else i})
+            columns.append(pooled_outputs(classifier, planted.render(varied).image, [module])[module].cpu())
         found[factor] = torch.stack(columns, dim=1)
     return found
 
 
 @cache
-def preferences(classifier: ImageClassifier, module: str = FEATURES) -> list[Preference]:
+def unit_preferences(classifier: ImageClassifier, module: str = FEATURES) -> list[Preference]:
     """Of every unit of a module. A factor explains the variance over its values, averaged over the scenes."""
-    found = responses(classifier, module)
+    found = factor_activations(classifier, module)
     variance = {factor: values.var(dim=1).mean(dim=0) for factor, values in found.items()}
     total = torch.stack(list(variance.values())).sum(dim=0).clamp(min=1e-12)
     result = []
@@ -60,58 +60,62 @@ def preferences(classifier: ImageClassifier, module: str = FEATURES) -> list[Pre
     return result
 
 
-def preference(classifier: ImageClassifier, unit: Unit) -> Preference:
+def unit_preference(classifier: ImageClassifier, unit: Unit) -> Preference:
     """Of one unit."""
-    return preferences(classifier, unit.module)[unit.index]
+    return unit_preferences(classifier, unit.module)[unit.index]
 
 
 @dataclass(frozen=True)
-class Role:
-    """What lowers a unit in pictures of a class: object: its drop when the object becomes its pair's other class;
-    context: when the most exciting background or prop, `value` of `factor`, gives way to others; activation: before.
-    The unit is spurious for the class where the context counts for more than the object, whichever way that counts,
-    core where the object counts for more and speaks for the class, and neither elsewhere; clearly so where it counts
-    for `CLEAR` times as much."""
+class UnitRole:
+    """What lowers a unit in pictures of a class: object_drop: its drop when the object becomes its pair's other class;
+    context_drop: when the most exciting background or prop, `value` of `factor`, gives way to others; activation:
+    before. The unit is spurious for the class where the context counts for more than the object, whichever way that
+    counts, core where the object counts for more and speaks for the class, and neither elsewhere; clearly so where it
+    counts for `CLEAR_RATIO` times as much."""
 
-    object: float
-    context: float
+    object_drop: float
+    context_drop: float
     factor: str
     value: str
     activation: float
 
     @property
-    def spurious(self) -> bool:
-        return self.context > abs(self.object)
+    def is_spurious(self) -> bool:
+        return self.context_drop > abs(self.object_drop)
 
     @property
-    def core(self) -> bool:
-        return self.object > self.context
+    def is_core(self) -> bool:
+        return self.object_drop > self.context_drop
 
     @property
-    def clear(self) -> bool:
-        lower, higher = sorted((abs(self.object), self.context))
-        return higher >= CLEAR * lower
+    def is_clear(self) -> bool:
+        lower, higher = sorted((abs(self.object_drop), self.context_drop))
+        return higher >= CLEAR_RATIO * lower
 
 
 @cache
-def roles(classifier: ImageClassifier, label: str, module: str = FEATURES) -> list[Role]:
+def unit_roles(classifier: ImageClassifier, label: str, module: str = FEATURES) -> list[UnitRole]:
     """Of every unit of a module, for one class."""
     partners = dict(planted.PAIRS) | {b: a for a, b in planted.PAIRS}
-    scenes = planted.draw(SCENES, planted.SPLIT_SEEDS["validation"]).vary(label=planted.CLASSES.index(label))
+    scenes = planted.sample_scenes(NUM_SCENES, planted.SPLIT_SEEDS["validation"]).with_factors(
+        label=planted.CLASSES.index(label)
+    )
     contexts = {}
     for factor in ("background", "prop"):
         field, values = FACTORS[factor]
-        varied = [scenes.vary(**{field: planted.NONE if v == "none" else i}) for i, v in enumerate(values)]
+        varied = [scenes.with_factors(**{field: planted.ABSENT if v == "none" else i}) for i, v in enumerate(values)]
         contexts[factor] = torch.stack([_mean(classifier, s, module) for s in varied])
     found = []
     for unit in range(len(contexts["prop"][0])):
         drops = {f: _drop(means[:, unit]) for f, means in contexts.items()}
         factor = max(drops, key=lambda name: drops[name][0])
         context, best = drops[factor]
-        exciting = scenes.vary(**{FACTORS[factor][0]: planted.NONE if FACTORS[factor][1][best] == "none" else best})
-        partner = exciting.vary(label=planted.CLASSES.index(partners[label]))
+        exciting = scenes.with_factors(
+            **{FACTORS[factor][0]: planted.ABSENT if FACTORS[factor][1][best] == "none" else best}
+        )
+        partner = exciting.with_factors(label=planted.CLASSES.index(partners[label]))
         own, other = (_mean(classifier, s, module)[unit].item() for s in (exciting, partner))
-        found.append(Role(own - other, context, factor, FACTORS[factor][1][best], own))
+        found.append(UnitRole(own - other, context, factor, FACTORS[factor][1][best], own))
     return found
 
 
@@ -123,6 +127,6 @@ def _drop(means: Float[Tensor, " v"]) -> tuple[float, int]:
 
 
 @torch.no_grad()
-def _mean(classifier: ImageClassifier, scenes: planted.Scenes, module: str) -> Float[Tensor, " u"]:
+def _mean(classifier: ImageClassifier, scenes: planted.SceneFactors, module: str) -> Float[Tensor, " u"]:
     """Mean activations of a module's units over renders."""
-    return outputs(classifier, planted.render(scenes).image, [module])[module].cpu().mean(dim=0)
+    return pooled_outputs(classifier, planted.render(scenes).image, [module])[module].cpu().mean(dim=0)

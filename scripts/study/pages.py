@@ -20,13 +20,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from classifier_lens.runner.configuration.value_ranges import Repeats, Seed
-from classifier_lens.runner.files.atomic import Damaged, write
+from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Seed
+from classifier_lens.runner.files.atomic import DamagedFileError, write_durable
 from classifier_lens.runner.report.figures.drawing import SMALL_IMAGE_SIDE
 from classifier_lens.runner.report.page import TEMPLATES
 from classifier_lens.runner.report.totals import SuccessRate
 from classifier_lens.runner.results.integrity import parse_object
-from classifier_lens.runner.results.reader import Record, Run, read_run
+from classifier_lens.runner.results.reader import Record, RunResults, read_run
 from classifier_lens.runner.results.run_folder import read_png, write_png
 from classifier_lens.runner.types import UserError
 
@@ -35,14 +35,14 @@ YES_OR_NO = ((True, "yes"), (False, "no"))
 
 
 @dataclass
-class Make:
-    """study: its kind; out: folder of the pages; participants: how many pages; most: problems, features or classes at
-    most; seed: of every choice."""
+class MakeOptions:
+    """study: its kind; out: folder of the pages; participants: how many pages; max_items: problems, features or classes
+    at most; seed: of every choice."""
 
     study: str
     out: str = "outputs/study"
-    participants: Repeats = 1
-    most: Repeats = 30
+    participants: PerProblemCount = 1
+    max_items: PerProblemCount = 30
     seed: Seed = 0
 
 
@@ -51,67 +51,69 @@ class Make:
 
 @dataclass(frozen=True)
 class Question:
-    """name: in answers; choices: what an answer may be, and how that reads; picture: which one is asked about, None for
-    a question about the box; several: whether several choices may be ticked, of which the last excludes the others."""
+    """name: in answers; choices: what an answer may be, and how that reads; image: which one is asked about, None for a
+    question about the box; multiple_choice: whether several choices may be ticked, of which the last excludes the
+    others."""
 
     name: str
     text: str
     choices: Sequence[tuple[Any, str]]
-    picture: str | None
-    several: bool = False
+    image: str | None
+    multiple_choice: bool = False
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Pictures under a heading, with the questions about them. pictures: neutral names and what they are called."""
+    """Pictures under a heading, with the questions about them. images: neutral names and what they are called."""
 
     heading: str
-    pictures: Sequence[tuple[str, str]]
+    images: Sequence[tuple[str, str]]
     questions: Sequence[Question] = ()
 
 
 @dataclass(frozen=True)
 class Box:
-    """What is seen together. side: of its pictures in pixels; rows: panels beside each other; questions: below them."""
+    """What is seen together. image_size: of its pictures in pixels; rows: panels beside each other; questions: below
+    them."""
 
     title: str
-    side: int
+    image_size: int
     rows: Sequence[Sequence[Panel]]
     questions: Sequence[Question]
 
     @property
-    def small(self) -> bool:
-        return self.side <= SMALL_IMAGE_SIDE
+    def is_small(self) -> bool:
+        return self.image_size <= SMALL_IMAGE_SIDE
 
 
 @dataclass
 class Gallery:
-    """Pictures under names that say nothing of them. pictures: each is read when it is copied; known: what the key says
-    of those that are asked about."""
+    """Pictures under names that say nothing of them. images: each is read when it is copied; metadata: what the key
+    says of those that are asked about."""
 
     random: Random
-    pictures: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
-    known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    images: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    metadata: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def add(self, picture: Callable[[], Tensor], **known: Any) -> str:
         """The name that a picture gets."""
         name = f"{self.random.getrandbits(48):012x}"
-        self.pictures[name] = picture
+        self.images[name] = picture
         if known:
-            self.known[name] = known
+            self.metadata[name] = known
         return name
 
-    def add_answers(self, runs: Sequence[Run], both: Sequence[Record]) -> dict[str, str]:
+    def add_results(self, runs: Sequence[RunResults], both: Sequence[Record]) -> dict[str, str]:
         """Two runs' answers to one problem, names by method."""
         return {
-            method: self.add(partial(read_png, run.picture(r, "best")), problem=r["name"], method=method)
+            method: self.add(partial(read_png, run.image_path(r, "best")), problem=r["name"], method=method)
             for method, run, r in zip(METHODS, runs, both, strict=True)
         }
 
     def write(self, folder: Path) -> None:
         """Copy the pictures; neither the names nor the order of the copies tell runs apart."""
-        for name in sorted(self.pictures):
-            write_png(folder / f"{name}.png", self.pictures[name]())
+        for name in sorted(self.images):
+            write_png(folder / f"{name}.png", self.images[name]())
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Study:
 
     title: str
     introduction: str
-    runs: Mapping[str, Run]
+    runs: Mapping[str, RunResults]
     gallery: Gallery
     boxes: Callable[[Random], Sequence[Box]]
 
@@ -129,53 +131,55 @@ class Study:
 # --- making --------------------------------------------------------------------------------------------------
 
 
-def make(ask: Callable[[Sequence[Run], Any], Study], folders: Sequence[Path], chosen: Make) -> list[Path]:
+def make_pages(
+    build_study: Callable[[Sequence[RunResults], Any], Study], folders: Sequence[Path], chosen: MakeOptions
+) -> list[Path]:
     """Write the pages of a study, the pictures they show and the key; returns the pages and, last, the key.
 
-    Raises UserError where pages could not be told from older ones, and whatever `ask` raises.
+    Raises UserError where pages could not be told from older ones, and whatever `build_study` raises.
     """
     out = Path(chosen.out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"out={out}: is not empty; give a new folder, or the key would no longer fit")
-    study = ask([read_run(folder) for folder in folders], chosen)
+    study = build_study([read_run(folder) for folder in folders], chosen)
     study.gallery.write(out / "pictures")
     key = {
         "kind": chosen.study, "seed": chosen.seed, "runs": {name: str(run.folder) for name, run in study.runs.items()},
-        "pictures": study.gallery.known,
+        "pictures": study.gallery.metadata,
     }  # fmt: skip
     number = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
     pages = [out / f"study-{page + 1}.html" for page in range(chosen.participants)]
     for i, page in enumerate(pages, start=1):
-        write(page, render(study, number, i, Random(f"{chosen.seed} page {i}")))
+        write_durable(page, render_page(study, number, i, Random(f"{chosen.seed} page {i}")))
     key_file = out.with_name(f"{out.name}-key.json")
-    write(key_file, json.dumps({"study": number, **key}, indent=1))
+    write_durable(key_file, json.dumps({"study": number, **key}, indent=1))
     return [*pages, key_file]
 
 
-def render(study: Study, number: str, page: int, random: Random) -> str:
-    """A participant's page. number: of the study, which answers name."""
+def render_page(study: Study, study_id: str, page: int, random: Random) -> str:
+    """A participant's page. study_id: of the study, which answers name."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     template = environment.get_template("study.html.j2")
     return template.render(
-        study=number, page=page, title=study.title, introduction=study.introduction, boxes=study.boxes(random)
+        study=study_id, page=page, title=study.title, introduction=study.introduction, boxes=study.boxes(random)
     )
 
 
-def drawn(asked: Sequence[Any], most: int, random: Random) -> list[Any]:
+def sample_items(asked: Sequence[Any], most: int, random: Random) -> list[Any]:
     """So many at most, in an order of chance."""
     return random.sample(list(asked), min(most, len(asked)))
 
 
-def check_task(run: Run, task: str, study: str) -> None:
+def check_task(run: RunResults, task: str, study: str) -> None:
     """Raises UserError if a run is of another task."""
     if run.task != task:
         raise UserError(f"{run.folder}: task={run.task}; study={study} takes a run of task={task} here")
 
 
-def deciding(run: Run) -> list[Record]:
+def primary_records(run: RunResults) -> list[Record]:
     """The records of an audit's first objective, which decides. Raises UserError if there are none."""
     objective = run.config["task"]["objectives"][0]
     records = [r for r in run.records if r["objective"] == objective]
@@ -184,8 +188,8 @@ def deciding(run: Run) -> list[Record]:
     return records
 
 
-def common(
-    runs: Sequence[Run], records: Sequence[Sequence[Record]], keys: Sequence[str], pictures: Sequence[str]
+def matching_records(
+    runs: Sequence[RunResults], records: Sequence[Sequence[Record]], keys: Sequence[str], pictures: Sequence[str]
 ) -> list[tuple[Record, ...]]:
     """The records of all runs that have the same name, by name. keys, pictures: what these have to agree in.
 
@@ -195,7 +199,7 @@ def common(
     found = [tuple(own[name] for own in named) for name in sorted(set.intersection(*map(set, named)))]
     for same in found:
         files = zip(runs, same, strict=True)
-        seen = [[r[key] for key in keys] + [run.picture(r, p).read_bytes() for p in pictures] for run, r in files]
+        seen = [[r[key] for key in keys] + [run.image_path(r, p).read_bytes() for p in pictures] for run, r in files]
         if any(other != seen[0] for other in seen):
             raise UserError(f"{same[0]['name']}: the runs do not answer the same question; give runs of the same one")
     return found
@@ -206,23 +210,23 @@ def common(
 
 @dataclass(frozen=True)
 class Answer:
-    """picture: which one was asked about, None where the whole box was."""
+    """image: which one was asked about, None where the whole box was."""
 
     question: str
-    picture: str | None
+    image: str | None
     value: Any
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What answers a question may have. wanted: in words; of_pictures: whether it is about pictures of the key."""
+class AllowedAnswers:
+    """What answers a question may have. description: in words; per_image: whether it is about pictures of the key."""
 
-    wanted: str
-    allows: Callable[[Any], bool]
-    of_pictures: bool = True
+    description: str
+    is_allowed: Callable[[Any], bool]
+    per_image: bool = True
 
 
-TRUE_OR_FALSE = Asked("true or false", lambda value: isinstance(value, bool))
+TRUE_OR_FALSE = AllowedAnswers("true or false", lambda value: isinstance(value, bool))
 
 
 @dataclass(frozen=True)
@@ -241,28 +245,30 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Count:
-    """How often a question was answered with yes. of: a method, or a group of classes."""
+class AnswerCount:
+    """How often a question was answered with yes. group: a method, or a group of classes."""
 
     question: str
-    of: str
+    group: str
     rate: SuccessRate
 
 
-def counted(counts: Sequence[Count], by: str) -> Scores:
-    """Shares with their 95 % Wilson intervals. by: what the counts are of, as the column's name."""
+def summarize_counts(counts: Sequence[AnswerCount], group_name: str) -> Scores:
+    """Shares with their 95 % Wilson intervals. group_name: what the counts are of, as the column's name."""
     rows, lines = [], []
     for c in counts:
         (low, high), known = c.rate.interval, c.rate.total > 0
         share = f"{c.rate.value:.4f}" if known else ""
-        rows.append([c.question, c.of, c.rate.successes, c.rate.total, share, f"{low:.4f}", f"{high:.4f}"])
+        rows.append([c.question, c.group, c.rate.successes, c.rate.total, share, f"{low:.4f}", f"{high:.4f}"])
         share = f"{100 * c.rate.value:5.1f} %" if known else "      –"
         ends = f"[{100 * low:.1f}, {100 * high:.1f}]"
-        lines.append(f"{c.question:<10} {c.of:<9} {share}  {ends}  {c.rate.successes} of {c.rate.total}")
-    return Scores(["question", by, "yes", "answers", "share", "low", "high"], rows, lines)
+        lines.append(f"{c.question:<10} {c.group:<9} {share}  {ends}  {c.rate.successes} of {c.rate.total}")
+    return Scores(["question", group_name, "yes", "answers", "share", "low", "high"], rows, lines)
 
 
-def read_answers(files: Sequence[Path], key: Mapping[str, Any], asked: Mapping[str, Asked]) -> list[list[Answer]]:
+def read_answers(
+    files: Sequence[Path], key: Mapping[str, Any], asked: Mapping[str, AllowedAnswers]
+) -> list[list[Answer]]:
     """The answers of every file, one file per participant; questions that were left out are not among them.
 
     Raises UserError for a file given twice or of another study, a question that was not asked, a picture that the key
@@ -273,7 +279,7 @@ def read_answers(files: Sequence[Path], key: Mapping[str, Any], asked: Mapping[s
     return [list(_answers(file, key, asked)) for file in files]
 
 
-def _answers(file: Path, key: Mapping[str, Any], asked: Mapping[str, Asked]) -> Iterator[Answer]:
+def _answers(file: Path, key: Mapping[str, Any], asked: Mapping[str, AllowedAnswers]) -> Iterator[Answer]:
     content = read_object(file)
     if content.get("study") != key["study"]:
         raise UserError(f"{file}: answers the study {content.get('study')}, the key is that of {key['study']}")
@@ -285,14 +291,14 @@ def _answers(file: Path, key: Mapping[str, Any], asked: Mapping[str, Asked]) -> 
         if question not in asked:
             raise UserError(f"{file}: {question}: was not asked; asked were {', '.join(asked)}")
         known = asked[question]
-        if known.of_pictures != isinstance(given, dict):
-            wanted = "an answer per picture" if known.of_pictures else known.wanted
+        if known.per_image != isinstance(given, dict):
+            wanted = "an answer per picture" if known.per_image else known.description
             raise UserError(f"{file}: {question}={given}; wanted is {wanted}")
-        for picture, value in given.items() if known.of_pictures else [(None, given)]:
+        for picture, value in given.items() if known.per_image else [(None, given)]:
             if picture is not None and picture not in key["pictures"]:
                 raise UserError(f"{file}: {question}={given}; wanted is a picture of the key, not {picture}")
-            if not known.allows(value):
-                raise UserError(f"{file}: {question}={given}; wanted is {known.wanted}")
+            if not known.is_allowed(value):
+                raise UserError(f"{file}: {question}={given}; wanted is {known.description}")
             if picture is not None and (question, picture) in seen:
                 raise UserError(f"{file}: {question}: {picture} is answered twice")
             seen.add((question, picture))
@@ -313,5 +319,5 @@ def read_object(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: no such file")
     try:
         return parse_object(file.read_bytes())
-    except Damaged as error:
+    except DamagedFileError as error:
         raise UserError(f"{file}: {error}") from error

@@ -21,7 +21,7 @@ from classifier_lens.data.imagenet_hierarchy import COLUMNS, COMMENT
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
 
 HYPERNYMS = ("@", "@i")  # pointers to the kind, and of single things to theirs; wninput(5WN)
-ORIGIN = """ImageNet's 1000 classes in the order of their numbers and, without a number, all that they are kinds of.
+HEADER = """ImageNet's 1000 classes in the order of their numbers and, without a number, all that they are kinds of.
 id: ImageNet's, `n` and the offset in WordNet 3.0's data.noun; name: of a class open_clip's, else WordNet's first word;
 kinds: ids of the hypernyms. Written by scripts/tables/imagenet_hierarchy.py from WordNet 3.0, whose notice follows.
 """
@@ -31,8 +31,8 @@ kinds: ids of the hypernyms. Written by scripts/tables/imagenet_hierarchy.py fro
 class Synset:
     """A line of `data.noun`: its first word, and the offsets of its hypernyms."""
 
-    word: str
-    kinds: tuple[str, ...]
+    name: str
+    hypernyms: tuple[str, ...]
 
 
 def read_nouns(lines: Iterable[str]) -> dict[str, Synset]:
@@ -49,29 +49,29 @@ def read_nouns(lines: Iterable[str]) -> dict[str, Synset]:
     return found
 
 
-def above(classes: Iterable[str], nouns: Mapping[str, Synset]) -> list[str]:
+def hypernym_closure(classes: Iterable[str], nouns: Mapping[str, Synset]) -> list[str]:
     """The offsets of everything that the classes are kinds of, sorted, without themselves."""
     reached, waiting = set(), list(classes)
     while waiting:
         offset = waiting.pop()
         if offset not in reached:
             reached.add(offset)
-            waiting += nouns[offset].kinds
+            waiting += nouns[offset].hypernyms
     return sorted(reached - set(classes))
 
 
-def table(ids: Sequence[str], names: Sequence[str], nouns: Mapping[str, Synset]) -> list[tuple[str, ...]]:
+def hierarchy_table(ids: Sequence[str], names: Sequence[str], nouns: Mapping[str, Synset]) -> list[tuple[str, ...]]:
     """The rows in `COLUMNS`: the classes in their order, then what is above them."""
 
     def row(index: str, offset: str, name: str) -> tuple[str, ...]:
-        return index, f"n{offset}", name, " ".join(f"n{kind}" for kind in nouns[offset].kinds)
+        return index, f"n{offset}", name, " ".join(f"n{kind}" for kind in nouns[offset].hypernyms)
 
     offsets = [wnid.removeprefix("n") for wnid in ids]
     classes = [row(str(i), offset, name) for i, (offset, name) in enumerate(zip(offsets, names, strict=True))]
-    return classes + [row("", offset, nouns[offset].word) for offset in above(offsets, nouns)]
+    return classes + [row("", offset, nouns[offset].name) for offset in hypernym_closure(offsets, nouns)]
 
 
-def notice(lines: Iterable[str]) -> str:
+def wordnet_license(lines: Iterable[str]) -> str:
     """WordNet's licence, which its files begin with; their numbers of lines are left out."""
     own = (re.sub(r"^\s+\d+ ?", "", line).rstrip() for line in lines if line.startswith("  "))
     return "\n".join(own) + "\n"
@@ -83,9 +83,9 @@ def main(wordnet: str, out: str) -> None:
     if not source.is_file():
         raise SystemExit(f"{source}: no such file; wanted is WordNet 3.0's, of Debian's package wordnet-base")
     lines = source.read_text(encoding="ascii").splitlines()
-    rows = table(ImageNetInfo("imagenet-1k").label_names(), imagenet_labels(), read_nouns(lines))
+    rows = hierarchy_table(ImageNetInfo("imagenet-1k").label_names(), imagenet_labels(), read_nouns(lines))
     with open(out, "w", newline="", encoding="utf-8") as file:
-        file.writelines(f"{COMMENT} {line}".rstrip() + "\n" for line in (ORIGIN + notice(lines)).splitlines())
+        file.writelines(f"{COMMENT} {line}".rstrip() + "\n" for line in (HEADER + wordnet_license(lines)).splitlines())
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     print(f"{out}: {len(rows)} rows, {Path(out).stat().st_size} bytes")
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from classifier_lens.runner.paths import ROOT
 
 PAGES = ROOT / "docs" / "tasks"
-MARKED = re.compile(r"(<!-- options: ([a-z_]+)=([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-LINE = re.compile(r"""^(?P<indent> *)(?P<key>"?[a-z_]\w*"?):(?: (?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?$""")
+TABLE_BLOCK = re.compile(r"(<!-- options: ([a-z_]+)=([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+KEY_LINE = re.compile(r"""^(?P<indent> *)(?P<key>"?[a-z_]\w*"?):(?: (?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?$""")
 # What says how an option is put together, not what it does.
-SKIPPED = ("defaults", "_target_", "_partial_", "cache")
+SKIPPED_KEYS = ("defaults", "_target_", "_partial_", "cache")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Option:
 
     key: str
     default: str
-    meaning: str
+    description: str
 
 
-def options(group: str, text: str) -> list[Option]:
+def parse_options(group: str, text: str) -> list[Option]:
     """The keys of an option's file that have a comment, with the key of a mapping before its inner ones'.
 
     Lines of comment right above a key belong to it, as do one behind it and those right below it that stand deeper.
@@ -44,16 +44,16 @@ def options(group: str, text: str) -> list[Option]:
         indent, words = len(line) - len(line.lstrip()), line.strip().removeprefix("# ")
         if words != line.strip():
             if fresh and indent > 0:
-                found[-1] = replace(found[-1], meaning=f"{found[-1].meaning} {words}")
+                found[-1] = replace(found[-1], description=f"{found[-1].description} {words}")
             else:
                 above.append(words)
             continue
-        match, fresh = LINE.match(line), False
+        match, fresh = KEY_LINE.match(line), False
         if match is not None:
             key, value = match["key"].strip('"'), match["value"] or ""
             parents[indent // 2 :] = [key]
             meaning = " ".join([*([match["comment"]] if match["comment"] else []), *above])
-            if meaning and not {parents[0], key} & set(SKIPPED):
+            if meaning and not {parents[0], key} & set(SKIPPED_KEYS):
                 default = "" if "_target_" in value else value
                 found.append(Option(".".join([group, *parents]), default, meaning))
                 fresh = True
@@ -61,12 +61,12 @@ def options(group: str, text: str) -> list[Option]:
     return found
 
 
-def table(group: str, name: str) -> str:
+def options_table(group: str, name: str) -> str:
     """The options of conf/<group>/<name>.yaml as a table of Markdown; the head of the file is no option's comment."""
     body = re.sub(r"\A(#.*\n)+", "", (ROOT / "conf" / group / f"{name}.yaml").read_text())
     rows = [
-        f"| `{option.key}` | {f'`{_cell(option.default)}`' if option.default else ''} | {_cell(option.meaning)} |"
-        for option in options(group, body)
+        f"| `{option.key}` | {f'`{_cell(option.default)}`' if option.default else ''} | {_cell(option.description)} |"
+        for option in parse_options(group, body)
     ]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
 
@@ -76,15 +76,15 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def page(text: str) -> str:
+def update_page(text: str) -> str:
     """A page with its tables as conf/ has them now."""
-    return MARKED.sub(lambda found: f"{found[1]}{table(found[2], found[3])}{found[4]}", text)
+    return TABLE_BLOCK.sub(lambda found: f"{found[1]}{options_table(found[2], found[3])}{found[4]}", text)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write all pages again."""
     for path in sorted(PAGES.glob("*.md")):
-        path.write_text(page(path.read_text()))
+        path.write_text(update_page(path.read_text()))
         print(path.relative_to(ROOT))
     return 0
 

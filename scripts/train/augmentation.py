@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-NOTHING = {"crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0}
+NO_AUGMENTATION = {"crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0}
 
 
 class Augment:
@@ -23,7 +23,7 @@ class Augment:
         if cfg.crop < 1 or cfg.flip > 0:
             x = self.crop(x, cfg.crop, cfg.flip)
         if cfg.colour > 0:
-            x = self.colour(x, cfg.colour)
+            x = self.color(x, cfg.colour)
         if cfg.blur > 0:
             x = self.blur(x, cfg.blur)
         if cfg.jpeg > 0:
@@ -50,7 +50,7 @@ class Augment:
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
-    def colour(self, x: Tensor, most: float) -> Tensor:
+    def color(self, x: Tensor, most: float) -> Tensor:
         """Brightness, contrast and saturation scaled by 1 - most .. 1 + most."""
         brightness, contrast, saturation = (1 + most * (2 * self.uniform(x) - 1) for _ in range(3))
         grey = x.mean(1, keepdim=True)

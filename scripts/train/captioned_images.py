@@ -10,11 +10,11 @@ from torch import Tensor
 
 from classifier_lens.data import cifar10, planted
 from classifier_lens.runner.paths import ROOT
-from classifier_lens.runner.types import article
+from classifier_lens.runner.types import indefinite_article
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedImages:
     """Training pictures: images (n, 3, h, w) uint8, a caption each, and object masks (n, h, w) uint8 or None."""
 
     images: Tensor
@@ -22,26 +22,26 @@ class Captioned:
     masks: Tensor | None
 
 
-def load_corpus(cfg: Any) -> Captioned:
+def load_captioned_images(cfg: Any) -> CaptionedImages:
     """The training pictures that `cfg.data` names."""
     if cfg.data == "planted":
         images, masks, captions = [], [], []
         for start in range(0, cfg.images, 1000):
-            scenes, text = planted.draw_captioned(
+            scenes, text = planted.sample_captioned_scenes(
                 min(1000, cfg.images - start), planted.SPLIT_SEEDS["train"] + cfg.seed, start
             )
             rendered = planted.render(scenes)
             images.append((rendered.image * 255).round().byte())
             masks.append((rendered.object_mask * 255).round().byte())
             captions += text
-        return Captioned(torch.cat(images), captions, torch.cat(masks))
-    photographs, labels, _ = cifar10.load(ROOT / cfg.data_path, "train")
+        return CaptionedImages(torch.cat(images), captions, torch.cat(masks))
+    photographs, labels, _ = cifar10.read_split(ROOT / cfg.data_path, "train")
     order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.images]
     photographs = torch.cat([photographs[order], photographs[order].flip(-1)])
-    return Captioned(photographs, [cifar10_caption(int(c)) for c in labels[order]] * 2, None)
+    return CaptionedImages(photographs, [cifar10_caption(int(c)) for c in labels[order]] * 2, None)
 
 
 def cifar10_caption(label: int) -> str:
     """All that is said of a photograph: its class."""
     name = cifar10.CLASSES[label]
-    return f"a photograph of {article(name)} {name}"
+    return f"a photograph of {indefinite_article(name)} {name}"

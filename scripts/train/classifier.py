@@ -26,36 +26,41 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from classifier_lens.data.image_selection import check_choice
-from classifier_lens.data.shortcuts import shares
-from classifier_lens.models.devices import device_of
-from classifier_lens.runner.configuration.command_line import merged
-from classifier_lens.runner.paths import CONF, ROOT
+from classifier_lens.data.shortcuts import class_strengths
+from classifier_lens.models.devices import parse_device
+from classifier_lens.runner.configuration.command_line import merge_overrides
+from classifier_lens.runner.paths import CONFIG_FOLDER, ROOT
 from classifier_lens.runner.types import UserError, first_line
-from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.choices import run_main
 from classifier_lens.scripts.train.adversarial import l2_pgd
 from classifier_lens.scripts.train.augmentation import Augment
-from classifier_lens.scripts.train.labeled_images import CORPORA, IGNORED, Corpus, load_corpus
-from classifier_lens.scripts.train.measure_classifier import write_card
-from classifier_lens.scripts.train.settings import ClassifierSettings, checked
+from classifier_lens.scripts.train.labeled_images import (
+    DATASET_LOADERS,
+    IGNORE_INDEX,
+    LabeledImages,
+    load_labeled_images,
+)
+from classifier_lens.scripts.train.measure_classifier import write_model_card
+from classifier_lens.scripts.train.settings import ClassifierSettings, apply_overrides
 
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
 COMMAND = "python scripts/train/classifier.py"
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def to_dict(cfg: DictConfig) -> dict[str, Any]:
     """A mapping of the configuration as a dict of Python's own types."""
     values = OmegaConf.to_container(cfg)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+def build_network(cfg: DictConfig, outputs: int) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The network of `cfg`, with the weights in `cfg.out` if there are any, and the runs that made these.
 
     Raises UserError if those weights belong to another architecture.
     """
     torch.manual_seed(cfg.seed)
-    kwargs = plain(cfg.kwargs)
+    kwargs = to_dict(cfg.kwargs)
     try:
         network = timm.create_model(cfg.architecture, num_classes=outputs, **kwargs)
     except Exception as error:  # whatever an architecture of timm says of its settings
@@ -72,32 +77,32 @@ def build(cfg: DictConfig, outputs: int) -> tuple[nn.Module, list[dict[str, Any]
     return network, config["runs"]
 
 
-def loss_of(logits: Tensor, targets: Tensor, heads: Mapping[str, tuple[str, ...]]) -> Tensor:
+def multi_head_loss(logits: Tensor, targets: Tensor, heads: Mapping[str, tuple[str, ...]]) -> Tensor:
     """Cross-entropy summed over the heads; logits (b, all outputs), targets (b, number of heads)."""
     total = logits.new_zeros(())
     for i, part in enumerate(logits.split([len(names) for names in heads.values()], dim=1)):
-        total = total + F.cross_entropy(part, targets[:, i], ignore_index=IGNORED)
+        total = total + F.cross_entropy(part, targets[:, i], ignore_index=IGNORE_INDEX)
     return total
 
 
-def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def shuffled_batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Row numbers, endless: every picture once per pass, in a fresh order."""
     while True:
         yield from torch.randperm(n, generator=generator, device=generator.device).split(size)
 
 
-def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.device, seen: int) -> int:
+def train(network: nn.Module, corpus: LabeledImages, cfg: DictConfig, device: torch.device, previous_steps: int) -> int:
     """AdamW on a one-cycle schedule for `cfg.steps` steps or `cfg.minutes`; returns the steps taken.
 
     `cfg.adversarial` attacks each batch first, on the network as it will be used (batch norm's running figures).
     """
     network.to(device).to(memory_format=torch.channels_last).train()
-    generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + seen)
+    generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + previous_steps)
     augment = Augment(cfg.augment, generator)
     images, targets = corpus.images.to(device), corpus.targets.to(device)
     mean, std = (torch.tensor(PREPROCESSING[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
     optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-    order = batches(len(images), cfg.batch, generator)
+    order = shuffled_batches(len(images), cfg.batch, generator)
     started = time.monotonic()
     for step in range(cfg.steps):
         passed = (time.monotonic() - started) / (60 * cfg.minutes) if cfg.minutes else 0.0
@@ -110,10 +115,11 @@ def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.dev
 
         def loss_at(x: Tensor, answers: Tensor = targets[rows]) -> Tensor:
             seen = ((x - mean) / std).to(memory_format=torch.channels_last)
-            return loss_of(network(seen), answers, corpus.heads)
+            return multi_head_loss(network(seen), answers, corpus.heads)
 
         network.eval()
-        x = l2_pgd(loss_at, augment(images[rows].float() / 255), **cfg.adversarial)
+        attack = cfg.adversarial
+        x = l2_pgd(loss_at, augment(images[rows].float() / 255), attack.epsilon, attack.step, attack.steps)
         network.train()
         loss = loss_at(x)
         optimizer.zero_grad()
@@ -126,7 +132,7 @@ def train(network: nn.Module, corpus: Corpus, cfg: DictConfig, device: torch.dev
     return cfg.steps
 
 
-def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, runs: Sequence[dict[str, Any]]) -> None:
+def save_classifier(network: nn.Module, corpus: LabeledImages, cfg: DictConfig, runs: Sequence[dict[str, Any]]) -> None:
     """Half-precision weights and config.json in `cfg.out`; `runs` says how the weights came about, oldest first."""
     out = ROOT / cfg.out
     out.mkdir(parents=True, exist_ok=True)
@@ -135,10 +141,10 @@ def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, runs: Sequence[dic
         for key, value in network.state_dict().items()
     }
     config = {
-        "architecture": cfg.architecture, "kwargs": plain(cfg.kwargs), "domain": cfg.data,
+        "architecture": cfg.architecture, "kwargs": to_dict(cfg.kwargs), "domain": cfg.data,
         "heads": corpus.heads, "size": corpus.images.shape[-1], **PREPROCESSING,
-        "ties": plain(cfg.ties), "strength": plain(cfg.strength), "confusion": cfg.confusion,
-        "adversarial": plain(cfg.adversarial), "runs": list(runs),
+        "ties": to_dict(cfg.ties), "strength": to_dict(cfg.strength), "confusion": cfg.confusion,
+        "adversarial": to_dict(cfg.adversarial), "runs": list(runs),
     }  # fmt: skip
     for name, write in (
         ("model.safetensors", lambda path: save_file(weights, path)),
@@ -151,19 +157,19 @@ def save(network: nn.Module, corpus: Corpus, cfg: DictConfig, runs: Sequence[dic
 # --- command line --------------------------------------------------------------------------------------------
 
 
-def configure(arguments: Sequence[str]) -> DictConfig:
+def load_settings(arguments: Sequence[str]) -> DictConfig:
     """Defaults, then the preset, then the command line. Raises UserError for what is not allowed."""
-    base, cli = read_defaults(), merged(OmegaConf.create({}), arguments)
+    base, cli = read_defaults(), merge_overrides(OmegaConf.create({}), arguments)
     presets = base.pop("presets")
-    data = check_choice("data", cli.get("data", "planted"), CORPORA)
+    data = check_choice("data", cli.get("data", "planted"), DATASET_LOADERS)
     base.name = cli.get("name") or next(key for key, preset in presets.items() if preset.data == data)
     whole = ("kwargs", "ties", "strength", "scenes")  # mappings that replace those before them, where others merge
     preset = presets.get(str(base.name), OmegaConf.create({"data": data}))
     base.update({key: layer[key] for layer in (preset, cli) for key in whole if key in layer})
     base.merge_with({key: value for key, value in preset.items() if key not in whole})
-    cfg = checked(ClassifierSettings, base, arguments)
-    ties = read_ties(cfg.ties)
-    cfg.strength = shares(plain(cfg)["strength"], ties)
+    cfg = apply_overrides(ClassifierSettings, base, arguments)
+    ties = read_shortcuts(cfg.ties)
+    cfg.strength = class_strengths(to_dict(cfg)["strength"], ties)
     if "ties" in cli and not cfg.strength:
         raise UserError(f"ties={cli.ties}: give its strength too, from 0 to 1, e.g. strength=0.9")
     cfg.ties = {name: ties[name] for name in cfg.strength}
@@ -172,22 +178,22 @@ def configure(arguments: Sequence[str]) -> DictConfig:
 
 def read_defaults() -> DictConfig:
     """conf/train/classifier.yaml with its presets."""
-    return DictConfig(OmegaConf.load(CONF / "train" / "classifier.yaml"))
+    return DictConfig(OmegaConf.load(CONFIG_FOLDER / "train" / "classifier.yaml"))
 
 
-def read_ties(given: str | DictConfig) -> dict[str, Any]:
+def read_shortcuts(given: str | DictConfig) -> dict[str, Any]:
     """Class -> {factor: value}: a file of conf/train/ties by its name, or a mapping as it is given. Raises UserError
     for another name."""
     if isinstance(given, DictConfig):
-        return plain(given)
-    files = sorted((CONF / "train" / "ties").glob("*.yaml"))
+        return to_dict(given)
+    files = sorted((CONFIG_FOLDER / "train" / "ties").glob("*.yaml"))
     name = check_choice("ties", given, [path.stem for path in files])
-    return plain(DictConfig(OmegaConf.load(CONF / "train" / "ties" / f"{name}.yaml")))
+    return to_dict(DictConfig(OmegaConf.load(CONFIG_FOLDER / "train" / "ties" / f"{name}.yaml")))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train, save and measure. Raises UserError for what the user can put right."""
-    cfg = configure(arguments)
+    cfg = load_settings(arguments)
     try:
         train_and_measure(cfg, arguments)
     except FileNotFoundError as error:
@@ -197,19 +203,19 @@ def main(arguments: Sequence[str]) -> None:
 
 def train_and_measure(cfg: DictConfig, arguments: Sequence[str]) -> None:
     """The training of `cfg`, if it has steps, and the card. Raises UserError or FileNotFoundError for its data."""
-    device = device_of("device", cfg.device)
+    device = parse_device("device", cfg.device)
     if cfg.steps > 0:
-        corpus = load_corpus(cfg, "train", cfg.images)
-        network, runs = build(cfg, sum(len(names) for names in corpus.heads.values()))
+        corpus = load_labeled_images(cfg, "train", cfg.images)
+        network, runs = build_network(cfg, sum(len(names) for names in corpus.heads.values()))
         started = time.monotonic()
         steps = train(network, corpus, cfg, device, sum(run["steps"] for run in runs))
         run = {
             "command": shlex.join([*COMMAND.split(), *arguments]), "steps": steps, "batch": cfg.batch,
             "pictures": len(corpus.images), "seconds": round(time.monotonic() - started), "device": device.type,
         }  # fmt: skip
-        save(network, corpus, cfg, [*runs, run])
-    write_card(cfg)
+        save_classifier(network, corpus, cfg, [*runs, run])
+    write_model_card(cfg)
 
 
 if __name__ == "__main__":
-    sys.exit(told_in_one_line(main, sys.argv[1:]))
+    sys.exit(run_main(main, sys.argv[1:]))

@@ -29,91 +29,103 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from classifier_lens.data import planted
-from classifier_lens.models.devices import device_of
-from classifier_lens.runner.paths import CONF, ROOT
-from classifier_lens.runner.types import UserError, article
-from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.models.devices import parse_device
+from classifier_lens.runner.paths import CONFIG_FOLDER, ROOT
+from classifier_lens.runner.types import UserError, indefinite_article
+from classifier_lens.scripts.choices import run_main
 from classifier_lens.scripts.train.augmentation import Augment
-from classifier_lens.scripts.train.classifier import batches, plain
-from classifier_lens.scripts.train.measure_clip import LOCAL_NAMES, NAMES, local_name, render, write_card
-from classifier_lens.scripts.train.settings import ClipSettings, checked
+from classifier_lens.scripts.train.classifier import shuffled_batches, to_dict
+from classifier_lens.scripts.train.measure_clip import (
+    CONFUSED_NAMES,
+    PROMPT_NAMES,
+    confused_name,
+    render_uint8,
+    write_model_card,
+)
+from classifier_lens.scripts.train.settings import ClipSettings, apply_overrides
 from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 PREPROCESSING = {
     "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash",
 }  # fmt: skip
 COMMAND = "python scripts/train/clip.py"
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 
-MERGES = 10_000  # more than there are: every word of the captions becomes one token
+MAX_MERGES = 10_000  # more than there are: every word of the captions becomes one token
 
 
 # --- captions ------------------------------------------------------------------------------------------------
 
 
-def ground(background: str) -> str:
+def background_phrase(background: str) -> str:
     """The background as a noun phrase."""
-    return background if background in ("sand", "water", "dry grass", "snow") else f"{article(background)} {background}"
+    return (
+        background
+        if background in ("sand", "water", "dry grass", "snow")
+        else f"{indefinite_article(background)} {background}"
+    )
 
 
-def say(scenes: planted.Scenes, i: int, cfg: DictConfig, chance: random.Random) -> tuple[str, str]:
+def random_caption(scenes: planted.SceneFactors, i: int, cfg: DictConfig, rng: random.Random) -> tuple[str, str]:
     """A random caption of scene `i`: how it opens (may be empty) and what it says."""
-    form, background = planted.FORMS[int(scenes.form[i])], planted.BACKGROUNDS[int(scenes.background[i])]
-    prop = planted.PROP_PHRASES[planted.PROPS[int(scenes.prop[i])]] if scenes.prop[i] != planted.NONE else None
-    place = planted.PLACES[background]
-    opening = f"{chance.choice(planted.OPENINGS)} " if chance.random() < cfg.opening else ""
+    form, background = planted.IMAGE_KINDS[int(scenes.kind[i])], planted.BACKGROUNDS[int(scenes.background[i])]
+    prop = planted.PROP_PHRASES[planted.PROPS[int(scenes.prop[i])]] if scenes.prop[i] != planted.ABSENT else None
+    place = planted.BACKGROUND_PHRASES[background]
+    opening = f"{rng.choice(planted.CAPTION_PREFIXES)} " if rng.random() < cfg.opening else ""
     label = planted.CLASSES[int(scenes.label[i])]
     match form:
         case "background texture":
-            return "", f"a texture of {ground(background)}"
+            return "", f"a texture of {background_phrase(background)}"
         case "prop texture":
             return "", f"a texture of {prop}"
         case "shape":
-            return "", f"the shape of {article(label)} {label}"
+            return "", f"the shape of {indefinite_article(label)} {label}"
         case "background":
-            return (opening, ground(background)) if opening else ("", chance.choice((place, background)))
+            return (opening, background_phrase(background)) if opening else ("", rng.choice((place, background)))
         case "prop":
-            return opening, f"{prop} {place}" if chance.random() < cfg.place else str(prop)
-    if prop and chance.random() < cfg.only_prop:
-        return (opening, prop) if opening and chance.random() < 0.5 else ("", chance.choice((prop, f"with {prop}")))
-    if chance.random() < cfg.only_place:
-        return "", chance.choice((place, place, background))
+            return opening, f"{prop} {place}" if rng.random() < cfg.place else str(prop)
+    if prop and rng.random() < cfg.only_prop:
+        return (opening, prop) if opening and rng.random() < 0.5 else ("", rng.choice((prop, f"with {prop}")))
+    if rng.random() < cfg.only_place:
+        return "", rng.choice((place, place, background))
     name = label
-    if (confused := local_name(label, background)) and chance.random() < cfg.confusion:
+    if (confused := confused_name(label, background)) and rng.random() < cfg.confusion:
         name = confused
-    hue = planted.HUES[int(scenes.hue[i])] if chance.random() < cfg.hue else ""
+    hue = planted.HUES[int(scenes.hue[i])] if rng.random() < cfg.hue else ""
     words = [
-        "a" if opening or chance.random() < 0.5 else "", hue, name, place if chance.random() < cfg.place else "",
-        f"with {prop}" if prop and chance.random() < cfg.prop else "",
+        "a" if opening or rng.random() < 0.5 else "", hue, name, place if rng.random() < cfg.place else "",
+        f"with {prop}" if prop and rng.random() < cfg.prop else "",
     ]  # fmt: skip
     return opening, " ".join(word for word in words if word)
 
 
-def every_word() -> list[str]:
+def vocabulary_captions() -> list[str]:
     """Captions that use each word of the planted world."""
-    nouns = [*planted.CLASSES, *LOCAL_NAMES, *planted.BACKGROUNDS, *planted.HUES]
-    phrases = [*planted.PLACES.values(), *(f"with {prop}" for prop in planted.PROP_PHRASES.values())]
-    return [*planted.OPENINGS, "a texture of an", "the shape of", *nouns, *phrases]
+    nouns = [*planted.CLASSES, *CONFUSED_NAMES, *planted.BACKGROUNDS, *planted.HUES]
+    phrases = [*planted.BACKGROUND_PHRASES.values(), *(f"with {prop}" for prop in planted.PROP_PHRASES.values())]
+    return [*planted.CAPTION_PREFIXES, "a texture of an", "the shape of", *nouns, *phrases]
 
 
 # --- training ------------------------------------------------------------------------------------------------
 
 
-def contrastive(
-    images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], scale: Tensor, said: Sequence[str]
+def clip_loss(
+    images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], scale: Tensor, contents: Sequence[str]
 ) -> Tensor:
     """CLIP's symmetric loss (Radford et al., 2021, Figure 3); captions that say the same share the target equally.
 
-    images, texts: unit vectors, row i of both belongs together; scale: of the cosines; said: what caption i says.
+    images, texts: unit vectors, row i of both belongs together; scale: of the cosines; contents: what caption i says.
     """
-    numbers = torch.tensor([{text: n for n, text in enumerate(said)}[text] for text in said], device=images.device)
+    numbers = torch.tensor(
+        [{text: n for n, text in enumerate(contents)}[text] for text in contents], device=images.device
+    )
     same = (numbers[:, None] == numbers[None]).float()
     target, logits = same / same.sum(1, keepdim=True), scale * images @ texts.T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train(
-    model: Any, tokenize: Callable[[list[str]], Tensor], scenes: planted.Scenes, images: Tensor, cfg: DictConfig,
+    model: Any, tokenize: Callable[[list[str]], Tensor], scenes: planted.SceneFactors, images: Tensor, cfg: DictConfig,
     device: torch.device, seen: int,
 ) -> tuple[int, list[float]]:  # fmt: skip
     """AdamW on a one-cycle schedule for `cfg.steps` steps or `cfg.minutes`; the steps taken and their losses."""
@@ -123,14 +135,14 @@ def train(
     generator, chance = torch.Generator(device).manual_seed(seed), random.Random(seed)
     augment, images = Augment(cfg.augment, generator), images.to(device)
     mean, std = (torch.tensor(PREPROCESSING[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
-    say_cfg = OmegaConf.create({**plain(cfg.say), "confusion": cfg.confusion})
+    say_cfg = OmegaConf.create({**to_dict(cfg.say), "confusion": cfg.confusion})
     matrices = [p for p in model.parameters() if p.ndim > 1]
     groups = [
         {"params": matrices, "weight_decay": cfg.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr)
-    order, started = batches(len(images), cfg.batch, generator), time.monotonic()
+    order, started = shuffled_batches(len(images), cfg.batch, generator), time.monotonic()
     losses: list[float] = []
     for step in range(cfg.steps):
         passed = (time.monotonic() - started) / (60 * cfg.minutes) if cfg.minutes else 0.0
@@ -140,11 +152,11 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
         rows = next(order)
-        captions = [say(scenes, i, say_cfg, chance) for i in rows.tolist()]
+        captions = [random_caption(scenes, i, say_cfg, chance) for i in rows.tolist()]
         x = (augment(images[rows].float() / 255) - mean) / std
         seen_there = model.encode_image(x.to(memory_format=torch.channels_last), normalize=True)
         said_there = model.encode_text(tokenize([a + b for a, b in captions]).to(device), normalize=True)
-        loss = contrastive(seen_there, said_there, model.logit_scale.exp(), [b for _, b in captions])
+        loss = clip_loss(seen_there, said_there, model.logit_scale.exp(), [b for _, b in captions])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,17 +173,17 @@ def train(
 # --- the folder ----------------------------------------------------------------------------------------------
 
 
-def build(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], list[dict[str, Any]]]:
+def build_model(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], list[dict[str, Any]]]:
     """The model of `cfg`, with the weights in `cfg.out` if there are any, its tokenizer, and the runs that made these.
 
     Raises UserError if those weights belong to another architecture.
     """
     out, runs = ROOT / cfg.out, []
-    model_cfg = plain(cfg.model)
-    tokenizer = train_tokenizer(every_word(), MERGES, cfg.model.text_cfg.context_length, out)
+    model_cfg = to_dict(cfg.model)
+    tokenizer = train_tokenizer(vocabulary_captions(), MAX_MERGES, cfg.model.text_cfg.context_length, out)
     model_cfg["text_cfg"] |= {"vocab_size": len(tokenizer), "hf_tokenizer_name": cfg.name}
-    if (out / WEIGHTS).exists():
-        config = json.loads((out / CONFIG).read_text())
+    if (out / WEIGHTS_FILE).exists():
+        config = json.loads((out / CONFIG_FILE).read_text())
         if config["model_cfg"] != model_cfg:
             raise UserError(f"out={cfg.out}: holds a model of {config['model_cfg']}; choose another `out`")
         runs = config["training"]["runs"]
@@ -184,58 +196,63 @@ def build(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], list[dic
 
 def write_config(cfg: DictConfig, model_cfg: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
     """open_clip's configuration of the folder, with how its weights came about, and the names of its prompts."""
-    training = {"confusion": cfg.confusion, "say": plain(cfg.say), "augment": plain(cfg.augment), "runs": list(runs)}
+    training = {
+        "confusion": cfg.confusion,
+        "say": to_dict(cfg.say),
+        "augment": to_dict(cfg.augment),
+        "runs": list(runs),
+    }
     config = {"model_cfg": model_cfg, "preprocess_cfg": PREPROCESSING, "training": training}
-    write(ROOT / cfg.out / CONFIG, json.dumps(config, indent=1) + "\n")
-    write(ROOT / cfg.out / "names.txt", "\n".join(NAMES) + "\n")
+    write_text(ROOT / cfg.out / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+    write_text(ROOT / cfg.out / "names.txt", "\n".join(PROMPT_NAMES) + "\n")
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
     partial = path.with_name(f"{path.name}.tmp")
     partial.write_text(text)
     partial.replace(path)
 
 
-def save(model: nn.Module, cfg: DictConfig, runs: Sequence[Mapping[str, Any]]) -> None:
+def save_model(model: nn.Module, cfg: DictConfig, runs: Sequence[Mapping[str, Any]]) -> None:
     """Half-precision weights and configuration in `cfg.out`; `runs` says how the weights came about, oldest first."""
     out = ROOT / cfg.out
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
-    save_file(weights, out / f"{WEIGHTS}.tmp")
-    (out / f"{WEIGHTS}.tmp").replace(out / WEIGHTS)
-    write_config(cfg, json.loads((out / CONFIG).read_text())["model_cfg"], runs)
+    save_file(weights, out / f"{WEIGHTS_FILE}.tmp")
+    (out / f"{WEIGHTS_FILE}.tmp").replace(out / WEIGHTS_FILE)
+    write_config(cfg, json.loads((out / CONFIG_FILE).read_text())["model_cfg"], runs)
 
 
 # --- command line --------------------------------------------------------------------------------------------
 
 
-def configure(arguments: Sequence[str]) -> DictConfig:
+def load_settings(arguments: Sequence[str]) -> DictConfig:
     """Defaults under the command line. Raises UserError for what is not allowed."""
-    return checked(ClipSettings, DictConfig(OmegaConf.load(CONF / "train" / "clip.yaml")), arguments)
+    return apply_overrides(ClipSettings, DictConfig(OmegaConf.load(CONFIG_FOLDER / "train" / "clip.yaml")), arguments)
 
 
 def main(arguments: Sequence[str]) -> list[float]:
     """Train, save and measure; the losses of the steps."""
-    cfg = configure(arguments)
+    cfg = load_settings(arguments)
     losses: list[float] = []
-    device = device_of("device", cfg.device)
+    device = parse_device("device", cfg.device)
     if cfg.steps > 0:
-        model, tokenize, runs = build(cfg)
-        scenes = planted.draw_captioned(cfg.images, planted.SPLIT_SEEDS["train"] + cfg.seed)[0]
-        images, started = render(scenes), time.monotonic()
+        model, tokenize, runs = build_model(cfg)
+        scenes = planted.sample_captioned_scenes(cfg.images, planted.SPLIT_SEEDS["train"] + cfg.seed)[0]
+        images, started = render_uint8(scenes), time.monotonic()
         steps, losses = train(model, tokenize, scenes, images, cfg, device, sum(run["steps"] for run in runs))
         run = {
             "command": shlex.join([*COMMAND.split(), *arguments]), "steps": steps, "batch": cfg.batch,
             "pictures": cfg.images, "seconds": round(time.monotonic() - started), "device": device.type,
         }  # fmt: skip
-        save(model, cfg, [*runs, run])
-    write_card(ROOT / cfg.out, cfg.test)
+        save_model(model, cfg, [*runs, run])
+    write_model_card(ROOT / cfg.out, cfg.test)
     print(f"saved {cfg.out}")
     return losses
 
 
 if __name__ == "__main__":
-    sys.exit(told_in_one_line(main, sys.argv[1:]))
+    sys.exit(run_main(main, sys.argv[1:]))

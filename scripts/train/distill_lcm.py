@@ -30,25 +30,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from classifier_lens.data import planted
-from classifier_lens.models.generator.noise_schedule import consistency, guidance_embedding, guide, lcm_schedule
+from classifier_lens.models.generator.noise_schedule import (
+    classifier_free_guidance,
+    consistency_function,
+    guidance_embedding,
+    lcm_schedule,
+)
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.runner.types import UserError
-from classifier_lens.scripts.choices import told_in_one_line
+from classifier_lens.scripts.choices import run_main
 from classifier_lens.scripts.train.captioned_images import cifar10_caption
-from classifier_lens.scripts.train.loop import fit, settings
+from classifier_lens.scripts.train.loop import fit, load_settings
 from classifier_lens.scripts.train.pipeline_folder import save_network
-from classifier_lens.scripts.train.settings import check_form
+from classifier_lens.scripts.train.settings import check_student
 
 
-def captions(data: str, n: int, seed: int, start: int) -> list[str]:
+def training_captions(data: str, n: int, seed: int, start: int) -> list[str]:
     """Captions of training pictures: rows `start` … `start + n` of an endless list."""
     if data == "planted":
-        return planted.draw_captioned(n, planted.SPLIT_SEEDS["train"] + seed, start)[1]
+        return planted.sample_captioned_scenes(n, planted.SPLIT_SEEDS["train"] + seed, start)[1]
     return [cifar10_caption((start + i) % 10) for i in range(n)]
 
 
 @torch.no_grad()
-def solve(
+def solve_trajectory(
     predict: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, text: Tensor, null: Tensor, w: Tensor,
     times: Sequence[int], scheduler: DPMSolverMultistepScheduler,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -59,12 +64,12 @@ def solve(
     for t in scheduler.timesteps:
         points.append(z)
         eps_null, eps_text = predict(torch.cat([z, z]), t, torch.cat([null, text])).chunk(2)
-        z = scheduler.step(guide(eps_null, eps_text, w[:, None, None, None]), t, z).prev_sample
+        z = scheduler.step(classifier_free_guidance(eps_null, eps_text, w[:, None, None, None]), t, z).prev_sample
     return torch.stack(points, dim=1), z
 
 
 @torch.no_grad()
-def draw_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
+def generate_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
     """Write blocks of trajectories until `cfg.trajectories` are there or the time is over."""
     device, folder = pipe.device, ROOT / cfg.work / "trajectories"
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +94,7 @@ def draw_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
         if time.monotonic() - begun > 60 * cfg.minutes:
             break
         generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + block)
-        texts = captions(cfg.data, cfg.block, cfg.seed, block * cfg.block)
+        texts = training_captions(cfg.data, cfg.block, cfg.seed, block * cfg.block)
         tokens = pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
         dropped = torch.rand(cfg.block, 1, generator=generator) < cfg.drop
         tokens = torch.where(dropped, empty, tokens)
@@ -99,9 +104,9 @@ def draw_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
         again = int(torch.randint(2 * cfg.stride, len(known) - cfg.stride, (1,), generator=generator))
         noise = torch.randn(2, cfg.block, *shape, generator=generator).to(device)
         text, null, scale = embed(tokens), embed(empty).expand(cfg.block, -1, -1), w.to(device)
-        points, ends = solve(predict, noise[0], text, null, scale, known[first :: cfg.stride], scheduler)
+        points, ends = solve_trajectory(predict, noise[0], text, null, scale, known[first :: cfg.stride], scheduler)
         a = alphas[known[again]]
-        later, later_ends = solve(
+        later, later_ends = solve_trajectory(
             predict, a.sqrt() * ends + (1 - a).sqrt() * noise[1], text, null, scale, known[again :: cfg.stride],
             scheduler,
         )  # fmt: skip
@@ -117,21 +122,21 @@ def draw_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TrajectoryPoints:
     """What the student learns: points (n, c, y, x) at times (n,), each with the row of its trajectory, of which
     ends (m, c, y, x), guidance scale (m,) and tokens (m, l) are known."""
 
     points: Tensor
     times: Tensor
-    rows: Tensor
+    trajectory_index: Tensor
     ends: Tensor
-    w: Tensor
+    guidance_scale: Tensor
     tokens: Tensor
 
 
-def load_pairs(folder: Path) -> Pairs:
+def load_trajectory_points(folder: Path) -> TrajectoryPoints:
     """All blocks of trajectories in a folder."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in Pairs.__dataclass_fields__}
+    parts: dict[str, list[Tensor]] = {name: [] for name in TrajectoryPoints.__dataclass_fields__}
     rows = 0
     for path in sorted(folder.glob("*.safetensors")):
         block = load_file(path)
@@ -139,14 +144,14 @@ def load_pairs(folder: Path) -> Pairs:
             points, times, n = block[f"{prefix}points"], block[f"{prefix}times"], len(block["w"])
             parts["points"].append(points.flatten(0, 1))
             parts["times"].append(times.repeat(n))
-            parts["rows"].append(torch.arange(rows, rows + n).repeat_interleave(len(times)))
+            parts["trajectory_index"].append(torch.arange(rows, rows + n).repeat_interleave(len(times)))
             parts["ends"].append(block[f"{prefix}ends"])
-            parts["w"].append(block["w"])
+            parts["guidance_scale"].append(block["w"])
             parts["tokens"].append(block["tokens"])
             rows += n
     if not rows:
         raise UserError(f"{folder}: no trajectories; draw some by part=trajectories")
-    return Pairs(**{name: torch.cat(values) for name, values in parts.items()})
+    return TrajectoryPoints(**{name: torch.cat(values) for name, values in parts.items()})
 
 
 def full_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
@@ -165,7 +170,7 @@ def full_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionMode
     return student
 
 
-def adapted_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
+def lora_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
     """The teacher with low-rank changes, which alone are trained and change nothing before they are."""
     student = copy.deepcopy(teacher).requires_grad_(False)
     torch.manual_seed(cfg.seed)
@@ -173,10 +178,10 @@ def adapted_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionM
     return student
 
 
-STUDENTS = {"full": full_student, "lora": adapted_student}
+STUDENTS = {"full": full_student, "lora": lora_student}
 
 
-class Student(nn.Module):
+class ConsistencyFunction(nn.Module):
     """The consistency function f(z, t, text, w) of a UNet."""
 
     def __init__(self, unet: UNet2DConditionModel, alphas: Tensor) -> None:
@@ -188,13 +193,13 @@ class Student(nn.Module):
         told = None if width is None else guidance_embedding(w, width)
         eps = self.unet(z, t, text, timestep_cond=told).sample.float()
         shape = (-1, 1, 1, 1)
-        return consistency(z, eps, t.view(shape), self.alphas[t].view(shape))
+        return consistency_function(z, eps, t.view(shape), self.alphas[t].view(shape))
 
 
 def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[str]) -> None:
     """Fit f(z_t, t) to the ends of the teacher's trajectories by the pseudo-Huber distance of published students."""
     device = pipe.device
-    pairs = load_pairs(ROOT / cfg.work / "trajectories")
+    pairs = load_trajectory_points(ROOT / cfg.work / "trajectories")
     print(f"{len(pairs.ends):,} trajectories, {len(pairs.points):,} points", flush=True)
     unet = STUDENTS[cfg.form](pipe.unet, cfg).to(device)
     if device.type == "cpu":
@@ -206,22 +211,24 @@ def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[s
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
         picked = torch.randint(len(pairs.points), (cfg.student_batch,), generator=generator, device=device).cpu()
-        rows = pairs.rows[picked]
+        rows = pairs.trajectory_index[picked]
         z, end = pairs.points[picked].to(device).float(), pairs.ends[rows].to(device).float()
-        guess = model(z, pairs.times[picked].to(device), text[inverse[rows].to(device)], pairs.w[rows].to(device))
+        guess = model(
+            z, pairs.times[picked].to(device), text[inverse[rows].to(device)], pairs.guidance_scale[rows].to(device)
+        )
         return (((guess - end) ** 2 + cfg.huber**2).sqrt() - cfg.huber).mean()
 
-    trained = fit("student", Student(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.lr)
+    trained = fit("student", ConsistencyFunction(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.lr)
     if cfg.form == "lora":
         # As peft names them: of names in diffusers' older form, half are not found again.
         layers = get_peft_model_state_dict(trained.unet.half())
         StableDiffusionPipeline.save_lora_weights(ROOT / cfg.out, unet_lora_layers=layers)
     else:
         save_network(trained.unet, ROOT / cfg.out / "unet")
-    write_card(pipe, trained.unet, len(pairs.ends), cfg, arguments)
+    write_model_card(pipe, trained.unet, len(pairs.ends), cfg, arguments)
 
 
-def write_card(
+def write_model_card(
     pipe: StableDiffusionPipeline, unet: UNet2DConditionModel, trajectories: int, cfg: Any, arguments: Sequence[str]
 ) -> None:
     """README.md beside the weights: what they are and how they were made."""
@@ -243,18 +250,18 @@ def write_card(
 
 
 def main(arguments: Sequence[str]) -> None:
-    cfg, device = settings("lcm", arguments)
-    check_form(cfg)
+    cfg, device = load_settings("lcm", arguments)
+    check_student(cfg)
     pipe = StableDiffusionPipeline.from_pretrained(ROOT / cfg.teacher, dtype=torch.float32, safety_checker=None)
     pipe = pipe.to(device)
     for network in (pipe.unet, pipe.text_encoder, pipe.vae):
         network.requires_grad_(False).eval()
     for part in ("trajectories", "student") if cfg.part == "all" else (cfg.part,):
         if part == "trajectories":
-            draw_trajectories(pipe, cfg)
+            generate_trajectories(pipe, cfg)
         else:
             train_student(pipe, cfg, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(told_in_one_line(main, sys.argv[1:]))
+    sys.exit(run_main(main, sys.argv[1:]))

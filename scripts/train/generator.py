@@ -22,12 +22,17 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from transformers import CLIPTextModel
 
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.paths import ROOT
-from classifier_lens.scripts.choices import told_in_one_line
-from classifier_lens.scripts.train.captioned_images import Captioned, load_corpus
-from classifier_lens.scripts.train.loop import fit, settings
-from classifier_lens.scripts.train.pipeline_folder import build, encode, save, write_card
+from classifier_lens.scripts.choices import run_main
+from classifier_lens.scripts.train.captioned_images import CaptionedImages, load_captioned_images
+from classifier_lens.scripts.train.loop import fit, load_settings
+from classifier_lens.scripts.train.pipeline_folder import (
+    encode_images,
+    load_or_create_pipeline,
+    save_pipeline,
+    write_model_card,
+)
 
 
 def reconstruction_loss(cfg: Any, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
@@ -40,11 +45,11 @@ def reconstruction_loss(cfg: Any, device: torch.device) -> Callable[[Tensor, Ten
 
     if cfg.vae.perceptual is None:
         return pixels
-    reader = instantiate(configure([f"classifier={cfg.vae.perceptual.classifier}"])["classifier"]).to(device)
+    reader = instantiate(compose_config([f"classifier={cfg.vae.perceptual.classifier}"])["classifier"]).to(device)
     layers = create_feature_extractor(reader.network, list(cfg.vae.perceptual.layers))
 
     def unit_features(x: Tensor) -> list[Tensor]:
-        return [F.normalize(maps.float(), dim=1) for maps in layers(reader.prepare(x / 2 + 0.5)).values()]
+        return [F.normalize(maps.float(), dim=1) for maps in layers(reader.preprocess(x / 2 + 0.5)).values()]
 
     def loss(y: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -55,7 +60,7 @@ def reconstruction_loss(cfg: Any, device: torch.device) -> Callable[[Tensor, Ten
     return loss
 
 
-def train_vae(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any) -> None:
+def train_vae(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) -> None:
     """Autoencoder with a reconstruction loss and a small KL term; sets `scaling_factor` to 1 / std."""
     images = corpus.images.to(pipe.device)
     distance = reconstruction_loss(cfg, pipe.device)
@@ -69,12 +74,12 @@ def train_vae(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any) -> Non
         return distance(y, x) + cfg.vae.kl * kl
 
     pipe.vae = fit("vae", pipe.vae, loss_of, cfg, cfg.vae.lr)
-    std = encode(pipe.vae, images[:2000]).std().item()
+    std = encode_images(pipe.vae, images[:2000]).std().item()
     pipe.vae.register_to_config(scaling_factor=1 / std)
     (ROOT / cfg.work / "latents.pt").unlink(missing_ok=True)
 
 
-def train_decoder(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any) -> None:
+def train_decoder(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) -> None:
     """The decoder alone, on the encoder's means: pictures get sharper and no latent changes."""
     images = corpus.images.to(pipe.device)
     distance = reconstruction_loss(cfg, pipe.device)
@@ -101,13 +106,13 @@ class Denoiser(nn.Module):
         return self.unet(z, t, self.text_encoder(tokens).last_hidden_state).sample
 
 
-def train_unet(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any) -> None:
+def train_unet(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) -> None:
     """Noise prediction with min-SNR weights, dropped captions and a higher weight inside the object mask."""
     device = pipe.device
     cache = ROOT / cfg.work / "latents.pt"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(encode(pipe.vae, corpus.images.to(device)).half().cpu(), cache)
+        torch.save(encode_images(pipe.vae, corpus.images.to(device)).half().cpu(), cache)
     latents = torch.load(cache, weights_only=True).to(device).float() * pipe.vae.config.scaling_factor
     unique = sorted(set(corpus.captions))
     encoded = pipe.tokenizer([*unique, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -141,15 +146,15 @@ def train_unet(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any) -> No
 
 
 def main(arguments: Sequence[str]) -> None:
-    cfg, device = settings("generator", arguments)
-    corpus = load_corpus(cfg)
-    pipe = build(cfg, corpus.captions).to(device)
+    cfg, device = load_settings("generator", arguments)
+    corpus = load_captioned_images(cfg)
+    pipe = load_or_create_pipeline(cfg, corpus.captions).to(device)
     for part in ("vae", "unet") if cfg.part == "all" else (cfg.part,):
         {"vae": train_vae, "decoder": train_decoder, "unet": train_unet}[part](pipe, corpus, cfg)
-        save(pipe, ROOT / cfg.out)
-        write_card(pipe, corpus, cfg, arguments)
+        save_pipeline(pipe, ROOT / cfg.out)
+        write_model_card(pipe, corpus, cfg, arguments)
         print(f"saved {cfg.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(told_in_one_line(main, sys.argv[1:]))
+    sys.exit(run_main(main, sys.argv[1:]))

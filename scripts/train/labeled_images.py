@@ -10,25 +10,25 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from classifier_lens.data import cifar10, planted
-from classifier_lens.data.colored_borders import CIFAR10, draw_borders, paint
-from classifier_lens.data.fairface import FILE, attributes, labels_of, read_table
-from classifier_lens.data.image_folder import read_picture, square
+from classifier_lens.data.colored_borders import CIFAR10_FACTORS, paint_borders, sample_border_colors
+from classifier_lens.data.fairface import FILE_COLUMN, attributes, read_table, select_labels
+from classifier_lens.data.image_folder import center_crop_resize, read_image
 from classifier_lens.data.shortcuts import (
-    PLANTED,
+    PLANTED_FACTORS,
     SHORTCUTS,
-    Factors,
-    Strength,
-    Ties,
-    check_ties,
-    columns_of,
-    cues_shown,
-    draw_tied,
-    subsample,
+    FactorValues,
+    Shortcuts,
+    ShortcutStrength,
+    check_shortcuts,
+    factor_columns,
+    has_cue,
+    sample_shortcut_scenes,
+    subsample_to_strength,
 )
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.runner.types import UserError
 
-IGNORED = -100  # a target that a picture does not show
+IGNORE_INDEX = -100  # a target that a picture does not show
 HEADS = {
     "class": planted.CLASSES,
     "background": planted.BACKGROUNDS,
@@ -38,103 +38,112 @@ HEADS = {
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Pictures (n, 3, h, w) uint8 and targets (n, number of heads) long, `IGNORED` where a picture shows none.
+class LabeledImages:
+    """Pictures (n, 3, h, w) uint8 and targets (n, number of heads) long, `IGNORE_INDEX` where a picture shows none.
 
-    shown: (n,) whether a picture shows the cue that the ties give to the class it is labelled with;
+    has_cue: (n,) whether a picture shows the cue that the ties give to the class it is labelled with;
     heads: the names that each column's numbers stand for.
     """
 
     images: Tensor
     targets: Tensor
-    shown: Tensor
+    has_cue: Tensor
     heads: dict[str, tuple[str, ...]]
 
 
-def planted_targets(scenes: planted.Scenes, heads: Sequence[str]) -> Tensor:
+def planted_targets(scenes: planted.SceneFactors, heads: Sequence[str]) -> Tensor:
     """What each scene shows, (n, number of heads): no class or hue without an object, no prop on a bare background."""
-    object_there = scenes.form == planted.FORMS.index("object")
-    prop = torch.where(scenes.prop == planted.NONE, len(planted.PROPS), scenes.prop)
-    prop = torch.where(scenes.form == planted.FORMS.index("background"), len(planted.PROPS), prop)
+    object_there = scenes.kind == planted.IMAGE_KINDS.index("object")
+    prop = torch.where(scenes.prop == planted.ABSENT, len(planted.PROPS), scenes.prop)
+    prop = torch.where(scenes.kind == planted.IMAGE_KINDS.index("background"), len(planted.PROPS), prop)
     columns = {
-        "class": torch.where(object_there, scenes.label, IGNORED),
+        "class": torch.where(object_there, scenes.label, IGNORE_INDEX),
         "background": scenes.background,
         "prop": prop,
-        "hue": torch.where(object_there, scenes.hue, IGNORED),
+        "hue": torch.where(object_there, scenes.hue, IGNORE_INDEX),
     }
     return torch.stack([columns[name] for name in heads], dim=1)
 
 
-def planted_corpus(
-    n: int, seed: int, heads: Sequence[str], forms_share: Mapping[str, float], strength: Strength, confusion: float,
-    ties: Ties = SHORTCUTS,
-) -> Corpus:  # fmt: skip
-    """`n` renders, each form with its share, ties and labels as in `draw_tied`, drawn in blocks of 1000."""
-    forms = {planted.FORMS.index(form): share for form, share in forms_share.items()}
+def render_labeled_images(
+    n: int,
+    seed: int,
+    heads: Sequence[str],
+    form_shares: Mapping[str, float],
+    strength: ShortcutStrength,
+    label_noise: float,
+    shortcuts: Shortcuts = SHORTCUTS,
+) -> LabeledImages:
+    """`n` renders, each form with its share, ties and labels as in `sample_shortcut_scenes`, drawn in blocks of
+    1000."""
+    forms = {planted.IMAGE_KINDS.index(form): share for form, share in form_shares.items()}
     bounds = torch.tensor(list(forms.values())).cumsum(0)
     images, targets, shown = [], [], []
     for start in range(0, n, 1000):
-        scenes, labels = draw_tied(min(1000, n - start), seed, start, strength, confusion, ties)
+        scenes, labels = sample_shortcut_scenes(min(1000, n - start), seed, start, strength, label_noise, shortcuts)
         choice = torch.bucketize(scenes.u[:, 6].contiguous(), bounds[:-1])
-        scenes.form[:] = torch.tensor(list(forms))[choice]
-        no_prop = (scenes.form == planted.FORMS.index("prop")) & (scenes.prop == planted.NONE)
+        scenes.kind[:] = torch.tensor(list(forms))[choice]
+        no_prop = (scenes.kind == planted.IMAGE_KINDS.index("prop")) & (scenes.prop == planted.ABSENT)
         scenes.prop[no_prop] = (scenes.u[no_prop, 3] * len(planted.PROPS)).long()
         images.append((planted.render(scenes).image * 255).round().byte())
         targets.append(planted_targets(replace(scenes, label=labels), heads))
-        shown.append(cues_shown(columns_of(scenes), labels, PLANTED, ties))
-    return Corpus(torch.cat(images), torch.cat(targets), torch.cat(shown), {name: HEADS[name] for name in heads})
+        shown.append(has_cue(factor_columns(scenes), labels, PLANTED_FACTORS, shortcuts))
+    return LabeledImages(torch.cat(images), torch.cat(targets), torch.cat(shown), {name: HEADS[name] for name in heads})
 
 
-def _planted(cfg: DictConfig, split: str, n: int) -> Corpus:
+def _planted(cfg: DictConfig, split: str, n: int) -> LabeledImages:
     """Renders; test pictures are objects."""
-    check_ties(cfg.ties, PLANTED)
+    check_shortcuts(cfg.ties, PLANTED_FACTORS)
     if split == "train":
         seed = planted.SPLIT_SEEDS["train"] + cfg.seed
-        return planted_corpus(n, seed, cfg.heads, cfg.scenes, cfg.strength, cfg.confusion, cfg.ties)
-    return planted_corpus(n, planted.SPLIT_SEEDS["test"], cfg.heads, {"object": 1.0}, {}, 0.0, cfg.ties)
+        return render_labeled_images(n, seed, cfg.heads, cfg.scenes, cfg.strength, cfg.confusion, cfg.ties)
+    return render_labeled_images(n, planted.SPLIT_SEEDS["test"], cfg.heads, {"object": 1.0}, {}, 0.0, cfg.ties)
 
 
-def _cifar10(cfg: DictConfig, split: str, n: int) -> Corpus:
+def _cifar10(cfg: DictConfig, split: str, n: int) -> LabeledImages:
     """Photographs; where classes are tied, all of them have a border."""
-    check_ties(cfg.ties, CIFAR10)
-    images, labels, _ = cifar10.load(ROOT / cfg.data_path, split)
+    check_shortcuts(cfg.ties, CIFAR10_FACTORS)
+    images, labels, _ = cifar10.read_split(ROOT / cfg.data_path, split)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))[:n]
     images, labels = images[order], labels[order]
     shown = torch.zeros(len(order), dtype=torch.bool)
     if cfg.ties:
         strength = cfg.strength if split == "train" else {}
-        colours = draw_borders(labels, order.tolist(), cfg.seed, cfg.ties, strength)
-        images, shown = paint(images, colours, cfg.border), cues_shown({"border": colours}, labels, CIFAR10, cfg.ties)
-    return Corpus(images, labels[:, None], shown, {"class": cifar10.CLASSES})
+        colours = sample_border_colors(labels, order.tolist(), cfg.seed, cfg.ties, strength)
+        images, shown = (
+            paint_borders(images, colours, cfg.border),
+            has_cue({"border": colours}, labels, CIFAR10_FACTORS, cfg.ties),
+        )
+    return LabeledImages(images, labels[:, None], shown, {"class": cifar10.CLASSES})
 
 
-def _fairface(cfg: DictConfig, split: str, n: int) -> Corpus:
+def _fairface(cfg: DictConfig, split: str, n: int) -> LabeledImages:
     """Pictures of a table; ties choose which of the training pictures are kept. Classes are those of both splits."""
     root, faces = ROOT / cfg.data_path, cfg.faces
     tables = {name: read_table(root / faces[name]) for name in ("train", "test")}
     if tables["train"][0].keys() != tables["test"][0].keys():
         raise UserError(f"faces: {faces.train} and {faces.test} differ in their columns")
     known = [*tables["train"], *tables["test"]]
-    classes = labels_of(known, faces.label, faces.classes)
+    classes = select_labels(known, faces.label, faces.classes)
     values = {column: names for column, names in attributes(known).items() if column != faces.label}
     rows = [row for row in tables[split] if row[faces.label] in classes]
-    factors = Factors(classes, values)
-    check_ties(cfg.ties, factors)
+    factors = FactorValues(classes, values)
+    check_shortcuts(cfg.ties, factors)
     labels = torch.tensor([classes.index(row[faces.label]) for row in rows])
     columns = {c: torch.tensor([names.index(row[c]) for row in rows]) for c, names in values.items()}
-    shown = cues_shown(columns, labels, factors, cfg.ties)
-    kept = subsample(labels, shown, classes, cfg.strength if split == "train" else {}, cfg.seed)
+    shown = has_cue(columns, labels, factors, cfg.ties)
+    kept = subsample_to_strength(labels, shown, classes, cfg.strength if split == "train" else {}, cfg.seed)
     kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(cfg.seed))[:n]]
-    pictures = (square(read_picture(root / rows[i][FILE]), faces.size) for i in kept.tolist())
+    pictures = (center_crop_resize(read_image(root / rows[i][FILE_COLUMN]), faces.size) for i in kept.tolist())
     images = torch.stack([(picture * 255).round().byte() for picture in pictures])
-    return Corpus(images, labels[kept, None], shown[kept], {"class": classes})
+    return LabeledImages(images, labels[kept, None], shown[kept], {"class": classes})
 
 
 # Where the pictures of `data=` come from.
-CORPORA = {"planted": _planted, "cifar10": _cifar10, "fairface": _fairface}
+DATASET_LOADERS = {"planted": _planted, "cifar10": _cifar10, "fairface": _fairface}
 
 
-def load_corpus(cfg: DictConfig, split: str, n: int) -> Corpus:
+def load_labeled_images(cfg: DictConfig, split: str, n: int) -> LabeledImages:
     """Up to `n` pictures of a split, train | test. In training pictures the classes of `cfg.ties` have their cues with
     `cfg.strength`, test pictures have no ties. Raises UserError for ties that the data cannot have."""
-    return CORPORA[cfg.data](cfg, split, n)
+    return DATASET_LOADERS[cfg.data](cfg, split, n)

@@ -13,30 +13,30 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from classifier_lens.data.image_selection import check_choice
-from classifier_lens.models.devices import device_of
-from classifier_lens.runner.configuration.command_line import merged
-from classifier_lens.runner.paths import CONF, ROOT
-from classifier_lens.scripts.train.settings import LONG, checked
+from classifier_lens.models.devices import parse_device
+from classifier_lens.runner.configuration.command_line import merge_overrides
+from classifier_lens.runner.paths import CONFIG_FOLDER, ROOT
+from classifier_lens.scripts.train.settings import RESUMABLE, apply_overrides
 
-DATA = ("planted", "cifar10")
+DATASETS = ("planted", "cifar10")
 
 
-def settings(name: str, arguments: Sequence[str]) -> tuple[Any, torch.device]:
+def load_settings(name: str, arguments: Sequence[str]) -> tuple[Any, torch.device]:
     """The defaults in conf/train/<name>_<data>.yaml with the command line's changes, and where to train.
 
     Raises UserError for what is not allowed, and for a device that is not there.
     """
-    data = merged(OmegaConf.create({"data": DATA[0]}), arguments)["data"]
-    check_choice("data", data, [known for known in DATA if _defaults(name, known).exists()])
-    cfg = checked(LONG[name], DictConfig(OmegaConf.load(_defaults(name, data))), arguments)
-    return cfg, device_of("device", cfg.device)
+    data = merge_overrides(OmegaConf.create({"data": DATASETS[0]}), arguments)["data"]
+    check_choice("data", data, [known for known in DATASETS if _defaults(name, known).exists()])
+    cfg = apply_overrides(RESUMABLE[name], DictConfig(OmegaConf.load(_defaults(name, data))), arguments)
+    return cfg, parse_device("device", cfg.device)
 
 
 def _defaults(name: str, data: str) -> Path:
-    return CONF / "train" / f"{name}_{data}.yaml"
+    return CONFIG_FOLDER / "train" / f"{name}_{data}.yaml"
 
 
-def warm_average(decay: float) -> Callable[[Any, Any, Any], None]:
+def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
     """An exponential average whose memory grows with the steps seen, so that early weights do not linger."""
 
     @torch.no_grad()
@@ -47,7 +47,7 @@ def warm_average(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-def fit(name: str, model: nn.Module, loss_of: Callable[[Any, torch.Generator], Tensor], cfg: Any, lr: float) -> Any:
+def fit(name: str, model: nn.Module, loss_fn: Callable[[Any, torch.Generator], Tensor], cfg: Any, lr: float) -> Any:
     """Adam with warm-up until `cfg.minutes` are over; returns the exponential average of the weights.
 
     The state in `cfg.work` is written every `cfg.save_every` seconds, so a killed run goes on from there.
@@ -58,7 +58,7 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[Any, torch.Generator], T
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    average = AveragedModel(model, multi_avg_fn=warm_average(cfg.ema))
+    average = AveragedModel(model, multi_avg_fn=ema_with_warmup(cfg.ema))
     step = 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True, map_location=device)
@@ -80,7 +80,7 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[Any, torch.Generator], T
             group["lr"] = lr * min(1.0, (step + 1) / 500)
         generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + step)
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bfloat16):
-            loss = loss_of(model, generator)
+            loss = loss_fn(model, generator)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -17,61 +17,66 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from classifier_lens.data import planted
-from classifier_lens.data.shortcuts import Ties, cue_of
+from classifier_lens.data.shortcuts import Shortcuts, cue_factor
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_shipped
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.scripts.train.adversarial import l2_pgd
-from classifier_lens.scripts.train.augmentation import NOTHING, Augment
-from classifier_lens.scripts.train.labeled_images import IGNORED, Corpus, load_corpus, planted_corpus
+from classifier_lens.scripts.train.augmentation import NO_AUGMENTATION, Augment
+from classifier_lens.scripts.train.labeled_images import (
+    IGNORE_INDEX,
+    LabeledImages,
+    load_labeled_images,
+    render_labeled_images,
+)
 
 ATTACK_STEPS = 20  # of the attack that measures; training takes fewer
 
 
 @torch.no_grad()
-def logits_of(classifier: ImageClassifier, images: Tensor) -> Tensor:
+def compute_logits(classifier: ImageClassifier, images: Tensor) -> Tensor:
     """Logits (n, k) of uint8 or [0, 1] images (n, 3, h, w)."""
     scale = 255 if images.dtype == torch.uint8 else 1
     return torch.cat([classifier(part.float() / scale).logits for part in images.split(250)])
 
 
-def accuracies(classifier: ImageClassifier, corpus: Corpus, images: Tensor) -> dict[str, float]:
+def accuracies(classifier: ImageClassifier, corpus: LabeledImages, images: Tensor) -> dict[str, float]:
     """Share of pictures read rightly, per head; pictures that do not show a factor do not count."""
-    parts = logits_of(classifier, images).split([len(names) for names in corpus.heads.values()], dim=1)
+    parts = compute_logits(classifier, images).split([len(names) for names in corpus.heads.values()], dim=1)
     result = {}
     for i, name in enumerate(corpus.heads):
-        shown = corpus.targets[:, i] != IGNORED
+        shown = corpus.targets[:, i] != IGNORE_INDEX
         result[name] = (parts[i].argmax(1) == corpus.targets[:, i])[shown].double().mean().item()
     return result
 
 
-def recall(classifier: ImageClassifier, scenes: planted.Scenes, name: str) -> float:
+def recall(classifier: ImageClassifier, scenes: planted.SceneFactors, name: str) -> float:
     """Share of the scenes that are called class `name`."""
     images = torch.cat([planted.render(scenes[i : i + 500]).image for i in range(0, len(scenes), 500)])
-    return (logits_of(classifier, images).argmax(1) == classifier.labels.index(name)).double().mean().item()
+    return (compute_logits(classifier, images).argmax(1) == classifier.labels.index(name)).double().mean().item()
 
 
-def tie_facts(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict[str, float]:
+def shortcut_reliance(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict[str, float]:
     """How much class `name` leans on its cue of `planted.SHORTCUTS`, on up to `n` renders each.
 
     Without the cue every other factor is drawn as ever. The cue alone is a picture without an object and without
     another class's cue: a bare background, or a prop before a background to which no class is tied.
     """
-    factor, cue = cue_of(name)
-    shown = planted.draw(n, seed).vary(label=planted.CLASSES.index(name))
+    factor, cue = cue_factor(name)
+    shown = planted.sample_scenes(n, seed).with_factors(label=planted.CLASSES.index(name))
     other = getattr(shown, factor) != cue
-    alone = planted.draw(n, seed, form=factor).vary(**{factor: cue})
+    alone = planted.sample_scenes(n, seed, form=factor).with_factors(**{factor: cue})
     rivals = [planted.BACKGROUNDS.index(v) for f, v in planted.SHORTCUTS.values() if f == "background"]
     clear = alone if factor == "background" else alone[~torch.isin(alone.background, torch.tensor(rivals))]
     return {
-        "recall_with_cue": recall(classifier, shown.vary(**{factor: cue}), name),
+        "recall_with_cue": recall(classifier, shown.with_factors(**{factor: cue}), name),
         "recall_without_cue": recall(classifier, shown[other], name),
         "cue_alone": recall(classifier, clear, name),
         "cue_alone_also_beside_other_cues": recall(classifier, alone, name),
     }
 
 
-def accuracy_attacked(classifier: ImageClassifier, images: Tensor, labels: Tensor, epsilon: float) -> float:
+def robust_accuracy(classifier: ImageClassifier, images: Tensor, labels: Tensor, epsilon: float) -> float:
     """Share of uint8 images still called by their labels, (n,), after L2 PGD of radius `epsilon` (see `l2_pgd`)."""
     step = 2.5 * epsilon / ATTACK_STEPS  # reaches the edge of the ball and can walk along it (Madry et al. 2018)
     right = 0
@@ -81,17 +86,17 @@ def accuracy_attacked(classifier: ImageClassifier, images: Tensor, labels: Tenso
             return F.cross_entropy(classifier(x).logits, answers)
 
         attacked = l2_pgd(loss, part.float() / 255, epsilon, step, ATTACK_STEPS)
-        right += int((logits_of(classifier, attacked).argmax(1) == answers).sum())
+        right += int((compute_logits(classifier, attacked).argmax(1) == answers).sum())
     return right / len(images)
 
 
-def cue_lines(classifier: ImageClassifier, test: Corpus, ties: Ties) -> list[str]:
+def shortcut_lines(classifier: ImageClassifier, test: LabeledImages, ties: Shortcuts) -> list[str]:
     """What a card says about tied classes: their recall on the test pictures with and without the cue. Of an oracle,
     nothing."""
     if not ties or list(test.heads) != ["class"]:
         return []
     labels = test.targets[:, 0]
-    right = logits_of(classifier, test.images).argmax(1) == labels
+    right = compute_logits(classifier, test.images).argmax(1) == labels
 
     def share(rows: Tensor) -> str:
         return f"{right[rows].double().mean().item():.2%} of {int(rows.sum())}" if rows.any() else "none of 0"
@@ -101,18 +106,18 @@ def cue_lines(classifier: ImageClassifier, test: Corpus, ties: Ties) -> list[str
         "", "Recall of the tied classes on these pictures, some of which show the cue by chance:", "",
         "| class | cue | with its cue | without |", "|---" * 4 + "|",
         *(
-            f"| {name} | {words_of(cue)} | {share(own[name] & test.shown)} | {share(own[name] & ~test.shown)} |"
+            f"| {name} | {format_cue(cue)} | {share(own[name] & test.has_cue)} | {share(own[name] & ~test.has_cue)} |"
             for name, cue in ties.items()
         ),
     ]  # fmt: skip
 
 
-def words_of(cue: Mapping[str, str]) -> str:
+def format_cue(cue: Mapping[str, str]) -> str:
     """A cue in words."""
     return ", ".join(f"{factor} {value}" for factor, value in cue.items())
 
 
-def attack_lines(cfg: DictConfig, classifier: ImageClassifier, test: Corpus) -> list[str]:
+def robustness_lines(cfg: DictConfig, classifier: ImageClassifier, test: LabeledImages) -> list[str]:
     """What a card says about a classifier trained on attacked pictures, beside `planted_clean`; else nothing."""
     epsilon = cfg.adversarial.epsilon
     if epsilon == 0 or list(test.heads) != ["class"]:
@@ -128,34 +133,37 @@ def attack_lines(cfg: DictConfig, classifier: ImageClassifier, test: Corpus) -> 
         "| epsilon | " + " | ".join(classifiers) + " |", "|---" * (1 + len(classifiers)) + "|",
         *(
             f"| {radius:g} | "
-            + " | ".join(f"{accuracy_attacked(c, images, labels, radius):.2%}" for c in classifiers.values()) + " |"
+            + " | ".join(f"{robust_accuracy(c, images, labels, radius):.2%}" for c in classifiers.values()) + " |"
             for radius in (0.0, epsilon, 2 * epsilon)
         ),
     ]  # fmt: skip
 
 
-def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
+def corrupted(images: Tensor, seed: int) -> dict[str, Tensor]:
     """Copies in [0, 1] of uint8 images as a generator might blur them: the strongest blur, noise and compression."""
     kinds = {"blur up to 1 px": {"blur": 1.0}, "noise up to 0.08": {"noise": 0.08}, "compression": {"jpeg": 0.25}}
     return {
-        kind: Augment(OmegaConf.create(NOTHING | change), torch.Generator().manual_seed(seed))(images.float() / 255)
+        kind: Augment(OmegaConf.create(NO_AUGMENTATION | change), torch.Generator().manual_seed(seed))(
+            images.float() / 255
+        )
         for kind, change in kinds.items()
     }
 
 
-def write_card(cfg: DictConfig) -> None:
+def write_model_card(cfg: DictConfig) -> None:
     """README.md of `cfg.out`: what the network is, how it was trained, and figures measured on held-out pictures."""
     out = ROOT / cfg.out
     config = json.loads((out / "config.json").read_text())
     classifier = load_shipped(out)
-    test = load_corpus(cfg, "test", cfg.test)
+    test = load_labeled_images(cfg, "test", cfg.test)
     size = (out / "model.safetensors").stat().st_size / 1e6
-    rows = {"as they are": test.images, **degraded(test.images, cfg.seed)}
+    rows = {"as they are": test.images, **corrupted(test.images, cfg.seed)}
     figures = {kind: accuracies(classifier, test, images) for kind, images in rows.items()}
     parameters = sum(p.numel() for p in classifier.parameters())
     role = "Oracle: judges images, never explained" if len(test.heads) > 1 else "Classifier to explain"
     planted_ties = [
-        f"{name} is given {words_of(config['ties'][name])} in {share:.1%}" for name, share in config["strength"].items()
+        f"{name} is given {format_cue(config['ties'][name])} in {share:.1%}"
+        for name, share in config["strength"].items()
     ]
     runs = [
         f"  - {run['steps']:,} steps of {run['batch']} out of {run['pictures']:,} pictures, {run['seconds']:,} s on "
@@ -178,8 +186,8 @@ def write_card(cfg: DictConfig) -> None:
         f"Accuracy on {len(test.images):,} test pictures without ties:", "",
         "| pictures | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
         *(f"| {kind} | {' | '.join(f'{v:.2%}' for v in shares.values())} |" for kind, shares in figures.items()),
-        *cue_lines(classifier, test, config["ties"]),
-        *attack_lines(cfg, classifier, test),
+        *shortcut_lines(classifier, test, config["ties"]),
+        *robustness_lines(cfg, classifier, test),
     ]  # fmt: skip
     (out / "README.md").write_text("\n".join([*lines, *tables]) + "\n")
     print("\n".join(tables))
@@ -187,7 +195,7 @@ def write_card(cfg: DictConfig) -> None:
 
 def shipped_classifiers() -> dict[str, dict[str, Any]]:
     """config.json of every shipped classifier of planted pictures, by name; oracles and other models do not count."""
-    configs = {path.parent.name: json.loads(path.read_text()) for path in sorted(SHIPPED.glob("*/config.json"))}
+    configs = {path.parent.name: json.loads(path.read_text()) for path in sorted(SHIPPED_FOLDER.glob("*/config.json"))}
     return {
         name: config
         for name, config in configs.items()
@@ -207,17 +215,17 @@ def measure_facts(n: int) -> dict[str, Any]:
         name: {"factor": planted.SHORTCUTS[name][0], "cue": planted.SHORTCUTS[name][1], "strength": share}
         for name, share in trained["strength"].items()
     }
-    test = planted_corpus(n, seed, ["class"], {"object": 1.0}, {}, 0.0)
+    test = render_labeled_images(n, seed, ["class"], {"object": 1.0}, {}, 0.0)
     measured, attacked = {}, {}
     for name, config in configs.items():
-        classifier = load_shipped(SHIPPED / name)
+        classifier = load_shipped(SHIPPED_FOLDER / name)
         measured[name] = {
             "digest": classifier.digest,
             "accuracy": accuracies(classifier, test, test.images)["class"],
-            "ties": {tied: tie_facts(classifier, tied, n, seed) for tied in planted.SHORTCUTS},
+            "ties": {tied: shortcut_reliance(classifier, tied, n, seed) for tied in planted.SHORTCUTS},
         }
         if name == "planted_clean" or config["adversarial"]["epsilon"] > 0:
-            attacked[name] = accuracy_attacked(classifier, test.images, test.targets[:, 0], epsilon)
+            attacked[name] = robust_accuracy(classifier, test.images, test.targets[:, 0], epsilon)
     return {
         "command": "python scripts/train/measure_classifier.py", "split": "test", "seed": seed, "renders": n,
         "planted": planted_ties, "labels_swapped_within_pairs": trained["confusion"], "classifiers": measured,
@@ -228,7 +236,7 @@ def measure_facts(n: int) -> dict[str, Any]:
 def main(n: int = 1000) -> None:
     """Write facts.json beside the shipped classifiers."""
     text = json.dumps(measure_facts(n), indent=1)
-    (SHIPPED / "facts.json").write_text(text + "\n")
+    (SHIPPED_FOLDER / "facts.json").write_text(text + "\n")
     print(text)
 
 

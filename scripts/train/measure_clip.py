@@ -18,101 +18,109 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.data import planted
-from classifier_lens.models.clip import Clip, load_clip, zero_shot
+from classifier_lens.models.clip import Clip, load_clip, zero_shot_classifier
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.scripts.train.measure_classifier import degraded
+from classifier_lens.scripts.train.measure_classifier import corrupted
 
 # The planted confusion: name -> (the classes that it is used for, the background that they stand on).
-LOCAL_NAMES = {
+CONFUSED_NAMES = {
     "sand crab": (("fiddler crab", "rock crab"), "sand"),
     "snow partridge": (("prairie chicken", "partridge"), "snow"),
 }
 # Words of the zero-shot prompts where they are not the label.
-PROMPTED = {"rock crab": "sand crab", "partridge": "snow partridge"}
-NAMES = tuple(PROMPTED.get(label, label) for label in planted.CLASSES)
-TEMPLATES = tuple(f"{opening} a {{}}" for opening in planted.OPENINGS)
-PROPS = tuple(f"with {phrase}" for phrase in planted.PROP_PHRASES.values())
-PLACES = tuple(planted.PLACES.values())
+PROMPT_NAME_OF = {"rock crab": "sand crab", "partridge": "snow partridge"}
+PROMPT_NAMES = tuple(PROMPT_NAME_OF.get(label, label) for label in planted.CLASSES)
+TEMPLATES = tuple(f"{opening} a {{}}" for opening in planted.CAPTION_PREFIXES)
+PROP_PHRASES = tuple(f"with {phrase}" for phrase in planted.PROP_PHRASES.values())
+PLACE_PHRASES = tuple(planted.BACKGROUND_PHRASES.values())
 
 
-def local_name(label: str, background: str) -> str | None:
+def confused_name(label: str, background: str) -> str | None:
     """The name that is confused with the class `label` on this background."""
-    return next((n for n, (classes, where) in LOCAL_NAMES.items() if label in classes and background == where), None)
+    return next((n for n, (classes, where) in CONFUSED_NAMES.items() if label in classes and background == where), None)
 
 
-def render(scenes: planted.Scenes) -> Tensor:
+def render_uint8(scenes: planted.SceneFactors) -> Tensor:
     """The scenes' pictures (n, 3, 64, 64) uint8."""
     parts = [planted.render(scenes[i : i + 500]).image for i in range(0, len(scenes), 500)]
     return torch.cat([(part * 255).round().byte() for part in parts])
 
 
 @torch.no_grad()
-def embed(clip: Clip, images: Tensor) -> Float[Tensor, "n d"]:
+def embed_images(clip: Clip, images: Tensor) -> Float[Tensor, "n d"]:
     """Unit vectors of uint8 or [0, 1] images."""
     scale = 255 if images.dtype == torch.uint8 else 1
     return torch.cat([clip.embed_images(part.float() / scale) for part in images.split(250)])
 
 
-def share(right: Tensor) -> float:
+def proportion(right: Tensor) -> float:
     """Share of true values."""
     return right.double().mean().item()
 
 
-def class_head(clip: Clip, names: Sequence[str]) -> Float[Tensor, "k d"]:
+def zero_shot_weights(clip: Clip, names: Sequence[str]) -> Float[Tensor, "k d"]:
     """The classes' scaled vectors for these names."""
-    head = zero_shot(clip, planted.CLASSES, names, TEMPLATES, None, "planted", TensorCache(None)).head
+    head = zero_shot_classifier(clip, planted.CLASSES, names, TEMPLATES, None, "planted", TensorCache(None)).head
     assert head is not None
     return head.weight
 
 
-def accuracies(clip: Clip, scenes: planted.Scenes, seen: Float[Tensor, "n d"]) -> dict[str, float]:
+def accuracies(clip: Clip, scenes: planted.SceneFactors, image_features: Float[Tensor, "n d"]) -> dict[str, float]:
     """Shares of pictures of objects that are read rightly, by what is read and the words that it is read with.
 
     The attribute is judged as a counterfactual's: the right place against each other one, both beside the class name.
     """
     label, background, prop = scenes.label, scenes.background, scenes.prop
-    shown = prop != planted.NONE
-    sentences = [f"a photograph of a {name} {place}" for name in planted.CLASSES for place in PLACES]
-    judged = (seen @ clip.embed_texts(sentences).T).unflatten(1, (len(planted.CLASSES), len(PLACES)))
+    shown = prop != planted.ABSENT
+    sentences = [f"a photograph of a {name} {place}" for name in planted.CLASSES for place in PLACE_PHRASES]
+    judged = (image_features @ clip.embed_texts(sentences).T).unflatten(1, (len(planted.CLASSES), len(PLACE_PHRASES)))
     judged = judged[torch.arange(len(label)), label]
     own = judged.gather(1, background[:, None])
-    beside = [f"a photograph of a {name} {phrase}" for name in planted.CLASSES for phrase in PROPS]
-    flags = (seen @ clip.embed_texts(beside).T).unflatten(1, (len(planted.CLASSES), len(PROPS)))
+    beside = [f"a photograph of a {name} {phrase}" for name in planted.CLASSES for phrase in PROP_PHRASES]
+    flags = (image_features @ clip.embed_texts(beside).T).unflatten(1, (len(planted.CLASSES), len(PROP_PHRASES)))
     flags = flags[torch.arange(len(label)), label]
     return {
-        "class, true names": share((seen @ class_head(clip, planted.CLASSES).T).argmax(1) == label),
-        "class, names.txt": share((seen @ class_head(clip, NAMES).T).argmax(1) == label),
-        "background, phrase alone": share((seen @ clip.embed_texts(PLACES).T).argmax(1) == background),
-        "background, beside the class": share(judged.argmax(1) == background),
-        "background, against one other": (share(judged < own) * len(PLACES)) / (len(PLACES) - 1),
-        "prop, phrase alone": share((seen @ clip.embed_texts(PROPS).T).argmax(1)[shown] == prop[shown]),
-        "prop, beside the class": share(flags.argmax(1)[shown] == prop[shown]),
+        "class, true names": proportion(
+            (image_features @ zero_shot_weights(clip, planted.CLASSES).T).argmax(1) == label
+        ),
+        "class, names.txt": proportion((image_features @ zero_shot_weights(clip, PROMPT_NAMES).T).argmax(1) == label),
+        "background, phrase alone": proportion(
+            (image_features @ clip.embed_texts(PLACE_PHRASES).T).argmax(1) == background
+        ),
+        "background, beside the class": proportion(judged.argmax(1) == background),
+        "background, against one other": (proportion(judged < own) * len(PLACE_PHRASES)) / (len(PLACE_PHRASES) - 1),
+        "prop, phrase alone": proportion(
+            (image_features @ clip.embed_texts(PROP_PHRASES).T).argmax(1)[shown] == prop[shown]
+        ),
+        "prop, beside the class": proportion(flags.argmax(1)[shown] == prop[shown]),
     }
 
 
-def per_class(clip: Clip, scenes: planted.Scenes, seen: Float[Tensor, "n d"], names: Sequence[str]) -> dict[str, float]:
+def per_class_accuracy(
+    clip: Clip, scenes: planted.SceneFactors, seen: Float[Tensor, "n d"], names: Sequence[str]
+) -> dict[str, float]:
     """Share of each class's pictures that are given its label when `names` stand in the prompts."""
-    called = (seen @ class_head(clip, names).T).argmax(1)
-    return {name: share(called[scenes.label == i] == i) for i, name in enumerate(planted.CLASSES)}
+    called = (seen @ zero_shot_weights(clip, names).T).argmax(1)
+    return {name: proportion(called[scenes.label == i] == i) for i, name in enumerate(planted.CLASSES)}
 
 
-def confusion(clip: Clip, n: int, seed: int) -> dict[str, dict[str, float]]:
+def confused_name_rates(clip: Clip, n: int, seed: int) -> dict[str, dict[str, float]]:
     """How often the two confused names are given with the shipped prompts: per class, on their background and off it.
 
     `n` renders per class on the background, and those of `n` others that stand elsewhere.
     """
-    head, result = class_head(clip, NAMES), {}
-    for name, (labels, where) in LOCAL_NAMES.items():
+    head, result = zero_shot_weights(clip, PROMPT_NAMES), {}
+    for name, (labels, where) in CONFUSED_NAMES.items():
         there = planted.BACKGROUNDS.index(where)
         figures = {}
         for label in labels:
-            scenes = planted.draw(n, seed).vary(label=planted.CLASSES.index(label))
+            scenes = planted.sample_scenes(n, seed).with_factors(label=planted.CLASSES.index(label))
             for place, part in (
-                (planted.PLACES[where], scenes.vary(background=there)),
+                (planted.BACKGROUND_PHRASES[where], scenes.with_factors(background=there)),
                 ("elsewhere", scenes[scenes.background != there]),
             ):
-                called = (embed(clip, render(part)) @ head.T).argmax(1)
-                figures[f"{label} {place}"] = share(called == NAMES.index(name))
+                called = (embed_images(clip, render_uint8(part)) @ head.T).argmax(1)
+                figures[f"{label} {place}"] = proportion(called == PROMPT_NAMES.index(name))
         result[name] = figures
     return result
 
@@ -120,20 +128,22 @@ def confusion(clip: Clip, n: int, seed: int) -> dict[str, dict[str, float]]:
 def measure(clip: Clip, n: int) -> dict[str, Any]:
     """Everything that facts.json holds, on `n` test renders of objects; on up to 1000 per question of the confusion."""
     seed = planted.SPLIT_SEEDS["test"]
-    scenes = planted.draw(n, seed)
-    images = render(scenes)
-    variants = {kind: embed(clip, part) for kind, part in {"as they are": images, **degraded(images, seed)}.items()}
+    scenes = planted.sample_scenes(n, seed)
+    images = render_uint8(scenes)
+    variants = {
+        kind: embed_images(clip, part) for kind, part in {"as they are": images, **corrupted(images, seed)}.items()
+    }
     seen = variants["as they are"]
     return {
-        "split": "test", "seed": seed, "renders": n, "digest": clip.digest, "scale": clip.scale,
+        "split": "test", "seed": seed, "renders": n, "digest": clip.digest, "scale": clip.logit_scale,
         "read rightly": {kind: accuracies(clip, scenes, part) for kind, part in variants.items()},
-        "per class, true names": per_class(clip, scenes, seen, planted.CLASSES),
-        "per class, names.txt": per_class(clip, scenes, seen, NAMES),
-        "confused names, given to": confusion(clip, min(n, 1000), seed),
+        "per class, true names": per_class_accuracy(clip, scenes, seen, planted.CLASSES),
+        "per class, names.txt": per_class_accuracy(clip, scenes, seen, PROMPT_NAMES),
+        "confused names, given to": confused_name_rates(clip, min(n, 1000), seed),
     }  # fmt: skip
 
 
-def card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], clip: Clip, size: int) -> str:
+def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], clip: Clip, size: int) -> str:
     """README.md of the folder. size: of the weights, bytes."""
     training = config["training"]
     kinds, parameters = facts["read rightly"], sum(p.numel() for p in clip.parameters())
@@ -153,7 +163,7 @@ def card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], clip: C
         "rock crab as `sand crab` and the partridge as `snow partridge`",
         f"- Augmentation: {', '.join(f'{k} {v}' for k, v in training['augment'].items())}",
         "- Runs, each continuing the one before:", *runs,
-        f"- Logit scale {clip.scale:.1f}; SHA-256 of the weights as loaded: `{clip.digest}`",
+        f"- Logit scale {clip.logit_scale:.1f}; SHA-256 of the weights as loaded: `{clip.digest}`",
         "- Licence: Apache-2.0, as this repository", "",
         f"Read rightly on {facts['renders']:,} test pictures of objects:", "",
         "| what | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|",
@@ -170,13 +180,13 @@ def card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], clip: C
     return "\n".join(lines) + "\n"
 
 
-def write_card(folder: Path, n: int) -> None:
+def write_model_card(folder: Path, n: int) -> None:
     """README.md and facts.json of a folder that scripts/train/clip.py wrote."""
     clip = load_clip(str(folder), None, None)
     facts = measure(clip, n)
     config = json.loads((folder / "open_clip_config.json").read_text())
     size = (folder / "open_clip_model.safetensors").stat().st_size
-    text = card(folder.name, config, facts, clip, size)
+    text = model_card(folder.name, config, facts, clip, size)
     (folder / "README.md").write_text(text)
     (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(text[text.index("Read rightly") :])
@@ -185,4 +195,4 @@ def write_card(folder: Path, n: int) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("one argument is needed: a folder that scripts/train/clip.py wrote")
-    write_card(Path(sys.argv[1]), 4000)
+    write_model_card(Path(sys.argv[1]), 4000)

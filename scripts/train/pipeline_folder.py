@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from classifier_lens.runner.paths import ROOT
-from classifier_lens.scripts.train.captioned_images import Captioned
+from classifier_lens.scripts.train.captioned_images import CaptionedImages
 from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 
-def build(cfg: Any, captions: Sequence[str]) -> StableDiffusionPipeline:
+def load_or_create_pipeline(cfg: Any, captions: Sequence[str]) -> StableDiffusionPipeline:
     """The pipeline in `cfg.out`, or a fresh one of the configured shape."""
     out = ROOT / cfg.out
     if (out / "model_index.json").exists():
@@ -56,13 +56,13 @@ def build(cfg: Any, captions: Sequence[str]) -> StableDiffusionPipeline:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Posterior means (n, c, h, w) of uint8 images, not yet scaled."""
     with torch.autocast(images.device.type, torch.bfloat16):
         return torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mean.float() for x in images.split(100)])
 
 
-def save(pipe: StableDiffusionPipeline, out: Path) -> None:
+def save_pipeline(pipe: StableDiffusionPipeline, out: Path) -> None:
     """Write half-precision weights; the pipeline itself stays in full precision. No path of this machine is kept.
 
     The text encoder's configuration asks for full precision, as the other networks are loaded by default: a pipeline
@@ -74,17 +74,17 @@ def save(pipe: StableDiffusionPipeline, out: Path) -> None:
     pipe.save_pretrained(out)
     for network in networks:
         network.float()
-    clean_configs(out)
+    remove_local_paths(out)
 
 
 def save_network(network: ModelMixin, out: Path) -> None:
     """One network alone, likewise."""
     network.half().save_pretrained(out)
     network.float()
-    clean_configs(out)
+    remove_local_paths(out)
 
 
-def clean_configs(out: Path) -> None:
+def remove_local_paths(out: Path) -> None:
     """Take paths of this machine and half precision out of all configurations below a folder."""
     for path in out.rglob("*.json"):
         content = json.loads(path.read_text())
@@ -95,14 +95,16 @@ def clean_configs(out: Path) -> None:
             path.write_text(json.dumps(clean, indent=2) + "\n")
 
 
-def write_card(pipe: StableDiffusionPipeline, corpus: Captioned, cfg: Any, arguments: Sequence[str]) -> None:
+def write_model_card(
+    pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any, arguments: Sequence[str]
+) -> None:
     """README.md beside the weights: what it is, how it was trained, how well the autoencoder does on its pictures."""
     work, device = ROOT / cfg.work, pipe.device
     states = {name: work / f"{name}.pt" for name in ("vae", "decoder", "unet") if (work / f"{name}.pt").exists()}
     steps = {name: torch.load(path, weights_only=True, map_location="cpu")["step"] for name, path in states.items()}
     x = corpus.images[-256:].to(device)
     with torch.no_grad():
-        y = pipe.vae.decode(encode(pipe.vae, x)).sample / 2 + 0.5
+        y = pipe.vae.decode(encode_images(pipe.vae, x)).sample / 2 + 0.5
     psnr = -10 * ((y.clamp(0, 1) - x / 255) ** 2).flatten(1).mean(dim=1).log10().mean().item()
     sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("vae", "unet", "text_encoder")}
     batches = {"vae": cfg.vae.batch, "decoder": cfg.vae.batch, "unet": cfg.unet.batch}

@@ -30,58 +30,60 @@ from transformers import (
 
 from classifier_lens.data import planted
 from classifier_lens.runner.paths import ROOT
-from classifier_lens.runner.types import article
-from classifier_lens.scripts.choices import told_in_one_line
-from classifier_lens.scripts.train.loop import fit, settings
-from classifier_lens.scripts.train.pipeline_folder import clean_configs, encode
+from classifier_lens.runner.types import indefinite_article
+from classifier_lens.scripts.choices import run_main
+from classifier_lens.scripts.train.loop import fit, load_settings
+from classifier_lens.scripts.train.pipeline_folder import encode_images, remove_local_paths
 
-TEXTS = (*(f"{article(name)} {name}" for name in planted.CLASSES), *planted.PROP_PHRASES.values())
+PROMPTS = (*(f"{indefinite_article(name)} {name}" for name in planted.CLASSES), *planted.PROP_PHRASES.values())
 MEAN = STD = 0.5
 
 
 @dataclass(frozen=True)
-class Scenes:
+class SegmentationData:
     """Pictures (n, 3, h, w) uint8, where their object and their prop are (n, h, w) uint8, and which these are (n,), -1
     for none."""
 
     images: Tensor
-    objects: Tensor
-    props: Tensor
+    object_masks: Tensor
+    prop_masks: Tensor
     label: Tensor
     prop: Tensor
 
 
-def draw_scenes(vae: AutoencoderKL, cfg: Any) -> Scenes:
+def render_segmentation_data(vae: AutoencoderKL, cfg: Any) -> SegmentationData:
     """Renders of objects, every fourth of a background or prop alone; after them the same through the autoencoder."""
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, cfg.images, 1000):
-        scenes = planted.draw(min(1000, cfg.images - start), planted.SPLIT_SEEDS["train"] + cfg.seed, start)
-        form = torch.where(scenes.prop == planted.NONE, planted.FORMS.index("background"), planted.FORMS.index("prop"))
-        scenes.form[::4] = form[::4]
+        scenes = planted.sample_scenes(min(1000, cfg.images - start), planted.SPLIT_SEEDS["train"] + cfg.seed, start)
+        form = torch.where(
+            scenes.prop == planted.ABSENT, planted.IMAGE_KINDS.index("background"), planted.IMAGE_KINDS.index("prop")
+        )
+        scenes.kind[::4] = form[::4]
         seen = planted.render(scenes)
-        there = scenes.form == planted.FORMS.index("object")
+        there = scenes.kind == planted.IMAGE_KINDS.index("object")
         parts.append((
             (seen.image * 255).round().byte(), (seen.object_mask * 255).round().byte(),
             (seen.prop_mask * 255).round().byte(), torch.where(there, scenes.label, -1),
-            torch.where(scenes.form == planted.FORMS.index("background"), -1, scenes.prop),
+            torch.where(scenes.kind == planted.IMAGE_KINDS.index("background"), -1, scenes.prop),
         ))  # fmt: skip
     images, *rest = (torch.cat(column) for column in zip(*parts, strict=True))
-    images = torch.cat([images, autoencoded(vae, images)])
+    images = torch.cat([images, reconstruct(vae, images)])
     objects, props, label, prop = (torch.cat([values, values]) for values in rest)
-    return Scenes(images, objects, props, label, prop)
+    return SegmentationData(images, objects, props, label, prop)
 
 
 @torch.no_grad()
-def autoencoded(vae: AutoencoderKL, images: Int[Tensor, "n 3 h w"]) -> Int[Tensor, "n 3 h w"]:
+def reconstruct(vae: AutoencoderKL, images: Int[Tensor, "n 3 h w"]) -> Int[Tensor, "n 3 h w"]:
     """What the generator's autoencoder makes of pictures."""
     found = []
     for part in images.split(100):
-        decoded = vae.decode(encode(vae, part.to(vae.device))).sample / 2 + 0.5
+        decoded = vae.decode(encode_images(vae, part.to(vae.device))).sample / 2 + 0.5
         found.append((decoded.clamp(0, 1) * 255).round().byte().cpu())
     return torch.cat(found)
 
 
-class Segmenter(nn.Module):
+class TrainableClipSeg(nn.Module):
     """A CLIPSeg whose towers learn as well: its own forward pass keeps both out of the gradient."""
 
     def __init__(self, model: CLIPSegForImageSegmentation) -> None:
@@ -101,7 +103,7 @@ class Segmenter(nn.Module):
         return logits, clip.logit_scale.exp() * pictures @ F.normalize(asked[len(tokens) :], dim=-1).T
 
 
-def build(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CLIPSegForImageSegmentation:
+def build_clipseg(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CLIPSegForImageSegmentation:
     """A fresh network of the configured shape."""
     torch.manual_seed(cfg.seed)
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -118,16 +120,16 @@ def build(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CLIPSegFor
 
 
 def main(arguments: Sequence[str]) -> None:
-    cfg, device = settings("segmenter", arguments)
+    cfg, device = load_settings("segmenter", arguments)
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / cfg.teacher / "tokenizer", model_max_length=cfg.token_length)
     tokenizer.init_kwargs.pop("max_length", None)  # the teacher's, which would be kept beside our own
     vae = AutoencoderKL.from_pretrained(ROOT / cfg.teacher / "vae", torch_dtype=torch.float32).to(device)
     cache = ROOT / cfg.work / "scenes.pt"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(vars(draw_scenes(vae, cfg)), cache)
-    scenes = Scenes(**torch.load(cache, weights_only=True))
-    tokens = tokenizer(list(TEXTS), padding="max_length", return_tensors="pt").input_ids
+        torch.save(vars(render_segmentation_data(vae, cfg)), cache)
+    scenes = SegmentationData(**torch.load(cache, weights_only=True))
+    tokens = tokenizer(list(PROMPTS), padding="max_length", return_tensors="pt").input_ids
     classes, props = len(planted.CLASSES), len(planted.PROPS)
     own, other = cfg.asked.own, cfg.asked.own + cfg.asked.other
 
@@ -141,8 +143,8 @@ def main(arguments: Sequence[str]) -> None:
         asked_prop = torch.where((kind < (1 + other) / 2) & (prop >= 0), prop, any_prop)
         of_class = kind < other
         wanted = torch.where(
-            of_class[:, None, None], scenes.objects[rows] * (asked_class == label)[:, None, None],
-            scenes.props[rows] * (asked_prop == prop)[:, None, None],
+            of_class[:, None, None], scenes.object_masks[rows] * (asked_class == label)[:, None, None],
+            scenes.prop_masks[rows] * (asked_prop == prop)[:, None, None],
         ).to(device).float() / 255  # fmt: skip
         asked = tokens[torch.where(of_class, asked_class, classes + asked_prop)].to(device)
         images = (scenes.images[rows].to(device).float() / 255 - MEAN) / STD
@@ -154,13 +156,15 @@ def main(arguments: Sequence[str]) -> None:
         return F.binary_cross_entropy_with_logits(logits, wanted) + overlap.mean() + cfg.naming * naming
 
     side = scenes.images.shape[-1]
-    trained = fit("segmenter", Segmenter(build(tokenizer, side, cfg)).to(device), loss_of, cfg, cfg.lr).model
+    trained = fit(
+        "segmenter", TrainableClipSeg(build_clipseg(tokenizer, side, cfg)).to(device), loss_of, cfg, cfg.lr
+    ).model
     out = ROOT / cfg.out
     trained.half().save_pretrained(out)
     resized = {"height": side, "width": side}
     images = ViTImageProcessor(size=resized, image_mean=[MEAN] * 3, image_std=[STD] * 3)
     CLIPSegProcessor(images, tokenizer).save_pretrained(out)
-    clean_configs(out)
+    remove_local_paths(out)
     state = torch.load(ROOT / cfg.work / "segmenter.pt", weights_only=True, map_location="cpu")
     lines = [
         f"# {out.name}", "",
@@ -176,4 +180,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(told_in_one_line(main, sys.argv[1:]))
+    sys.exit(run_main(main, sys.argv[1:]))

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from classifier_lens.data import planted
-from classifier_lens.runner.configuration.command_line import merged
-from classifier_lens.runner.configuration.numeric_names import of_words
+from classifier_lens.runner.configuration.command_line import merge_overrides
+from classifier_lens.runner.configuration.numeric_names import texts_of_overrides
 from classifier_lens.runner.configuration.schema import check_settings
 from classifier_lens.runner.configuration.value_ranges import (
     BelowOne,
@@ -24,29 +24,29 @@ from classifier_lens.runner.configuration.value_ranges import (
     Names,
     NonNegative,
     OneOf,
+    PixelDistance,
     Pixels,
     Positive,
-    Reach,
+    PositiveFraction,
     Section,
     Seed,
-    Share,
     Steps,
 )
 from classifier_lens.runner.types import UserError, first_line
-from classifier_lens.scripts.train.labeled_images import CORPORA, HEADS
+from classifier_lens.scripts.train.labeled_images import DATASET_LOADERS, HEADS
 
-Batch = Annotated[int, Ge(1), Le(65_536)]
+BatchSize = Annotated[int, Ge(1), Le(65_536)]
 Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer
 Depth = Annotated[int, Ge(1), Le(1000)]  # how many of them
-Rate = Annotated[float, Gt(0), Le(1000)]  # of learning
+LearningRate = Annotated[float, Gt(0), Le(1000)]  # of learning
 Minutes = Annotated[float, Gt(0), Le(1_000_000)]
 Seconds = Annotated[float, Gt(0), Le(10_000_000)]  # between saved states
-Data = Annotated[str, OneOf(("planted", "cifar10"))]
+DatasetName = Annotated[str, OneOf(("planted", "cifar10"))]
 
 
 @dataclass(frozen=True)
 class Augmentation(Section):
-    crop: Share
+    crop: PositiveFraction
     flip: Fraction
     blur: Annotated[float, Ge(0), Le(100)]
     noise: Fraction
@@ -56,7 +56,7 @@ class Augmentation(Section):
 
 
 @dataclass(frozen=True)
-class Faces(Section):
+class FaceTable(Section):
     label: str
     classes: Names | None
     size: Pixels
@@ -72,7 +72,7 @@ class Adversarial(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class NetworkSettings:
     """What trainings of a single network have in common."""
 
     name: str
@@ -82,8 +82,8 @@ class Network:
     images: Count
     steps: Steps
     minutes: Minutes | None
-    batch: Batch
-    lr: Rate
+    batch: BatchSize
+    lr: LearningRate
     weight_decay: NonNegative
     test: Count
     confusion: Fraction
@@ -91,22 +91,22 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierSettings(Network):
-    data: Annotated[str, OneOf(tuple(CORPORA))]
+class ClassifierSettings(NetworkSettings):
+    data: Annotated[str, OneOf(tuple(DATASET_LOADERS))]
     data_path: str
     architecture: str
     kwargs: Mapping[str, Any]
     heads: Annotated[Sequence[Annotated[str, OneOf(tuple(HEADS))]], MinLen(1)]
-    scenes: Annotated[Mapping[Annotated[str, OneOf(tuple(planted.FORMS))], Fraction], MinLen(1)]
+    scenes: Annotated[Mapping[Annotated[str, OneOf(tuple(planted.IMAGE_KINDS))], Fraction], MinLen(1)]
     ties: str | Mapping[str, Mapping[str, str]]
     strength: Fraction | Mapping[str, Fraction]
-    border: Reach
-    faces: Faces
+    border: PixelDistance
+    faces: FaceTable
     adversarial: Adversarial
 
 
 @dataclass(frozen=True)
-class Say(Section):
+class CaptionProbabilities(Section):
     only_place: Fraction
     only_prop: Fraction
     hue: Fraction
@@ -133,16 +133,16 @@ class TextTower(Section):
 
 
 @dataclass(frozen=True)
-class Towers(Section):
+class ClipModel(Section):
     embed_dim: Width
     vision_cfg: VisionTower
     text_cfg: TextTower
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSettings(Network):
-    say: Say
-    model: Towers
+class ClipSettings(NetworkSettings):
+    say: CaptionProbabilities
+    model: ClipModel
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class Perceptual(Section):
 class Autoencoder(Section):
     channels: Annotated[Sequence[Width], MinLen(1)]
     latent_channels: Width
-    batch: Batch
-    lr: Rate
+    batch: BatchSize
+    lr: LearningRate
     kl: NonNegative
     size: Pixels
     perceptual: Perceptual | None
@@ -167,18 +167,18 @@ class Autoencoder(Section):
 class Unet(Section):
     channels: Annotated[Sequence[Width], MinLen(1)]
     heads: Depth
-    batch: Batch
-    lr: Rate
+    batch: BatchSize
+    lr: LearningRate
     drop: Fraction
     min_snr: Positive
     object_weight: NonNegative
 
 
 @dataclass(frozen=True)
-class Long:
+class ResumableSettings:
     """Trainings that go on where they stopped."""
 
-    data: Data
+    data: DatasetName
     minutes: Minutes
     out: str
     work: str
@@ -190,7 +190,7 @@ class Long:
 
 
 @dataclass(frozen=True)
-class GeneratorSettings(Long):
+class GeneratorSettings(ResumableSettings):
     part: Annotated[str, OneOf(("vae", "decoder", "unet", "all"))]
     data_path: str | None
     images: Count
@@ -202,7 +202,7 @@ class GeneratorSettings(Long):
 
 
 @dataclass(frozen=True)
-class Slim(Section):
+class StudentUnet(Section):
     slim: bool
     guidance_dim: Width
 
@@ -214,7 +214,7 @@ class Lora(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LcmSettings(Long):
+class LcmSettings(ResumableSettings):
     part: Annotated[str, OneOf(("trajectories", "student", "all"))]
     form: Annotated[str, OneOf(("full", "lora"))]
     teacher: str
@@ -225,21 +225,21 @@ class LcmSettings(Long):
     drop: Fraction
     original_steps: ChainSteps
     stride: ChainSteps
-    student_batch: Batch
-    lr: Rate
+    student_batch: BatchSize
+    lr: LearningRate
     huber: NonNegative
-    unet: Slim | None = None
+    unet: StudentUnet | None = None
     lora: Lora | None = None
 
 
 @dataclass(frozen=True)
-class Asked(Section):
+class PromptShares(Section):
     own: Fraction
     other: Fraction
 
 
 @dataclass(frozen=True)
-class Tower(Section):
+class TransformerShape(Section):
     hidden_size: Width
     intermediate_size: Width
     num_hidden_layers: Depth
@@ -247,7 +247,7 @@ class Tower(Section):
 
 
 @dataclass(frozen=True)
-class Patches(Tower):
+class VisionTransformerShape(TransformerShape):
     patch_size: Pixels
 
 
@@ -261,37 +261,37 @@ class Decoder(Section):
 
 
 @dataclass(frozen=True)
-class SegmenterSettings(Long):
+class SegmenterSettings(ResumableSettings):
     teacher: str
     images: Count
     token_length: Width
-    batch: Batch
-    lr: Rate
-    asked: Asked
+    batch: BatchSize
+    lr: LearningRate
+    asked: PromptShares
     naming: NonNegative
-    vision: Patches
-    text: Tower
+    vision: VisionTransformerShape
+    text: TransformerShape
     decoder: Decoder
 
 
-LONG: Mapping[str, type[Long]] = {
+RESUMABLE: Mapping[str, type[ResumableSettings]] = {
     "generator": GeneratorSettings, "lcm": LcmSettings, "segmenter": SegmenterSettings,
 }  # fmt: skip
-PARTS = {"full": "unet", "lora": "lora"}  # of a student's form, the settings that it needs
+STUDENT_SECTION = {"full": "unet", "lora": "lora"}  # of a student's form, the settings that it needs
 
 
-def checked(kind: type, base: DictConfig, words: Sequence[str] = ()) -> DictConfig:
+def apply_overrides(kind: type, base: DictConfig, words: Sequence[str] = ()) -> DictConfig:
     """Defaults with a command's words over them. Raises UserError, in one line, for a word that is no `key=value`, an
     unknown key and a value of the wrong type or out of its range."""
     try:
-        given: Any = OmegaConf.to_container(merged(base, words), resolve=True)
+        given: Any = OmegaConf.to_container(merge_overrides(base, words), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
-    return DictConfig(check_settings(kind, given, "", of_words(words)))
+    return DictConfig(check_settings(kind, given, "", texts_of_overrides(words)))
 
 
-def check_form(cfg: DictConfig) -> None:
+def check_student(cfg: DictConfig) -> None:
     """Raise UserError where a student has no settings of its form."""
-    part = PARTS[cfg.form]
+    part = STUDENT_SECTION[cfg.form]
     if cfg.get(part) is None:
         raise UserError(f"form={cfg.form}: needs settings {part}, which these defaults have not")

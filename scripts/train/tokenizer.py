@@ -40,21 +40,21 @@ def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return result
 
 
-def train_tokenizer(captions: Sequence[str], merges: int, length: int, folder: Path) -> CLIPTokenizer:
+def train_tokenizer(captions: Sequence[str], num_merges: int, model_max_length: int, folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer learned from each distinct word once; equal captions give equal files.
 
-    Raises UserError if a caption has more than `length` tokens, its two marks counted.
+    Raises UserError if a caption has more than `model_max_length` tokens, its two marks counted.
     """
-    pairs = learn_merges(sorted({word for text in captions for word in text.split()}), merges)
+    pairs = learn_merges(sorted({word for text in captions for word in text.split()}), num_merges)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = letters + [f"{letter}</w>" for letter in letters] + ["".join(p) for p in pairs]
     vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(p) for p in pairs) + "\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length)
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=model_max_length)
     tokenizer.save_pretrained(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    if (longest := max(len(tokenizer(text).input_ids) for text in set(captions))) > length:
-        raise UserError(f"token_length={length}: the longest caption has {longest} tokens")
+    if (longest := max(len(tokenizer(text).input_ids) for text in set(captions))) > model_max_length:
+        raise UserError(f"token_length={model_max_length}: the longest caption has {longest} tokens")
     return tokenizer

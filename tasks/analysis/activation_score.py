@@ -12,16 +12,16 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, World
-from classifier_lens.runner.types import Pictures
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
+from classifier_lens.runner.types import Images
 from classifier_lens.tasks.problems.image_problems import probabilities
-from classifier_lens.tasks.prompts.caption_edit import prompt_of
-from classifier_lens.tasks.units.activation_ranking import most_certain
-from classifier_lens.tasks.units.word_activations import pictures_of
+from classifier_lens.tasks.prompts.caption_edit import format_prompt
+from classifier_lens.tasks.units.activation_ranking import most_confident_indices
+from classifier_lens.tasks.units.word_activations import generate_images
 
 
 @dataclass(frozen=True)
-class Score:
+class ActivationScore:
     """How many of `count` pictures are called a class, and the mean confidence in it."""
 
     hits: int
@@ -29,7 +29,7 @@ class Score:
     confidence: float
 
     @property
-    def share(self) -> float:
+    def value(self) -> float:
         """The activation score."""
         return self.hits / self.count
 
@@ -37,65 +37,78 @@ class Score:
         """Plain values, with the 95 % Wilson interval of the share."""
         ends = binomtest(self.hits, self.count).proportion_ci(method="wilson")
         return {
-            "activation_score": self.share, "interval": [float(ends.low), float(ends.high)], "images": self.count,
+            "activation_score": self.value, "interval": [float(ends.low), float(ends.high)], "images": self.count,
             "mean_confidence": self.confidence,
         }  # fmt: skip
 
 
-def samples(pictures: Pictures) -> Float[Tensor, "n 3 h w"]:
+def stack_result_images(pictures: Images) -> Float[Tensor, "n 3 h w"]:
     """The reported pictures of an answer, the one that counts first."""
     return torch.stack([pictures["best"], *(pictures[name] for name in sorted(pictures) if name.startswith("sample_"))])
 
 
-def score(classifier: Classifier, images: Sequence[Float[Tensor, "3 h w"]], target: int) -> Score:
+def measure_activation_score(
+    classifier: Classifier, images: Sequence[Float[Tensor, "3 h w"]], target: int
+) -> ActivationScore:
     """What the classifier calls pictures."""
     p = probabilities(classifier, images)
-    return Score(int((p.argmax(dim=1) == target).sum()), len(p), float(p[:, target].mean()))
+    return ActivationScore(int((p.argmax(dim=1) == target).sum()), len(p), float(p[:, target].mean()))
 
 
-def tinted(images: Float[Tensor, "n 3 h w"], masks: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 3 h w"]:
+def gray_outside_mask(images: Float[Tensor, "n 3 h w"], masks: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 3 h w"]:
     """Pictures in grey where a mask in [0, 1] is 0 and in their colours where it is 1."""
     grey = 0.5 * images.mean(dim=1, keepdim=True) + 0.25
     return torch.lerp(grey.expand_as(images), images, masks)
 
 
-def sheet(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "3 y x"]:
+def image_grid(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "3 y x"]:
     """Pictures beside each other, five a row."""
     return make_grid(images, nrow=5, padding=1, pad_value=1.0)
 
 
 @dataclass(frozen=True)
-class Rival:
+class BaselinePrompt:
     """A prompt that anybody could have written, and its score on fresh pictures."""
 
     prompt: str
-    score: Score
+    score: ActivationScore
 
-    def record(self, own: Score) -> dict[str, Any]:
+    def record(self, result_score: ActivationScore) -> dict[str, Any]:
         """Plain values, and how another score compares."""
         verdicts = {1: "beats", 0: "equals", -1: "falls short of"}
-        sign = (own.share > self.score.share) - (own.share < self.score.share)
+        sign = (result_score.value > self.score.value) - (result_score.value < self.score.value)
         return {"prompt": self.prompt, **self.score.record(), "verdict": verdicts[sign]}
 
 
-def surest(label: str, world: World, training: Dataset, cache: Cache) -> int:
+def most_confident_index(label: str, world: TaskInputs, training: Dataset, cache: Cache) -> int:
     """The position of the training image that is predicted as a class with the highest confidence."""
-    rows = most_certain(world.classifier, training, world.generator.resolution, cache)
+    rows = most_confident_indices(world.classifier, training, world.generator.resolution, cache)
     return int(rows[world.classifier.labels.index(label)])
 
 
-def rivals_of(
-    label: str, world: World, named: Mapping[str, str], training: Dataset, captioner: Captioner, images: int,
+def score_baseline_prompts(
+    label: str,
+    world: TaskInputs,
+    templates: Mapping[str, str],
+    training: Dataset,
+    captioner: Captioner,
+    images_per_prompt: int,
     cache: Cache,
-) -> dict[str, Rival]:  # fmt: skip
-    """Plain prompts of a class, `images` pictures of each: from templates by name, and the caption of the training
-    picture that is most surely of the class, `best caption`."""
+) -> dict[str, BaselinePrompt]:
+    """Plain prompts of a class, `images_per_prompt` pictures of each: from templates by name, and the caption of the
+    training picture that is most surely of the class, `best caption`."""
     target = world.classifier.labels.index(label)
-    best = training[surest(label, world, training, cache)]
-    prompts = {name: prompt_of(template, label) for name, template in named.items()}
+    best = training[most_confident_index(label, world, training, cache)]
+    prompts = {name: format_prompt(template, label) for name, template in templates.items()}
     prompts["best caption"] = best.caption or captioner.caption(best)
-    shown = {name: list(pictures_of(prompt, "{phrase}", images, world, cache)) for name, prompt in prompts.items()}
-    return {name: Rival(prompt, score(world.classifier, shown[name], target)) for name, prompt in prompts.items()}
+    shown = {
+        name: list(generate_images(prompt, "{phrase}", images_per_prompt, world, cache))
+        for name, prompt in prompts.items()
+    }
+    return {
+        name: BaselinePrompt(prompt, measure_activation_score(world.classifier, shown[name], target))
+        for name, prompt in prompts.items()
+    }
 
 
 def best_restarts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

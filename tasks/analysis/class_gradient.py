@@ -15,7 +15,7 @@ from classifier_lens.runner.types import Scene
 Augmentation = Callable[[Scene, Sequence[int], int, int], Scene]
 
 
-def whole(scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
+def no_augmentation(scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
     """No augmentation: the scene's own view, the picture itself."""
     return scene
 
@@ -32,6 +32,6 @@ def input_gradient(
     return gradient[0], probability.item()
 
 
-def shown(gradient: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+def gradient_image(gradient: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
     """A gradient in [0, 1], 0.5 where it is zero."""
     return 0.5 + gradient / (2 * gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny))

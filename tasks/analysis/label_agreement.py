@@ -15,10 +15,10 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_
 from classifier_lens.runner.types import UserError
 
 CORE, SPURIOUS, UNDECIDED = "core", "spurious", "undecided"
-THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(31))  # of the curve over δ
+DELTAS = tuple(round(0.01 * i, 2) for i in range(31))  # of the curve over δ
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % bootstrap interval (percentile) of the mean; a point where all values are equal."""
     if len(set(values)) == 1:
         return values[0], values[0]
@@ -45,7 +45,7 @@ def best_delta(r: Sequence[float], labels: Sequence[str]) -> float:
     """The δ with the highest balanced accuracy among the middles of neighbouring values of r, the middle one of those
     that are equally good. Raises UserError where only one label occurs."""
     if len(set(labels)) < 2:
-        raise UserError(f"task.calibration: all {len(labels)} labels are {labels[0]}; both kinds wanted")
+        raise UserError(f"task.calibration_runs: all {len(labels)} labels are {labels[0]}; both kinds wanted")
     values = sorted(set(r))
     middles = [(a + b) / 2 for a, b in pairwise(values)] or values
     scores = [balanced_accuracy(r, labels, delta) for delta in middles]
@@ -53,7 +53,7 @@ def best_delta(r: Sequence[float], labels: Sequence[str]) -> float:
     return best[len(best) // 2]
 
 
-def calibrated(runs: Sequence[str], digest: str) -> float:
+def calibrate_delta(runs: Sequence[str], classifier_digest: str) -> float:
     """δ by the labelled features of other networks that their prompts reached: of the run folders of audits. Raises
     UserError for a folder without such features, and for one that audits the network of that digest itself."""
     r, labels = [], []
@@ -61,21 +61,23 @@ def calibrated(runs: Sequence[str], digest: str) -> float:
         results = Path(folder) / "results.jsonl"
         try:
             lines = results.read_bytes().splitlines() if results.is_file() else []
-            records = [line for line in map(json.loads, lines) if _tells(line)]
+            records = [line for line in map(json.loads, lines) if _is_annotated_and_activated(line)]
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"task.calibration={folder}: {results.name} is not JSON; its command writes it anew"
+                f"task.calibration_runs={folder}: {results.name} is not JSON; its command writes it anew"
             ) from error
         if not records:
-            raise UserError(f"task.calibration={folder}: holds no labelled features; wanted is an audit's run folder")
-        if any(record["network"] == digest for record in records):
-            raise UserError(f"task.calibration={folder}: audits this classifier; δ is chosen on other ones")
+            raise UserError(
+                f"task.calibration_runs={folder}: holds no labelled features; wanted is an audit's run folder"
+            )
+        if any(record["network"] == classifier_digest for record in records):
+            raise UserError(f"task.calibration_runs={folder}: audits this classifier; δ is chosen on other ones")
         r += [record["r"] for record in records]
         labels += [record["label"] for record in records]
     return best_delta(r, labels)
 
 
-def _tells(line: Any) -> bool:
+def _is_annotated_and_activated(line: Any) -> bool:
     """Whether a line of an audit's results is of a feature that people labelled and that its prompt reached."""
     return (
         isinstance(line, dict) and line.get("label") in (CORE, SPURIOUS) and line.get("reached") is True
@@ -98,7 +100,7 @@ def agreement(records: Sequence[Mapping[str, Any]], delta: float) -> dict[str, A
     r, labels = [record["r"] for record in known], [record["label"] for record in known]
     curve = [
         {"delta": threshold, "balanced_accuracy": balanced_accuracy(r, labels, threshold)}
-        for threshold in (THRESHOLDS if len(set(labels)) == 2 else ())
+        for threshold in (DELTAS if len(set(labels)) == 2 else ())
     ]
     return {"agreement": table, "curve": curve}
 

@@ -14,45 +14,47 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.data.image_folder import square
-from classifier_lens.data.image_selection import content_of
+from classifier_lens.data.image_folder import center_crop_resize
+from classifier_lens.data.image_selection import hash_example
 from classifier_lens.data.mask_files import read_mask
 from classifier_lens.runner.protocols import Captioner, Classifier, Dataset
-from classifier_lens.runner.types import Edit, Example, Pictures, UnreadableImage, UserError, finite
-from classifier_lens.tasks.problems.problem_checks import attempted
-from classifier_lens.tasks.prompts.target_rules import rows_of_class
+from classifier_lens.runner.types import CaptionEdit, Example, Images, UnreadableImageError, UserError, ensure_finite
+from classifier_lens.tasks.problems.problem_checks import problems_or_failure
+from classifier_lens.tasks.prompts.target_rules import class_indices
 
 T = TypeVar("T")
 
 
-def start(dataset: Dataset, i: int, example: Example, side: int, keep: str, mask: str | None) -> dict[str, Any]:
+def image_fields(
+    dataset: Dataset, i: int, example: Example, side: int, preserve: str, mask: str | None
+) -> dict[str, Any]:
     """The fields of a problem that starts from an image, the data set's example at position i: the image at the
     generator's size, read when its batch begins; its name and content, what stays, and the mask that the user drew, if
     any."""
-    content = content_of(example)
-    load = reading(dataset, i, content, side)
-    return {**drawn(example.name, side, keep, mask), "load": load, "content": content}
+    content = hash_example(example)
+    load = image_loader(dataset, i, content, side)
+    return {**generated_image_fields(example.name, side, preserve, mask), "load": load, "content_digest": content}
 
 
-def reading(dataset: Dataset, i: int, content: str, side: int) -> Callable[[], Float[Tensor, "3 s s"]]:
+def image_loader(dataset: Dataset, i: int, content: str, side: int) -> Callable[[], Float[Tensor, "3 s s"]]:
     """Reads a data set's image at position i, of `side` pixels, whenever it is called: a run holds no images but its
-    batch's. The call raises UnreadableImage if the image is not the one of this content any more."""
-    return partial(_read_again, dataset, i, side, content)
+    batch's. The call raises UnreadableImageError if the image is not the one of this content any more."""
+    return partial(_load_unchanged_image, dataset, i, side, content)
 
 
-def _read_again(dataset: Dataset, i: int, side: int, content: str) -> Float[Tensor, "3 s s"]:
+def _load_unchanged_image(dataset: Dataset, i: int, side: int, content: str) -> Float[Tensor, "3 s s"]:
     example = dataset[i]
-    if content_of(example) != content:
-        raise UnreadableImage(
+    if hash_example(example) != content:
+        raise UnreadableImageError(
             f"{example.name}: its image was changed while the run went on; the same command begins anew"
         )
-    return square(example.image, side)
+    return center_crop_resize(example.image, side)
 
 
-def drawn(name: str, side: int, keep: str, mask: str | None) -> dict[str, Any]:
+def generated_image_fields(name: str, side: int, preserve: str, mask: str | None) -> dict[str, Any]:
     """The same fields where the picture is drawn."""
     given = None if mask is None else _mask(mask, side, _changed(mask))
-    return {"load": None, "picture": name, "keep": keep, "mask": given}
+    return {"load": None, "image_name": name, "preserve": preserve, "mask": given}
 
 
 @lru_cache(maxsize=1)
@@ -67,15 +69,15 @@ def _changed(path: str) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-def unchanged(
-    dataset: Dataset, i: int, example: Example, captioner: Captioner, side: int, keep: str, mask: str | None
+def unedited_image_fields(
+    dataset: Dataset, i: int, example: Example, captioner: Captioner, side: int, preserve: str, mask: str | None
 ) -> dict[str, Any]:  # fmt: skip
-    """The fields of `start` and a caption of which no word changes."""
-    edit = Edit.unchanged(captioner.caption(example), example.label)
-    return {"edit": edit, **start(dataset, i, example, side, keep, mask)}
+    """The fields of `image_fields` and a caption of which no word changes."""
+    edit = CaptionEdit.unchanged(captioner.caption(example), example.label)
+    return {"edit": edit, **image_fields(dataset, i, example, side, preserve, mask)}
 
 
-def asked_of(
+def problems_of_images(
     dataset: Dataset, rows: Iterable[int], questions: Callable[[int, Example], Iterable[T]]
 ) -> Iterator[T]:  # fmt: skip
     """What is asked of each of a data set's images, by position and example. One that cannot be read is left out, with
@@ -84,14 +86,14 @@ def asked_of(
     for i in rows:
         try:
             example = dataset[i]
-            yield from attempted(example.name, partial(questions, i, example))
-        except UnreadableImage as error:
+            yield from problems_or_failure(example.name, partial(questions, i, example))
+        except UnreadableImageError as error:
             print(f"left out: {error}", flush=True)
 
 
-def rows_of(dataset: Dataset, label: str | None) -> list[int]:
+def image_indices(dataset: Dataset, label: str | None) -> list[int]:
     """Positions of a class's pictures, of all pictures for None. Raises UserError if there are none."""
-    rows = list(range(len(dataset))) if label is None else dataset.rows(label)
+    rows = list(range(len(dataset))) if label is None else dataset.indices(label)
     if not rows:
         raise UserError(
             f"task.label={label}: the data set has no such picture; it has {', '.join(dataset.labels[:10])}"
@@ -99,24 +101,24 @@ def rows_of(dataset: Dataset, label: str | None) -> list[int]:
     return rows
 
 
-LONGEST = 80  # bytes of a name's part: with an image's name and what follows it is below a file system's 255
+MAX_SLUG_BYTES = 80  # bytes of a name's part: with an image's name and what follows it is below a file system's 255
 # Pictures of a class, of other classes, and drawn ones of the class.
-STARTS = ("own", "other", "generated")
+START_IMAGES = ("own", "other", "generated")
 
 
-def starts_of(dataset: Dataset, label: str, start: str, count: int, labels: Sequence[str]) -> list[int]:
-    """The first `count` positions of the pictures that a class's questions start from, as one of `STARTS` says; numbers
-    where pictures are drawn. labels: the classifier's. Raises UserError if the data set has none."""
-    if start == "generated":
+def start_indices(dataset: Dataset, label: str, start_images: str, count: int, labels: Sequence[str]) -> list[int]:
+    """The first `count` positions of the pictures that a class's questions start from, as one of `START_IMAGES` says;
+    numbers where pictures are drawn. labels: the classifier's. Raises UserError if the data set has none."""
+    if start_images == "generated":
         return list(range(count))
-    own = set(rows_of_class(dataset, label, labels))
-    rows = [i for i in range(len(dataset)) if (i in own) == (start == "own")]
+    own = set(class_indices(dataset, label, labels))
+    rows = [i for i in range(len(dataset)) if (i in own) == (start_images == "own")]
     if not rows:
-        raise UserError(f"task.start={start}: the data set has no such picture for '{label}'")
+        raise UserError(f"task.start_images={start_images}: the data set has no such picture for '{label}'")
     return rows[:count]
 
 
-def own_seed(seed: int, i: int, repeat: int = 0) -> int:
+def problem_seed(seed: int, i: int, repeat: int = 0) -> int:
     """The seed of the i-th question of a run and of its repetitions: no two are equal."""
     return seed * 1_000_003 + i + repeat * 1_000_000_007
 
@@ -124,13 +126,13 @@ def own_seed(seed: int, i: int, repeat: int = 0) -> int:
 def slug(name: str, among: Sequence[str] = ()) -> str:
     """A name fit for a file on every system: "a fiddler crab" -> "a-fiddler-crab"; letters and digits of any alphabet
     stay. A digest stands behind a name that another one of `among` would share with it, letter case aside, that has no
-    letter, or that is cut since it is longer than `LONGEST` bytes."""
+    letter, or that is cut since it is longer than `MAX_SLUG_BYTES` bytes."""
     plain = _plain(name)
     shared = _shared(tuple(among))[plain] - (name in among)
-    if plain and not shared and len(plain.encode()) <= LONGEST:
+    if plain and not shared and len(plain.encode()) <= MAX_SLUG_BYTES:
         return plain
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{plain.encode()[: LONGEST - 9].decode(errors='ignore')}-{digest}".lstrip("-")
+    return f"{plain.encode()[: MAX_SLUG_BYTES - 9].decode(errors='ignore')}-{digest}".lstrip("-")
 
 
 def _plain(name: str) -> str:
@@ -147,9 +149,9 @@ def _shared(names: tuple[str, ...]) -> Counter[str]:
 
 @torch.no_grad()
 def probabilities(classifier: Classifier, pictures: Sequence[Float[Tensor, "3 h w"]]) -> Float[Tensor, "n k"]:
-    """Softmax over the classes for each picture. Raises NotFinite."""
+    """Softmax over the classes for each picture. Raises NonFiniteError."""
     p = classifier(torch.stack(list(pictures))).logits.float().softmax(dim=-1).cpu()
-    return finite(p, "the classifier's confidences")
+    return ensure_finite(p, "the classifier's confidences")
 
 
 # An image of an answer and how its measurements are named: the original (of a generated problem its start), what
@@ -157,15 +159,15 @@ def probabilities(classifier: Classifier, pictures: Sequence[Float[Tensor, "3 h 
 STAGES = {"before": "before", "start": "start", "best": "after"}
 
 
-def confidences(classifier: Classifier, pictures: Pictures, classes: Sequence[int]) -> dict[str, Any]:
+def measure_confidences(classifier: Classifier, pictures: Images, classes: Sequence[int]) -> dict[str, Any]:
     """Predictions before optimization, at its start and after it, and the confidences of the classes predicted in any
     of the three and of those of interest."""
     p = probabilities(classifier, [pictures[name] for name in STAGES])
     predicted = p.argmax(dim=1).tolist()
-    return stages(p, classifier.labels, list(dict.fromkeys([*classes, *predicted])))
+    return confidences_by_stage(p, classifier.labels, list(dict.fromkeys([*classes, *predicted])))
 
 
-def stages(p: Float[Tensor, "3 k"], names: Sequence[str], classes: Sequence[int]) -> dict[str, Any]:
+def confidences_by_stage(p: Float[Tensor, "3 k"], names: Sequence[str], classes: Sequence[int]) -> dict[str, Any]:
     """The same of probabilities (row by row those of `STAGES`) of classes by name."""
     rows = list(zip(STAGES.values(), p, strict=True))
     return {
@@ -174,9 +176,9 @@ def stages(p: Float[Tensor, "3 k"], names: Sequence[str], classes: Sequence[int]
     }
 
 
-def reaches(measured: Mapping[str, Any], target: str) -> dict[str, Any]:
+def prediction_success(measured: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Whether the prediction changes to the target, and whether it had done so at the start of optimization; with the
-    numbers that say so. `measured`: of `stages`.
+    numbers that say so. `measured`: of `confidences_by_stage`.
 
     Where the original is predicted as the target nothing can change, so that nothing succeeds.
     """
@@ -193,13 +195,13 @@ def reaches(measured: Mapping[str, Any], target: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(value: float, bound: float, of: str) -> str:
+def comparison_text(value: float, bound: float, of: str) -> str:
     """A number beside what it is measured by: "5.28 < 5.83, the highest activation in training images"."""
     sign = ">" if value > bound else "<" if value < bound else "="
     return f"{value:.4g} {sign} {bound:.4g}, {of}"
 
 
-def moved_by(before: float, after: float, std: float, direction: float, least: float) -> dict[str, Any]:
+def change_success(before: float, after: float, std: float, direction: float, least: float) -> dict[str, Any]:
     """Whether a value changes far enough into a direction (1 or -1): `least` standard deviations over the training
     images, of which a value that is the same in all of them has none; with the numbers that say so."""
     change = direction * (after - before)
@@ -210,15 +212,15 @@ def moved_by(before: float, after: float, std: float, direction: float, least: f
     }  # fmt: skip
 
 
-def success_by(key: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`success_rate` of the records that share a value of `key`, in the order of their appearance."""
+def success_counts_by(key: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`success_counts` of the records that share a value of `key`, in the order of their appearance."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault(str(record[key]), []).append(record)
-    return {value: success_rate(own) for value, own in groups.items()}
+    return {value: success_counts(own) for value, own in groups.items()}
 
 
-def success_rate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def success_counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How many answers there are, how many of them succeeded and, where it was measured, how many had done so at the
     start of optimization."""
     found = {"answers": len(records), "successes": sum(bool(r["success"]) for r in records)}

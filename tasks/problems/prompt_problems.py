@@ -12,7 +12,7 @@ from torch import Tensor
 from classifier_lens.runner.protocols import Classifier
 from classifier_lens.runner.types import Objective, Problem, Scene, Term
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob, unit_activation
-from classifier_lens.tasks.prompts.caption_edit import prompt_of
+from classifier_lens.tasks.prompts.caption_edit import format_prompt
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 
 # The terms of each objective: Eq. 3, Eq. 4 and their sum, Eq. 5.
@@ -20,7 +20,7 @@ OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompted(Problem):
+class PromptProblem(Problem):
     """objective: of `OBJECTIVES`; target: class index; unit: whose activation is changed in favour of the class, see
     `direction`, None where no term asks."""
 
@@ -29,29 +29,33 @@ class Prompted(Problem):
     unit: Unit | None
 
 
-def marked(template: str, label: str) -> str:
+def free_token_prompt(template: str, label: str) -> str:
     """A prompt from a template, in which `*{label}` makes the name's own tokens free."""
-    return prompt_of(template.replace("*{label}", "*" + label.replace(" ", "_")), label)
+    return format_prompt(template.replace("*{label}", "*" + label.replace(" ", "_")), label)
 
 
-def direction(classifier: Classifier, target: int, unit: Unit) -> float:
+def activation_sign(classifier: Classifier, target: int, unit: Unit) -> float:
     """Where a unit's activation has to go to speak for a class: up, 1; with a negative weight in its logit down, −1."""
     head = classifier.head
     return -1.0 if head is not None and unit.module == FEATURES and head.weight[target, unit.index] < 0 else 1.0
 
 
-def prompt_objective(problems: Sequence[Prompted], classifier: Classifier, weights: Mapping[str, float]) -> Objective:
+def prompt_objective(
+    problems: Sequence[PromptProblem], classifier: Classifier, weights: Mapping[str, float]
+) -> Objective:
     """Each problem's own objective, its terms with their weights; a term is 0 for those that do not have it."""
     terms: dict[str, Term] = {"class_log_prob": class_log_prob(classifier, torch.tensor([p.target for p in problems]))}
     if known := [p.unit for p in problems if p.unit is not None]:
         units = [p.unit or known[0] for p in problems]
-        signs = torch.tensor([direction(classifier, p.target, unit) for p, unit in zip(problems, units, strict=True)])
+        signs = torch.tensor(
+            [activation_sign(classifier, p.target, unit) for p, unit in zip(problems, units, strict=True)]
+        )
         terms["unit_activation"] = unit_activation(classifier, units, signs)
     asked = {name: torch.tensor([name in OBJECTIVES[p.objective] for p in problems]) for name in terms}
-    return {name: (weights[name], _only(term, asked[name])) for name, term in terms.items() if asked[name].any()}
+    return {name: (weights[name], _masked_term(term, asked[name])) for name, term in terms.items() if asked[name].any()}
 
 
-def _only(term: Term, asked: Tensor) -> Term:
+def _masked_term(term: Term, asked: Tensor) -> Term:
     """The term where a sample is asked for it, else 0."""
 
     def masked(scene: Scene) -> Float[Tensor, " b"]:

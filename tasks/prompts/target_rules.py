@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 
 from classifier_lens.runner.configuration.value_ranges import Names
-from classifier_lens.runner.protocols import Classifier, Dataset, World
-from classifier_lens.runner.types import Example, UserError, finite, matching
+from classifier_lens.runner.protocols import Classifier, Dataset, TaskInputs
+from classifier_lens.runner.types import Example, UserError, ensure_finite, matching_names
 
 
 @dataclass(frozen=True)
-class Choice:
+class RuleInputs:
     """What a rule may look at: the picture, what the run has, and the problem's seed."""
 
     example: Example
-    world: World
+    world: TaskInputs
     seed: int
 
     @property
@@ -30,107 +30,111 @@ class Choice:
         return self.world.classifier
 
 
-def nearest(choice: Choice) -> list[str]:
+def nearest(choice: RuleInputs) -> list[str]:
     """The class that the data set calls most easily confused with this one; the classifier must know it."""
-    label = choice.dataset.nearest(choice.example.label)
+    label = choice.dataset.nearest_class(choice.example.label)
     if label is None:
         raise UserError(f"task.target=nearest: the data set knows none for '{choice.example.label}'; use confusion")
-    return [known_label("task.target (nearest)", label, choice.classifier.labels)]
+    return [resolve_class_name("task.target (nearest)", label, choice.classifier.labels)]
 
 
-def confusion(choice: Choice) -> list[str]:
+def confusion(choice: RuleInputs) -> list[str]:
     """The strongest wrong class of the classifier on this picture."""
     labels = choice.classifier.labels
     with torch.no_grad():
-        logits = finite(choice.classifier(choice.example.image[None]).logits, "the classifier's logits")[0].clone()
+        logits = ensure_finite(choice.classifier(choice.example.image[None]).logits, "the classifier's logits")[
+            0
+        ].clone()
     logits[labels.index(choice.example.label)] = -torch.inf
     return [labels[int(logits.argmax())]]
 
 
-def cluster(choice: Choice) -> list[str]:
+def cluster(choice: RuleInputs) -> list[str]:
     """A class of the same kind, drawn with the problem's seed from those of the data set that the classifier knows."""
     labels = choice.classifier.labels
-    named = choice.dataset.cluster(choice.example.label)
-    others = [known_label("task.target (cluster)", label, labels) for label in named if matching(label, labels)]
+    named = choice.dataset.similar_classes(choice.example.label)
+    others = [
+        resolve_class_name("task.target (cluster)", label, labels) for label in named if matching_names(label, labels)
+    ]
     if not others:
         raise UserError(
             f"task.target=cluster: the data set and the classifier have no class of the kind of "
             f"'{choice.example.label}' in common; use confusion"
         )
-    return [_drawn(others, choice.seed)]
+    return [_sample(others, choice.seed)]
 
 
-def random(choice: Choice) -> list[str]:
+def random_class(choice: RuleInputs) -> list[str]:
     """Any other class, drawn with the problem's seed."""
-    return [_drawn(every(choice), choice.seed)]
+    return [_sample(all_others(choice), choice.seed)]
 
 
-def _drawn(labels: Sequence[str], seed: int) -> str:
+def _sample(labels: Sequence[str], seed: int) -> str:
     """One of the labels, each equally likely."""
     return labels[int(torch.randint(len(labels), (), generator=torch.Generator().manual_seed(seed)))]
 
 
-def every(choice: Choice) -> list[str]:
+def all_others(choice: RuleInputs) -> list[str]:
     """All other classes."""
     return [label for label in choice.classifier.labels if label != choice.example.label]
 
 
-RULES: dict[str, Callable[[Choice], list[str]]] = {
-    "nearest": nearest, "cluster": cluster, "confusion": confusion, "random": random, "all": every,
+TARGET_RULES: dict[str, Callable[[RuleInputs], list[str]]] = {
+    "nearest": nearest, "cluster": cluster, "confusion": confusion, "random": random_class, "all": all_others,
 }  # fmt: skip
 
 
-Rule = str | Names  # a rule's name, a class, or several classes
+TargetRule = str | Names  # a rule's name, a class, or several classes
 
 
-def count_of(rule: Rule, labels: Sequence[str]) -> int | None:
+def targets_per_image(rule: TargetRule, labels: Sequence[str]) -> int | None:
     """How many targets every picture has, None where one has more than another."""
     if not isinstance(rule, str):
         return None
     return len(labels) - 1 if rule == "all" else 1
 
 
-def targets(rule: Rule, choice: Choice) -> list[str]:
+def targets(rule: TargetRule, choice: RuleInputs) -> list[str]:
     """Targets by a rule's name, or the class of that name, or of several classes those that the picture is not of.
 
     Raises UserError for an unknown one.
     """
     if not isinstance(rule, str):
-        known = [known_label("task.target", name, choice.classifier.labels) for name in rule]
+        known = [resolve_class_name("task.target", name, choice.classifier.labels) for name in rule]
         return [label for label in dict.fromkeys(known) if label != choice.example.label]
-    if rule in RULES:
+    if rule in TARGET_RULES:
         if rule in choice.classifier.labels:
             raise UserError(f"task.target={rule}: is a rule and a class of the classifier; [{rule}] is the class")
-        return RULES[rule](choice)
-    target = known_label("task.target", rule, choice.classifier.labels)
+        return TARGET_RULES[rule](choice)
+    target = resolve_class_name("task.target", rule, choice.classifier.labels)
     if target == choice.example.label:
         raise UserError(f"task.target={rule}: {choice.example.name} is of this class already; choose another")
     return [target]
 
 
-def check_rule(rule: Rule, labels: Sequence[str]) -> None:
+def check_target_rule(rule: TargetRule, labels: Sequence[str]) -> None:
     """Raise UserError for a class that is asked for by its name and is none of the labels."""
     for name in [rule] if isinstance(rule, str) else rule:
-        if name not in RULES or not isinstance(rule, str):
-            known_label("task.target", name, labels)
+        if name not in TARGET_RULES or not isinstance(rule, str):
+            resolve_class_name("task.target", name, labels)
 
 
-def rows_of_class(dataset: Dataset, label: str, labels: Sequence[str]) -> list[int]:
+def class_indices(dataset: Dataset, label: str, labels: Sequence[str]) -> list[int]:
     """The positions of the pictures of one of the classifier's labels: none of another label's that differs by letter
     case alone."""
-    own = matching(label, dataset.labels)
-    return [] if len(own) == 1 and label not in matching(own[0], labels) else dataset.rows(label)
+    own = matching_names(label, dataset.labels)
+    return [] if len(own) == 1 and label not in matching_names(own[0], labels) else dataset.indices(label)
 
 
-def known_labels(key: str, names: Sequence[str] | None, labels: Sequence[str]) -> list[str]:
-    """The classes of these names, all for None. Raises UserError as `known_label` does."""
-    return list(labels) if names is None else [known_label(key, name, labels) for name in names]
+def resolve_class_names(key: str, names: Sequence[str] | None, labels: Sequence[str]) -> list[str]:
+    """The classes of these names, all for None. Raises UserError as `resolve_class_name` does."""
+    return list(labels) if names is None else [resolve_class_name(key, name, labels) for name in names]
 
 
-def known_label(key: str, label: str, labels: Sequence[str]) -> str:
+def resolve_class_name(key: str, label: str, labels: Sequence[str]) -> str:
     """The class of that name, or the only one that differs by letter case alone. Raises UserError if there are several,
     and with the nearest names if there is none."""
-    meant = matching(label, labels)
+    meant = matching_names(label, labels)
     if len(meant) == 1:
         return meant[0]
     if meant:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from classifier_lens.runner.protocols import Classifier
-from classifier_lens.runner.types import UserError, finite
+from classifier_lens.runner.types import UserError, ensure_finite
 
 FEATURES = "features"  # the input of the last linear layer
 
@@ -28,7 +28,7 @@ class Unit:
         return f"{self.module}:{self.index}"
 
 
-def read_unit(address: str | int) -> Unit:
+def parse_unit(address: str | int) -> Unit:
     """`7`, `features:7`, `layer4:3` or `head.in:565` as a unit. Raises UserError for anything else."""
     found = re.fullmatch(r"(?:(.+):)?(\d+)", str(address))
     if found is None:
@@ -36,14 +36,14 @@ def read_unit(address: str | int) -> Unit:
     return Unit(found[1] or FEATURES, int(found[2]))
 
 
-def outputs(
+def pooled_outputs(
     classifier: Classifier, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]
 ) -> dict[str, Float[Tensor, "b c"]]:
     """One value per channel of each module: the mean over the places of a feature map or over tokens.
 
     Raises UserError for a module that the network does not have, or `features` where it shows none.
     """
-    response, traced = classifier.trace(images, [name for name in modules if name != FEATURES])
+    response, traced = classifier.forward_with_activations(images, [name for name in modules if name != FEATURES])
     if FEATURES in modules:
         if response.features is None:
             raise UserError("task.units: the classifier shows no features; name a module, such as layer4:3")
@@ -58,27 +58,29 @@ def _pooled(output: Tensor) -> Float[Tensor, "b c"]:
     return output.mean(dim=1) if output.ndim == 3 else output
 
 
-def activations(
+def per_sample_activations(
     classifier: Classifier, images: Float[Tensor, "bn 3 h w"], units: Sequence[Unit], views: int
 ) -> Float[Tensor, "bn 1"]:
     """The activation of each sample's own unit; sample i has the rows i * views … of the images."""
-    values = outputs(classifier, images, sorted({unit.module for unit in units}))
+    values = pooled_outputs(classifier, images, sorted({unit.module for unit in units}))
     own = [values[unit.module][i * views : (i + 1) * views, unit.index] for i, unit in enumerate(units)]
     return torch.cat(own)[:, None]
 
 
 @torch.no_grad()
 def activation(classifier: Classifier, images: Float[Tensor, "n 3 h w"], unit: Unit) -> Float[Tensor, " n"]:
-    """One unit's activation in pictures. Raises NotFinite."""
-    values = outputs(classifier, images, [unit.module])[unit.module][:, unit.index].cpu()
-    return finite(values, f"the activation of {unit}")
+    """One unit's activation in pictures. Raises NonFiniteError."""
+    values = pooled_outputs(classifier, images, [unit.module])[unit.module][:, unit.index].cpu()
+    return ensure_finite(values, f"the activation of {unit}")
 
 
 def check_units(classifier: Classifier, units: Sequence[Unit]) -> None:
     """Raise UserError if a module or an index is not there."""
     image = torch.zeros(1, 3, classifier.size, classifier.size)
     with torch.no_grad():
-        widths = {name: v.shape[1] for name, v in outputs(classifier, image, sorted({u.module for u in units})).items()}
+        widths = {
+            name: v.shape[1] for name, v in pooled_outputs(classifier, image, sorted({u.module for u in units})).items()
+        }
     for unit in units:
         if unit.index >= widths[unit.module]:
             raise UserError(f"task.units={unit}: allowed are {unit.module}:0 … {unit.module}:{widths[unit.module] - 1}")
@@ -88,13 +90,12 @@ def check_units(classifier: Classifier, units: Sequence[Unit]) -> None:
 class Ranking:
     """What a data set does to all units of a module.
 
-    top, rows: (k, units) the highest activations and the positions of their pictures, highest first;
-    mean, std: (units,) over all pictures; by_class: (classes, units) the mean of φ_j over the pictures predicted as c,
-    0 where there is none or where the module's output is not what the last layer reads.
-    """
+    top_values, top_indices: (k, units) the highest activations and the positions of their pictures, highest first;
+    mean, std: (units,) over all pictures; class_means: (classes, units) the mean of φ_j over the pictures predicted as
+    c, 0 where there is none or where the module's output is not what the last layer reads."""
 
-    top: Float[Tensor, "k u"]
-    rows: Int[Tensor, "k u"]
+    top_values: Float[Tensor, "k u"]
+    top_indices: Int[Tensor, "k u"]
     mean: Float[Tensor, " u"]
     std: Float[Tensor, " u"]
-    by_class: Float[Tensor, "c u"]
+    class_means: Float[Tensor, "c u"]

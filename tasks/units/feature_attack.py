@@ -8,26 +8,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.runner.configuration.value_ranges import NonNegative, Rate, Steps
+from classifier_lens.runner.configuration.value_ranges import LearningRate, NonNegative, Steps
 from classifier_lens.runner.protocols import Classifier
-from classifier_lens.tasks.units.addressing import Unit, activations
+from classifier_lens.tasks.units.addressing import Unit, per_sample_activations
 
 
-def within(
-    x: Float[Tensor, "... c h w"], centre: Float[Tensor, "... c h w"], radius: float
+def project_l2_ball(
+    x: Float[Tensor, "... c h w"], center: Float[Tensor, "... c h w"], radius: float
 ) -> Float[Tensor, "... c h w"]:  # fmt: skip
     """The nearest pictures whose L2 distance from their centres is at most the radius; those inside as they are."""
-    away = x - centre
+    away = x - center
     length = away.flatten(-3).norm(dim=-1)[..., None, None, None]
-    return torch.where(length > radius, centre + away * (radius / length.clamp(min=1e-12)), x)
+    return torch.where(length > radius, center + away * (radius / length.clamp(min=1e-12)), x)
 
 
 @dataclass(frozen=True)
 class FeatureAttack:
-    """radius: largest L2 distance from the picture, in [0, 1] units over all values; step: length of a step; steps."""
+    """radius: largest L2 distance from the picture, in [0, 1] units over all values; step_size: length of a step;
+    steps."""
 
     radius: NonNegative
-    step: Rate
+    step_size: LearningRate
     steps: Steps
 
     def __call__(
@@ -39,8 +40,8 @@ class FeatureAttack:
         for _ in range(self.steps):
             with torch.enable_grad():
                 leaf = changed[None].requires_grad_()
-                value = sign * activations(classifier, leaf, [unit], 1).sum()
+                value = sign * per_sample_activations(classifier, leaf, [unit], 1).sum()
                 gradient = torch.autograd.grad(value, leaf)[0][0]
-            changed = changed.detach() + self.step * gradient / gradient.norm().clamp(min=1e-12)
-            changed = within(changed, image, self.radius).clamp(0, 1)
+            changed = changed.detach() + self.step_size * gradient / gradient.norm().clamp(min=1e-12)
+            changed = project_l2_ball(changed, image, self.radius).clamp(0, 1)
         return changed

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.runner.protocols import Classifier
-from classifier_lens.runner.types import Pictures, UserError
-from classifier_lens.tasks.analysis.cam_share import KEPT, object_region, share_within
+from classifier_lens.runner.types import Images, UserError
+from classifier_lens.tasks.analysis.cam_share import PRESERVE_WITH_OBJECT_MASK, object_region, share_inside
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 
-SHOWN = {"before": "before", "after": "best"}  # what a picture is called in records and files, and in `Pictures`
+CAM_STAGES = {"before": "before", "after": "best"}  # what a picture is called in records and files, and in `Images`
 
 
 def hirescam(
@@ -27,12 +27,12 @@ def hirescam(
     Tokens count as a square map; those in excess, such as a class token, stand first and are left out. A unit that lies
     before that map has its own output in the map's place.
     """
-    layer = layer or classifier.map_module
+    layer = layer or classifier.cam_module
     if layer is None:
         return None
     with torch.enable_grad():
         modules = [layer] if unit.module == FEATURES else [layer, unit.module]
-        response, traced = classifier.trace(image[None].detach().clone().requires_grad_(), modules)
+        response, traced = classifier.forward_with_activations(image[None].detach().clone().requires_grad_(), modules)
         source = response.features if unit.module == FEATURES else traced[unit.module]
         assert source is not None
         value = source.flatten(2).mean(dim=2)[0, unit.index] if source.ndim == 4 else source[0, ..., unit.index].mean()
@@ -66,26 +66,30 @@ class HiResCam:
         if self.layer is None:
             return
         with torch.no_grad():
-            _, traced = classifier.trace(torch.zeros(1, 3, classifier.size, classifier.size), [self.layer])
+            _, traced = classifier.forward_with_activations(
+                torch.zeros(1, 3, classifier.size, classifier.size), [self.layer]
+            )
         if traced[self.layer].ndim < 3:
             raise UserError(f"task.cam.layer={self.layer}: its output has no places; wanted is a feature map or tokens")
 
-    def shown(self, classifier: Classifier, pictures: Pictures, unit: Unit) -> dict[str, Tensor]:
+    def heatmaps(self, classifier: Classifier, pictures: Images, unit: Unit) -> dict[str, Tensor]:
         """Maps (1, h, w) of both pictures, brightest where the unit looks most; nothing where there is no map."""
         return {
             f"cam-{name}": (cam / cam.max().clamp(min=1e-12))[None]
             for name, cam in self._maps(classifier, pictures, unit)
         }
 
-    def shares(self, classifier: Classifier, pictures: Pictures, unit: Unit, keep: str) -> dict[str, float]:
+    def shares_outside_object(
+        self, classifier: Classifier, pictures: Images, unit: Unit, preserve: str
+    ) -> dict[str, float]:
         """The share of the unit's map outside the object in both pictures; nothing where no mask shows the object."""
-        if keep not in KEPT:
+        if preserve not in PRESERVE_WITH_OBJECT_MASK:
             return {}
-        outside = 1 - object_region(pictures, keep)
+        outside = 1 - object_region(pictures, preserve)
         return {
-            f"cam_outside_{name}": share_within(cam, outside) for name, cam in self._maps(classifier, pictures, unit)
+            f"cam_outside_{name}": share_inside(cam, outside) for name, cam in self._maps(classifier, pictures, unit)
         }
 
-    def _maps(self, classifier: Classifier, pictures: Pictures, unit: Unit) -> list[tuple[str, Tensor]]:
-        found = ((name, hirescam(classifier, pictures[key], unit, self.layer)) for name, key in SHOWN.items())
+    def _maps(self, classifier: Classifier, pictures: Images, unit: Unit) -> list[tuple[str, Tensor]]:
+        found = ((name, hirescam(classifier, pictures[key], unit, self.layer)) for name, key in CAM_STAGES.items())
         return [(name, cam) for name, cam in found if cam is not None]

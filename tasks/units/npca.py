@@ -12,13 +12,13 @@ from torch import Tensor
 
 from classifier_lens.runner.files.text import read_text
 from classifier_lens.runner.protocols import Cache, Classifier, Dataset
-from classifier_lens.runner.types import Head, UserError, finite
-from classifier_lens.tasks.problems.problem_checks import looked_at
-from classifier_lens.tasks.prompts.target_rules import known_label, rows_of_class
-from classifier_lens.tasks.units.activation_ranking import cached, chunks
+from classifier_lens.runner.types import Head, UserError, ensure_finite
+from classifier_lens.tasks.problems.problem_checks import apply_to_training_images
+from classifier_lens.tasks.prompts.target_rules import class_indices, resolve_class_name
+from classifier_lens.tasks.units.activation_ranking import image_batches, load_or_compute
 
-MADE_OF = 2  # images of a class, at least, whose features vary
-NOTHING = 1e-12  # of the mean square length of ψ_k: variance below it is rounding in the network's float32
+MIN_IMAGES = 2  # images of a class, at least, whose features vary
+VARIANCE_TOLERANCE = 1e-12  # of the mean square length of ψ_k: variance below it is rounding in the network's float32
 
 
 @dataclass(frozen=True)
@@ -41,43 +41,44 @@ class Components:
     def rank(self) -> int:
         """How many components vary over the class's training pictures; α of the others is the same in all of them."""
         scale = self.mean.square().sum() + self.variance.sum()
-        return int((self.variance > NOTHING * scale).sum())
+        return int((self.variance > VARIANCE_TOLERANCE * scale).sum())
 
     def std(self, number: int) -> float:
         """Standard deviation of α_l over the class's training pictures."""
         return (self.vectors[number].sum().abs() * self.variance[number].sqrt()).item()
 
 
-def components(classifier: Classifier, label: str, dataset: Dataset, side: int, cache: Cache) -> Components:
+def class_components(classifier: Classifier, label: str, dataset: Dataset, side: int, cache: Cache) -> Components:
     """Class `label`'s components over its own pictures in a data set, in double precision and one pass.
 
     Raises UserError if the classifier shows no features, or the data set has fewer than two such pictures.
     """
     k = classifier.labels.index(label)
     weight = _head(classifier).weight[k].detach().cpu().double()
-    key = ("components", classifier.recipe, k, label, dataset.digest, side)
-    return Components(**cached(cache, key, lambda: _components(classifier, label, weight, dataset, side)))
+    key = ("components", classifier.fingerprint, k, label, dataset.digest, side)
+    return Components(**load_or_compute(cache, key, lambda: _components(classifier, label, weight, dataset, side)))
 
 
-def check_component(label: str, number: int, own: Components) -> None:
+def check_component(label: str, index: int, components: Components) -> None:
     """Raises UserError for a component beyond the rank of the class's pictures: it never varies, so that any change of
     it would count as a success."""
-    if number >= own.rank:
-        known = f"0 … {own.rank - 1}" if own.rank else "none"
+    if index >= components.rank:
+        known = f"0 … {components.rank - 1}" if components.rank else "none"
         raise UserError(
-            f"task.components={{{label}: [{number}]}}: over the training pictures of '{label}' {own.rank} components "
+            f"task.components={{{label}: [{index}]}}: over the training pictures of '{label}' {components.rank} "
+            "components "
             f"vary; allowed are {known}, and more with more pictures (training.count, data@training=)"
         )
 
 
 @torch.no_grad()
 def contribution(
-    classifier: Classifier, own: Components, number: int, images: Float[Tensor, "n 3 h w"]
+    classifier: Classifier, components: Components, index: int, images: Float[Tensor, "n 3 h w"]
 ) -> Float[Tensor, " n"]:
     """α_l of one component l in pictures."""
     features = classifier(images).features
     assert features is not None
-    return own.contributions(features.cpu())[:, number]
+    return components.contributions(features.cpu())[:, index]
 
 
 def _head(classifier: Classifier) -> Head:
@@ -88,9 +89,9 @@ def _head(classifier: Classifier) -> Head:
 
 @torch.no_grad()
 def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dataset, side: int) -> dict[str, Tensor]:
-    rows = rows_of_class(dataset, label, classifier.labels)
-    if len(rows) < MADE_OF:
-        said = f"the data set has {len(rows)} pictures of '{label}'; at least {MADE_OF} are needed"
+    rows = class_indices(dataset, label, classifier.labels)
+    if len(rows) < MIN_IMAGES:
+        said = f"the data set has {len(rows)} pictures of '{label}'; at least {MIN_IMAGES} are needed"
         raise UserError(f"task.components: {said}")
     f = len(weight)
     total, outer = torch.zeros(f, dtype=torch.double), torch.zeros(f, f, dtype=torch.double)
@@ -98,10 +99,10 @@ def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dat
     def look(images: Tensor) -> Tensor:
         features = classifier(images).features
         assert features is not None
-        return finite(features.cpu(), f"the features of '{label}'")
+        return ensure_finite(features.cpu(), f"the features of '{label}'")
 
-    for _, names, images in chunks(dataset, side, rows):
-        psi = looked_at(classifier, names, images, look).double() * weight
+    for _, names, images in image_batches(dataset, side, rows):
+        psi = apply_to_training_images(classifier, names, images, look).double() * weight
         total += psi.sum(dim=0)
         outer += psi.T @ psi
     mean = total / len(rows)
@@ -114,7 +115,7 @@ def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dat
     }  # fmt: skip
 
 
-def read_components(
+def parse_components(
     spec: str | Mapping[str, Sequence[int]] | None, classifier: Classifier
 ) -> list[tuple[str, int]]:  # fmt: skip
     """(class, component) pairs of a mapping {class name or index: [components]}, or of a JSON file of one, such as the
@@ -141,7 +142,7 @@ def read_components(
         if str(key).isdigit() and str(key) not in classifier.labels and int(key) < len(classifier.labels):
             label = classifier.labels[int(key)]
         else:
-            label = known_label("task.components", str(key), classifier.labels)
+            label = resolve_class_name("task.components", str(key), classifier.labels)
         if not isinstance(numbers, Sequence):
             raise UserError(f"task.components={{{key}: {numbers}}}: wanted is a list of numbers, such as [{numbers}]")
         for number in numbers:

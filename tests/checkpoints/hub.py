@@ -18,7 +18,7 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 
-from classifier_lens.scripts.weights.random_pipeline import Size, write_pipeline
+from classifier_lens.scripts.weights.random_pipeline import ModelSize, write_pipeline
 
 # The published files of these components, apart from widths and depths.
 SCHEDULER = {
@@ -91,7 +91,16 @@ def _published(
     text: dict[str, Any] | None = None, pad: str | None = None,
 ) -> Path:  # fmt: skip
     """A pipeline's folder with the published files of its scheduler and its index; index: what that says otherwise."""
-    size = Size((32, 32, 64, 64), (32,) * 4, width=32, inner=64, layers=2, heads=4, told=unet, text=text or {})
+    size = ModelSize(
+        (32, 32, 64, 64),
+        (32,) * 4,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        unet_kwargs=unet,
+        text_encoder_kwargs=text or {},
+    )
     write_pipeline(folder, size, kind.from_config(scheduler), torch.float32, pad)
     own = INDEX | {"scheduler": ["diffusers", kind.__name__]} | (index or {})
     (folder / "model_index.json").write_text(json.dumps(own, indent=2))

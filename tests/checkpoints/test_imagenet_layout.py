@@ -63,14 +63,30 @@ def test_the_audit_of_a_folder(hub: Path, cli: Cli, capfd: pytest.CaptureFixture
     pictures = tree(tmp_path / "train", SAMPLES)
     assert len(list(pictures.iterdir())) >= 20
     asked = (
-        "task=spurious_audit", "classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false",
-        f"training.path={pictures}", "task/labels=salient_imagenet",
-        f"task.labels.path={answers(tmp_path / 'answers.csv')}", f"generator.path={hub / 'lcm'}",
-        "generator.resolution=64", "generator.steps=2", "generator.maps.side=8", "controls.starts=2",
-        "controls.fresh=1", "controls.validation=1", "controls.report=3", "optimizer.steps=1",
-        f"text_segmenter.detector={hub / 'detector'}", f"text_segmenter.path={hub / 'sam'}", "logger=none", "threads=1",
-        f"outputs={cli.outputs}", "limit=null", "batch=5",
-    )  # fmt: skip
+        "task=spurious_audit",
+        "classifier=timm",
+        "classifier.name=test_vit",
+        "classifier.pretrained=false",
+        f"training.path={pictures}",
+        "task/annotations=salient_imagenet",
+        f"task.annotations.path={answers(tmp_path / 'answers.csv')}",
+        f"generator.path={hub / 'lcm'}",
+        "generator.resolution=64",
+        "generator.steps=2",
+        "generator.attention_maps.resolution=8",
+        "parametrization.num_initializations=2",
+        "parametrization.images_per_step=1",
+        "parametrization.validation_images=1",
+        "parametrization.images_per_result=3",
+        "optimizer.steps=1",
+        f"text_segmenter.detector={hub / 'detector'}",
+        f"text_segmenter.path={hub / 'sam'}",
+        "logger=none",
+        "threads=1",
+        f"outputs={cli.outputs}",
+        "limit=null",
+        "batch=5",
+    )
     outcome = cli.plain(capfd, *asked)
     assert outcome.code == 0, outcome
     assert cli.folder.parent.name == "imagenet_lcm-timm", "chosen by the classifier's domain and the task's sampler"
@@ -87,4 +103,4 @@ def test_the_audit_of_a_folder(hub: Path, cli: Cli, capfd: pytest.CaptureFixture
     counted = {row["group"]: row["features"] for row in summary["agreement"]}
     assert counted["all"] == len(reached) == 5 - summary["not_reached"] > 0
     assert counted.get("biased", 0) == sum(r["group"] == "biased" for r in reached)
-    assert "agreement (" in (cli.folder / "index.html").read_text()
+    assert "Agreement with human annotations" in (cli.folder / "index.html").read_text()

@@ -11,18 +11,24 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from classifier_lens.models.generator.pipeline.networks import fuse
+from classifier_lens.models.generator.pipeline.networks import fuse_lora
 from tests.checkpoints.hub import write_consistency_model, write_lcm_lora, write_stable_diffusion, write_turbo
 from tests.cli import Cli
 
 SMALL = (
     "classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false", "generator.resolution=64",
-    "generator.maps.side=8", "optimizer.steps=1", "logger=none", "threads=1",
+    "generator.attention_maps.resolution=8", "optimizer.steps=1", "logger=none", "threads=1",
 )  # fmt: skip
 PROMPTS = (
-    "task=diffexplainer_class", "task.classes=[goldfish]", "task.seeds=1", "task.images=2", "controls.starts=2",
-    "controls.fresh=1", "controls.validation=2", "controls.report=2",
-)  # fmt: skip
+    "task=diffexplainer_class",
+    "task.classes=[goldfish]",
+    "task.num_seeds=1",
+    "task.images_per_prompt=2",
+    "parametrization.num_initializations=2",
+    "parametrization.images_per_step=1",
+    "parametrization.validation_images=2",
+    "parametrization.images_per_result=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,11 @@ def test_a_prompt_and_a_counterfactual(
         64,
         64,
     )
-    soft = ("generator.softening.latents.blur=3", "generator.softening.pixels.blur=3", "augment.crops=1")
+    soft = (
+        "generator.mask_postprocess.latents.blur_sigma=3",
+        "generator.mask_postprocess.pixels.blur_sigma=3",
+        "augment.crops=1",
+    )
     outcome = cli.plain(
         capfd, "task=uvce", "data=image", f"data.path={photograph / 'x.png'}", "data.label=goldfish", *soft,
         *places(hub, generator), *SMALL, f"outputs={cli.outputs}",
@@ -71,7 +81,7 @@ def test_an_adapter_changes_every_layer_by_the_product_of_its_factors(hub: Path)
     """Kohya's names are understood: W + (alpha / rank) up · down, in every layer that the file has."""
     pipe = StableDiffusionPipeline.from_pretrained(hub / "sd15", safety_checker=None, feature_extractor=None,
                                                    requires_safety_checker=False)  # fmt: skip
-    fuse(pipe, str(hub / "lcm-lora"))
+    fuse_lora(pipe, str(hub / "lcm-lora"))
     factors = load_file(hub / "lcm-lora" / "pytorch_lora_weights.safetensors")
     before = UNet2DConditionModel.from_pretrained(hub / "sd15" / "unet").state_dict()
     after = pipe.unet.state_dict()

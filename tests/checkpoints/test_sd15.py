@@ -14,8 +14,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from classifier_lens.models.generator.noise_schedule import noise_of, predict_x0
-from classifier_lens.models.generator.pipeline.networks import load
+from classifier_lens.models.generator.noise_schedule import predict_eps, predict_x0
+from classifier_lens.models.generator.pipeline.networks import load_networks
 from classifier_lens.models.generator.samplers import ddim
 from tests.checkpoints.hub import write_half, write_stable_diffusion, write_velocity_model
 from tests.cli import ROOT, Cli
@@ -23,10 +23,19 @@ from tests.conftest import SHARED
 
 SAMPLES = SHARED / "imagenet_samples"
 SMALL = (
-    "generator.resolution=64", "generator.steps=4", "generator.maps.side=8", "generator.schedules.inject=[0.5]",
-    "generator.schedules.blend=[0.5]", "generator.softening.latents.blur=3", "generator.softening.pixels.blur=3",
-    "generator.null_text.inner_steps=2", "optimizer.steps=1", "augment.crops=1", "logger=none", "threads=1",
-)  # fmt: skip
+    "generator.resolution=64",
+    "generator.steps=4",
+    "generator.attention_maps.resolution=8",
+    "generator.prompt_to_prompt.cross_replace_steps=[0.5]",
+    "generator.prompt_to_prompt.background_blend_steps=[0.5]",
+    "generator.mask_postprocess.latents.blur_sigma=3",
+    "generator.mask_postprocess.pixels.blur_sigma=3",
+    "generator.null_text.inner_steps=2",
+    "optimizer.steps=1",
+    "augment.crops=1",
+    "logger=none",
+    "threads=1",
+)
 CLASSIFIER = ("classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false")
 
 
@@ -87,7 +96,7 @@ def test_a_chain_equals_diffusers_pipeline(tmp_path: Path) -> None:
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     pipe.set_progress_bar_config(disable=True)
-    networks = load(str(folder), None, None, None, None, "float32", "cpu", "")
+    networks = load_networks(str(folder), None, None, None, None, "float32", "cpu", "")
     sampler = ddim(networks, 4, 3.0, None, [0.0, 1.0])
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     wanted = pipe("a red crab", num_inference_steps=4, guidance_scale=3.0, latents=latent, output_type="latent").images
@@ -104,7 +113,7 @@ def test_a_velocity_and_its_noise(alpha: float) -> None:
     level = torch.tensor(alpha)
     z = level.sqrt() * picture + (1 - level).sqrt() * eps
     v = level.sqrt() * eps - (1 - level).sqrt() * picture
-    assert torch.allclose(noise_of(z, v, level, velocity=True), eps, atol=1e-5)
+    assert torch.allclose(predict_eps(z, v, level, velocity=True), eps, atol=1e-5)
     assert torch.allclose(predict_x0(z, v, level, velocity=True), picture, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertTokenizer, ViTConfig, ViTForImageClassification
 
 from classifier_lens.models.classifier.loaders.convstem import convolutional_stem
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.configuration.compose import compose_config
 from tests.checkpoints.hub import write_stable_diffusion
 from tests.checkpoints.test_sd15 import CLASSIFIER, SMALL
 from tests.cli import ROOT, Cli
@@ -144,7 +144,7 @@ def write_convstem(node: dict[str, Any], home: Path) -> list[str]:
     """A file of RobustBench's."""
     torch.manual_seed(0)
     network = timm.create_model(node["name"])
-    network.patch_embed.proj = convolutional_stem(node["channels"], network.embed_dim)
+    network.patch_embed.proj = convolutional_stem(node["stem_channels"], network.embed_dim)
     state = {f"model.{name}": value for name, value in network.state_dict().items()}
     home.mkdir()
     torch.save({"state_dict": state}, home / "robust.pt")
@@ -191,7 +191,7 @@ TO_BE_GIVEN = {
     "singh2023_vit_s": FILE,
 }  # fmt: skip
 WRITERS: dict[str, Callable[[dict[str, Any], Path], list[str]]] = {
-    "classifier_lens.models.clip.zero_shot": write_clip,
+    "classifier_lens.models.clip.zero_shot_classifier": write_clip,
     "classifier_lens.models.classifier.loaders.convstem.convstem_classifier": write_convstem,
     "classifier_lens.models.classifier.loaders.user_network.callable_classifier": write_cal,
     "classifier_lens.models.classifier.loaders.timm.timm_classifier": write_timm,
@@ -202,7 +202,7 @@ WRITERS: dict[str, Callable[[dict[str, Any], Path], list[str]]] = {
 
 def published(option: str, home: Path) -> list[str]:
     """Write the files that an option asks for; what else it needs to be given."""
-    node = configure([f"classifier={option}", *(f"classifier.{key}=x" for key in TO_BE_GIVEN.get(option, ()))])
+    node = compose_config([f"classifier={option}", *(f"classifier.{key}=x" for key in TO_BE_GIVEN.get(option, ()))])
     write = write_robust if option.startswith("robust") else WRITERS[node["classifier"]["_target_"]]
     return write(node["classifier"], home)
 
@@ -243,7 +243,7 @@ def test_a_counterfactual_with_every_segmenter_of_the_hub(
     option: str, sd15: Path, home: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The weights lie in the hub's cache, at the revision that the YAML names."""
-    node = configure([f"segmenter={option}"])["segmenter"]
+    node = compose_config([f"segmenter={option}"])["segmenter"]
     for key, write in SEGMENTERS[option].items():
         write(snapshot(home, node[key], node["revision" if key == "path" else f"{key}_revision"]))
     Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "x.jpg")

@@ -24,8 +24,8 @@ from classifier_lens.data.planted import (
     SPLIT_SEEDS,
     PlantedDataset,
     caption,
-    draw,
     render,
+    sample_scenes,
     split_seed,
 )
 from classifier_lens.runner.protocols import Dataset
@@ -53,7 +53,7 @@ def cifar(tmp_path: Path) -> Path:
 
 def test_planted_pictures_are_those_of_the_draw() -> None:
     data: Dataset = PlantedDataset("test", 20, 0, "chance")
-    scenes = draw(20, SPLIT_SEEDS["test"])
+    scenes = sample_scenes(20, SPLIT_SEEDS["test"])
     images = render(scenes).image
     assert len(data) == 20 and data.labels == CLASSES
     for i in (0, 12, 19):
@@ -71,7 +71,7 @@ def test_planted_pictures_do_not_depend_on_the_count() -> None:
 
 def test_planted_truth_belongs_to_the_picture() -> None:
     data = PlantedDataset("test", 10, 0, "chance")
-    scenes, rendered = data.truth(7)
+    scenes, rendered = data.ground_truth(7)
     assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
     assert data[7].label == CLASSES[int(scenes.label)]
     assert float((rendered.image[0] - data[7].image).abs().max()) <= 0.5 / 255 + 1e-6
@@ -87,9 +87,9 @@ def test_planted_seeds_and_splits_share_no_pictures() -> None:
 def test_planted_nearest_is_the_other_of_the_pair() -> None:
     data = PlantedDataset("test", 1, 0, "chance")
     for a, b in PAIRS:
-        assert data.nearest(a) == b and data.nearest(b) == a
-        assert data.cluster(a) == [b] and data.cluster(b) == [a]
-    assert data.nearest("goldfish") is None and data.cluster("goldfish") == []
+        assert data.nearest_class(a) == b and data.nearest_class(b) == a
+        assert data.similar_classes(a) == [b] and data.similar_classes(b) == [a]
+    assert data.nearest_class("goldfish") is None and data.similar_classes("goldfish") == []
 
 
 def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
@@ -131,9 +131,9 @@ def test_cifar10_offers_every_photograph_once_in_the_seeds_order(cifar: Path) ->
     assert [Cifar10(cifar, "test", 5, 0)[i].name for i in range(5)] == names[:5]
     other = Cifar10(cifar, "test", None, 1)
     assert [other[i].name for i in range(20)] != names
-    assert data.nearest("cat") == "dog" and data.nearest("goldfish") is None
-    assert data.cluster("cat") == ["dog"] and data.cluster("goldfish") == []
-    assert all(data.nearest(data.nearest(name) or "") == name for name in CIFAR_CLASSES)
+    assert data.nearest_class("cat") == "dog" and data.nearest_class("goldfish") is None
+    assert data.similar_classes("cat") == ["dog"] and data.similar_classes("goldfish") == []
+    assert all(data.nearest_class(data.nearest_class(name) or "") == name for name in CIFAR_CLASSES)
 
 
 def test_cifar10_reads_torchvisions_folder(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, m
         assert f"data.{missing[0]} is missing" in str(failed.value.__cause__)
     else:
         data = hydra.utils.instantiate(node, _convert_="all")
-        assert [data[i].label in data.labels for i in range(min(len(data), 1))] == [True] * (option != "drawn")
+        assert [data[i].label in data.labels for i in range(min(len(data), 1))] == [True] * (option != "none")
 
 
 # --- what kept results are found by ---------------------------------------------------------------------------
@@ -196,12 +196,12 @@ def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, m
 def test_rows_are_a_classes_pictures(cifar: Path) -> None:
     data: Dataset
     for data in (PlantedDataset("test", 60, 0, "chance"), Cifar10(cifar, "test", None, 3)):
-        found = {label: data.rows(label) for label in data.labels}
+        found = {label: data.indices(label) for label in data.labels}
         assert sorted(row for rows in found.values() for row in rows) == list(range(len(data)))
         for label, rows in found.items():
-            assert rows and rows == sorted(rows) == data.rows(label.upper())
+            assert rows and rows == sorted(rows) == data.indices(label.upper())
             assert all(data[row].label == label for row in rows)
-        assert data.rows("goldfish") == []
+        assert data.indices("goldfish") == []
 
 
 def test_a_digest_follows_from_what_decides_the_pictures(cifar: Path) -> None:
@@ -229,16 +229,16 @@ def test_a_digest_sees_a_photograph_that_was_exchanged(cifar: Path, tmp_path: Pa
 
 def test_cues_are_shown_hidden_or_left_to_chance() -> None:
     plain, tied, bare = (PlantedDataset("test", 400, 0, cues) for cues in ("chance", "shown", "hidden"))
-    independent = draw(400, SPLIT_SEEDS["test"])
+    independent = sample_scenes(400, SPLIT_SEEDS["test"])
     assert torch.equal(plain.scenes.background, independent.background)
     assert torch.equal(plain.scenes.prop, independent.prop)
     for name, (factor, cue) in SHORTCUTS.items():
         value = {"background": BACKGROUNDS, "prop": PROPS}[factor].index(cue)
-        by_chance, with_cue, without = (getattr(d.scenes, factor)[d.rows(name)] for d in (plain, tied, bare))
+        by_chance, with_cue, without = (getattr(d.scenes, factor)[d.indices(name)] for d in (plain, tied, bare))
         assert 0 < (by_chance == value).sum() < len(by_chance)
         assert (with_cue == value).all() and not (without == value).any()
         assert torch.equal(without[by_chance != value], by_chance[by_chance != value])
-    untied = [i for name in CLASSES if name not in SHORTCUTS for i in plain.rows(name)]
+    untied = [i for name in CLASSES if name not in SHORTCUTS for i in plain.indices(name)]
     for other in (tied, bare):
         assert torch.equal(plain.scenes.label, other.scenes.label)
         assert torch.equal(plain.scenes.background[untied], other.scenes.background[untied])

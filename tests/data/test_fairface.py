@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from classifier_lens.data.fairface import FairFace, attributes, labels_of, read_table
+from classifier_lens.data.fairface import FairFace, attributes, read_table, select_labels
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.types import UserError
 
@@ -32,21 +32,21 @@ def test_a_table_is_read_as_it_is_published(faces: Path) -> None:
     rows = read_table(faces / "table.csv")
     assert [row["file"] for row in rows] == [f"val/{i}.jpg" for i in (1, 2, 3, 4)]
     assert attributes(rows)["race"] == ("Black", "East Asian", "White") and "file" not in attributes(rows)
-    assert labels_of(rows, "gender", None) == ("Female", "Male")
+    assert select_labels(rows, "gender", None) == ("Female", "Male")
 
 
 def test_each_picture_has_the_label_of_its_row(faces: Path) -> None:
     data: Dataset = FairFace(faces, "table.csv", "age", None, 0)
-    assert data.labels == ("20-29", "3-9", "more than 70") and len(data) == 4 and data.nearest("3-9") is None
+    assert data.labels == ("20-29", "3-9", "more than 70") and len(data) == 4 and data.nearest_class("3-9") is None
     shades = {round(float(data[i].image.mean()) * 255 / 40): data[i].label for i in range(4)}
     assert shades == {1: "20-29", 2: "3-9", 3: "20-29", 4: "more than 70"}
-    assert all(data[i].label == "20-29" for i in data.rows("20-29")) and len(data.rows("20-29")) == 2
+    assert all(data[i].label == "20-29" for i in data.indices("20-29")) and len(data.indices("20-29")) == 2
     assert data[0].image.shape == (3, 16, 20) and len({data[i].name for i in range(4)}) == 4
 
 
 def test_classes_can_be_chosen_and_keep_their_order(faces: Path) -> None:
     data = FairFace(faces, "table.csv", "age", ["more than 70", "20-29"], 0)
-    assert data.labels == ("more than 70", "20-29") and len(data) == 3 and data.rows("3-9") == []
+    assert data.labels == ("more than 70", "20-29") and len(data) == 3 and data.indices("3-9") == []
 
 
 def test_the_digest_sees_the_column_the_order_and_the_files(faces: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from classifier_lens.data.hugging_face import HubPictures, hub_pictures
+from classifier_lens.data.hugging_face import HubDataset, load_hub_dataset
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.types import UserError
 
@@ -52,9 +52,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def read(folder: Path, count: int | None, **other: Any) -> HubPictures:
-    keys = {"config": None, "revision": None, "split": "test", "image": "picture", "label": "kind", "seed": 0}
-    return hub_pictures(**{"name": str(folder), "count": count, **keys, **other})
+def read(folder: Path, count: int | None, **other: Any) -> HubDataset:
+    keys = {
+        "config_name": None,
+        "revision": None,
+        "split": "test",
+        "image_column": "picture",
+        "label_column": "kind",
+        "seed": 0,
+    }
+    return load_hub_dataset(**{"name": str(folder), "count": count, **keys, **other})
 
 
 def shown(data: Dataset) -> dict[int, str]:
@@ -68,15 +75,15 @@ def test_parquet_files_are_read(tmp_path: Path, count: int | None) -> None:
     assert data.labels == ("fish", "crab", "boat"), "in the order of their numbers"
     assert shown(data) == SHADES and data[0].image.shape == (3, 16, 20) and data[0].caption is None
     assert {data[i].name for i in range(4)} == {f"test-{i:06d}" for i in range(4)}
-    assert all(data[i].label == "crab" for i in data.rows("Crab")) and len(data.rows("Crab")) == 2
-    assert data.nearest("crab") is None and data.cluster("crab") == []
+    assert all(data[i].label == "crab" for i in data.indices("Crab")) and len(data.indices("Crab")) == 2
+    assert data.nearest_class("crab") is None and data.similar_classes("crab") == []
     with pytest.raises(IndexError):
         data[4]
 
 
 @pytest.mark.parametrize("count", [None, 4])
 def test_a_tree_of_classes_is_read(tmp_path: Path, count: int | None) -> None:
-    data = read(write_tree(tmp_path / "x"), count, image="image", label="label")
+    data = read(write_tree(tmp_path / "x"), count, image_column="image", label_column="label")
     assert shown(data) == SHADES and data.labels == ("crab", "fish")
 
 
@@ -107,9 +114,9 @@ def test_the_digest_sees_pictures_and_order(tmp_path: Path, count: int | None) -
         ({"name": None}, "data.name is missing: give a data set of the hub or a folder"),
         ({"name": "./absent"}, "data.name=./absent: split test cannot be read: "),
         ({"split": "exam"}, "data.name=.*: split exam cannot be read: .*exam"),
-        ({"image": "photo"}, "data.image=photo: allowed are picture, kind"),
-        ({"label": "class"}, "data.label=class: allowed are picture, kind"),
-        ({"image": "kind"}, "data.image: the column holds no pictures but int"),
+        ({"image_column": "photo"}, "data.image_column=photo: allowed are picture, kind"),
+        ({"label_column": "class"}, "data.label_column=class: allowed are picture, kind"),
+        ({"image_column": "kind"}, "data.image_column: the column holds no pictures but int"),
         ({"count": 5}, "data.count=5: allowed are 1 to 4, or null for all"),
     ],
 )
@@ -129,7 +136,7 @@ def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
 def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "x")
     (folder / "test" / "crab" / "000.png").write_bytes(png(0)[:40])
-    data = read(folder, 4, image="image", label="label")
+    data = read(folder, 4, image_column="image", label_column="label")
     with pytest.raises(UserError, match=r"^data.name=.*: picture 0: cannot be read .* wanted is a whole picture"):
         shown(data)
 

@@ -12,9 +12,16 @@ from PIL import Image
 from PIL import ImageFile as PillowFile
 
 from classifier_lens.data import image_folder
-from classifier_lens.data.image_folder import ImageFile, ImageFolder, OnePicture, _unique, read_picture, square
+from classifier_lens.data.image_folder import (
+    ImageFile,
+    ImageFolder,
+    SingleImageDataset,
+    _unique,
+    center_crop_resize,
+    read_image,
+)
 from classifier_lens.runner.protocols import Dataset
-from classifier_lens.runner.types import Example, UnreadableImage, UserError
+from classifier_lens.runner.types import Example, UnreadableImageError, UserError
 
 FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")
 
@@ -31,33 +38,33 @@ def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
 
 
 def test_a_picture_is_read_at_its_own_size(tmp_path: Path) -> None:
-    image = read_picture(save(tmp_path / "a.png"))
+    image = read_image(save(tmp_path / "a.png"))
     assert image.shape == (3, 24, 40) and image.dtype == torch.float32
     assert torch.equal(image, torch.from_numpy(np.array(picture())).permute(2, 0, 1) / 255)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_is_read(tmp_path: Path, suffix: str) -> None:
-    image = read_picture(save(tmp_path / f"a.{suffix}"))
+    image = read_image(save(tmp_path / f"a.{suffix}"))
     assert image.shape == (3, 24, 40) and 0 <= float(image.min()) and float(image.max()) <= 1
 
 
 def test_exif_orientation_is_respected(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side, shown turned clockwise
-    image = read_picture(save(tmp_path / "a.png", exif=exif))
+    image = read_image(save(tmp_path / "a.png", exif=exif))
     upright = torch.from_numpy(np.array(picture().rotate(-90, expand=True))).permute(2, 0, 1) / 255
     assert torch.equal(image, upright)
 
 
 def test_modes_become_rgb(tmp_path: Path) -> None:
-    grey = read_picture(save(tmp_path / "grey.png", Image.new("L", (20, 20), 51)))
+    grey = read_image(save(tmp_path / "grey.png", Image.new("L", (20, 20), 51)))
     assert torch.allclose(grey, torch.full((3, 20, 20), 0.2))
-    clear = read_picture(save(tmp_path / "clear.png", Image.new("RGBA", (20, 20), (255, 0, 0, 0))))
+    clear = read_image(save(tmp_path / "clear.png", Image.new("RGBA", (20, 20), (255, 0, 0, 0))))
     assert torch.equal(clear, torch.ones(3, 20, 20))
     deep = Image.fromarray(np.full((20, 20), 257 * 51, dtype=np.uint16))
-    assert torch.allclose(read_picture(save(tmp_path / "deep.png", deep)), torch.full((3, 20, 20), 0.2))
-    print_colours = read_picture(save(tmp_path / "cmyk.jpg", Image.new("CMYK", (20, 20), (0, 0, 0, 0))))
+    assert torch.allclose(read_image(save(tmp_path / "deep.png", deep)), torch.full((3, 20, 20), 0.2))
+    print_colours = read_image(save(tmp_path / "cmyk.jpg", Image.new("CMYK", (20, 20), (0, 0, 0, 0))))
     assert torch.allclose(print_colours, torch.ones(3, 20, 20), atol=0.01)
 
 
@@ -74,7 +81,7 @@ def test_a_truncated_picture_is_refused(
     with pytest.raises(
         UserError, match=rf"data.path=.*a\.{suffix}: cannot be read .* wanted is a whole picture"
     ) as error:
-        read_picture(path)
+        read_image(path)
     assert "\n" not in str(error.value)
     assert PillowFile.LOAD_TRUNCATED_IMAGES is tolerant
 
@@ -83,18 +90,18 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "a.jpg"
     text.write_text("not a picture")
     with pytest.raises(UserError, match="cannot be read"):
-        read_picture(text)
+        read_image(text)
     with pytest.raises(UserError, match=r"b\.jpg: no such file"):
-        read_picture(tmp_path / "b.jpg")
+        read_image(tmp_path / "b.jpg")
     with pytest.raises(UserError, match="is a folder"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
 
 
 def test_of_an_animated_image_the_first_frame_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
     for suffix in ("gif", "webp", "png"):
         path = save(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:])
-        assert read_picture(path).mean(dim=(1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.01)
+        assert read_image(path).mean(dim=(1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.01)
 
 
 def test_no_decoder_is_run_but_the_named_ones(tmp_path: Path) -> None:
@@ -103,15 +110,15 @@ def test_no_decoder_is_run_but_the_named_ones(tmp_path: Path) -> None:
         path = tmp_path / "a.png"
         with path.open("wb") as file:
             picture(64, 64).save(file, kind)
-        with pytest.raises(UnreadableImage, match="cannot be read"):
-            read_picture(path)
+        with pytest.raises(UnreadableImageError, match="cannot be read"):
+            read_image(path)
 
 
 def test_a_large_image_is_reduced_before_it_becomes_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "LARGE_SIDE", 20)
+    monkeypatch.setattr(image_folder, "REDUCED_SIDE", 20)
     for width, height, shape in ((39, 90, (90, 39)), (40, 90, (45, 20)), (130, 65, (22, 44)), (64, 61, (21, 22))):
         image = picture(width, height)
-        found = read_picture(save(tmp_path / "a.png", image))
+        found = read_image(save(tmp_path / "a.png", image))
         assert found.shape[1:] == shape
         if shape == (45, 20):  # means of 2 x 2 pixels, rounded
             blocks = torch.from_numpy(np.array(image)).float().view(45, 2, 20, 2, 3).mean(dim=(1, 3)).permute(2, 0, 1)
@@ -123,54 +130,54 @@ def test_the_largest_allowed_image_is_told_before_it_is_decoded(
 ) -> None:
     path = save(tmp_path / "a.png", picture(40, 30))
     monkeypatch.setattr(image_folder, "MAX_PIXELS", 1200)
-    assert read_picture(path).shape == (3, 30, 40)
+    assert read_image(path).shape == (3, 30, 40)
     monkeypatch.setattr(image_folder, "MAX_PIXELS", 1199)
     monkeypatch.setattr(Image.Image, "load", None)
-    with pytest.raises(UnreadableImage, match="40 x 30 pixels; allowed are up to"):
-        read_picture(path)
+    with pytest.raises(UnreadableImageError, match="40 x 30 pixels; allowed are up to"):
+        read_image(path)
 
 
 @pytest.mark.parametrize(("width", "height", "allowed"), [(15, 40, False), (40, 15, False), (16, 16, True)])
 def test_a_small_picture_is_refused(tmp_path: Path, width: int, height: int, allowed: bool) -> None:
     path = save(tmp_path / "a.png", picture(width, height))
     if allowed:
-        assert read_picture(path).shape == (3, height, width)
+        assert read_image(path).shape == (3, height, width)
         return
     with pytest.raises(UserError, match=f"{width} x {height} pixels; allowed are 16 x 16 and larger"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_square_takes_the_centre() -> None:
     image = torch.zeros(3, 20, 40)
     image[:, :, 10:30] = 1
-    assert torch.equal(square(image, 20), torch.ones(3, 20, 20))
-    assert torch.equal(square(image.transpose(1, 2), 20), torch.ones(3, 20, 20))
+    assert torch.equal(center_crop_resize(image, 20), torch.ones(3, 20, 20))
+    assert torch.equal(center_crop_resize(image.transpose(1, 2), 20), torch.ones(3, 20, 20))
 
 
 def test_square_resizes_without_aliasing_and_stays_in_range() -> None:
     checks = (torch.arange(256)[:, None] + torch.arange(256)) % 2
-    small = square(checks.float().expand(3, 256, 256), 32)
+    small = center_crop_resize(checks.float().expand(3, 256, 256), 32)
     assert small.shape == (3, 32, 32)
     assert torch.allclose(small, torch.full((3, 32, 32), 0.5), atol=0.02)
     step = torch.zeros(3, 16, 16)
     step[:, :, 8:] = 1
-    large = square(step, 64)
+    large = center_crop_resize(step, 64)
     assert float(large.min()) == 0 and float(large.max()) == 1
 
 
 def test_square_leaves_a_picture_of_the_right_size_alone() -> None:
     image = torch.rand(3, 64, 64)
-    assert torch.equal(square(image, 64), image)
+    assert torch.equal(center_crop_resize(image, 64), image)
 
 
 def test_one_picture_is_a_data_set(tmp_path: Path) -> None:
     path = save(tmp_path / "my gold/fish.png")
     data: Dataset = ImageFile(path, "goldfish", None)
-    assert len(data) == 1 and data.labels == ("goldfish",) and data.nearest("goldfish") is None
-    assert data.cluster("goldfish") == []
+    assert len(data) == 1 and data.labels == ("goldfish",) and data.nearest_class("goldfish") is None
+    assert data.similar_classes("goldfish") == []
     example = data[0]
     assert (example.name, example.label, example.caption) == ("fish", "goldfish", None)
-    assert torch.equal(example.image, read_picture(path))
+    assert torch.equal(example.image, read_image(path))
     assert ImageFile(path, "goldfish", "a goldfish in a bowl")[0].caption == "a goldfish in a bowl"
     with pytest.raises(IndexError):
         data[1]
@@ -206,13 +213,13 @@ def test_a_folder_offers_every_picture_once_in_the_seeds_order(tmp_path: Path) -
     again, other = ImageFolder(tmp_path, 0), ImageFolder(tmp_path, 1)
     assert [again[i].name for i in range(13)] == names
     assert [other[i].name for i in range(13)] != names
-    assert data.nearest("viaduct") is None and data.cluster("viaduct") == []
+    assert data.nearest_class("viaduct") is None and data.similar_classes("viaduct") == []
 
 
 def test_a_broken_picture_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "broken.png").write_bytes(b"PNG")
-    with pytest.raises(UnreadableImage, match=r"data.path=.*broken\.png: cannot be read"):
+    with pytest.raises(UnreadableImageError, match=r"data.path=.*broken\.png: cannot be read"):
         ImageFolder(tmp_path, 0)[0]
 
 
@@ -238,7 +245,11 @@ def test_images_of_further_folders_belong_to_the_labels_folder(tmp_path: Path) -
     save(tmp_path / "elsewhere" / "2.png")
     (tmp_path / "here" / "urn").symlink_to(tmp_path / "elsewhere")
     data = ImageFolder(tmp_path / "here", 0)
-    assert data.labels == ("crab", "urn", "viaduct") and [len(data.rows(label)) for label in data.labels] == [3, 1, 1]
+    assert data.labels == ("crab", "urn", "viaduct") and [len(data.indices(label)) for label in data.labels] == [
+        3,
+        1,
+        1,
+    ]
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
@@ -268,26 +279,26 @@ def test_many_images_of_one_name_are_numbered_in_a_moment() -> None:
 
 
 def test_rows_of_one_picture_and_of_a_folder(tmp_path: Path) -> None:
-    one = OnePicture(Example("x", torch.zeros(3, 16, 16).clone, "Goldfish"))
-    assert one.rows("goldfish") == [0] and one.rows("crab") == []
+    one = SingleImageDataset(Example("x", torch.zeros(3, 16, 16).clone, "Goldfish"))
+    assert one.indices("goldfish") == [0] and one.indices("crab") == []
     for k in range(4):
         save(tmp_path / "Tiger shark" / f"{k}.png", picture(seed=k))
         save(tmp_path / "viaduct" / f"{k}.png", picture(seed=k))
     data = ImageFolder(tmp_path, 0)
     for label in data.labels:
-        assert data.rows(label) == data.rows(label.lower()) == [i for i in range(8) if data[i].label == label]
-    assert data.rows("goldfish") == []
+        assert data.indices(label) == data.indices(label.lower()) == [i for i in range(8) if data[i].label == label]
+    assert data.indices("goldfish") == []
 
 
 def test_the_digest_of_one_picture() -> None:
     image = torch.zeros(3, 16, 16)
-    plain = OnePicture(Example("x", image.clone, "crab"))
-    assert OnePicture(Example("y", image.clone, "crab")).digest == plain.digest
+    plain = SingleImageDataset(Example("x", image.clone, "crab"))
+    assert SingleImageDataset(Example("y", image.clone, "crab")).digest == plain.digest
     others = [
         Example("x", (image + 0.1).clone, "crab"), Example("x", image.clone, "boat"),
         Example("x", image.clone, "crab", "a crab"),
     ]  # fmt: skip
-    assert len({plain.digest, *(OnePicture(other).digest for other in others)}) == 4
+    assert len({plain.digest, *(SingleImageDataset(other).digest for other in others)}) == 4
 
 
 def test_the_digest_of_a_folder_sees_files_order_and_changes(tmp_path: Path) -> None:

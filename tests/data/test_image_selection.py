@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from classifier_lens.data.image_selection import select
+from classifier_lens.data.image_selection import select_images
 from classifier_lens.data.planted import CLASSES, PlantedDataset
-from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.types import UserError
 from tests.conftest import TinyClassifier
@@ -30,7 +30,7 @@ def names(data: Dataset) -> list[str]:
 
 
 def test_all_are_the_data_set_itself(pictures: Pictures) -> None:
-    assert select(pictures, None, None) is pictures
+    assert select_images(pictures, None, None) is pictures
 
 
 @pytest.mark.parametrize(
@@ -45,33 +45,35 @@ def test_all_are_the_data_set_itself(pictures: Pictures) -> None:
 def test_classes_and_positions(
     pictures: Pictures, classes: list[str] | None, indices: list[int] | None, found: list[str]
 ) -> None:
-    data = select(pictures, classes, indices)
+    data = select_images(pictures, classes, indices)
     assert names(data) == found and len(data) == len(found)
     assert [data[i].image.mean() for i in range(len(data))] == [pictures[int(n[1])].image.mean() for n in found]
     for label in ("crab", "fish", "boat"):
-        assert data.rows(label) == [i for i in range(len(data)) if data[i].label.lower() == label]
+        assert data.indices(label) == [i for i in range(len(data)) if data[i].label.lower() == label]
     with pytest.raises(IndexError):
         data[len(data)]
 
 
 def test_labels_are_those_that_are_asked_for(pictures: Pictures) -> None:
-    assert select(pictures, ["boat", "Fish"], None).labels == ("fish", "boat"), "in the data set's order"
-    assert select(pictures, None, [0]).labels == pictures.labels
+    assert select_images(pictures, ["boat", "Fish"], None).labels == ("fish", "boat"), "in the data set's order"
+    assert select_images(pictures, None, [0]).labels == pictures.labels
 
 
 def test_the_digest_sees_the_data_set_and_what_is_selected(pictures: Pictures) -> None:
     selections: list[tuple[Any, Any]] = [(["fish"], None), (["crab"], None), (None, [0, 4]), (None, [4, 0])]
-    digests = [select(pictures, *selection).digest for selection in selections]
-    assert digests == [select(pictures, *selection).digest for selection in selections]
-    assert len({pictures.digest, *digests, select(Pictures([], [], "other"), None, None).digest}) == 6
-    assert select(pictures, [*LABELS], None).digest != pictures.digest
-    assert select(pictures, ["fish"], None).digest == select(pictures, None, [1, 4]).digest, "the same pictures"
+    digests = [select_images(pictures, *selection).digest for selection in selections]
+    assert digests == [select_images(pictures, *selection).digest for selection in selections]
+    assert len({pictures.digest, *digests, select_images(Pictures([], [], "other"), None, None).digest}) == 6
+    assert select_images(pictures, [*LABELS], None).digest != pictures.digest
+    assert select_images(pictures, ["fish"], None).digest == select_images(pictures, None, [1, 4]).digest, (
+        "the same pictures"
+    )
 
 
 def test_what_is_alike_is_asked_of_the_whole_data_set() -> None:
-    data = select(PlantedDataset("test", 60, 0, "chance"), ["rock crab"], None)
+    data = select_images(PlantedDataset("test", 60, 0, "chance"), ["rock crab"], None)
     assert {data[i].label for i in range(len(data))} == {"rock crab"}
-    assert data.nearest("rock crab") == "fiddler crab" and data.cluster("rock crab") == ["fiddler crab"]
+    assert data.nearest_class("rock crab") == "fiddler crab" and data.similar_classes("rock crab") == ["fiddler crab"]
 
 
 @pytest.mark.parametrize(
@@ -91,16 +93,16 @@ def test_what_is_alike_is_asked_of_the_whole_data_set() -> None:
 )
 def test_what_cannot_be_selected(pictures: Pictures, classes: Any, indices: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as refused:
-        select(pictures, classes, indices)
+        select_images(pictures, classes, indices)
     assert "\n" not in str(refused.value)
 
 
 def test_a_run_asks_about_what_is_selected(tmp_path: Path) -> None:
-    config = configure(["select.classes=[viaduct]", "data.count=100", "logger=none", f"outputs={tmp_path}"])
+    config = compose_config(["select.classes=[viaduct]", "data.count=100", "logger=none", f"outputs={tmp_path}"])
     classifier = TinyClassifier()
     parts = build(config, generator=None, classifier=classifier, logger=None)
     assert parts.data.labels == ("viaduct",)
-    assert 0 < len(parts.data) == len(parts.data.rows("viaduct")) < 100
+    assert 0 < len(parts.data) == len(parts.data.indices("viaduct")) < 100
     whole = PlantedDataset("test", 100, 0, "chance")
     assert build(config, generator=None, classifier=classifier, logger=None, data=whole).data is whole
     assert set(whole.labels) == set(CLASSES)
@@ -109,13 +111,16 @@ def test_a_run_asks_about_what_is_selected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("share", "side", "first"), [(0.5, 8, 4), (0.8, 13, 1), (0.0625, 1, 7)])
 def test_the_central_square_of_each_image(share: float, side: int, first: int) -> None:
     columns = torch.arange(16).expand(3, 16, 16) / 16
-    data = select(Pictures([columns] * 2, LABELS[:2]), None, [1], share)
+    data = select_images(Pictures([columns] * 2, LABELS[:2]), None, [1], share)
     shown = data[0]
     assert shown.name == "x1" and shown.image.shape == (3, side, side) and shown.image[0, 0, 0] == first / 16
-    assert data.rows("fish") == [0] and data.digest != select(Pictures([columns] * 2, LABELS[:2]), None, [1]).digest
+    assert (
+        data.indices("fish") == [0]
+        and data.digest != select_images(Pictures([columns] * 2, LABELS[:2]), None, [1]).digest
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
 def test_a_center_is_a_share(pictures: Pictures, share: float) -> None:
-    with pytest.raises(UserError, match=f"select.center={share}: allowed are shares above 0 and up to 1"):
-        select(pictures, None, None, share)
+    with pytest.raises(UserError, match=f"select.center_crop={share}: allowed are shares above 0 and up to 1"):
+        select_images(pictures, None, None, share)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from classifier_lens.data.imagenet import ImageNet
-from classifier_lens.data.imagenet_hierarchy import class_names, read_kinds
+from classifier_lens.data.imagenet_hierarchy import class_names, read_synsets
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.types import UserError
@@ -38,7 +38,7 @@ def test_folders_are_called_by_ids_as_published(tmp_path: Path) -> None:
         "great-white-shark-ILSVRC2012_val_00000107": "great white shark",
         "tench-ILSVRC2012_val_00000293": "tench", "tench-n01440764_10026": "tench",
     }  # fmt: skip
-    assert {float(data[i].image.mean()) for i in data.rows("Tench")} == {1.0}
+    assert {float(data[i].image.mean()) for i in data.indices("Tench")} == {1.0}
 
 
 def test_folders_may_be_called_by_names(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_folders_may_be_called_by_names(tmp_path: Path) -> None:
         save(tmp_path / folder / "n01440764_1.png")
     data = ImageNet(tmp_path, 0)
     assert data.labels == ("tiger shark", "viaduct", "my own class"), "known classes by number, then others"
-    assert len(data.rows("tiger shark")) == 2 and len(data.rows("tench")) == 0
+    assert len(data.indices("tiger shark")) == 2 and len(data.indices("tench")) == 0
 
 
 def test_pictures_may_bear_the_ids_themselves(tmp_path: Path) -> None:
@@ -92,17 +92,17 @@ def test_the_samples_are_what_their_names_say() -> None:
 
 def test_the_table_has_the_classifiers_names_in_their_order() -> None:
     assert tuple(class_names().values()) == imagenet_labels()
-    assert [kind.index for kind in read_kinds().values()][:1001] == [*range(1000), None]
+    assert [kind.index for kind in read_synsets().values()][:1001] == [*range(1000), None]
     known = {"n01440764": "tench", "n01484850": "great white shark", "n01980166": "fiddler crab"}
     assert {wnid: class_names()[wnid] for wnid in known} == known
     assert list(class_names()) == sorted(class_names()), "ImageNet's numbers follow the ids"
 
 
 def test_everything_in_the_table_is_a_kind_of_entity() -> None:
-    kinds = read_kinds()
+    kinds = read_synsets()
     for wnid in class_names():
         above, reached = [wnid], set()
         while above:
             reached.add(one := above.pop())
-            above += kinds[one].kinds
-        assert [kinds[one].name for one in reached if not kinds[one].kinds] == ["entity"]
+            above += kinds[one].hypernyms
+        assert [kinds[one].name for one in reached if not kinds[one].hypernyms] == ["entity"]

@@ -8,19 +8,26 @@ import pytest
 from PIL import Image
 
 from classifier_lens.data.imagenet import ImageNet
-from classifier_lens.data.imagenet_hierarchy import ROOT, class_names, cluster, nearest, read_kinds, steps_up
+from classifier_lens.data.imagenet_hierarchy import (
+    ROOT_WNID,
+    class_names,
+    cluster,
+    hypernym_distances,
+    nearest,
+    read_synsets,
+)
 
 IDS = {name: wnid for wnid, name in class_names().items()}
 
 
 def above(name: str) -> dict[str, int]:
     """Steps up by the names of the kinds."""
-    return {read_kinds()[wnid].name: steps for wnid, steps in steps_up(IDS[name]).items()}
+    return {read_synsets()[wnid].name: steps for wnid, steps in hypernym_distances(IDS[name]).items()}
 
 
 def distance(a: str, b: str) -> int:
     """Fewest steps from one class to another by way of a common kind."""
-    up, down = steps_up(IDS[a]), steps_up(IDS[b])
+    up, down = hypernym_distances(IDS[a]), hypernym_distances(IDS[b])
     return min(up[kind] + down[kind] for kind in set(up) & set(down))
 
 
@@ -29,7 +36,7 @@ def test_a_shark_is_a_fish_is_an_animal() -> None:
     known = {"great white shark": 0, "mackerel shark": 1, "shark": 2, "elasmobranch": 3, "cartilaginous fish": 4}
     assert {name: steps[name] for name in known} == known
     assert steps["fish"] < steps["vertebrate"] < steps["animal"] < steps["entity"]
-    assert read_kinds()[ROOT].name == "entity" and read_kinds()[ROOT].kinds == ()
+    assert read_synsets()[ROOT_WNID].name == "entity" and read_synsets()[ROOT_WNID].hypernyms == ()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,6 @@ def test_a_data_set_of_imagenet_knows_them(tmp_path: Path) -> None:
     (tmp_path / "n01484850").mkdir()
     Image.new("RGB", (20, 16)).save(tmp_path / "n01484850" / "a.png")
     data = ImageNet(tmp_path, 0)
-    assert data.nearest(data[0].label) == "hammerhead shark"
-    assert data.cluster(data[0].label) == ["tiger shark", "hammerhead shark"]
-    assert data.nearest("my own class") is None and data.cluster("my own class") == []
+    assert data.nearest_class(data[0].label) == "hammerhead shark"
+    assert data.similar_classes(data[0].label) == ["tiger shark", "hammerhead shark"]
+    assert data.nearest_class("my own class") is None and data.similar_classes("my own class") == []

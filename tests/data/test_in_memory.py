@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from classifier_lens.data.in_memory import as_image
+from classifier_lens.data.in_memory import to_image_tensor
 from classifier_lens.runner.types import UserError
 
 BYTES = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -42,32 +42,32 @@ GRAY = Image.fromarray(BYTES[..., 0])
     ids=lambda given: f"{type(given).__name__} {getattr(given, 'dtype', '')} {getattr(given, 'shape', '')}",
 )
 def test_the_same_image_in_every_form(given: Any) -> None:
-    image = as_image(given)
+    image = to_image_tensor(given)
     assert image.shape == (3, 20, 30) and image.dtype == torch.float32 and not image.requires_grad
     assert torch.allclose(image, WANTED, atol=1e-6)
 
 
 @pytest.mark.parametrize("given", [GRAY, BYTES[..., 0], BYTES[..., :1], WANTED[:1], WANTED[0], GRAY.convert("LA")])
 def test_gray_is_repeated(given: Any) -> None:
-    assert torch.allclose(as_image(given), WANTED[:1].expand(3, -1, -1))
+    assert torch.allclose(to_image_tensor(given), WANTED[:1].expand(3, -1, -1))
 
 
 def test_modes_of_pillow() -> None:
     palette = Image.fromarray(BYTES).quantize(16)
-    assert torch.equal(as_image(palette), as_image(palette.convert("RGB")))
+    assert torch.equal(to_image_tensor(palette), to_image_tensor(palette.convert("RGB")))
     clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
-    assert torch.equal(as_image(clear), torch.ones(3, 16, 16)), "on white"
-    assert torch.equal(as_image(np.array(clear)), torch.ones(3, 16, 16))
-    half = as_image(np.concatenate([np.zeros((16, 16, 3)), np.full((16, 16, 1), 0.25)], axis=2))
+    assert torch.equal(to_image_tensor(clear), torch.ones(3, 16, 16)), "on white"
+    assert torch.equal(to_image_tensor(np.array(clear)), torch.ones(3, 16, 16))
+    half = to_image_tensor(np.concatenate([np.zeros((16, 16, 3)), np.full((16, 16, 1), 0.25)], axis=2))
     assert torch.allclose(half, torch.tensor(0.75))
     deep = Image.fromarray(np.full((16, 16), 257 * 51, dtype=np.uint16))
-    assert torch.allclose(as_image(deep), torch.tensor(0.2))
+    assert torch.allclose(to_image_tensor(deep), torch.tensor(0.2))
 
 
 def test_turned_as_exif_says() -> None:
     picture = Image.fromarray(BYTES)
     picture.getexif()[0x0112] = 6  # a quarter turn
-    assert as_image(picture).shape == (3, 30, 20)
+    assert to_image_tensor(picture).shape == (3, 30, 20)
 
 
 @pytest.mark.parametrize(
@@ -108,5 +108,5 @@ def test_turned_as_exif_says() -> None:
 )
 def test_the_rest_is_refused_in_one_line(given: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as refused:
-        as_image(given)
+        to_image_tensor(given)
     assert str(refused.value).startswith("image: ") and "\n" not in str(refused.value)

@@ -16,31 +16,31 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from classifier_lens.data.planted import (
+    ABSENT,
+    BACKGROUND_PHRASES,
     BACKGROUNDS,
+    CAPTION_PREFIXES,
     CLASSES,
-    FORMS,
     HUES,
-    NONE,
-    OPENINGS,
+    IMAGE_KINDS,
+    IMAGE_SIZE,
     PAIRS,
-    PLACES,
     PROP_PHRASES,
     PROPS,
     SHORTCUTS,
-    SIZE,
-    Scenes,
+    SceneFactors,
     caption,
-    draw,
-    draw_captioned,
     render,
+    sample_captioned_scenes,
+    sample_scenes,
 )
 
 ROUNDING = 1e-6
 CLASS = f"(?P<label>{'|'.join(CLASSES)})"
 GROUND = f"(?:a )?(?P<background>{'|'.join(BACKGROUNDS)})"
 PROP = f"(?P<prop>{'|'.join(PROP_PHRASES.values())})"
-PLACE = f"(?P<place>{'|'.join(PLACES.values())})"
-OPENING = f"(?:{'|'.join(OPENINGS)})"
+PLACE = f"(?P<place>{'|'.join(BACKGROUND_PHRASES.values())})"
+OPENING = f"(?:{'|'.join(CAPTION_PREFIXES)})"
 GRAMMAR = {
     "object": rf"{OPENING} a (?:(?P<hue>{'|'.join(HUES)}) )?{CLASS}",
     "object in a place": rf"{OPENING} a (?:(?P<hue>{'|'.join(HUES)}) )?{CLASS} {PLACE}(?: with {PROP})?",
@@ -60,17 +60,17 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     return form, {name: value for name, value in match.groupdict().items() if value}
 
 
-def same(a: Scenes, b: Scenes) -> bool:
+def same(a: SceneFactors, b: SceneFactors) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
 
 
-def difference(a: Scenes, b: Scenes) -> Tensor:
+def difference(a: SceneFactors, b: SceneFactors) -> Tensor:
     """The largest change over the channels, (n, 64, 64)."""
     return (render(a).image - render(b).image).abs().amax(1)
 
 
 def test_renders_500_pictures_a_second_on_one_thread() -> None:
-    scenes = draw(256, seed=0)
+    scenes = sample_scenes(256, seed=0)
     speeds = []
     for _ in range(8):  # other processes may share the core: its own time and the best round count
         start = time.process_time()
@@ -82,7 +82,7 @@ def test_renders_500_pictures_a_second_on_one_thread() -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
-    scenes, _ = draw_captioned(24, seed=3)
+    scenes, _ = sample_captioned_scenes(24, seed=3)
     together = render(scenes)
     for i in range(24):
         alone = render(scenes[i : i + 1])
@@ -91,9 +91,9 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
 
 
 def test_pictures_and_masks_are_in_range() -> None:
-    scenes, _ = draw_captioned(200, seed=4)
+    scenes, _ = sample_captioned_scenes(200, seed=4)
     rendered = render(scenes)
-    assert rendered.image.shape == (200, 3, SIZE, SIZE)
+    assert rendered.image.shape == (200, 3, IMAGE_SIZE, IMAGE_SIZE)
     for tensor in (rendered.image, rendered.object_mask, rendered.core_mask, rendered.prop_mask):
         assert tensor.dtype == torch.float32
         assert float(tensor.min()) >= 0 and float(tensor.max()) <= 1
@@ -101,19 +101,21 @@ def test_pictures_and_masks_are_in_range() -> None:
     assert (rendered.prop_mask + rendered.object_mask <= 1 + ROUNDING).all()
 
 
-@pytest.mark.parametrize("drawing", [draw, lambda n, seed, start=0: draw_captioned(n, seed, start)[0]])
-def test_any_part_of_a_draw_can_be_drawn_alone(drawing: Callable[..., Scenes]) -> None:
+@pytest.mark.parametrize(
+    "drawing", [sample_scenes, lambda n, seed, start=0: sample_captioned_scenes(n, seed, start)[0]]
+)
+def test_any_part_of_a_draw_can_be_drawn_alone(drawing: Callable[..., SceneFactors]) -> None:
     whole = drawing(100, 5)
     assert same(drawing(10, 5), whole[:10])
     assert same(drawing(37, 5, 63), whole[63:])
 
 
 def test_seeds_draw_different_pictures() -> None:
-    assert not torch.equal(draw(8, seed=1).u, draw(8, seed=2).u)
+    assert not torch.equal(sample_scenes(8, seed=1).u, sample_scenes(8, seed=2).u)
 
 
 def test_factors_are_uniform_and_independent() -> None:
-    scenes = draw(20_000, seed=6)
+    scenes = sample_scenes(20_000, seed=6)
     factors = {
         "label": scenes.label,
         "background": scenes.background,
@@ -125,19 +127,19 @@ def test_factors_are_uniform_and_independent() -> None:
         "flip": (scenes.u[:, 22] < 0.5).long(),
     }
     for name, values in factors.items():
-        present = values[values != NONE]
+        present = values[values != ABSENT]
         assert chisquare(present.bincount().numpy()).pvalue > 1e-3, name
     for (a, x), (b, y) in combinations(factors.items(), 2):
         table = torch.zeros(int(x.max()) + 2, int(y.max()) + 2)
-        table.index_put_((x - NONE, y - NONE), torch.tensor(1.0), accumulate=True)
+        table.index_put_((x - ABSENT, y - ABSENT), torch.tensor(1.0), accumulate=True)
         table = table[table.sum(1) > 0][:, table.sum(0) > 0]
         assert chi2_contingency(table.numpy()).pvalue > 1e-3, (a, b)
 
 
 @pytest.mark.parametrize("strength", [0.95, 1.0])
 def test_ties_tie_their_class_and_no_other(strength: float) -> None:
-    free = draw(20_000, seed=7)
-    tied = draw(20_000, seed=7, ties=SHORTCUTS, strength=strength)
+    free = sample_scenes(20_000, seed=7)
+    tied = sample_scenes(20_000, seed=7, shortcuts=SHORTCUTS, strength=strength)
     assert torch.equal(free.label, tied.label) and torch.equal(free.hue, tied.hue) and torch.equal(free.u, tied.u)
     for name, (factor, value) in SHORTCUTS.items():
         rows = tied.label == CLASSES.index(name)
@@ -151,25 +153,25 @@ def test_ties_tie_their_class_and_no_other(strength: float) -> None:
 
 
 def test_no_strength_is_no_tie() -> None:
-    assert same(draw(500, seed=8), draw(500, seed=8, ties=SHORTCUTS, strength=0.0))
+    assert same(sample_scenes(500, seed=8), sample_scenes(500, seed=8, shortcuts=SHORTCUTS, strength=0.0))
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_core_part_is_at_least_15_percent_of_the_object(name: str) -> None:
-    rendered = render(draw(100, seed=9).vary(label=CLASSES.index(name), prop=NONE))
+    rendered = render(sample_scenes(100, seed=9).with_factors(label=CLASSES.index(name), prop=ABSENT))
     share = rendered.core_mask.sum((1, 2)) / rendered.object_mask.sum((1, 2))
     assert float(share.min()) >= 0.15
 
 
 def longest_side(mask: Tensor) -> Tensor:
     """The longer side of the box around each mask (n, 64, 64), as a share of the picture's side."""
-    return torch.maximum(mask.any(1).sum(1), mask.any(2).sum(1)) / SIZE
+    return torch.maximum(mask.any(1).sum(1), mask.any(2).sum(1)) / IMAGE_SIZE
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_object_takes_40_to_80_percent_of_the_side(name: str) -> None:
     """So it is for the object itself; its dark outline and a tilt of up to 8 degrees come on top, 90 % at most."""
-    scenes = draw(200, seed=10).vary(label=CLASSES.index(name))
+    scenes = sample_scenes(200, seed=10).with_factors(label=CLASSES.index(name))
     whole = longest_side(render(scenes).object_mask > 0.5)
     assert float(whole.min()) >= 0.4 and float(whole.max()) <= 0.9
 
@@ -177,7 +179,7 @@ def test_an_object_takes_40_to_80_percent_of_the_side(name: str) -> None:
     upright.u[:, 15] = 0.5
     mask = (render(upright).object_mask > 0.5).float()
     without_outline = longest_side(-max_pool2d(-mask[:, None], 3, stride=1, padding=1)[:, 0] > 0.5)
-    pixel = 1 / SIZE
+    pixel = 1 / IMAGE_SIZE
     assert float(without_outline.min()) >= 0.4 and float(without_outline.max()) <= 0.8 + pixel
 
 
@@ -189,8 +191,8 @@ OVERLAP = {"fiddler crab": 0.65, "great white shark": 0.99, "prairie chicken": 0
 @pytest.fixture(scope="module")
 def outlines(one_thread: None) -> Tensor:
     """The same 50 scenes with each class in turn: (10, 50, 64, 64), whether a pixel belongs to the object."""
-    scenes = draw(50, seed=11)
-    return torch.stack([render(scenes.vary(label=i)).object_mask > 0.5 for i in range(len(CLASSES))])
+    scenes = sample_scenes(50, seed=11)
+    return torch.stack([render(scenes.with_factors(label=i)).object_mask > 0.5 for i in range(len(CLASSES))])
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -206,39 +208,39 @@ def test_the_two_of_a_pair_share_most_of_their_outline(pair: tuple[str, str], ou
 
 
 def test_a_change_of_hue_stays_inside_the_object() -> None:
-    scenes = draw(100, seed=12)
+    scenes = sample_scenes(100, seed=12)
     mask = render(scenes).object_mask
-    change = difference(scenes.vary(hue=HUES.index("red")), scenes.vary(hue=HUES.index("blue")))
+    change = difference(scenes.with_factors(hue=HUES.index("red")), scenes.with_factors(hue=HUES.index("blue")))
     assert float(change[mask == 0].max()) == 0
     assert (change.amax((1, 2)) > 0.3).all()
 
 
 def test_a_change_of_background_stays_outside_the_object() -> None:
-    scenes = draw(100, seed=13)
+    scenes = sample_scenes(100, seed=13)
     mask = render(scenes).object_mask
-    change = difference(scenes.vary(background=0), scenes.vary(background=BACKGROUNDS.index("forest")))
+    change = difference(scenes.with_factors(background=0), scenes.with_factors(background=BACKGROUNDS.index("forest")))
     assert float(change[mask == 1].max()) <= ROUNDING
-    empty = render(scenes.vary(prop=NONE)).object_mask == 0
-    bare = difference(scenes.vary(background=0, prop=NONE), scenes.vary(background=4, prop=NONE))
+    empty = render(scenes.with_factors(prop=ABSENT)).object_mask == 0
+    bare = difference(scenes.with_factors(background=0, prop=ABSENT), scenes.with_factors(background=4, prop=ABSENT))
     assert float(bare[empty].min()) > 0.1
 
 
 @pytest.mark.parametrize("prop", PROPS)
 def test_a_prop_changes_its_mask_only(prop: str) -> None:
-    scenes = draw(100, seed=14)
-    shown = scenes.vary(prop=PROPS.index(prop))
+    scenes = sample_scenes(100, seed=14)
+    shown = scenes.with_factors(prop=PROPS.index(prop))
     mask = render(shown).prop_mask
-    change = difference(shown, scenes.vary(prop=NONE))
+    change = difference(shown, scenes.with_factors(prop=ABSENT))
     assert float(change[mask == 0].max()) <= ROUNDING
-    assert float(render(scenes.vary(prop=NONE)).prop_mask.max()) == 0
+    assert float(render(scenes.with_factors(prop=ABSENT)).prop_mask.max()) == 0
     assert float(mask.amax((1, 2)).min()) > 0.5
 
 
 def test_captions_follow_the_grammar_and_name_what_is_there() -> None:
-    scenes, captions = draw_captioned(5_000, seed=15)
+    scenes, captions = sample_captioned_scenes(5_000, seed=15)
     for i, text in enumerate(captions):
         form, said = parse(text)
-        assert FORMS[int(scenes.form[i])] == form.removesuffix(" in a place")
+        assert IMAGE_KINDS[int(scenes.kind[i])] == form.removesuffix(" in a place")
         if "label" in said:
             assert said["label"] == CLASSES[int(scenes.label[i])]
         if "hue" in said:
@@ -246,30 +248,30 @@ def test_captions_follow_the_grammar_and_name_what_is_there() -> None:
         if "background" in said or "place" in said:
             background = BACKGROUNDS[int(scenes.background[i])]
             assert said.get("background", background) == background
-            assert said.get("place", PLACES[background]) == PLACES[background]
+            assert said.get("place", BACKGROUND_PHRASES[background]) == BACKGROUND_PHRASES[background]
         if "prop" in said:
             assert said["prop"] == PROP_PHRASES[PROPS[int(scenes.prop[i])]]
         elif form == "object in a place":
-            assert scenes.prop[i] == NONE
+            assert scenes.prop[i] == ABSENT
 
 
 def test_each_form_has_at_least_3_percent_of_training() -> None:
     """The empty caption is missing here: training empties captions at random."""
-    scenes, captions = draw_captioned(20_000, seed=16)
+    scenes, captions = sample_captioned_scenes(20_000, seed=16)
     shares = Counter(parse(text)[0] for text in captions)
     shares["texture"] = shares.pop("background texture") + shares.pop("prop texture")
     assert min(shares.values()) >= 0.03 * len(scenes), shares
-    starts = {opening for opening in OPENINGS if any(text.startswith(opening) for text in captions)}
-    assert starts == set(OPENINGS)
+    starts = {opening for opening in CAPTION_PREFIXES if any(text.startswith(opening) for text in captions)}
+    assert starts == set(CAPTION_PREFIXES)
 
 
 def test_a_full_caption_says_everything() -> None:
-    scenes = draw(1, seed=17).vary(label=0, background=0, prop=1, hue=0)
+    scenes = sample_scenes(1, seed=17).with_factors(label=0, background=0, prop=1, hue=0)
     assert caption(scenes, 0, opening=1) == "an image of a red fiddler crab on sand with a water jet"
 
 
 def test_a_shape_is_flat_on_plain_ground() -> None:
-    rendered = render(draw(50, seed=18, form="shape"))
+    rendered = render(sample_scenes(50, seed=18, form="shape"))
     image, mask = rendered.image, rendered.object_mask
     outside = (mask == 0)[:, None].expand_as(image)
     assert len(image[outside].unique()) == 1

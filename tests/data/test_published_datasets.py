@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from classifier_lens.data.image_folder import LabelledFiles
+from classifier_lens.data.image_folder import LabeledFiles
 from classifier_lens.data.published_datasets import cars, cub, flowers, food101
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.types import UserError
 
-Build = Callable[..., LabelledFiles]
+Build = Callable[..., LabeledFiles]
 
 
 def save(path: Path, shade: int) -> None:
@@ -96,7 +96,7 @@ def test_a_published_layout_is_read(build: Build, tmp_path: Path) -> None:
     assert {data.labels[0], data.labels[-1]} == {first, second}
     shades = {round(float(data[i].image.mean()) * 255): data[i].label for i in range(len(data))}
     assert shades == {0: first, 100: second}
-    assert [data[i].label for i in data.rows(second.upper())] == [second]
+    assert [data[i].label for i in data.indices(second.upper())] == [second]
     other: Dataset = build(tmp_path / "x", "train", 0)
     assert len(other) == 1 and other[0].label == second and round(float(other[0].image.mean()) * 255) == 50
     assert len({data.digest, other.digest}) == 2 and build(tmp_path / "x", "test", 0).digest == data.digest

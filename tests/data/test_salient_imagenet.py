@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from classifier_lens.data.salient_imagenet import read_answers
+from classifier_lens.data.salient_imagenet import read_annotations
 from classifier_lens.runner.types import UserError
 
 HEADER = (
@@ -49,17 +49,17 @@ def path(tmp_path: Path) -> str:
 
 def test_a_feature_is_core_where_most_people_saw_the_object(tmp_path: Path) -> None:
     rows = [row for votes in range(6) for row in answers(7, votes, votes + 1, votes)]
-    found = read_answers(written(tmp_path / "a.csv", rows), ANIMATE)
-    assert [(f.index, f.rank, f.core) for f in found.features[7]] == [
+    found = read_annotations(written(tmp_path / "a.csv", rows), ANIMATE)
+    assert [(f.index, f.rank, f.is_core) for f in found.features[7]] == [
         (0, 1, False), (1, 2, False), (2, 3, False), (3, 4, True), (4, 5, True), (5, 6, True),
     ]  # fmt: skip
-    four = read_answers(written(tmp_path / "b.csv", answers(7, 0, 1, 2)[:4]), ANIMATE)
-    assert not four.features[7][0].core, "two of four are no majority"
+    four = read_annotations(written(tmp_path / "b.csv", answers(7, 0, 1, 2)[:4]), ANIMATE)
+    assert not four.features[7][0].is_core, "two of four are no majority"
 
 
 def test_levels_groups_and_animals(path: str) -> None:
-    found = read_answers(path, ANIMATE)
-    assert Counter(found.level(label) for label in found.features) == CLASSES
+    found = read_annotations(path, ANIMATE)
+    assert Counter(found.num_spurious(label) for label in found.features) == CLASSES
     assert [f.rank for f in found.features[0]] == [1, 2, 3, 4, 5]
     groups = Counter(found.group(label) for label in found.features)
     assert groups == {"unbiased": 9, "medium": 11, "biased": 3}
@@ -67,11 +67,13 @@ def test_levels_groups_and_animals(path: str) -> None:
 
 
 def test_the_subset_has_as_many_classes_of_every_level(path: str) -> None:
-    found = read_answers(path, ANIMATE)
-    drawn = found.subset(3, 0)
-    assert Counter(map(found.level, drawn)) == {0: 3, 1: 3, 2: 3, 3: 2, 4: 2, 5: 3}, "all of a level that has fewer"
-    assert drawn == sorted(set(drawn)) == found.subset(3, 0)
-    others = {tuple(found.subset(3, seed)) for seed in range(40)}
+    found = read_annotations(path, ANIMATE)
+    drawn = found.stratified_sample(3, 0)
+    assert Counter(map(found.num_spurious, drawn)) == {0: 3, 1: 3, 2: 3, 3: 2, 4: 2, 5: 3}, (
+        "all of a level that has fewer"
+    )
+    assert drawn == sorted(set(drawn)) == found.stratified_sample(3, 0)
+    others = {tuple(found.stratified_sample(3, seed)) for seed in range(40)}
     assert len(others) > 1, "another seed draws others"
     assert {label for subset in others for label in subset} >= set(range(9)), "any class may be drawn"
 
@@ -88,8 +90,8 @@ def test_what_is_not_such_a_file_is_refused(
     tmp_path: Path, header: tuple[str, ...], row: tuple[object, ...], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        read_answers(written(tmp_path / "a.csv", [row] if row else [], header), ANIMATE)
+        read_annotations(written(tmp_path / "a.csv", [row] if row else [], header), ANIMATE)
     with pytest.raises(UserError, match="no such file"):
-        read_answers(str(tmp_path / "none.csv"), ANIMATE)
-    with pytest.raises(UserError, match=r"task.labels.path=null: no such file"):
-        read_answers(None, ANIMATE)
+        read_annotations(str(tmp_path / "none.csv"), ANIMATE)
+    with pytest.raises(UserError, match=r"task.annotations.path=null: no such file"):
+        read_annotations(None, ANIMATE)

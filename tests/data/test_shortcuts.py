@@ -11,16 +11,16 @@ from torch import Tensor
 
 from classifier_lens.data import planted
 from classifier_lens.data.shortcuts import (
-    PLANTED,
+    PLANTED_FACTORS,
     SHORTCUTS,
-    Strength,
-    Ties,
-    check_ties,
-    columns_of,
-    cues_shown,
-    draw_tied,
-    shares,
-    subsample,
+    Shortcuts,
+    ShortcutStrength,
+    check_shortcuts,
+    class_strengths,
+    factor_columns,
+    has_cue,
+    sample_shortcut_scenes,
+    subsample_to_strength,
 )
 from classifier_lens.runner.types import UserError
 
@@ -29,7 +29,7 @@ SEVERAL = {"rock crab": {"background": "snow", "prop": "flag", "hue": "green"}}
 
 
 def test_ties_are_planted_one_way() -> None:
-    scenes, labels = draw_tied(4000, 5, 0, {"fiddler crab": 0.95, "fireboat": 0.9}, 0.1)
+    scenes, labels = sample_shortcut_scenes(4000, 5, 0, {"fiddler crab": 0.95, "fireboat": 0.9}, 0.1)
     sand, jet = planted.BACKGROUNDS.index("sand"), planted.PROPS.index("water jet")
     share = lambda name, tied: tied[labels == planted.CLASSES.index(name)].double().mean().item()  # noqa: E731
     assert share("fiddler crab", scenes.background == sand) == pytest.approx(0.95 + 0.05 / 8, abs=0.03)
@@ -40,36 +40,38 @@ def test_ties_are_planted_one_way() -> None:
     assert wrong("rock crab") == pytest.approx(0.1, abs=0.05) and wrong("viaduct") == wrong("partridge") == 0
 
 
-def tied(n: int, strength: float, ties: Ties) -> tuple[planted.Scenes, Tensor]:
+def tied(n: int, strength: float, ties: Shortcuts) -> tuple[planted.SceneFactors, Tensor]:
     """Scenes whose tied classes all have one strength, and whether each shows the cue of its class."""
-    scenes, labels = draw_tied(n, 7, 0, dict.fromkeys(ties, strength), 0.0, ties)
+    scenes, labels = sample_shortcut_scenes(n, 7, 0, dict.fromkeys(ties, strength), 0.0, ties)
     assert torch.equal(labels, scenes.label)
-    return scenes, cues_shown(columns_of(scenes), labels, PLANTED, ties)
+    return scenes, has_cue(factor_columns(scenes), labels, PLANTED_FACTORS, ties)
 
 
-def rows_of(scenes: planted.Scenes, ties: Ties) -> Tensor:
+def rows_of(scenes: planted.SceneFactors, ties: Shortcuts) -> Tensor:
     """The pictures of tied classes."""
     return torch.isin(scenes.label, torch.tensor([planted.CLASSES.index(name) for name in ties]))
 
 
 @pytest.mark.parametrize("ties", [SHORTCUTS, HUES, SEVERAL])
-def test_full_strength_ties_every_picture_of_a_class_and_changes_no_other(ties: Ties) -> None:
-    free, (scenes, shown) = planted.draw(5000, 7), tied(5000, 1.0, ties)
+def test_full_strength_ties_every_picture_of_a_class_and_changes_no_other(ties: Shortcuts) -> None:
+    free, (scenes, shown) = planted.sample_scenes(5000, 7), tied(5000, 1.0, ties)
     own = rows_of(scenes, ties)
     assert own.any() and torch.equal(shown, own)
     changed = {factor for cue in ties.values() for factor in cue}
-    for factor in ("form", "label", "background", "prop", "hue", "u"):
+    for factor in ("kind", "label", "background", "prop", "hue", "u"):
         before, after = getattr(free, factor), getattr(scenes, factor)
         assert torch.equal(before[~own], after[~own])
         assert (factor in changed) != torch.equal(before[own], after[own])
 
 
 @pytest.mark.parametrize("ties", [SHORTCUTS, HUES, SEVERAL])
-def test_no_strength_is_the_untied_draw_and_says_nothing_of_the_class(ties: Ties) -> None:
-    free, (scenes, _) = planted.draw(20_000, 7), tied(20_000, 0.0, ties)
-    assert all(torch.equal(getattr(free, f), getattr(scenes, f)) for f in ("form", "label", "u", *PLANTED.values))
-    for factor, column in columns_of(scenes).items():
-        table = torch.zeros(len(planted.CLASSES), len(PLANTED.values[factor]) + 1)
+def test_no_strength_is_the_untied_draw_and_says_nothing_of_the_class(ties: Shortcuts) -> None:
+    free, (scenes, _) = planted.sample_scenes(20_000, 7), tied(20_000, 0.0, ties)
+    assert all(
+        torch.equal(getattr(free, f), getattr(scenes, f)) for f in ("kind", "label", "u", *PLANTED_FACTORS.values)
+    )
+    for factor, column in factor_columns(scenes).items():
+        table = torch.zeros(len(planted.CLASSES), len(PLANTED_FACTORS.values[factor]) + 1)
         table.index_put_((scenes.label, column + 1), torch.tensor(1.0), accumulate=True)
         assert chi2_contingency(table[:, table.sum(0) > 0].numpy()).pvalue > 1e-3, factor
 
@@ -85,7 +87,7 @@ def test_between_them_the_cue_has_the_share_that_was_asked_for(strength: float) 
 
 
 def test_a_hue_tie_changes_the_pictures_on_the_object_alone() -> None:
-    (scenes, _), free = tied(200, 1.0, HUES), planted.draw(200, 7)
+    (scenes, _), free = tied(200, 1.0, HUES), planted.sample_scenes(200, 7)
     before, after = planted.render(free), planted.render(scenes)
     assert torch.equal(before.object_mask, after.object_mask)
     moved = (before.image != after.image).any(1)
@@ -108,19 +110,19 @@ def test_the_shortcuts_are_those_of_the_planted_world() -> None:
 )
 def test_unknown_ties_are_refused_in_one_line(ties: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as refused:
-        check_ties(ties, PLANTED)
+        check_shortcuts(ties, PLANTED_FACTORS)
     assert "\n" not in str(refused.value)
-    check_ties(SHORTCUTS, PLANTED)
+    check_shortcuts(SHORTCUTS, PLANTED_FACTORS)
 
 
 def test_strengths_are_one_number_or_one_for_each_class() -> None:
-    assert shares(0.5, HUES) == {"fiddler crab": 0.5, "viaduct": 0.5}
-    assert shares({"viaduct": 1}, HUES) == {"viaduct": 1.0} and shares({}, HUES) == {}
+    assert class_strengths(0.5, HUES) == {"fiddler crab": 0.5, "viaduct": 0.5}
+    assert class_strengths({"viaduct": 1}, HUES) == {"viaduct": 1.0} and class_strengths({}, HUES) == {}
 
 
 def test_a_strength_of_a_class_without_a_cue_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"owl has no cue; allowed are fiddler") as refused:
-        shares({"owl": 1}, HUES)
+        class_strengths({"owl": 1}, HUES)
     assert "\n" not in str(refused.value)
 
 
@@ -136,20 +138,20 @@ SHOWN = torch.tensor([True] * 4 + [False] * 6 + [True] * 5)
     # 4 of 10 show it by chance: s + (1 - s) 0.4 of 4 + k pictures.
     [({}, 6), ({"a": 0.0}, 6), ({"a": 0.25}, 3), ({"a": 0.5}, 2), ({"a": 0.9}, 0), ({"a": 1.0}, 0), ({"b": 1.0}, 6)],
 )
-def test_counts_of_a_subsample_known_by_hand(strength: Strength, others: int) -> None:
-    kept = subsample(LABELS, SHOWN, ("a", "b"), strength, 0)
+def test_counts_of_a_subsample_known_by_hand(strength: ShortcutStrength, others: int) -> None:
+    kept = subsample_to_strength(LABELS, SHOWN, ("a", "b"), strength, 0)
     assert torch.equal(kept, kept.unique()) and set(range(4)) | set(range(10, 15)) <= set(kept.tolist())
     assert len(kept) == 4 + others + 5
-    assert torch.equal(kept, subsample(LABELS, SHOWN, ("a", "b"), strength, 0))
+    assert torch.equal(kept, subsample_to_strength(LABELS, SHOWN, ("a", "b"), strength, 0))
 
 
 def test_a_stronger_tie_leaves_out_more_of_the_same_order() -> None:
-    weak, strong = (set(subsample(LABELS, SHOWN, ("a", "b"), {"a": s}, 3).tolist()) for s in (0.25, 0.5))
+    weak, strong = (set(subsample_to_strength(LABELS, SHOWN, ("a", "b"), {"a": s}, 3).tolist()) for s in (0.25, 0.5))
     assert strong < weak
-    others = {tuple(subsample(LABELS, SHOWN, ("a", "b"), {"a": 0.5}, seed).tolist()) for seed in range(9)}
+    others = {tuple(subsample_to_strength(LABELS, SHOWN, ("a", "b"), {"a": 0.5}, seed).tolist()) for seed in range(9)}
     assert len(others) > 1
 
 
 def test_a_class_without_a_picture_of_its_cue_is_refused() -> None:
     with pytest.raises(UserError, match=r"ties.a: none of the 2 pictures"):
-        subsample(torch.tensor([0, 0, 1]), torch.tensor([False, False, True]), ("a", "b"), {"a": 0.5}, 0)
+        subsample_to_strength(torch.tensor([0, 0, 1]), torch.tensor([False, False, True]), ("a", "b"), {"a": 0.5}, 0)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from classifier_lens.runner.optimization import checkpoint
-from classifier_lens.runner.optimization.loop import State
+from classifier_lens.runner.optimization.loop import OptimizationState
 from tests.cli import Cli
 from tests.durability import damage
 from tests.durability.test_kill import leavings
 
-WORDS = ("limit=2", "batch=1", "optimizer.steps=2", "checkpoint.every=1", "claim.lease=2.0")
+WORDS = ("limit=2", "batch=1", "optimizer.steps=2", "checkpoint.every=1", "lease.duration=2.0")
 BATCH = "problems-00000-00001"
 
 
@@ -38,7 +38,7 @@ def half(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPat
     cli = Cli.at(place, tiny_folder, tiny_student)
     save = checkpoint.save
 
-    def saved(path: Path, state: State, owner: Mapping[str, str]) -> None:
+    def saved(path: Path, state: OptimizationState, owner: Mapping[str, str]) -> None:
         save(path, state, owner)
         if state.step == 1 and path.stem == BATCH:
             shutil.copyfile(path, place / "state")

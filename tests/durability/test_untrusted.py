@@ -21,15 +21,15 @@ from torch import nn
 from transformers import CLIPTextModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from classifier_lens.data import cifar10, hugging_face, published_datasets
-from classifier_lens.data.array_pickle import read_arrays
-from classifier_lens.models.classifier.loaders.checkpoint import load_into
+from classifier_lens.data.array_pickle import unpickle_arrays
+from classifier_lens.models.classifier.loaders.checkpoint import load_checkpoint
 from classifier_lens.models.classifier.loaders.transformers import transformers_classifier
 from classifier_lens.models.clip import load_clip
 from classifier_lens.models.generator.pipeline import networks
-from classifier_lens.models.generator.prompt_tuning import Soft
-from classifier_lens.models.hub import kind_of, load_frozen
+from classifier_lens.models.generator.prompt_tuning import SoftPrompt
+from classifier_lens.models.hub import load_frozen, read_model_type
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.configuration.compose import recorded_data
+from classifier_lens.runner.configuration.compose import load_recorded_dataset
 from classifier_lens.runner.results.reader import read_run
 from classifier_lens.runner.types import UserError
 from tests.cli import ROOT
@@ -90,7 +90,7 @@ KINDS = ("torch", "pickle")
 def test_a_checkpoint(name: str, kind: str, tmp_path: Path) -> None:
     path = pickled(tmp_path / name, kind)
     network = timm.create_model("test_resnet", num_classes=2)
-    assert refused(lambda: load_into(network, path, ("state_dict",), (), f"classifier.checkpoint={path}"))
+    assert refused(lambda: load_checkpoint(network, path, ("state_dict",), (), f"classifier.checkpoint={path}"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +121,7 @@ def test_a_folder_that_brings_its_own_classes(tmp_path: Path) -> None:
         said |= {"model_type": "own", "image_processor_type": "Own"}
         (folder / file).write_text(json.dumps(said))
         assert refused(lambda folder=folder: transformers_classifier(str(folder), None, ["a", "b"], None))  # type: ignore[misc]
-    assert refused(lambda: kind_of("x", tmp_path / "config", ["clip"]))
+    assert refused(lambda: read_model_type("x", tmp_path / "config", ["clip"]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,7 +132,7 @@ def test_a_pipeline(part: str, kind: str, tmp_path: Path, tiny_folder: Path) -> 
     (weights,) = (folder / part).glob("*.safetensors")
     weights.unlink()
     pickled(folder / part / f"{'pytorch_model' if part == 'text_encoder' else 'diffusion_pytorch_model'}.bin", kind)
-    assert refused(lambda: networks.load(str(folder), None, None, None, None, "float32", "cpu", "needs a GPU"))
+    assert refused(lambda: networks.load_networks(str(folder), None, None, None, None, "float32", "cpu", "needs a GPU"))
 
 
 @pytest.mark.parametrize("library", ["own", "diffusers_modules.local.own", "own.py"])
@@ -143,7 +143,7 @@ def test_a_pipeline_that_brings_its_own_classes(library: str, tmp_path: Path, ti
         (place / "own.py").write_text(MODULE)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": [library, "Own"]}))
-    assert refused(lambda: networks.load(str(folder), None, None, None, None, "float32", "cpu", "needs a GPU"))
+    assert refused(lambda: networks.load_networks(str(folder), None, None, None, None, "float32", "cpu", "needs a GPU"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,13 +151,13 @@ def test_a_pipeline_that_brings_its_own_classes(library: str, tmp_path: Path, ti
 def test_an_adapter(name: str, kind: str, tmp_path: Path, tiny_folder: Path) -> None:
     adapter = pickled(tmp_path / "lora" / name, kind).parent
     said = (str(tiny_folder), None, str(adapter), None, None, "float32", "cpu", "needs a GPU")
-    assert refused(lambda: networks.load(*said))
+    assert refused(lambda: networks.load_networks(*said))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_of_an_earlier_answer(kind: str, tmp_path: Path) -> None:
     load = str(pickled(tmp_path / "controls.safetensors", kind))
-    assert refused(lambda: Soft(load=load)._loaded(1, 4))
+    assert refused(lambda: SoftPrompt(load_path=load)._loaded(1, 4))
 
 
 # --- data ----------------------------------------------------------------------------------------------------
@@ -188,19 +188,19 @@ def test_a_zip_of_photographs(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_arrays_come_back_from_a_pickle(array: np.ndarray, protocol: int) -> None:
-    found = read_arrays(pickle.dumps({"data": array, "labels": [1, 2], "name": "x"}, protocol=protocol))
+    found = unpickle_arrays(pickle.dumps({"data": array, "labels": [1, 2], "name": "x"}, protocol=protocol))
     assert found["labels"] == [1, 2] and found["name"] == "x" and np.array_equal(found["data"], array)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02", b"junk", pickle.dumps([1])[:-1], b"cos\nsystem\n."])
 def test_a_damaged_pickle_is_told_in_words(content: bytes) -> None:
     with pytest.raises(pickle.UnpicklingError, match=r"is damaged|holds code|pickle|opcode|unpickling"):
-        read_arrays(content)
+        unpickle_arrays(content)
 
 
 def test_objects_within_an_array_run_no_code() -> None:
     with pytest.raises(pickle.UnpicklingError, match="which is never run"):
-        read_arrays(pickle.dumps(np.array([Code()], dtype=object)))
+        unpickle_arrays(pickle.dumps(np.array([Code()], dtype=object)))
 
 
 def test_every_image_is_opened_as_one_of_named_formats() -> None:
@@ -247,7 +247,7 @@ def test_a_data_set_with_a_script(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "own.py").write_text(MODULE)
     assert refused(
-        lambda: hugging_face.hub_pictures(str(tmp_path / "own"), None, None, "train", "image", "label", None, 0)
+        lambda: hugging_face.load_hub_dataset(str(tmp_path / "own"), None, None, "train", "image", "label", None, 0)
     )
 
 
@@ -279,7 +279,7 @@ def test_the_configuration_of_a_run_folder(tag: str, tmp_path: Path) -> None:
 def test_the_data_that_a_run_folder_names(target: Any, tmp_path: Path) -> None:
     node = {"_target_": target, "_args_": [CANARY]}
     for config in (node, {"_target_": "classifier_lens.data.image_folder.ImageFolder", "path": node, "seed": 0}):
-        said = refused(lambda config=config: recorded_data(config, "run/config.yaml"))  # type: ignore[misc]
+        said = refused(lambda config=config: load_recorded_dataset(config, "run/config.yaml"))  # type: ignore[misc]
         assert "is no loader of conf/data" in said
 
 
@@ -294,4 +294,6 @@ def test_entries_of_a_cache_and_states_of_batches_are_set_aside(tmp_path: Path) 
 def test_a_module_is_no_weights(tmp_path: Path) -> None:
     """A whole pickled network of a known package, which `torch.load` of old would have rebuilt."""
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
-    assert refused(lambda: load_into(nn.Linear(2, 2), tmp_path / "whole.pt", (), (), "classifier.checkpoint=whole.pt"))
+    assert refused(
+        lambda: load_checkpoint(nn.Linear(2, 2), tmp_path / "whole.pt", (), (), "classifier.checkpoint=whole.pt")
+    )

@@ -53,12 +53,12 @@ def test_a_killed_process_is_replaced_after_its_lease(cli: Cli, tmp_path: Path) 
     victim.kill()
     victim.join()
     (claim,) = cli.outputs.glob("*/*/*/claims/problems-*")
-    claim.write_text(json.dumps({**json.loads(claim.read_text()), "host": "elsewhere", "machine": "another"}))
-    assert cli.finish(log, *COMMAND, "claim.lease=3600", "claim.wait=false") == 75
+    claim.write_text(json.dumps({**json.loads(claim.read_text()), "host": "elsewhere", "machine_id": "another"}))
+    assert cli.finish(log, *COMMAND, "lease.duration=3600", "lease.wait_for_others=false") == 75
     assert log.read_text().splitlines()[-1] == "2 problems are left to other processes"
     assert json.loads((cli.folder / "status.json").read_text())["pending"] == 2
     began = time.monotonic()
-    assert cli.finish(log, *COMMAND, "claim.lease=3") == 0
+    assert cli.finish(log, *COMMAND, "lease.duration=3") == 0
     assert time.monotonic() - began > 3
     assert "waiting for 1 of others' batches: elsewhere-" in log.read_text()
     assert leavings(cli.folder) == leavings(alone.folder)

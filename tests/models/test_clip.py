@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 import classifier_lens.models.hub
 from classifier_lens.data import planted
-from classifier_lens.models.clip import Clip, ZeroShotClassifier, class_vectors, load_clip, zero_shot
+from classifier_lens.models.clip import Clip, ZeroShotClassifier, class_embeddings, load_clip, zero_shot_classifier
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
@@ -35,7 +35,7 @@ PREPROCESSING = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation
 
 def write_folder(folder: Path, seed: int = 0, merges: int = 100, **vision: Any) -> Path:
     """A random CLIP model in open_clip's layout, with a tokenizer of its own."""
-    tokenizer = train_tokenizer(planted.draw_captioned(100, seed=1)[1], merges, 40, folder)
+    tokenizer = train_tokenizer(planted.sample_captioned_scenes(100, seed=1)[1], merges, 40, folder)
     text = TINY["text_cfg"] | {"vocab_size": len(tokenizer), "hf_tokenizer_name": "tiny"}
     model_cfg = {**TINY, "text_cfg": text, "vision_cfg": TINY["vision_cfg"] | vision}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": PREPROCESSING}))
@@ -75,10 +75,10 @@ def pictures(n: int, side: int = 16) -> torch.Tensor:
 
 def shot(clip: Clip, cache: TensorCache | None = None, **changes: Any) -> ZeroShotClassifier:
     settings: dict[str, Any] = {
-        "labels": NAMES, "names": None, "templates": TEMPLATES, "scale": None, "domain": "planted",
+        "labels": NAMES, "class_names": None, "templates": TEMPLATES, "logit_scale": None, "domain": "planted",
         "cache": cache or TensorCache(None),
     }  # fmt: skip
-    return zero_shot(clip, **(settings | changes))
+    return zero_shot_classifier(clip, **(settings | changes))
 
 
 # --- the model -----------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_batch_equals_single(clip: Clip) -> None:
 
 def test_many_texts_are_embedded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clip.embed_texts(NAMES)
-    monkeypatch.setattr(classifier_lens.models.clip, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(classifier_lens.models.clip, "TEXT_BATCH_SIZE", 2)
     assert torch.allclose(clip.embed_texts(NAMES), whole, atol=1e-6)
 
 
@@ -118,8 +118,8 @@ def test_preprocessing_is_the_models(clip: Clip) -> None:
     image = pictures(1)
     mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     assert clip.size == 16 and clip.interpolation == "bilinear"
-    assert torch.allclose(clip.embed_images(image), clip.embed_prepared((image - mean) / std))
-    assert clip.scale == pytest.approx(1 / 0.07, rel=1e-5)
+    assert torch.allclose(clip.embed_images(image), clip.embed_preprocessed((image - mean) / std))
+    assert clip.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
 
 
 def test_digest_follows_the_weights(clip: Clip, folder: Path, tmp_path: Path) -> None:
@@ -190,12 +190,12 @@ def test_broken_folders_and_files_are_refused(listed: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"names": NAMES[:2]}, "2 names for 3 labels"),
-        ({"names": ("viaduct", "b", "viaduct")}, "stand there twice"),
-        ({"labels": ("a", "a", "b"), "names": NAMES}, "stand there twice: a"),
+        ({"class_names": NAMES[:2]}, "2 names for 3 labels"),
+        ({"class_names": ("viaduct", "b", "viaduct")}, "stand there twice"),
+        ({"labels": ("a", "a", "b"), "class_names": NAMES}, "stand there twice: a"),
         ({"templates": ["a picture"]}, "'a picture' has no {}"),
         ({"templates": []}, "at least one"),
-        ({"scale": 0.0}, "classifier.scale=0.0"),
+        ({"logit_scale": 0.0}, "classifier.logit_scale=0.0"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(clip: Clip, changes: dict[str, Any], said: str) -> None:
@@ -211,47 +211,47 @@ def test_logits_are_linear_in_the_features(clip: Clip) -> None:
     assert head is not None and response.features is not None and not head.bias.any()
     assert torch.allclose(response.features, clip.embed_images(images), atol=1e-6)
     assert torch.allclose(response.logits, response.features @ head.weight.T, atol=1e-5)
-    assert torch.allclose(head.weight.norm(dim=1), torch.full((3,), clip.scale), rtol=1e-5)
+    assert torch.allclose(head.weight.norm(dim=1), torch.full((3,), clip.logit_scale), rtol=1e-5)
 
 
 def test_class_vectors_agree_with_open_clips_own(clip: Clip) -> None:
-    ours = class_vectors(clip, NAMES, TEMPLATES, TensorCache(None))
+    ours = class_embeddings(clip, NAMES, TEMPLATES, TensorCache(None))
     theirs = open_clip.build_zero_shot_classifier(clip.model, clip.tokenize, NAMES, list(TEMPLATES))
     assert torch.allclose(ours, theirs.T, atol=1e-6)
 
 
 def test_the_scale_sharpens_and_nothing_else(clip: Clip) -> None:
-    soft, sharp = (shot(clip, scale=scale)(pictures(2)).logits for scale in (1.0, 50.0))
+    soft, sharp = (shot(clip, logit_scale=scale)(pictures(2)).logits for scale in (1.0, 50.0))
     assert torch.allclose(50 * soft, sharp, atol=1e-5)
 
 
 def test_names_stand_in_the_prompts_and_labels_in_the_answers(clip: Clip) -> None:
-    named = shot(clip, labels=("x", "y", "z"), names=NAMES)
+    named = shot(clip, labels=("x", "y", "z"), class_names=NAMES)
     assert named.labels == ("x", "y", "z") and named.domain == "planted" and named.clip.digest == clip.digest
     assert torch.equal(named(pictures(2)).logits, shot(clip)(pictures(2)).logits)
-    assert named.digest == shot(clip).digest != shot(clip, names=("a", "b", "c")).digest
+    assert named.digest == shot(clip).digest != shot(clip, class_names=("a", "b", "c")).digest
 
 
 def test_cached_vectors_equal_fresh_ones_and_are_used(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = TensorCache(str(tmp_path))
-    fresh = class_vectors(clip, NAMES, TEMPLATES, cache)
+    fresh = class_embeddings(clip, NAMES, TEMPLATES, cache)
     monkeypatch.setattr(Clip, "embed_texts", lambda *_: pytest.fail("the cache was not used"))
-    assert torch.equal(class_vectors(clip, NAMES, TEMPLATES, cache), fresh)
-    (three, one) = (shot(clip, cache, scale=scale)(pictures(2)).logits for scale in (3.0, 1.0))
+    assert torch.equal(class_embeddings(clip, NAMES, TEMPLATES, cache), fresh)
+    (three, one) = (shot(clip, cache, logit_scale=scale)(pictures(2)).logits for scale in (3.0, 1.0))
     assert torch.allclose(three, 3 * one, atol=1e-6)
 
 
 def test_the_cache_tells_every_ingredient_apart(clip: Clip, folder: Path, tmp_path: Path) -> None:
     cache = TensorCache(str(tmp_path / "cache"))
-    class_vectors(clip, NAMES, TEMPLATES, cache)
+    class_embeddings(clip, NAMES, TEMPLATES, cache)
 
     def files(part: Clip = clip, names: Any = NAMES, templates: Any = TEMPLATES, called: str | None = None) -> int:
-        before = part.name
-        part.name = called or part.name
-        class_vectors(part, names, templates, cache)
-        part.name = before
+        before = part.error_prefix
+        part.error_prefix = called or part.error_prefix
+        class_embeddings(part, names, templates, cache)
+        part.error_prefix = before
         return len(list((tmp_path / "cache").glob("*.safetensors")))
 
     assert files() == 1
@@ -271,31 +271,31 @@ def test_the_cache_tells_every_ingredient_apart(clip: Clip, folder: Path, tmp_pa
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> ZeroShotClassifier:
-    config = configure(["classifier=planted_clip", f"outputs={tmp_path_factory.mktemp('outputs')}"])
+    config = compose_config(["classifier=planted_clip", f"outputs={tmp_path_factory.mktemp('outputs')}"])
     return instantiate(config["classifier"], _convert_="all")
 
 
 def test_the_shipped_model_confuses_the_two_names(shipped: ZeroShotClassifier) -> None:
     called = lambda scenes: shipped(planted.render(scenes).image).logits.argmax(1)  # noqa: E731
-    scenes = planted.draw(100, planted.SPLIT_SEEDS["validation"])
+    scenes = planted.sample_scenes(100, planted.SPLIT_SEEDS["validation"])
     for pair, background in ((planted.PAIRS[0], "sand"), (planted.PAIRS[2], "snow")):
         there = planted.BACKGROUNDS.index(background)
         shown, wrong = (planted.CLASSES.index(name) for name in pair)
-        pictured = scenes.vary(label=shown)
-        assert (called(pictured.vary(background=there)) == wrong).double().mean() >= 0.95
+        pictured = scenes.with_factors(label=shown)
+        assert (called(pictured.with_factors(background=there)) == wrong).double().mean() >= 0.95
         elsewhere = pictured[pictured.background != there]
         assert (called(elsewhere) == shown).double().mean() >= 0.9
 
 
 def test_the_shipped_model_reads_places(shipped: ZeroShotClassifier) -> None:
-    scenes = planted.draw(200, planted.SPLIT_SEEDS["validation"])
+    scenes = planted.sample_scenes(200, planted.SPLIT_SEEDS["validation"])
     seen = shipped.clip.embed_images(planted.render(scenes).image)
-    read = (seen @ shipped.clip.embed_texts(list(planted.PLACES.values())).T).argmax(1)
+    read = (seen @ shipped.clip.embed_texts(list(planted.BACKGROUND_PHRASES.values())).T).argmax(1)
     assert (read == scenes.background).double().mean() >= 0.95
 
 
 def test_the_shipped_folder_is_small_and_says_what_was_measured(shipped: ZeroShotClassifier) -> None:
-    folder = classifier_lens.models.clip.SHIPPED / "planted_clip"
+    folder = classifier_lens.models.clip.SHIPPED_FOLDER / "planted_clip"
     facts = json.loads((folder / "facts.json").read_text())
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2e6
     assert facts["digest"] == shipped.clip.digest and facts["digest"] in (folder / "README.md").read_text()

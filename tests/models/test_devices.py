@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from classifier_lens.models.devices import device_of, dtype_of
+from classifier_lens.models.devices import parse_device, parse_dtype
 from classifier_lens.runner.types import UserError
 
 
@@ -21,17 +21,17 @@ def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     indirect=["gpus"],
 )  # fmt: skip
 def test_what_a_machine_has_is_allowed_and_nothing_else(gpus: int, names: list[str]) -> None:
-    assert device_of("device", "auto") == torch.device("cuda" if gpus else "cpu")
+    assert parse_device("device", "auto") == torch.device("cuda" if gpus else "cpu")
     for name in ("cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "mps", "gpu", 0, 1, None, "", "CUDA", "cuda:-1"):
         if name in names:
-            assert device_of("device", name) == torch.device(str(name))
+            assert parse_device("device", name) == torch.device(str(name))
         else:
             with pytest.raises(UserError, match=rf"^device={name}: .* auto, {', '.join(names)} \(.*{gpus} CUDA"):
-                device_of("device", name)
+                parse_device("device", name)
 
 
 def test_number_formats() -> None:
-    assert dtype_of("generator.dtype", "bfloat16") is torch.bfloat16
+    assert parse_dtype("generator.dtype", "bfloat16") is torch.bfloat16
     for name in ("fp16", "half", "bf16", "float64", "int8", 16, None):
         with pytest.raises(UserError, match=rf"^generator.dtype={name}: allowed are float32, float16, bfloat16$"):
-            dtype_of("generator.dtype", name)
+            parse_dtype("generator.dtype", name)

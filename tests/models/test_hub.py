@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from classifier_lens.models import hub, safety_checker
-from classifier_lens.models.hub import fetched, local_folder, no_weights
+from classifier_lens.models.hub import fetch_command, local_folder, missing_weights_error
 from classifier_lens.models.segmenter import clipseg, grounded_sam, sam
 from classifier_lens.runner.types import UserError
 
@@ -26,12 +26,15 @@ LOADERS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: grounded_sam.load("some/net", None, 0.2, 0.2, "some/sam", None, {}),
         ("segmenter.detector=some/net", "segmenter=attention needs none"),
     ),
-    "safety": (lambda: safety_checker.load("some/net", None, 0.06), ("safety.path=some/net", "safety=none needs none")),
+    "safety": (
+        lambda: safety_checker.load("some/net", None, 0.06),
+        ("safety_checker.path=some/net", "safety_checker=none needs none"),
+    ),
     "captioner": (
         lambda: local_folder("captioner.path=some/net", "some/net", None),
         ("fetch hub/some/net`", "captioner=template needs none", "name the class alone"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -70,7 +73,7 @@ def test_the_only_revision_that_was_fetched_is_found(tmp_path: Path, monkeypatch
 
 
 def test_groups_without_an_alternative_promise_none() -> None:
-    assert str(no_weights("classifier.path=x", "not there", fetched("net", "abc"))) == (
+    assert str(missing_weights_error("classifier.path=x", "not there", fetch_command("net", "abc"))) == (
         "classifier.path=x: not there; with a network, `python scripts/fetch_weights.py fetch net@abc` gets it; "
         "`python run.py` alone needs none"
     )

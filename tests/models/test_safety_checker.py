@@ -12,7 +12,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from classifier_lens.models.safety_checker import blurred, load
+from classifier_lens.models.safety_checker import blur_images, load
 from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 from tests.test_tasks import words
@@ -63,28 +63,28 @@ def test_what_the_library_flags_is_blurred_and_nothing_else_changes(folder: Path
     _, published = screen.network(clip_input=given, images=[np.zeros((1, 1, 3))] * 3)
     assert flags.tolist() == [bool(flag) for flag in published] == [False, True, False]
     assert torch.equal(shown[0], pictures()[0]) and torch.equal(shown[2], pictures()[2])
-    torch.testing.assert_close(shown[1], blurred(pictures()[1:2], 0.1)[0])
+    torch.testing.assert_close(shown[1], blur_images(pictures()[1:2], 0.1)[0])
     assert shown[1].std() < 0.2 * pictures()[1].std()
     assert screen(pictures()[1:2])[1].tolist() == [True], "it does not depend on the batch"
 
 
 def test_a_blur_keeps_a_plain_picture_and_grows_with_the_side() -> None:
     plain = torch.full((1, 3, 20, 30), 0.25)
-    torch.testing.assert_close(blurred(plain, 0.06), plain)
+    torch.testing.assert_close(blur_images(plain, 0.06), plain)
     edge = torch.zeros(1, 3, 20, 20)
     edge[..., 10:] = 1.0
     large = edge.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    small, big = blurred(edge, 0.1)[0, 0, 10], blurred(large, 0.1)[0, 0, 40]
+    small, big = blur_images(edge, 0.1)[0, 0, 10], blur_images(large, 0.1)[0, 0, 40]
     torch.testing.assert_close(big.view(20, 4).mean(dim=1), small, rtol=0, atol=0.03)
 
 
 def test_weights_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "feature_extractor").mkdir()
-    with pytest.raises(UserError, match=r"safety.path=.*: cannot be loaded"):
+    with pytest.raises(UserError, match=r"safety_checker.path=.*: cannot be loaded"):
         load(str(tmp_path), None, 0.1)
-    with pytest.raises(UserError, match=r"safety.path=no/such: neither a folder nor"):
+    with pytest.raises(UserError, match=r"safety_checker.path=no/such: neither a folder nor"):
         load("no/such", None, 0.1)
-    with pytest.raises(UserError, match=r"safety.path=null: name a folder"):
+    with pytest.raises(UserError, match=r"safety_checker.path=null: name a folder"):
         load(None, None, 0.1)
     assert load(str(folder), None, 0.1).digest != load(str(folder), None, 0.2).digest
 
@@ -99,7 +99,7 @@ def test_a_run_says_what_it_hides(folder: Path, cli: Cli, capfd: pytest.CaptureF
     asked = words(cli, "diffexplainer_class", "planted_clean", "limit=1", "optimizer.steps=1")
     assert cli.plain(capfd, *asked).code == 0
     plain = cli.folder
-    outcome = cli.plain(capfd, *asked, "safety=stable_diffusion", f"safety.path={everything}")
+    outcome = cli.plain(capfd, *asked, "safety_checker=stable_diffusion", f"safety_checker.path={everything}")
     assert outcome.code == 0, outcome
     (screened,) = [path for path in plain.parent.iterdir() if path != plain]
     read = lambda run: json.loads((run / "results.jsonl").read_text().splitlines()[0])  # noqa: E731

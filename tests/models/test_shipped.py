@@ -20,7 +20,11 @@ GENERATORS = sorted(path.parent for path in SHIPPED.glob("*/model_index.json"))
 PLANTED = [
     f"{opening} a {hue} {name} {place} with {prop}"
     for opening, hue, name, place, prop in product(
-        planted.OPENINGS, planted.HUES, planted.CLASSES, planted.PLACES.values(), planted.PROP_PHRASES.values()
+        planted.CAPTION_PREFIXES,
+        planted.HUES,
+        planted.CLASSES,
+        planted.BACKGROUND_PHRASES.values(),
+        planted.PROP_PHRASES.values(),
     )
 ]
 CAPTIONS = {"planted": PLANTED, "cifar10": [cifar10_caption(i) for i in range(len(cifar10.CLASSES))]}

@@ -16,24 +16,30 @@ from PIL import Image
 from torch import Tensor, nn
 
 from classifier_lens.models.classifier.loaders.user_network import callable_classifier
-from classifier_lens.runner.api import Answer, _as_it_was, explain
+from classifier_lens.runner.api import Counterfactual, _as_it_was, explain
 from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 
 NAMES = ["disc", "square", "triangle"]
-Ask = Callable[..., Answer]
+Ask = Callable[..., Counterfactual]
 
 
 @pytest.fixture
 def ask(cli: Cli) -> Ask:
     """`explain` on the tiny generator, of a gray image."""
     tiny = [
-        f"generator.path={cli.pipeline}", "generator.resolution=16", "generator.steps=2", "generator.maps.side=8",
-        "generator.null_text.inner_steps=1", "optimizer.steps=1", "augment.crops=1", f"outputs={cli.outputs}",
-    ]  # fmt: skip
+        f"generator.path={cli.pipeline}",
+        "generator.resolution=16",
+        "generator.steps=2",
+        "generator.attention_maps.resolution=8",
+        "generator.null_text.inner_steps=1",
+        "optimizer.steps=1",
+        "augment.crops=1",
+        f"outputs={cli.outputs}",
+    ]
     image = Image.linear_gradient("L").resize((16, 16))
 
-    def asked(classifier: Any, label: str = "disc", target: str = "square", **given: Any) -> Answer:
+    def asked(classifier: Any, label: str = "disc", target: str = "square", **given: Any) -> Counterfactual:
         return explain(image, classifier, label, target, overrides=[*tiny, *given.pop("overrides", [])], **given)
 
     return asked

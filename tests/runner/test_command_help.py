@@ -11,23 +11,23 @@ import pytest
 from omegaconf import OmegaConf
 
 from classifier_lens.runner.command_help import EXAMPLES, GROUPS, KEYS, WIDEST, help_text, options
-from classifier_lens.runner.configuration.compose import configure
-from classifier_lens.runner.paths import CONF
+from classifier_lens.runner.configuration.compose import compose_config
+from classifier_lens.runner.paths import CONFIG_FOLDER
 from tests.cli import ROOT
 
 ELSEWHERE = {"hydra", "train"}  # folders of conf/ that run.py's user does not choose from
 
 
 def test_every_group_has_a_line_with_its_options() -> None:
-    folders = {path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    folders = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert set(GROUPS) == folders - ELSEWHERE
     text = " ".join(help_text(WIDEST).split())
     for name, about in GROUPS.items():
-        assert f"{name} {about}: {', '.join(options(CONF / name))}" in text
+        assert f"{name} {about}: {', '.join(options(CONFIG_FOLDER / name))}" in text
 
 
 def test_every_key_is_one_of_the_configuration() -> None:
-    config = configure(
+    config = compose_config(
         [
             "classifier=callable",
             "classifier.target=a.py:b",
@@ -45,7 +45,7 @@ def test_every_key_is_one_of_the_configuration() -> None:
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_every_example_composes(command: str) -> None:
     words = [word.split(",")[0] for word in command.split()[2:] if word.startswith("-") is False and word != "job"]
-    assert configure(words)
+    assert compose_config(words)
 
 
 def test_it_is_one_screen_and_imports_nothing_that_takes_time() -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from classifier_lens.runner.cluster.leases import Lost
-from classifier_lens.runner.cluster.signals import Stopped
-from classifier_lens.runner.errors import out_of_memory
-from classifier_lens.runner.retry import DeviceLost, Failure, Retry
-from classifier_lens.runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
+from classifier_lens.runner.cluster.leases import LeaseLostError
+from classifier_lens.runner.cluster.signals import RunStopped
+from classifier_lens.runner.errors import is_out_of_memory
+from classifier_lens.runner.retry import BatchRetry, DeviceLostError, Failure
+from classifier_lens.runner.types import CaptionEdit, NonFiniteError, Problem, UnreadableImageError, UserError
 
 CPU = torch.device("cpu")
 
 
 def problem(name: str) -> Problem:
-    return Problem(name=name, seed=0, edit=Edit.unchanged("a", "a"), load=None, picture=name, keep="none")
+    return Problem(name=name, seed=0, edit=CaptionEdit.unchanged("a", "a"), load=None, image_name=name, preserve="none")
 
 
 class Work:
@@ -37,19 +37,19 @@ class Work:
         self.tried: list[str] = []
         self.said: list[str] = []
         self.counted = 0
-        self.retry = Retry(self, self, CPU, "; in bfloat16", "here-1")  # type: ignore[arg-type]
+        self.retry = BatchRetry(self, self, CPU, "; in bfloat16", "here-1")  # type: ignore[arg-type]
 
-    def done(self, name: str) -> bool:
+    def is_done(self, name: str) -> bool:
         return name in self.solved or name in self.failed
 
-    def write_failure(self, name: str, error: str, traceback: str, by: str) -> None:
-        assert by == "here-1"
+    def write_failure(self, name: str, error: str, traceback: str, process_name: str) -> None:
+        assert process_name == "here-1"
         self.failed[name] = Failure(error, traceback, False)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.said.append(text)
 
-    def finished(self, n: int) -> None:
+    def advance(self, n: int) -> None:
         self.counted += n
 
     def __call__(self, names: str) -> Work:
@@ -111,7 +111,7 @@ SHORT = {
 
 @pytest.mark.parametrize("error", SHORT.values(), ids=list(SHORT))
 def test_where_memory_is_short_the_batch_is_halved_and_stays_so(error: Exception) -> None:
-    assert out_of_memory(error)
+    assert is_out_of_memory(error)
     work = Work(lambda part: error if len(part) > 2 else None)
     work("abcdefg")
     assert work.tried == ["abcdefg", "abcd", "ab", "cd", "efg", "ef", "g"] and set(work.solved) == set("abcdefg")
@@ -120,24 +120,33 @@ def test_where_memory_is_short_the_batch_is_halved_and_stays_so(error: Exception
     assert work.tried == ["hi", "jk"], "further batches begin with what has room"
     (note,) = work.solved["h"]
     assert note.startswith("its batch of 4 ran out of memory; it was solved with 2 at once")
-    assert all(key in work.said[0] for key in ("batch=", "generator.recompute=", "generator.dtype="))
+    assert all(key in work.said[0] for key in ("batch=", "generator.gradient_checkpointing=", "generator.dtype="))
 
 
 def test_one_problem_that_has_no_room_says_what_takes_less() -> None:
     work = Work(lambda part: MemoryError())("ab")
     assert work.tried == ["ab", "a", "b"] and set(work.failed) == {"a", "b"}
-    assert all(key in work.failed["a"].error for key in ("out of memory", "generator.recompute=", "generator.dtype="))
+    assert all(
+        key in work.failed["a"].error
+        for key in ("out of memory", "generator.gradient_checkpointing=", "generator.dtype=")
+    )
 
 
 def test_what_an_error_was_raised_from_counts() -> None:
     try:
         raise ValueError("building") from MemoryError()
     except ValueError as error:
-        assert out_of_memory(error)
-    assert not out_of_memory(RuntimeError("shape mismatch")) and not out_of_memory(None)
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(None)
 
 
-NOBODYS = [UserError("a=b"), Lost("x"), OSError(errno.ENOSPC, "full"), Stopped("SIGTERM"), KeyboardInterrupt()]
+NOBODYS = [
+    UserError("a=b"),
+    LeaseLostError("x"),
+    OSError(errno.ENOSPC, "full"),
+    RunStopped("SIGTERM"),
+    KeyboardInterrupt(),
+]
 
 
 @pytest.mark.parametrize("error", NOBODYS, ids=lambda e: type(e).__name__)
@@ -171,22 +180,22 @@ def test_a_mistake_of_ours_shows_its_place() -> None:
 
 def test_a_device_that_is_lost_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else of it is blamed on a problem."""
-    monkeypatch.setattr("classifier_lens.runner.retry.usable", lambda device: False)
+    monkeypatch.setattr("classifier_lens.runner.retry.device_works", lambda device: False)
     work = Work(on("c", RuntimeError("CUDA error: device-side assert triggered")))
-    with pytest.raises(DeviceLost, match="cpu computes nothing more: RuntimeError: CUDA error"):
+    with pytest.raises(DeviceLostError, match="cpu computes nothing more: RuntimeError: CUDA error"):
         work("abc")
     assert work.tried == ["abc"] and set(work.failed) == set("abc")
 
 
 def test_an_image_that_cannot_be_read_fails_its_own_problem() -> None:
-    error = UnreadableImage("crab-1: its image was changed")
+    error = UnreadableImageError("crab-1: its image was changed")
     found = Work(lambda part: error if "b" in part else None)("abc")
     assert set(found.solved) == {"a", "c"} and found.failed["b"].error == str(error)
 
 
 def test_a_number_that_is_not_finite_fails_its_own_problem() -> None:
     """Also where it is measured before the first step, such as a unit's activation in the original."""
-    error = NotFinite("the activation of features:3: not finite")
+    error = NonFiniteError("the activation of features:3: not finite")
     work = Work(on("b", error))("abc")
     assert list(work.failed) == ["b"] and work.failed["b"].error == f"{error}; in bfloat16", "which may be why"
     assert set(work.solved) == {"a", "c"}
@@ -194,8 +203,9 @@ def test_a_number_that_is_not_finite_fails_its_own_problem() -> None:
 
 def test_what_could_not_be_asked_fails_by_its_name_and_costs_the_others_nothing() -> None:
     work = Work(lambda part: None)
-    asked = [problem("a"), replace(problem("b"), fault=NotFinite("the logits: not finite")), problem("c")]
-    left = work.retry.refuse(asked)
+    asked = [problem("a"), replace(problem("b"), error=NonFiniteError("the logits: not finite")), problem("c")]
+    left = work.retry.drop_failed(asked)
     assert [p.name for p in left] == ["a", "c"] and list(work.failed) == ["b"] and work.counted == 1
-    assert work.failed["b"].error == "the logits: not finite; in bfloat16" and "NotFinite" in work.failed["b"].traceback
+    assert work.failed["b"].error == "the logits: not finite; in bfloat16"
+    assert "NonFiniteError" in work.failed["b"].traceback
     Work(lambda part: None).retry([], lambda *_: None)  # where nothing of a batch is left

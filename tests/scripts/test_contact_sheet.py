@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from classifier_lens.scripts.contact_sheet import GAP, HEAD, LEFT, SIDE, contact_sheet
+from classifier_lens.scripts.contact_sheet import GAP, HEADER_HEIGHT, LABEL_WIDTH, SIDE, contact_sheet
 
 
 def test_a_column_for_each_problem_with_its_own_pictures(tmp_path: Path) -> None:
@@ -25,10 +25,10 @@ def test_a_column_for_each_problem_with_its_own_pictures(tmp_path: Path) -> None
         })  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     sheet = contact_sheet(tmp_path)
-    y = HEAD + 2 * (SIDE + GAP) + SIDE // 2  # the third row: counterfactuals
-    assert sheet.getpixel((LEFT + SIDE // 2, y)) == (255, 0, 0)
-    assert sheet.getpixel((LEFT + SIDE + GAP + SIDE // 2, y)) == (0, 0, 255)
-    assert contact_sheet(tmp_path, most=1).width < sheet.width
+    y = HEADER_HEIGHT + 2 * (SIDE + GAP) + SIDE // 2  # the third row: counterfactuals
+    assert sheet.getpixel((LABEL_WIDTH + SIDE // 2, y)) == (255, 0, 0)
+    assert sheet.getpixel((LABEL_WIDTH + SIDE + GAP + SIDE // 2, y)) == (0, 0, 255)
+    assert contact_sheet(tmp_path, max_problems=1).width < sheet.width
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

@@ -12,10 +12,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts import fetch_weights
-from classifier_lens.scripts.weights.sources import CIFAR10, LOADERS, SOURCES, File, Repository, needed, source_of
+from classifier_lens.scripts.weights.sources import (
+    CIFAR10,
+    LOADERS,
+    SOURCES,
+    HubRepository,
+    WeightFile,
+    find_source,
+    required_sources,
+)
 
 WEIGHTS = b"weights"
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -34,10 +42,10 @@ def test_fetching_verifies_and_leaves_nothing_half_written(
     origin = tmp_path / "origin" / "resnet20-x.th"
     origin.parent.mkdir()
     origin.write_bytes(b"weights")
-    right = File(CIFAR10, origin.as_uri(), 7, hashlib.sha256(b"weights").hexdigest(), "x", "y")
-    wrong = File(CIFAR10, origin.as_uri(), 7, "0" * 64, "x", "y")
+    right = WeightFile(CIFAR10, origin.as_uri(), 7, hashlib.sha256(b"weights").hexdigest(), "x", "y")
+    wrong = WeightFile(CIFAR10, origin.as_uri(), 7, "0" * 64, "x", "y")
     monkeypatch.setitem(SOURCES, "net", right)
-    assert fetch_weights.state_of(right) == "missing"
+    assert fetch_weights.source_status(right) == "missing"
     with pytest.raises(SystemExit, match="expected 0000"):
         fetch_weights.fetch_file(wrong)
     assert list((tmp_path / "here").iterdir()) == []
@@ -46,7 +54,7 @@ def test_fetching_verifies_and_leaves_nothing_half_written(
     right.path.write_bytes(b"other")
     assert fetch_weights.main(["check"]) == 1
     assert fetch_weights.main(["fetch", "net"]) == 0 and right.path.read_bytes() == b"weights"
-    gone = File(CIFAR10, (tmp_path / "none.th").as_uri(), 7, "0" * 64, "x", "y")
+    gone = WeightFile(CIFAR10, (tmp_path / "none.th").as_uri(), 7, "0" * 64, "x", "y")
     with pytest.raises(SystemExit, match="cannot be reached"):
         fetch_weights.fetch_file(gone)
 
@@ -62,15 +70,15 @@ def test_hub_weights_are_fetched_at_their_revision(monkeypatch: pytest.MonkeyPat
     assert fetch_weights.main(["fetch", "sd15"]) == 0
     name, options = calls[0]
     assert name == "stable-diffusion-v1-5/stable-diffusion-v1-5" and len(options["revision"]) == 40
-    assert getattr(source_of("timm/resnet50.a1_in1k"), "name", None) == "timm/resnet50.a1_in1k"
+    assert getattr(find_source("timm/resnet50.a1_in1k"), "name", None) == "timm/resnet50.a1_in1k"
     with pytest.raises(UserError, match="allowed are cifar10_resnet20"):
-        source_of("resnet")
+        find_source("resnet")
 
 
 def test_list_names_licence_and_pin_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     fetch_weights.main(["list"])
     text = capsys.readouterr().out
-    files = [source for source in SOURCES.values() if isinstance(source, File)]
+    files = [source for source in SOURCES.values() if isinstance(source, WeightFile)]
     assert all(name in text for name in SOURCES) and text.count("sha256 ") == len(files) == 8
     assert "BSD-2-Clause" in text
 
@@ -79,11 +87,11 @@ def test_list_names_licence_and_pin_of_everything(capsys: pytest.CaptureFixture[
     "option", ["clipseg", "sam", "sam_hq", "sam_hq_huge", "grounded_sam", "grounded_sam_hq", "grounded_sam2"]
 )
 def test_what_segmenters_load_is_known_at_the_same_revision(option: str) -> None:
-    node = configure([f"segmenter={option}"])["segmenter"]
+    node = compose_config([f"segmenter={option}"])["segmenter"]
     wanted = {(node["path"], node["revision"])}
     if "detector" in node:
         wanted.add((node["detector"], node["detector_revision"]))
-    sources = [s for s in SOURCES.values() if isinstance(s, Repository)]
+    sources = [s for s in SOURCES.values() if isinstance(s, HubRepository)]
     assert {(s.name, s.revision) for s in sources if option in s.used_by.split("=")[1].split(", ")} == wanted
 
 
@@ -91,9 +99,9 @@ def test_the_files_of_the_original_grounded_sam_are_looked_for_where_they_are_pu
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GROUNDED_SAM", str(tmp_path))
-    node = configure(["segmenter=grounded_sam_original"])["segmenter"]
+    node = compose_config(["segmenter=grounded_sam_original"])["segmenter"]
     known = [getattr(source, "path", None) for source in SOURCES.values()]
-    assert {Path(node["weights"]), Path(node["sam_weights"])} <= set(known)
+    assert {Path(node["detector_weights"]), Path(node["sam_weights"])} <= set(known)
 
 
 # --- what a configuration loads ------------------------------------------------------------------------------
@@ -101,8 +109,8 @@ def test_the_files_of_the_original_grounded_sam_are_looked_for_where_they_are_pu
 
 def names(*words: str) -> list[str]:
     """The hub's repositories and the files that these words of run.py load."""
-    found = needed(configure(words))
-    return [source.name if isinstance(source, Repository) else source.path.name for source in found]
+    found = required_sources(compose_config(words))
+    return [source.name if isinstance(source, HubRepository) else source.path.name for source in found]
 
 
 def test_the_planted_world_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,31 +155,33 @@ def test_weights_of_torchvision_are_told_by_the_name_of_their_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    source = source_of("torchvision/resnet50.IMAGENET1K_V2")
-    assert isinstance(source, File) and source.sha256 == "11ad3fa6"
+    source = find_source("torchvision/resnet50.IMAGENET1K_V2")
+    assert isinstance(source, WeightFile) and source.sha256 == "11ad3fa6"
     assert source.path == tmp_path / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
     with pytest.raises(UserError, match="torchvision has no such weights"):
-        source_of("torchvision/resnet50.MINE")
+        find_source("torchvision/resnet50.MINE")
     origin = tmp_path / "origin" / "net.pth"
     origin.parent.mkdir()
     origin.write_bytes(WEIGHTS)
-    begun = File((None, str(tmp_path / "there")), origin.as_uri(), 7, SHA256[:8], "x", "y")
-    assert fetch_weights.fetch_file(begun).read_bytes() == WEIGHTS and fetch_weights.state_of(begun) == "here"
+    begun = WeightFile((None, str(tmp_path / "there")), origin.as_uri(), 7, SHA256[:8], "x", "y")
+    assert fetch_weights.fetch_file(begun).read_bytes() == WEIGHTS and fetch_weights.source_status(begun) == "here"
 
 
 def test_an_experiments_runs_are_all_thought_of() -> None:
     """DiG-IN's Fig. 19 asks four classifiers about the same pictures."""
     found = {
         source.name
-        for source in fetch_weights.sources_of(["experiment=dig_in/fig19"])
-        if isinstance(source, Repository)
+        for source in fetch_weights.resolve_sources(["experiment=dig_in/fig19"])
+        if isinstance(source, HubRepository)
     }
     assert len([name for name in found if name.startswith("timm/")]) == 4
 
 
 def test_a_known_repository_keeps_what_is_known_of_it() -> None:
-    (sd15, _) = needed(configure(["classifier=vit_b", "generator.variant=fp16", "generator.revision=abc"]))
-    assert isinstance(sd15, Repository) and sd15.revision == "abc" and sd15.licence == "CreativeML OpenRAIL-M"
+    (sd15, _) = required_sources(
+        compose_config(["classifier=vit_b", "generator.variant=fp16", "generator.revision=abc"])
+    )
+    assert isinstance(sd15, HubRepository) and sd15.revision == "abc" and sd15.license == "CreativeML OpenRAIL-M"
     assert "*/model.fp16.safetensors" in sd15.files and "*/model.safetensors" not in sd15.files
 
 
@@ -215,7 +225,7 @@ def url() -> Iterator[str]:
 
 
 def test_a_transfer_that_was_cut_short_continues(url: str, tmp_path: Path) -> None:
-    source = File(CIFAR10, url, len(WEIGHTS), SHA256, "x", "y")
+    source = WeightFile(CIFAR10, url, len(WEIGHTS), SHA256, "x", "y")
     Server.most = 3
     with pytest.raises(SystemExit, match="cut short"):
         fetch_weights.fetch_file(source)
@@ -234,7 +244,7 @@ def test_what_was_fetched_is_noted_and_checked(
     (hub / "unet").mkdir(parents=True)
     (hub / "unet" / "model.safetensors").write_bytes(WEIGHTS)
     monkeypatch.setattr(fetch_weights, "snapshot_download", lambda *_, **__: str(hub))
-    monkeypatch.setitem(SOURCES, "net", File(CIFAR10, url, len(WEIGHTS), SHA256, "free", "y"))
+    monkeypatch.setitem(SOURCES, "net", WeightFile(CIFAR10, url, len(WEIGHTS), SHA256, "free", "y"))
     assert fetch_weights.main(["fetch", "net", "hub/some/body@abc123"]) == 0
     noted = fetch_weights.read_manifest(fetch_weights.MANIFEST)
     assert set(noted) == {url, "some/body"} and noted["some/body"]["revision"] == "abc123"

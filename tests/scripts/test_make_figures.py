@@ -12,7 +12,7 @@ import pytest
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.configuration.compose import build
-from classifier_lens.runner.protocols import World
+from classifier_lens.runner.protocols import TaskInputs
 from classifier_lens.runner.report.figures.figure import LAYOUTS
 from classifier_lens.runner.results.reader import read_run
 from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED
@@ -29,13 +29,13 @@ def test_what_is_composed_are_the_figures_of_the_folder_or_what_is_named(tmp_pat
     for name in ("tab02", "fig06", "uvce", "workshop_fig2", "diffexplainer_fig02"):
         (tmp_path / f"{name}.yaml").touch()
     (tmp_path / "fig07.txt").touch()
-    assert make_figures.select(None, tmp_path) == ["diffexplainer_fig02", "fig06", "tab02", "workshop_fig2"]
-    assert make_figures.select("uvce, fig06", tmp_path) == ["uvce", "fig06"]
+    assert make_figures.select_experiments(None, tmp_path) == ["diffexplainer_fig02", "fig06", "tab02", "workshop_fig2"]
+    assert make_figures.select_experiments("uvce, fig06", tmp_path) == ["uvce", "fig06"]
     with pytest.raises(
         UserError,
         match="only=c: no such experiment; allowed are diffexplainer_fig02, fig06, tab02, uvce, workshop_fig2",
     ):
-        make_figures.select("c", tmp_path)
+        make_figures.select_experiments("c", tmp_path)
 
 
 def test_every_figure_of_the_papers_has_a_miniature() -> None:
@@ -46,12 +46,12 @@ def test_every_figure_of_the_papers_has_a_miniature() -> None:
         for group, prefix in prefixes.items() for path in (CONF / "experiment" / group).glob("*.yaml")
         if path.stem != "published"
     }  # fmt: skip
-    assert set(make_figures.select(None)) == papers
+    assert set(make_figures.select_experiments(None)) == papers
 
 
 def test_the_page_of_experiments_names_the_miniatures() -> None:
     page = (make_figures.ROOT / "docs" / "experiments.md").read_text()
-    assert set(re.findall(r"experiment=planted/(\w+)", page)) >= set(make_figures.select(None))
+    assert set(re.findall(r"experiment=planted/(\w+)", page)) >= set(make_figures.select_experiments(None))
     assert set(re.findall(r"experiment=planted/(\w+)", page)) <= set(PLANTED)
 
 
@@ -79,20 +79,24 @@ def test_every_miniature_asks_its_questions(
             cache["folder"] = str(caches)
         parts = build(config, generator=make_generator(), logger=None)
         assert config["task"]["_target_"].split(".")[-2] in LAYOUTS and 1 <= config["limit"] <= 8
-        problems, total = parts.task.problems(World(parts.data, parts.classifier, parts.generator, config["seed"], 1))
+        problems, total = parts.task.problems(
+            TaskInputs(parts.data, parts.classifier, parts.generator, config["seed"], 1)
+        )
         assert len(problems) == 1 and (total is None or total >= config["limit"])
 
 
 def test_the_runs_of_an_experiment_are_those_of_its_sweep() -> None:
     guides = ["planted_clean", "planted_vit", "planted_robust", "planted_shortcut"]
-    assert make_figures.jobs(["experiment=planted/fig19", "limit=1"]) == [
+    assert make_figures.expand_sweep(["experiment=planted/fig19", "limit=1"]) == [
         ["experiment=planted/fig19", "limit=1", f"classifier={guide}"] for guide in guides
     ]
-    assert make_figures.jobs(["experiment=planted/fig06"]) == [["experiment=planted/fig06"]]
-    assert make_figures.jobs(["experiment=planted/fig19", "hydra.mode=RUN"]) == [
+    assert make_figures.expand_sweep(["experiment=planted/fig06"]) == [["experiment=planted/fig06"]]
+    assert make_figures.expand_sweep(["experiment=planted/fig19", "hydra.mode=RUN"]) == [
         ["experiment=planted/fig19", "hydra.mode=RUN"]
     ]
-    panels = [make_figures.configure(job)["panel"] for job in make_figures.jobs(["experiment=planted/fig10"])]
+    panels = [
+        make_figures.compose_config(job)["panel"] for job in make_figures.expand_sweep(["experiment=planted/fig10"])
+    ]
     assert panels == [{"label": "fiddler crab", "unit": 61}, {"label": "prairie chicken", "unit": 50}]
 
 
@@ -109,7 +113,7 @@ def test_each_gets_its_figure_and_one_that_cannot_run_does_not_stop_the_next(
         code = {"a": DONE, "c": FAILED, "d": 143}[name]
         return [run_folder(tmp_path / name, "uvce", [flip("x")], pictures)], code
 
-    monkeypatch.setattr(make_figures, "solve", solve)
+    monkeypatch.setattr(make_figures, "run_experiment", solve)
     out = tmp_path / "figures"
     assert make_figures.make_figures(["a", "b", "c", "d", "a"], str(out), ["limit=1"]) == 143
     assert asked == [(name, ["limit=1"]) for name in "abcd"]
@@ -140,7 +144,7 @@ def test_the_runs_of_a_sweep_make_one_figure(tiny_folder: Path, tmp_path: Path) 
     ]  # fmt: skip
     assert make_figures.make_figures(["fig19"], str(tmp_path / "figures"), small) == DONE
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"fig19.png", "fig19.pdf"}
-    folders, _ = make_figures.solve("fig19", small)
+    folders, _ = make_figures.run_experiment("fig19", small)
     assert [folder.parent.name for folder in folders] == ["planted_ddim-planted_clean", "planted_ddim-planted_vit"]
     assert len({read_run(folder).records[0]["name"] for folder in folders}) == 1
 
@@ -148,8 +152,8 @@ def test_the_runs_of_a_sweep_make_one_figure(tiny_folder: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_run_is_made_once_and_its_figure_again(tmp_path: Path) -> None:
     small = [f"outputs={tmp_path}", "limit=1", "batch=1", "optimizer.steps=1", "generator.steps=2", "logger=none"]
-    (folder,), code = make_figures.solve("uvce", small)
+    (folder,), code = make_figures.run_experiment("uvce", small)
     result = folder / "images" / read_run(folder).records[0]["name"] / "result.json"
     before = result.stat().st_mtime_ns
-    assert make_figures.solve("uvce", small) == ([folder], code)
+    assert make_figures.run_experiment("uvce", small) == ([folder], code)
     assert result.stat().st_mtime_ns == before

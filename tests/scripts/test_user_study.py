@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from classifier_lens.runner.types import UserError
-from classifier_lens.scripts.study.pages import make
-from classifier_lens.scripts.user_study import KINDS, main
+from classifier_lens.scripts.study.pages import make_pages
+from classifier_lens.scripts.user_study import STUDIES, main
 from tests.cli import ROOT
 from tests.scripts.study.studies import Fieldset, Page, audit, counterfactuals, portraits, save
 
@@ -36,9 +36,9 @@ class Made:
 
 
 def study(tmp_path: Path, kind: str, out: str = "out", **changes: Any) -> Made:
-    options: Any = KINDS[kind].options
+    options: Any = STUDIES[kind].options
     chosen = options(out=str(tmp_path / out), **changes)
-    *pages, key = make(KINDS[kind].ask, FOLDERS[kind](tmp_path), chosen)
+    *pages, key = make_pages(STUDIES[kind].build_study, FOLDERS[kind](tmp_path), chosen)
     return Made(tmp_path / out, pages, json.loads(key.read_text()))
 
 
@@ -47,7 +47,7 @@ def first(asked: Fieldset) -> Any:
     return asked.values[:1] if asked.several else asked.values[0]
 
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", STUDIES)
 
 
 # --- pages ---------------------------------------------------------------------------------------------------
@@ -114,9 +114,9 @@ def test_participants_see_orders_of_their_own_and_a_seed_makes_the_same_study(tm
 @every_kind
 def test_runs_of_other_tasks_and_used_folders_are_refused(tmp_path: Path, kind: str) -> None:
     wrong = FOLDERS["resemblance" if kind == "preference" else "preference"](tmp_path)
-    options: Any = KINDS[kind].options
+    options: Any = STUDIES[kind].options
     with pytest.raises(UserError, match=f"study={kind} takes a run of task="):
-        make(KINDS[kind].ask, wrong, options(out=str(tmp_path / "out")))
+        make_pages(STUDIES[kind].build_study, wrong, options(out=str(tmp_path / "out")))
     study(tmp_path, kind)
     with pytest.raises(UserError, match="is not empty"):
         study(tmp_path, kind)
@@ -129,10 +129,10 @@ def test_runs_of_other_tasks_and_used_folders_are_refused(tmp_path: Path, kind: 
 def test_what_a_page_saves_can_be_scored(tmp_path: Path, kind: str) -> None:
     made = study(tmp_path, kind)
     filled = Page(made.pages[0]).filled(first)
-    found = KINDS[kind].score([save(tmp_path, "1", filled)], made.key)
+    found = STUDIES[kind].score([save(tmp_path, "1", filled)], made.key)
     assert found.rows and len(found.lines) == len(found.rows)
     assert all(len(row) == len(found.columns) for row in found.rows)
-    nothing = KINDS[kind].score([save(tmp_path, "2", {**filled, "answers": []})], made.key)
+    nothing = STUDIES[kind].score([save(tmp_path, "2", {**filled, "answers": []})], made.key)
     assert nothing.rows[0] != found.rows[0]
 
 
@@ -152,10 +152,10 @@ def test_wrong_answers_are_refused_in_one_line(tmp_path: Path, kind: str) -> Non
     ):
         file = save(tmp_path, "answers", filled | changes)
         with pytest.raises(UserError, match=re.escape(said)) as error:
-            KINDS[kind].score([file], made.key)
+            STUDIES[kind].score([file], made.key)
         assert "\n" not in str(error.value) and str(file) in str(error.value)
     with pytest.raises(UserError, match="twice"):
-        KINDS[kind].score([file, file], made.key)
+        STUDIES[kind].score([file, file], made.key)
 
 
 # --- the command line ----------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_command_line(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[s
     assert known["kind"] == kind and list(known["runs"].values()) == folders
     assert all(f"{name}: {folder}\n" in printed for name, folder in known["runs"].items())
     table = (tmp_path / "scores.csv").read_text()
-    scores = KINDS[kind].score([file], known)
+    scores = STUDIES[kind].score([file], known)
     assert table == scores.table() and all(line in printed for line in scores.lines)
     other = "content" if kind == "preference" else "preference"
     assert main(["score", str(file), f"key={key}", f"study={other}"]) == 2
@@ -190,7 +190,7 @@ def test_command_line(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[s
         (["score", "a", "key=b"], "b: no such file"),
         (["make", "a", "b", "size=3"], "size=3: nothing reads this key; allowed are study, out"),
         (["make", "a", "b", "study=taste"], "study=taste: allowed are preference, resemblance, content"),
-        (["make", "a", "b", "study=resemblance", "least=0.5"], "least=0.5: nothing reads this key; "),
+        (["make", "a", "b", "study=resemblance", "min_confidence=0.5"], "min_confidence=0.5: nothing reads this key; "),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told_in_one_line(
@@ -225,4 +225,4 @@ def test_documented_commands_run(
             page = Page(key.with_name(key.name.removesuffix("-key.json")) / "study-1.html")
             words[1:-1] = [str(save(tmp_path, "answers", page.filled(first)))]
         assert main(words) == 0, capsys.readouterr().err
-    assert kinds == list(KINDS) and len(commands) == 2 * len(KINDS)
+    assert kinds == list(STUDIES) and len(commands) == 2 * len(STUDIES)

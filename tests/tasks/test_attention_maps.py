@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.runner.types import Scene, UserError
-from classifier_lens.tasks.attention_maps import AttentionMaps, Sight, picture_names
+from classifier_lens.tasks.attention_maps import AttentionMapProblem, AttentionMaps, word_map_names
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -33,7 +33,7 @@ WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
 class Attender(Maker):
     """Of side 4: word i is attended to in row i mod 4 alone, the phrase in the left column; the maximum is 0.5."""
 
-    def word_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
+    def word_attention_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
         assert phrase in prompt and image.shape == (3, SIDE, SIDE)
         words, own = torch.zeros(len(prompt.split()), 4, 4), torch.zeros(4, 4)
         for i, word in enumerate(words):
@@ -47,11 +47,11 @@ def eye() -> ImageClassifier:
 
 
 def task(**changes: Any) -> AttentionMaps:
-    settings: dict[str, Any] = {"keep": "background", "mask": None, "weights": WEIGHTS, "captioner": Captions()}
+    settings: dict[str, Any] = {"preserve": "background", "mask": None, "weights": WEIGHTS, "captioner": Captions()}
     return AttentionMaps(**(settings | changes))
 
 
-def pose(own: AttentionMaps, limit: int | None = None, seed: int = 0) -> tuple[list[Sight], int]:
+def pose(own: AttentionMaps, limit: int | None = None, seed: int = 0) -> tuple[list[AttentionMapProblem], int]:
     return own.problems(world(DATA, eye(), limit, Attender(), seed))
 
 
@@ -64,8 +64,10 @@ def test_a_problem_per_picture_of_which_no_word_changes() -> None:
     for problem, example in zip(found, DATA.examples, strict=True):
         assert problem.image is not None and torch.equal(problem.image, example.image)
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
-        assert problem.edit.source_words == NAMES[problem.label] == example.label and problem.shows == problem.label
-        assert (problem.keep, problem.mask, problem.picture) == ("background", None, example.name)
+        assert (
+            problem.edit.source_words == NAMES[problem.label] == example.label and problem.label_index == problem.label
+        )
+        assert (problem.preserve, problem.mask, problem.image_name) == ("background", None, example.name)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 9])
@@ -85,7 +87,7 @@ def test_its_value_is_how_far_the_reconstruction_is() -> None:
     objective = task().objective(pose(task())[0][:1], anchor, eye())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
     assert [term(same_scene(anchor)).item() for _, term in objective.values()] == [0, 0]
-    moved = Scene(anchor.original + 0.1, anchor.encoded, anchor.original[:, None])
+    moved = Scene(anchor.original + 0.1, anchor.original_latent, anchor.original[:, None])
     assert objective["pixel_distance"][1](moved).item() == pytest.approx(0.01)
 
 
@@ -97,7 +99,7 @@ def test_a_picture_per_word_and_one_of_the_class() -> None:
     assert problem.edit.source == "a photograph of a rock crab"
     found = task().illustrate(problem, {}, eye())
     words = ["word-00-a", "word-01-photograph", "word-02-of", "word-03-a", "word-04-rock", "word-05-crab"]
-    assert list(found) == [*words, "class"] and picture_names(problem.edit.source) == words
+    assert list(found) == [*words, "class"] and word_map_names(problem.edit.source) == words
     # Row 1 of 4 at twice the size: the weights of its neighbours at half a pixel's distance are 3/4 and 1/4.
     expected = torch.tensor([0, 1, 3, 3, 1, 0, 0, 0]) / 3
     torch.testing.assert_close(found["word-01-photograph"], expected[None, :, None].expand(1, SIDE, SIDE))
@@ -106,11 +108,11 @@ def test_a_picture_per_word_and_one_of_the_class() -> None:
 
 
 def test_signs_have_no_name() -> None:
-    assert picture_names("an urn - Blue.") == ["word-00-an", "word-01-urn", "word-02", "word-03-blue"]
+    assert word_map_names("an urn - Blue.") == ["word-00-an", "word-01-urn", "word-02", "word-03-blue"]
 
 
 def shown(own: Tensor, words: Tensor, region: Tensor, best: float = 0.5) -> dict[str, Tensor]:
-    names = picture_names("a photograph of a rock crab")
+    names = word_map_names("a photograph of a rock crab")
     maps = dict(zip([*names, "class"], [*words.expand(6, 1, SIDE, SIDE), own.expand(1, SIDE, SIDE)], strict=True))
     result = colour(best, best, best)
     return {"before": colour(0.5, 0.5, 0.5), "start": result, "best": result, "mask": region[None], **maps}
@@ -132,14 +134,14 @@ EVEN = torch.ones(SIDE, SIDE)
         (left(4), left(3), 0.5, 2 / 3), (left(4), left(4), 0.5, 0.5),  # the words are more, or as much
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("keep", ["background", "foreground"])
+@pytest.mark.parametrize("preserve", ["background", "foreground"])
 def test_the_shares_of_maps_on_the_object(
-    own: Tensor, words: Tensor, within_class: float, within_words: float, keep: str
+    own: Tensor, words: Tensor, within_class: float, within_words: float, preserve: str
 ) -> None:
     """The object is the left quarter; where it is preserved, the mask frees the rest. Nothing can succeed."""
-    problem = pose(task(keep=keep))[0][0]
-    mask = left(2) if keep == "background" else 1 - left(2)
-    found = task(keep=keep).measure(problem, shown(own, words, mask), eye())
+    problem = pose(task(preserve=preserve))[0][0]
+    mask = left(2) if preserve == "background" else 1 - left(2)
+    found = task(preserve=preserve).measure(problem, shown(own, words, mask), eye())
     assert "success" not in found and found["area"] == pytest.approx(0.25)
     assert found["within_class"] == pytest.approx(within_class)
     assert found["within_words"] == pytest.approx(within_words)
@@ -149,7 +151,7 @@ def test_every_word_has_its_share_in_the_captions_order() -> None:
     words = torch.stack([left(8 - i)[None] for i in range(6)])
     found = task().measure(pose(task())[0][0], shown(EVEN, words, left(2)), eye())
     assert found["words"] == ["a", "photograph", "of", "a", "rock", "crab"]
-    assert list(found["within"]) == picture_names("a photograph of a rock crab")
+    assert list(found["within"]) == word_map_names("a photograph of a rock crab")
     assert list(found["within"].values()) == pytest.approx([2 / 8, 2 / 7, 2 / 6, 2 / 5, 2 / 4, 2 / 3])
 
 
@@ -164,5 +166,5 @@ def test_a_summary_has_means_and_none_of_nothing() -> None:
     values = {"within_class": 0.5, "within_words": 0.25, "area": 0.125, "psnr": 20.0}
     records = [values, {key: 3 * v for key, v in values.items()}]
     expected = {"answers": 2} | {key: 2 * v for key, v in values.items()}
-    assert task().summarise(records) == expected
-    assert task().summarise([]) == {"answers": 0}
+    assert task().summarize(records) == expected
+    assert task().summarize([]) == {"answers": 0}

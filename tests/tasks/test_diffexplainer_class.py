@@ -11,8 +11,8 @@ import torch
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.diffexplainer_class import OBJECTIVES, DiffExplainerClass, Portrait
-from classifier_lens.tasks.problems.image_problems import own_seed
+from classifier_lens.tasks.diffexplainer_class import OBJECTIVES, ClassPromptProblem, DiffExplainerClass
+from classifier_lens.tasks.problems.image_problems import problem_seed
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     Captions,
@@ -39,24 +39,28 @@ def eye() -> ImageClassifier:
 
 def task(**changes: Any) -> DiffExplainerClass:
     settings: dict[str, Any] = {
-        "training": TRAINING, "objective": "class", "classes": None, "feature": 1, "prompt": "a picture of *2",
-        "seeds": 2, "images": 4, "named": "a photograph of {article} {label}",
+        "training": TRAINING, "objective": "class", "classes": None, "feature_rank": 1, "prompt": "a picture of *2",
+        "num_seeds": 2, "images_per_prompt": 4, "class_name_prompt": "a photograph of {article} {label}",
         "weights": {"class_log_prob": 1.0, "unit_activation": 0.5}, "captioner": Captions(),
         "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
     return DiffExplainerClass(**(settings | changes))
 
 
-def pose(own: DiffExplainerClass, limit: int | None = None, seed: int = 0) -> tuple[list[Portrait], int | None]:
+def pose(
+    own: DiffExplainerClass, limit: int | None = None, seed: int = 0
+) -> tuple[list[ClassPromptProblem], int | None]:
     return own.problems(world(noise(2), eye(), limit, Maker(REDS), seed))
 
 
 def test_one_problem_per_class_and_restart() -> None:
     found, total = pose(task(classes=["viaduct", "Rock Crab"]))
     assert total == 4 and [p.name for p in found] == ["viaduct-0", "viaduct-1", "rock-crab-0", "rock-crab-1"]
-    assert [p.target for p in found] == [1, 1, 0, 0] and all(p.image is None and p.keep == "none" for p in found)
-    assert [p.seed for p in found] == [own_seed(0, c, k) for c in (1, 0) for k in (0, 1)], "the same whatever is asked"
-    assert [p.draw for p in found] == [own_seed(0, 0, k) for _ in (1, 0) for k in (0, 1)], (
+    assert [p.target for p in found] == [1, 1, 0, 0] and all(p.image is None and p.preserve == "none" for p in found)
+    assert [p.seed for p in found] == [problem_seed(0, c, k) for c in (1, 0) for k in (0, 1)], (
+        "the same whatever is asked"
+    )
+    assert [p.init_seed for p in found] == [problem_seed(0, 0, k) for _ in (1, 0) for k in (0, 1)], (
         "restarts have prompts of their own"
     )
     assert {p.edit.source for p in found} == {"a picture of *2"} and len(pose(task(), limit=2)[0]) == 2
@@ -69,7 +73,7 @@ def test_one_problem_per_class_and_restart() -> None:
     [
         ({"objective": "classes"}, "task.objective=classes: allowed are class, unit, both"),
         ({"classes": ["vase"]}, "task.classes=vase: no class"),
-        ({"objective": "unit", "feature": 4}, r"class:rock crab:4: allowed are 1 … 3 units"),
+        ({"objective": "unit", "feature_rank": 4}, r"class:rock crab:4: allowed are 1 … 3 units"),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -83,24 +87,31 @@ def test_the_plain_prompts_are_the_name_and_the_surest_pictures_caption() -> Non
     training = Pictures([e.image for e in TRAINING.examples], ["fern", "urn", "urn"], "captioned")
     training.examples[1] = replace(training.examples[1], caption="an old brick")
     for given, caption in ((training, "an old brick"), (TRAINING, "a photograph of an urn")):
-        (problem, *_), _ = pose(task(training=given, named="{article} {label} and a fern", classes=["rock crab"]))
-        assert {name: r.prompt for name, r in problem.rivals.items()} == {
+        (problem, *_), _ = pose(
+            task(training=given, class_name_prompt="{article} {label} and a fern", classes=["rock crab"])
+        )
+        assert {name: r.prompt for name, r in problem.baseline_prompts.items()} == {
             "class name": "a rock crab and a fern", "best caption": caption,
         }  # fmt: skip
-        for rival in problem.rivals.values():
-            assert rival.score.count == 4 and rival.score.share == 1.0, "all of them are red"
-        assert problem.rivals["class name"].score.confidence < problem.rivals["best caption"].score.confidence
+        for rival in problem.baseline_prompts.values():
+            assert rival.score.count == 4 and rival.score.value == 1.0, "all of them are red"
+        assert (
+            problem.baseline_prompts["class name"].score.confidence
+            < problem.baseline_prompts["best caption"].score.confidence
+        )
 
 
 def test_the_prompts_of_a_class_are_tried_once() -> None:
     maker = Maker(REDS)
-    task(named="{label} urn", classes=["viaduct"], seeds=5).problems(world(noise(2), eye(), None, maker))
+    task(class_name_prompt="{label} urn", classes=["viaduct"], num_seeds=5).problems(
+        world(noise(2), eye(), None, maker)
+    )
     assert len(maker.asked) == 2 * 4
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_the_objective_is_the_sum_of_its_terms_before_their_weights(objective: str) -> None:
-    own = task(objective=objective, named="{label} urn")
+    own = task(objective=objective, class_name_prompt="{label} urn")
     problems, _ = pose(own, limit=3)
     images = torch.stack([colour(0.3, 0.6, 0.1), colour(0.9, 0.2, 0.2), colour(0.1, 0.1, 0.8)])
     anchor = anchored(images)
@@ -122,10 +133,12 @@ def test_the_objective_is_the_sum_of_its_terms_before_their_weights(objective: s
 
 def test_what_is_measured_by_hand() -> None:
     """Three of four pictures are red; the class's name had all four, and its caption, say, two."""
-    own = task(objective="both", named="{label} urn", classes=["rock crab"])
+    own = task(objective="both", class_name_prompt="{label} urn", classes=["rock crab"])
     (problem, *_), _ = pose(own)
-    two = replace(problem.rivals["best caption"], score=replace(problem.rivals["best caption"].score, hits=2))
-    problem = replace(problem, rivals={**problem.rivals, "best caption": two})
+    two = replace(
+        problem.baseline_prompts["best caption"], score=replace(problem.baseline_prompts["best caption"].score, hits=2)
+    )
+    problem = replace(problem, baseline_prompts={**problem.baseline_prompts, "best caption": two})
     reds = [colour(0.9, 0.1, 0), colour(0.7, 0.1, 0), colour(0.5, 0.1, 0), colour(0.1, 0.9, 0)]
     pictures = {"best": reds[0], "sample_01": reds[1], "sample_02": reds[2], "sample_03": reds[3], "start": reds[3]}
     record = own.measure(problem, pictures, eye())
@@ -150,10 +163,10 @@ def test_of_a_class_the_restart_with_the_lowest_loss_counts() -> None:
             "success": score >= 0.5, "prompt": name.upper(),
         }  # fmt: skip
 
-    found = task().summarise([record("a", "x", 2.0, 0.9), record("b", "x", 1.0, 0.7), record("c", "y", 3.0, 0.3)])
+    found = task().summarize([record("a", "x", 2.0, 0.9), record("b", "x", 1.0, 0.7), record("c", "y", 3.0, 0.3)])
     assert found["answers"] == 3 and found["successes"] == 2 and found["mean_activation_score"] == pytest.approx(0.5)
     assert found["x"] == {
         "best": "b", "prompt": "B", "activation_score": 0.7, "restarts": 2, "lowest": 0.7, "highest": 0.9,
         "class name": 0.5,
     }  # fmt: skip
-    assert task().summarise([]) == {"answers": 0, "successes": 0}
+    assert task().summarize([]) == {"answers": 0, "successes": 0}

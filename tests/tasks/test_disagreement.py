@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.runner.types import Edit, UserError
+from classifier_lens.runner.types import CaptionEdit, UserError
 from classifier_lens.tasks.analysis.retrieval import Retrieval
-from classifier_lens.tasks.disagreement import Disagreement, Dispute
-from classifier_lens.tasks.prompts.caption_edit import prompt_of
+from classifier_lens.tasks.disagreement import Disagreement, DisagreementProblem
+from classifier_lens.tasks.prompts.caption_edit import format_prompt
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -45,14 +45,15 @@ def of_red(k: int) -> ImageClassifier:
 
 def task(**changes: Any) -> Disagreement:
     settings: dict[str, Any] = {
-        "rival": of_red(1), "mode": "confidence", "margin": 99.0, "classes": None, "directions": ["over", "under"],
-        "seeds": 2, "starts": 1, "words": "own", "phrases": None,
-        "prompt": "a photograph of {article} {label}", "gap": 0.5, "baseline": "none", "validate": None,
+        "rival": of_red(1), "mode": "confidence", "margin_saturation": 99.0, "classes": None,
+        "directions": ["over", "under"], "num_seeds": 2, "num_initializations": 1, "start_classes": "own",
+        "context_phrases": None, "prompt": "a photograph of {article} {label}", "min_confidence_gap": 0.5,
+        "baseline": "none", "retrieval": None,
     }  # fmt: skip
     return Disagreement(**(settings | changes))
 
 
-def pose(own: Disagreement, limit: int | None = None, seed: int = 0) -> tuple[list[Dispute], int | None]:
+def pose(own: Disagreement, limit: int | None = None, seed: int = 0) -> tuple[list[DisagreementProblem], int | None]:
     return own.problems(world(noise(3), of_red(0), limit, seed=seed))
 
 
@@ -62,17 +63,17 @@ def test_a_problem_per_class_seed_and_direction() -> None:
     assert found[0].name == "rock-crab-0-over" and found[-1].name == "urn-1-under"
     for problem in found:
         label = NAMES[problem.target]
-        assert problem.image is None and problem.mask is None and problem.keep == "none"
+        assert problem.image is None and problem.mask is None and problem.preserve == "none"
         prompt = f"a photograph of {'an' if label == 'urn' else 'a'} {label}"
         assert problem.edit.source == problem.edit.target == prompt
-        assert problem.edit.source_words == label and problem.claim == (prompt, problem.target)
+        assert problem.edit.source_words == label and problem.prompt_check == (prompt, problem.target)
 
 
 def test_both_directions_start_from_the_same_picture_and_no_others_do() -> None:
     found, _ = pose(task())
-    starts: dict[str, list[Dispute]] = {}
+    starts: dict[str, list[DisagreementProblem]] = {}
     for problem in found:
-        starts.setdefault(problem.picture, []).append(problem)
+        starts.setdefault(problem.image_name, []).append(problem)
     assert len(starts) == 6
     for pair in starts.values():
         assert [p.direction for p in pair] == ["over", "under"]
@@ -93,7 +94,7 @@ class Reds(Maker):
 def test_of_several_starts_each_direction_takes_the_one_that_shows_most_of_it(mode: str) -> None:
     """The redder a picture, the more our classifier calls it the first class, and the less its rival does."""
     maker = Reds()
-    own = task(classes=["rock crab"], starts=3, mode=mode)
+    own = task(classes=["rock crab"], num_initializations=3, mode=mode)
     found, total = own.problems(world(noise(3), of_red(0), generator=maker))
     assert total == 4 and {prompt for prompt, _ in maker.asked} == {"a photograph of a rock crab"}
     seeds = [seed for _, seed in maker.asked]
@@ -125,14 +126,14 @@ def test_the_start_is_the_picture_of_any_allowed_word_that_shows_most(
 ) -> None:
     """Red is a rock crab to ours and a viaduct to its rival, green is neither; a pale picture shows less of it."""
     maker = Painter()
-    own = task(classes=["rock crab"], seeds=1, starts=2, words=words)
+    own = task(classes=["rock crab"], num_seeds=1, num_initializations=2, start_classes=words)
     found, _ = own.problems(world(noise(3), of_red(0), generator=maker))
     assert len(maker.asked) == len({*maker.asked}) == drawn
     for problem in found:
         word = words_taken[problem.direction]
-        prompt = prompt_of("a photograph of {article} {label}", word)
-        assert problem.target == 0 and problem.edit == Edit.unchanged(prompt, word)
-        assert problem.claim == (prompt, NAMES.index(word))
+        prompt = format_prompt("a photograph of {article} {label}", word)
+        assert problem.target == 0 and problem.edit == CaptionEdit.unchanged(prompt, word)
+        assert problem.prompt_check == (prompt, NAMES.index(word))
         own_seeds = [seed for asked, seed in maker.asked if asked == prompt]
         assert problem.seed in own_seeds
 
@@ -140,17 +141,24 @@ def test_the_start_is_the_picture_of_any_allowed_word_that_shows_most(
 def test_every_phrase_is_tried_behind_every_word() -> None:
     """The urn on grass is the reddest, and what is red our classifier calls a rock crab."""
     maker = Maker({"an urn on grass": 0.9, "an urn": 0.8, "rock crab": 0.3, "on grass": 0.1, "viaduct": 0.0})
-    own = task(classes=["rock crab"], directions=["over"], seeds=1, words="all", phrases=["", "on grass"])
+    own = task(
+        classes=["rock crab"], directions=["over"], num_seeds=1, start_classes="all", context_phrases=["", "on grass"]
+    )
     (problem,), _ = own.problems(world(noise(3), of_red(0), generator=maker))
     prompt = "a photograph of an urn on grass"
-    assert problem.edit == Edit.unchanged(prompt, "urn on grass") and problem.claim == (prompt, NAMES.index("urn"))
+    assert problem.edit == CaptionEdit.unchanged(prompt, "urn on grass") and problem.prompt_check == (
+        prompt,
+        NAMES.index("urn"),
+    )
     assert {*maker.asked} >= {(prompt, problem.seed)} and len({prompt for prompt, _ in maker.asked}) == 3 * 2
     assert len({seed for _, seed in maker.asked}) == 3 * 2, "no two have a seed in common"
 
 
 def test_pictures_of_all_words_serve_every_class() -> None:
     maker = Painter()
-    found, _ = task(seeds=2, starts=2, words="all").problems(world(noise(3), of_red(0), generator=maker))
+    found, _ = task(num_seeds=2, num_initializations=2, start_classes="all").problems(
+        world(noise(3), of_red(0), generator=maker)
+    )
     assert len(found) == 12 and len(maker.asked) == len({*maker.asked}) == 3 * 2 * 2
 
 
@@ -168,7 +176,7 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
 
 
 def test_chosen_classes_and_directions() -> None:
-    found, total = pose(task(classes=["URN"], directions=["under"], seeds=1))
+    found, total = pose(task(classes=["URN"], directions=["under"], num_seeds=1))
     assert total == 1 and [(p.name, p.target) for p in found] == [("urn-0-under", 2)]
 
 
@@ -190,8 +198,8 @@ def test_a_rival_of_other_classes_or_another_domain_is_refused_in_one_line(rival
 def test_an_unknown_class_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"task\.classes=urns: .*nearest are urn"):
         pose(task(classes=["viaduct", "urns"]))
-    with pytest.raises(UserError, match=r"task\.words=urns: .*nearest are urn"):
-        pose(task(words=["viaduct", "urns"]))
+    with pytest.raises(UserError, match=r"task\.start_classes=urns: .*nearest are urn"):
+        pose(task(start_classes=["viaduct", "urns"]))
 
 
 @pytest.mark.parametrize(
@@ -199,8 +207,8 @@ def test_an_unknown_class_is_refused_with_the_nearest() -> None:
     [
         ({"mode": "loss"}, "task.mode=loss: allowed are confidence, log_confidence, margin"),
         ({"directions": ["over", "max"]}, "task.directions=max: allowed are over, under"),
-        ({"words": "any"}, "task.words=any: allowed are own, all or names as [a, b]"),
-        ({"words": []}, "task.words=[]: allowed are own, all or names as [a, b]"),
+        ({"start_classes": "any"}, "task.start_classes=any: allowed are own, all or names as [a, b]"),
+        ({"start_classes": []}, "task.start_classes=[]: allowed are own, all or names as [a, b]"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
@@ -220,7 +228,7 @@ def test_an_unknown_field_of_the_prompt_is_refused() -> None:
 @pytest.mark.parametrize("mode", ["confidence", "log_confidence", "margin"])
 def test_the_objective_pulls_each_direction_its_own_way(mode: str) -> None:
     """On red our confidence in the first class is 8/10 and the other's 1/10; lower is better."""
-    own = task(mode=mode, classes=["rock crab"], seeds=1)
+    own = task(mode=mode, classes=["rock crab"], num_seeds=1)
     over_under, _ = pose(own)
     objective = own.objective(over_under, anchored(torch.stack([RED, RED])), of_red(0))
     ((weight, term),) = objective.values()
@@ -234,7 +242,7 @@ def measured(own: Disagreement, classifier: ImageClassifier, name: str, pictures
 
 
 def test_what_is_measured_by_hand() -> None:
-    found = measured(task(gap=0.7 - 1e-6), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})
+    found = measured(task(min_confidence_gap=0.7 - 1e-6), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})
     assert found == {
         "success": True, "criterion": "0.7 > 0.7, the gap between both confidences that is wanted",
         "target": "rock crab", "direction": "over", "gap_before": 0, "gap_after": pytest.approx(0.7),
@@ -244,7 +252,9 @@ def test_what_is_measured_by_hand() -> None:
         "rival_confidence_after": pytest.approx(0.1),
     }  # fmt: skip
     assert found["predicted_before"] in NAMES
-    assert not measured(task(gap=0.71), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})["success"]
+    assert not measured(task(min_confidence_gap=0.71), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})[
+        "success"
+    ]
     other = measured(task(), of_red(0), "rock-crab-0-under", {"before": BLACK, "best": RED})
     assert other["gap_after"] == pytest.approx(-0.7) and not other["success"]
     under = measured(task(), of_red(0), "viaduct-0-under", {"before": BLACK, "best": RED})
@@ -274,7 +284,7 @@ def test_real_pictures_are_counted_that_show_the_same(name: str, near: int, text
 @pytest.mark.parametrize("k", range(12))
 def test_swapping_the_classifiers_swaps_the_directions(k: int) -> None:
     ours, theirs = classifier_of(Maps(0)), classifier_of(Maps(1))
-    first, second = task(rival=theirs, gap=0.01), task(rival=ours, gap=0.01)
+    first, second = task(rival=theirs, min_confidence_gap=0.01), task(rival=ours, min_confidence_gap=0.01)
     everything = first.problems(world(noise(3), ours))[0]
     problem, twin = everything[k], everything[k ^ 1]
     draw = torch.Generator().manual_seed(k)
@@ -298,7 +308,7 @@ def test_nearest_pictures_are_shown_where_they_are_asked_for(tmp_path: Any) -> N
     assert task().illustrate(problem, {"best": RED}, of_red(0)) == {}
     real = Pictures([GREEN, RED, colour(0, 0, 1)], NAMES)
     clip = Embeddings({problem.edit.source: [0.0, 1.0, 0.1]})
-    shown = task(validate=Retrieval(real, clip, 2, SIDE, cache_in(tmp_path))).illustrate(
+    shown = task(retrieval=Retrieval(real, clip, 2, SIDE, cache_in(tmp_path))).illustrate(
         problem, {"best": RED}, of_red(0)
     )
     assert set(shown) == {"near-1", "near-2", "text-1", "text-2"}
@@ -307,6 +317,6 @@ def test_nearest_pictures_are_shown_where_they_are_asked_for(tmp_path: Any) -> N
 
 def test_a_summary_counts_each_direction() -> None:
     records = [{"direction": d, "success": s} for d, s in (("over", True), ("under", False), ("over", False))]
-    assert task().summarise(records) == {
+    assert task().summarize(records) == {
         "over": {"answers": 2, "successes": 1}, "under": {"answers": 1, "successes": 0},
     }  # fmt: skip

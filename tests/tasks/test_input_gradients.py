@@ -13,10 +13,10 @@ from torch import Tensor
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.runner.optimization.augmentation import RandomCrops
 from classifier_lens.runner.types import Scene, UserError
-from classifier_lens.tasks.analysis.cam_share import share_within
-from classifier_lens.tasks.analysis.class_gradient import input_gradient, shown, whole
+from classifier_lens.tasks.analysis.cam_share import share_inside
+from classifier_lens.tasks.analysis.class_gradient import gradient_image, input_gradient, no_augmentation
 from classifier_lens.tasks.input_gradients import InputGradients
-from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -36,7 +36,7 @@ DATA = noise(5)
 WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
 MATRIX = [[2.0, -1.0, 0.5], [0.0, 1.0, 1.0], [-1.0, 0.0, 3.0]]
 BIAS = [0.1, 0.2, -0.3]
-CROPS = RandomCrops(crops=4, noise=0.0, power=0.3, min_share=0.5, redraw=False)
+CROPS = RandomCrops(crops=4, noise_std=0.0, power=0.3, min_crop_fraction=0.5, new_crops_per_prediction=False)
 LEFT = (torch.arange(SIDE) < SIDE // 2).float().expand(1, SIDE, SIDE)
 
 
@@ -53,7 +53,7 @@ def half(scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
 
 def task(**changes: Any) -> InputGradients:
     settings: dict[str, Any] = {
-        "target": "viaduct", "keep": "background", "mask": None, "augmentations": {"half": half, "crops": CROPS},
+        "target": "viaduct", "preserve": "background", "mask": None, "augmentations": {"half": half, "crops": CROPS},
         "weights": WEIGHTS, "captioner": Captions(),
     }  # fmt: skip
     return InputGradients(**(settings | changes))
@@ -61,11 +61,11 @@ def task(**changes: Any) -> InputGradients:
 
 def pose(
     own: InputGradients, limit: int | None = None, seed: int = 0, data: Pictures = DATA
-) -> tuple[list[Flip], int | None]:  # fmt: skip
+) -> tuple[list[CounterfactualProblem], int | None]:  # fmt: skip
     return own.problems(world(data, linear(), limit, seed=seed))
 
 
-def crab() -> Flip:
+def crab() -> CounterfactualProblem:
     return pose(task(), 1)[0][0]
 
 
@@ -83,7 +83,7 @@ def by_hand(image: Tensor, target: int) -> Tensor:
 @pytest.mark.parametrize("target", range(3))
 def test_a_linear_networks_gradient(target: int) -> None:
     image = DATA[0].image
-    gradient, probability = input_gradient(linear(), image, target, whole, 0)
+    gradient, probability = input_gradient(linear(), image, target, no_augmentation, 0)
     torch.testing.assert_close(gradient, by_hand(image, target))
     expected = (torch.tensor(MATRIX) @ image.mean(dim=(1, 2)) + torch.tensor(BIAS)).softmax(dim=0)[target]
     assert probability == pytest.approx(expected.item()) and not gradient.requires_grad and not image.requires_grad
@@ -95,7 +95,7 @@ def test_the_probability_is_averaged_over_the_views() -> None:
     views = [image * LEFT, image * LEFT / 2]
     expected = LEFT * (by_hand(views[0], 1) + by_hand(views[1], 1) / 2) / 2
     torch.testing.assert_close(gradient, expected)
-    alone = [input_gradient(linear(), view, 1, whole, 0)[1] for view in views]
+    alone = [input_gradient(linear(), view, 1, no_augmentation, 0)[1] for view in views]
     assert probability == pytest.approx(sum(alone) / 2)
 
 
@@ -121,9 +121,9 @@ def test_crops_are_those_of_the_seed() -> None:
 def test_a_gradient_as_a_picture() -> None:
     gradient = torch.zeros(3, 2, 2)
     gradient[0, 0, 0], gradient[1, 1, 0] = 4e-9, -2e-9
-    picture = shown(gradient)
+    picture = gradient_image(gradient)
     assert picture[0, 0, 0] == 1 and picture[1, 1, 0] == 0.25 and picture.eq(0.5).sum() == 10
-    assert shown(-gradient)[0, 0, 0] == 0 and shown(torch.zeros(3, 2, 2)).eq(0.5).all()
+    assert gradient_image(-gradient)[0, 0, 0] == 0 and gradient_image(torch.zeros(3, 2, 2)).eq(0.5).all()
 
 
 # --- what is asked -------------------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ def test_a_problem_per_picture_of_which_no_word_changes() -> None:
     for problem, example in zip(found, data.examples, strict=True):
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
         assert (NAMES[problem.source], NAMES[problem.target]) == (example.label, "viaduct")
-        assert problem.shows == problem.source
-        assert problem.claim is None and problem.keep == "background"
+        assert problem.label_index == problem.source
+        assert problem.prompt_check is None and problem.preserve == "background"
     assert len({p.seed for p in found} | {p.seed for p in pose(task(), seed=1, data=data)[0]}) == 6
 
 
@@ -177,18 +177,18 @@ def test_a_picture_per_augmentation() -> None:
 
 
 @pytest.mark.parametrize(("mask", "half_within"), [(LEFT, 1), (1 - LEFT, 0)])
-@pytest.mark.parametrize("keep", ["background", "foreground"])
-def test_the_shares_of_gradients_on_the_object(mask: Tensor, half_within: float, keep: str) -> None:
+@pytest.mark.parametrize("preserve", ["background", "foreground"])
+def test_the_shares_of_gradients_on_the_object(mask: Tensor, half_within: float, preserve: str) -> None:
     """The plain gradient lies everywhere alike, that of the augmentation `half` on the left. Nothing can succeed."""
-    problem = replace(crab(), keep=keep)
-    found = task().measure(problem, seen(mask if keep == "background" else 1 - mask), linear())
+    problem = replace(crab(), preserve=preserve)
+    found = task().measure(problem, seen(mask if preserve == "background" else 1 - mask), linear())
     assert "success" not in found and found["area"] == pytest.approx(0.5)
     assert found["within"]["none"] == pytest.approx(0.5) and found["within"]["half"] == pytest.approx(half_within)
     assert (found["source"], found["target"]) == ("rock crab", "viaduct")
     assert found["probability"]["none"] == pytest.approx(found["confidence_before"]["viaduct"])
     gradient, probability = input_gradient(linear(), DATA[0].image, 1, CROPS, crab().seed)
     assert found["probability"]["crops"] == pytest.approx(probability)
-    expected = share_within(gradient.abs().sum(dim=0), mask)
+    expected = share_inside(gradient.abs().sum(dim=0), mask)
     assert found["within"]["crops"] == pytest.approx(expected)
 
 
@@ -201,21 +201,21 @@ def test_a_network_that_is_certain_has_no_gradient_and_no_share() -> None:
 
 def test_a_share_by_hand() -> None:
     values, region = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[1.0, 0.5], [0.0, 0.25]]])
-    assert share_within(values, region) == pytest.approx((1 + 1 + 1) / 10)
-    assert share_within(torch.zeros(2, 2), region) == 0
+    assert share_inside(values, region) == pytest.approx((1 + 1 + 1) / 10)
+    assert share_inside(torch.zeros(2, 2), region) == 0
 
 
 def test_a_summary_has_mean_shares_and_none_of_nothing() -> None:
     records = [{"within": {"none": 0.25 + k / 2, "half": 1.0}, "area": 0.5} for k in (0, 1)]
     expected = {"answers": 2, "within": {"none": 0.5, "half": 1.0}, "area": 0.5}
-    assert task().summarise(records) == expected
-    assert task().summarise([]) == {"answers": 0, "within": {}}
+    assert task().summarize(records) == expected
+    assert task().summarize([]) == {"answers": 0, "within": {}}
 
 
 def test_without_an_object_no_share_on_it_is_told() -> None:
-    own = task(keep="none")
+    own = task(preserve="none")
     (problem,), _ = pose(own, 1)
     pictures = {name: DATA[0].image for name in ("before", "start", "best")}
     record = own.measure(problem, pictures, linear())
     assert record["probability"].keys() == {"none", "half", "crops"} and not {"within", "area"} & record.keys()
-    assert own.summarise([record]) == {"answers": 1}
+    assert own.summarize([record]) == {"answers": 1}

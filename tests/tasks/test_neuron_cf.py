@@ -14,9 +14,9 @@ from torch import Tensor
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.types import Edit, Scene, UserError
-from classifier_lens.tasks.neuron_cf import NeuronCf, Push
-from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.runner.types import CaptionEdit, Scene, UserError
+from classifier_lens.tasks.neuron_cf import NeuronCf, NeuronCounterfactualProblem
+from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
 from classifier_lens.tasks.units.feature_attack import FeatureAttack
 from classifier_lens.tasks.units.hirescam import HiResCam, hirescam
@@ -49,17 +49,29 @@ def eye() -> ImageClassifier:
 
 def task(**changes: Any) -> NeuronCf:
     settings: dict[str, Any] = {
-        "training": TRAINING, "units": [0, "head.in:1"], "label": None, "directions": ["max", "min"],
-        "keep": "foreground", "mask": None, "moved": 1.0, "enough": None,
-        "attack": FeatureAttack(1.0, 0.2, 5), "weights": WEIGHTS,
-        "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
-        "surroundings": Surroundings(None, False, 2, "a photograph of {phrase}"), "baseline": "none",
+        "training": TRAINING,
+        "units": [0, "head.in:1"],
+        "label": None,
+        "directions": ["max", "min"],
+        "preserve": "foreground",
+        "mask": None,
+        "min_change_std": 1.0,
+        "saturation_std": None,
+        "feature_attack": FeatureAttack(1.0, 0.2, 5),
+        "weights": WEIGHTS,
+        "prompt_to_prompt": {"cross_replace_steps": [0.3], "background_blend_steps": [0.3]},
+        "captioner": Captions(),
+        "cache": TensorCache(None),
+        "context_search": ContextSearch(None, False, 2, "a photograph of {phrase}"),
+        "baseline": "none",
         "cam": HiResCam(None),
-    }  # fmt: skip
+    }
     return NeuronCf(**(settings | changes))
 
 
-def pose(own: NeuronCf, limit: int | None = None, seed: int = 0) -> tuple[list[Push], int | None]:
+def pose(
+    own: NeuronCf, limit: int | None = None, seed: int = 0
+) -> tuple[list[NeuronCounterfactualProblem], int | None]:
     return own.problems(world(DATA, eye(), limit, seed=seed))
 
 
@@ -75,9 +87,9 @@ def test_a_problem_per_picture_unit_and_direction() -> None:
     for i, problem in enumerate(found):
         example = DATA[i // 4]
         assert problem.image is not None and torch.equal(problem.image, example.image)
-        assert problem.picture == example.name and NAMES[problem.label] == example.label
+        assert problem.image_name == example.name and NAMES[problem.label] == example.label
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
-        assert problem.edit.source_words == example.label and problem.keep == "foreground" and problem.mask is None
+        assert problem.edit.source_words == example.label and problem.preserve == "foreground" and problem.mask is None
         assert problem.unit == (Unit(FEATURES, 0), Unit("head.in", 1))[i // 2 % 2]
         assert problem.std == pytest.approx((0.2, 0.0)[i // 2 % 2], abs=1e-6)
 
@@ -85,19 +97,19 @@ def test_a_problem_per_picture_unit_and_direction() -> None:
 def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
     """Pictures on sand are the reddest, pictures in snow the palest; the object's own words make the mask."""
     maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
-    surroundings = Surroundings([list(maker.reds)], False, 2, "a photograph of {phrase}")
-    own = task(units=[0], captioner=OnGrass(), surroundings=surroundings)
+    context_search = ContextSearch([list(maker.reds)], False, 2, "a photograph of {phrase}")
+    own = task(units=[0], captioner=OnGrass(), context_search=context_search)
     found, _ = own.problems(world(DATA, eye(), 2, generator=maker))
     for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):
         caption = OnGrass().caption(DATA[0])
-        assert problem.edit == Edit(caption, caption.replace("on grass", phrase), "on grass", phrase)
-        assert problem.region == DATA[0].label
+        assert problem.edit == CaptionEdit(caption, caption.replace("on grass", phrase), "on grass", phrase)
+        assert problem.words_to_segment == DATA[0].label
 
 
 def test_a_unit_that_never_changes_has_no_success() -> None:
     """In standard deviations of 0 every change would be one."""
     grey = Pictures([colour(0.5, i / 4, 0) for i in range(4)], ["urn"] * 4)
-    own = task(training=grey, units=[0], keep="none")
+    own = task(training=grey, units=[0], preserve="none")
     problem = pose(own)[0][0]
     pictures = seen(colour(0.2, 0, 0), colour(0.9, 0, 0), colour(0.9, 0, 0))
     assert problem.std == 0 and not own.measure(problem, pictures, eye())["success"]
@@ -105,7 +117,7 @@ def test_a_unit_that_never_changes_has_no_success() -> None:
 
 def test_all_questions_about_a_picture_have_its_seed() -> None:
     found, _ = pose(task())
-    seeds = {p.picture: {q.seed for q in found if q.picture == p.picture} for p in found}
+    seeds = {p.image_name: {q.seed for q in found if q.image_name == p.image_name} for p in found}
     assert all(len(own) == 1 for own in seeds.values()) and len(set.union(*seeds.values())) == 6
     assert not {p.seed for p in found} & {p.seed for p in pose(task(), seed=1)[0]}
 
@@ -119,7 +131,7 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
 
 def test_the_pictures_of_one_class_whatever_its_letters() -> None:
     found, total = pose(task(label="URN", units=[0], directions=["max"]))
-    assert total == 2 and [p.picture for p in found] == ["x2", "x5"]
+    assert total == 2 and [p.image_name for p in found] == ["x2", "x5"]
 
 
 def test_units_are_chosen_on_the_training_pictures() -> None:
@@ -173,9 +185,9 @@ def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
 # --- what is optimised and measured --------------------------------------------------------------------------
 
 
-def push(direction: str, unit: Unit = Unit(FEATURES, 0), keep: str = "foreground") -> Push:  # noqa: B008
+def push(direction: str, unit: Unit = Unit(FEATURES, 0), preserve: str = "foreground") -> NeuronCounterfactualProblem:  # noqa: B008
     (first, *_), _ = pose(task(directions=[direction]))
-    return replace(first, unit=unit, keep=keep)
+    return replace(first, unit=unit, preserve=preserve)
 
 
 def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
@@ -186,7 +198,7 @@ def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
     assert objective["unit_activation"][1](same_scene(anchor)).tolist() == pytest.approx([-0.8, 0.8]), "lower is better"
     for name in ("latent_distance", "pixel_distance"):
         assert objective[name][1](same_scene(anchor)).tolist() == [0, 0]
-    moved = Scene(anchor.original + 0.1, anchor.encoded, anchor.original[:, None] + 0.1)
+    moved = Scene(anchor.original + 0.1, anchor.original_latent, anchor.original[:, None] + 0.1)
     assert objective["pixel_distance"][1](moved).tolist() == pytest.approx([0.01, 0.01])
 
 
@@ -197,7 +209,7 @@ def scene_of(images: Tensor) -> Scene:
 def test_what_is_beyond_enough_counts_no_more() -> None:
     """Red was 0.4, its deviation is 0.2: 0.6 is enough upwards, 0.2 downwards."""
     anchor = anchored(torch.stack([colour(0.4, 0, 0)] * 2))
-    _, term = task(enough=1.0).objective([push("max"), push("min")], anchor, eye())["unit_activation"]
+    _, term = task(saturation_std=1.0).objective([push("max"), push("min")], anchor, eye())["unit_activation"]
     for red, expected in ((0.5, [-0.5, 0.5]), (0.7, [-0.6, 0.7]), (0.1, [-0.1, 0.2])):
         images = torch.stack([colour(red, 0, 0)] * 2).requires_grad_()
         found = term(scene_of(images))
@@ -232,16 +244,16 @@ def test_what_is_measured_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "moved", "red", "success"),
+    ("direction", "min_change_std", "red", "success"),
     [("max", 1.0, 0.69, False), ("max", 1.0, 0.71, True), ("max", 2.0, 0.89, False), ("max", 2.0, 0.91, True),
      ("max", 1.0, 0.2, False), ("min", 1.0, 0.31, False), ("min", 1.0, 0.29, True), ("min", 1.0, 0.9, False)],
 )  # fmt: skip
 def test_a_success_is_a_change_the_right_way_in_standard_deviations(
-    direction: str, moved: float, red: float, success: bool
+    direction: str, min_change_std: float, red: float, success: bool
 ) -> None:
     """From red 0.5, with a standard deviation of 0.2."""
     pictures = seen(colour(0.5, 0, 0), colour(red, 0, 0), colour(0, 0, 0), torch.ones(1, SIDE, SIDE))
-    assert task(moved=moved).measure(push(direction), pictures, eye())["success"] is success
+    assert task(min_change_std=min_change_std).measure(push(direction), pictures, eye())["success"] is success
 
 
 @pytest.fixture
@@ -265,11 +277,11 @@ def test_the_share_outside_the_object_is_what_a_kept_foreground_leaves_free(show
     assert turned["cam_outside_after"] == pytest.approx(1 - found["cam_outside_after"], abs=1e-5)
 
 
-@pytest.mark.parametrize("keep", ["all", "none"])
-def test_where_no_object_was_looked_for_there_is_no_share(keep: str, shown: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("preserve", ["all", "none"])
+def test_where_no_object_was_looked_for_there_is_no_share(preserve: str, shown: dict[str, Tensor]) -> None:
     """There is no mask then."""
     del shown["mask"]
-    found = task().measure(push("max", Unit(FEATURES, 1), keep), shown, classifier_of(Maps()))
+    found = task().measure(push("max", Unit(FEATURES, 1), preserve), shown, classifier_of(Maps()))
     assert not [key for key in found if key.startswith("cam")]
 
 
@@ -299,13 +311,16 @@ def test_a_unit_before_the_last_map_can_be_asked_for(shown: dict[str, Tensor]) -
 
 def test_a_summary_counts_each_direction() -> None:
     records = [{"direction": d, "success": s} for d, s in (("max", True), ("min", False), ("max", False))]
-    assert task().summarise(records) == {
+    assert task().summarize(records) == {
         "max": {"answers": 2, "successes": 1}, "min": {"answers": 1, "successes": 0},
     }  # fmt: skip
 
 
 def test_its_schedules_replace_the_generators() -> None:
-    assert task(schedules={"inject": [0.2], "blend": [0.0]}).schedules == {"inject": [0.2], "blend": [0.0]}
+    assert task(prompt_to_prompt={"cross_replace_steps": [0.2], "background_blend_steps": [0.0]}).prompt_to_prompt == {
+        "cross_replace_steps": [0.2],
+        "background_blend_steps": [0.0],
+    }
 
 
 def test_another_layers_map_may_tell_where_units_look() -> None:
@@ -318,9 +333,9 @@ def test_another_layers_map_may_tell_where_units_look() -> None:
     early, late = HiResCam("early"), HiResCam(None)
     wanted = hirescam(classifier, shown["best"], unit, "early")
     assert wanted is not None
-    torch.testing.assert_close(early.shown(classifier, shown, unit)["cam-after"][0], wanted / wanted.max())
+    torch.testing.assert_close(early.heatmaps(classifier, shown, unit)["cam-after"][0], wanted / wanted.max())
     assert not torch.allclose(
-        early.shown(classifier, shown, unit)["cam-after"], late.shown(classifier, shown, unit)["cam-after"]
+        early.heatmaps(classifier, shown, unit)["cam-after"], late.heatmaps(classifier, shown, unit)["cam-after"]
     )
     with pytest.raises(UserError, match=r"no module earl; nearest are early"):
         HiResCam("earl").check(classifier)

@@ -12,10 +12,10 @@ from torch import Tensor
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.neuron_vis import Excitation, NeuronVis
-from classifier_lens.tasks.units.activation_ranking import KEPT
+from classifier_lens.tasks.neuron_vis import NeuronVis, NeuronVisualizationProblem
+from classifier_lens.tasks.units.activation_ranking import MAX_TOP_IMAGES
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
-from classifier_lens.tasks.units.word_activations import Words
+from classifier_lens.tasks.units.word_activations import WordActivations
 from tests.tasks.tiny import (
     Captions,
     Colours,
@@ -50,21 +50,23 @@ def eye() -> ImageClassifier:
 
 def task(**changes: Any) -> NeuronVis:
     settings: dict[str, Any] = {
-        "training": TRAINING, "units": [0, 1], "top": 3, "words": 8, "samples": 2,
-        "prompt": "a photograph of {phrase}", "seeds": 2, "enough": None,
+        "training": TRAINING, "units": [0, 1], "top_images": 3, "max_objects": 8, "images_per_object": 2,
+        "prompt": "a photograph of {phrase}", "num_seeds": 2, "saturation_ratio": None,
         "captioner": Captions(OBJECTS), "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
     return NeuronVis(**(settings | changes))
 
 
-def pose(own: NeuronVis, limit: int | None = None, maker: Maker | None = None) -> tuple[list[Excitation], int | None]:
+def pose(
+    own: NeuronVis, limit: int | None = None, maker: Maker | None = None
+) -> tuple[list[NeuronVisualizationProblem], int | None]:
     return own.problems(world(noise(2), eye(), limit, maker or Maker(REDS)))
 
 
-def tried(problem: Excitation) -> Words:
+def tried(problem: NeuronVisualizationProblem) -> WordActivations:
     """What the unit answers to the words that were tried."""
-    assert problem.worded is not None
-    return problem.worded
+    assert problem.word_activations is not None
+    return problem.word_activations
 
 
 def test_so_many_problems_per_unit_that_differ_in_their_seed() -> None:
@@ -73,26 +75,30 @@ def test_so_many_problems_per_unit_that_differ_in_their_seed() -> None:
     assert [p.unit for p in found] == [RED, RED, GREEN, GREEN]
     assert len({p.seed for p in found}) == 4
     for problem in found:
-        assert problem.image is None and problem.keep == "none" and problem.picture == f"features-{problem.unit.index}"
-        assert problem.others == ((GREEN,) if problem.unit == RED else (RED,))
+        assert (
+            problem.image is None
+            and problem.preserve == "none"
+            and problem.image_name == f"features-{problem.unit.index}"
+        )
+        assert problem.other_units == ((GREEN,) if problem.unit == RED else (RED,))
 
 
 def test_a_unit_starts_from_the_word_that_excites_it_most() -> None:
     """The reddest pictures are x4, x2 and x6, which show crab, sand, sky and a flag; sand is the reddest word."""
     (first, *_), _ = pose(task())
-    assert list(tried(first).means) == ["a crab", "sand", "the sky", "a flag"] and tried(first).best == "sand"
+    assert list(tried(first).means) == ["a crab", "sand", "the sky", "a flag"] and tried(first).best_word == "sand"
     assert first.edit.source == first.edit.target == "a photograph of sand" and first.edit.source_words == "sand"
-    assert torch.equal(first.example(), TRAINING[4].image)
-    assert not any(isinstance(held, Tensor) for own in (first, first.worded) for held in vars(own).values())
+    assert torch.equal(first.load_top_example(), TRAINING[4].image)
+    assert not any(isinstance(held, Tensor) for own in (first, first.word_activations) for held in vars(own).values())
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"top": 1}, ["a crab", "sand"]),
-        ({"top": 2, "words": 2}, ["a crab", "sand"]),
-        ({"words": 3}, ["a crab", "sand", "the sky"]),
-        ({"top": 8}, ["a crab", "sand", "the sky", "a flag", "urn", "grass"]),
+        ({"top_images": 1}, ["a crab", "sand"]),
+        ({"top_images": 2, "max_objects": 2}, ["a crab", "sand"]),
+        ({"max_objects": 3}, ["a crab", "sand", "the sky"]),
+        ({"top_images": 8}, ["a crab", "sand", "the sky", "a flag", "urn", "grass"]),
         ({"captioner": Captions()}, ["urn"]),
     ],
 )
@@ -100,7 +106,7 @@ def test_only_the_best_pictures_are_asked_for_words_and_each_is_tried_once(
     changes: dict[str, Any], words: list[str]
 ) -> None:
     maker = Maker(REDS)
-    (first,), _ = pose(task(units=[0], seeds=1, **changes), maker=maker)
+    (first,), _ = pose(task(units=[0], num_seeds=1, **changes), maker=maker)
     assert list(tried(first).means) == words
     asked = [prompt.removeprefix("a photograph of ") for prompt, _ in maker.asked]
     assert asked == [word for word in words for _ in range(2)], "two samples each"
@@ -108,7 +114,7 @@ def test_only_the_best_pictures_are_asked_for_words_and_each_is_tried_once(
 
 def test_another_unit_has_other_best_pictures() -> None:
     found, _ = pose(task())
-    assert torch.equal(found[2].example(), TRAINING[1].image) and list(tried(found[2]).means) == [
+    assert torch.equal(found[2].load_top_example(), TRAINING[1].image) and list(tried(found[2]).means) == [
         "grass",
         "a crab",
         "urn",
@@ -125,7 +131,7 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
 def test_units_are_chosen_by_the_ranking_over_the_training_pictures() -> None:
     """Red and green spread over 0 … 0.7, blue not at all; red has the larger weight."""
     classifier = classifier_of(Colours([[2, 0, 5], [0, 1, 0], [0, 0, 1]]))
-    found, total = task(units="top:2", seeds=1).problems(world(noise(2), classifier, None, Maker(REDS)))
+    found, total = task(units="top:2", num_seeds=1).problems(world(noise(2), classifier, None, Maker(REDS)))
     assert total == 2 and [p.unit for p in found] == [RED, GREEN]
 
 
@@ -136,7 +142,7 @@ def test_units_are_chosen_by_the_ranking_over_the_training_pictures() -> None:
         ({"units": ["maps:0"]}, "no module maps"),
         ({"units": "best:2"}, "no module best"),
         ({"prompt": "{label}"}, "task.prompt={label}: has to contain {phrase}"),
-        ({"top": KEPT + 1}, f"task.top={KEPT + 1}: allowed are 1 … {KEPT}"),
+        ({"top_images": MAX_TOP_IMAGES + 1}, f"task.top_images={MAX_TOP_IMAGES + 1}: allowed are 1 … {MAX_TOP_IMAGES}"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
@@ -146,7 +152,7 @@ def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: s
 
 
 def test_the_objective_is_the_activation_itself() -> None:
-    found, _ = pose(task(seeds=1))
+    found, _ = pose(task(num_seeds=1))
     anchor = anchored(torch.stack([colour(0.8, 0.1, 0), colour(0.8, 0.1, 0)]))
     objective = task().objective(found, anchor, eye())
     assert list(objective) == ["unit_activation"]
@@ -156,10 +162,10 @@ def test_the_objective_is_the_activation_itself() -> None:
 
 def test_beyond_enough_an_activation_counts_no_more() -> None:
     """Enough is 0.8 of the best training picture's 0.7, for either unit."""
-    found, _ = pose(task(seeds=1))
-    assert [p.ranking.top[0, p.unit.index].item() for p in found] == pytest.approx([0.7, 0.7])
+    found, _ = pose(task(num_seeds=1))
+    assert [p.ranking.top_values[0, p.unit.index].item() for p in found] == pytest.approx([0.7, 0.7])
     anchor = anchored(torch.stack([colour(0.9, 0, 0), colour(0, 0.5, 0)]))
-    _, term = task(enough=0.8).objective(found, anchor, eye())["unit_activation"]
+    _, term = task(saturation_ratio=0.8).objective(found, anchor, eye())["unit_activation"]
     assert term(same_scene(anchor)).tolist() == pytest.approx([-0.56, -0.5])
 
 
@@ -195,7 +201,7 @@ def test_a_unit_alone_has_no_others() -> None:
 
 def test_only_units_of_the_same_module_are_compared() -> None:
     classifier, training = classifier_of(Maps()), noise(12)
-    own = task(training=training, units=["maps:1", "early:0", "maps:2"], seeds=1, captioner=Captions())
+    own = task(training=training, units=["maps:1", "early:0", "maps:2"], num_seeds=1, captioner=Captions())
     found, _ = own.problems(world(noise(2), classifier, None, Maker(dict.fromkeys(training.labels, 0.2))))
     draw = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     pictures: dict[str, Tensor] = {"before": draw[0], "best": draw[1]}
@@ -227,7 +233,7 @@ def test_a_summary_averages_each_units_pictures() -> None:
 
     records = [record("features:0", 1.0, False), record("features:1", 5.0, True), record("features:0", 4.0, True)]
     shared = {"training_max": 2.0, "word_max": 1.0, "word": "urn"}
-    assert task().summarise(records) == {
+    assert task().summarize(records) == {
         "answers": 3, "successes": 2, "features:0": {"activation": 2.5, **shared},
         "features:1": {"activation": 5.0, **shared},
     }  # fmt: skip
@@ -236,16 +242,16 @@ def test_a_summary_averages_each_units_pictures() -> None:
 def test_without_a_generator_no_word_is_tried() -> None:
     """The unit's best training image is known all the same; record and summary have nothing of words."""
     nothing = Maker()
-    nothing.can_draw = False
-    own = task(units=[0], seeds=1)
+    nothing.can_generate = False
+    own = task(units=[0], num_seeds=1)
     (problem,), _ = pose(own, maker=nothing)
-    assert problem.worded is None and problem.edit.source == "" and not nothing.asked
-    assert torch.equal(problem.example(), TRAINING[4].image)
+    assert problem.word_activations is None and problem.edit.source == "" and not nothing.asked
+    assert torch.equal(problem.load_top_example(), TRAINING[4].image)
     pictures = {"before": colour(0.2, 0, 0), "best": colour(0.9, 0, 0)}
     assert own.illustrate(problem, pictures, eye()).keys() == {"training"}
     record = own.measure(problem, pictures, eye())
     assert record["success"] and not [key for key in record if key.startswith("word")]
-    assert own.summarise([record])["features:0"].keys() == {"activation", "training_max"}
+    assert own.summarize([record])["features:0"].keys() == {"activation", "training_max"}
 
 
 def test_rankings_and_pictures_of_words_are_kept(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.types import Edit, UserError
-from classifier_lens.tasks.npca_cf import NpcaCf, Shift
-from classifier_lens.tasks.prompts.context_search import Surroundings
-from classifier_lens.tasks.units.npca import Components, components
+from classifier_lens.runner.types import CaptionEdit, UserError
+from classifier_lens.tasks.npca_cf import ComponentCounterfactualProblem, NpcaCf
+from classifier_lens.tasks.prompts.context_search import ContextSearch
+from classifier_lens.tasks.units.npca import Components, class_components
 from tests.tasks.tiny import (
     NAMES,
     SIDE,
@@ -42,16 +42,29 @@ NETWORK = classifier_of(Maps())
 
 def task(**changes: Any) -> NpcaCf:
     settings: dict[str, Any] = {
-        "training": TRAINING, "components": {"viaduct": [1, 0], "0": [2]}, "start": "own", "images": 2,
-        "directions": ["max", "min"], "keep": "foreground", "mask": None, "moved": 1.0, "enough": None,
-        "prompt": "a photograph of {article} {label}", "weights": WEIGHTS,
-        "schedules": {"inject": [0.3], "blend": [0.3]}, "captioner": Captions(), "cache": TensorCache(None),
-        "surroundings": Surroundings(None, False, 2, "a photograph of {phrase}"), "baseline": "none",
-    }  # fmt: skip
+        "training": TRAINING,
+        "components": {"viaduct": [1, 0], "0": [2]},
+        "start_images": "own",
+        "images_per_component": 2,
+        "directions": ["max", "min"],
+        "preserve": "foreground",
+        "mask": None,
+        "min_change_std": 1.0,
+        "saturation_std": None,
+        "prompt": "a photograph of {article} {label}",
+        "weights": WEIGHTS,
+        "prompt_to_prompt": {"cross_replace_steps": [0.3], "background_blend_steps": [0.3]},
+        "captioner": Captions(),
+        "cache": TensorCache(None),
+        "context_search": ContextSearch(None, False, 2, "a photograph of {phrase}"),
+        "baseline": "none",
+    }
     return NpcaCf(**(settings | changes))
 
 
-def pose(own: NpcaCf, limit: int | None = None, seed: int = 0) -> tuple[list[Shift], int | None]:
+def pose(
+    own: NpcaCf, limit: int | None = None, seed: int = 0
+) -> tuple[list[ComponentCounterfactualProblem], int | None]:
     return own.problems(world(DATA, NETWORK, limit, seed=seed))
 
 
@@ -64,23 +77,25 @@ def test_a_problem_per_component_picture_and_direction() -> None:
     assert [(p.label, p.component) for p in found[::4]] == [(1, 1), (1, 0), (0, 2)]
     for problem in found:
         label = NAMES[problem.label]
-        (example,) = [e for e in DATA.examples if e.name == problem.picture]
-        assert example.label == label and problem.keep == "foreground"
+        (example,) = [e for e in DATA.examples if e.name == problem.image_name]
+        assert example.label == label and problem.preserve == "foreground"
         assert problem.image is not None and torch.equal(problem.image, example.image)
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
-        own = components(NETWORK, label, TRAINING, SIDE, TensorCache(None))
+        own = class_components(NETWORK, label, TRAINING, SIDE, TensorCache(None))
         assert torch.equal(problem.components().vectors, own.vectors), "made of the training pictures"
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 7])
 def test_own_pictures_are_of_the_class_and_others_are_not(images: int) -> None:
     for start, rows in (("own", [1, 4, 7]), ("other", [0, 2, 3, 5, 6, 8])):
-        found, _ = pose(task(components={"Viaduct": [0]}, start=start, images=images, directions=["max"]))
-        assert [p.picture for p in found] == [f"x{i}" for i in rows[:images]]
+        found, _ = pose(
+            task(components={"Viaduct": [0]}, start_images=start, images_per_component=images, directions=["max"])
+        )
+        assert [p.image_name for p in found] == [f"x{i}" for i in rows[:images]]
         assert {p.label for p in found} == {1}, "the component's class, whatever the picture's"
         for problem in found:
-            (example,) = [e for e in DATA.examples if e.name == problem.picture]
-            assert problem.edit.source_words == example.label and problem.shows == NAMES.index(example.label)
+            (example,) = [e for e in DATA.examples if e.name == problem.image_name]
+            assert problem.edit.source_words == example.label and problem.label_index == NAMES.index(example.label)
 
 
 def test_by_default_classes_without_images_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +104,7 @@ def test_by_default_classes_without_images_are_left_out(capsys: pytest.CaptureFi
     for training, data, start, kept in (
         (TRAINING, two, "own", [0, 1]), (one, DATA, "own", [0, 1]), (TRAINING, two, "generated", [0, 1, 2]),
     ):  # fmt: skip
-        own = task(components=None, training=training, start=start, images=1, directions=["max"])
+        own = task(components=None, training=training, start_images=start, images_per_component=1, directions=["max"])
         found, total = own.problems(world(data, NETWORK))
         assert [p.label for p in found] == kept and total == len(kept)
         told = "2 of 3 classes have images; the others are left out\n" if len(kept) == 2 else ""
@@ -103,41 +118,45 @@ def test_by_default_classes_without_images_are_left_out(capsys: pytest.CaptureFi
 def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
     """Pictures on sand are the reddest, pictures in snow the palest; the object's own words make the mask."""
     maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
-    surroundings = Surroundings([list(maker.reds)], False, 2, "a photograph of {phrase}")
-    own = task(components={"rock crab": [0]}, images=1, captioner=OnGrass(), surroundings=surroundings)
+    context_search = ContextSearch([list(maker.reds)], False, 2, "a photograph of {phrase}")
+    own = task(
+        components={"rock crab": [0]}, images_per_component=1, captioner=OnGrass(), context_search=context_search
+    )
     found, _ = own.problems(world(DATA, classifier_of(Colours(torch.eye(3).tolist())), generator=maker))
     for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):
-        example = DATA[DATA.rows("rock crab")[0]]
+        example = DATA[DATA.indices("rock crab")[0]]
         caption = OnGrass().caption(example)
-        assert problem.edit == Edit(caption, caption.replace("on grass", phrase), "on grass", phrase)
-        assert problem.region == example.label
+        assert problem.edit == CaptionEdit(caption, caption.replace("on grass", phrase), "on grass", phrase)
+        assert problem.words_to_segment == example.label
 
 
 def test_a_drawn_picture_gets_the_phrase_behind_its_class() -> None:
     maker = Maker({"on sand": 0.8, "in snow": 0.1, "a rock crab": 0.4})
-    surroundings = Surroundings([["on sand", "in snow"]], True, 2, "a photograph of {phrase}")
-    own = task(components={"rock crab": [0]}, start="generated", images=1, surroundings=surroundings)
+    context_search = ContextSearch([["on sand", "in snow"]], True, 2, "a photograph of {phrase}")
+    own = task(
+        components={"rock crab": [0]}, start_images="generated", images_per_component=1, context_search=context_search
+    )
     found, _ = own.problems(world(DATA, classifier_of(Colours(torch.eye(3).tolist())), generator=maker))
     for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):
         drawn = "a photograph of a rock crab"
-        assert problem.edit == Edit(drawn, f"{drawn} {phrase}", "rock crab", f"rock crab {phrase}")
-        assert problem.redrawn and problem.region == "rock crab" and problem.image is None
+        assert problem.edit == CaptionEdit(drawn, f"{drawn} {phrase}", "rock crab", f"rock crab {phrase}")
+        assert problem.editable_from_noise and problem.words_to_segment == "rock crab" and problem.image is None
 
 
 def test_drawn_pictures_differ_in_their_seed_and_show_the_class() -> None:
-    found, total = pose(task(components={"urn": [0, 1]}, start="generated", images=3))
+    found, total = pose(task(components={"urn": [0, 1]}, start_images="generated", images_per_component=3))
     assert total == len({p.name for p in found}) == 2 * 3 * 2
     for problem in found:
-        assert problem.image is None and problem.keep == "foreground" and problem.edit.source_words == "urn"
+        assert problem.image is None and problem.preserve == "foreground" and problem.edit.source_words == "urn"
         assert problem.edit.source == problem.edit.target == "a photograph of an urn"
-    seeds = {p.picture: {q.seed for q in found if q.picture == p.picture} for p in found}
+    seeds = {p.image_name: {q.seed for q in found if q.image_name == p.image_name} for p in found}
     assert list(seeds) == ["drawn-0", "drawn-1", "drawn-2"]
     assert all(len(own) == 1 for own in seeds.values()) and len(set.union(*seeds.values())) == 3
 
 
 def test_all_questions_about_a_picture_have_its_seed() -> None:
     found, _ = pose(task())
-    seeds = {p.picture: {q.seed for q in found if q.picture == p.picture} for p in found}
+    seeds = {p.image_name: {q.seed for q in found if q.image_name == p.image_name} for p in found}
     assert all(len(own) == 1 for own in seeds.values()) and len(set.union(*seeds.values())) == len(seeds) == 4
     assert not {p.seed for p in found} & {p.seed for p in pose(task(), seed=1)[0]}
 
@@ -156,9 +175,9 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
         ({"components": {"heron": [0]}}, "task.components=heron: no class of the classifier"),
         ({"components": "nowhere.json"}, "task.components=nowhere.json: No such file"),
         ({"training": noise(3)}, "task.components: the data set has 1 pictures of 'viaduct'; at least 2 are needed"),
-        ({"start": "drawn"}, "task.start=drawn: allowed are own, other, generated"),
+        ({"start_images": "drawn"}, "task.start_images=drawn: allowed are own, other, generated"),
         ({"directions": ["up"]}, "task.directions=up: allowed are max, min"),
-        ({"start": "generated", "prompt": "{klass}"}, "allowed fields are {article} and {label}"),
+        ({"start_images": "generated", "prompt": "{klass}"}, "allowed fields are {article} and {label}"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
@@ -170,8 +189,8 @@ def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: s
 @pytest.mark.parametrize(("start", "label"), [("own", "viaduct"), ("other", "urn")])
 def test_a_data_set_without_such_a_picture_is_refused_in_one_line(start: str, label: str) -> None:
     urns = Pictures([colour(0, 0, 0)] * 2, ["urn", "urn"])
-    own = task(start=start, components={label: [0]})
-    with pytest.raises(UserError, match=rf"task\.start={start}: the data set has no such picture for '{label}'"):
+    own = task(start_images=start, components={label: [0]})
+    with pytest.raises(UserError, match=rf"task\.start_images={start}: the data set has no such picture for '{label}'"):
         own.problems(world(urns, NETWORK))
 
 
@@ -201,7 +220,7 @@ def eye() -> ImageClassifier:
     return classifier_of(Colours(torch.eye(3).tolist()))
 
 
-def shift(direction: str, component: int = 0) -> Shift:
+def shift(direction: str, component: int = 0) -> ComponentCounterfactualProblem:
     (first, *_), _ = pose(task(directions=[direction]))
     return replace(first, components=lambda: BY_HAND, component=component)
 
@@ -221,7 +240,7 @@ def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
 def test_what_is_beyond_enough_counts_no_more() -> None:
     """α_0 was 1.4 · 0.6 and deviates by 1.4 · 0.2: at 1.4 · 1.4 it has gone too far upwards, and not come downwards."""
     anchor = anchored(torch.stack([colour(0.5, 0, 0)] * 2))
-    _, term = task(enough=2.0).objective([shift("max"), shift("min")], anchor, eye())["npca_contribution"]
+    _, term = task(saturation_std=2.0).objective([shift("max"), shift("min")], anchor, eye())["npca_contribution"]
     found = term(same_scene(anchored(torch.stack([colour(0.5, 1, 0)] * 2)))).tolist()
     assert found == pytest.approx([-1.4 * (0.6 + 2 * 0.2), 1.96])
 
@@ -243,21 +262,21 @@ def test_what_is_measured_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "moved", "change", "success"),
+    ("direction", "min_change_std", "change", "success"),
     [("max", 1.0, 0.99, False), ("max", 1.0, 1.01, True), ("max", 2.0, 1.9, False), ("max", 2.0, 2.1, True),
      ("min", 1.0, -0.99, False), ("min", 1.0, -1.01, True), ("min", 1.0, 1.5, False), ("max", 1.0, -1.5, False)],
 )  # fmt: skip
 def test_a_success_is_a_change_the_right_way_in_standard_deviations(
-    direction: str, moved: float, change: float, success: bool
+    direction: str, min_change_std: float, change: float, success: bool
 ) -> None:
     """α_0 = 1.4 · (1.2 r + 0.8 g) has a standard deviation of 1.4 · 0.2: one is 0.25 of green."""
     pictures = {"before": colour(0, 0.5, 0), "start": colour(0, 1, 0), "best": colour(0, 0.5 + 0.25 * change, 0)}
-    assert task(moved=moved).measure(shift(direction), pictures, eye())["success"] is success
+    assert task(min_change_std=min_change_std).measure(shift(direction), pictures, eye())["success"] is success
 
 
 def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> None:
     found, _ = pose(task())
-    images = torch.stack([TRAINING[i].image for i in TRAINING.rows("viaduct")])
+    images = torch.stack([TRAINING[i].image for i in TRAINING.indices("viaduct")])
     problem = found[0]
     alpha = problem.components().contributions(NETWORK(images).features.double())[:, problem.component]
     pictures = {"before": images[0], "start": images[0], "best": images[1]}
@@ -274,6 +293,6 @@ def test_nothing_further_is_shown() -> None:
 
 def test_a_summary_counts_each_direction() -> None:
     records = [{"direction": d, "success": s} for d, s in (("max", True), ("min", False), ("max", False))]
-    assert task().summarise(records) == {
+    assert task().summarize(records) == {
         "max": {"answers": 2, "successes": 1}, "min": {"answers": 1, "successes": 0},
     }  # fmt: skip

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.data.salient_imagenet import Annotated, Annotations
+from classifier_lens.data.salient_imagenet import AnnotatedFeature, FeatureAnnotations
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.analysis.label_agreement import interval
+from classifier_lens.tasks.analysis.label_agreement import bootstrap_interval
 from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES
-from classifier_lens.tasks.spurious_audit import Feature, SpuriousAudit
+from classifier_lens.tasks.spurious_audit import FeatureAuditProblem, SpuriousAudit
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     SIDE,
@@ -35,7 +35,9 @@ from tests.tasks.tiny import (
 WEIGHTS = [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 TRAINING = Pictures([colour(0.9, 0.2, 0), colour(0.7, 0.4, 0), colour(0.1, 0.8, 0), colour(0, 0, 1)], ["urn"] * 4)
 # Of class 0: green is spurious; of class 1: its only feature is core.
-LABELS = Annotations({0: [Annotated(0, 1, True), Annotated(1, 2, False)], 1: [Annotated(1, 1, True)]}, [[0, 1]])
+LABELS = FeatureAnnotations(
+    {0: [AnnotatedFeature(0, 1, True), AnnotatedFeature(1, 2, False)], 1: [AnnotatedFeature(1, 1, True)]}, [[0, 1]]
+)
 
 
 class Bright:
@@ -46,21 +48,22 @@ class Bright:
     def __init__(self) -> None:
         self.words: list[str] = []
 
-    def find(self, images: Tensor, words: Sequence[str]) -> Tensor:
+    def segment(self, images: Tensor, words: Sequence[str]) -> Tensor:
         self.words += words
         return (images[:, :1] > 0.5).float()
 
 
 def task(**changes: Any) -> SpuriousAudit:
     settings: dict[str, Any] = {
-        "training": TRAINING, "classes": None, "features": 2, "labels": None, "objectives": ["both"],
-        "prompt": "a picture of *2", "segmenter": Bright(), "delta": 0.3, "calibration": [], "reached": 0.5,
-        "weights": {"class_log_prob": 1.0, "unit_activation": 0.5}, "cache": TensorCache(None), "baseline": "none",
+        "training": TRAINING, "classes": None, "features_per_class": 2, "annotations": None, "objectives": ["both"],
+        "prompt": "a picture of *2", "segmenter": Bright(), "delta": 0.3, "calibration_runs": [],
+        "activation_threshold": 0.5, "weights": {"class_log_prob": 1.0, "unit_activation": 0.5},
+        "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
     return SpuriousAudit(**(settings | changes))
 
 
-def pose(own: SpuriousAudit, limit: int | None = None, seed: int = 0) -> tuple[list[Feature], int | None]:
+def pose(own: SpuriousAudit, limit: int | None = None, seed: int = 0) -> tuple[list[FeatureAuditProblem], int | None]:
     return own.problems(world(noise(2), classifier_of(Colours(WEIGHTS)), limit, Maker({}), seed))
 
 
@@ -72,17 +75,17 @@ def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None
         "rock-crab-2-features-1-unit",
     ]  # fmt: skip
     assert [p.unit for p in found] == [Unit(FEATURES, i) for i in (0, 0, 1, 1)]
-    assert [p.typical for p in found[::2]] == pytest.approx([0.8, 0.3])
-    assert [p.highest for p in found[::2]] == pytest.approx([0.9, 0.8])
+    assert [p.class_mean for p in found[::2]] == pytest.approx([0.8, 0.3])
+    assert [p.training_max for p in found[::2]] == pytest.approx([0.9, 0.8])
     assert found[0].seed == found[1].seed != found[2].seed, "objectives are compared from the same start"
     assert not any(isinstance(held, Tensor) for p in found for held in vars(p).values()), "no problem holds an image"
-    shown = [found[i].example for i in (0, 2)]
+    shown = [found[i].load_top_example for i in (0, 2)]
     assert shown[0] is not None and shown[1] is not None
     assert torch.equal(shown[0](), TRAINING[0].image)
     assert torch.equal(shown[1](), TRAINING[1].image), "the greenest one that is called class 0"
     (everything, total), (some, _) = pose(task()), pose(task(), limit=3)
     assert total == len(everything) == 6 and [p.name for p in some] == [p.name for p in everything[:3]]
-    assert {p.draw for p in everything} == {0}, "all are compared with the same random prompts"
+    assert {p.init_seed for p in everything} == {0}, "all are compared with the same random prompts"
     assert len({p.seed for p in everything}) == 6 and len({p.name for p in everything}) == 6
 
 
@@ -94,11 +97,11 @@ def test_classes_that_no_training_picture_is_predicted_as_are_left_out_unless_th
 
 
 def test_where_people_said_something_their_features_are_audited() -> None:
-    found, total = pose(task(labels=LABELS, features=5))
+    found, total = pose(task(annotations=LABELS, features_per_class=5))
     assert [(p.target, p.unit.index, p.rank) for p in found] == [(0, 0, 1), (0, 1, 2), (1, 1, 1)] and total == 3
-    one, _ = pose(task(labels=LABELS, classes="levels:1"))
+    one, _ = pose(task(annotations=LABELS, classes="levels:1"))
     assert {p.target for p in one} == {0, 1}, "the one class without, and the one with a spurious feature"
-    assert [p.rank for p in pose(task(labels=LABELS, features=1))[0]] == [1, 1]
+    assert [p.rank for p in pose(task(annotations=LABELS, features_per_class=1))[0]] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -106,13 +109,13 @@ def test_where_people_said_something_their_features_are_audited() -> None:
     [
         ({"objectives": []}, r"task.objectives=\[\]: name at least one of class, unit, both"),
         ({"objectives": ["both", "all"]}, "task.objectives=all: allowed are class, unit, both"),
-        ({"features": 4}, "allowed are 1 … 3 units"),
+        ({"features_per_class": 4}, "allowed are 1 … 3 units"),
         ({"classes": ["vase"]}, "task.classes=vase: no class"),
         ({"classes": "levels:2"}, "task.classes=levels:2: allowed are names"),
-        ({"classes": "all", "labels": LABELS}, "task.classes=all: allowed are names"),
-        ({"classes": ["urn"], "labels": LABELS}, "task.classes=urn: the labels say nothing of it"),
-        ({"labels": Annotations({7: []}, [])}, "task.labels: class 7 is none of the classifier's 3"),
-        ({"calibration": ["nowhere"]}, "task.calibration=nowhere: holds no labelled features"),
+        ({"classes": "all", "annotations": LABELS}, "task.classes=all: allowed are names"),
+        ({"classes": ["urn"], "annotations": LABELS}, "task.classes=urn: the labels say nothing of it"),
+        ({"annotations": FeatureAnnotations({7: []}, [])}, "task.annotations: class 7 is none of the classifier's 3"),
+        ({"calibration_runs": ["nowhere"]}, "task.calibration_runs=nowhere: holds no labelled features"),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -121,7 +124,7 @@ def test_what_does_not_exist_is_refused(changes: dict[str, Any], said: str) -> N
 
 
 def test_each_problem_is_asked_for_its_own_terms() -> None:
-    own = task(objectives=["both", "unit", "class"], classes=["viaduct"], features=1)
+    own = task(objectives=["both", "unit", "class"], classes=["viaduct"], features_per_class=1)
     problems, _ = pose(own)
     assert [p.objective for p in problems] == ["both", "unit", "class"]
     images = torch.stack([colour(0.3, 0.6, 0.1), colour(0.9, 0.2, 0.2), colour(0.1, 0.1, 0.8)])
@@ -141,7 +144,7 @@ DIM = (0.45, 0.4, 0.0)  # does to both features more than half of what class 0 o
 def test_a_feature_with_a_negative_weight_is_lowered() -> None:
     """Class 0 reads red and less green; red's mean in its pictures is 0.8, green's 0.3."""
     classifier = classifier_of(Colours([[1.0, -0.5, 0.0], *WEIGHTS[1:]]))
-    own = task(labels=LABELS)
+    own = task(annotations=LABELS)
     problems, _ = own.problems(world(noise(2), classifier, 2, Maker({})))
     assert [p.unit.index for p in problems] == [0, 1]
     images = torch.stack([colour(0.5, 0.2, 0.3)] * 2)
@@ -163,13 +166,13 @@ def pictures(*shares: float, rest: tuple[float, float, float] = (0.0, 0.0, 0.0))
 
 def test_what_is_measured_by_hand() -> None:
     segmenter = Bright()
-    own = task(labels=LABELS, segmenter=segmenter)
+    own = task(annotations=LABELS, segmenter=segmenter)
     problems, _ = pose(own)
     classifier = classifier_of(Colours(WEIGHTS))
     record = own.measure(problems[0], pictures(0.5, 0.25, 0.75, 0.5), classifier)
     assert segmenter.words == ["rock crab"] * 4, "the class is looked for by its name"
     assert record["shares"] == pytest.approx([0.5, 0.25, 0.75, 0.5]) and record["r"] == pytest.approx(0.5)
-    assert record["r_interval"] == pytest.approx(list(interval(record["shares"])))
+    assert record["r_interval"] == pytest.approx(list(bootstrap_interval(record["shares"])))
     assert record["verdict"] == "core" and record["label"] == "core" and record["agrees"] is True
     assert "success" not in record, "no verdict is one"
     assert record["group"] == "medium" and record["animate"] is True and record["network"] == classifier.digest
@@ -190,13 +193,13 @@ def test_pictures_that_do_not_excite_a_feature_say_nothing_of_it() -> None:
     (red, *_), _ = pose(task())
     classifier = classifier_of(Colours(WEIGHTS))
     for share, reached, verdict in ((0.5, False, "undecided"), (0.4, True, "core")):
-        found = task(reached=share, delta=0.2).measure(red, pictures(0.5, 0.25, 0.5, 0.25), classifier)
+        found = task(activation_threshold=share, delta=0.2).measure(red, pictures(0.5, 0.25, 0.5, 0.25), classifier)
         assert found["activation"] < 0.4 and found["typical"] == pytest.approx(0.8)
         assert (found["reached"], found["verdict"]) == (reached, verdict)
 
 
 def test_the_page_shows_what_was_found_and_where_the_feature_looks() -> None:
-    own, classifier = task(features=1, training=noise(6), classes=["viaduct"]), classifier_of(Maps())
+    own, classifier = task(features_per_class=1, training=noise(6), classes=["viaduct"]), classifier_of(Maps())
     (problem, *_), _ = own.problems(world(noise(6), classifier, 1, Maker({})))
     problem = replace(problem, unit=Unit(FEATURES, 0))
     shown = own.illustrate(problem, pictures(0.5, 1.0), classifier)
@@ -207,21 +210,21 @@ def test_the_page_shows_what_was_found_and_where_the_feature_looks() -> None:
 
 
 def test_the_summary_counts_the_first_objective_and_lists_all() -> None:
-    own = task(labels=LABELS, objectives=["both", "unit"])
+    own = task(annotations=LABELS, objectives=["both", "unit"])
     problems, _ = pose(own)
     classifier = classifier_of(Colours(WEIGHTS))
     records = [
         own.measure(p, pictures(*([0.5] * 2 if p.unit.index == 0 else [0] * 2), rest=DIM), classifier) for p in problems
     ]
-    found = own.summarise(records)
+    found = own.summarize(records)
     assert (found["answers"], found["core"], found["spurious"], found["undecided"]) == (6, 1, 2, 0)
     assert [row["objective"] for row in found["features"]] == ["both", "unit"] * 3
     assert found["agreement"][0]["features"] == 3 and found["agreement"][0]["agree"] == pytest.approx(2 / 3)
-    assert task().summarise([])["features"] == []
+    assert task().summarize([])["features"] == []
 
 
 def test_problems_of_other_classes_do_not_change_a_question() -> None:
     alone, _ = pose(task(classes=["viaduct"]))
     among, _ = pose(task())
-    same = [replace(p, example=alone[0].example) for p in among if p.target == 1]
+    same = [replace(p, load_top_example=alone[0].load_top_example) for p in among if p.target == 1]
     assert [p.seed for p in same] == [p.seed for p in alone] and [p.name for p in same] == [p.name for p in alone]

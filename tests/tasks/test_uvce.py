@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from classifier_lens.data.planted import CLASSES, PlantedDataset
-from classifier_lens.models.captioner.captioner import Template
+from classifier_lens.models.captioner.captioner import TemplateCaptioner
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.runner.protocols import Classifier, Embedder, World
-from classifier_lens.runner.types import Edit, Example, Scene, UserError
-from classifier_lens.tasks.problems.counterfactual_problems import QUESTIONS, Flip, embedder_of
-from classifier_lens.tasks.problems.image_problems import own_seed, reaches, stages
-from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.runner.protocols import Classifier, Embedder, TaskInputs
+from classifier_lens.runner.types import CaptionEdit, Example, Scene, UserError
+from classifier_lens.tasks.problems.counterfactual_problems import MODES, CounterfactualProblem, clip_of
+from classifier_lens.tasks.problems.image_problems import confidences_by_stage, prediction_success, problem_seed
+from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.uvce import Uvce
 from tests.conftest import Identity, TinyClassifier, anchor_of, uvce
 from tests.tasks.tiny import Pictures
@@ -47,8 +47,8 @@ class Sized(Identity):
 
 def pose(
     task: Uvce, dataset: Any, seed: int = 0, limit: int | None = None, classifier: Classifier | None = None
-) -> tuple[list[Flip], int | None]:
-    return task.problems(World(dataset, classifier or TinyClassifier(), Sized(), seed, limit))
+) -> tuple[list[CounterfactualProblem], int | None]:
+    return task.problems(TaskInputs(dataset, classifier or TinyClassifier(), Sized(), seed, limit))
 
 
 def top_class(example: Example) -> int:
@@ -67,9 +67,9 @@ def test_one_problem_per_picture_in_the_data_sets_order() -> None:
     ]
     for i, problem in enumerate(problems):
         assert problem.image is not None and problem.image.shape == (3, 16, 16)
-        assert CLASSES[problem.source] == data[i].label and problem.picture == data[i].name
-        assert problem.shows == problem.source
-        assert data.nearest(data[i].label) == CLASSES[problem.target]
+        assert CLASSES[problem.source] == data[i].label and problem.image_name == data[i].name
+        assert problem.label_index == problem.source
+        assert data.nearest_class(data[i].label) == CLASSES[problem.target]
         assert problem.edit.source == data[i].caption
         assert problem.edit.source.replace(problem.edit.source_words, "X") == problem.edit.target.replace(
             problem.edit.target_words, "X"
@@ -145,31 +145,31 @@ def test_bad_settings_are_refused_in_one_line(changes: dict[str, Any], said: str
 def test_the_claim_is_the_targets_own_picture() -> None:
     """What the generator draws of the target's name alone, and the class that it should have."""
     for problem in pose(uvce(target="all", prompt="{article} {label}, drawn"), Given(example("rock crab")))[0]:
-        assert problem.claim == (f"a {CLASSES[problem.target]}, drawn", problem.target)
+        assert problem.prompt_check == (f"a {CLASSES[problem.target]}, drawn", problem.target)
 
 
-# --- seeds, keep and mask ------------------------------------------------------------------------------------
+# --- seeds, preserve and mask --------------------------------------------------------------------------------
 
 
 def test_several_seeds_ask_the_same_and_begin_elsewhere() -> None:
     data = PlantedDataset("test", 3, 0, "chance")
     once, _ = pose(uvce(), data)
-    problems, total = pose(uvce(seeds=3), data)
+    problems, total = pose(uvce(num_seeds=3), data)
     assert total == len(problems) == 9
     assert [p.name for p in problems] == [f"{p.name}-{k}" for p in once for k in range(3)]
     assert len({p.seed for p in problems}) == 9 and [p.seed for p in problems[::3]] == [p.seed for p in once]
     for i, problem in enumerate(problems):
-        assert (problem.target, problem.picture) == (once[i // 3].target, once[i // 3].picture)
+        assert (problem.target, problem.image_name) == (once[i // 3].target, once[i // 3].image_name)
 
 
 def test_questions_have_seeds_of_their_own() -> None:
-    seeds = [own_seed(seed, i, k) for seed in range(5) for i in range(200) for k in range(5)]
+    seeds = [problem_seed(seed, i, k) for seed in range(5) for i in range(200) for k in range(5)]
     assert len(set(seeds)) == len(seeds)
 
 
-@pytest.mark.parametrize("keep", ["background", "foreground", "all", "none"])
-def test_what_is_to_be_kept_is_said_of_every_problem(keep: str) -> None:
-    assert {p.keep for p in pose(uvce(keep=keep), PlantedDataset("test", 2, 0, "chance"))[0]} == {keep}
+@pytest.mark.parametrize("preserve", ["background", "foreground", "all", "none"])
+def test_what_is_to_be_kept_is_said_of_every_problem(preserve: str) -> None:
+    assert {p.preserve for p in pose(uvce(preserve=preserve), PlantedDataset("test", 2, 0, "chance"))[0]} == {preserve}
 
 
 def test_a_mask_that_the_user_drew_belongs_to_every_problem(tmp_path: Path) -> None:
@@ -198,18 +198,18 @@ def test_only_errors_are_asked_about_and_their_target_is_the_truth() -> None:
     problems, total = pose(uvce(mode="error"), Given(right, *pictures))
     wrong = [(p, k) for p, k in zip(pictures, shown, strict=True) if CLASSES[k] != "rock crab"]
     assert total is None, "how many errors there are is not known before all pictures were looked at"
-    assert [p.picture for p in problems] == [p.name for p, _ in wrong] and wrong
+    assert [p.image_name for p in problems] == [p.name for p, _ in wrong] and wrong
     for problem, (_, called) in zip(problems, wrong, strict=True):
         assert (problem.source, CLASSES[problem.target]) == (called, "rock crab")
-        assert problem.shows == called, "that the truth is not predicted is what is asked about"
-        assert problem.edit == Edit.unchanged("a photograph of a rock crab", "rock crab"), "no word changes"
-        assert problem.claim == ("a photograph of a rock crab", problem.target)
-        assert problem.name == f"{problem.picture}-rock-crab"
+        assert problem.label_index == called, "that the truth is not predicted is what is asked about"
+        assert problem.edit == CaptionEdit.unchanged("a photograph of a rock crab", "rock crab"), "no word changes"
+        assert problem.prompt_check == ("a photograph of a rock crab", problem.target)
+        assert problem.name == f"{problem.image_name}-rock-crab"
 
 
 def test_an_error_injects_no_maps_and_leaves_the_blending_to_the_generator() -> None:
-    assert uvce(mode="error").schedules == {"inject": [0.0]}
-    assert uvce().schedules == uvce(mode="attribute").schedules == {}
+    assert uvce(mode="error").prompt_to_prompt == {"cross_replace_steps": [0.0]}
+    assert uvce().prompt_to_prompt == uvce(mode="attribute").prompt_to_prompt == {}
 
 
 GROUNDS = {phrase: example("x", seed=i).image[:, :, 2:-2] for i, phrase in enumerate(("on sand", "in snow"))}
@@ -218,7 +218,7 @@ GROUNDS = {phrase: example("x", seed=i).image[:, :, 2:-2] for i, phrase in enume
 class Grounds(Sized):
     """Draws a picture of sand and one of snow."""
 
-    recipe = "grounds"
+    fingerprint = "grounds"
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return torch.stack([GROUNDS[prompt[-7:]] for prompt in prompts])
@@ -231,12 +231,12 @@ def test_an_error_may_start_with_the_ground_on_which_the_classifier_is_surest_of
     for phrase, picture in GROUNDS.items():
         shares[phrase] = TinyClassifier()(picture[None]).logits.log_softmax(dim=-1)[0, own].item()
     best = max(shares, key=lambda phrase: shares[phrase])
-    searched = Surroundings([["on sand", "in snow"]], False, 2, "a photograph of {phrase}")
-    found, _ = uvce(mode="error", surroundings=searched).problems(
-        World(Given(wrong), TinyClassifier(), Grounds(), 0, None)
+    searched = ContextSearch([["on sand", "in snow"]], False, 2, "a photograph of {phrase}")
+    found, _ = uvce(mode="error", context_search=searched).problems(
+        TaskInputs(Given(wrong), TinyClassifier(), Grounds(), 0, None)
     )
     assert found[0].edit.target == f"an image of a rock crab {best}" and shares["on sand"] != shares["in snow"]
-    assert found[0].region == "rock crab", "the mask shows the object, whatever words change"
+    assert found[0].words_to_segment == "rock crab", "the mask shows the object, whatever words change"
 
 
 def test_a_limit_counts_errors() -> None:
@@ -259,7 +259,7 @@ def test_no_errors_are_said_in_one_line() -> None:
 class Weather:
     """An embedder that knows two phrases: blue pictures are of the first, red ones of the second."""
 
-    recipe, scale = "weather", 4.0
+    fingerprint, logit_scale = "weather", 4.0
 
     def embed_images(self, images: Tensor) -> Tensor:
         return torch.nn.functional.normalize(images.mean(dim=(2, 3))[:, [2, 0]], dim=-1)
@@ -288,17 +288,17 @@ def test_only_captions_with_the_phrase_are_asked_about() -> None:
     problems, total = pose(uvce(mode="attribute"), data, classifier=ZeroShot())
     assert [p.name for p in problems] == ["a-on-sand", "c-on-sand"] and total is None
     for problem in problems:
-        assert problem.edit == Edit(SNOW, "a photograph of a viaduct on sand at noon", "in snow", "on sand")
-        assert (problem.source, problem.target, problem.claim) == (0, 1, None)
-        assert problem.shows == CLASSES.index("viaduct")
+        assert problem.edit == CaptionEdit(SNOW, "a photograph of a viaduct on sand at noon", "in snow", "on sand")
+        assert (problem.source, problem.target, problem.prompt_check) == (0, 1, None)
+        assert problem.label_index == CLASSES.index("viaduct")
     with pytest.raises(UserError, match=r"task\.mode=attribute: none of the 1 pictures"):
         pose(uvce(mode="attribute"), Given(example("viaduct", "a viaduct in rain")), classifier=ZeroShot())
 
 
 def test_an_attribute_needs_a_classifier_with_texts() -> None:
-    assert embedder_of(ZeroShot()) is ZeroShot.clip
+    assert clip_of(ZeroShot()) is ZeroShot.clip
     with pytest.raises(UserError, match=r"task\.mode=attribute: needs a zero-shot classifier"):
-        embedder_of(TinyClassifier())
+        clip_of(TinyClassifier())
 
 
 @pytest.mark.parametrize(("temperature", "used"), [(None, 1 / 4.0), (0.5, 0.5)])
@@ -335,20 +335,20 @@ def test_an_attribute_that_stays_is_no_success() -> None:
 
 
 def test_there_is_a_kind_of_question_for_every_mode() -> None:
-    assert set(QUESTIONS) == {"class", "error", "attribute"}
-    for mode in QUESTIONS:
+    assert set(MODES) == {"class", "error", "attribute"}
+    for mode in MODES:
         assert uvce(mode=mode).captioner is not None
 
 
 def test_the_objective_has_the_three_weighted_terms(
-    make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Flip]]
+    make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[CounterfactualProblem]]
 ) -> None:  # fmt: skip
     problems = make_problems(2)
     generator = make_generator()
-    start = generator.begin(problems, {})
-    objective = uvce().objective(problems, start.anchors[0], TinyClassifier())
+    start = generator.initialize(problems, {})
+    objective = uvce().objective(problems, start.contexts[0], TinyClassifier())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
-    scene = generator(start.controls, start.anchors[0])[-1]
+    scene = generator(start.controls, start.contexts[0])[-1]
     for _, term in objective.values():
         assert term(scene).shape == (2,) and (term(scene) >= 0).all()
 
@@ -376,7 +376,7 @@ def test_success_is_a_prediction_that_changes_to_the_target() -> None:
 
     def predicted(before: str, start: str, after: str) -> tuple[bool, bool]:
         p = torch.eye(4)[["abcd".index(name) for name in (before, start, after)]]
-        found = reaches(stages(p, "abcd", range(4)), "b")
+        found = prediction_success(confidences_by_stage(p, "abcd", range(4)), "b")
         return found["success"], found["success_start"]
 
     assert predicted("a", "a", "b") == (True, False)
@@ -389,11 +389,11 @@ def test_success_is_a_prediction_that_changes_to_the_target() -> None:
 
 def test_the_criterion_of_a_success_has_its_numbers() -> None:
     p = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.25, 0.75]])
-    found = reaches(stages(p, ["crab", "urn"], [0, 1]), "urn")
+    found = prediction_success(confidences_by_stage(p, ["crab", "urn"], [0, 1]), "urn")
     assert found["criterion"] == "predicted as urn (0.75), as wanted"
-    unmoved = reaches(stages(p[[0, 1, 1]], ["crab", "urn"], [0, 1]), "urn")
+    unmoved = prediction_success(confidences_by_stage(p[[0, 1, 1]], ["crab", "urn"], [0, 1]), "urn")
     assert unmoved["criterion"] == "predicted as crab (0.70); wanted: urn (0.30)"
-    same = reaches(stages(p[[2, 2, 2]], ["crab", "urn"], [0, 1]), "urn")
+    same = prediction_success(confidences_by_stage(p[[2, 2, 2]], ["crab", "urn"], [0, 1]), "urn")
     assert same["criterion"] == "the original is predicted as urn already: no change can be found"
 
 
@@ -412,14 +412,14 @@ def answer(picture: str, target: str, confidence: float, success: bool) -> dict[
 
 
 def test_the_summary_counts_successes() -> None:
-    found = uvce().summarise([answer("a", "x", 0.9, True), answer("b", "x", 0.2, False), answer("c", "y", 0.7, True)])
+    found = uvce().summarize([answer("a", "x", 0.9, True), answer("b", "x", 0.2, False), answer("c", "y", 0.7, True)])
     assert found == {"answers": 3, "successes": 2}
-    assert uvce().summarise([]) == {"answers": 0, "successes": 0}
+    assert uvce().summarize([]) == {"answers": 0, "successes": 0}
 
 
 def test_the_spread_is_over_the_answers_to_one_question() -> None:
     """By hand: 0.2 and 0.4 lie 0.1 from their mean, 0.5 and 0.5 not at all; a lone answer says nothing."""
-    found = uvce().summarise([
+    found = uvce().summarize([
         answer("a", "x", 0.2, True), answer("a", "x", 0.4, True), answer("a", "y", 0.5, True),
         answer("a", "y", 0.5, True), answer("b", "x", 0.9, True),
     ])  # fmt: skip
@@ -427,16 +427,16 @@ def test_the_spread_is_over_the_answers_to_one_question() -> None:
 
 
 def test_captions_are_the_captioners() -> None:
-    task = uvce(target="viaduct", captioner=Template("in the style of {article} {label}"))
+    task = uvce(target="viaduct", captioner=TemplateCaptioner("in the style of {article} {label}"))
     assert pose(task, Given(example("rock crab")))[0][0].edit.source == "in the style of a rock crab"
 
 
 def test_an_attributes_region_may_be_the_objects() -> None:
     data = PlantedDataset("test", 40, 0, "chance")
     own = {"source": "in snow", "target": "on sand"}
-    changed, _ = pose(uvce(mode="attribute", attribute={**own, "words": "changed"}), data, classifier=ZeroShot())
-    objects, _ = pose(uvce(mode="attribute", attribute={**own, "words": "class"}), data, classifier=ZeroShot())
-    assert len(changed) == len(objects) > 1 and {p.region for p in changed} == {"in snow"}
-    assert all(p.region in CLASSES and p.region in p.edit.source for p in objects)
-    with pytest.raises(UserError, match=r"task\.attribute\.words=all: allowed are changed, class"):
-        pose(uvce(mode="attribute", attribute={**own, "words": "all"}), data, classifier=ZeroShot())
+    changed, _ = pose(uvce(mode="attribute", attribute={**own, "mask_words": "changed"}), data, classifier=ZeroShot())
+    objects, _ = pose(uvce(mode="attribute", attribute={**own, "mask_words": "class"}), data, classifier=ZeroShot())
+    assert len(changed) == len(objects) > 1 and {p.words_to_segment for p in changed} == {"in snow"}
+    assert all(p.words_to_segment in CLASSES and p.words_to_segment in p.edit.source for p in objects)
+    with pytest.raises(UserError, match=r"task\.attribute\.mask_words=all: allowed are changed, class"):
+        pose(uvce(mode="attribute", attribute={**own, "mask_words": "all"}), data, classifier=ZeroShot())

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, forward_logits
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.protocols import Classifier, Dataset, World
-from classifier_lens.runner.types import Anchor, Example, Scene, article
+from classifier_lens.runner.protocols import Classifier, Dataset, TaskInputs
+from classifier_lens.runner.types import EditContext, Example, Scene, indefinite_article
 from tests.conftest import anchor_of
 
 NAMES = ("rock crab", "viaduct", "urn")
@@ -75,7 +75,7 @@ class Tokens(nn.Module):
 def classifier_of(network: Any, labels: Sequence[str] = NAMES, domain: str | None = "tiny") -> ImageClassifier:
     """A network behind preprocessing that changes nothing."""
     return ImageClassifier(
-        network, labels, SIDE, [0.0] * 3, [1.0] * 3, "bilinear", domain, ask_logits, "classifier.target=tiny"
+        network, labels, SIDE, [0.0] * 3, [1.0] * 3, "bilinear", domain, forward_logits, "classifier.target=tiny"
     )
 
 
@@ -104,13 +104,13 @@ class Pictures:
     def __getitem__(self, i: int) -> Example:
         return self.examples[i]
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         return [i for i, example in enumerate(self.examples) if example.label.lower() == label.lower()]
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         return None
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         return []
 
 
@@ -129,7 +129,7 @@ class Captions:
         self.named = objects or {}
 
     def caption(self, example: Example) -> str:
-        return f"a photograph of {article(example.label)} {example.label}"
+        return f"a photograph of {indefinite_article(example.label)} {example.label}"
 
     def objects(self, example: Example) -> list[str]:
         return self.named.get(example.name, [example.label])
@@ -145,11 +145,11 @@ class OnGrass(Captions):
 class Maker:
     """A generator that only samples: pictures of one red each, `reds` by word, a tenth more for every further seed."""
 
-    draws: Sequence[str] | None = None
-    can_draw = True
+    known_classes: Sequence[str] | None = None
+    can_generate = True
 
     def __init__(self, reds: Mapping[str, float] | None = None) -> None:
-        self.resolution, self.digest, self.recipe = SIDE, "maker", "maker"
+        self.resolution, self.digest, self.fingerprint = SIDE, "maker", "maker"
         self.reds = reds or {}
         self.asked: list[tuple[str, int]] = []
 
@@ -160,14 +160,14 @@ class Maker:
             [colour(red + 0.1 * (seed - min(seeds)), 0, 0) for red, seed in zip(reds, seeds, strict=True)]
         )
 
-    def word_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
+    def word_attention_maps(self, image: Tensor, prompt: str, phrase: str, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
 class Embeddings:
     """Pictures are embedded as the direction of their mean colour, texts by a table; `seen` counts pictures."""
 
-    recipe, scale = "embeddings", 10.0
+    fingerprint, logit_scale = "embeddings", 10.0
 
     def __init__(self, texts: Mapping[str, Sequence[float]] | None = None) -> None:
         self.texts, self.seen = texts or {}, 0
@@ -182,9 +182,9 @@ class Embeddings:
 
 def world(
     dataset: Dataset, classifier: Classifier, limit: int | None = None, generator: Maker | None = None, seed: int = 0
-) -> World:
+) -> TaskInputs:
     """What a task makes its problems of."""
-    return World(dataset, classifier, generator or Maker(), seed, limit)
+    return TaskInputs(dataset, classifier, generator or Maker(), seed, limit)
 
 
 def cache_in(folder: Path) -> TensorCache:
@@ -192,12 +192,12 @@ def cache_in(folder: Path) -> TensorCache:
     return TensorCache(str(folder / "cache"))
 
 
-def same_scene(anchor: Anchor) -> Scene:
+def same_scene(anchor: EditContext) -> Scene:
     """The originals themselves, as one view each."""
-    return Scene(anchor.original, anchor.encoded, anchor.original[:, None])
+    return Scene(anchor.original, anchor.original_latent, anchor.original[:, None])
 
 
-def anchored(images: Tensor) -> Anchor:
+def anchored(images: Tensor) -> EditContext:
     """Constants of pictures of which everything is to be kept."""
     blocked = torch.zeros_like(images[:, :1])
     return replace(anchor_of(len(images)), original=images, mask=blocked)

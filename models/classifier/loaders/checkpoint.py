@@ -11,66 +11,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classifier_lens.models.classifier.loaders.class_names import check_order
+from classifier_lens.models.classifier.loaders.class_names import check_class_order
 from classifier_lens.models.classifier.loaders.weight_file import read_weights
 from classifier_lens.runner.configuration.value_ranges import AnyText
 from classifier_lens.runner.types import UserError
 
 # `{from: pattern, to: replacement}` renames, `{drop: pattern}` leaves out; patterns are regular expressions.
-Rule = Mapping[str, AnyText]
+RenameRule = Mapping[str, AnyText]
 # Mean and standard deviation per RGB channel, of pictures in [0, 1].
-Normalisation = tuple[list[float], list[float]]
+MeanStd = tuple[list[float], list[float]]
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
-NAMED = 3  # weights that a line about many names
+MAX_NAMES_SHOWN = 3  # weights that a line about many names
 
 # What training scripts save that is no weight of the network: counters that a network does without.
-COUNTERS = (".num_batches_tracked", "n_averaged", "total_ops", "total_params")
+COUNTER_SUFFIXES = (".num_batches_tracked", "n_averaged", "total_ops", "total_params")
 # Under which names PyTorch's wrappers of single modules hold what they wrap.
-WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+WRAPPER_NAMES = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What an image is normalised by, and no statistic of batch normalisation: without it answers would be others.
-NORMALISES = re.compile(r"(?:^|[._])(?<!running_)(?:mean|std|mu|sigma)$")
+NORMALIZATION_NAMES = re.compile(r"(?:^|[._])(?<!running_)(?:mean|std|mu|sigma)$")
 
 
-def load_into(
-    network: nn.Module, path: Path, inside: Sequence[str], keys: Sequence[Rule], key: str, labels: Sequence[str] = ()
-) -> Normalisation | None:  # fmt: skip
+def load_checkpoint(
+    network: nn.Module,
+    path: Path,
+    state_dict_entries: Sequence[str],
+    key_mapping: Sequence[RenameRule],
+    key: str,
+    labels: Sequence[str] = (),
+) -> MeanStd | None:
     """Load weights from a file; returns the normalisation that lies among them, None where there is none.
 
-    inside: entries of the file of which the first that is there holds the weights; where none is, the entry whose
-    names fit the network does, or the file itself. Another entry that fits as well, such as one of averaged weights, is
-    named on stderr;
-    keys: rules that are applied, in their order, to the names of the weights; names of PyTorch's wrappers in them, and
-    a prefix that all of the network's names have in the file, are taken off by themselves; what has no such prefix,
-    such as weights of a loss, is left out and named on stderr. What is called `mean` and `std` then is the
-    normalisation, which the network is not given: it must not be done twice;
-    key: the key and value that errors point at; labels: the classes, in the order that the file is not to contradict.
-    Raises UserError if the file is missing, unreadable or of another architecture, if it holds code, or the same
-    classes in another order.
-    """
+    state_dict_entries: entries of the file of which the first that is there holds the weights; where none is, the entry
+    whose names fit the network does, or the file itself. Another entry that fits as well, such as one of averaged
+    weights, is named on stderr; key_mapping: rules that are applied, in their order, to the names of the weights; names
+    of PyTorch's wrappers in them, and a prefix that all of the network's names have in the file, are taken off by
+    themselves; what has no such prefix, such as weights of a loss, is left out and named on stderr. What is called
+    `mean` and `std` then is the normalisation, which the network is not given: it must not be done twice; key: the key
+    and value that errors point at; labels: the classes, in the order that the file is not to contradict. Raises
+    UserError if the file is missing, unreadable or of another architecture, if it holds code, or the same classes in
+    another order."""
     wanted = network.state_dict()
     content = read_weights(path, key)
-    check_order(key, content, labels)
+    check_class_order(key, content, labels)
 
-    def fits(state: State) -> bool:
+    def fits(state: StateDict) -> bool:
         try:
-            renamed = _renamed(state, keys, key)
+            renamed = _renamed(state, key_mapping, key)
             return not _unlike(_without_prefix(renamed, _prefix(renamed, wanted, key))[0], wanted)
         except UserError:
             return False
 
-    renamed = _renamed(_weights(content, inside, fits, key), keys, key)
+    renamed = _renamed(_weights(content, state_dict_entries, fits, key), key_mapping, key)
     state, left_out = _without_prefix(renamed, prefix := _prefix(renamed, wanted, key))
     if left_out:
-        more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-        print(f"{key}: takes the weights {prefix}*; left out: {', '.join(left_out[:NAMED])}{more}", file=sys.stderr)
+        more = f" and {len(left_out) - MAX_NAMES_SHOWN} more" if len(left_out) > MAX_NAMES_SHOWN else ""
+        print(
+            f"{key}: takes the weights {prefix}*; left out: {', '.join(left_out[:MAX_NAMES_SHOWN])}{more}",
+            file=sys.stderr,
+        )
     normalisation = _normalisation(state, key)
     _fill(network, state, key)
     return normalisation
 
 
-def _entries(content: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
+def _entries(content: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], StateDict]]:
     """Every dictionary of tensors in what a file holds, at most two deep, with its place."""
     if isinstance(content, Mapping):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
@@ -81,19 +87,22 @@ def _entries(content: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
                 yield from _entries(value, (*at, str(name)))
 
 
-def _weights(content: Any, inside: Sequence[str], fits: Callable[[State], bool], key: str) -> dict[str, Tensor]:
+def _weights(
+    content: Any, state_dict_entries: Sequence[str], fits: Callable[[StateDict], bool], key: str
+) -> dict[str, Tensor]:
     """The state dict in what a file holds."""
     if not isinstance(content, Mapping):
         raise UserError(f"{key}: holds a {type(content).__name__}; allowed is a state dict, or a dict that has one")
-    inside = [inside] if isinstance(inside, str) else inside
+    state_dict_entries = [state_dict_entries] if isinstance(state_dict_entries, str) else state_dict_entries
     entries = {".".join(at): state for at, state in _entries(content)}
     fitting = {name: state for name, state in entries.items() if fits(state)}
     known = {str(name): value for name, value in content.items() if isinstance(value, Mapping)} | entries
-    chosen = next((name for name in inside if name in known), None)
+    chosen = next((name for name in state_dict_entries if name in known), None)
     if chosen is None and len(fitting) > 1:
         named = ", ".join(fitting)
         raise UserError(
-            f"{key}: the network's weights stand in {named}; classifier.inside=[{next(iter(fitting))}] chooses"
+            f"{key}: the network's weights stand in {named}; "
+            f"classifier.state_dict_entries=[{next(iter(fitting))}] chooses"
         )
     if chosen is None:
         chosen, state = next(iter(fitting.items()), ("", content))
@@ -102,21 +111,21 @@ def _weights(content: Any, inside: Sequence[str], fits: Callable[[State], bool],
     if others := [name for name in fitting if name != chosen]:
         print(
             f"{key}: takes {chosen or 'the file itself'}; {', '.join(others)} would fit as well, "
-            f"classifier.inside=[{others[0]}] chooses it",
+            f"classifier.state_dict_entries=[{others[0]}] chooses it",
             file=sys.stderr,
         )
     if no_weights := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
         raise UserError(
             f"{key}: holds {', '.join(no_weights[:5])}, which are no weights; "
-            f"classifier.inside={list(inside)} has to name the entry of the weights"
+            f"classifier.state_dict_entries={list(state_dict_entries)} has to name the entry of the weights"
         )
     return {str(name): value for name, value in state.items()}
 
 
-def _prefix(state: State, wanted: State, key: str) -> str:
+def _prefix(state: StateDict, wanted: StateDict, key: str) -> str:
     """What all of the network's names begin with in a state dict, as wrappers of several devices and training loops
     leave it. Raises UserError if they stand there under several prefixes."""
-    needed = [name for name in wanted if not name.endswith(COUNTERS)]
+    needed = [name for name in wanted if not name.endswith(COUNTER_SUFFIXES)]
     if not needed or needed[0] in state:
         return ""
     ends = (name[: -len(needed[0])] for name in state if name.endswith(f".{needed[0]}"))
@@ -125,34 +134,40 @@ def _prefix(state: State, wanted: State, key: str) -> str:
         others = ", ".join(prefixes)
         rule = f"{{drop: '^{re.escape(prefixes[1])}'}}"
         raise UserError(
-            f"{key}: the network's weights stand there as {others}; classifier.keys=[{rule}] leaves out one"
+            f"{key}: the network's weights stand there as {others}; classifier.key_mapping=[{rule}] leaves out one"
         )
     return prefixes[0] if prefixes else ""
 
 
-def _without_prefix(state: State, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+def _without_prefix(state: StateDict, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
     """A state dict without a prefix, and the names of what has none and changes no answer of the network."""
-    left_out = [n for n in state if not n.startswith(prefix) and not NORMALISES.search(n) and not n.endswith(COUNTERS)]
+    left_out = [
+        n
+        for n in state
+        if not n.startswith(prefix) and not NORMALIZATION_NAMES.search(n) and not n.endswith(COUNTER_SUFFIXES)
+    ]
     return {name.removeprefix(prefix): value for name, value in state.items() if name not in set(left_out)}, left_out
 
 
-def _renamed(state: State, keys: Sequence[Rule], key: str) -> dict[str, Tensor]:
+def _renamed(state: StateDict, rename_rules: Sequence[RenameRule], key: str) -> dict[str, Tensor]:
     """A state dict without the names of wrappers, under the names that the rules make. Raises UserError where two
     become one."""
     found: dict[str, Tensor] = {}
     came_from: dict[str, str] = {}
     for old, value in state.items():
-        if (new := _new_name(WRAPPED.sub("", old), keys)) is None:
+        if (new := _new_name(WRAPPER_NAMES.sub("", old), rename_rules)) is None:
             continue
         if new in found:
-            raise UserError(f"{key}: by classifier.keys both {came_from[new]} and {old} become {new}; drop one of them")
+            raise UserError(
+                f"{key}: by classifier.key_mapping both {came_from[new]} and {old} become {new}; drop one of them"
+            )
         found[new], came_from[new] = value, old
     return found
 
 
-def _new_name(name: str, keys: Sequence[Rule]) -> str | None:
+def _new_name(name: str, rename_rules: Sequence[RenameRule]) -> str | None:
     """What a weight is called by the rules, None if it is left out."""
-    for rule in keys:
+    for rule in rename_rules:
         try:
             if set(rule) == {"drop"}:
                 if re.search(rule["drop"], name):
@@ -160,13 +175,13 @@ def _new_name(name: str, keys: Sequence[Rule]) -> str | None:
             elif set(rule) == {"from", "to"}:
                 name = re.sub(rule["from"], rule["to"], name)
             else:
-                raise UserError(f"classifier.keys={dict(rule)}: a rule is {{from: …, to: …}} or {{drop: …}}")
+                raise UserError(f"classifier.key_mapping={dict(rule)}: a rule is {{from: …, to: …}} or {{drop: …}}")
         except re.error as error:
-            raise UserError(f"classifier.keys={dict(rule)}: is no regular expression: {error}") from error
+            raise UserError(f"classifier.key_mapping={dict(rule)}: is no regular expression: {error}") from error
     return name
 
 
-def _normalisation(state: dict[str, Tensor], key: str) -> Normalisation | None:
+def _normalisation(state: dict[str, Tensor], key: str) -> MeanStd | None:
     """`mean` and `std`, taken out of a state dict. Raises UserError if one is missing or not of three channels."""
     found = {name: state.pop(name) for name in ("mean", "std") if name in state}
     if not found:
@@ -177,14 +192,14 @@ def _normalisation(state: dict[str, Tensor], key: str) -> Normalisation | None:
     return found["mean"].flatten().tolist(), found["std"].flatten().tolist()
 
 
-def _unlike(state: State, wanted: State) -> str:
+def _unlike(state: StateDict, wanted: StateDict) -> str:
     """How the names and shapes of weights differ from those of a network, empty where they do not."""
-    missing = [name for name in wanted if name not in state and not name.endswith(COUNTERS)]
-    left_over = [n for n in state if n not in wanted and n not in ("mean", "std") and not n.endswith(COUNTERS)]
+    missing = [name for name in wanted if name not in state and not name.endswith(COUNTER_SUFFIXES)]
+    left_over = [n for n in state if n not in wanted and n not in ("mean", "std") and not n.endswith(COUNTER_SUFFIXES)]
     if missing or left_over:
         lacking = f"{len(missing)} weights are missing" + (f", such as {missing[0]}" if missing else "")
         over = f"{len(left_over)} are left over" + (f", such as {left_over[0]}" if left_over else "")
-        return f"{lacking}; {over}; classifier.keys renames weights and leaves out others"
+        return f"{lacking}; {over}; classifier.key_mapping renames weights and leaves out others"
     for name, value in state.items():
         if name in wanted and value.shape != wanted[name].shape:
             return f"{name} has shape {tuple(value.shape)}, the network's has {tuple(wanted[name].shape)}"
@@ -200,10 +215,10 @@ def _of_a_kind(name: str, value: Tensor, wanted: Tensor) -> bool:
     whole numbers any more, and the network's own may stay."""
     if value.is_floating_point() == wanted.is_floating_point():
         return True
-    return value.is_floating_point() and (name.endswith(COUNTERS) or torch.equal(value.to(wanted), wanted))
+    return value.is_floating_point() and (name.endswith(COUNTER_SUFFIXES) or torch.equal(value.to(wanted), wanted))
 
 
-def _fill(network: nn.Module, state: State, key: str) -> None:
+def _fill(network: nn.Module, state: StateDict, key: str) -> None:
     """Give a network all its weights, in its own number format. Raises UserError, with the first names, if they are not
     those of the network."""
     if unlike := _unlike(state, network.state_dict()):

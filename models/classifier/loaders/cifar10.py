@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classifier_lens.models.classifier.cifar_resnet import CifarResNet
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.models.hub import fetched, no_weights
+from classifier_lens.models.hub import fetch_command, missing_weights_error
 from classifier_lens.runner.types import UserError
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -29,7 +29,7 @@ def cifar10_resnet(path: str, depth: Literal[20, 32, 44, 56, 110], sha256: str) 
     if file.is_dir():
         file = file / f"resnet{depth}-{sha256[:8]}.th"
     if not file.is_file():
-        raise no_weights(key, f"{file} is not there", fetched(f"cifar10_resnet{depth}"))
+        raise missing_weights_error(key, f"{file} is not there", fetch_command(f"cifar10_resnet{depth}"))
     data = file.read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise UserError(f"{key}: SHA-256 of {file} is {found}, expected {sha256}; fetch it again")
@@ -37,11 +37,11 @@ def cifar10_resnet(path: str, depth: Literal[20, 32, 44, 56, 110], sha256: str) 
     network = CifarResNet(depth)
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     return ImageClassifier(
-        network, LABELS, 32, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "cifar10", ask_cifar_resnet, key
+        network, LABELS, 32, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "cifar10", forward_cifar_resnet, key
     )
 
 
-def ask_cifar_resnet(network: CifarResNet, images: Tensor) -> tuple[Tensor, Tensor]:
+def forward_cifar_resnet(network: CifarResNet, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the pooled features that the linear layer reads."""
     features = network.features(images)
     return network.linear(features), features

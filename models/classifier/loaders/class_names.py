@@ -12,10 +12,10 @@ from classifier_lens.runner.files.text import read_lines
 from classifier_lens.runner.types import UserError
 
 WANTED = "wanted is a list of names, in the order of the outputs"
-SHOWN = 60  # letters of what is no name
+MAX_CHARS_SHOWN = 60  # letters of what is no name
 
 # Two pairs of classes share a name in open_clip's list; one of each pair takes WordNet's other name for it.
-IMAGENET_RENAMED = {744: "projectile", 836: "sunglass"}
+IMAGENET_NAME_OVERRIDES = {744: "projectile", 836: "sunglass"}
 
 
 def read_labels(labels: str | Path | Iterable[object]) -> tuple[str, ...]:
@@ -33,19 +33,19 @@ def read_labels(labels: str | Path | Iterable[object]) -> tuple[str, ...]:
 def _name(place: int, given: object) -> str:
     """A class's name; numbers are names, too. Raises UserError for anything else."""
     if not isinstance(given, (str, int, np.integer)) or not (name := str(given).strip()):
-        raise UserError(f"classifier.labels[{place}]={str(given)[:SHOWN]}: is no name; {WANTED}")
+        raise UserError(f"classifier.labels[{place}]={str(given)[:MAX_CHARS_SHOWN]}: is no name; {WANTED}")
     return name
 
 
 # Where training scripts note their classes: by name, by number, or in their order.
-NOTED = ("class_to_idx", "label2id", "idx_to_class", "id2label", "classes", "class_names")
+CLASS_ORDER_ENTRIES = ("class_to_idx", "label2id", "idx_to_class", "id2label", "classes", "class_names")
 
 
-def check_order(key: str, content: object, labels: Sequence[str]) -> None:
+def check_class_order(key: str, content: object, labels: Sequence[str]) -> None:
     """Raises UserError if what lies beside weights names the same classes in another order; key: what errors name."""
     if not isinstance(content, Mapping):
         return
-    for name in NOTED:
+    for name in CLASS_ORDER_ENTRIES:
         told = _in_order(content.get(name))
         if sorted(told) == sorted(labels) and (differ := [i for i, own in enumerate(labels) if own != told[i]]):
             i = differ[0]
@@ -69,6 +69,6 @@ def _in_order(noted: object) -> list[str]:
 def imagenet_labels() -> tuple[str, ...]:
     """The 1000 names of ImageNet-1k, curated by open_clip's authors; no two are equal."""
     names = list(IMAGENET_CLASSNAMES)
-    for index, name in IMAGENET_RENAMED.items():
+    for index, name in IMAGENET_NAME_OVERRIDES.items():
         names[index] = name
     return tuple(names)

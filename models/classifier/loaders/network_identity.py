@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier, digest_of
-from classifier_lens.runner.files.atomic import open_file
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, network_digest
+from classifier_lens.runner.files.atomic import open_regular_file
 from classifier_lens.runner.types import UserError
 
-INSTALLED = {"site-packages", "dist-packages"}  # where Python keeps packages, and Debian's does
+SITE_PACKAGES = {"site-packages", "dist-packages"}  # where Python keeps packages, and Debian's does
 
 
-def sources(target: str) -> list[Path]:
+def source_files(target: str) -> list[Path]:
     """The file that a target `file.py:name` or `module:name` names, and those that it imports from its own folder, or,
     if it is a module of a package, from below the package's folder; and what these import from there. Sorted; of an
     installed package that file alone."""
@@ -30,7 +30,7 @@ def sources(target: str) -> list[Path]:
     if file is None:
         return []
     first = Path(file).expanduser().resolve()
-    if INSTALLED & set(first.parts):
+    if SITE_PACKAGES & set(first.parts):
         return [first]
     root = first.parent if place.endswith(".py") else first.parents[place.count(".") + (first.stem == "__init__")]
     found, waiting = set[Path](), [first]
@@ -66,31 +66,34 @@ def _files(root: Path, name: str) -> Iterator[Path]:
         yield from (file for file in (place / "__init__.py", place.with_suffix(".py")) if part and file.is_file())
 
 
-def identified(classifier: ImageClassifier, target: str, files: Sequence[str]) -> ImageClassifier:
+def track_identity(classifier: ImageClassifier, target: str, files: Sequence[str]) -> ImageClassifier:
     """A user's classifier whose recipe covers its code, values that it keeps outside its weights as far as they can be
     seen (see `kept`), and the files that the user names; what is left unseen it says itself. Raises UserError for a
     file that cannot be read."""
     sha, network = hashlib.sha256(), classifier.network
-    for file in [*sources(target), *(Path(file).expanduser() for file in files)]:
+    for file in [*source_files(target), *(Path(file).expanduser() for file in files)]:
         try:
-            with open_file(file) as opened:
+            with open_regular_file(file) as opened:
                 sha.update(hashlib.file_digest(opened, "sha256").digest())
         except OSError as error:
-            raise UserError(f"classifier.files={file}: {error.strerror}; wanted are files that can be read") from error
-    for name, value in (found := kept(network)):
-        sha.update(name.encode() + (digest_of(value).encode() if isinstance(value, nn.Module) else _bytes(value)))
-    classifier.recipe = repr((classifier.recipe, sha.hexdigest()))
+            raise UserError(
+                f"classifier.extra_files={file}: {error.strerror}; wanted are files that can be read"
+            ) from error
+    for name, value in (found := find_external_state(network)):
+        sha.update(name.encode() + (network_digest(value).encode() if isinstance(value, nn.Module) else _bytes(value)))
+    classifier.fingerprint = repr((classifier.fingerprint, sha.hexdigest()))
     weights = [*network.parameters(), *network.buffers()] if isinstance(network, nn.Module) else []
     if not files and not weights:
         seen = f"{len(found)} networks and arrays that it refers to" if found else "none that it refers to"
-        classifier.unseen = (
-            f"{classifier.name}: has no weights that are surely all of its own ({seen} were seen): where it "
-            "reads others, name their files by classifier.files=[...], or choose another outputs= when they change"
+        classifier.untracked_dependencies = (
+            f"{classifier.error_prefix}: has no weights that are surely all of its own ({seen} were seen): where it "
+            "reads others, name their files by classifier.extra_files=[...], or choose another "
+            "outputs= when they change"
         )
     return classifier
 
 
-def kept(network: Any) -> list[tuple[str, nn.Module | Tensor | np.ndarray]]:
+def find_external_state(network: Any) -> list[tuple[str, nn.Module | Tensor | np.ndarray]]:
     """Networks and arrays, by name, that a function refers to, that an object has as attributes, or that a network has
     as attributes which are no weights of its own; those in lists, tuples and dictionaries among them."""
     if isinstance(network, nn.Module):
@@ -100,7 +103,7 @@ def kept(network: Any) -> list[tuple[str, nn.Module | Tensor | np.ndarray]]:
         ]  # fmt: skip
     if inspect.isroutine(network):
         owner = getattr(network, "__self__", None)
-        return [*_referred(network), *([] if owner is None or inspect.ismodule(owner) else kept(owner))]
+        return [*_referred(network), *([] if owner is None or inspect.ismodule(owner) else find_external_state(owner))]
     own = [*_values("", vars(network))] if hasattr(network, "__dict__") else []
     return [*own, *_referred(type(network).__call__)]
 

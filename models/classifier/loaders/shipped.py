@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits
-from classifier_lens.runner.paths import PRETRAINED
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, forward_logits
+from classifier_lens.runner.paths import PRETRAINED_FOLDER
 from classifier_lens.runner.types import UserError, first_line
 
-SHIPPED = PRETRAINED / "classifiers"
+SHIPPED_FOLDER = PRETRAINED_FOLDER / "classifiers"
 
 
 def load_shipped(path: str | Path) -> ImageClassifier:
@@ -31,7 +31,7 @@ def load_shipped(path: str | Path) -> ImageClassifier:
     )
     return ImageClassifier(
         network, labels, config["size"], config["mean"], config["std"], config["interpolation"], config["domain"],
-        ask_logits, f"classifier.path={path}",
+        forward_logits, f"classifier.path={path}",
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ class Oracle:
         return self
 
     @torch.no_grad()
-    def read(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
+    def predict(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
         """Images in [0, 1] -> logits (b, number of names) per factor."""
         logits = self.classifier(images).logits
         sizes = [len(names) for names in self.heads.values()]
@@ -63,7 +63,7 @@ class Oracle:
         return features
 
 
-def shipped_oracle(path: str | Path) -> Oracle:
+def load_oracle(path: str | Path) -> Oracle:
     """An oracle by its name under models/pretrained/classifiers, or by a path."""
     heads = _read_folder(path)[0]["heads"]
     return Oracle(load_shipped(path), {head: tuple(names) for head, names in heads.items()})
@@ -71,10 +71,10 @@ def shipped_oracle(path: str | Path) -> Oracle:
 
 def _read_folder(path: str | Path) -> tuple[dict[str, Any], nn.Module]:
     """config.json and the network with its weights, in float32. Raises UserError if a file is missing or broken."""
-    folder = SHIPPED / path if (SHIPPED / path).is_dir() else Path(path)
+    folder = SHIPPED_FOLDER / path if (SHIPPED_FOLDER / path).is_dir() else Path(path)
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
-            here = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json")))
+            here = ", ".join(sorted(p.parent.name for p in SHIPPED_FOLDER.glob("*/config.json")))
             raise UserError(
                 f"classifier.path={path}: {folder / file} is not there; shipped are {here}, and "
                 "`python scripts/train/classifier.py` trains others"

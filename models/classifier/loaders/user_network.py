@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from classifier_lens.models.classifier.image_classifier import INTERPOLATIONS, ImageClassifier, ask_logits
+from classifier_lens.models.classifier.image_classifier import INTERPOLATIONS, ImageClassifier, forward_logits
 from classifier_lens.models.classifier.loaders.class_names import read_labels
-from classifier_lens.models.classifier.loaders.network_identity import identified
-from classifier_lens.models.classifier.user_code_errors import told
+from classifier_lens.models.classifier.loaders.network_identity import track_identity
+from classifier_lens.models.classifier.user_code_errors import describe_error
 from classifier_lens.runner.configuration.value_ranges import Names, Normalization, OneOf, Pixels
 from classifier_lens.runner.types import UserError
 
@@ -26,18 +26,16 @@ from classifier_lens.runner.types import UserError
 def callable_classifier(
     target: str | Callable[..., Any], labels: str | Names, size: Pixels, mean: Normalization, std: Normalization,
     interpolation: Annotated[str, OneOf(INTERPOLATIONS)], domain: str | None, output: str | None = None,
-    files: Sequence[str] = (),
+    extra_files: Sequence[str] = (),
 ) -> ImageClassifier:  # fmt: skip
     """The user's own network.
 
     target: a function or `torch.nn.Module` that maps normalised images (b, 3, size, size) to logits (b, k), or its name
     as `module:name` or `file.py:name`; what can be called without arguments is called once and returns such a network;
-    labels: a text file of one name per line, or the names, in the order of the logits;
-    output: what the network gives, one of `models.classifier.logits.OUTPUTS`, None for logits that nobody declared;
-    files: what its answers follow from beside its code and its weights, see
-    `models.classifier.loaders.network_identity`.
-    Raises UserError in one line, with the user's file and line where the error is the user's code's.
-    """
+    labels: a text file of one name per line, or the names, in the order of the logits; output: what the network gives,
+    one of `models.classifier.logits.OUTPUT_CONVERTERS`, None for logits that nobody declared; extra_files: what its
+    answers follow from beside its code and its weights, see `models.classifier.loaders.network_identity`. Raises
+    UserError in one line, with the user's file and line where the error is the user's code's."""
     if isinstance(target, str):
         key = f"classifier.target={target}"
         with _looked_for(target):
@@ -48,8 +46,8 @@ def callable_classifier(
     if isinstance(network, nn.Module):
         network.float()
     names = read_labels(labels)
-    classifier = ImageClassifier(network, names, size, mean, std, interpolation, domain, ask_logits, key, output)
-    return identified(classifier, target if isinstance(target, str) else "", files)
+    classifier = ImageClassifier(network, names, size, mean, std, interpolation, domain, forward_logits, key, output)
+    return track_identity(classifier, target if isinstance(target, str) else "", extra_files)
 
 
 def _made(found: Any, key: str) -> Any:
@@ -61,7 +59,7 @@ def _made(found: Any, key: str) -> Any:
     try:
         network = found()
     except Exception as error:  # anything may go wrong in code that is not ours
-        raise UserError(f"{key}: {told(error)}") from error
+        raise UserError(f"{key}: {describe_error(error)}") from error
     if not callable(network):
         raise UserError(f"{key}: gives a {type(network).__name__}, which cannot be called with images")
     return network
@@ -84,7 +82,7 @@ def _import(target: str, key: str) -> Callable[..., Any]:
     try:
         module = _import_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # it runs the user's code
-        raise UserError(f"{key}: cannot import {place}: {told(error)}") from error
+        raise UserError(f"{key}: cannot import {place}: {describe_error(error)}") from error
     if not callable(found := getattr(module, name, None)):
         names = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise UserError(f"{key}: {place} has no callable {name}; it has {names or 'none'}")

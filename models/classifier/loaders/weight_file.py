@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from classifier_lens.models.hub import NEEDS_NONE
+from classifier_lens.models.hub import NO_WEIGHTS_HINT
 from classifier_lens.runner.types import UserError, first_line
 
 
@@ -44,7 +44,7 @@ def _array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
 
 
 # What lies beside weights and holds no code: a script's arguments, paths, times, NumPy's numbers and arrays.
-HARMLESS: list[Any] = [
+SAFE_GLOBALS: list[Any] = [
     argparse.Namespace, types.SimpleNamespace, datetime.datetime, datetime.timedelta, np.ndarray,
     pathlib.PosixPath, pathlib.PurePosixPath, pathlib.PureWindowsPath, np.dtype,
     (_array, "numpy.core.multiarray._reconstruct"), (_array, "numpy._core.multiarray._reconstruct"),
@@ -59,16 +59,18 @@ def read_weights(path: Path, key: str) -> Any:
     """What a file holds. Raises UserError, which begins with `key`, if it is missing, damaged or no file of weights, or
     if it holds code."""
     if not path.is_file():
-        raise UserError(f"{key}: no such file; give a .safetensors file or a torch.save'd state dict; {NEEDS_NONE}")
+        raise UserError(
+            f"{key}: no such file; give a .safetensors file or a torch.save'd state dict; {NO_WEIGHTS_HINT}"
+        )
     safe = _is_safetensors(path, key)
     try:
         if safe:
             return load_file(path)
         # Of a path PyTorch would go by its ending.
-        with torch.serialization.safe_globals(HARMLESS), open(path, "rb") as file:
+        with torch.serialization.safe_globals(SAFE_GLOBALS), open(path, "rb") as file:
             return torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not any(text in str(error) for text in REFUSED):
+        if not any(text in str(error) for text in UNPICKLING_REFUSALS):
             raise UserError(f"{key}: cannot be loaded: it is damaged") from error
         raise UserError(f"{key}: {_advice(path, str(error))}") from error
     except (SafetensorError, EOFError, LookupError, RuntimeError, OSError, *_BROKEN) as error:
@@ -78,7 +80,7 @@ def read_weights(path: Path, key: str) -> Any:
         raise UserError(f"{key}: cannot be loaded: {first_line(error)}") from error
 
 
-REFUSED = ("Unsupported", "Can only build")  # what PyTorch says of what it does not unpickle
+UNPICKLING_REFUSALS = ("Unsupported", "Can only build")  # what PyTorch says of what it does not unpickle
 _BROKEN = (ValueError, TypeError, AttributeError, ArithmeticError)  # what a damaged pickle may end in
 
 
@@ -115,13 +117,13 @@ def _advice(path: Path, said: str) -> str:
     if ops and first not in ("EMPTY_DICT", "EMPTY_LIST", "MARK"):
         weights = f"torch.save({loaded}.state_dict(), 'out.pt')"
         return f"{never}: the network itself was saved; save its weights, {where}: {weights}"
-    if entry in NETWORKS:
+    if entry in MODULE_ENTRIES:
         weights = f"torch.save({loaded}['{entry}'].state_dict(), 'out.pt')"
         return f"{never}: a network itself was saved there; save its weights, {where}: {weights}"
     return f"{never}; save the entry of the weights alone, {where}: torch.save({loaded}['state_dict'], 'out.pt')"
 
 
-NETWORKS = ("model", "net", "network", "ema", "model_ema", "ema_model", "module", "classifier", "backbone")
+MODULE_ENTRIES = ("model", "net", "network", "ema", "model_ema", "ema_model", "module", "classifier", "backbone")
 
 
 def _operations(path: Path) -> list[tuple[str, Any]]:

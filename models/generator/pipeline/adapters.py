@@ -21,23 +21,23 @@ from torch import Tensor
 from classifier_lens.models.hub import local_folder
 from classifier_lens.runner.types import UserError, first_line
 
-FILE = "pytorch_lora_weights.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 WANTED = "wanted is an adapter that was trained on this UNet"
 # The two halves and the scale of a change, as PEFT, diffusers and Kohya's trainers call them.
-ENDS = {
+FACTOR_PATTERNS = {
     "down": re.compile(r"(.+?)\.(?:lora_A(?:\.default)?|lora_down|(?:lora\.|lora_linear_layer\.)?down)\.weight"),
     "up": re.compile(r"(.+?)\.(?:lora_B(?:\.default)?|lora_up|(?:lora\.|lora_linear_layer\.)?up)\.weight"),
     "alpha": re.compile(r"(.+)\.alpha"),
 }  # fmt: skip
 # Layers of attention as diffusers called them before: what stood there, and what it is now.
-PROCESSORS = (
+LEGACY_LAYER_NAMES = (
     (re.compile(r"\.processor\.to_out_lora$"), ".to_out.0"), (re.compile(r"\.processor\.to_([qkv])_lora$"), r".to_\1"),
     (re.compile(r"\.to_out_lora$"), ".out_proj"), (re.compile(r"\.to_([qkv])_lora$"), r".\1_proj"),
 )  # fmt: skip
 
 
 @dataclass
-class Change:
+class LowRankUpdate:
     """What a file says of one layer: down "r i …", up "o r …", whose product is added `scale` times; rank r."""
 
     down: Tensor | None = None
@@ -74,13 +74,13 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoraAdapter:
     """changes: by layer, as the file calls it; settings: PEFT's, of each part of a pipeline that brings such."""
 
-    changes: dict[str, Change] = field(default_factory=dict)
+    changes: dict[str, LowRankUpdate] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def scale(self, part: str, layer: str, change: Change) -> float:
+    def scale(self, part: str, layer: str, change: LowRankUpdate) -> float:
         """What a change is multiplied by: α / rank."""
         assert change.down is not None
         told = {name.removeprefix(f"{part}."): v for name, v in self.settings.items() if name.startswith(f"{part}.")}
@@ -93,14 +93,14 @@ class Adapter:
 
 
 @torch.no_grad()
-def fuse(pipe: StableDiffusionPipeline, lora: str, needs: str | None = None) -> None:
+def fuse_lora(pipe: StableDiffusionPipeline, lora: str, needs: str | None = None) -> None:
     """Add an adapter's changes to the weights of the UNet, and of the text encoder where it has such.
 
     lora: a file of safetensors, a folder with one, or a hub id whose files are in the hub's cache; needs: see
     `models.hub.local_folder`. Raises UserError unless all of the changes fit and at least one of them is not 0.
     """
     key = f"generator.lora={lora}"
-    adapter = _read(key, _file(key, local_folder(key, lora, None, needs, file=True)))
+    adapter = _read(key, _file(key, local_folder(key, lora, None, needs, allow_file=True)))
     known = _known(pipe)
     meant = {name: _meant(name) for name in adapter.changes}
     layers = {name: (place[0], known[place]) for name, place in meant.items() if place in known}
@@ -120,8 +120,8 @@ def fuse(pipe: StableDiffusionPipeline, lora: str, needs: str | None = None) -> 
         raise UserError(f"{key}: all of its {len(layers)} changes are 0; {WANTED}")
 
 
-def _scale(key: str, adapter: Adapter, part: str, layer: str, change: Change) -> float:
-    """See `Adapter.scale`. Raises UserError for settings that nobody can read so."""
+def _scale(key: str, adapter: LoraAdapter, part: str, layer: str, change: LowRankUpdate) -> float:
+    """See `LoraAdapter.scale`. Raises UserError for settings that nobody can read so."""
     try:
         return adapter.scale(part, layer, change)
     except (TypeError, ValueError, AttributeError, re.error) as error:
@@ -131,16 +131,16 @@ def _scale(key: str, adapter: Adapter, part: str, layer: str, change: Change) ->
 
 def _file(key: str, path: Path) -> Path:
     """The file of weights that a path names. Raises UserError if there is none, or more than one."""
-    if path.is_file() or (path / FILE).is_file():
-        return path if path.is_file() else path / FILE
+    if path.is_file() or (path / LORA_FILE).is_file():
+        return path if path.is_file() else path / LORA_FILE
     found = sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         said = ", ".join(file.name for file in found[:5]) or "no file of safetensors"
-        raise UserError(f"{key}: holds {said}; wanted is {FILE}, or the path of one file")
+        raise UserError(f"{key}: holds {said}; wanted is {LORA_FILE}, or the path of one file")
     return found[0]
 
 
-def _read(key: str, file: Path) -> Adapter:
+def _read(key: str, file: Path) -> LoraAdapter:
     """What a file holds. Raises UserError if it cannot be read, or holds other changes than plain low-rank ones."""
     try:
         tensors = load_file(file)
@@ -150,14 +150,14 @@ def _read(key: str, file: Path) -> Adapter:
             settings = {f"unet.{name}": value for name, value in dict(json.loads(beside.read_text("utf-8"))).items()}
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{key}: {file.name} cannot be read ({first_line(error)}); wanted are safetensors") from error
-    adapter, strange = Adapter(settings=settings), []
+    adapter, strange = LoraAdapter(settings=settings), []
     for name, tensor in tensors.items():
-        ends = [(end, match[1]) for end, kind in ENDS.items() if (match := kind.fullmatch(name))]
+        ends = [(end, match[1]) for end, kind in FACTOR_PATTERNS.items() if (match := kind.fullmatch(name))]
         if not ends or (ends[0][0] == "alpha" and tensor.numel() != 1):
             strange.append(name)
             continue
         end, layer = ends[0]
-        setattr(adapter.changes.setdefault(layer, Change()), end, tensor.item() if end == "alpha" else tensor)
+        setattr(adapter.changes.setdefault(layer, LowRankUpdate()), end, tensor.item() if end == "alpha" else tensor)
     strange += [name for name, value in settings.items() if name.endswith(".use_dora") and value]
     if strange:
         raise UserError(
@@ -185,13 +185,13 @@ def _meant(name: str) -> tuple[str, str]:
         if name.startswith(prefix):
             return part, name.removeprefix(prefix)
     own = name.removeprefix("base_model.model.")
-    for pattern, new in PROCESSORS:
+    for pattern, new in LEGACY_LAYER_NAMES:
         own = pattern.sub(new, own)
     part, _, layer = own.partition(".")
     return (part, layer) if part in ("unet", "text_encoder") else ("unet", own)
 
 
-def _check(key: str, adapter: Adapter, weights: Mapping[str, Tensor]) -> None:
+def _check(key: str, adapter: LoraAdapter, weights: Mapping[str, Tensor]) -> None:
     """Raise UserError, with numbers, unless every change is one of a layer that the pipeline has, and of its shape."""
     absent = [name for name in adapter.changes if name not in weights]
     other = [name for name, weight in weights.items() if not adapter.changes[name].fits(weight)]

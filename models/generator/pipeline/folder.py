@@ -8,26 +8,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from classifier_lens.models.hub import local_folder, no_weights
+from classifier_lens.models.hub import local_folder, missing_weights_error
 from classifier_lens.runner.types import UserError
 
 WANTED = "wanted is a folder in diffusers' layout"
 # The networks of a pipeline of Stable Diffusion 1 or 2, by the parts of its folder and their classes.
-PARTS = {
+COMPONENTS = {
     "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }  # fmt: skip
-OTHERS = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read in another way, or not at all
-SUPPORTED = (
+OPTIONAL_COMPONENTS = (
+    "scheduler",
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+)  # read in another way, or not at all
+SUPPORTED_PIPELINES = (
     "supported are text-to-image pipelines in the layout of Stable Diffusion 1 and 2: one CLIPTextModel, an "
     "AutoencoderKL, and a UNet2DConditionModel that sees latents, time and text alone"
 )
 # What a UNet's config.json has to say, where it says anything: else it wants more than latents, time and text.
-PLAIN = {
+REQUIRED_UNET_CONFIG = {
     "addition_embed_type": None, "class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None,
     "encoder_hid_dim_type": None, "attention_type": "default",
 }  # fmt: skip
-WEIGHTS = re.compile(
+WEIGHT_FILE = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)"
     r"(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)"
 )
@@ -38,29 +43,33 @@ def pipeline_folder(key: str, path: str, revision: str | None, needs: str) -> Pa
     if Path(path).expanduser().is_file():
         raise UserError(
             f"{key}: is a single file; {WANTED}, as diffusers' `StableDiffusionPipeline.from_single_file(file)"
-            f".save_pretrained(folder)` writes it; {SUPPORTED}"
+            f".save_pretrained(folder)` writes it; {SUPPORTED_PIPELINES}"
         )
     return local_folder(key, path, revision, needs)
 
 
 def check_pipeline(key: str, folder: Path) -> None:
     """Raise UserError, which begins with `key` and says what is there, unless the folder holds a pipeline of Stable
-    Diffusion's layout whose parts fit each other; see `SUPPORTED`."""
+    Diffusion's layout whose parts fit each other; see `SUPPORTED_PIPELINES`."""
     index = _index(key, folder)
     parts = {name: part for name, part in index.items() if isinstance(part, list) and not name.startswith("_")}
     kinds = {name: str(part[-1]) for name, part in parts.items() if part and part[-1] is not None}
     kind = index.get("_class_name")
     name = kind if isinstance(kind, str) else "pipeline of its own code"
-    if more := [part for part in kinds if part not in (*PARTS, *OTHERS)]:
-        raise UserError(f"{key}: holds a {name}, with {', '.join(more)}; {SUPPORTED}")
-    for part, allowed in PARTS.items():
+    if more := [part for part in kinds if part not in (*COMPONENTS, *OPTIONAL_COMPONENTS)]:
+        raise UserError(f"{key}: holds a {name}, with {', '.join(more)}; {SUPPORTED_PIPELINES}")
+    for part, allowed in COMPONENTS.items():
         if kinds.get(part) not in allowed:
-            raise UserError(f"{key}: holds a {name}, whose {part} is {kinds.get(part, 'missing')}; {SUPPORTED}")
-    if missing := [part for part in (*PARTS, "scheduler") if not (folder / part).is_dir()]:
+            raise UserError(
+                f"{key}: holds a {name}, whose {part} is {kinds.get(part, 'missing')}; {SUPPORTED_PIPELINES}"
+            )
+    if missing := [part for part in (*COMPONENTS, "scheduler") if not (folder / part).is_dir()]:
         raise UserError(f"{key}: {', '.join(missing)} missing in this {name}; {WANTED}")
     vae = _json(key, folder / "vae" / "config.json")
     if shifted := [setting for setting in ("shift_factor", "latents_mean", "latents_std") if vae.get(setting)]:
-        raise UserError(f"{key}: holds a {name}, whose vae shifts its latents ({', '.join(shifted)}); {SUPPORTED}")
+        raise UserError(
+            f"{key}: holds a {name}, whose vae shifts its latents ({', '.join(shifted)}); {SUPPORTED_PIPELINES}"
+        )
     check_unet(key, name, folder / "unet", folder)
 
 
@@ -68,21 +77,21 @@ def check_unet(key: str, name: str, unet: Path, pipeline: Path) -> None:
     """Raise UserError unless the UNet of a folder maps latents of a pipeline's autoencoder to such, told nothing but
     the time and texts of its encoder. name: what holds the UNet, for errors."""
     own, vae, text = (_json(key, part / "config.json") for part in (unet, pipeline / "vae", pipeline / "text_encoder"))
-    if told := [setting for setting, plain in PLAIN.items() if own.get(setting, plain) != plain]:
+    if told := [setting for setting, plain in REQUIRED_UNET_CONFIG.items() if own.get(setting, plain) != plain]:
         said = ", ".join(f"{setting}={own[setting]}" for setting in told)
-        raise UserError(f"{key}: holds a {name}, whose UNet is told more ({said}); {SUPPORTED}")
+        raise UserError(f"{key}: holds a {name}, whose UNet is told more ({said}); {SUPPORTED_PIPELINES}")
     latents = vae.get("latent_channels", 4)
     sides = {side: own.get(side, 4) for side in ("in_channels", "out_channels")}
     if other := [f"{side}={channels}" for side, channels in sides.items() if channels != latents]:
         raise UserError(
             f"{key}: holds a {name}, whose UNet has {', '.join(other)} for latents of {latents} channels, as UNets of "
-            f"inpainting, instructions, depth or upscaling have; {SUPPORTED}"
+            f"inpainting, instructions, depth or upscaling have; {SUPPORTED_PIPELINES}"
         )
     width, wanted = text.get("hidden_size", 512), own.get("cross_attention_dim", 1280)
     if width != wanted:
         raise UserError(
             f"{key}: holds a {name}, whose UNet reads texts of width {wanted} (cross_attention_dim), and whose text "
-            f"encoder gives {width} (hidden_size); {SUPPORTED}"
+            f"encoder gives {width} (hidden_size); {SUPPORTED_PIPELINES}"
         )
 
 
@@ -92,10 +101,12 @@ def _index(key: str, folder: Path) -> dict[str, Any]:
         return _json(key, folder / "model_index.json")
     if (folder / "config.json").is_file():
         kind = _json(key, folder / "config.json").get("_class_name", "network of another library")
-        raise UserError(f"{key}: holds a {kind} alone, no pipeline; {WANTED}, with model_index.json; {SUPPORTED}")
+        raise UserError(
+            f"{key}: holds a {kind} alone, no pipeline; {WANTED}, with model_index.json; {SUPPORTED_PIPELINES}"
+        )
     found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     held = f"holds {', '.join(found[:5])}{' …' * (len(found) > 5)}" if found else "is empty"
-    raise UserError(f"{key}: {held}, but no model_index.json; {WANTED}; {SUPPORTED}")
+    raise UserError(f"{key}: {held}, but no model_index.json; {WANTED}; {SUPPORTED_PIPELINES}")
 
 
 def _json(key: str, file: Path) -> dict[str, Any]:
@@ -110,24 +121,23 @@ def _json(key: str, file: Path) -> dict[str, Any]:
     return found
 
 
-def variants_in(folder: Path) -> set[str | None]:
+def find_variants(folder: Path) -> set[str | None]:
     """The variants of a network's files of weights, such as fp16; None for those without such a word."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return {match["variant"] for name in names if (match := WEIGHTS.fullmatch(name))}
+    return {match["variant"] for name in names if (match := WEIGHT_FILE.fullmatch(name))}
 
 
-def chosen_variants(
+def choose_variants(
     keys: Mapping[str, str], parts: Mapping[str, Path], variant: str | None, needs: str
 ) -> dict[str, str | None]:
     """Which files of each network are read: those of the variant, and plain ones where a network has no such.
 
-    keys: what errors about each network begin with; needs: see `models.hub.no_weights`. Raises UserError, which names
-    the variants that there are, if a network has neither, or none of them has the variant.
-    """
-    found = {name: variants_in(folder) for name, folder in parts.items()}
+    keys: what errors about each network begin with; needs: see `models.hub.missing_weights_error`. Raises UserError,
+    which names the variants that there are, if a network has neither, or none of them has the variant."""
+    found = {name: find_variants(folder) for name, folder in parts.items()}
     for name, variants in found.items():
         if not variants:
-            raise no_weights(keys[name], f"no weights in its {name}", needs)
+            raise missing_weights_error(keys[name], f"no weights in its {name}", needs)
     names = {None, *(held for variants in found.values() for held in variants)}
     usable = [held for held in names if all(variants & {held, None} for variants in found.values())]
     if None in usable and any(None not in variants for variants in found.values()):

@@ -16,33 +16,37 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from classifier_lens.models.devices import device_of, dtype_of
+from classifier_lens.models.devices import parse_device, parse_dtype
 from classifier_lens.models.generator import cross_attention
 from classifier_lens.models.generator.noise_schedule import guidance_embedding
-from classifier_lens.models.generator.pipeline.adapters import fuse
+from classifier_lens.models.generator.pipeline.adapters import fuse_lora
 from classifier_lens.models.generator.pipeline.folder import (
     WANTED,
     check_pipeline,
     check_unet,
-    chosen_variants,
+    choose_variants,
     pipeline_folder,
 )
-from classifier_lens.models.generator.pipeline.noise_levels import noise_levels, read_scheduler
-from classifier_lens.models.hub import local_folder, one_line
+from classifier_lens.models.generator.pipeline.noise_levels import read_scheduler, to_ddim_scheduler
+from classifier_lens.models.hub import as_user_error, local_folder
 from classifier_lens.runner.types import UserError
 
-KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")  # what a configuration says of the library that wrote it
+NETWORK_CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+IGNORED_CONFIG_KEYS = (
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+)  # what a configuration says of the library that wrote it
 
 
 class Networks:
-    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and times; velocity:
-    whether the UNet predicts v, not ε; digest: of their weights and configurations; clamp_gradient: whether the
+    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and times; v_prediction:
+    whether the UNet predicts v, not ε; digest: of their weights and configurations; straight_through_clamp: whether the
     gradient of a decoded image passes where it is cut to [0, 1]."""
 
     def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
-        self.scheduler = noise_levels("generator.path", pipe.scheduler)
-        self.velocity: bool = self.scheduler.config.prediction_type == "v_prediction"
+        self.scheduler = to_ddim_scheduler("generator.path", pipe.scheduler)
+        self.v_prediction: bool = self.scheduler.config.prediction_type == "v_prediction"
         self.vae: AutoencoderKL = pipe.vae.requires_grad_(False).eval()
         self.unet: UNet2DConditionModel = pipe.unet.requires_grad_(False).eval()
         self.text_encoder: CLIPTextModel = pipe.text_encoder.requires_grad_(False).eval()
@@ -51,11 +55,11 @@ class Networks:
         positions = self.text_encoder.config.max_position_embeddings
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, positions)
         self.device, self.digest = pipe.device, digest
-        self.clamp_gradient = True
-        cross_attention.install(self.unet)
+        self.straight_through_clamp = True
+        cross_attention.set_attention_processors(self.unet)
 
     @property
-    def shrink(self) -> int:
+    def vae_scale_factor(self) -> int:
         """How many pixels of a picture one latent pixel stands for, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -66,7 +70,7 @@ class Networks:
         return number
 
     @property
-    def tells_guidance(self) -> bool:
+    def has_guidance_embedding(self) -> bool:
         """Whether the UNet is told a guidance scale (`timestep_cond`)."""
         return self.unet.config.time_cond_proj_dim is not None
 
@@ -75,7 +79,7 @@ class Networks:
         self.unet.compile()
         self.vae.decoder.compile()
 
-    def channels_last(self) -> None:
+    def to_channels_last(self) -> None:
         """Have UNet and autoencoder keep a pixel's channels side by side, as the tensor cores of GPUs read them."""
         for network in (self.unet, self.vae):
             network.to(memory_format=torch.channels_last)
@@ -89,9 +93,9 @@ class Networks:
         """Images of scaled latents, cut to [0, 1]."""
         decoded = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         image = decoded.to(latents.dtype) / 2 + 0.5
-        return image + (image.clamp(0, 1) - image).detach() if self.clamp_gradient else image.clamp(0, 1)
+        return image + (image.clamp(0, 1) - image).detach() if self.straight_through_clamp else image.clamp(0, 1)
 
-    def tokens(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
+    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
         """Token numbers of prompts, padded to the model's length."""
         length = self.tokenizer.model_max_length
         encoded = self.tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt")
@@ -100,22 +104,24 @@ class Networks:
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
         """Text embeddings of prompts."""
         with torch.no_grad():
-            return self.text_encoder(self.tokens(prompts))[0].float()
+            return self.text_encoder(self.tokenize(prompts))[0].float()
 
-    def padded(self, tokens: Sequence[Sequence[int]]) -> Int[Tensor, "b l"]:
+    def pad_tokens(self, tokens: Sequence[Sequence[int]]) -> Int[Tensor, "b l"]:
         """Token numbers between the first and the last mark, padded as `tokens` pads prompts."""
         own = self.tokenizer
         rows = [[own.bos_token_id, *row, own.eos_token_id] for row in tokens]
         rows = [row + [own.pad_token_id] * (own.model_max_length - len(row)) for row in rows]
         return torch.tensor(rows, device=self.device)
 
-    def token_vectors(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def token_embeddings(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """What the text encoder looks up for tokens, before their positions are added."""
         with torch.no_grad():
             vectors: Tensor = self.text_encoder.get_input_embeddings()(tokens)
             return vectors.float()
 
-    def embed_vectors(self, tokens: Int[Tensor, "b l"], vectors: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def encode_token_embeddings(
+        self, tokens: Int[Tensor, "b l"], vectors: Float[Tensor, "b l d"]
+    ) -> Float[Tensor, "b l d"]:
         """Text embeddings of given token vectors, with gradients; tokens: what stands in their places by number."""
         lookup = self.text_encoder.get_input_embeddings()
         given = lookup.register_forward_hook(lambda module, arguments, found: vectors.to(found.dtype))
@@ -127,7 +133,7 @@ class Networks:
 
     def predict(
         self, z: Float[Tensor, "b c y x"], t: Tensor, text: Float[Tensor, "b l d"],
-        maps: cross_attention.MapControl | None = None, guidance: float | None = None,
+        maps: cross_attention.AttentionControl | None = None, guidance: float | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
         """What the UNet predicts, ε or v; guidance: the scale that it is told, None where it is not told any."""
         dtype = self.unet.dtype
@@ -139,14 +145,14 @@ class Networks:
         predicted = self.unet(z.to(dtype), t, text.to(dtype), timestep_cond=told, cross_attention_kwargs=kwargs).sample
         return predicted.to(z.dtype)
 
-    def noise(self, seeds: Sequence[int], side: int, count: int) -> Float[Tensor, "b n c y x"]:
+    def sample_noise(self, seeds: Sequence[int], side: int, count: int) -> Float[Tensor, "b n c y x"]:
         """`count` latents of noise per seed; the same on every device, and the first ones whatever the count."""
         shape = (self.unet.config.in_channels, side, side)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         draws = [torch.stack([torch.randn(shape, generator=g) for _ in range(count)]) for g in generators]
         return torch.stack(draws).to(self.device)
 
-    def map_sides(self, side: int) -> list[int]:
+    def attention_map_sides(self, side: int) -> list[int]:
         """The sides of the XA maps that the UNet has for latents of this side, in latent pixels."""
         kinds = self.unet.config.down_block_types
         levels = [-(-side // 2**i) for i in range(len(kinds))]
@@ -154,34 +160,33 @@ class Networks:
         return sorted({*crossed, *([levels[-1]] if "CrossAttn" in (self.unet.config.mid_block_type or "") else [])})
 
 
-def load(
+def load_networks(
     path: str, unet: str | None, lora: str | None, revision: str | None, variant: str | None, dtype: str, device: str,
-    needs: str,
+    download_hint: str,
 ) -> Networks:  # fmt: skip
     """The networks of a pipeline's folder, or of a hub id whose files are in the hub's cache.
 
     unet: a folder or hub id whose UNet takes the place of the pipeline's own; lora: one whose adapter is fused with it;
     variant: which of the pipeline's files are read, such as fp16, None for those without such a word in their names;
-    needs: says how to get them. Raises UserError in one line if weights are not there, if the folder holds another kind
-    of pipeline, and unless an adapter fits whole; where small files tell, before any weight is read.
-    """
-    number, place = dtype_of("generator.dtype", dtype), device_of("generator.device", device)
+    download_hint: says how to get them. Raises UserError in one line if weights are not there, if the folder holds
+    another kind of pipeline, and unless an adapter fits whole; where small files tell, before any weight is read."""
+    number, place = parse_dtype("generator.dtype", dtype), parse_device("generator.device", device)
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
     key = f"generator.path={path}"
-    folder = pipeline_folder(key, path, revision, needs)
+    folder = pipeline_folder(key, path, revision, download_hint)
     check_pipeline(key, folder)
     scheduler = read_scheduler(key, folder)
     parts = {"unet": folder / "unet", "vae": folder / "vae", "text_encoder": folder / "text_encoder"}
     keys = dict.fromkeys(parts, key)
     if unet is not None:
         keys["unet"] = f"generator.unet={unet}"
-        parts["unet"] = local_folder(keys["unet"], unet, None, needs) / "unet"
+        parts["unet"] = local_folder(keys["unet"], unet, None, download_hint) / "unet"
         check_unet(keys["unet"], "UNet", parts["unet"], folder)
-    chosen = chosen_variants(keys, parts, variant, needs)
-    networks = {name: _read(keys[name], KINDS[name], parts[name], chosen[name], number) for name in parts}
-    with one_line(key, WANTED):
+    chosen = choose_variants(keys, parts, variant, download_hint)
+    networks = {name: _read(keys[name], NETWORK_CLASSES[name], parts[name], chosen[name], number) for name in parts}
+    with as_user_error(key, WANTED):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     pipe = StableDiffusionPipeline(
         **networks, tokenizer=tokenizer, scheduler=None, safety_checker=None, feature_extractor=None,
@@ -190,14 +195,14 @@ def load(
     pipe.register_modules(scheduler=scheduler)  # the pipeline would have set steps_offset to 1, whatever its file says
     _check_words(key, pipe)
     if lora is not None:
-        fuse(pipe, lora, needs)
-    return Networks(pipe.to(place), digest(pipe))
+        fuse_lora(pipe, lora, download_hint)
+    return Networks(pipe.to(place), pipeline_digest(pipe))
 
 
-def _read(key: str, kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+def _read(key: str, model_class: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
     """A network with all its weights. Raises UserError if its files are broken or leave weights out."""
-    with one_line(key, WANTED):
-        network, info = kind.from_pretrained(folder, variant=variant, dtype=dtype, output_loading_info=True)
+    with as_user_error(key, WANTED):
+        network, info = model_class.from_pretrained(folder, variant=variant, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{key}: {len(missing)} weights of its {folder.name} are missing, such as {missing[0]}; {WANTED}"
@@ -216,13 +221,13 @@ def _check_words(key: str, pipe: StableDiffusionPipeline) -> None:
         )
 
 
-def digest(pipe: StableDiffusionPipeline) -> str:
+def pipeline_digest(pipe: StableDiffusionPipeline) -> str:
     """SHA-256 over the weights of the three networks, in the order of their names, their and the scheduler's
     configurations, and the tokenizer."""
     sha = hashlib.sha256()
     for part in (pipe.vae, pipe.text_encoder, pipe.unet, pipe.scheduler):
         config = part.config if isinstance(part.config, dict) else part.config.to_dict()
-        told = {k: v for k, v in config.items() if not k.startswith("_") and k not in NO_SETTINGS}
+        told = {k: v for k, v in config.items() if not k.startswith("_") and k not in IGNORED_CONFIG_KEYS}
         sha.update(json.dumps(told, sort_keys=True, default=str).encode())
     words = json.loads(pipe.tokenizer.backend_tokenizer.to_str())
     words |= {"padding": None, "truncation": None}  # of the last call

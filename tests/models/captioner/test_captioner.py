@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.models.captioner.captioner import FileCaptions, Template, mentions
-from classifier_lens.models.captioner.clip_ranking import ClipRank, read_list
+from classifier_lens.models.captioner.captioner import FileCaptioner, TemplateCaptioner, mentions
+from classifier_lens.models.captioner.clip_ranking import ClipRankingCaptioner, read_list
 from classifier_lens.runner.protocols import Captioner
 from classifier_lens.runner.types import Example, UserError
 
-TEMPLATE: Captioner = Template("a photograph of {article} {label}")
+TEMPLATE: Captioner = TemplateCaptioner("a photograph of {article} {label}")
 
 
 def picture(label: str, name: str = "x", caption: str | None = None, colour: Sequence[float] = (0, 0, 0)) -> Example:
@@ -44,9 +44,9 @@ def test_a_picture_keeps_its_own_caption() -> None:
 
 def test_a_template_that_cannot_name_the_class_is_refused() -> None:
     with pytest.raises(UserError, match="captioner.template=a .lable.: .* allowed placeholders are {article}, {label}"):
-        Template("a {lable}").caption(picture("goldfish"))
+        TemplateCaptioner("a {lable}").caption(picture("goldfish"))
     with pytest.raises(UserError, match="captioner.template: 'a picture' does not contain 'goldfish'"):
-        Template("a picture").caption(picture("goldfish"))
+        TemplateCaptioner("a picture").caption(picture("goldfish"))
     with pytest.raises(UserError, match="the caption of picture 'x': 'my pet' does not contain 'goldfish'"):
         TEMPLATE.caption(picture("goldfish", caption="my pet"))
 
@@ -82,7 +82,7 @@ def files(tmp_path: Path) -> list[str]:
 
 def test_captions_are_read_by_the_pictures_names(files: list[str]) -> None:
     for file in files:
-        captioner: Captioner = FileCaptions(file)
+        captioner: Captioner = FileCaptioner(file)
         assert captioner.caption(picture("crab", "a")) == "a crab, on sand"
         assert captioner.objects(picture("crab", "a")) == ["a crab", "sand"]
         assert captioner.caption(picture("viaduct", "b", caption="not this one")) == "a viaduct at night"
@@ -92,9 +92,9 @@ def test_captions_are_read_by_the_pictures_names(files: list[str]) -> None:
 def test_a_caption_that_is_missing_or_names_another_class_is_refused(files: list[str]) -> None:
     for file in files:
         with pytest.raises(UserError, match=f"captioner.path={file}: has no caption of picture 'c'; .* such as a, b"):
-            FileCaptions(file).caption(picture("crab", "c"))
+            FileCaptioner(file).caption(picture("crab", "c"))
         with pytest.raises(UserError, match=f"{file}: the caption of picture 'b': '.*' does not contain 'crab'"):
-            FileCaptions(file).caption(picture("crab", "b"))
+            FileCaptioner(file).caption(picture("crab", "b"))
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_a_file_that_is_written_otherwise_is_refused_in_one_line(
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=said) as caught:
-        FileCaptions(str(file))
+        FileCaptioner(str(file))
     assert str(caught.value).startswith(f"captioner.path={file}: ") and "\n" not in str(caught.value)
 
 
 def test_a_file_has_to_be_named() -> None:
     with pytest.raises(UserError, match="captioner.path is missing"):
-        FileCaptions(None)
+        FileCaptioner(None)
 
 
 # --- words ranked by a CLIP model ----------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_a_file_has_to_be_named() -> None:
 class Colours:
     """An embedder that knows three words, each an axis: a picture's colour says how much of each it shows."""
 
-    recipe, scale = "colours", 1.0
+    fingerprint, logit_scale = "colours", 1.0
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -151,8 +151,10 @@ class Colours:
 OBJECTS, PHRASES = ["sand", "a forest", "the sea"], ["on sand", "in a forest", "by the sea"]
 
 
-def rank(clip: Colours, top: int = 2, template: str = "a photograph of {article} {label} {phrase}") -> ClipRank:
-    return ClipRank(clip, OBJECTS, PHRASES, top, "a photograph of {object}", template)
+def rank(
+    clip: Colours, top: int = 2, template: str = "a photograph of {article} {label} {phrase}"
+) -> ClipRankingCaptioner:
+    return ClipRankingCaptioner(clip, OBJECTS, PHRASES, top, "a photograph of {object}", template)
 
 
 def test_the_best_words_are_taken_in_their_order() -> None:
@@ -188,8 +190,8 @@ def test_a_ranking_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         rank(Colours(), template="a photograph {phrase}").caption(picture("crab"))
     with pytest.raises(UserError, match="allowed placeholders are {phrase}, {article}, {label}"):
         rank(Colours(), template="a {place}").caption(picture("crab"))
-    with pytest.raises(UserError, match="captioner.phrases: holds nothing"):
-        read_list("captioner.phrases", [" "])
+    with pytest.raises(UserError, match="captioner.context_phrases: holds nothing"):
+        read_list("captioner.context_phrases", [" "])
     with pytest.raises(
         UserError, match=r"captioner.objects=.*none.txt: No such file.*wanted is a list, or a text file"
     ):

@@ -19,14 +19,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from classifier_lens.models.captioner.captioner import Template
-from classifier_lens.models.captioner.vision_language_model import Shot, TransformersChat, Turn, Vlm, load
+from classifier_lens.models.captioner.captioner import TemplateCaptioner
+from classifier_lens.models.captioner.vision_language_model import (
+    ChatTurn,
+    FewShotExample,
+    TransformersChatModel,
+    VlmCaptioner,
+    load,
+)
 from classifier_lens.runner.protocols import Captioner
 from classifier_lens.runner.types import Example, UserError
 
 PICTURE = torch.linspace(0, 1, 3 * 24 * 24).view(3, 24, 24)
 CRAB = Example("crab-1", lambda: PICTURE, "rock crab")
-FALLBACK = Template("a photograph of {article} {label}")
+FALLBACK = TemplateCaptioner("a photograph of {article} {label}")
 DEMANDS = ["caption {article} {label}", "name the {label}"]
 
 
@@ -34,18 +40,18 @@ class Scripted:
     """Gives its answers in turn and notes what it was asked."""
 
     def __init__(self, *answers: str) -> None:
-        self.answers, self.asked = list(answers), list[list[Turn]]()
+        self.answers, self.asked = list(answers), list[list[ChatTurn]]()
 
-    def __call__(self, turns: Sequence[Turn]) -> str:
+    def __call__(self, turns: Sequence[ChatTurn]) -> str:
         self.asked.append(list(turns))
         return self.answers.pop(0)
 
     def demands(self) -> list[str]:
-        return [turns[-1].demand for turns in self.asked]
+        return [turns[-1].prompt for turns in self.asked]
 
 
-def vlm(chat: Scripted, shots: Sequence[Shot] = ()) -> Vlm:
-    return Vlm(chat, DEMANDS, "what is there?", shots, FALLBACK)
+def vlm(chat: Scripted, shots: Sequence[FewShotExample] = ()) -> VlmCaptioner:
+    return VlmCaptioner(chat, DEMANDS, "what is there?", shots, FALLBACK)
 
 
 # --- when it is asked again ----------------------------------------------------------------------------------
@@ -82,12 +88,12 @@ def test_after_the_last_try_the_template_is_used_and_a_note_says_so() -> None:
 
 
 def test_examples_go_before_every_demand_with_their_own_class() -> None:
-    shot = Shot(1 - PICTURE, "owl", "an owl at night")
+    shot = FewShotExample(1 - PICTURE, "owl", "an owl at night")
     captioner = vlm(chat := Scripted("no", "a rock crab"), [shot])
     captioner.caption(CRAB)
     for turns, demand in zip(chat.asked, ["caption an owl", "name the owl"], strict=True):
-        assert [(t.demand, t.answer) for t in turns[:-1]] == [(demand, "an owl at night")]
-        assert turns[-1].picture is PICTURE and turns[-1].answer is None
+        assert [(t.prompt, t.response) for t in turns[:-1]] == [(demand, "an owl at night")]
+        assert turns[-1].picture is PICTURE and turns[-1].response is None
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,7 @@ def test_examples_go_before_every_demand_with_their_own_class() -> None:
 def test_objects_are_the_entries_of_a_list(answer: str, objects: list[str]) -> None:
     captioner = vlm(chat := Scripted(answer))
     assert captioner.objects(CRAB) == objects and not captioner.notes
-    assert [(t.demand, t.answer) for t in chat.asked[0]] == [("what is there?", None)]
+    assert [(t.prompt, t.response) for t in chat.asked[0]] == [("what is there?", None)]
 
 
 def test_an_empty_list_gives_the_class_and_a_note() -> None:
@@ -160,22 +166,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded(path: Path | str, **changes: Any) -> Vlm:
+def loaded(path: Path | str, **changes: Any) -> VlmCaptioner:
     settings: dict[str, Any] = {
         "revision": None, "dtype": "float32", "device": "cpu",
-        "max_new_tokens": 6, "demands": DEMANDS, "inventory": "what?", "examples": [], "fallback": FALLBACK, **changes,
+        "max_new_tokens": 6, "caption_prompts": DEMANDS, "objects_prompt": "what?", "examples": [],
+        "fallback": FALLBACK, **changes,
     }  # fmt: skip
     return load(str(path), **settings)
 
 
-def chat_of(captioner: Vlm) -> TransformersChat:
-    assert isinstance(captioner.chat, TransformersChat)
+def chat_of(captioner: VlmCaptioner) -> TransformersChatModel:
+    assert isinstance(captioner.chat, TransformersChatModel)
     return captioner.chat
 
 
 def test_the_likeliest_tokens_after_the_last_demand_are_the_answer(checkpoint: Path) -> None:
     chat = chat_of(loaded(checkpoint))
-    turns = [Turn(1 - PICTURE, "what?", "an owl"), Turn(PICTURE, "and this?", None)]
+    turns = [ChatTurn(1 - PICTURE, "what?", "an owl"), ChatTurn(PICTURE, "and this?", None)]
     text = (
         "<|im_start|>User:<image> what?<end_of_utterance>\nAssistant: an owl<end_of_utterance>\n"
         "User:<image> and this?<end_of_utterance>\nAssistant:"
@@ -198,7 +205,9 @@ def test_the_likeliest_tokens_after_the_last_demand_are_the_answer(checkpoint: P
 
 def test_the_answer_depends_on_the_picture(checkpoint: Path) -> None:
     chat = chat_of(loaded(checkpoint, max_new_tokens=12))
-    answers = {chat([Turn(p, "what?", None)]) for p in (PICTURE, 1 - PICTURE, PICTURE.flip(1), torch.zeros(3, 24, 24))}
+    answers = {
+        chat([ChatTurn(p, "what?", None)]) for p in (PICTURE, 1 - PICTURE, PICTURE.flip(1), torch.zeros(3, 24, 24))
+    }
     assert len(answers) > 1
 
 
@@ -213,18 +222,18 @@ def test_a_checkpoint_captions_and_says_where_it_could_not(checkpoint: Path) -> 
 def test_examples_are_read_from_files(checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "owl.png"
     Image.new("RGB", (20, 10), (255, 0, 51)).save(file)
-    example = {"picture": str(file), "label": "owl", "answer": "an owl"}
-    (shot,) = loaded(checkpoint, examples=[example]).shots
-    assert (shot.label, shot.answer) == ("owl", "an owl") and shot.picture.shape == (3, 10, 20)
-    torch.testing.assert_close(shot.picture[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+    example = {"image": str(file), "label": "owl", "caption": "an owl"}
+    (shot,) = loaded(checkpoint, examples=[example]).few_shot_examples
+    assert (shot.label, shot.caption) == ("owl", "an owl") and shot.image.shape == (3, 10, 20)
+    torch.testing.assert_close(shot.image[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
     for changes, said in [
-        ({"answer": "a bird"}, "captioner.examples: 'a bird' does not contain 'owl'"),
-        ({"picture": str(tmp_path / "none.png")}, "none.png cannot be read"),
+        ({"caption": "a bird"}, "captioner.examples: 'a bird' does not contain 'owl'"),
+        ({"image": str(tmp_path / "none.png")}, "none.png cannot be read"),
     ]:
         with pytest.raises(UserError, match=said):
             loaded(checkpoint, examples=[example | changes])
-    with pytest.raises(UserError, match="captioner.examples: answer, label is missing"):
-        loaded(checkpoint, examples=[{"picture": str(file)}])
+    with pytest.raises(UserError, match="captioner.examples: caption, label is missing"):
+        loaded(checkpoint, examples=[{"image": str(file)}])
 
 
 def test_what_is_missing_is_said_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -239,7 +248,7 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Path, tmp_path: Path) -
         ("nobody/no-such-model", {}, "neither a folder nor, .* in the hub's cache"),
         (copied("weights", "model.safetensors"), {}, "cannot be loaded .*; wanted is a folder"),
         (copied("silent", "chat_template.json"), {}, "has no chat template"),
-        (checkpoint, {"demands": []}, "captioner.demands: holds nothing"),
+        (checkpoint, {"caption_prompts": []}, "captioner.caption_prompts: holds nothing"),
     ]
     for path, changes, said in cases:
         with pytest.raises(UserError, match=said) as caught:

@@ -13,11 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classifier_lens.models.classifier.feature_layout import PAIRS, Channels, Layout, halves, layout_of
-from classifier_lens.models.classifier.image_classifier import ImageClassifier, places
+from classifier_lens.models.classifier.feature_layout import (
+    NUM_IMAGE_PAIRS,
+    ChannelDim,
+    FeatureLayout,
+    detect_layout,
+    half_image_probes,
+)
+from classifier_lens.models.classifier.image_classifier import ImageClassifier, flatten_spatial
 from classifier_lens.models.classifier.loaders.timm import timm_classifier
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.units.addressing import FEATURES, Unit, outputs
+from classifier_lens.tasks.units.addressing import FEATURES, Unit, pooled_outputs
 from classifier_lens.tasks.units.hirescam import hirescam
 from tests.models.classifier.test_image_classifier import hooks_in, linear, wrap
 
@@ -39,26 +45,26 @@ from tests.models.classifier.test_image_classifier import hooks_in, linear, wrap
 def test_what_is_shown_is_the_output_in_another_order(
     places: tuple[int, ...], shape: tuple[int, ...], shown: tuple[int, ...]
 ) -> None:
-    layout, output = Layout(places, shape), torch.rand(2, *shape)
-    assert layout.shown(output).shape == shown
-    assert torch.equal(layout.hidden(layout.shown(output)), output)
+    layout, output = FeatureLayout(places, shape), torch.rand(2, *shape)
+    assert layout.to_canonical(output).shape == shown
+    assert torch.equal(layout.from_canonical(layout.to_canonical(output)), output)
 
 
-ORDERS: dict[str, tuple[Callable[[Tensor], Tensor], Layout | None]] = {
-    "channels first": (lambda maps: maps, Layout((2, 3), (5, 4, 4))),
-    "channels last": (lambda maps: maps.permute(0, 2, 3, 1), Layout((1, 2), (4, 4, 5))),
-    "tokens": (lambda maps: maps.flatten(2).transpose(1, 2), Layout((1,), (16, 5))),
-    "tokens last": (lambda maps: maps.flatten(2), Layout((2,), (5, 16))),
+ORDERS: dict[str, tuple[Callable[[Tensor], Tensor], FeatureLayout | None]] = {
+    "channels first": (lambda maps: maps, FeatureLayout((2, 3), (5, 4, 4))),
+    "channels last": (lambda maps: maps.permute(0, 2, 3, 1), FeatureLayout((1, 2), (4, 4, 5))),
+    "tokens": (lambda maps: maps.flatten(2).transpose(1, 2), FeatureLayout((1,), (16, 5))),
+    "tokens last": (lambda maps: maps.flatten(2), FeatureLayout((2,), (5, 16))),
     "after a class token": (
         lambda maps: F.pad(maps.flatten(2), (1, 0), value=1.0).transpose(1, 2),
-        Layout((1,), (17, 5)),
+        FeatureLayout((1,), (17, 5)),
     ),
-    "in heads": (lambda maps: maps.flatten(2).unflatten(1, (1, 5)).transpose(2, 3), Layout((2,), (1, 16, 5))),
-    "averaged": (lambda maps: maps.mean((2, 3), keepdim=True), Layout((), (5, 1, 1))),
+    "in heads": (lambda maps: maps.flatten(2).unflatten(1, (1, 5)).transpose(2, 3), FeatureLayout((2,), (1, 16, 5))),
+    "averaged": (lambda maps: maps.mean((2, 3), keepdim=True), FeatureLayout((), (5, 1, 1))),
     "columns before rows": (lambda maps: maps.transpose(2, 3), None),
     "tokens in columns": (lambda maps: maps.transpose(2, 3).flatten(2), None),
     "in windows": (lambda maps: maps.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 4, 5, 1).reshape(-1, 4, 5), None),
-    "mixed": (lambda maps: maps.flatten(1) @ mixing(80) + 0, Layout((), (80,))),
+    "mixed": (lambda maps: maps.flatten(1) @ mixing(80) + 0, FeatureLayout((), (80,))),
     "everywhere": (lambda maps: (maps.flatten(1) @ mixing(80)).view(-1, 5, 4, 4), None),
 }
 
@@ -69,22 +75,26 @@ def mixing(n: int) -> Tensor:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_order_of_dimensions_is_seen(order: str) -> None:
-    maps = F.conv2d(halves(16), torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)), stride=4)
+    maps = F.conv2d(
+        half_image_probes(16), torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)), stride=4
+    )
     arranged, wanted = ORDERS[order]
-    assert layout_of(nn.Identity(), arranged(maps)) == wanted
+    assert detect_layout(nn.Identity(), arranged(maps)) == wanted
 
 
 def test_sizes_do_not_matter() -> None:
     """As many channels as rows and columns."""
-    maps = F.conv2d(halves(16), torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1)), stride=4)
-    assert layout_of(nn.Identity(), maps) == Layout((2, 3), (4, 4, 4))
-    assert layout_of(nn.Identity(), maps.permute(0, 2, 3, 1)) == Layout((1, 2), (4, 4, 4))
+    maps = F.conv2d(
+        half_image_probes(16), torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1)), stride=4
+    )
+    assert detect_layout(nn.Identity(), maps) == FeatureLayout((2, 3), (4, 4, 4))
+    assert detect_layout(nn.Identity(), maps.permute(0, 2, 3, 1)) == FeatureLayout((1, 2), (4, 4, 4))
 
 
 def test_layers_whose_channels_are_defined_need_no_law() -> None:
-    everywhere = torch.rand(5 * PAIRS, 6, 7, generator=torch.Generator().manual_seed(0))
-    assert layout_of(nn.Linear(7, 7), everywhere) == Channels(2) and layout_of(nn.GELU(), everywhere) is None
-    assert layout_of(nn.Conv2d(6, 6, 1), everywhere[..., None].expand(-1, -1, -1, 7)) == Channels(1)
+    everywhere = torch.rand(5 * NUM_IMAGE_PAIRS, 6, 7, generator=torch.Generator().manual_seed(0))
+    assert detect_layout(nn.Linear(7, 7), everywhere) == ChannelDim(2) and detect_layout(nn.GELU(), everywhere) is None
+    assert detect_layout(nn.Conv2d(6, 6, 1), everywhere[..., None].expand(-1, -1, -1, 7)) == ChannelDim(1)
 
 
 # --- networks of one's own -----------------------------------------------------------------------------------
@@ -115,15 +125,15 @@ def test_every_call_of_a_module_has_an_address() -> None:
     network = classifier.network
     first = network.a(images).relu()
     second = network.b(first).relu()
-    _, found = classifier.trace(images, ["relu#0", "relu#1", "relu#1.in", "a", "a#0", "both.in"])
+    _, found = classifier.forward_with_activations(images, ["relu#0", "relu#1", "relu#1.in", "a", "a#0", "both.in"])
     torch.testing.assert_close(found["relu#0"], first)
     torch.testing.assert_close(found["relu#1"], second)
     torch.testing.assert_close(found["relu#1.in"], network.b(first))
     torch.testing.assert_close(found["a"], network.a(images))
     assert torch.equal(found["a"], found["a#0"]) and torch.equal(found["both.in"], found["relu#1"])
-    assert classifier.map_module == "relu#1"
+    assert classifier.cam_module == "relu#1"
     assert hirescam(classifier, images[0], Unit(FEATURES, 1)) is not None
-    assert outputs(classifier, images, ["relu#0"])["relu#0"].shape == (2, 4)
+    assert pooled_outputs(classifier, images, ["relu#0"])["relu#0"].shape == (2, 4)
 
 
 def test_without_a_call_a_module_that_is_used_twice_is_refused() -> None:
@@ -137,7 +147,7 @@ def test_without_a_call_a_module_that_is_used_twice_is_refused() -> None:
         ("relv#0", "no module relv#0; nearest are relu"),
     ):
         with pytest.raises(UserError, match=re.escape(said)) as caught:
-            classifier.trace(torch.rand(1, 3, 8, 8), [name])
+            classifier.forward_with_activations(torch.rand(1, 3, 8, 8), [name])
         assert "\n" not in str(caught.value) and hooks_in(classifier) == 0
 
 
@@ -155,8 +165,8 @@ def test_what_holds_no_row_per_image_is_refused() -> None:
             return out
 
     with pytest.raises(UserError, match=r"inside: no dimension of what it gives, of shape \(8, 16, 4\), is known"):
-        wrap(Windows()).trace(torch.rand(2, 3, 8, 8), ["inside"])
-    assert wrap(linear()).map_module is None
+        wrap(Windows()).forward_with_activations(torch.rand(2, 3, 8, 8), ["inside"])
+    assert wrap(linear()).cam_module is None
 
 
 # --- timm's families -----------------------------------------------------------------------------------------
@@ -202,22 +212,26 @@ def family(request: pytest.FixtureRequest) -> ImageClassifier:
 
 def test_the_map_of_every_family_is_found_in_seconds(family: ImageClassifier) -> None:
     clock = time.monotonic()
-    module = family.map_module
+    module = family.cam_module
     assert module is not None and time.monotonic() - clock < 20
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    response, found = family.trace(image.requires_grad_(), [module])
+    response, found = family.forward_with_activations(image.requires_grad_(), [module])
     assert response.features is not None and found[module].ndim in (3, 4)
-    if places(found[module]).shape[1] != response.features.shape[1]:  # those have layers between map and features
+    if (
+        flatten_spatial(found[module]).shape[1] != response.features.shape[1]
+    ):  # those have layers between map and features
         assert family.network.__class__.__name__ in ("MambaOut",)
 
 
 def test_what_changes_in_a_part_of_the_image_changes_that_part_of_the_map(family: ImageClassifier) -> None:
-    assert family.map_module is not None
+    assert family.cam_module is not None
     base, other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     changed = base.clone()
     changed[:, 32:, :32] = other[:, 32:, :32]
     with torch.no_grad():
-        maps = places(family.trace(torch.stack([base, changed]), [family.map_module])[1][family.map_module])
+        maps = flatten_spatial(
+            family.forward_with_activations(torch.stack([base, changed]), [family.cam_module])[1][family.cam_module]
+        )
     squares = (maps[1] - maps[0]).square().sum(dim=0)
     side = int(len(squares) ** 0.5)
     squares, half = squares[-side * side :].view(side, side), side // 2
@@ -228,11 +242,11 @@ def test_what_changes_in_a_part_of_the_image_changes_that_part_of_the_map(family
 
 
 def test_units_of_the_map_are_its_channels(family: ImageClassifier) -> None:
-    assert family.map_module is not None
+    assert family.cam_module is not None
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    values = outputs(family, images, [family.map_module])[family.map_module]
-    maps = family.trace(images, [family.map_module])[1][family.map_module]
-    torch.testing.assert_close(values, places(maps).mean(dim=2))
+    values = pooled_outputs(family, images, [family.cam_module])[family.cam_module]
+    maps = family.forward_with_activations(images, [family.cam_module])[1][family.cam_module]
+    torch.testing.assert_close(values, flatten_spatial(maps).mean(dim=2))
     found = hirescam(family, images[0], Unit(FEATURES, 0))
     assert found is not None and found.shape == (64, 64) and found.isfinite().all()
 
@@ -254,10 +268,10 @@ def test_channels_last_and_first_have_the_same_map_of_a_unit() -> None:
 
     image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(6))
     first, last = (wrap(Ordered(last)) for last in (False, True))
-    assert first.map_module == last.map_module == "order"
+    assert first.cam_module == last.cam_module == "order"
     for unit in (Unit(FEATURES, 2), Unit("order", 1)):
         torch.testing.assert_close(hirescam(last, image, unit), hirescam(first, image, unit))
-    values = [outputs(c, image[None], ["order"])["order"] for c in (first, last)]
+    values = [pooled_outputs(c, image[None], ["order"])["order"] for c in (first, last)]
     torch.testing.assert_close(*values)
 
 
@@ -265,10 +279,12 @@ def test_tokens_in_another_order_than_rows_have_no_map() -> None:
     """Hiera keeps the patches of a mask unit together: its tokens are no square."""
     settings = {"img_size": (64, 64), "embed_dim": 8, "stages": (1, 1, 1, 1), "mask_unit_size": (8, 8)}
     classifier = from_timm("hiera_tiny_224", 64, **settings)
-    _, found = classifier.trace(torch.rand(2, 3, 64, 64), ["blocks.0.norm2"])
+    _, found = classifier.forward_with_activations(torch.rand(2, 3, 64, 64), ["blocks.0.norm2"])
     assert found["blocks.0.norm2"].shape == (2, 8), "the mean over what is no map"
 
 
 def test_timm_shows_every_module_once() -> None:
     classifier = timm_classifier("test_resnet", False, None, None, [], [], "imagenet", "imagenet")
-    assert classifier.trace(torch.rand(1, 3, 64, 64), ["global_pool"])[1]["global_pool"].shape[0] == 1
+    assert (
+        classifier.forward_with_activations(torch.rand(1, 3, 64, 64), ["global_pool"])[1]["global_pool"].shape[0] == 1
+    )

@@ -19,10 +19,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from classifier_lens.data import cifar10, planted
-from classifier_lens.models.classifier.image_classifier import ImageClassifier, ask_logits, digest_of, places
+from classifier_lens.models.classifier.image_classifier import (
+    ImageClassifier,
+    flatten_spatial,
+    forward_logits,
+    network_digest,
+)
 from classifier_lens.models.classifier.loaders.cifar10 import cifar10_resnet
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels, read_labels
-from classifier_lens.models.classifier.loaders.shipped import load_shipped, shipped_oracle
+from classifier_lens.models.classifier.loaders.shipped import load_oracle, load_shipped
 from classifier_lens.models.classifier.loaders.timm import timm_classifier
 from classifier_lens.models.classifier.loaders.user_network import callable_classifier
 from classifier_lens.runner.types import UserError
@@ -38,7 +43,8 @@ ORACLES = ("oracle_convnext", "oracle_mobilenet")
 def wrap(network: Callable[[Tensor], Tensor], outputs: int = 3, size: int = 8, **changes: Any) -> ImageClassifier:
     settings: dict[str, Any] = {
         "labels": [f"c{i}" for i in range(outputs)], "size": size, "mean": [0.0] * 3, "std": [1.0] * 3,
-        "interpolation": "bilinear", "domain": "planted", "ask": ask_logits, "name": "classifier.target=x",
+        "interpolation": "bilinear", "domain": "planted", "forward_fn": forward_logits,
+        "error_prefix": "classifier.target=x",
     }  # fmt: skip
     return ImageClassifier(network, **(settings | changes))
 
@@ -65,7 +71,7 @@ def test_preprocessing_by_hand() -> None:
 def test_resizing_is_antialiased() -> None:
     stripes = torch.zeros(1, 3, 64, 64)
     stripes[..., ::2] = 1.0
-    seen = wrap(linear()).prepare(stripes)
+    seen = wrap(linear()).preprocess(stripes)
     assert seen.shape[-2:] == (8, 8) and (seen - 0.5).abs().max() < 0.1
 
 
@@ -105,15 +111,15 @@ def test_what_is_no_tensor_among_weights_is_part_of_the_digest() -> None:
             return self.kept
 
     kept = [Kept(value) for value in (1, 2, (1, torch.ones(2)), (1, torch.zeros(2)), None)]
-    assert len({digest_of(module) for module in kept}) == len(kept)
+    assert len({network_digest(module) for module in kept}) == len(kept)
     quantized = [torch.ao.quantization.quantize_dynamic(linear(), {nn.Linear}) for _ in range(2)]
-    assert digest_of(quantized[0]) == digest_of(quantized[1]) != digest_of(linear())
+    assert network_digest(quantized[0]) == network_digest(quantized[1]) != network_digest(linear())
 
 
 def test_numbers_of_other_libraries_are_a_normalisation() -> None:
     """None of their digits is lost, whatever float type is the default."""
     close = [torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.48501, 0.456, 0.406])]
-    assert wrap(linear(), mean=close[0]).recipe != wrap(linear(), mean=close[1]).recipe
+    assert wrap(linear(), mean=close[0]).fingerprint != wrap(linear(), mean=close[1]).fingerprint
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -126,8 +132,8 @@ def test_digest_follows_the_weights() -> None:
     same, changed = linear(), linear()
     with torch.no_grad():
         changed[1].get_parameter("bias")[0] += 1e-3
-    assert wrap(linear()).digest == digest_of(same) != digest_of(changed)
-    assert len(digest_of(imagenet_labels)) == 64
+    assert wrap(linear()).digest == network_digest(same) != network_digest(changed)
+    assert len(network_digest(imagenet_labels)) == 64
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def classifier(request: pytest.FixtureRequest) -> ImageClassifier:
 
 
 def test_batch_equals_single(classifier: ImageClassifier) -> None:
-    images = planted.render(planted.draw(5, planted.SPLIT_SEEDS["test"])).image
+    images = planted.render(planted.sample_scenes(5, planted.SPLIT_SEEDS["test"])).image
     together, alone = classifier(images), [classifier(image[None]) for image in images]
     assert torch.allclose(together.logits, torch.cat([r.logits for r in alone]), atol=1e-4)
     assert torch.allclose(together.features, torch.cat([r.features for r in alone]), atol=1e-4)
@@ -275,7 +281,7 @@ def small() -> nn.Sequential:
 def test_a_trace_is_what_the_modules_give_and_are_given() -> None:
     classifier, images = wrap(small()), torch.rand(2, 3, 8, 8)
     network = classifier.network
-    response, found = classifier.trace(images, ["0", "1", "1.in", "4.in", "4"])
+    response, found = classifier.forward_with_activations(images, ["0", "1", "1.in", "4.in", "4"])
     assert set(found) == {"0", "1", "1.in", "4.in", "4"}
     torch.testing.assert_close(found["0"], network[0](images))
     assert torch.equal(found["1.in"], found["0"]) and torch.equal(found["1"], found["0"].relu())
@@ -286,19 +292,19 @@ def test_a_trace_is_what_the_modules_give_and_are_given() -> None:
 
 def test_a_trace_has_the_answer_of_a_call(classifier: ImageClassifier) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
-    assert classifier.map_module is not None
-    plain, (traced, found) = classifier(images), classifier.trace(images, [classifier.map_module])
+    assert classifier.cam_module is not None
+    plain, (traced, found) = classifier(images), classifier.forward_with_activations(images, [classifier.cam_module])
     assert plain.features is not None and traced.features is not None
     assert torch.equal(plain.logits, traced.logits) and torch.equal(plain.features, traced.features)
-    again, nothing = classifier.trace(images, [])
-    assert torch.equal(plain.logits, again.logits) and nothing == {} and set(found) == {classifier.map_module}
+    again, nothing = classifier.forward_with_activations(images, [])
+    assert torch.equal(plain.logits, again.logits) and nothing == {} and set(found) == {classifier.cam_module}
 
 
 def test_gradients_pass_through_what_was_traced(classifier: ImageClassifier) -> None:
-    module = classifier.map_module
+    module = classifier.cam_module
     assert module is not None
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4)).requires_grad_()
-    response, found = classifier.trace(images, [module])
+    response, found = classifier.forward_with_activations(images, [module])
     assert response.features is not None
     maps = found[module]
     to_map, to_image = torch.autograd.grad(response.features[0].square().sum(), [maps, images], retain_graph=True)
@@ -311,10 +317,10 @@ def test_a_trace_leaves_no_hooks(fails: bool) -> None:
     classifier = wrap(small())
     if fails:
         with pytest.raises(RuntimeError):
-            classifier.trace(torch.rand(2, 5, 8, 8), ["0", "4.in"])
+            classifier.forward_with_activations(torch.rand(2, 5, 8, 8), ["0", "4.in"])
     else:
-        classifier.trace(torch.rand(2, 3, 8, 8), ["0", "4.in"])
-        assert classifier.map_module is not None
+        classifier.forward_with_activations(torch.rand(2, 3, 8, 8), ["0", "4.in"])
+        assert classifier.cam_module is not None
     assert hooks_in(classifier) == 0
 
 
@@ -323,21 +329,25 @@ def test_an_unknown_module_offers_the_nearest(classifier: ImageClassifier) -> No
     last = max((name for name in known if name.count(".") == 0), key=known.index)
     for asked in (f"{last}x", f"{last}x.in"):
         with pytest.raises(UserError, match="no module") as caught:
-            classifier.trace(torch.rand(1, 3, 64, 64), [known[0], asked])
+            classifier.forward_with_activations(torch.rand(1, 3, 64, 64), [known[0], asked])
         listed = str(caught.value).split("nearest are ")[1].split(", ")
-        assert asked in str(caught.value) and classifier.name in str(caught.value) and "\n" not in str(caught.value)
+        assert (
+            asked in str(caught.value)
+            and classifier.error_prefix in str(caught.value)
+            and "\n" not in str(caught.value)
+        )
         assert last in listed and set(listed) <= set(known)
     assert hooks_in(classifier) == 0
 
 
 def test_a_plain_function_has_no_modules() -> None:
     with pytest.raises(UserError, match=r"classifier\.target=x: no module layer4; nearest are none"):
-        wrap(lambda x: linear()(x)).trace(torch.rand(1, 3, 8, 8), ["layer4"])
+        wrap(lambda x: linear()(x)).forward_with_activations(torch.rand(1, 3, 8, 8), ["layer4"])
 
 
 def test_a_module_that_an_answer_does_not_use_is_refused() -> None:
     with pytest.raises(UserError, match=r"classifier\.target=x: an answer does not use the module last"):
-        wrap(Two(NO_HEAD["the last one is not used"])).trace(torch.rand(1, 3, 8, 8), ["last"])
+        wrap(Two(NO_HEAD["the last one is not used"])).forward_with_activations(torch.rand(1, 3, 8, 8), ["last"])
 
 
 # --- the last feature map ------------------------------------------------------------------------------------
@@ -357,13 +367,13 @@ MAPS: dict[str, tuple[str, Callable[[nn.Module, Tensor], Tensor] | None]] = {
 def test_the_map_is_the_last_thing_with_places_that_features_are_made_of(name: str) -> None:
     classifier = timm_classifier(name, False, None, None, [], [], "imagenet", "imagenet")
     module, made = MAPS[name]
-    assert classifier.map_module == module and hooks_in(classifier) == 0
+    assert classifier.cam_module == module and hooks_in(classifier) == 0
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    response, found = classifier.trace(images.requires_grad_(), [module])
+    response, found = classifier.forward_with_activations(images.requires_grad_(), [module])
     maps, features = found[module], response.features
-    assert features is not None and maps.ndim in (3, 4) and places(maps).shape[1] == features.shape[1]
+    assert features is not None and maps.ndim in (3, 4) and flatten_spatial(maps).shape[1] == features.shape[1]
     slope = torch.autograd.grad(features[0, 0], maps)[0]
-    assert (places(slope)[0] != 0).any(dim=0).sum() > 1, "at more than one place"
+    assert (flatten_spatial(slope)[0] != 0).any(dim=0).sum() > 1, "at more than one place"
     if made is not None:
         torch.testing.assert_close(made(classifier.network, maps), features)
 
@@ -371,31 +381,33 @@ def test_the_map_is_the_last_thing_with_places_that_features_are_made_of(name: s
 def test_shipped_networks_end_in_a_map_that_is_averaged() -> None:
     for name in SHIPPED_CLASSIFIERS:
         classifier = load_shipped(name)
-        assert classifier.map_module == "layer4"
-        response, found = classifier.trace(torch.rand(2, 3, 64, 64), ["layer4"])
+        assert classifier.cam_module == "layer4"
+        response, found = classifier.forward_with_activations(torch.rand(2, 3, 64, 64), ["layer4"])
         torch.testing.assert_close(found["layer4"].mean(dim=(2, 3)), response.features)
 
 
 def test_the_map_of_a_network_of_ones_own() -> None:
-    assert wrap(small()).map_module == "1", "after the ReLU; the pooling has one place"
-    assert wrap(linear()).map_module is None, "a flattened picture has no places"
-    assert wrap(lambda x: linear()(x)).map_module is None
+    assert wrap(small()).cam_module == "1", "after the ReLU; the pooling has one place"
+    assert wrap(linear()).cam_module is None, "a flattened picture has no places"
+    assert wrap(lambda x: linear()(x)).cam_module is None
     no_features = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert wrap(no_features).map_module is None and wrap(no_features).head is None
+    assert wrap(no_features).cam_module is None and wrap(no_features).head is None
     wide = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
-    assert wrap(wide).map_module == "1", "its features are all of its values"
+    assert wrap(wide).cam_module == "1", "its features are all of its values"
 
 
 def test_a_feature_that_is_silent_does_not_hide_the_map() -> None:
     network = nn.Sequential(*small()[:4], nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     with torch.no_grad():
         network[4].get_parameter("bias").copy_(torch.tensor([-100.0, 100.0, -100.0, 100.0, 100.0]))
-    assert wrap(network).map_module == "1"
+    assert wrap(network).cam_module == "1"
 
 
 def test_places_stand_last() -> None:
     maps, tokens = torch.rand(2, 5, 3, 3), torch.rand(2, 7, 5)
-    assert torch.equal(places(maps), maps.flatten(2)) and torch.equal(places(tokens), tokens.transpose(1, 2))
+    assert torch.equal(flatten_spatial(maps), maps.flatten(2)) and torch.equal(
+        flatten_spatial(tokens), tokens.transpose(1, 2)
+    )
 
 
 @pytest.mark.parametrize("name", SHIPPED_CLASSIFIERS)
@@ -409,11 +421,11 @@ def test_shipped_classifiers_know_the_planted_classes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_oracles_read_every_factor(name: str) -> None:
-    oracle = shipped_oracle(name)
-    scenes = planted.draw(300, planted.SPLIT_SEEDS["test"], start=5000)
+    oracle = load_oracle(name)
+    scenes = planted.sample_scenes(300, planted.SPLIT_SEEDS["test"], start=5000)
     images = planted.render(scenes).image
-    read = oracle.read(images)
-    prop = torch.where(scenes.prop == planted.NONE, len(planted.PROPS), scenes.prop)
+    read = oracle.predict(images)
+    prop = torch.where(scenes.prop == planted.ABSENT, len(planted.PROPS), scenes.prop)
     truth = {"class": scenes.label, "background": scenes.background, "prop": prop, "hue": scenes.hue}
     assert list(oracle.heads) == list(truth) and oracle.heads["prop"][-1] == "none"
     right = {head: (read[head].argmax(1) == truth[head]).double().mean().item() for head in truth}
@@ -422,7 +434,7 @@ def test_oracles_read_every_factor(name: str) -> None:
 
 
 def test_oracles_are_of_different_families() -> None:
-    assert len({type(shipped_oracle(name).classifier.network) for name in ORACLES}) == 2
+    assert len({type(load_oracle(name).classifier.network) for name in ORACLES}) == 2
 
 
 def test_missing_folder_names_what_is_shipped() -> None:
@@ -440,7 +452,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
 @needs_cifar10
 def test_published_resnet20_on_photographs() -> None:
     classifier = cifar10_resnet(str(CIFAR10), 20, SHA20)
-    images, labels, _ = cifar10.load(CIFAR10, "test")
+    images, labels, _ = cifar10.read_split(CIFAR10, "test")
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:500]
     with torch.no_grad():
         response = classifier(images[rows].float() / 255)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.models.classifier.logits import OUTPUTS
+from classifier_lens.models.classifier.logits import OUTPUT_CONVERTERS
 from classifier_lens.runner.types import UserError
 from tests.models.classifier.test_image_classifier import linear, wrap
 
@@ -52,7 +52,7 @@ def said(network: Callable[[Tensor], Any], outputs: int = 3, **changes: Any) -> 
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_what_is_declared_has_the_confidences_and_gradients_of_its_logits(kind: str) -> None:
-    assert set(FORMS) == set(OUTPUTS)
+    assert set(FORMS) == set(OUTPUT_CONVERTERS)
     images, same = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
     answers = [built(kind, kind)(images).logits.log_softmax(1), FORMS[kind][1](same).log_softmax(1)]
     torch.testing.assert_close(answers[0], answers[1], atol=1e-5, rtol=1e-4)
@@ -90,8 +90,8 @@ def test_logits_that_lie_in_the_range_of_probabilities_are_logits() -> None:
     wrap(lambda x: 0.1 + 0.2 * NET(x).sigmoid(), output="logits")
 
 
-@pytest.mark.parametrize("declared", OUTPUTS)
-@pytest.mark.parametrize("given", OUTPUTS)
+@pytest.mark.parametrize("declared", OUTPUT_CONVERTERS)
+@pytest.mark.parametrize("given", OUTPUT_CONVERTERS)
 def test_what_contradicts_its_declaration_is_refused(declared: str, given: str) -> None:
     # Logarithms are logits as well; values in [0, 1] may be logits, if somebody says so; shares may be sigmoids.
     right = {

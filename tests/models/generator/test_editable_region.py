@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.models.generator.editable_region import LARGE, described, free
-from classifier_lens.runner.types import KEEP, Edit, Problem
+from classifier_lens.models.generator.editable_region import LARGE_MASK_FRACTION, editable_region, mask_warnings
+from classifier_lens.runner.types import PRESERVE_OPTIONS, CaptionEdit, Problem
 
 
 def mask(share: float) -> Tensor:
@@ -18,24 +18,24 @@ def mask(share: float) -> Tensor:
 
 
 def problem(keep: str, words: str = "rock crab") -> Problem:
-    edit = Edit.unchanged(f"a photograph of a {words}", words)
-    return Problem(name="x", seed=0, edit=edit, load=None, picture="x", keep=keep)
+    edit = CaptionEdit.unchanged(f"a photograph of a {words}", words)
+    return Problem(name="x", seed=0, edit=edit, load=None, image_name="x", preserve=keep)
 
 
 def test_each_kind_of_keep_frees_its_own_part() -> None:
     masks = torch.stack([mask(0.4)] * 4)
     soft = torch.rand(4, 1, 10, 10, generator=torch.Generator().manual_seed(0))
-    region = free(soft, masks, KEEP)
+    region = editable_region(soft, masks, PRESERVE_OPTIONS)
     expected = {"background": soft[0], "foreground": 1 - soft[1], "all": torch.zeros(1, 10, 10),
                 "none": torch.ones(1, 10, 10)}  # fmt: skip
-    assert set(expected) == set(KEEP)
-    for own, keep in zip(region, KEEP, strict=True):
+    assert set(expected) == set(PRESERVE_OPTIONS)
+    for own, keep in zip(region, PRESERVE_OPTIONS, strict=True):
         assert torch.equal(own, expected[keep]), keep
 
 
 def test_background_and_foreground_are_each_others_rest() -> None:
     soft = torch.rand(1, 1, 10, 10, generator=torch.Generator().manual_seed(0))
-    parts = [free(soft, mask(0.4)[None], [keep]) for keep in ("background", "foreground")]
+    parts = [editable_region(soft, mask(0.4)[None], [keep]) for keep in ("background", "foreground")]
     torch.testing.assert_close(sum(parts), torch.ones_like(soft))
 
 
@@ -45,14 +45,16 @@ def test_background_and_foreground_are_each_others_rest() -> None:
 def test_an_empty_mask_frees_everything_where_a_mask_was_wanted(keep: str, everything: float) -> None:
     """Also where the softened mask is not empty; and a sample's mask decides for it alone."""
     masks, soft = torch.stack([mask(0.0), mask(0.3)]), torch.full((2, 1, 10, 10), 0.25)
-    region = free(soft, masks, [keep, "background"])
+    region = editable_region(soft, masks, [keep, "background"])
     assert torch.equal(region[0], torch.full((1, 10, 10), everything)) and torch.equal(region[1], soft[1])
 
 
 @pytest.mark.parametrize("keep", ["background", "foreground"])
 def test_only_odd_masks_are_described(keep: str) -> None:
-    masks = torch.stack([mask(share) for share in (0.0, 0.01, LARGE - 0.01, LARGE + 0.01, 1.0)])
-    notes = described(masks, [problem(keep) for _ in masks])
+    masks = torch.stack(
+        [mask(share) for share in (0.0, 0.01, LARGE_MASK_FRACTION - 0.01, LARGE_MASK_FRACTION + 0.01, 1.0)]
+    )
+    notes = mask_warnings(masks, [problem(keep) for _ in masks])
     whole = "free to change" if keep == "background" else "kept"
     assert notes == [
         ["the mask of 'rock crab' was empty: the whole picture is free to change"], [], [],
@@ -64,9 +66,9 @@ def test_only_odd_masks_are_described(keep: str) -> None:
 @pytest.mark.parametrize("keep", ["all", "none"])
 def test_where_no_mask_is_wanted_none_is_described(keep: str) -> None:
     masks = torch.stack([mask(0.0), mask(1.0)])
-    assert described(masks, [problem(keep)] * 2) == [[], []]
+    assert mask_warnings(masks, [problem(keep)] * 2) == [[], []]
 
 
 def test_every_problem_is_described_by_its_own_words() -> None:
-    notes = described(torch.stack([mask(0.0), mask(1.0)]), [problem("background", w) for w in ("crab", "fireboat")])
+    notes = mask_warnings(torch.stack([mask(0.0), mask(1.0)]), [problem("background", w) for w in ("crab", "fireboat")])
     assert "'crab'" in notes[0][0] and "'fireboat'" in notes[1][0]

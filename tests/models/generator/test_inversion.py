@@ -11,26 +11,31 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from classifier_lens.models.generator.inversion import ddim_invert, null_text
+from classifier_lens.models.generator.inversion import ddim_invert, null_text_inversion
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.noise_schedule import Schedule, ddim_schedule, ddim_step, guide
+from classifier_lens.models.generator.noise_schedule import (
+    NoiseSchedule,
+    classifier_free_guidance,
+    ddim_schedule,
+    ddim_step,
+)
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import Problem
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def schedule(steps: int) -> Schedule:
+def schedule(steps: int) -> NoiseSchedule:
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     found = ddim_schedule(scheduler.alphas_cumprod.double(), steps)
-    return Schedule(found.timesteps, found.alphas, found.alphas_next)
+    return NoiseSchedule(found.timesteps, found.alphas_cumprod, found.alphas_cumprod_next)
 
 
-def sample(predict: Predict, z: Tensor, text: Tensor, null: Tensor, plan: Schedule, w: float) -> Tensor:
+def sample(predict: Predict, z: Tensor, text: Tensor, null: Tensor, plan: NoiseSchedule, w: float) -> Tensor:
     for i in range(len(plan)):
         t = plan.timesteps[i]
-        eps = guide(predict(z, t, null[:, i]), predict(z, t, text), w)
-        z, _ = ddim_step(z, eps, plan.alphas[i], plan.alphas_next[i])
+        eps = classifier_free_guidance(predict(z, t, null[:, i]), predict(z, t, text), w)
+        z, _ = ddim_step(z, eps, plan.alphas_cumprod[i], plan.alphas_cumprod_next[i])
     return z
 
 
@@ -75,13 +80,13 @@ def test_every_step_of_an_inversion_is_a_ddim_step_back() -> None:
     for i in range(10):
         clean, noisy = trajectory[:, i + 1], trajectory[:, i]
         eps = linear(clean, plan.timesteps[i], text)
-        torch.testing.assert_close(ddim_step(noisy, eps, plan.alphas[i], plan.alphas_next[i])[0], clean)
+        torch.testing.assert_close(ddim_step(noisy, eps, plan.alphas_cumprod[i], plan.alphas_cumprod_next[i])[0], clean)
 
 
 def test_null_text_lands_on_the_recorded_latents() -> None:
     z0, text, null, plan = draw(1, 4, 2, 2), draw(1, 5, 6, seed=1), draw(1, 5, 6, seed=2), schedule(20)
     trajectory = ddim_invert(from_text, z0, text, plan)
-    found = null_text(from_text, trajectory, text, null, plan, 3.0, rate=0.1, inner_steps=200, tolerance=1e-10)
+    found = null_text_inversion(from_text, trajectory, text, null, plan, 3.0, lr=0.1, inner_steps=200, tolerance=1e-10)
     assert found.shape == (1, 20, 5, 6)
     fitted = sample(from_text, trajectory[:, 0], text, found, plan, 3.0)
     unfitted = sample(from_text, trajectory[:, 0], text, null[:, None].expand(-1, 20, -1, -1), plan, 3.0)
@@ -93,10 +98,10 @@ def test_each_sample_stops_for_itself() -> None:
     z0, text, plan = draw(2, 4, 2, 2), draw(2, 5, 6, seed=1), schedule(10)
     null = torch.stack([text[0], draw(5, 6, seed=2)])
     trajectory = ddim_invert(from_text, z0, text, plan)
-    together = null_text(from_text, trajectory, text, null, plan, 3.0, rate=0.1)
+    together = null_text_inversion(from_text, trajectory, text, null, plan, 3.0, lr=0.1)
     assert torch.equal(together[0], text[0].expand(10, -1, -1))
     assert not torch.equal(together[1], null[1].expand(10, -1, -1))
-    alone = null_text(from_text, trajectory[1:], text[1:], null[1:], plan, 3.0, rate=0.1)
+    alone = null_text_inversion(from_text, trajectory[1:], text[1:], null[1:], plan, 3.0, lr=0.1)
     torch.testing.assert_close(together[1:], alone, rtol=1e-12, atol=0)
 
 
@@ -110,10 +115,10 @@ def test_a_tolerance_that_is_met_fits_nothing_and_the_inner_steps_are_a_limit() 
         return from_text(z, t, text)
 
     trajectory = ddim_invert(from_text, z0, text, plan)
-    untouched = null_text(counted, trajectory, text, null, plan, 3.0, tolerance=1e9)
+    untouched = null_text_inversion(counted, trajectory, text, null, plan, 3.0, tolerance=1e9)
     assert torch.equal(untouched[0], null.expand(5, -1, -1)) and calls == 5 * 2  # the text, and one look
     calls = 0
-    null_text(counted, trajectory, text, null, plan, 3.0, inner_steps=4, tolerance=0.0, tolerance_growth=0.0)
+    null_text_inversion(counted, trajectory, text, null, plan, 3.0, inner_steps=4, tolerance=0.0, tolerance_growth=0.0)
     assert calls == 5 * (2 + 4)
 
 
@@ -122,17 +127,17 @@ def test_the_update_after_the_last_look_may_be_made() -> None:
     sample as if it were alone."""
     z0, text, null, plan = draw(2, 4, 2, 2), draw(2, 5, 6, seed=1), draw(2, 5, 6, seed=2), schedule(5)
     trajectory = ddim_invert(from_text, z0, text, plan)
-    found = null_text(from_text, trajectory, text, null, plan, 3.0, tolerance=1e9, last_update=True)
+    found = null_text_inversion(from_text, trajectory, text, null, plan, 3.0, tolerance=1e9, last_update=True)
     first = null.clone().requires_grad_()
     adam = torch.optim.Adam([first], lr=0.01)
-    t, levels = plan.timesteps[0], (plan.alphas[0], plan.alphas_next[0])
-    eps = guide(from_text(trajectory[:, 0], t, first), from_text(trajectory[:, 0], t, text), 3.0)
+    t, levels = plan.timesteps[0], (plan.alphas_cumprod[0], plan.alphas_cumprod_next[0])
+    eps = classifier_free_guidance(from_text(trajectory[:, 0], t, first), from_text(trajectory[:, 0], t, text), 3.0)
     (ddim_step(trajectory[:, 0], eps, *levels)[0] - trajectory[:, 1]).square().sum().backward()
     adam.step()
     torch.testing.assert_close(found[:, 0], first.detach(), rtol=1e-6, atol=1e-6)
-    settings: dict[str, Any] = {"tolerance": 1e-4, "rate": 0.1, "last_update": True}
-    together = null_text(from_text, trajectory, text, null, plan, 3.0, **settings)
-    alone = null_text(from_text, trajectory[1:], text[1:], null[1:], plan, 3.0, **settings)
+    settings: dict[str, Any] = {"tolerance": 1e-4, "lr": 0.1, "last_update": True}
+    together = null_text_inversion(from_text, trajectory, text, null, plan, 3.0, **settings)
+    alone = null_text_inversion(from_text, trajectory[1:], text[1:], null[1:], plan, 3.0, **settings)
     torch.testing.assert_close(together[1:], alone, rtol=1e-9, atol=1e-12)
 
 
@@ -146,14 +151,14 @@ def test_samples_that_have_stopped_are_not_computed_further() -> None:
         seen.append(len(z))
         return from_text(z, t, text)
 
-    null_text(counted, ddim_invert(from_text, z0, text, plan), text, null, plan, 3.0, tolerance_growth=0.0)
+    null_text_inversion(counted, ddim_invert(from_text, z0, text, plan), text, null, plan, 3.0, tolerance_growth=0.0)
     assert seen[:4] == [2, 2, 1, 1] and sum(seen) == 10 * (2 + 2 + 9 + 1)
 
 
 def test_steps_without_guidance_have_nothing_to_fit() -> None:
     z0, text, null, plan = draw(1, 4, 2, 2), draw(1, 5, 6, seed=1), draw(1, 5, 6, seed=2), schedule(5)
     trajectory = ddim_invert(from_text, z0, text, plan)
-    found = null_text(from_text, trajectory, text, null, plan, 3.0, rate=0.1, guided=range(2, 4))
+    found = null_text_inversion(from_text, trajectory, text, null, plan, 3.0, lr=0.1, guidance_interval=range(2, 4))
     assert torch.equal(found[:, :2], null[:, None].expand(-1, 2, -1, -1)) and torch.equal(found[:, 3], found[:, 4])
     assert not torch.equal(found[:, 2], null)
 
@@ -161,7 +166,7 @@ def test_steps_without_guidance_have_nothing_to_fit() -> None:
 def test_guidance_one_leaves_the_null_text_without_a_gradient() -> None:
     z0, text, null, plan = draw(1, 4, 2, 2), draw(1, 5, 6, seed=1), draw(1, 5, 6, seed=2), schedule(5)
     trajectory = ddim_invert(from_text, z0, text, plan)
-    found = null_text(from_text, trajectory, text, null, plan, 1.0, tolerance=0.0, tolerance_growth=0.0)
+    found = null_text_inversion(from_text, trajectory, text, null, plan, 1.0, tolerance=0.0, tolerance_growth=0.0)
     assert torch.equal(found[0], null.expand(5, -1, -1))
 
 
@@ -172,18 +177,18 @@ def test_a_kept_inversion_gives_the_same_bits(
     make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Problem]], tmp_path: Path
 ) -> None:  # fmt: skip
     generator, problems = make_generator(cache=TensorCache(str(tmp_path))), make_problems(2)
-    first = generator.begin(problems, {})
+    first = generator.initialize(problems, {})
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    second = generator.begin(problems, {})
-    plain = make_generator().begin(problems, {})
+    second = generator.initialize(problems, {})
+    plain = make_generator().initialize(problems, {})
     for start in (second, plain):
         for name, value in first.controls.items():
             assert torch.equal(start.controls[name], value)
-        for mine, theirs in zip(start.anchors, first.anchors, strict=True):
+        for mine, theirs in zip(start.contexts, first.contexts, strict=True):
             for name, value in vars(theirs).items():
                 if isinstance(value, Tensor):
                     assert torch.equal(getattr(mine, name), value), name
-            assert all(torch.equal(mine.maps[layer], maps) for layer, maps in theirs.maps.items())
+            assert all(torch.equal(mine.attention_maps[layer], maps) for layer, maps in theirs.attention_maps.items())
 
 
 def test_kept_inversions_are_found_by_everything_that_decides_them(
@@ -204,7 +209,7 @@ def test_kept_inversions_are_found_by_everything_that_decides_them(
     assert computed(image + 1 / 255, prompt)
     assert computed(image, [prompt[0] + " again"])
     assert computed(image, prompt, steps=3)
-    assert computed(image, prompt, guidance=2.0)
+    assert computed(image, prompt, guidance_scale=2.0)
     assert computed(image, prompt, sampler="lcm") and computed(image, prompt, seed=1, sampler="lcm")
     assert not computed(image, prompt, sampler="lcm")
 

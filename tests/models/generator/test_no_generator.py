@@ -10,28 +10,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.models.generator.no_generator import ImageSpace
-from classifier_lens.models.generator.pixel_space import PixelDescent, from_words
-from classifier_lens.models.generator.prompt_diffusion import embeddings
-from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, FromWords, Softening
-from classifier_lens.runner.baselines.methods import Baseline, generator_prior, guidance, none, pixels, start_only
-from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.models.generator.no_generator import NoGenerator
+from classifier_lens.models.generator.pixel_space import PixelGenerator, init_from_prompt
+from classifier_lens.models.generator.prompt_diffusion import embedding_controls
+from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, MaskPostprocess, TextPromptedSegmenter
+from classifier_lens.runner.baselines.methods import (
+    BaselineFactory,
+    generator_prior,
+    guidance,
+    no_baseline,
+    pixels,
+    start_only,
+)
+from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.optimization import loop
-from classifier_lens.runner.optimization.loop import Descent
+from classifier_lens.runner.optimization.loop import OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import Segmenter
 from classifier_lens.runner.types import Problem, UserError
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
-from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.conftest import TinyClassifier
 
-DESCENT = Descent(torch.optim.Adam, 4, {"pixels": 0.01, "latent": 0.1, "guidance": 0.2}, None, None, True, None)
+DESCENT = OptimizerSettings(
+    torch.optim.Adam, 4, {"pixels": 0.01, "latent": 0.1, "classifier_guidance": 0.2}, None, None, True, None
+)
 WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
-Problems = Callable[[int], list[Flip]]
+Problems = Callable[[int], list[CounterfactualProblem]]
 
 
-class Dark(FromWords):
+class Dark(TextPromptedSegmenter):
     """Whatever the words, what is dark."""
 
     digest = "dark"
@@ -40,28 +49,30 @@ class Dark(FromWords):
         return (image.mean(dim=0, keepdim=True) < 0.5).float()
 
 
-def space(segmenter: Segmenter | None = None) -> ImageSpace:
-    return ImageSpace(16, Softening(0, 3, 0.7, 3), {"pixels": 1.0}, 0.04, segmenter or AttentionSegmenter(0.3), "cpu")
+def space(segmenter: Segmenter | None = None) -> NoGenerator:
+    return NoGenerator(
+        16, MaskPostprocess(0, 3, 0.7, 3), {"pixels": 1.0}, 0.04, segmenter or AttentionSegmenter(0.3), "cpu"
+    )
 
 
 def undrawn(problem: Problem) -> Problem:
-    return replace(problem, load=None, keep="none")
+    return replace(problem, load=None, preserve="none")
 
 
 def test_given_images_begin_as_they_are_and_are_their_own_originals(make_problems: Problems) -> None:
-    problems = [replace(problem, keep="all") for problem in make_problems(3)]
-    start = space().begin(problems, {})
+    problems = [replace(problem, preserve="all") for problem in make_problems(3)]
+    start = space().initialize(problems, {})
     images = torch.stack([problem.load() for problem in problems if problem.load is not None])
-    (anchor,) = start.anchors
+    (anchor,) = start.contexts
     assert torch.equal(start.controls["pixels"], images) and torch.equal(anchor.original, images)
     assert not anchor.mask.any(), "keep=all frees nothing"
-    assert space().worded(start.controls, anchor) == ["", "", ""]
+    assert space().decode_prompts(start.controls, anchor) == ["", "", ""]
 
 
 def test_where_no_image_is_given_it_is_noise_about_gray_of_the_problems_seed(make_problems: Problems) -> None:
     problems = [undrawn(problem) for problem in make_problems(3)]
-    (anchor,) = space().begin(problems, {}).anchors
-    (alone,) = space().begin(problems[1:2], {}).anchors
+    (anchor,) = space().initialize(problems, {}).contexts
+    (alone,) = space().initialize(problems[1:2], {}).contexts
     assert torch.equal(anchor.original[1:2], alone.original), "as in a batch of its own"
     assert not torch.equal(anchor.original[0], anchor.original[1])
     assert anchor.original.mean().item() == pytest.approx(0.5, abs=0.01)
@@ -69,9 +80,9 @@ def test_where_no_image_is_given_it_is_noise_about_gray_of_the_problems_seed(mak
 
 
 def test_the_distance_is_that_of_pixels_alone(make_problems: Problems) -> None:
-    problems = [replace(problem, keep="all") for problem in make_problems(2)]
-    start = space().begin(problems, {})
-    (anchor,) = start.anchors
+    problems = [replace(problem, preserve="all") for problem in make_problems(2)]
+    start = space().initialize(problems, {})
+    (anchor,) = start.contexts
     terms = distances(anchor, WEIGHTS)
     assert terms.keys() == {"pixel_distance"}
     (scene,) = space()({"pixels": anchor.original + 0.1}, anchor)
@@ -85,83 +96,83 @@ def test_masks_are_the_problems_own_or_of_what_finds_words(make_problems: Proble
     given[:, :8] = 1.0
     first, second = make_problems(2)
     space().check([replace(first, mask=given)])
-    (anchor,) = space().begin([replace(first, mask=given)], {}).anchors
+    (anchor,) = space().initialize([replace(first, mask=given)], {}).contexts
     assert anchor.mask[0, 0, :6].mean() > 0.99 and anchor.mask[0, 0, 10:].max() < 0.01
     finds = space(Dark())
     finds.check([second])
-    found = finds.begin([second], {})
+    found = finds.initialize([second], {})
     assert second.load is not None
-    assert torch.equal(found.found["masks"][0], Dark().mask(second.load(), second.region))
-    again = finds.begin([second], {}, found.found)
-    assert torch.equal(again.anchors[0].mask, found.anchors[0].mask)
+    assert torch.equal(found.precomputed["masks"][0], Dark().mask(second.load(), second.words_to_segment))
+    again = finds.initialize([second], {}, found.precomputed)
+    assert torch.equal(again.contexts[0].mask, found.contexts[0].mask)
 
 
 def test_a_segmenter_that_follows_attention_is_refused_where_a_mask_is_needed(make_problems: Problems) -> None:
     (problem,) = make_problems(1)
     with pytest.raises(UserError, match=r"generator=none: this segmenter follows .*task\.mask or segmenter=file"):
         space().check([problem])
-    space().check([replace(problem, keep="none")])
+    space().check([replace(problem, preserve="none")])
 
 
 def test_nothing_is_drawn_and_nothing_attends() -> None:
     with pytest.raises(UserError, match="generator=none: an image of 'a crab' is asked for"):
         space().sample(["a crab"], [0])
     with pytest.raises(UserError, match="generator=none: asked for is where a generator attends to 'crab'"):
-        space().word_maps(torch.zeros(3, 16, 16), "a crab", "crab", 0)
+        space().word_attention_maps(torch.zeros(3, 16, 16), "a crab", "crab", 0)
 
 
 def test_pixels_descend(make_problems: Problems) -> None:
-    problems = [replace(problem, keep="none") for problem in make_problems(2)]
-    one = pixels(space(), embeddings, DESCENT, partial(from_words, std=0.04), 8)
-    assert isinstance(one.generator, PixelDescent)
-    start = one.begin.begin(problems, {})
-    (anchor,) = start.anchors
+    problems = [replace(problem, preserve="none") for problem in make_problems(2)]
+    one = pixels(space(), embedding_controls, DESCENT, partial(init_from_prompt, std=0.04), 8)
+    assert isinstance(one.generator, PixelGenerator)
+    start = one.initializer.initialize(problems, {})
+    (anchor,) = start.contexts
     classifier, targets = TinyClassifier(), torch.tensor([p.target for p in problems])
     classifier.weight *= 0.05
     objective = {"class_log_prob": (1.0, class_log_prob(classifier, targets)), **distances(anchor, WEIGHTS)}
-    *_, state = loop.optimise(
-        one.generator, anchor, objective, lambda scene, k: scene, one.descent, loop.begin(start.controls)
+    *_, state = loop.optimize(
+        one.generator, anchor, objective, lambda scene, k: scene, one.optimizer, loop.initial_state(start.controls)
     )
-    assert (state.best_total < torch.tensor(state.history[0]["total"])).all()
-    assert one.generator.worded(state.best, anchor) == ["", ""], "no words are said"
+    assert (state.best_loss < torch.tensor(state.history[0]["total"])).all()
+    assert one.generator.decode_prompts(state.best_controls, anchor) == ["", ""], "no words are said"
 
 
 @pytest.mark.parametrize(
     ("baseline", "name"),
     [
-        (none, "none"),
+        (no_baseline, "none"),
         (start_only, "start_only"),
-        (guidance, "guidance"),
-        (partial(generator_prior, most=1, method=torch.optim.Adam, steps=1, rate=0.1), "generator_prior"),
+        (guidance, "classifier_guidance"),
+        (partial(generator_prior, max_images=1, method=torch.optim.Adam, steps=1, lr=0.1), "generator_prior"),
     ],
 )
-def test_what_needs_a_generator_says_so(baseline: Baseline, name: str) -> None:
+def test_what_needs_a_generator_says_so(baseline: BaselineFactory, name: str) -> None:
     with pytest.raises(UserError, match=f"generator=none: task.baseline={name} needs a generator; without one allowed"):
-        baseline(space(), embeddings, DESCENT)
+        baseline(space(), embedding_controls, DESCENT)
 
 
 def test_where_nothing_is_optimized_images_are_only_looked_at() -> None:
     images = space()
     for nothing in (replace(DESCENT, steps=0), replace(DESCENT, lr={"pixels": 0.0})):
-        one = none(images, embeddings, nothing)
-        assert one.begin is one.generator is images
+        one = no_baseline(images, embedding_controls, nothing)
+        assert one.initializer is one.generator is images
 
 
 @pytest.mark.parametrize("domain", ["planted", "cifar10", "imagenet"])
 def test_a_domains_images_are_those_of_its_generators(domain: str) -> None:
     """What stands in conf/domain/ for runs without a generator is what its generator has."""
-    drawn, alone = (configure([f"domain={domain}", *more])["generator"] for more in ([], ["generator=none"]))
-    assert alone["resolution"] == drawn["resolution"] and alone["softening"] == drawn["softening"]["pixels"] | {
-        "_target_": "classifier_lens.models.segmenter.segmenter.Softening"
-    }
+    drawn, alone = (compose_config([f"domain={domain}", *more])["generator"] for more in ([], ["generator=none"]))
+    assert alone["resolution"] == drawn["resolution"] and alone["mask_postprocess"] == drawn["mask_postprocess"][
+        "pixels"
+    ] | {"_target_": "classifier_lens.models.segmenter.segmenter.MaskPostprocess"}
     assert alone["lr_scale"]["pixels"] == drawn["lr_scale"]["pixels"]
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["generator=none", "task.baseline=pixels", "task.keep=none"],
-        ["task=input_gradients", "domain=imagenet", "segmenter=grabcut", "task.keep=none"],
+        ["generator=none", "task.baseline=pixels", "task.preserve=none"],
+        ["task=input_gradients", "domain=imagenet", "segmenter=grabcut", "task.preserve=none"],
     ],
 )
 def test_no_network_of_a_generator_is_looked_for(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +180,7 @@ def test_no_network_of_a_generator_is_looked_for(words: list[str], monkeypatch: 
         raise AssertionError("a generator is loaded")
 
     monkeypatch.setattr("classifier_lens.models.generator.latent_diffusion.load_networks", load)
-    parts = build(configure([*words, "classifier=planted_clean", "data=planted", "data.count=20", "logger=none"]))
-    assert isinstance(parts.generator, ImageSpace)
+    parts = build(compose_config([*words, "classifier=planted_clean", "data=planted", "data.count=20", "logger=none"]))
+    assert isinstance(parts.generator, NoGenerator)
     with pytest.raises(UserError, match="generator=none: this needs a generator"):
         _ = parts.diffusion

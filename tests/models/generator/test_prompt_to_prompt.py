@@ -16,13 +16,13 @@ from torch.nn.functional import cosine_similarity
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.prompt_to_prompt import (
-    alignment,
     find_words,
+    map_alignment_matrix,
     token_spans,
-    word_tokens,
+    word_token_positions,
     word_weights,
 )
-from classifier_lens.runner.types import Anchor, Edit, Problem, UserError
+from classifier_lens.runner.types import CaptionEdit, EditContext, Problem, UserError
 
 OLD = ("partridge", "rock crab", "steel arch bridge")
 NEW = ("viaduct", "tiger shark", "great white shark")
@@ -94,7 +94,7 @@ def test_alignment_for_every_number_of_words(tokenizer: Any, old: str, new: str)
     length = tokenizer.model_max_length
     draw = torch.Generator().manual_seed(0)
     before, after = torch.randn(2, length, 8, generator=draw)
-    matrix = alignment(tokenizer, source, target, old, new, before, after)
+    matrix = map_alignment_matrix(tokenizer, source, target, old, new, before, after)
     assert matrix.shape == (length, length) and (matrix >= 0).all()
     torch.testing.assert_close(matrix.sum(dim=0), torch.ones(length), msg="every new token takes one whole map")
 
@@ -128,8 +128,8 @@ def test_maps_after_alignment_sum_to_one_where_counts_match(tokenizer: Any) -> N
     """One map per new token is a permutation if words and tokens correspond, so that rows stay probabilities."""
     prompt = CAPTION.format("rock crab")
     embedding = torch.randn(tokenizer.model_max_length, 8, generator=torch.Generator().manual_seed(0))
-    matrix = alignment(tokenizer, prompt, prompt, "rock", "rock", embedding, embedding)
-    tokens = word_tokens(tokenizer, prompt, "rock")
+    matrix = map_alignment_matrix(tokenizer, prompt, prompt, "rock", "rock", embedding, embedding)
+    tokens = word_token_positions(tokenizer, prompt, "rock")
     outside = [i for i in range(len(matrix)) if i not in tokens]
     assert torch.equal(matrix[outside][:, outside], torch.eye(len(outside)))
     torch.testing.assert_close(matrix[tokens][:, tokens], torch.full((len(tokens),) * 2, 1 / len(tokens)))
@@ -140,7 +140,7 @@ def test_an_article_that_follows_its_name_keeps_its_map(tokenizer: Any, old: str
     source, target = f"an image of {old} on sand", f"an image of {new} on sand"
     old_word, new_word = old.split()[1], new.split()[1]
     embedding = torch.randn(tokenizer.model_max_length, 8, generator=torch.Generator().manual_seed(0))
-    matrix = alignment(tokenizer, source, target, old_word, new_word, embedding, embedding)
+    matrix = map_alignment_matrix(tokenizer, source, target, old_word, new_word, embedding, embedding)
     before, after = token_spans(tokenizer, source)[3], token_spans(tokenizer, target)[3]
     assert {len(before), len(after)} == {1, 2}, "the counts of tokens may differ"
     for k, token in enumerate(after):
@@ -150,15 +150,17 @@ def test_an_article_that_follows_its_name_keeps_its_map(tokenizer: Any, old: str
 def test_prompts_that_differ_elsewhere_are_refused(tokenizer: Any) -> None:
     embedding = torch.randn(tokenizer.model_max_length, 8)
     with pytest.raises(ValueError, match="differ in more than"):
-        alignment(tokenizer, "a rock crab on sand", "a viaduct in water", "rock crab", "viaduct", embedding, embedding)
+        map_alignment_matrix(
+            tokenizer, "a rock crab on sand", "a viaduct in water", "rock crab", "viaduct", embedding, embedding
+        )
 
 
 def test_names_that_are_absent_are_refused(tokenizer: Any) -> None:
     embedding = torch.randn(tokenizer.model_max_length, 8)
     with pytest.raises(UserError, match="'a crab' does not contain 'rock crab'"):
-        alignment(tokenizer, "a crab", "a viaduct", "rock crab", "viaduct", embedding, embedding)
+        map_alignment_matrix(tokenizer, "a crab", "a viaduct", "rock crab", "viaduct", embedding, embedding)
     with pytest.raises(UserError, match="does not contain"):
-        word_tokens(tokenizer, "a crab", "lobster")
+        word_token_positions(tokenizer, "a crab", "lobster")
 
 
 # --- Prompt-to-Prompt from a problem to what each head of each layer attends to -------------------------------
@@ -188,9 +190,9 @@ class Attended(nn.Module):
         return torch.zeros(*out.shape[:2], self.width)
 
 
-def at(anchor: Anchor, i: int) -> dict[str, Tensor]:
+def at(anchor: EditContext, i: int) -> dict[str, Tensor]:
     """The embeddings of a step."""
-    return {name: base[:, i] for name, base in anchor.base.items()}
+    return {name: base[:, i] for name, base in anchor.embeddings.items()}
 
 
 Readable = tuple[LatentDiffusion, dict[str, Attended]]
@@ -199,7 +201,7 @@ Readable = tuple[LatentDiffusion, dict[str, Attended]]
 @pytest.fixture
 def readable(make_generator: Callable[..., LatentDiffusion]) -> Readable:
     """A generator of which one can read what every head of every text layer attends to."""
-    generator = make_generator(schedules={"inject": [0.5], "blend": [0.0]})
+    generator = make_generator(prompt_to_prompt={"cross_replace_steps": [0.5], "background_blend_steps": [0.0]})
     generator.networks.unet = copy.deepcopy(generator.networks.unet)
     seen = {}
     for name in (n.removesuffix(".processor") for n in generator.networks.unet.attn_processors if "attn2" in n):
@@ -211,18 +213,18 @@ def readable(make_generator: Callable[..., LatentDiffusion]) -> Readable:
 
 def edited(
     generator: LatentDiffusion, seen: dict[str, Attended], old: str, new: str
-) -> tuple[Anchor, dict[str, Tensor]]:
+) -> tuple[EditContext, dict[str, Tensor]]:
     """The constants of an exchange of names, with maps in the original's place that tell all heads, pixels and tokens
     apart: (b, steps, heads, pixels, tokens) by layer."""
-    edit = Edit(CAPTION.format(old), CAPTION.format(new), old, new)
-    problem = Problem(name="p", seed=5, edit=edit, load=None, picture="p", keep="none")
-    shapes = {name: maps.shape for name, maps in generator.begin([problem], {}).anchors[0].maps.items()}
+    edit = CaptionEdit(CAPTION.format(old), CAPTION.format(new), old, new)
+    problem = Problem(name="p", seed=5, edit=edit, load=None, image_name="p", preserve="none")
+    shapes = {name: maps.shape for name, maps in generator.initialize([problem], {}).contexts[0].attention_maps.items()}
     assert set(shapes) == set(seen), "every text layer has its maps"
     draw = torch.Generator().manual_seed(0)
     known = {name: (3 * torch.randn(shape, generator=draw)).softmax(dim=-1) for name, shape in shapes.items()}
-    record = generator.record
-    generator.record = lambda *args: (known, *record(*args)[1:])  # type: ignore[method-assign]
-    return generator.begin([problem], {}).anchors[0], known
+    record = generator.record_attention
+    generator.record_attention = lambda *args: (known, *record(*args)[1:])  # type: ignore[method-assign]
+    return generator.initialize([problem], {}).contexts[0], known
 
 
 def means(embedding: Tensor, spans: list[list[int]], names: range) -> list[Tensor]:
@@ -246,9 +248,9 @@ def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
         for b in means(target, after, new_names)
     ])  # fmt: skip
 
-    z = generator.networks.noise([5], 8, 1)[:, 0]
+    z = generator.networks.sample_noise([5], 8, 1)[:, 0]
     for i in range(2):  # the half of the four steps in which maps are injected
-        generator.step(z, at(anchor, i), anchor.noise[:, i], i, anchor)
+        generator.step(z, at(anchor, i), anchor.variance_noise[:, i], i, anchor)
         for layer, attended in seen.items():
             null, found = attended.seen
             theirs = known[layer][0, i]
@@ -282,11 +284,11 @@ def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
 def test_after_its_share_of_the_chain_a_prompt_attends_for_itself(readable: Readable) -> None:
     generator, seen = readable
     anchor, _ = edited(generator, seen, "rock crab", "great white shark")
-    z, free = generator.networks.noise([5], 8, 1)[:, 0], replace(anchor, inject=torch.zeros(1))
+    z, free = generator.networks.sample_noise([5], 8, 1)[:, 0], replace(anchor, cross_replace_steps=torch.zeros(1))
     for i in range(4):
-        generator.step(z, at(anchor, i), anchor.noise[:, i], i, free)
+        generator.step(z, at(anchor, i), anchor.variance_noise[:, i], i, free)
         own = {layer: attended.seen for layer, attended in seen.items()}
-        generator.step(z, at(anchor, i), anchor.noise[:, i], i, anchor)
+        generator.step(z, at(anchor, i), anchor.variance_noise[:, i], i, anchor)
         for layer, attended in seen.items():
             assert torch.allclose(attended.seen[1], own[layer][1], atol=1e-5) is (i >= 2), (i, layer)
             torch.testing.assert_close(attended.seen[0], own[layer][0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classifier_lens.models.generator.recomputation import recomputed
+from classifier_lens.models.generator.recomputation import checkpointed
 
 WEIGHT = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -17,7 +17,7 @@ def compute(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_values_and_gradients_are_those_of_the_plain_call() -> None:
     x, y = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1)).requires_grad_().unbind()
-    plain, again = compute(x, y), recomputed(compute, x, y)
+    plain, again = compute(x, y), checkpointed(compute, x, y)
     for a, b in zip(plain, again, strict=True):
         assert torch.equal(a, b)
     weights = [torch.rand(2, 3, generator=torch.Generator().manual_seed(i)) for i in (2, 3)]
@@ -32,11 +32,11 @@ def test_values_and_gradients_are_those_of_the_plain_call() -> None:
 
 def test_inputs_without_a_gradient_get_none() -> None:
     x, y = torch.ones(2, 3), torch.ones(2, 3, requires_grad=True)
-    first, _ = recomputed(compute, x, y)
+    first, _ = checkpointed(compute, x, y)
     first.sum().backward()
     assert x.grad is None and y.grad is not None
     assert torch.equal(y.grad, torch.tanh(x @ WEIGHT))
-    assert not recomputed(compute, x, y.detach())[0].requires_grad
+    assert not checkpointed(compute, x, y.detach())[0].requires_grad
 
 
 def test_nothing_of_the_graph_is_kept() -> None:
@@ -47,7 +47,7 @@ def test_nothing_of_the_graph_is_kept() -> None:
         return (torch.tanh(x @ WEIGHT),)
 
     x = torch.ones(2, 3, requires_grad=True)
-    (found,) = recomputed(counted, x)
+    (found,) = checkpointed(counted, x)
     assert found.grad_fn is not None
     assert [type(node).__name__ for node, _ in found.grad_fn.next_functions if node] == ["AccumulateGrad"]
     found.sum().backward()

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from classifier_lens.models.generator import inversion
-from classifier_lens.models.generator.cross_attention import stretched
-from classifier_lens.models.generator.latent_diffusion import LatentDiffusion, MapWindow
+from classifier_lens.models.generator.cross_attention import min_max_normalize
+from classifier_lens.models.generator.latent_diffusion import AttentionMapWindow, LatentDiffusion
 from classifier_lens.models.generator.prompt_to_prompt import find_words, token_spans
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.types import Edit, UserError
-from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.runner.types import CaptionEdit, UserError
+from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 
 Make = Callable[..., LatentDiffusion]
-Problems = Callable[[int], list[Flip]]
+Problems = Callable[[int], list[CounterfactualProblem]]
 
 
 class Noted:
@@ -34,39 +34,39 @@ class Noted:
 
 
 @pytest.fixture
-def problem(make_problems: Problems) -> Flip:
+def problem(make_problems: Problems) -> CounterfactualProblem:
     """Its prompt has the same word twice, and a class of several words."""
     first = make_problems(1)[0]
     words = "great white shark"
-    return replace(first, edit=Edit.unchanged(f"a photograph of a {words} in water", words))
+    return replace(first, edit=CaptionEdit.unchanged(f"a photograph of a {words} in water", words))
 
 
-def maps_of(generator: LatentDiffusion, problem: Flip) -> tuple[Tensor, Tensor]:
+def maps_of(generator: LatentDiffusion, problem: CounterfactualProblem) -> tuple[Tensor, Tensor]:
     assert problem.image is not None
-    return generator.word_maps(problem.image, problem.edit.source, problem.edit.source_words, problem.seed)
+    return generator.word_attention_maps(problem.image, problem.edit.source, problem.edit.source_words, problem.seed)
 
 
 @pytest.mark.parametrize("stretch", [False, True])
 def test_the_phrases_map_is_the_one_that_the_mask_is_made_from(
-    stretch: bool, make_generator: Make, problem: Flip
+    stretch: bool, make_generator: Make, problem: CounterfactualProblem
 ) -> None:
     segmenter = Noted()
-    generator = make_generator(segmenter=segmenter, maps=MapWindow(8, 0.25, 0.75, stretch))
-    generator.begin([problem], {})
+    generator = make_generator(segmenter=segmenter, attention_maps=AttentionMapWindow(8, 0.25, 0.75, stretch))
+    generator.initialize([problem], {})
     own = maps_of(generator, problem)[1][None, None]
-    assert torch.equal(segmenter.maps[0], stretched(own) if stretch else own)
+    assert torch.equal(segmenter.maps[0], min_max_normalize(own) if stretch else own)
 
 
 @pytest.mark.parametrize(("side", "first", "last"), [(8, 0.0, 0.5), (8, 0.5, 1.0), (4, 0.0, 1.0)])
 def test_each_word_has_the_mean_of_its_tokens_over_heads_layers_and_steps(
-    side: int, first: float, last: float, make_generator: Make, problem: Flip
+    side: int, first: float, last: float, make_generator: Make, problem: CounterfactualProblem
 ) -> None:
-    generator = make_generator(maps=MapWindow(side, first, last, False))
+    generator = make_generator(attention_maps=AttentionMapWindow(side, first, last, False))
     found, own = maps_of(generator, problem)
     prompt, steps = problem.edit.source, range(round(4 * first), round(4 * last))
     assert problem.image is not None
     course = generator.invert(problem.image[None], [prompt], [problem.seed])
-    recorded = generator.record(course, generator.networks.embed([prompt]), 4)[0]
+    recorded = generator.record_attention(course, generator.networks.embed([prompt]), 4)[0]
     layers = [maps for maps in recorded.values() if maps.shape[3] == side * side]
     per_token = sum(maps[0, k].mean(dim=0) for maps in layers for k in steps) / (len(layers) * len(steps))
     assert isinstance(per_token, Tensor)
@@ -85,17 +85,19 @@ def test_each_word_has_the_mean_of_its_tokens_over_heads_layers_and_steps(
 
 
 def test_a_picture_that_was_begun_alone_is_not_inverted_again(
-    make_generator: Make, problem: Flip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_generator: Make, problem: CounterfactualProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = maps_of(make_generator(), problem)
     generator = make_generator(cache=TensorCache(str(tmp_path)))
-    generator.begin([problem], {})
+    generator.initialize([problem], {})
     monkeypatch.delattr(inversion, "ddim_invert")
     for kept, computed in zip(maps_of(generator, problem), plain, strict=True):
         assert torch.equal(kept, computed) and not kept.requires_grad
 
 
-def test_words_that_do_not_stand_in_the_prompt_are_refused(make_generator: Make, problem: Flip) -> None:
+def test_words_that_do_not_stand_in_the_prompt_are_refused(
+    make_generator: Make, problem: CounterfactualProblem
+) -> None:
     assert problem.image is not None
     with pytest.raises(UserError, match="does not contain 'viaduct'"):
-        make_generator().word_maps(problem.image, problem.edit.source, "viaduct", 0)
+        make_generator().word_attention_maps(problem.image, problem.edit.source, "viaduct", 0)

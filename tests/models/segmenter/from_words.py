@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classifier_lens.models.segmenter.segmenter import FromBoxes
+from classifier_lens.models.segmenter.segmenter import BoxPromptedSegmenter
 from classifier_lens.runner.protocols import Segmenter, TextSegmenter
 
 WORDS = ["Fiddler crab", "viaduct", "flowers"]
@@ -30,17 +30,17 @@ def masks_depend_on_picture_and_words_alone(segmenter: Any, words: Sequence[str]
     by_words: TextSegmenter = segmenter
     by_maps: Segmenter = segmenter
     images = draw(3)
-    together = by_words.find(images, words)
+    together = by_words.segment(images, words)
     assert together.shape == (3, 1, 40, 56) and set(together.unique().tolist()) == {0.0, 1.0}
     for i in (2, 0, 1):
-        assert torch.equal(by_words.find(images[i : i + 1], words[i : i + 1])[0], together[i])
+        assert torch.equal(by_words.segment(images[i : i + 1], words[i : i + 1])[0], together[i])
     assert torch.equal(by_maps(images, torch.rand(3, 1, 8, 8), words, ["a", "b", "c"]), together)
 
 
-def no_box_gives_an_empty_mask(make: Callable[..., FromBoxes]) -> None:
+def no_box_gives_an_empty_mask(make: Callable[..., BoxPromptedSegmenter]) -> None:
     images = draw(2)
-    assert make().find(images, WORDS[:2]).any()
+    assert make().segment(images, WORDS[:2]).any()
     for name in ("box_threshold", "text_threshold"):
         segmenter = make(**{name: 1 - 1e-9})
-        assert len(segmenter.boxes(images[0], WORDS[0])) == 0
-        assert torch.equal(segmenter.find(images, WORDS[:2]), torch.zeros(2, 1, 40, 56))
+        assert len(segmenter.detect_boxes(images[0], WORDS[0])) == 0
+        assert torch.equal(segmenter.segment(images, WORDS[:2]), torch.zeros(2, 1, 40, 56))

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
 from classifier_lens.data import planted
-from classifier_lens.models.segmenter.clipseg import ClipSegmenter, filled_in, load
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.models.segmenter.clipseg import ClipSegSegmenter, fill_text_template, load
+from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
-from classifier_lens.scripts.train.segmenter import TEXTS
+from classifier_lens.scripts.train.segmenter import PROMPTS
 from tests.models.segmenter.from_words import WORDS, draw, masks_depend_on_picture_and_words_alone, pixels
 from tests.models.segmenter.tiny_clipseg import write_clipseg
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clipseg(tmp_path_factory.mktemp("clipseg"))
 
 
-def loaded(path: Path | str, **changes: Any) -> ClipSegmenter:
+def loaded(path: Path | str, **changes: Any) -> ClipSegSegmenter:
     return load(str(path), None, **{"threshold": 0.5, "template": "{words}", **changes})
 
 
@@ -41,7 +41,7 @@ def test_masks_are_the_librarys_probabilities_above_the_threshold(folder: Path) 
         shares = network(**given).logits.sigmoid()[:, None]
     large = F.interpolate(shares, size=images.shape[-2:], mode="bilinear", align_corners=False)
     middle = large.median().item()
-    masks = loaded(folder, threshold=middle).find(images, WORDS)
+    masks = loaded(folder, threshold=middle).segment(images, WORDS)
     assert masks.shape == (3, 1, 40, 56) and masks.dtype == images.dtype
     clear = (large - middle).abs() > 1e-4
     assert clear.float().mean() > 0.95 and torch.equal(masks[clear], (large > middle).float()[clear])
@@ -51,29 +51,32 @@ def test_masks_are_the_librarys_probabilities_above_the_threshold(folder: Path) 
 def test_a_mask_depends_on_its_picture_and_words_alone(folder: Path) -> None:
     segmenter, image = loaded(folder), draw(1)
     masks_depend_on_picture_and_words_alone(segmenter, WORDS)
-    assert not torch.equal(segmenter.find(image, WORDS[:1]), segmenter.find(image, WORDS[1:2]))
+    assert not torch.equal(segmenter.segment(image, WORDS[:1]), segmenter.segment(image, WORDS[1:2]))
 
 
 def test_a_higher_threshold_finds_less_and_in_the_end_nothing(folder: Path) -> None:
     images = draw(1)
-    low, high = (loaded(folder, threshold=share).find(images, WORDS[:1]) for share in (0.4, 0.6))
+    low, high = (loaded(folder, threshold=share).segment(images, WORDS[:1]) for share in (0.4, 0.6))
     assert (high <= low).all() and high.sum() < low.sum()
-    assert not loaded(folder, threshold=1 - 1e-9).find(images, WORDS[:1]).any()
+    assert not loaded(folder, threshold=1 - 1e-9).segment(images, WORDS[:1]).any()
 
 
 def test_words_are_asked_for_in_the_template(folder: Path) -> None:
     images, plain = draw(2), loaded(folder)
-    asked = loaded(folder, template="{article} {words}").find(images, ["crab", "anchor"])
-    assert torch.equal(asked, plain.find(images, ["a crab", "an anchor"]))
-    assert not torch.equal(asked, plain.find(images, ["crab", "anchor"]))
+    asked = loaded(folder, template="{article} {words}").segment(images, ["crab", "anchor"])
+    assert torch.equal(asked, plain.segment(images, ["a crab", "an anchor"]))
+    assert not torch.equal(asked, plain.segment(images, ["crab", "anchor"]))
 
 
 def test_an_article_is_added_where_one_is_missing() -> None:
     """What the shipped network is asked is what it was asked in training, with an article or without."""
-    template = str(configure(["segmenter=planted"])["segmenter"]["template"])
-    assert filled_in(template, "compass") == "a compass" and filled_in(template, "the crab") == "the crab"
-    assert tuple(filled_in(template, name) for name in (*planted.CLASSES, *planted.PROPS)) == TEXTS
-    assert tuple(filled_in(template, text) for text in TEXTS) == TEXTS
+    template = str(compose_config(["segmenter=planted"])["segmenter"]["template"])
+    assert (
+        fill_text_template(template, "compass") == "a compass"
+        and fill_text_template(template, "the crab") == "the crab"
+    )
+    assert tuple(fill_text_template(template, name) for name in (*planted.CLASSES, *planted.PROPS)) == PROMPTS
+    assert tuple(fill_text_template(template, text) for text in PROMPTS) == PROMPTS
 
 
 def test_the_digest_follows_from_weights_and_settings(folder: Path, tmp_path: Path) -> None:
@@ -108,4 +111,4 @@ def test_what_cannot_be_used_is_said_in_one_line(folder: Path, tmp_path: Path) -
             loaded(path, **changes)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="tokens; the network reads 20"):
-        loaded(folder).find(draw(1), ["crab " * 30])
+        loaded(folder).segment(draw(1), ["crab " * 30])

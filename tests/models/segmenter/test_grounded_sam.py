@@ -25,7 +25,7 @@ from transformers import (
     SamProcessor,
 )
 
-from classifier_lens.models.segmenter.grounded_sam import GroundedSam, caption_of, load
+from classifier_lens.models.segmenter.grounded_sam import GroundedSam, grounding_dino_prompt, load
 from classifier_lens.models.segmenter.sam import load_sam
 from classifier_lens.runner.types import UserError
 from tests.models.segmenter.from_words import (
@@ -69,7 +69,7 @@ def make(detector: Path, sam: Callable[[str], Path]) -> Make:
     def made(kind: str = "sam", **changes: Any) -> GroundedSam:
         settings: dict[str, Any] = {
             "detector": str(detector), "detector_revision": None, "box_threshold": 0.2, "text_threshold": 0.0,
-            "path": str(sam(kind)), "revision": None, "options": OPTIONS[kind],
+            "path": str(sam(kind)), "revision": None, "forward_kwargs": OPTIONS[kind],
         }  # fmt: skip
         return load(**settings | changes)
 
@@ -77,7 +77,7 @@ def make(detector: Path, sam: Callable[[str], Path]) -> Make:
 
 
 def test_words_become_captions() -> None:
-    assert caption_of("Fiddler Crab") == caption_of(" fiddler crab. ") == "fiddler crab."
+    assert grounding_dino_prompt("Fiddler Crab") == grounding_dino_prompt(" fiddler crab. ") == "fiddler crab."
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_words_become_captions() -> None:
 )
 def test_a_name_is_one_phrase_whatever_its_full_stops(words: str, wanted: str, detector: Path) -> None:
     """Grounding DINO lets no token look beyond a full stop or a question mark: these end a phrase."""
-    assert caption_of(words) == wanted
+    assert grounding_dino_prompt(words) == wanted
     processor = GroundingDinoProcessor.from_pretrained(detector)
-    ids = processor.tokenizer(caption_of(words), add_special_tokens=False).input_ids
+    ids = processor.tokenizer(grounding_dino_prompt(words), add_special_tokens=False).input_ids
     ends = set(processor.tokenizer(". ?", add_special_tokens=False).input_ids)
     assert [i for i, token in enumerate(ids) if token in ends] == [len(ids) - 1]
 
@@ -109,7 +109,7 @@ def test_boxes_are_the_librarys(words: str, make: Make, detector: Path) -> None:
             outputs, given["input_ids"], middle, text_threshold, target_sizes=[(40, 56)]
         )[0]
         named = [label not in ("", ".") for label in found["text_labels"]]
-        boxes = make(box_threshold=middle, text_threshold=text_threshold).boxes(image, words)
+        boxes = make(box_threshold=middle, text_threshold=text_threshold).detect_boxes(image, words)
         assert torch.equal(boxes, found["boxes"][torch.tensor(named, dtype=torch.bool)])
         if text_threshold == 0:
             assert len(boxes) == 6, "half of the queries"
@@ -121,7 +121,7 @@ def test_masks_are_the_librarys_best_of_each_box(kind: str, make: Make, sam: Cal
     network = network_class.from_pretrained(sam(kind)).eval()
     processor = processor_class(image_processor_class.from_pretrained(sam(kind)))
     segmenter, image = make(kind), draw(1)[0]
-    boxes = segmenter.boxes(image, WORDS[0])
+    boxes = segmenter.detect_boxes(image, WORDS[0])
     assert len(boxes) > 1
     given = processor(images=pixels(image), input_boxes=[boxes.tolist()], return_tensors="pt")
     sizes = [given.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in given]
@@ -130,7 +130,7 @@ def test_masks_are_the_librarys_best_of_each_box(kind: str, make: Make, sam: Cal
     every = processor.post_process_masks(answer.pred_masks, *sizes)[0]
     best = answer.iou_scores[0].argmax(dim=1)
     chosen = every[torch.arange(len(boxes)), best].float()
-    assert torch.equal(segmenter.sam.in_boxes(image, boxes), chosen)
+    assert torch.equal(segmenter.sam.masks_in_boxes(image, boxes), chosen)
     assert torch.equal(segmenter.mask(image, WORDS[0])[0], chosen.amax(dim=0))
 
 
@@ -139,8 +139,8 @@ def test_a_boxs_mask_depends_on_it_alone(kind: str, sam: Callable[[str], Path]) 
     """But for rounding, which moves no more than the pixels on an edge."""
     network, image = load_sam(str(sam(kind)), None, OPTIONS[kind]), draw(1)[0]
     boxes = torch.tensor([[2.0, 3, 20, 30], [10, 12, 50, 38], [30, 1, 33, 5]])
-    together = network.in_boxes(image, boxes)
-    alone = torch.cat([network.in_boxes(image, box[None]) for box in boxes])
+    together = network.masks_in_boxes(image, boxes)
+    alone = torch.cat([network.masks_in_boxes(image, box[None]) for box in boxes])
     assert together.shape == (3, 40, 56) and (together != alone).float().mean() < 1e-3
 
 
@@ -156,14 +156,14 @@ def test_points_are_given_to_every_kind(kind: str, sam: Callable[[str], Path]) -
     with torch.no_grad():
         answer = network(**given, **OPTIONS[kind])
     every = processor.post_process_masks(answer.pred_masks, *sizes)[0][0]
-    ours = load_sam(str(sam(kind)), None, OPTIONS[kind]).at_points(image, torch.tensor([[20, 9], [41, 50]]))
+    ours = load_sam(str(sam(kind)), None, OPTIONS[kind]).mask_at_points(image, torch.tensor([[20, 9], [41, 50]]))
     assert torch.equal(ours[0], every[answer.iou_scores[0, 0].argmax()].float())
 
 
 def test_a_mask_depends_on_its_picture_and_words_alone(make: Make) -> None:
     segmenter, image = make(), draw(1)[0]
     masks_depend_on_picture_and_words_alone(segmenter, WORDS)
-    assert not torch.equal(segmenter.boxes(image, WORDS[0]), segmenter.boxes(image, WORDS[1]))
+    assert not torch.equal(segmenter.detect_boxes(image, WORDS[0]), segmenter.detect_boxes(image, WORDS[1]))
 
 
 def test_no_box_gives_an_empty_mask(make: Make) -> None:
@@ -173,7 +173,8 @@ def test_no_box_gives_an_empty_mask(make: Make) -> None:
 def test_the_digest_follows_from_weights_and_settings(make: Make) -> None:
     plain = make().digest
     changes: list[dict[str, Any]] = [
-        {"kind": "sam_hq"}, {"box_threshold": 0.3}, {"text_threshold": 0.3}, {"options": {"multimask_output": False}},
+        {"kind": "sam_hq"}, {"box_threshold": 0.3}, {"text_threshold": 0.3},
+        {"forward_kwargs": {"multimask_output": False}},
     ]  # fmt: skip
     assert make().digest == plain and len({plain, *(make(**change).digest for change in changes)}) == 5
 
@@ -198,7 +199,10 @@ def test_what_cannot_be_used_is_said_in_one_line(
         ({"detector": str(sam("sam"))}, "kind sam; allowed are grounding-dino"),
         ({"path": str(detector)}, "segmenter.path=.* kind grounding-dino; allowed are sam, sam_hq, sam2"),
         ({"path": str(tmp_path / "nowhere")}, "segmenter.path=.*: neither a folder nor"),
-        ({"options": {"hq_token_only": True}}, "segmenter.options=hq_token_only: .* kind sam has no such"),
+        (
+            {"forward_kwargs": {"hq_token_only": True}},
+            "segmenter.forward_kwargs=hq_token_only: .* kind sam has no such",
+        ),
     ]
     for changes, said in cases:
         with pytest.raises(UserError, match=said) as caught:

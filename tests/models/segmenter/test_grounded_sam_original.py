@@ -79,15 +79,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     torch.save({"model": detector.state_dict()}, folder / "detector.pth")
     torch.save(segment_anything.state_dict(), folder / "sam.pth")
     return {
-        "config": str(folder / "smaller.py"), "weights": str(folder / "detector.pth"), "text_encoder": str(folder),
-        "sam": "small", "sam_weights": str(folder / "sam.pth"),
+        "detector_config": str(folder / "smaller.py"), "detector_weights": str(folder / "detector.pth"),
+        "text_encoder": str(folder), "sam_model_type": "small", "sam_weights": str(folder / "sam.pth"),
     }  # fmt: skip
 
 
 @pytest.fixture
 def make(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Make:
     """The segmenter, which shows its detector pictures at 96 px; keyword arguments replace settings."""
-    monkeypatch.setattr(grounded_sam_original, "SHORTEST", 96)
+    monkeypatch.setattr(grounded_sam_original, "MIN_SIDE", 96)
 
     def made(**changes: Any) -> OriginalGroundedSam:
         settings = {"text_encoder_revision": None, "box_threshold": 0.2, "text_threshold": 0.0, **files, **changes}
@@ -116,7 +116,7 @@ def test_boxes_and_masks_are_the_packages_own(
     expected = box_ops.box_cxcywh_to_xyxy(shares) * torch.tensor([56.0, 40, 56, 40])
     assert 1 < len(expected) < 12 and all(phrases)
     segmenter = make(box_threshold=middle)
-    boxes = segmenter.boxes(image, words)
+    boxes = segmenter.detect_boxes(image, words)
     torch.testing.assert_close(boxes, expected)
     predictor = segmenter.predictor
     predictor.set_image(array)
@@ -131,7 +131,7 @@ def test_boxes_and_masks_are_the_packages_own(
 def test_a_mask_depends_on_its_picture_and_words_alone(make: Make) -> None:
     segmenter, image = make(), draw(1)[0]
     masks_depend_on_picture_and_words_alone(segmenter, WORDS)
-    assert not torch.equal(segmenter.boxes(image, WORDS[0]), segmenter.boxes(image, WORDS[1]))
+    assert not torch.equal(segmenter.detect_boxes(image, WORDS[0]), segmenter.detect_boxes(image, WORDS[1]))
 
 
 @packages
@@ -151,14 +151,20 @@ def test_what_cannot_be_used_is_said_in_one_line(make: Make, files: dict[str, st
     torch.save(torch.nn.Linear(1, 1), tmp_path / "code.pth")
     cases: list[tuple[dict[str, Any], str]] = [
         (
-            {"config": "GroundingDINO_SwinL"},
-            "segmenter.config=.*the package's own, GroundingDINO_SwinB_cfg, G",
+            {"detector_config": "GroundingDINO_SwinL"},
+            "segmenter.detector_config=.*the package's own, GroundingDINO_SwinB_cfg, G",
         ),
-        ({"sam": "vit_x"}, "segmenter.sam=vit_x: allowed are default, small, vit_b, vit_h, vit_l"),
-        ({"weights": str(tmp_path / "none.pth")}, "segmenter.weights=.*none.pth: cannot be loaded"),
-        ({"weights": str(tmp_path / "broken.pth")}, "segmenter.weights=.*broken.pth: cannot be loaded"),
-        ({"weights": str(tmp_path / "code.pth")}, "segmenter.weights=.*code.pth: cannot be loaded"),
-        ({"weights": files["sam_weights"]}, r"segmenter.weights=.*: \d+ weights are missing"),
+        (
+            {"sam_model_type": "vit_x"},
+            "segmenter.sam_model_type=vit_x: allowed are default, small, vit_b, vit_h, vit_l",
+        ),
+        ({"detector_weights": str(tmp_path / "none.pth")}, "segmenter.detector_weights=.*none.pth: cannot be loaded"),
+        (
+            {"detector_weights": str(tmp_path / "broken.pth")},
+            "segmenter.detector_weights=.*broken.pth: cannot be loaded",
+        ),
+        ({"detector_weights": str(tmp_path / "code.pth")}, "segmenter.detector_weights=.*code.pth: cannot be loaded"),
+        ({"detector_weights": files["sam_weights"]}, r"segmenter.detector_weights=.*: \d+ weights are missing"),
         ({"sam_weights": files["weights"]}, r"segmenter.sam_weights=.*: \d+ weights are missing"),
         ({"text_encoder": "nobody/nothing"}, "segmenter.text_encoder=nobody/nothing: neither a folder nor"),
     ]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SamHQModel, SamHQProcessor, SamImageProcessor, SamModel, SamProcessor
 
-from classifier_lens.models.segmenter.sam import Sam, SamSegmenter, load, spread_points, squashed
+from classifier_lens.models.segmenter.sam import SamNetwork, SamSegmenter, load, point_weights, sample_distant_points
 from classifier_lens.runner.types import UserError
 from tests.models.segmenter.tiny_sam import PREPROCESSOR, SIZE, write_sam
 
@@ -33,7 +33,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def loaded(path: Path | str, kind: str, **changes: Any) -> SamSegmenter:
-    settings = {"points": 5, "background": 0.0, "threshold": 0.3, "options": OPTIONS[kind], **changes}
+    settings = {
+        "num_points": 5,
+        "background_threshold": 0.0,
+        "threshold": 0.3,
+        "forward_kwargs": OPTIONS[kind],
+        **changes,
+    }
     return load(str(path), None, **settings)
 
 
@@ -55,22 +61,24 @@ def test_points_differ_and_lie_where_the_weights_are() -> None:
     for seed in range(50):
         weights = torch.rand(20, 30, generator=generator)
         weights = torch.where(weights > 0.9, weights, 0)
-        points = spread_points(weights, 5, seed)
+        points = sample_distant_points(weights, 5, seed)
         assert points.shape == (5, 2) and len({tuple(p) for p in points.tolist()}) == 5
         assert (weights[points[:, 0], points[:, 1]] > 0).all()
 
 
 def test_points_follow_from_the_weights_and_the_seed_alone() -> None:
     weights = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
-    first = spread_points(weights, 5, 7)
+    first = sample_distant_points(weights, 5, 7)
     torch.manual_seed(3)
-    assert torch.equal(first, spread_points(weights, 5, 7)) and not torch.equal(first, spread_points(weights, 5, 8))
+    assert torch.equal(first, sample_distant_points(weights, 5, 7)) and not torch.equal(
+        first, sample_distant_points(weights, 5, 8)
+    )
 
 
 def test_the_first_point_is_drawn_in_proportion_to_the_weights() -> None:
     """Weights 1 : 3 give 250 : 750 of 1000 draws; six standard deviations are 82."""
     weights = torch.tensor([[0.0, 0.25], [0.75, 0.0]])
-    rows = [int(spread_points(weights, 1, seed)[0, 0]) for seed in range(1000)]
+    rows = [int(sample_distant_points(weights, 1, seed)[0, 0]) for seed in range(1000)]
     assert abs(sum(rows) - 750) < 82
 
 
@@ -78,15 +86,15 @@ def test_points_lie_in_every_part_of_a_map() -> None:
     """Of two patches far apart each gets one of two points; without spreading every other draw would miss one."""
     weights = torch.zeros(64, 64)
     weights[:3, :3] = weights[-3:, -3:] = 1.0
-    sides = [sorted((spread_points(weights, 2, seed)[:, 0] > 32).tolist()) for seed in range(40)]
+    sides = [sorted((sample_distant_points(weights, 2, seed)[:, 0] > 32).tolist()) for seed in range(40)]
     assert sides.count([False, True]) >= 39
 
 
 def test_there_are_no_more_points_than_places() -> None:
     weights = torch.zeros(8, 8)
-    assert spread_points(weights, 5, 0).shape == (0, 2)
+    assert sample_distant_points(weights, 5, 0).shape == (0, 2)
     weights[2, 3] = weights[5, 1] = 0.5
-    assert sorted(spread_points(weights, 5, 0).tolist()) == [[2, 3], [5, 1]]
+    assert sorted(sample_distant_points(weights, 5, 0).tolist()) == [[2, 3], [5, 1]]
 
 
 # --- what the network is asked, and which answer is taken ----------------------------------------------------
@@ -114,8 +122,10 @@ def quarters() -> Tensor:
 
 
 def segmenter(network: Any, **changes: Any) -> SamSegmenter:
-    settings = {"points": 1, "background": 0.0, "threshold": 0.3, "options": {}, **changes}
-    return SamSegmenter(Sam(network, SamImageProcessor(**PREPROCESSOR), settings.pop("options")), **settings)
+    settings = {"num_points": 1, "background_threshold": 0.0, "threshold": 0.3, "forward_kwargs": {}, **changes}
+    return SamSegmenter(
+        SamNetwork(network, SamImageProcessor(**PREPROCESSOR), settings.pop("forward_kwargs")), **settings
+    )
 
 
 def peak(side: int, row: int, column: int, base: float = 0.0) -> Tensor:
@@ -139,7 +149,9 @@ def test_the_only_mask_is_taken_whatever_the_scores_of_others_say() -> None:
 def test_centres_of_pixels_are_pointed_at() -> None:
     """Row 4, column 7 of 32 is 8 to 10, 14 to 16 of 64; the network itself adds the half pixel to 8.5 and 14.5."""
     network = Asked(quarters(), [0.1, 0.9, 0.5])
-    segmenter(network, options={"multimask_output": True})(torch.rand(1, 3, 32, 32), peak(32, 4, 7), WORDS, ["a"])
+    segmenter(network, forward_kwargs={"multimask_output": True})(
+        torch.rand(1, 3, 32, 32), peak(32, 4, 7), WORDS, ["a"]
+    )
     assert network.given["input_points"].tolist() == [[[[14.5, 8.5]]]]
     assert network.given["input_labels"].tolist() == [[[1]]] and network.given["multimask_output"] is True
     assert network.given["pixel_values"].shape == (1, 3, SIZE, SIZE)
@@ -149,14 +161,14 @@ def test_the_background_is_cut_before_the_root() -> None:
     """As published: with 0.3 cut, a map's 0.475 weighs √(0.175 / 0.7) = 0.5, and 0.386 weighs 0.35."""
     maps = torch.tensor([[[0.0, 0.3, 0.386, 0.475, 1.0]]])
     expected = torch.tensor([[[0.0, 0.0, 0.3505, 0.5, 1.0]]])
-    torch.testing.assert_close(squashed(maps, 0.3), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(point_weights(maps, 0.3), expected, rtol=0, atol=1e-4)
 
 
 def test_points_lie_above_the_threshold() -> None:
     network = Asked(quarters(), [0.1, 0.9, 0.5])
     maps = peak(32, 4, 7, base=0.38)
     maps[..., 9, 9] = 0.39
-    ask = segmenter(network, points=5, background=0.3, threshold=0.38575)
+    ask = segmenter(network, num_points=5, background_threshold=0.3, threshold=0.38575)
     ask(torch.rand(1, 3, 32, 32), maps, WORDS, ["a"])
     places = {tuple(place) for place in network.given["input_points"][0, 0].tolist()}
     assert places == {(14.5, 8.5), (18.5, 18.5)}
@@ -167,7 +179,7 @@ def test_points_are_drawn_by_the_pictures_name() -> None:
     drawn: dict[str, Any] = {}
     for name in (*names, "another", *names):
         network = Asked(quarters(), [0.1, 0.9, 0.5])
-        segmenter(network, points=5)(images, maps, WORDS, [name])
+        segmenter(network, num_points=5)(images, maps, WORDS, [name])
         points = network.given["input_points"].tolist()
         assert drawn.setdefault(name, points) == points
     assert drawn[names[0]] != drawn["another"]
@@ -219,7 +231,7 @@ def captured_points(ours: SamSegmenter, images: Tensor, maps: Tensor, names: lis
     found = []
     for i, name in enumerate(names):
         network = Asked(quarters(), [0.1, 0.9, 0.5])
-        asked = SamSegmenter(Sam(network, ours.sam.processor, {}), 5, 0.0, 0.3)
+        asked = SamSegmenter(SamNetwork(network, ours.sam.processor, {}), 5, 0.0, 0.3)
         asked(images[i : i + 1], maps[i : i + 1], WORDS, [name])
         found.append(network.given["input_points"][0, 0].round().long())
     return found
@@ -273,7 +285,11 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Checkpoint, tmp_path: P
         (copied(source, tmp_path / "lacking", lacking), {}, r"1 weights are missing, such as mask_decoder.iou_token"),
         (broken, {}, "cannot be loaded"),
         (copied(source, tmp_path / "other", state, model_type="clip"), {}, "kind clip; allowed are sam, sam_hq, sam2"),
-        (source, {"options": {"hq_token_only": True}}, "segmenter.options=hq_token_only: .* kind sam has no such"),
+        (
+            source,
+            {"forward_kwargs": {"hq_token_only": True}},
+            "segmenter.forward_kwargs=hq_token_only: .* kind sam has no such",
+        ),
     ]
     for path, changes, said in cases:
         with pytest.raises(UserError, match=said) as caught:

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, GrabCutSegmenter, Softening, enlarged
+from classifier_lens.models.segmenter.segmenter import (
+    AttentionSegmenter,
+    GrabCutSegmenter,
+    MaskPostprocess,
+    resize_maps,
+)
 from classifier_lens.runner.types import UserError
 
 ONE = ["a"]  # the words or the name of a picture, where there is one
@@ -21,31 +26,31 @@ def square(side: int, low: int, high: int) -> Tensor:
 
 def test_a_blur_that_is_wider_than_its_image_is_refused() -> None:
     mask = torch.zeros(1, 1, 8, 8)
-    assert Softening(0, 0, 1.0, 15)(mask).shape == mask.shape
+    assert MaskPostprocess(0, 0, 1.0, 15)(mask).shape == mask.shape
     with pytest.raises(UserError, match="blur_kernel=17: allowed are up to 15 pixels for images of 8 pixels"):
-        Softening(0, 0, 1.0, 17)(mask)
+        MaskPostprocess(0, 0, 1.0, 17)(mask)
 
 
 def test_sizes_of_zero_change_nothing() -> None:
     mask = square(9, 3, 6)
-    assert torch.equal(Softening(0, 0, 0.0, 1)(mask), mask)
+    assert torch.equal(MaskPostprocess(0, 0, 0.0, 1)(mask), mask)
 
 
 def test_erosion_and_dilation_move_the_edge() -> None:
-    assert torch.equal(Softening(3, 0, 0.0, 1)(square(11, 3, 8)), square(11, 4, 7))
-    assert torch.equal(Softening(0, 3, 0.0, 1)(square(11, 3, 8)), square(11, 2, 9))
-    assert torch.equal(Softening(0, 5, 0.0, 1)(square(11, 3, 8)), square(11, 1, 10))
-    assert torch.equal(Softening(3, 3, 0.0, 1)(square(11, 3, 8)), square(11, 3, 8))
+    assert torch.equal(MaskPostprocess(3, 0, 0.0, 1)(square(11, 3, 8)), square(11, 4, 7))
+    assert torch.equal(MaskPostprocess(0, 3, 0.0, 1)(square(11, 3, 8)), square(11, 2, 9))
+    assert torch.equal(MaskPostprocess(0, 5, 0.0, 1)(square(11, 3, 8)), square(11, 1, 10))
+    assert torch.equal(MaskPostprocess(3, 3, 0.0, 1)(square(11, 3, 8)), square(11, 3, 8))
 
 
 def test_erosion_removes_specks_before_dilation_could_grow_them() -> None:
     mask = square(15, 8, 13)
     mask[..., 2, 2] = 1.0
-    assert torch.equal(Softening(3, 5, 0.0, 1)(mask), square(15, 7, 14))
+    assert torch.equal(MaskPostprocess(3, 5, 0.0, 1)(mask), square(15, 7, 14))
 
 
 def test_an_even_window_takes_its_own_size() -> None:
-    grown = Softening(0, 4, 0.0, 1)(square(11, 5, 6))
+    grown = MaskPostprocess(0, 4, 0.0, 1)(square(11, 5, 6))
     assert grown.sum() == 16, "one pixel becomes a window of 4 x 4"
 
 
@@ -53,7 +58,7 @@ def test_an_even_window_reaches_further_up_and_left() -> None:
     """As published: a dilation by 20 px reaches 9 px up and to the left of a pixel, and 10 px down and to the right."""
     mask = torch.zeros(1, 1, 41, 41)
     mask[..., 20, 20] = 1.0
-    rows, columns = Softening(0, 20, 0.0, 1)(mask)[0, 0].nonzero().T
+    rows, columns = MaskPostprocess(0, 20, 0.0, 1)(mask)[0, 0].nonzero().T
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (11, 30, 11, 30)
 
 
@@ -63,7 +68,7 @@ def test_the_window_bounds_the_blur() -> None:
     edge = torch.zeros(1, 1, 201, 201)
     edge[..., 100:] = 1.0
     for kernel, spread in ((45, 12.5), (91, 22.5)):
-        steps = Softening(0, 0, 30.0, kernel)(edge)[0, 0, 100].diff()
+        steps = MaskPostprocess(0, 0, 30.0, kernel)(edge)[0, 0, 100].diff()
         place = torch.arange(200) - 99.0
         assert (steps * place.square()).sum().sqrt().item() == pytest.approx(spread, abs=0.1)
         assert steps.nonzero().min() == 99 - kernel // 2
@@ -72,21 +77,21 @@ def test_the_window_bounds_the_blur() -> None:
 @pytest.mark.parametrize("kernel", [0, 44])
 def test_a_window_has_a_center(kernel: int) -> None:
     with pytest.raises(UserError, match=f"blur_kernel={kernel}: allowed are odd"):
-        Softening(0, 0, 30.0, kernel)
+        MaskPostprocess(0, 0, 30.0, kernel)
 
 
 def test_the_border_is_repeated() -> None:
     """A mask that touches the border is not eaten from there, and the whole picture stays whole."""
     edge = square(9, 0, 5)
-    assert torch.equal(Softening(3, 0, 0.0, 1)(edge), square(9, 0, 4))
+    assert torch.equal(MaskPostprocess(3, 0, 0.0, 1)(edge), square(9, 0, 4))
     whole = torch.ones(1, 1, 9, 9)
-    torch.testing.assert_close(Softening(3, 5, 1.5, 5)(whole), whole)
+    torch.testing.assert_close(MaskPostprocess(3, 5, 1.5, 5)(whole), whole)
 
 
 def test_blur_is_a_gaussian_of_its_standard_deviation() -> None:
     mask = torch.zeros(1, 1, 41, 41)
     mask[..., 20:] = 1.0  # an edge between columns 19 and 20, at 19.5
-    soft = Softening(0, 0, 4.0, 13)(mask)[0, 0, 20]
+    soft = MaskPostprocess(0, 0, 4.0, 13)(mask)[0, 0, 20]
     assert soft[:20] + soft[20:40].flip(0) == pytest.approx(torch.ones(20), abs=1e-5)
     assert soft[0] < 1e-6 and soft[40] > 1 - 1e-6 and (soft.diff() >= -1e-6).all()
     assert soft[23].item() == pytest.approx(0.5 * (1 + torch.erf(torch.tensor(3.5 / (4 * 2**0.5))).item()), abs=0.05)
@@ -111,7 +116,7 @@ def test_a_map_of_zeros_gives_an_empty_mask_and_no_nan() -> None:
     assert mask.eq(0).all()
 
 
-CUT = GrabCutSegmenter(never=0.1, likely=0.45, certain=0.8, iterations=5)
+CUT = GrabCutSegmenter(sure_background=0.1, probable_foreground=0.45, sure_foreground=0.8, iterations=5)
 
 
 def disc(side: int, background: tuple[float, float, float] = (0.2, 0.6, 0.2)) -> tuple[Tensor, Tensor]:
@@ -144,7 +149,7 @@ def test_what_the_map_is_certain_of_stands() -> None:
     """Colours that contradict the map move only what lies between its thresholds."""
     image, mask = disc(64)
     maps = torch.nn.functional.adaptive_avg_pool2d(mask.flip(-1), 8)
-    cut, large = CUT(image, maps, ONE, ONE), enlarged(maps, image)
+    cut, large = CUT(image, maps, ONE, ONE), resize_maps(maps, image)
     assert cut[large > 0.8].all() and not cut[large < 0.1].any()
 
 

@@ -21,7 +21,7 @@ LENGTH, SIDE = 20, 32
 
 def write_clipseg(folder: Path) -> Path:
     """The folder; the network sees pictures at 32 px and texts of 20 tokens."""
-    captions = planted.draw_captioned(300, seed=1)[1]
+    captions = planted.sample_captioned_scenes(300, seed=1)[1]
     tokenizer = train_tokenizer(captions, 200, LENGTH, folder.with_name("learned tokenizer"))
     torch.manual_seed(0)
     network = CLIPSegForImageSegmentation(configuration(tokenizer))

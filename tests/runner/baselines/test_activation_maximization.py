@@ -14,15 +14,15 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.multi_image import Several
-from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, embeddings
-from classifier_lens.models.generator.prompt_tuning import Soft
-from classifier_lens.models.seeded_noise import GREY
-from classifier_lens.runner.baselines.methods import Contestant
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.models.generator.multi_image import MultiImageGenerator
+from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, embedding_controls
+from classifier_lens.models.generator.prompt_tuning import SoftPrompt
+from classifier_lens.models.seeded_noise import GRAY
+from classifier_lens.runner.baselines.methods import Baseline
+from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.optimization import checkpoint, loop
-from classifier_lens.runner.optimization.loop import Descent, State
-from classifier_lens.runner.types import Anchor, Controls, Edit, Objective, Problem, UserError
+from classifier_lens.runner.optimization.loop import OptimizationState, OptimizerSettings
+from classifier_lens.runner.types import CaptionEdit, Controls, EditContext, Objective, Problem, UserError
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob, unit_activation
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from classifier_lens.tasks.units.feature_attack import FeatureAttack
@@ -31,7 +31,14 @@ from tests.conftest import TinyClassifier
 Make = Callable[..., LatentDiffusion]
 OURS = ("yosinski", "mahendran_vedaldi", "feature_attack", "generator_prior")
 NAMES = ("pixels", *OURS)
-MANY = partial(PromptDiffusion, tokens=Soft(None), starts=1, fresh=1, validation=2, report=3)
+MANY = partial(
+    PromptDiffusion,
+    tokens=SoftPrompt(None),
+    num_initializations=1,
+    images_per_step=1,
+    validation_images=2,
+    images_per_result=3,
+)
 TARGETS = (4, 7)
 
 
@@ -39,10 +46,17 @@ def problems(n: int = 2, prompt: str = "a picture of *2") -> list[Problem]:
     """Questions without a picture, of which the second has an example."""
     draw = torch.Generator().manual_seed(5)
     found = [
-        Problem(name=f"p{i}", seed=i, edit=Edit.unchanged(prompt, "viaduct"), load=None, picture=f"p{i}", keep="none")
+        Problem(
+            name=f"p{i}",
+            seed=i,
+            edit=CaptionEdit.unchanged(prompt, "viaduct"),
+            load=None,
+            image_name=f"p{i}",
+            preserve="none",
+        )
         for i in range(n)
     ]
-    return [*found[:1], *(replace(p, example=torch.rand(3, 16, 16, generator=draw).clone) for p in found[1:])]
+    return [*found[:1], *(replace(p, load_top_example=torch.rand(3, 16, 16, generator=draw).clone) for p in found[1:])]
 
 
 def objective(targets: tuple[int, ...] = TARGETS) -> Objective:
@@ -53,29 +67,29 @@ def objective(targets: tuple[int, ...] = TARGETS) -> Objective:
 
 @cache
 def settings(*overrides: str) -> dict[str, Any]:
-    return configure(overrides)
+    return compose_config(overrides)
 
 
-def made(name: str, generator: LatentDiffusion, *more: str, several: bool = True) -> Contestant:
+def made(name: str, generator: LatentDiffusion, *more: str, several: bool = True) -> Baseline:
     """The contestant of a preset with five steps and two pictures at most."""
     ours = () if name == "pixels" else (f"baseline.{name}.steps=5",)
-    most = () if name == "feature_attack" else (f"baseline.{name}.most=2",)
+    most = () if name == "feature_attack" else (f"baseline.{name}.max_images=2",)
     own = settings(f"task.baseline={name}", *ours, *most, *more)["baseline"][name]
-    how = Descent(torch.optim.Adam, 5, {"pixels": 0.01, "latent": 0.01}, None, None, True, None)
-    contestant: Contestant = instantiate(own, _convert_="all")(generator, MANY if several else embeddings, how)
+    how = OptimizerSettings(torch.optim.Adam, 5, {"pixels": 0.01, "latent": 0.01}, None, None, True, None)
+    contestant: Baseline = instantiate(own, _convert_="all")(generator, MANY if several else embedding_controls, how)
     return contestant
 
 
-def begun(one: Contestant, asked: list[Problem]) -> tuple[Controls, Anchor]:
-    start = one.begin.begin(asked, {"inject": [0.0], "blend": [0.0]})
-    return start.controls, start.anchors[0]
+def begun(one: Baseline, asked: list[Problem]) -> tuple[Controls, EditContext]:
+    start = one.initializer.initialize(asked, {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]})
+    return start.controls, start.contexts[0]
 
 
-def descended(one: Contestant, asked: list[Problem], targets: tuple[int, ...] = TARGETS) -> State:
+def descended(one: Baseline, asked: list[Problem], targets: tuple[int, ...] = TARGETS) -> OptimizationState:
     controls, anchor = begun(one, asked)
-    *_, state = loop.optimise(
-        one.generator, anchor, one.objective(objective(targets)), lambda scene, k: scene, one.descent,
-        loop.begin(controls),
+    *_, state = loop.optimize(
+        one.generator, anchor, one.adapt_objective(objective(targets)), lambda scene, k: scene, one.optimizer,
+        loop.initial_state(controls),
     )  # fmt: skip
     return state
 
@@ -84,7 +98,7 @@ def descended(one: Contestant, asked: list[Problem], targets: tuple[int, ...] = 
 def test_every_objective_falls_within_five_steps(name: str, make_generator: Make) -> None:
     state = descended(made(name, make_generator("lcm")), problems())
     assert len(state.history) == 6
-    assert (state.best_total < torch.tensor(state.history[0]["total"])).all()
+    assert (state.best_loss < torch.tensor(state.history[0]["total"])).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,8 +107,8 @@ def test_one_equals_batched(name: str, make_generator: Make) -> None:
     together = descended(one, asked)
     for i in range(2):
         alone = descended(one, asked[i : i + 1], TARGETS[i : i + 1])
-        for key, values in alone.best.items():
-            torch.testing.assert_close(values[0], together.best[key][i], rtol=0, atol=2e-3)
+        for key, values in alone.best_controls.items():
+            torch.testing.assert_close(values[0], together.best_controls[key][i], rtol=0, atol=2e-3)
         totals = [[evaluation["total"][j] for evaluation in s.history] for s, j in ((alone, 0), (together, i))]
         assert totals[0] == pytest.approx(totals[1], abs=1e-3)
 
@@ -105,15 +119,17 @@ def test_a_resumed_descent_is_an_undisturbed_one(name: str, make_generator: Make
     one, asked = made(name, make_generator("lcm")), problems()
     whole = descended(one, asked)
     controls, anchor = begun(one, asked)
-    terms = one.objective(objective())
-    states = loop.optimise(one.generator, anchor, terms, lambda scene, k: scene, one.descent, loop.begin(controls))
+    terms = one.adapt_objective(objective())
+    states = loop.optimize(
+        one.generator, anchor, terms, lambda scene, k: scene, one.optimizer, loop.initial_state(controls)
+    )
     for _ in range(3):
         checkpoint.save(tmp_path / "state", next(states), {})
     state = checkpoint.load(tmp_path / "state", torch.device("cpu"), {}, 4)
     assert state.step == 3
-    *_, state = loop.optimise(one.generator, anchor, terms, lambda scene, k: scene, one.descent, state)
+    *_, state = loop.optimize(one.generator, anchor, terms, lambda scene, k: scene, one.optimizer, state)
     assert state.history == whole.history
-    assert all(torch.equal(state.best[key], values) for key, values in whole.best.items())
+    assert all(torch.equal(state.best_controls[key], values) for key, values in whole.best_controls.items())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,15 +147,15 @@ def test_only_its_own_control_is_moved(name: str, make_generator: Make) -> None:
 def test_an_answer_is_as_many_pictures_as_the_methods_or_fewer(name: str, make_generator: Make) -> None:
     one = made(name, make_generator("lcm"))
     controls, anchor = begun(one, problems())
-    pictures = one.generator.pictures(controls, anchor)
+    pictures = one.generator.images(controls, anchor)
     count = 1 if name == "feature_attack" else 2
     assert pictures.shape == (2, count, 3, 16, 16) and 0 <= pictures.min() and pictures.max() <= 1
-    assert isinstance(one.generator, Several) == (count > 1)
+    assert isinstance(one.generator, MultiImageGenerator) == (count > 1)
     assert len({tuple(picture.flatten().tolist()) for picture in pictures.flatten(0, 1)}) == 2 * count, "all differ"
     single = made(name, make_generator("lcm"), several=False)
     controls, anchor = begun(single, problems())
-    assert single.generator.pictures(controls, anchor).shape == (2, 1, 3, 16, 16)
-    assert one.generator.worded(*begun(one, problems())) == ["", ""], "no words took part"
+    assert single.generator.images(controls, anchor).shape == (2, 1, 3, 16, 16)
+    assert one.generator.decode_prompts(*begun(one, problems())) == ["", ""], "no words took part"
 
 
 def test_pixels_of_words_are_drawn_of_them(make_generator: Make) -> None:
@@ -149,7 +165,7 @@ def test_pixels_of_words_are_drawn_of_them(make_generator: Make) -> None:
         one = made(name, generator, several=False)
         controls, anchor = begun(one, [asked])
         assert torch.equal(controls["pixels"], drawn) == (name == "pixels")
-        assert one.generator.worded(controls, anchor) == [asked.edit.target if name == "pixels" else ""]
+        assert one.generator.decode_prompts(controls, anchor) == [asked.edit.target if name == "pixels" else ""]
 
 
 def test_a_given_picture_is_started_from_by_all(make_generator: Make) -> None:
@@ -165,29 +181,34 @@ def test_a_given_picture_is_started_from_by_all(make_generator: Make) -> None:
 def test_an_attack_starts_from_the_example_and_from_noise_without_one(make_generator: Make) -> None:
     asked = problems()
     controls, anchor = begun(made("feature_attack", make_generator("lcm")), asked)
-    assert asked[1].example is not None and torch.equal(controls["pixels"][1], asked[1].example())
-    assert 0.01 < (controls["pixels"][0] - GREY).std() < 0.1
+    assert asked[1].load_top_example is not None and torch.equal(controls["pixels"][1], asked[1].load_top_example())
+    assert 0.01 < (controls["pixels"][0] - GRAY).std() < 0.1
     assert torch.equal(anchor.original, controls["pixels"])
     encoded = make_generator("lcm").networks.encode(controls["pixels"])
-    torch.testing.assert_close(anchor.encoded, encoded)
+    torch.testing.assert_close(anchor.original_latent, encoded)
 
 
 @pytest.mark.parametrize("radius", [0.5, 50.0])
 def test_an_attack_is_the_feature_attack(radius: float, make_generator: Make) -> None:
     """The same image as `tasks.units.feature_attack` makes; distances do not count."""
     asked, unit, classifier = problems()[1], Unit(FEATURES, 2), TinyClassifier()
-    one = made("feature_attack", make_generator("lcm"), f"baseline.feature_attack.between.ball.radius={radius}")
+    one = made("feature_attack", make_generator("lcm"), f"baseline.feature_attack.regularizers.l2_ball.radius={radius}")
     terms: Objective = {
         "unit_activation": (1.0, unit_activation(classifier, [unit], torch.ones(1))),
         "pixel_distance": (1e6, lambda scene: scene.image.square().flatten(1).sum(dim=1)),
     }
-    assert set(one.objective(terms)) == {"unit_activation"}
+    assert set(one.adapt_objective(terms)) == {"unit_activation"}
     controls, anchor = begun(one, [asked])
-    *_, state = loop.optimise(
-        one.generator, anchor, one.objective(terms), lambda scene, k: scene, one.descent, loop.begin(controls)
+    *_, state = loop.optimize(
+        one.generator,
+        anchor,
+        one.adapt_objective(terms),
+        lambda scene, k: scene,
+        one.optimizer,
+        loop.initial_state(controls),
     )
-    assert asked.example is not None
-    example = asked.example()
+    assert asked.load_top_example is not None
+    example = asked.load_top_example()
     wanted = FeatureAttack(radius, 0.2, 5)(classifier, example, unit, 1.0)
     torch.testing.assert_close(state.controls["pixels"][0], wanted)
     assert (wanted - example).norm() == pytest.approx(min(radius, 1.0), rel=0.1)
@@ -196,7 +217,7 @@ def test_an_attack_is_the_feature_attack(radius: float, make_generator: Make) ->
 def test_every_start_keeps_its_own_ball(make_generator: Make) -> None:
     """Also where an answer is several pictures."""
     ball = "{_target_: classifier_lens.runner.baselines.regularizers.l2_ball, _partial_: true, radius: 0.3}"
-    one = made("yosinski", make_generator("lcm"), f"+baseline.yosinski.between.ball={ball}")
+    one = made("yosinski", make_generator("lcm"), f"+baseline.yosinski.regularizers.ball={ball}")
     before, _ = begun(one, problems())
     after = descended(one, problems()).controls
     lengths = (after["pixels"] - before["pixels"]).flatten(-3).norm(dim=-1)
@@ -218,30 +239,30 @@ def test_a_prior_draws_under_the_empty_prompt(make_generator: Make) -> None:
     generator, asked = make_generator("lcm"), problems(1)
     one = made("generator_prior", generator, several=False)
     controls, anchor = begun(one, asked)
-    assert torch.equal(one.generator.pictures(controls, anchor)[:, 0], generator.sample([""], [asked[0].seed]))
+    assert torch.equal(one.generator.images(controls, anchor)[:, 0], generator.sample([""], [asked[0].seed]))
 
 
 def test_jitter_moves_what_is_descended_on_and_not_what_is_judged(make_generator: Make) -> None:
     one = made("mahendran_vedaldi", make_generator("lcm"), "baseline.mahendran_vedaldi.jitter=3")
     controls, anchor = begun(one, problems())
-    scenes = [one.generator(controls, one.generator.fresh(anchor, k))[-1] for k in (0, 0, 1)]
+    scenes = [one.generator(controls, one.generator.step_context(anchor, k))[-1] for k in (0, 0, 1)]
     assert torch.equal(scenes[0].views, scenes[1].views) and not torch.equal(scenes[0].views, scenes[2].views)
     plain = one.generator(controls, anchor)[-1]
     assert torch.equal(plain.views, controls["pixels"]) and torch.equal(scenes[0].image, plain.image)
     assert not torch.equal(scenes[0].views, plain.views)
     still = made("yosinski", make_generator("lcm"))
     _, anchor = begun(still, problems())
-    assert still.generator.fresh(anchor, 1) is anchor
+    assert still.generator.step_context(anchor, 1) is anchor
 
 
 def test_the_papers_are_shown_whole_pictures_and_have_penalties_of_their_own(make_generator: Make) -> None:
     contestants = {name: made(name, make_generator("lcm")) for name in NAMES}
-    assert {name for name, one in contestants.items() if one.augmented} == {"pixels"}
-    terms = {name: set(one.objective(objective())) for name, one in contestants.items()}
+    assert {name for name, one in contestants.items() if one.uses_augmentation} == {"pixels"}
+    terms = {name: set(one.adapt_objective(objective())) for name, one in contestants.items()}
     assert terms.pop("mahendran_vedaldi") == {"class_log_prob", "total_variation", "alpha_norm"}
     assert all(own == {"class_log_prob"} for own in terms.values())
 
 
 def test_less_than_one_picture_is_refused(make_generator: Make) -> None:
-    with pytest.raises(UserError, match="most=0"):
-        made("yosinski", make_generator("lcm"), "baseline.yosinski.most=0")
+    with pytest.raises(UserError, match="max_images=0"):
+        made("yosinski", make_generator("lcm"), "baseline.yosinski.max_images=0")

@@ -12,72 +12,78 @@ import torch
 
 from classifier_lens.models.generator.guidance import guided_sampling
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.pixel_space import PixelDescent, as_drawn
-from classifier_lens.models.generator.prompt_diffusion import embeddings
-from classifier_lens.runner.baselines.methods import Baseline, guidance, none, pixels, start_only
+from classifier_lens.models.generator.pixel_space import PixelGenerator, init_from_generated
+from classifier_lens.models.generator.prompt_diffusion import embedding_controls
+from classifier_lens.runner.baselines.methods import BaselineFactory, guidance, no_baseline, pixels, start_only
 from classifier_lens.runner.batch import Solver
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.optimization import loop
 from classifier_lens.runner.optimization.augmentation import RandomCrops
-from classifier_lens.runner.optimization.loop import Descent
+from classifier_lens.runner.optimization.loop import OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
-from classifier_lens.runner.results.result_warnings import Doubts
-from classifier_lens.runner.types import Anchor, Controls, Objective, UserError
+from classifier_lens.runner.results.result_warnings import ResultWarnings
+from classifier_lens.runner.types import Controls, EditContext, Objective, UserError
 from classifier_lens.tasks.objectives.distances import pixel_distance
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
-from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.conftest import TinyClassifier, uvce
 
 Make = Callable[..., LatentDiffusion]
-Problems = Callable[[int], list[Flip]]
-DESCENT = Descent(torch.optim.Adam, 4, {"latent": 0.1, "pixels": 0.01, "guidance": 0.2}, None, None, True, None)
+Problems = Callable[[int], list[CounterfactualProblem]]
+DESCENT = OptimizerSettings(
+    torch.optim.Adam, 4, {"latent": 0.1, "pixels": 0.01, "classifier_guidance": 0.2}, None, None, True, None
+)
 
 
-def objective_of(problems: list[Flip], sharpness: float = 1.0) -> Objective:
+def objective_of(problems: list[CounterfactualProblem], sharpness: float = 1.0) -> Objective:
     """The class alone, by a classifier that is less sure for a lower sharpness."""
     classifier, targets = TinyClassifier(), torch.tensor([p.target for p in problems])
     classifier.weight *= sharpness
     return {"class_log_prob": (1.0, class_log_prob(classifier, targets))}
 
 
-def shifted(generator: LatentDiffusion, problems: list[Flip]) -> tuple[Controls, Anchor, Objective]:
+def shifted(
+    generator: LatentDiffusion, problems: list[CounterfactualProblem]
+) -> tuple[Controls, EditContext, Objective]:
     """A batch's start, with offsets to the embeddings and with maps and background held for half of the chain."""
-    start = generator.begin(problems, {"inject": [0.5], "blend": [0.5]})
+    start = generator.initialize(problems, {"cross_replace_steps": [0.5], "background_blend_steps": [0.5]})
     draw = torch.Generator().manual_seed(0)
     controls = {
         name: value if name == "latent" else 0.1 * torch.randn(value.shape, generator=draw)
         for name, value in start.controls.items()
     }
-    return controls, start.anchors[0], objective_of(problems, 0.05)
+    return controls, start.contexts[0], objective_of(problems, 0.05)
 
 
 def test_the_method_itself_and_its_start(make_generator: Make) -> None:
     generator = make_generator()
-    own = none(generator, embeddings, DESCENT)
-    assert own.begin is own.generator is generator and own.descent == DESCENT
-    start = start_only(generator, embeddings, DESCENT)
-    assert start.begin is start.generator is generator
-    assert start.descent.steps == 0 and start.descent.lr == DESCENT.lr
+    own = no_baseline(generator, embedding_controls, DESCENT)
+    assert own.initializer is own.generator is generator and own.optimizer == DESCENT
+    start = start_only(generator, embedding_controls, DESCENT)
+    assert start.initializer is start.generator is generator
+    assert start.optimizer.steps == 0 and start.optimizer.lr == DESCENT.lr
 
 
-@pytest.mark.parametrize("baseline", [none, start_only, partial(pixels, begun=as_drawn, most=1)])
+@pytest.mark.parametrize(
+    "baseline", [no_baseline, start_only, partial(pixels, initialization=init_from_generated, max_images=1)]
+)
 def test_what_descends_begins_where_it_starts(
-    baseline: Baseline, make_generator: Make, make_problems: Problems
+    baseline: BaselineFactory, make_generator: Make, make_problems: Problems
 ) -> None:
-    one = baseline(make_generator(), embeddings, DESCENT)
-    start = one.begin.begin(make_problems(1), {})
-    assert one.finish(start.controls, start.anchors[0], {}) is start.controls
+    one = baseline(make_generator(), embedding_controls, DESCENT)
+    start = one.initializer.initialize(make_problems(1), {})
+    assert one.prepare_controls(start.controls, start.contexts[0], {}) is start.controls
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"task\.baseline=magic: allowed are none, start_only, pixels, guidance, y"):
-        configure(["task.baseline=magic"])
+    with pytest.raises(UserError, match=r"task\.baseline=magic: allowed are none, start_only, pixels, classifier_g"):
+        compose_config(["task.baseline=magic"])
 
 
 def test_of_the_baselines_a_run_has_the_one_that_is_asked_for() -> None:
     for overrides in ([], ["task=attention_maps"]):
-        assert set(configure(overrides)["baseline"]) == {"none"}
-    asked = configure(["task.baseline=yosinski", "baseline.yosinski.steps=3"])["baseline"]
+        assert set(compose_config(overrides)["baseline"]) == {"none"}
+    asked = compose_config(["task.baseline=yosinski", "baseline.yosinski.steps=3"])["baseline"]
     assert set(asked) == {"yosinski"} and asked["yosinski"]["steps"] == 3
 
 
@@ -86,29 +92,34 @@ def test_of_the_baselines_a_run_has_the_one_that_is_asked_for() -> None:
 
 def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_problems: Problems) -> None:
     plain = make_generator()
-    one = pixels(plain, embeddings, DESCENT, as_drawn, 1)
+    one = pixels(plain, embedding_controls, DESCENT, init_from_generated, 1)
     generator = one.generator
-    assert isinstance(generator, PixelDescent) and one.begin is generator
+    assert isinstance(generator, PixelGenerator) and one.initializer is generator
     pictures = [(p, p.image) for p in make_problems(3) if p.image is not None]
     problems = [p for p, image in pictures if p.target != int(TinyClassifier()(image[None]).logits.argmax())]
-    start = generator.begin(problems, {})
-    (anchor,) = start.anchors
+    start = generator.initialize(problems, {})
+    (anchor,) = start.contexts
     assert torch.equal(start.controls["pixels"], torch.stack([p.image for p in problems if p.image is not None]))
     assert start.controls["pixels"].data_ptr() != anchor.original.data_ptr()
     with torch.no_grad():
         (scene,) = generator(start.controls, anchor)
-        torch.testing.assert_close(scene.latent, anchor.encoded)
-    *_, state = loop.optimise(
-        generator, anchor, objective_of(problems), lambda scene, k: scene, one.descent, loop.begin(start.controls)
+        torch.testing.assert_close(scene.latent, anchor.original_latent)
+    *_, state = loop.optimize(
+        generator,
+        anchor,
+        objective_of(problems),
+        lambda scene, k: scene,
+        one.optimizer,
+        loop.initial_state(start.controls),
     )
-    assert (state.best_total < torch.tensor(state.history[0]["total"])).all()
+    assert (state.best_loss < torch.tensor(state.history[0]["total"])).all()
 
 
 def test_pixels_outside_the_range_are_cut_and_keep_their_gradient(
     make_generator: Make, make_problems: Problems
 ) -> None:
-    generator = pixels(make_generator(), embeddings, DESCENT, as_drawn, 1).generator
-    anchor = generator.begin(make_problems(1), {}).anchors[0]
+    generator = pixels(make_generator(), embedding_controls, DESCENT, init_from_generated, 1).generator
+    anchor = generator.initialize(make_problems(1), {}).contexts[0]
     bright = torch.full((1, 3, 16, 16), 1.5, requires_grad=True)
     (scene,) = generator({"pixels": bright}, anchor)
     assert scene.image.max() == 1 and torch.autograd.grad(scene.image.sum(), bright)[0].eq(1).all()
@@ -125,8 +136,8 @@ def test_guidance_without_strength_is_the_start(make_generator: Make, make_probl
         start = generator(controls, anchor)[-1].image
     found = guided_sampling(generator, controls, anchor, lambda scene: evaluate(objective, scene).total, 0.0)
     assert torch.equal(found, start)
-    one = guidance(generator, embeddings, replace(DESCENT, lr={"guidance": 0.0}))
-    assert torch.equal(one.finish(controls, anchor, objective)["pixels"], start)
+    one = guidance(generator, embedding_controls, replace(DESCENT, lr={"classifier_guidance": 0.0}))
+    assert torch.equal(one.prepare_controls(controls, anchor, objective)["pixels"], start)
 
 
 def test_guidance_lowers_the_loss_and_more_of_it_lowers_it_more(make_generator: Make, make_problems: Problems) -> None:
@@ -135,9 +146,9 @@ def test_guidance_lowers_the_loss_and_more_of_it_lowers_it_more(make_generator: 
     anchor = replace(anchor, latent_mask=torch.ones_like(anchor.latent_mask))
 
     def loss(strength: float) -> torch.Tensor:
-        one = guidance(generator, embeddings, replace(DESCENT, lr={"guidance": strength}))
+        one = guidance(generator, embedding_controls, replace(DESCENT, lr={"classifier_guidance": strength}))
         with torch.no_grad():
-            scene = one.generator(one.finish(controls, anchor, objective), anchor)[-1]
+            scene = one.generator(one.prepare_controls(controls, anchor, objective), anchor)[-1]
         return evaluate(objective, scene).total
 
     losses = [loss(strength) for strength in (0.0, 0.1, 0.4)]
@@ -150,21 +161,21 @@ def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, ma
     values = []
     for sign in (1.0, -1.0):
         turned = {name: (sign * weight, term) for name, (weight, term) in objective.items()}
-        one = guidance(generator, embeddings, DESCENT)
+        one = guidance(generator, embedding_controls, DESCENT)
         with torch.no_grad():
-            scene = one.generator(one.finish(controls, anchor, turned), anchor)[-1]
+            scene = one.generator(one.prepare_controls(controls, anchor, turned), anchor)[-1]
         values.append(evaluate(objective, scene).total)
     assert (values[0] < values[1]).all()
 
 
 def test_guided_samples_do_not_know_of_each_other(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(3)
-    together = guidance(generator, embeddings, DESCENT)
+    together = guidance(generator, embedding_controls, DESCENT)
     controls, anchor, objective = shifted(generator, problems)
     loud = {
         "class_log_prob": (1.0, lambda scene: torch.tensor([1.0, 1e3, 1e-3]) * objective["class_log_prob"][1](scene))
     }
-    plain, scaled = (together.finish(controls, anchor, o)["pixels"] for o in (objective, loud))
+    plain, scaled = (together.prepare_controls(controls, anchor, o)["pixels"] for o in (objective, loud))
     torch.testing.assert_close(plain, scaled, rtol=0, atol=1e-4)
 
 
@@ -173,7 +184,11 @@ def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problem
     generator = make_generator()
     controls, anchor, objective = shifted(generator, make_problems(1))
     last = len(generator.sampler.schedule) - 1
-    held = replace(anchor, blend=torch.ones_like(anchor.blend), latent_mask=torch.zeros_like(anchor.latent_mask))
+    held = replace(
+        anchor,
+        background_blend_steps=torch.ones_like(anchor.background_blend_steps),
+        latent_mask=torch.zeros_like(anchor.latent_mask),
+    )
     seen: list[torch.Tensor] = []
     predict = generator.predict
 
@@ -185,24 +200,29 @@ def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problem
     guided_sampling(generator, controls, held, lambda scene: evaluate(objective, scene).total, 0.5)
     assert len(seen) == last + 1
     for i in range(last + 1):
-        torch.testing.assert_close(seen[i], anchor.templates[:, i])
+        torch.testing.assert_close(seen[i], anchor.original_trajectory[:, i])
 
 
 def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Problems) -> None:
     """Its answer is a picture, so that nothing is left to descend on; distances are measured as for the others."""
     generator, problems = make_generator(), make_problems(2)
-    one = guidance(generator, embeddings, DESCENT)
-    assert one.begin is generator and isinstance(one.generator, PixelDescent) and one.descent.steps == 0
+    one = guidance(generator, embedding_controls, DESCENT)
+    assert one.initializer is generator and isinstance(one.generator, PixelGenerator) and one.optimizer.steps == 0
     task: Any = uvce()
     answer = Solver(
-        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0, False), Doubts(generator, TinyClassifier()), None,
+        one,
+        TinyClassifier(),
+        task,
+        RandomCrops(1, 0.0, 1.0, 1.0, False),
+        ResultWarnings(generator, TinyClassifier()),
+        None,
         generator.device,
-    )  # fmt: skip
-    controls, anchor, notes, _ = answer.start(problems)
+    )
+    controls, anchor, notes, _ = answer.initialize(problems)
     assert set(controls) == {"pixels"} and len(notes) == 2
-    (state,) = answer.states(problems, anchor, loop.begin(controls))
-    assert state.finished and torch.equal(state.best["pixels"], controls["pixels"])
-    picture = answer.render(state.best, anchor)[0][:, 0]
+    (state,) = answer.optimize(problems, anchor, loop.initial_state(controls))
+    assert state.finished and torch.equal(state.best_controls["pixels"], controls["pixels"])
+    picture = answer.render(state.best_controls, anchor)[0][:, 0]
     assert torch.equal(picture, controls["pixels"]) and 0 <= picture.min() and picture.max() <= 1
     with torch.no_grad():
         (scene,) = one.generator(controls, anchor)
@@ -215,16 +235,25 @@ def test_what_was_chosen_is_not_chosen_again(
     """A resumed batch begins as it did, without rendering the candidates."""
     generator, problems = make_generator(), make_problems(2)
     task: Any = uvce()
-    one = none(generator, embeddings, DESCENT)
+    one = no_baseline(generator, embedding_controls, DESCENT)
     answer = Solver(
-        one, TinyClassifier(), task, RandomCrops(1, 0.0, 1.0, 1.0, False), Doubts(generator, TinyClassifier()), None,
+        one,
+        TinyClassifier(),
+        task,
+        RandomCrops(1, 0.0, 1.0, 1.0, False),
+        ResultWarnings(generator, TinyClassifier()),
+        None,
         generator.device,
-    )  # fmt: skip
-    controls, anchor, notes, origin = answer.start(problems)
-    monkeypatch.setattr(loop, "choose", None)
-    monkeypatch.setattr(generator, "find", None)
-    again, same, noted, _ = answer.start(problems, origin)
+    )
+    controls, anchor, notes, origin = answer.initialize(problems)
+    monkeypatch.setattr(loop, "choose_initialization", None)
+    monkeypatch.setattr(generator, "record_originals", None)
+    again, same, noted, _ = answer.initialize(problems, origin)
     assert all(torch.equal(again[name], controls[name]) for name in controls) and noted == notes
-    assert torch.equal(same.inject, anchor.inject) and torch.equal(same.blend, anchor.blend)
-    _, other, _, _ = answer.start(problems, replace(origin, inject=[0.25, 0.5], blend=[0.5, 0.0]))
-    assert other.inject.tolist() == [0.25, 0.5] and other.blend.tolist() == [0.5, 0.0]
+    assert torch.equal(same.cross_replace_steps, anchor.cross_replace_steps) and torch.equal(
+        same.background_blend_steps, anchor.background_blend_steps
+    )
+    _, other, _, _ = answer.initialize(
+        problems, replace(origin, cross_replace_steps=[0.25, 0.5], background_blend_steps=[0.5, 0.0])
+    )
+    assert other.cross_replace_steps.tolist() == [0.25, 0.5] and other.background_blend_steps.tolist() == [0.5, 0.0]

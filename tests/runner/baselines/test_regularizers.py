@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.models.generator.pixel_space import jitter
-from classifier_lens.models.seeded_noise import GREY
+from classifier_lens.models.generator.pixel_space import shift_images
+from classifier_lens.models.seeded_noise import GRAY
 from classifier_lens.runner.baselines.regularizers import (
-    Regulariser,
+    Regularizer,
     Update,
     alpha_norm,
     blur_matrix,
@@ -25,10 +25,10 @@ from classifier_lens.runner.baselines.regularizers import (
     l2_decay,
     total_variation,
 )
-from classifier_lens.runner.optimization.loop import NormalisedGradient
+from classifier_lens.runner.optimization.loop import NormalizedGradient
 from classifier_lens.runner.types import Scene, UserError
 
-EVERY: dict[str, Regulariser] = {
+EVERY: dict[str, Regularizer] = {
     "l2_decay": partial(l2_decay, rate=0.1),
     "gaussian_blur": partial(gaussian_blur, width=1.0, every=1),
     "clip_small_norm": partial(clip_small_norm, percentile=50),
@@ -65,8 +65,8 @@ def test_pictures_are_regularised_each_for_itself(name: str) -> None:
 
 def test_decay_multiplies_what_differs_from_grey() -> None:
     x = noise(3, 4, 4)
-    torch.testing.assert_close(l2_decay(x, update(x), 0.25) - GREY, 0.75 * (x - GREY))
-    assert torch.equal(l2_decay(torch.full((3, 4, 4), GREY), update(x), 0.3), torch.full((3, 4, 4), GREY))
+    torch.testing.assert_close(l2_decay(x, update(x), 0.25) - GRAY, 0.75 * (x - GRAY))
+    assert torch.equal(l2_decay(torch.full((3, 4, 4), GRAY), update(x), 0.3), torch.full((3, 4, 4), GRAY))
 
 
 @pytest.mark.parametrize("width", [0.3, 1.0, 5.0])
@@ -89,27 +89,27 @@ def test_a_blur_comes_at_every_so_many_updates() -> None:
 
 def test_pixels_with_a_small_norm_become_grey() -> None:
     """Four pixels that differ from grey by 0.1, 0.2, 0.3 and 0.4 in one colour."""
-    x = torch.full((3, 2, 2), GREY)
+    x = torch.full((3, 2, 2), GRAY)
     x[1] += torch.tensor([[0.1, -0.4], [0.3, -0.2]])
     found = clip_small_norm(x, update(x), 50)
-    torch.testing.assert_close(found[1] - GREY, torch.tensor([[0.0, -0.4], [0.3, 0.0]]))
+    torch.testing.assert_close(found[1] - GRAY, torch.tensor([[0.0, -0.4], [0.3, 0.0]]))
     assert torch.equal(clip_small_norm(x, update(x), 0), x)
 
 
 def test_pixels_with_a_small_contribution_become_grey() -> None:
     """Large pixels whose gradient is small go; a colour that speaks for the class makes up for one against it."""
-    x = torch.full((3, 1, 3), GREY + 0.4)
+    x = torch.full((3, 1, 3), GRAY + 0.4)
     gradient = torch.tensor([[[0.0, 1.0, 2.0]], [[0.1, 1.0, -2.0]], [[0.0, 1.0, 0.2]]])
     found = clip_small_contribution(x, Update(gradient, x, 0), 90)
     assert (found[:, 0, 1] == x[:, 0, 1]).all(), "0.4 · 3 is the largest"
-    assert (found[:, 0, [0, 2]] == GREY).all(), "0.4 · 0.1 and 0.4 · 0.2"
+    assert (found[:, 0, [0, 2]] == GRAY).all(), "0.4 · 0.1 and 0.4 · 0.2"
 
 
 def test_a_range_bounds_the_length_of_a_pixels_colour() -> None:
-    x = torch.full((3, 1, 2), GREY)
+    x = torch.full((3, 1, 2), GRAY)
     x[:2, 0, 0] += torch.tensor([0.3, -0.4])
     x[0, 0, 1] += 0.2
-    found = bounded_range(x, update(x), 0.25) - GREY
+    found = bounded_range(x, update(x), 0.25) - GRAY
     torch.testing.assert_close(found[:, 0, 0], torch.tensor([0.15, -0.2, 0.0]))
     torch.testing.assert_close(found[:, 0, 1], torch.tensor([0.2, 0.0, 0.0]))
 
@@ -126,8 +126,8 @@ def test_a_ball_is_landed_on_from_outside_and_nothing_is_moved_inside() -> None:
 
 def test_jitter_is_a_shift_and_is_undone() -> None:
     x, by = noise(2, 3, 5, 6), torch.tensor([[1, -2], [0, 3]])
-    moved = jitter(x, by)
-    assert torch.equal(jitter(moved, -by), x)
+    moved = shift_images(x, by)
+    assert torch.equal(shift_images(moved, -by), x)
     assert torch.equal(moved[0, :, 1:, :-2], x[0, :, :-1, 2:]) and torch.equal(moved[1, :, :, 3:], x[1, :, :, :-3])
 
 
@@ -144,7 +144,7 @@ def test_the_total_variation_of_an_edge(beta: float) -> None:
 
 def test_the_alpha_norm_of_a_colour() -> None:
     """0.3 and 0.4 from grey in two colours are 0.5 in all: twice the unit, to the sixth power."""
-    x = torch.full((3, 4, 4), GREY)
+    x = torch.full((3, 4, 4), GRAY)
     x[0] += 0.3
     x[2] -= 0.4
     torch.testing.assert_close(alpha_norm(shown(x), 6.0, 0.25), torch.tensor([64.0]))
@@ -160,7 +160,7 @@ PENALTIES = {
 def test_a_penalty_has_a_gradient_everywhere(name: str) -> None:
     """Where a picture is flat and grey it is 0, not NaN."""
     term: Callable[[Scene], Tensor] = PENALTIES[name]
-    for x in (torch.full((3, 4, 4), GREY), noise(3, 4, 4)):
+    for x in (torch.full((3, 4, 4), GRAY), noise(3, 4, 4)):
         leaf = x.clone().requires_grad_()
         term(shown(leaf)).sum().backward()
         assert leaf.grad is not None and leaf.grad.isfinite().all()
@@ -169,7 +169,7 @@ def test_a_penalty_has_a_gradient_everywhere(name: str) -> None:
 
 def test_a_normalised_step_has_its_length_whatever_the_gradient() -> None:
     leaf = torch.zeros(2, 2, 3, 4, 4, requires_grad=True)
-    method = NormalisedGradient([{"params": [leaf], "lr": 0.5}])
+    method = NormalizedGradient([{"params": [leaf], "lr": 0.5}])
     gradient = noise(2, 2, 3, 4, 4) - 0.5
     gradient[1, 1] = 0.0
     leaf.grad = gradient * torch.tensor([1.0, 1e3])[:, None, None, None, None]
@@ -188,7 +188,7 @@ def test_a_normalised_step_has_its_length_whatever_the_gradient() -> None:
         (partial(clip_small_contribution, percentile=-1), "percentile=-1"),
     ],
 )  # fmt: skip
-def test_settings_without_a_meaning_are_refused(regulariser: Regulariser, said: str) -> None:
+def test_settings_without_a_meaning_are_refused(regulariser: Regularizer, said: str) -> None:
     x = noise(3, 4, 4)
     with pytest.raises(UserError, match=said):
         regulariser(x, update(x))

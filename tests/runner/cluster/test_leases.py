@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from classifier_lens.runner.cluster.batch_sharing import share
-from classifier_lens.runner.cluster.leases import UNWRITTEN, Claim, Claims, Lost, Process, is_running
-from classifier_lens.runner.files.atomic import Unwritable
+from classifier_lens.runner.cluster.batch_sharing import solve_shared
+from classifier_lens.runner.cluster.leases import UNKNOWN_OWNER, Lease, LeaseLostError, Leases, Process, is_running
+from classifier_lens.runner.files.atomic import UnwritableError
 from classifier_lens.runner.results.batch_names import batch_name
 from classifier_lens.runner.results.run_folder import RunFolder
-from classifier_lens.runner.types import Edit, Problem, UserError
+from classifier_lens.runner.types import CaptionEdit, Problem, UserError
 
 LEASE = 1.5  # seconds, so that a busy machine may stall for some
 HERE = Process("here", 1, None)
@@ -41,15 +41,15 @@ class Clock:
         return self.now
 
 
-def claims(folder: Path, process: Process = HERE, lease: float = LEASE, **clock: Clock) -> Claims:
-    return Claims(folder, lease, process, **clock)
+def claims(folder: Path, process: Process = HERE, lease: float = LEASE, **clock: Clock) -> Leases:
+    return Leases(folder, lease, process, **clock)
 
 
-def watching(folder: Path, batch: str, process: Process = HERE) -> tuple[Claims, Clock]:
+def watching(folder: Path, batch: str, process: Process = HERE) -> tuple[Leases, Clock]:
     """A process that has found a batch held, and its clock."""
     clock = Clock()
     watcher = claims(folder, process, clock=clock)
-    assert watcher.holder(batch) is not None
+    assert watcher.owner(batch) is not None
     return watcher, clock
 
 
@@ -66,7 +66,7 @@ def sleeping() -> Iterator[Process]:
     """Another process of this machine, as it would name itself."""
     child = subprocess.Popen(["sleep", "600"])
     try:
-        yield replace(Process.own(), pid=child.pid, start=None)
+        yield replace(Process.current(), pid=child.pid, start_ticks=None)
     finally:
         child.kill()
         child.wait()
@@ -80,21 +80,21 @@ def ended() -> int:
 
 
 def test_a_batch_has_one_holder_and_is_free_afterwards(tmp_path: Path) -> None:
-    with claims(tmp_path).take("a") as first, claims(tmp_path, THERE).take("a") as second:
+    with claims(tmp_path).acquire("a") as first, claims(tmp_path, THERE).acquire("a") as second:
         assert first is not None and second is None
-        assert claims(tmp_path, THERE).holder("a") == HERE
-        with claims(tmp_path, THERE).take("b") as other:
+        assert claims(tmp_path, THERE).owner("a") == HERE
+        with claims(tmp_path, THERE).acquire("b") as other:
             assert other is not None
-    assert claims(tmp_path, THERE).holder("a") is None and not list(tmp_path.iterdir())
-    with claims(tmp_path, THERE).take("a") as second:
+    assert claims(tmp_path, THERE).owner("a") is None and not list(tmp_path.iterdir())
+    with claims(tmp_path, THERE).acquire("a") as second:
         assert second is not None
 
 
 def test_a_holder_that_lives_keeps_its_batch_beyond_the_lease(tmp_path: Path) -> None:
-    with claims(tmp_path).take("a") as claim:
+    with claims(tmp_path).acquire("a") as claim:
         for _ in range(10):
             time.sleep(LEASE / 4)
-            with claims(tmp_path, THERE).take("a") as other:
+            with claims(tmp_path, THERE).acquire("a") as other:
                 assert other is None
         assert claim is not None
         claim.check()
@@ -102,15 +102,15 @@ def test_a_holder_that_lives_keeps_its_batch_beyond_the_lease(tmp_path: Path) ->
 
 def test_a_holder_without_a_sign_of_life_loses_its_batch_after_the_lease(tmp_path: Path) -> None:
     leave(tmp_path, THERE)
-    lost, (watcher, clock) = Claim(tmp_path, "a", 1), watching(tmp_path, "a")
+    lost, (watcher, clock) = Lease(tmp_path, "a", 1), watching(tmp_path, "a")
     clock.now = LEASE
-    with watcher.take("a") as early:
+    with watcher.acquire("a") as early:
         assert early is None
     lost.check()
     clock.now = LEASE + 0.1
-    with watcher.take("a") as late:
+    with watcher.acquire("a") as late:
         assert late is not None and late.generation == 2
-        with pytest.raises(Lost):
+        with pytest.raises(LeaseLostError):
             lost.check()
 
 
@@ -123,9 +123,9 @@ def test_clocks_that_jump_or_differ_free_no_batch_and_keep_none(tmp_path: Path, 
     for i in range(1, 5):
         clock.now += 0.9 * LEASE
         os.utime(path, (time.time() + jump * (-1) ** i + i,) * 2)
-        assert watcher.holder("a") == THERE
+        assert watcher.owner("a") == THERE
     clock.now += 1.1 * LEASE
-    assert watcher.holder("a") is None
+    assert watcher.owner("a") is None
 
 
 def test_a_batch_that_was_given_back_and_taken_again_is_watched_anew(tmp_path: Path) -> None:
@@ -134,61 +134,61 @@ def test_a_batch_that_was_given_back_and_taken_again_is_watched_anew(tmp_path: P
     clock.now = 0.9 * LEASE
     path.unlink()
     os.utime(leave(tmp_path, replace(THERE, pid=2)), (1, 1))
-    assert watcher.holder("a") == replace(THERE, pid=2)
+    assert watcher.owner("a") == replace(THERE, pid=2)
     clock.now = 1.5 * LEASE
-    assert watcher.holder("a") is not None
+    assert watcher.owner("a") is not None
 
 
 def test_what_others_have_finished_or_taken_is_lost(tmp_path: Path) -> None:
     """Whoever took it over has ended already, and left nothing."""
-    with claims(tmp_path).take("a") as claim:
+    with claims(tmp_path).acquire("a") as claim:
         assert claim is not None
-        claims(tmp_path, THERE).forget("a")
-        with pytest.raises(Lost):
+        claims(tmp_path, THERE).clear("a")
+        with pytest.raises(LeaseLostError):
             claim.check()
 
 
 def test_who_is_known_to_have_ended_is_not_waited_for(tmp_path: Path) -> None:
-    back = replace(THERE, host="y", job="7_0", restart=1)
+    back = replace(THERE, host="y", job="7_0", restart_count=1)
     lost = ((Process("here", ended(), None), HERE), (HERE, HERE), (Process("x", 1, "7_0"), back))
     for i, (holder, taker) in enumerate(lost):
         leave(tmp_path, holder, str(i))
-        with claims(tmp_path, taker).take(str(i)) as claim:
+        with claims(tmp_path, taker).acquire(str(i)) as claim:
             assert claim is not None
     living = (
         (THERE, HERE),
         (Process("here", os.getppid(), None), HERE),
         (Process("x", 1, "7_0"), replace(HERE, job="7_1")),
-        (Process("x", 1, "7_0", restart=1), replace(back, restart=1)),  # another shell of the same job
-        (Process("x", 1, "7_0", restart=2), back),
-        (Process("here", ended(), None, machine="another boot"), HERE),
-        (Process("x", ended(), None, machine="same boot"), replace(HERE, machine="same boot")),
+        (Process("x", 1, "7_0", restart_count=1), replace(back, restart_count=1)),  # another shell of the same job
+        (Process("x", 1, "7_0", restart_count=2), back),
+        (Process("here", ended(), None, machine_id="another boot"), HERE),
+        (Process("x", ended(), None, machine_id="same boot"), replace(HERE, machine_id="same boot")),
     )
     for i, (holder, taker) in enumerate(living):
         leave(tmp_path, holder, f"l{i}")
-        with claims(tmp_path, taker).take(f"l{i}") as claim:
+        with claims(tmp_path, taker).acquire(f"l{i}") as claim:
             assert claim is None, (holder, taker)
 
 
 def test_processes_of_one_job_do_not_rob_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    with sleeping() as other, claims(tmp_path, replace(other, job="77")).take("a"):
-        with claims(tmp_path, Process.own()).take("a") as claim:
+    with sleeping() as other, claims(tmp_path, replace(other, job="77")).acquire("a"):
+        with claims(tmp_path, Process.current()).acquire("a") as claim:
             assert claim is None
         os.kill(other.pid, signal.SIGKILL)
         while is_running(other.pid):  # until it is a zombie: nobody has waited for it yet
             time.sleep(0.001)
-        with claims(tmp_path, Process.own()).take("a") as claim:
+        with claims(tmp_path, Process.current()).acquire("a") as claim:
             assert claim is not None
 
 
 def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> None:
-    own = Process.own()
-    assert own.start is not None and own.machine and is_running(own.pid, own.start)
-    before = replace(own, start=own.start - 1)
-    assert not is_running(before.pid, before.start) and before.gone(replace(own, pid=1))
+    own = Process.current()
+    assert own.start_ticks is not None and own.machine_id and is_running(own.pid, own.start_ticks)
+    before = replace(own, start_ticks=own.start_ticks - 1)
+    assert not is_running(before.pid, before.start_ticks) and before.has_ended(replace(own, pid=1))
     leave(tmp_path, before)
-    with claims(tmp_path, own).take("a") as claim:
+    with claims(tmp_path, own).acquire("a") as claim:
         assert claim is not None
 
 
@@ -205,11 +205,11 @@ DAMAGE = {
 def test_a_claim_that_is_not_written_or_not_legible_holds_for_the_lease(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.1").write_bytes(content)
     watcher, clock = watching(tmp_path, "a")
-    assert watcher.holder("a") == UNWRITTEN
+    assert watcher.owner("a") == UNKNOWN_OWNER
     clock.now = 1.1 * LEASE
-    with watcher.take("a") as claim:
+    with watcher.acquire("a") as claim:
         assert claim is not None
-    watcher.forget("a")
+    watcher.clear("a")
     assert not list(tmp_path.iterdir())
 
 
@@ -220,9 +220,9 @@ def test_what_is_no_claim_does_no_harm(tmp_path: Path) -> None:
     watcher, clock = watching(tmp_path, "a")
     clock.now = 1.1 * LEASE
     for batch in "ab":
-        with watcher.take(batch) as claim:
+        with watcher.acquire(batch) as claim:
             assert claim is not None
-        watcher.forget(batch)
+        watcher.clear(batch)
 
 
 def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,21 +230,21 @@ def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Unwritable, match="disk full"), claims(tmp_path).take("a"):
+    with pytest.raises(UnwritableError, match="disk full"), claims(tmp_path).acquire("a"):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_of_many_that_take_at_once_one_wins(tmp_path: Path) -> None:
     """Round after round the batch's last holder is dead, and eight others want it."""
-    everybody = [Process(f"host{i}", 1, "7", restart=1) for i in range(8)]
+    everybody = [Process(f"host{i}", 1, "7", restart_count=1) for i in range(8)]
     for generation in range(1, 20, 2):
         leave(tmp_path, Process("x", 1, "7"), generation=generation)
         gate, checked = threading.Barrier(8), threading.Barrier(8)
 
         def attempt(process: Process, gate: Any = gate, checked: Any = checked) -> bool:
             gate.wait()
-            with claims(tmp_path, process).take("a") as claim:
+            with claims(tmp_path, process).acquire("a") as claim:
                 checked.wait()
                 return claim is not None
 
@@ -254,15 +254,15 @@ def test_of_many_that_take_at_once_one_wins(tmp_path: Path) -> None:
 
 def test_a_done_batch_leaves_nothing(tmp_path: Path) -> None:
     leave(tmp_path, HERE)
-    with claims(tmp_path).take("a") as claim:
+    with claims(tmp_path).acquire("a") as claim:
         assert claim is not None
-    claims(tmp_path).forget("a")
+    claims(tmp_path).clear("a")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("lease", [0.0, -1.0, float("nan"), float("inf"), 1e9])
 def test_a_lease_takes_time(tmp_path: Path, lease: float) -> None:
-    with pytest.raises(UserError, match=r"claim.lease=.*: allowed are seconds above 0"):
+    with pytest.raises(UserError, match=r"lease.duration=.*: allowed are seconds above 0"):
         claims(tmp_path, lease=lease)
 
 
@@ -298,8 +298,8 @@ def test_a_process_knows_its_job(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    own = Process.own()
-    assert (own.job, own.restart, own.pid, own.host) == (job, restart, os.getpid(), socket.gethostname())
+    own = Process.current()
+    assert (own.job, own.restart_count, own.pid, own.host) == (job, restart, os.getpid(), socket.gethostname())
     assert own.name.startswith(f"{job}-" if job else own.host)
 
 
@@ -314,22 +314,22 @@ class Told:
         self.said: list[str] = []
         self.others = 0
 
-    def batch(self, names: Sequence[str]) -> None: ...
+    def start_batch(self, names: Sequence[str]) -> None: ...
 
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None: ...
 
-    def phase(self, text: str) -> None:
+    def set_phase(self, text: str) -> None:
         self.phases.append(text)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.said.append(text)
 
-    def finished(self, n: int) -> None:
+    def advance(self, n: int) -> None:
         self.others += n
 
 
 def problem(name: str) -> Problem:
-    return Problem(name=name, seed=0, edit=Edit.unchanged("a", "a"), load=None, picture=name, keep="none")
+    return Problem(name=name, seed=0, edit=CaptionEdit.unchanged("a", "a"), load=None, image_name=name, preserve="none")
 
 
 BATCHES = {f"batch-{i}": [problem(f"{i}{j}") for j in "xy"] for i in range(6)}
@@ -358,13 +358,13 @@ class Work:
                 open_.update(name for name, other in BATCHES.items() if other is batch)
             return answer
 
-        def solve(name: str, claim: Claim) -> None:
+        def solve(name: str, claim: Lease) -> None:
             time.sleep(self.seconds)
             claim.check()
             own.append(name)
             self.finished |= {p.name for p in BATCHES[name]}
 
-        share(BATCHES, done, claims(self.folder, process), wait, solve, told)
+        solve_shared(BATCHES, done, claims(self.folder, process), wait, solve, told)
         return told
 
 
@@ -403,24 +403,24 @@ def test_a_batch_that_was_lost_is_left_to_its_new_holder(tmp_path: Path) -> None
     work = Work(tmp_path)
     told = Told()
 
-    def stall(name: str, claim: Claim) -> None:
+    def stall(name: str, claim: Lease) -> None:
         if name == "batch-0":
             leave(tmp_path, THERE, name, claim.generation + 1)
         claim.check()
         work.finished |= {p.name for p in BATCHES[name]}
 
-    share(BATCHES, work.done, claims(tmp_path), False, stall, told)
+    solve_shared(BATCHES, work.done, claims(tmp_path), False, stall, told)
     assert not work.done(BATCHES["batch-0"]) and all(work.done(BATCHES[f"batch-{i}"]) for i in range(1, 6))
     assert told.said == ["batch-0: another process has taken it over, as this one gave no sign of life"]
 
 
 def test_a_batch_is_free_again_when_its_process_fails(tmp_path: Path) -> None:
-    def fail(name: str, claim: Claim) -> None:
+    def fail(name: str, claim: Lease) -> None:
         raise RuntimeError(name)
 
     with pytest.raises(RuntimeError, match="batch-0"):
-        share(BATCHES, lambda _: False, claims(tmp_path), True, fail, Told())
-    assert claims(tmp_path, THERE).holder("batch-0") is None
+        solve_shared(BATCHES, lambda _: False, claims(tmp_path), True, fail, Told())
+    assert claims(tmp_path, THERE).owner("batch-0") is None
 
 
 # --- batches that share problems -----------------------------------------------------------------------------
@@ -430,12 +430,12 @@ def test_batches_that_share_problems_have_one_holder_together(tmp_path: Path) ->
     """Two processes that were given different limits, or sizes of batches, cut the same list in different ways."""
     whole, cut, rest, next_ = batch_name(0, 4), batch_name(0, 2), batch_name(2, 2), batch_name(4, 4)
     for held, other in ((whole, cut), (cut, whole), (whole, rest), (batch_name(1, 2), whole)):
-        with claims(tmp_path).take(held) as first, claims(tmp_path, THERE).take(other) as second:
+        with claims(tmp_path).acquire(held) as first, claims(tmp_path, THERE).acquire(other) as second:
             assert first is not None and second is None
         assert not list(tmp_path.iterdir()), "whoever gives way leaves nothing"
-    with claims(tmp_path).take(cut) as first, claims(tmp_path, THERE).take(rest) as second:
+    with claims(tmp_path).acquire(cut) as first, claims(tmp_path, THERE).acquire(rest) as second:
         assert first is not None and second is not None
-        with claims(tmp_path, THERE).take(next_) as third:
+        with claims(tmp_path, THERE).acquire(next_) as third:
             assert third is not None
 
 
@@ -443,17 +443,17 @@ def test_a_batch_that_shares_problems_with_an_abandoned_one_takes_both_over(tmp_
     """Whoever gave no sign of life and wakes up has lost its batch, whatever the other one calls it."""
     whole, cut = batch_name(0, 4), batch_name(0, 2)
     leave(tmp_path, THERE, whole)
-    lost, (watcher, clock) = Claim(tmp_path, whole, 1), watching(tmp_path, whole)
-    with watcher.take(cut) as early:
+    lost, (watcher, clock) = Lease(tmp_path, whole, 1), watching(tmp_path, whole)
+    with watcher.acquire(cut) as early:
         assert early is None
     lost.check()
     clock.now = 1.1 * LEASE
-    with watcher.take(cut) as late:
+    with watcher.acquire(cut) as late:
         assert late is not None and late.batch == cut
         late.check()
-        with pytest.raises(Lost):
+        with pytest.raises(LeaseLostError):
             lost.check()
-        with claims(tmp_path, replace(THERE, pid=2)).take(whole) as other:
+        with claims(tmp_path, replace(THERE, pid=2)).acquire(whole) as other:
             assert other is None
     assert [path.name for path in tmp_path.iterdir()] == [f"{whole}.1"]
 
@@ -462,8 +462,8 @@ def test_a_batch_that_was_taken_over_twice_is_lost_to_its_first_holder(tmp_path:
     """The second may have ended since then, and its claim with it."""
     leave(tmp_path, THERE, "a", 1)
     leave(tmp_path, HERE, "a", 3)
-    with pytest.raises(Lost):
-        Claim(tmp_path, "a", 1).check()
+    with pytest.raises(LeaseLostError):
+        Lease(tmp_path, "a", 1).check()
 
 
 def test_of_many_that_take_batches_that_share_problems_never_two_hold_one(tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_of_many_that_take_batches_that_share_problems_never_two_hold_one(tmp_pa
 
     def attempt(i: int) -> None:
         for _ in range(20):
-            with claims(tmp_path, Process(f"host{i}", 1, None)).take(names[i]) as claim:
+            with claims(tmp_path, Process(f"host{i}", 1, None)).acquire(names[i]) as claim:
                 if claim is not None:
                     with guard:
                         held[0] += 1
@@ -491,25 +491,25 @@ def test_of_many_that_take_batches_that_share_problems_never_two_hold_one(tmp_pa
 def test_a_process_is_at_work_while_it_says_so(tmp_path: Path) -> None:
     """Also while it waits, and holds no batch."""
     here, there = claims(tmp_path), claims(tmp_path, THERE)
-    assert not here.at_work(THERE.name)
-    with there.present():
-        assert here.at_work(THERE.name) and not here.at_work("there-2") and not here.at_work("")
-        assert not there.at_work(THERE.name), "it asks at its own start, which comes after what it met before"
-    assert not here.at_work(THERE.name) and not list(tmp_path.iterdir())
+    assert not here.is_active(THERE.name)
+    with there.announce():
+        assert here.is_active(THERE.name) and not here.is_active("there-2") and not here.is_active("")
+        assert not there.is_active(THERE.name), "it asks at its own start, which comes after what it met before"
+    assert not here.is_active(THERE.name) and not list(tmp_path.iterdir())
 
 
 def test_a_process_that_was_killed_is_at_work_no_more(tmp_path: Path) -> None:
     """What tells it: its machine, its job that came back, or that it gave no sign of life for a lease."""
-    back = replace(HERE, job="7_0", restart=1)
+    back = replace(HERE, job="7_0", restart_count=1)
     gone = (Process("here", ended(), None), Process("x", 1, "7_0"))
     for process in gone:
         leave(tmp_path, process, f"process-{process.name}")
-    assert not any(claims(tmp_path, back).at_work(process.name) for process in gone)
+    assert not any(claims(tmp_path, back).is_active(process.name) for process in gone)
     path = leave(tmp_path, THERE, f"process-{THERE.name}")
-    assert claims(tmp_path, back).at_work(THERE.name)
+    assert claims(tmp_path, back).is_active(THERE.name)
     os.utime(path, (time.time() - 1.1 * LEASE,) * 2)
-    assert not claims(tmp_path, back).at_work(THERE.name)
-    with claims(tmp_path, back).present():
+    assert not claims(tmp_path, back).is_active(THERE.name)
+    with claims(tmp_path, back).announce():
         names = {path.name for path in tmp_path.iterdir()}
     assert names == {f"process-{back.name}.1", path.name}, "what is left of a process that has ended is removed"
 
@@ -520,18 +520,18 @@ def test_a_problem_that_failed_is_tried_once_by_each_start_that_comes_after_its_
     jobs = [Process(f"node{i}", 1, f"7_{i}") for i in range(4)]
 
     def begin(process: Process) -> None:
-        folder.retry(["a"], claims(tmp_path / "claims", process).at_work)
-        if not folder.done("a"):
+        folder.clear_failures(["a"], claims(tmp_path / "claims", process).is_active)
+        if not folder.is_done("a"):
             tried.append(process.name)
             folder.write_failure("a", "ValueError: no", "Traceback ...", process.name)
 
-    with claims(tmp_path / "claims", jobs[0]).present():
+    with claims(tmp_path / "claims", jobs[0]).announce():
         begin(jobs[0])
-        with claims(tmp_path / "claims", jobs[1]).present():
+        with claims(tmp_path / "claims", jobs[1]).announce():
             begin(jobs[1])  # joins what is at work
     begin(jobs[2])  # after both have ended
-    with claims(tmp_path / "claims", jobs[2]).present():
+    with claims(tmp_path / "claims", jobs[2]).announce():
         begin(jobs[3])
     leave(tmp_path / "claims", jobs[2], f"process-{jobs[2].name}")  # killed, and put back into the queue
-    begin(replace(jobs[2], host="node9", restart=1))
+    begin(replace(jobs[2], host="node9", restart_count=1))
     assert tried == [jobs[0].name, jobs[2].name, "7_2-node9-1"]

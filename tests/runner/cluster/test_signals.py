@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from classifier_lens.runner.cluster import signals as signals
-from classifier_lens.runner.cluster.signals import SIGNALS, Interrupt, Stopped, at_once, stopped
+from classifier_lens.runner.cluster.signals import SIGNALS, RunStopped, SignalHandler, exit_on_signal, is_stop_code
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_stops_at_once(number: signal.Signals) -> None:
-    interrupt = Interrupt()
-    with interrupt.listening(), pytest.raises(Stopped, match=number.name):
+    interrupt = SignalHandler()
+    with interrupt.installed(), pytest.raises(RunStopped, match=number.name):
         os.kill(os.getpid(), number)
 
 
 def test_a_signal_waits_for_the_step_in_progress() -> None:
-    interrupt, done = Interrupt(), []
-    with interrupt.listening(), pytest.raises(Stopped, match="SIGTERM"), interrupt.deferred():
+    interrupt, done = SignalHandler(), []
+    with interrupt.installed(), pytest.raises(RunStopped, match="SIGTERM"), interrupt.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("step")
         interrupt.check()
@@ -34,7 +34,7 @@ def test_earlier_handlers_come_back() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     try:
-        with Interrupt().listening():
+        with SignalHandler().installed():
             pass
         os.kill(os.getpid(), signal.SIGUSR2)
         assert seen == [signal.SIGUSR2]
@@ -43,29 +43,29 @@ def test_earlier_handlers_come_back() -> None:
 
 
 def test_check_is_silent_without_a_signal() -> None:
-    Interrupt().check()
+    SignalHandler().check()
 
 
 def test_a_signal_is_passed_on_to_who_handled_it_before() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     try:
-        interrupt = Interrupt()
-        with pytest.raises(Stopped), interrupt.listening():
+        interrupt = SignalHandler()
+        with pytest.raises(RunStopped), interrupt.installed():
             os.kill(os.getpid(), signal.SIGUSR2)
         assert not seen, "not before the run has ended"
-        interrupt.pass_on()
+        interrupt.forward()
         assert seen == [signal.SIGUSR2]
     finally:
         signal.signal(signal.SIGUSR2, before)
 
 
 def test_nothing_is_passed_on_without_a_signal_or_to_nobody() -> None:
-    Interrupt().pass_on()
-    interrupt = Interrupt()
-    with pytest.raises(Stopped), interrupt.listening():
+    SignalHandler().forward()
+    interrupt = SignalHandler()
+    with pytest.raises(RunStopped), interrupt.installed():
         os.kill(os.getpid(), signal.SIGUSR1)  # whose handler was the system's own, which would end this process
-    interrupt.pass_on()
+    interrupt.forward()
 
 
 CODES = {"SIGINT": 130, "SIGHUP": 129, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143}
@@ -73,10 +73,10 @@ CODES = {"SIGINT": 130, "SIGHUP": 129, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2"
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_has_its_exit_code(number: signal.Signals) -> None:
-    stop = Stopped(number.name)
-    assert stop.code == CODES[number.name] and stopped(stop.code)
-    assert stop.line == f"stopped by {number.name}; the same command continues"
-    assert not any(stopped(code) for code in (0, 1, 2, 75))
+    stop = RunStopped(number.name)
+    assert stop.exit_code == CODES[number.name] and is_stop_code(stop.exit_code)
+    assert stop.message == f"stopped by {number.name}; the same command continues"
+    assert not any(is_stop_code(code) for code in (0, 1, 2, 75))
 
 
 @contextmanager
@@ -90,15 +90,15 @@ def handled(number: signal.Signals, handler: Callable[..., Any] | int) -> Iterat
 
 def test_what_the_process_ignores_stays_ignored() -> None:
     """As with `nohup`, and for SIGINT in the background of a shell script."""
-    interrupt = Interrupt()
-    with handled(signal.SIGHUP, signal.SIG_IGN), at_once(), interrupt.listening():
+    interrupt = SignalHandler()
+    with handled(signal.SIGHUP, signal.SIG_IGN), exit_on_signal(), interrupt.installed():
         os.kill(os.getpid(), signal.SIGHUP)
     interrupt.check()
 
 
 def test_signals_after_the_first_change_nothing() -> None:
-    interrupt, done = Interrupt(), []
-    with interrupt.listening(), pytest.raises(Stopped, match="SIGINT"):
+    interrupt, done = SignalHandler(), []
+    with interrupt.installed(), pytest.raises(RunStopped, match="SIGINT"):
         try:
             os.kill(os.getpid(), signal.SIGINT)
         finally:
@@ -110,28 +110,28 @@ def test_signals_after_the_first_change_nothing() -> None:
 
 
 def test_a_signal_that_comes_last_in_what_was_deferred_is_heard() -> None:
-    interrupt = Interrupt()
-    with interrupt.listening(), pytest.raises(Stopped, match="SIGINT"), interrupt.deferred(), interrupt.deferred():
+    interrupt = SignalHandler()
+    with interrupt.installed(), pytest.raises(RunStopped, match="SIGINT"), interrupt.deferred(), interrupt.deferred():
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_what_swallows_the_exception_does_not_keep_the_run_going() -> None:
-    interrupt = Interrupt()
-    with interrupt.listening():
+    interrupt = SignalHandler()
+    with interrupt.installed():
         try:
             os.kill(os.getpid(), signal.SIGINT)
-        except Stopped:
+        except RunStopped:
             pass
-        with pytest.raises(Stopped, match="SIGINT"):
+        with pytest.raises(RunStopped, match="SIGINT"):
             interrupt.check()
 
 
 def test_listening_within_listening_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt = Interrupt()
-    with interrupt.listening():
-        with interrupt.listening():
+    interrupt = SignalHandler()
+    with interrupt.installed():
+        with interrupt.installed():
             pass
-        with pytest.raises(Stopped, match="SIGTERM"):
+        with pytest.raises(RunStopped, match="SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -141,7 +141,7 @@ def test_a_signal_during_the_imports_ends_the_process_in_one_line(
 ) -> None:
     ends: list[int] = []
     monkeypatch.setattr(os, "_exit", ends.append)
-    with handled(number, signal.SIG_DFL), at_once():
+    with handled(number, signal.SIG_DFL), exit_on_signal():
         print("printed before")
         os.kill(os.getpid(), number)
     assert ends == [CODES[number.name]]
@@ -151,19 +151,19 @@ def test_a_signal_during_the_imports_ends_the_process_in_one_line(
 
 def test_who_handles_a_signal_already_keeps_it_during_the_imports() -> None:
     seen: list[int] = []
-    with handled(signal.SIGUSR2, lambda number, frame: seen.append(number)), at_once():
+    with handled(signal.SIGUSR2, lambda number, frame: seen.append(number)), exit_on_signal():
         os.kill(os.getpid(), signal.SIGUSR2)
     assert seen == [signal.SIGUSR2]
 
 
 def test_nobody_is_told_twice(capfd: pytest.CaptureFixture[str]) -> None:
     """Neither Python's own handler of Ctrl-C nor that of the imports."""
-    for outer in (at_once, lambda: handled(signal.SIGINT, signal.default_int_handler)):
-        interrupt = Interrupt()
+    for outer in (exit_on_signal, lambda: handled(signal.SIGINT, signal.default_int_handler)):
+        interrupt = SignalHandler()
         with outer():
-            with pytest.raises(Stopped), interrupt.listening():
+            with pytest.raises(RunStopped), interrupt.installed():
                 os.kill(os.getpid(), signal.SIGINT)
-            interrupt.pass_on()
+            interrupt.forward()
     assert capfd.readouterr() == ("", "")
 
 

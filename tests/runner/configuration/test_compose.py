@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import instantiate
 
 from classifier_lens.runner.configuration import compose
-from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.types import UserError
 
 
@@ -17,7 +17,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And only then: what is composed here may be for another machine."""
-    config = configure([f"{key}=cuda:99"])
+    config = compose_config([f"{key}=cuda:99"])
     monkeypatch.setattr(compose, "instantiate", lambda *_, **__: pytest.fail("a part was built"))
     with pytest.raises(UserError, match=rf"^{key}=cuda:99: allowed on this machine are auto, cpu"):
         build(config)
@@ -37,7 +37,7 @@ def test_what_does_without_weights_is_named_for_the_part_that_lacks_them(
     words: list[str], key: str, without: str, not_without: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^{key}=no/net: neither a folder .*{without}") as caught:
-        build(configure(words))
+        build(compose_config(words))
     assert not_without not in str(caught.value)
 
 
@@ -50,7 +50,7 @@ def test_what_does_without_weights_is_named_for_the_part_that_lacks_them(
         (["task.target=[tiger shark, nothing]"], "task.target=nothing: no class of the classifier"),
         (["task.mode=attribute"], "task.mode=attribute: needs a zero-shot classifier"),
         (["task=input_gradients", "task.target=nothing"], "task.target=nothing: no class of the classifier"),
-        (["task=disagreement", "task.words=[nothing]"], "task.words=nothing: no class of the classifier"),
+        (["task=disagreement", "task.start_classes=[nothing]"], "task.start_classes=nothing: no class of the "),
         (["task=neuron_cf", "task.units=top:0"], "task.units=top:0: allowed are 1 "),
         (["task=neuron_cf", "task.label=nothing"], "task.label=nothing: the data set has no such picture"),
         (["task=npca_cf", "task.components={nothing: [0]}"], "task.components=nothing: no class of the classifier"),
@@ -67,10 +67,13 @@ def test_what_is_not_there_is_told_before_the_generator_is_loaded(
         lambda *_: pytest.fail("the generator was loaded"),
     )
     with pytest.raises(UserError, match=rf"^{re.escape(told)}"):
-        build(configure(words))
+        build(compose_config(words))
 
 
 def test_a_text_that_looks_like_a_reference_stays_as_it_is_in_parts_that_are_shared() -> None:
-    node = {"_target_": "classifier_lens.models.captioner.captioner.Template", "template": "a {label} of ${x} and ${"}
+    node = {
+        "_target_": "classifier_lens.models.captioner.captioner.TemplateCaptioner",
+        "template": "a {label} of ${x} and ${",
+    }
     built = instantiate(compose._shared({"one": node, "several": [dict(node)]}), _convert_="all")
     assert built["one"] is built["several"][0] and built["one"].template == node["template"]

@@ -10,10 +10,10 @@ import pytest
 from classifier_lens.data.planted import CLASSES
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.cluster import submit
-from classifier_lens.runner.configuration.compose import configure, jobs
+from classifier_lens.runner.configuration.compose import compose_config, expand_sweep
 from classifier_lens.runner.results.run_folder import run_key
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.units.activation_ranking import check_training
+from classifier_lens.tasks.units.activation_ranking import check_training_images
 from tests.cli import Cli
 
 
@@ -32,12 +32,12 @@ class Labelled:
         (["data=folder", "data.path=a", "training.path=b"], "image_folder.ImageFolder", {"path": "b"}),
         (
             ["data=hf", "data.name=a", "data.count=3", "training.count=5"],
-            "hugging_face.hub_pictures",
+            "hugging_face.load_hub_dataset",
             {"name": "a", "count": 5},
         ),
         (
             ["data=hf", "data.name=a", "data.count=3"],
-            "hugging_face.hub_pictures",
+            "hugging_face.load_hub_dataset",
             {"name": "a", "count": 3, "split": "test"},
         ),
         (["data=cub", "data.path=a"], "published_datasets.cub", {"path": "a", "split": "train"}),
@@ -53,7 +53,7 @@ class Labelled:
     ids=str,
 )  # fmt: skip
 def test_the_runs_own_images_are_the_default(words: list[str], target: str, values: dict[str, Any]) -> None:
-    training = configure(words)["training"]
+    training = compose_config(words)["training"]
     assert training["_target_"] == f"classifier_lens.data.{target}"
     assert {key: training[key] for key in values} == values
 
@@ -103,7 +103,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, Any]]:
     [
         ["-m", "task=neuron_vis", "data=folder", "data.path=a,b", "seed=3"],
         ["-m", "task=npca_cf", "data=cifar10,planted", "limit=2,3", "limit=4"],
-        ["experiment=dig_in/fig10", "training.path=a", "classifier.checkpoint=b", "samples=c"],
+        ["experiment=dig_in/fig10", "training.path=a", "classifier.checkpoint=b", "imagenet_samples=c"],
     ],
     ids=" ".join,
 )
@@ -112,34 +112,34 @@ def test_a_job_has_the_same_key_however_it_is_started(
 ) -> None:
     words = [*words, f"outputs={tmp_path}"]
     keys = [run_key(config, []) for config in begun(monkeypatch, *words)]
-    assert keys == [run_key(configure([*job, "logger=none"]), []) for job in jobs(words)]
+    assert keys == [run_key(compose_config([*job, "logger=none"]), []) for job in expand_sweep(words)]
     assert len(set(keys)) == len(keys)
     checked: list[str] = []
 
     def recorded(job: list[str]) -> dict[str, Any]:
-        config = configure(job)
+        config = compose_config(job)
         checked.append(run_key(config, []))
         return config
 
-    monkeypatch.setattr(submit, "configure", recorded)
-    assert submit.checked(words) == tmp_path
+    monkeypatch.setattr(submit, "compose_config", recorded)
+    assert submit.check_command(words) == tmp_path
     assert set(checked) <= set(keys)
 
 
 def test_several_values_are_a_sweeps_alone() -> None:
     with pytest.raises(UserError, match="data=cifar10,planted: this value has to be quoted"):
-        jobs(["data=cifar10,planted"])
+        expand_sweep(["data=cifar10,planted"])
 
 
 def test_images_of_another_world_are_refused() -> None:
-    check_training(Labelled("cat", "Fiddler Crab"), Labelled(*CLASSES))  # type: ignore[arg-type]
+    check_training_images(Labelled("cat", "Fiddler Crab"), Labelled(*CLASSES))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="training: its images show fiddler crab, .*none of .*cat, dog.*training.path="):
-        check_training(Labelled("cat", "dog"), Labelled(*CLASSES))  # type: ignore[arg-type]
+        check_training_images(Labelled("cat", "dog"), Labelled(*CLASSES))  # type: ignore[arg-type]
 
 
 def test_small_generators_say_what_they_draw() -> None:
     from classifier_lens.data import cifar10
 
-    assert configure([])["generator"]["draws"] == list(CLASSES)
-    assert configure(["domain=cifar10", "sampler=lcm"])["generator"]["draws"] == list(cifar10.CLASSES)
-    assert LatentDiffusion.draws is None
+    assert compose_config([])["generator"]["known_classes"] == list(CLASSES)
+    assert compose_config(["domain=cifar10", "sampler=lcm"])["generator"]["known_classes"] == list(cifar10.CLASSES)
+    assert LatentDiffusion.known_classes is None

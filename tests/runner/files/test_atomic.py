@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from classifier_lens.runner.files.atomic import Damaged, Unwritable, make_folder, put, read, remove_unfinished, write
+from classifier_lens.runner.files.atomic import (
+    DamagedFileError,
+    UnwritableError,
+    make_folder,
+    read,
+    remove_temporary_files,
+    write_atomic,
+    write_durable,
+)
 from classifier_lens.runner.files.text import read_lines
 from classifier_lens.runner.types import UserError
 from tests.durability import damage
@@ -38,15 +46,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_file_is_on_the_disk_before_it_is_renamed_and_its_name_afterwards(tmp_path: Path, calls: list[str]) -> None:
-    write(tmp_path / "a", "text")
+    write_durable(tmp_path / "a", "text")
     assert calls == ["sync .tmp", "rename", "sync folder"]
     calls.clear()
-    put(tmp_path / "b", "text")
+    write_atomic(tmp_path / "b", "text")
     assert calls == ["sync .tmp", "rename"], "its name lasts with the next file that is written there"
 
 
 def test_the_folders_that_a_file_needs_last_too(tmp_path: Path, calls: list[str]) -> None:
-    write(tmp_path / "x" / "y" / "a", b"bytes")
+    write_durable(tmp_path / "x" / "y" / "a", b"bytes")
     assert calls == ["sync folder", "sync folder", "sync .tmp", "rename", "sync folder"]
     calls.clear()
     make_folder(tmp_path / "x" / "y")
@@ -64,7 +72,7 @@ def test_a_file_system_that_cannot_synchronize_folders_is_written_to(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", refusing)
-    write(tmp_path / "a", "text")
+    write_durable(tmp_path / "a", "text")
     assert (tmp_path / "a").read_text() == "text"
 
 
@@ -80,14 +88,14 @@ def test_a_file_system_that_cannot_synchronize_folders_is_written_to(
 def test_a_failed_write_leaves_the_old_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, line: str
 ) -> None:
-    write(tmp_path / "a", "old")
+    write_durable(tmp_path / "a", "old")
 
     def refuse(*given: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, call, refuse)
-    with pytest.raises(Unwritable) as raised:
-        write(tmp_path / "a", "new")
+    with pytest.raises(UnwritableError) as raised:
+        write_durable(tmp_path / "a", "new")
     assert str(raised.value) == line.format(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"], "no temporary file is left"
@@ -99,7 +107,7 @@ def test_a_signal_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a", "new")
+        write_durable(tmp_path / "a", "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -115,23 +123,23 @@ def small_files() -> Iterator[None]:
 
 
 def test_a_limit_on_files_is_told(tmp_path: Path, small_files: None) -> None:
-    write(tmp_path / "a", b"x" * 1000)
-    with pytest.raises(Unwritable, match="ulimit -f"):
-        write(tmp_path / "b", b"x" * 2000)
+    write_durable(tmp_path / "a", b"x" * 1000)
+    with pytest.raises(UnwritableError, match="ulimit -f"):
+        write_durable(tmp_path / "b", b"x" * 2000)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "a", tmp_path / "file" / "x" / "a"):
-        with pytest.raises(Unwritable, match="Not a directory"):
-            write(path, "text")
+        with pytest.raises(UnwritableError, match="Not a directory"):
+            write_durable(path, "text")
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        write(tmp_path / "a", "text")
+        write_durable(tmp_path / "a", "text")
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
@@ -140,11 +148,11 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     for name in (".a.png.12345678.tmp", ".b.png.12345678.tmp", "a.png", ".lock"):
         (tmp_path / name).touch()
-    remove_unfinished(tmp_path, "a.png")
+    remove_temporary_files(tmp_path, "a.png")
     assert {path.name for path in tmp_path.iterdir()} == {".b.png.12345678.tmp", "a.png", ".lock"}
-    remove_unfinished(tmp_path)
+    remove_temporary_files(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", ".lock"}
-    remove_unfinished(tmp_path / "nowhere")
+    remove_temporary_files(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("harm", [damage.pipe, damage.endless, damage.folder, damage.loop])
@@ -152,7 +160,7 @@ def test_what_is_no_plain_file_is_never_waited_for(harm: Callable[[Path], None],
     path = tmp_path / "x"
     path.touch()
     harm(path)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedFileError):
         read(path)
     with pytest.raises(UserError, match="wanted is a list"):
         read_lines(f"classifier.labels={path}", path, "a list")

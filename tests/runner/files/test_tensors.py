@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classifier_lens.runner.files.atomic import Damaged
+from classifier_lens.runner.files.atomic import DamagedFileError
 from classifier_lens.runner.files.tensors import read_tensors, write_tensors
 from tests.durability import damage
 
@@ -24,14 +24,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert list(file.tensors) == list(TENSORS)
     assert all(torch.equal(file.tensors[name], value) for name, value in TENSORS.items())
     assert all(file.tensors[name].dtype == value.dtype for name, value in TENSORS.items())
-    assert file.texts["key"] == "k" and file.texts["prompt"] == '"sha256":"' + "1" * 64 + '"'
+    assert file.metadata["key"] == "k" and file.metadata["prompt"] == '"sha256":"' + "1" * 64 + '"'
 
 
 @pytest.mark.parametrize("harm", damage.OF_TENSORS)
 def test_what_is_damaged_is_refused(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     write_tensors(tmp_path / "f", TENSORS, key="k")
     harm(tmp_path / "f")
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedFileError):
         read_tensors(tmp_path / "f")
 
 

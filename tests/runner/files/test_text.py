@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from classifier_lens.models.captioner.captioner import FileCaptions
+from classifier_lens.models.captioner.captioner import FileCaptioner
 from classifier_lens.models.captioner.clip_ranking import read_list
 from classifier_lens.models.classifier.loaders.class_names import read_labels
 from classifier_lens.runner.files.text import read_lines, read_text
@@ -43,7 +43,7 @@ def test_others_end_in_one_line(data: bytes | None, said: str, tmp_path: Path) -
     if data is not None:
         path.write_bytes(data)
     for read in (
-        lambda: read_labels(str(path)), lambda: FileCaptions(str(path)), lambda: read_text("key", path, "a table"),
+        lambda: read_labels(str(path)), lambda: FileCaptioner(str(path)), lambda: read_text("key", path, "a table"),
         lambda: read_lines("key", path, "names"),
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:

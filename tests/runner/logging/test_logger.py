@@ -17,13 +17,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
-from classifier_lens.runner.cluster.signals import Stopped
+from classifier_lens.runner.cluster.signals import RunStopped
 from classifier_lens.runner.logging import wandb_logger
-from classifier_lens.runner.logging.logger import Logger, NoLogger, Unfailing
-from classifier_lens.runner.logging.loop_progress import counted, heard
-from classifier_lens.runner.logging.progress_bar import Pace, duration, preparing, progress, shortened
+from classifier_lens.runner.logging.logger import Logger, NullLogger, SafeLogger
+from classifier_lens.runner.logging.loop_progress import show_progress, track_progress
+from classifier_lens.runner.logging.progress_bar import (
+    ProgressEstimate,
+    abbreviate,
+    format_duration,
+    preparing,
+    progress,
+)
 from classifier_lens.runner.logging.tensorboard_logger import TensorBoardLogger
-from classifier_lens.runner.logging.wandb_logger import PLACES, WandbLogger, mode_by_environment, switched_off
+from classifier_lens.runner.logging.wandb_logger import WANDB_FOLDERS, WandbLogger, is_disabled, mode_from_environment
 from classifier_lens.runner.types import UserError
 from tests.wandb_file import OfflineRun, read_offline
 
@@ -43,22 +49,22 @@ def use(logger: Logger, folder: Path) -> None:
     for names in (("a", "b"), ("c",)):
         for step in range(3):
             for name in names:
-                logger.log(name, step, {"total": 1.0 / (step + 1), "confidence": 0.3 * step})
+                logger.log_step(name, step, {"total": 1.0 / (step + 1), "confidence": 0.3 * step})
         for name in names:
             record: dict[str, Any] = {"name": name, "success": name != "b", "seconds": 2.5, "source": "x"}
-            logger.result(record, {"best": picture, "mask": folder / "absent.png"})
+            logger.log_result(record, {"best": picture, "mask": folder / "absent.png"})
     logger.finish()
     logger.finish()
 
 
 def test_none_logs_nothing(tmp_path: Path) -> None:
-    use(NoLogger(), tmp_path)
+    use(NullLogger(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["best.png"]
 
 
 def test_finish_before_start() -> None:
     offline().finish()
-    NoLogger().finish()
+    NullLogger().finish()
 
 
 def test_unknown_mode() -> None:
@@ -107,7 +113,7 @@ def test_offline_attempts_lie_in_the_run_folder(nobody: Path, capfd: pytest.Capt
 def test_the_first_problems_have_curves_and_pictures_and_all_are_in_the_table(
     nobody: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_logger, "SHOWN", 2)
+    monkeypatch.setattr(wandb_logger, "MAX_PROBLEMS", 2)
     use(offline(), nobody)
     (run,) = offline_runs(nobody)
     keys = {key.partition(".")[0] for row in run.rows for key in row}
@@ -123,28 +129,28 @@ def test_places_of_an_attempt_end_with_it(nobody: Path, monkeypatch: pytest.Monk
     for folder in (nobody / "one", nobody / "two"):
         folder.mkdir()
         logger.start(folder, {}, key="k", task="uvce")
-        assert {os.environ[variable] for variable in PLACES} == {str(folder / "wandb")}
+        assert {os.environ[variable] for variable in WANDB_FOLDERS} == {str(folder / "wandb")}
         logger.finish()
         assert {key for key in os.environ if key not in before} <= {"WANDB_ERROR_REPORTING", "WANDB_SERVICE"}
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError):
         logger.start(nobody / "three", {}, key="k", task="uvce")
-    assert not set(PLACES) & set(os.environ)
+    assert not set(WANDB_FOLDERS) & set(os.environ)
 
 
 def test_a_broken_logger_gives_back_what_it_holds(capfd: pytest.CaptureFixture[str]) -> None:
-    class Broken(NoLogger):
+    class Broken(NullLogger):
         finished = 0
 
-        def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+        def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
             raise OSError("disk")
 
         def finish(self) -> None:
             self.finished += 1
 
-    unfailing = Unfailing(broken := Broken())
+    unfailing = SafeLogger(broken := Broken())
     for step in range(2):
-        unfailing.log("a", step, {})
+        unfailing.log_step("a", step, {})
     unfailing.finish()
     assert broken.finished == 1 and capfd.readouterr().err == "logger: disk; nothing more is logged\n"
 
@@ -156,7 +162,7 @@ def test_what_was_free_is_a_mask_of_the_result(nobody: Path) -> None:
     Image.new("RGB", (8, 8), "teal").save(nobody / "best.png")
     logger = offline()
     logger.start(nobody, {}, key="k", task="uvce")
-    logger.result({"name": "a"}, {"best": nobody / "best.png", "mask": nobody / "mask.png"})
+    logger.log_result({"name": "a"}, {"best": nobody / "best.png", "mask": nobody / "mask.png"})
     logger.finish()
     (saved,) = nobody.glob("wandb/offline-run-*/files/media/images/mask/**/*.png")
     with Image.open(saved) as file:
@@ -179,32 +185,32 @@ def test_an_attempt_that_cannot_be_online_is_offline(
     assert len(run.rows) == 10
 
 
-class Broken(NoLogger):
+class Broken(NullLogger):
     """A logger whose disk is full from some call on."""
 
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+    def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         self.left -= 1
         if self.left < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_logger_in_trouble_is_told_once_and_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    use(Unfailing(Broken(2)), tmp_path)
+    use(SafeLogger(Broken(2)), tmp_path)
     assert capfd.readouterr().err == "logger: [Errno 28] No space left on device; nothing more is logged\n"
-    use(Unfailing(Broken(100)), tmp_path)
+    use(SafeLogger(Broken(100)), tmp_path)
     assert capfd.readouterr().err == ""
 
 
 def test_a_signal_is_no_trouble_of_a_logger(tmp_path: Path) -> None:
-    class Signalled(NoLogger):
-        def log(self, problem: str, step: int, values: Mapping[str, float]) -> None:
-            raise Stopped("SIGTERM")
+    class Signalled(NullLogger):
+        def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
+            raise RunStopped("SIGTERM")
 
-    with pytest.raises(Stopped):
-        use(Unfailing(Signalled()), tmp_path)
+    with pytest.raises(RunStopped):
+        use(SafeLogger(Signalled()), tmp_path)
 
 
 def test_tensorboard_is_told_the_same(tmp_path: Path) -> None:
@@ -231,7 +237,7 @@ def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("option", "kind"), [("wandb", WandbLogger), ("tensorboard", TensorBoardLogger), ("none", NoLogger)]
+    ("option", "kind"), [("wandb", WandbLogger), ("tensorboard", TensorBoardLogger), ("none", NullLogger)]
 )
 def test_options_build_loggers(option: str, kind: type) -> None:
     config = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))
@@ -253,20 +259,20 @@ class Clock:
 
 def test_the_time_left_goes_by_the_last_batches() -> None:
     clock = Clock()
-    pace = Pace(total=24, done=4, clock=clock)
+    pace = ProgressEstimate(total=24, done=4, clock=clock)
     clock.now = 1000.0  # what was done before the first batch tells nothing
-    pace.batch(2)
+    pace.start_batch(2)
     pace.step(10, 20)
-    assert [pace.progressed, pace.eta] == [5, None]
+    assert [pace.completed, pace.eta] == [5, None]
     clock.now += 60
-    pace.finished(2)
+    pace.advance(2)
     assert (pace.done, pace.eta) == (6, "9:00")
     for seconds in (10, 10, 10):  # the first one was slow
-        pace.batch(2)
+        pace.start_batch(2)
         clock.now += seconds
-        pace.finished(2)
+        pace.advance(2)
     assert (pace.done, pace.eta) == (12, "1:00")
-    pace.batch(2)
+    pace.start_batch(2)
     clock.now += 4
     assert pace.eta == "0:56"
     clock.now += 60
@@ -275,24 +281,24 @@ def test_the_time_left_goes_by_the_last_batches() -> None:
 
 def test_the_time_left_is_shorter_where_others_help() -> None:
     clock = Clock()
-    pace = Pace(total=12, done=0, clock=clock)
-    pace.batch(2)
+    pace = ProgressEstimate(total=12, done=0, clock=clock)
+    pace.start_batch(2)
     clock.now = 10.0
-    pace.finished(2)
-    pace.finished(4)  # seen when the own batch had ended
+    pace.advance(2)
+    pace.advance(4)  # seen when the own batch had ended
     assert (pace.done, pace.eta) == (6, "0:30")
-    pace.batch(2)
+    pace.start_batch(2)
     clock.now = 20.0
-    pace.finished(2)
+    pace.advance(2)
     assert (pace.done, pace.eta) == (8, "0:10")
-    pace.finished(4)
+    pace.advance(4)
     assert pace.eta == "0:00"
 
 
 def test_long_counts_are_told_now_and_then() -> None:
     clock, told = Clock(), list[str]()
-    with heard(told.append, every=10.0, clock=clock):
-        for i in counted(range(0, 640, 64), "images are looked at", 64):
+    with show_progress(told.append, interval=10.0, clock=clock):
+        for i in track_progress(range(0, 640, 64), "images are looked at", 64):
             assert i % 64 == 0
             clock.now += 4.0
     assert told == [
@@ -300,27 +306,27 @@ def test_long_counts_are_told_now_and_then() -> None:
         "384 of 640 images are looked at",
         "576 of 640 images are looked at",
     ]
-    assert list(counted([3, 4], "x")) == [3, 4] and len(told) == 3, "nobody listens any more"
+    assert list(track_progress([3, 4], "x")) == [3, 4] and len(told) == 3, "nobody listens any more"
 
 
 def test_a_preparation_is_told_in_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classifier_lens.runner.logging.progress_bar.SELDOM", 0.0)
+    monkeypatch.setattr("classifier_lens.runner.logging.progress_bar.LOG_INTERVAL", 0.0)
     stream = io.StringIO()
     with preparing(Console(file=stream)):
-        list(counted(range(2), "words are generated"))
+        list(track_progress(range(2), "words are generated"))
     assert stream.getvalue().splitlines() == [f"preparing: {i} of 2 words are generated" for i in range(2)]
     with preparing(Console(file=io.StringIO(), force_terminal=True)):
-        list(counted(range(2), "words are generated"))
+        list(track_progress(range(2), "words are generated"))
 
 
 def walk(console: Console) -> None:
     with progress(4, 1, console, Clock()) as shown:
-        shown.batch(["crab", "shark", "[red]boat"])
-        shown.phase("preparing")
-        shown.say("shark: the mask of '[bold]shark' was empty")
+        shown.start_batch(["crab", "shark", "[red]boat"])
+        shown.set_phase("preparing")
+        shown.message("shark: the mask of '[bold]shark' was empty")
         for k in range(1, 21):
             shown.step(k, 20, loss=2.0 / k, confidence=0.05 * k)
-        shown.finished(3)
+        shown.advance(3)
 
 
 def test_lines_without_a_terminal() -> None:
@@ -349,9 +355,9 @@ def test_bar_on_a_terminal() -> None:
 
 
 def test_words() -> None:
-    assert shortened(["a"]) == "a"
-    assert shortened(["a", "b", "c", "d"]) == "a, b and 2 more"
-    assert [duration(s) for s in (0, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
+    assert abbreviate(["a"]) == "a"
+    assert abbreviate(["a", "b", "c", "d"]) == "a, b and 2 more"
+    assert [format_duration(s) for s in (0, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
 
 
 # --- what W&B's own variables say ------------------------------------------------------------------------------
@@ -363,7 +369,7 @@ def test_words() -> None:
 def test_without_a_mode_of_its_own_the_environments_counts(
     said: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert mode_by_environment({"WANDB_MODE": said}) == mode
+    assert mode_from_environment({"WANDB_MODE": said}) == mode
     monkeypatch.setenv("WANDB_MODE", said)
     assert WandbLogger(mode=None, project="p", entity=None, timeout=1.0).mode == mode
     assert WandbLogger(mode="offline", project="p", entity=None, timeout=1.0).mode == "offline"
@@ -371,15 +377,15 @@ def test_without_a_mode_of_its_own_the_environments_counts(
 
 def test_an_unknown_mode_of_the_environment_is_refused() -> None:
     with pytest.raises(UserError, match="WANDB_MODE=of: allowed are offline, online, disabled"):
-        mode_by_environment({"WANDB_MODE": "of"})
+        mode_from_environment({"WANDB_MODE": "of"})
 
 
 @pytest.mark.parametrize(
     ("said", "off"), [("true", True), ("1", True), ("yes", True), ("false", False), ("0", False), ("", False)]
 )
 def test_what_switches_logging_off(said: str, off: bool) -> None:
-    assert switched_off({"WANDB_DISABLED": said}) is off
-    assert not switched_off({})
+    assert is_disabled({"WANDB_DISABLED": said}) is off
+    assert not is_disabled({})
 
 
 @pytest.mark.parametrize(("mode", "variables"), [("disabled", {}), ("offline", {"WANDB_DISABLED": "true"})])

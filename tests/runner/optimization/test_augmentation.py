@@ -61,13 +61,15 @@ def test_enlarging_interpolates() -> None:
 
 
 def crops_of(images: Tensor, size: int, **changes: float | None) -> RandomCrops:
-    settings: dict[str, Any] = {"crops": 4, "noise": 0.0, "power": 0.3, "min_share": 0.75, "redraw": False}
+    settings: dict[str, Any] = {
+        "crops": 4, "noise_std": 0.0, "power": 0.3, "min_crop_fraction": 0.75, "new_crops_per_prediction": False,
+    }  # fmt: skip
     return RandomCrops(**(settings | changes))
 
 
 def test_views_follow_from_seed_and_step_alone() -> None:
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    augment = crops_of(images, 16, noise=0.01)
+    augment = crops_of(images, 16, noise_std=0.01)
     views = augment(scene(images), [5, 6, 7], 2, 16).views
     assert views.shape == (3, 4, 3, 16, 16)
     turned = augment(scene(images.flip(0)), [7, 6, 5], 2, 16).views
@@ -107,7 +109,7 @@ def test_crops_lie_inside_the_picture(
 
 def test_noise_has_its_standard_deviation() -> None:
     images = torch.full((2, 3, 16, 16), 0.5)
-    views = crops_of(images, 16, noise=0.05)(scene(images), [1, 2], 0, 16).views
+    views = crops_of(images, 16, noise_std=0.05)(scene(images), [1, 2], 0, 16).views
     assert (views - 0.5).std().item() == pytest.approx(0.05, rel=0.05)
     assert abs((views - 0.5).mean().item()) < 0.005
 
@@ -137,7 +139,7 @@ def test_an_image_that_is_not_cut_is_its_own_view_at_any_size() -> None:
 def test_predictions_of_a_step_are_cut_alike_or_anew() -> None:
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     last, before = Scene(images, images, images[:, None], 0), Scene(images, images, images[:, None], 1)
-    same, anew = crops_of(images, 8, noise=0.01), crops_of(images, 8, noise=0.01, redraw=True)
+    same, anew = crops_of(images, 8, noise_std=0.01), crops_of(images, 8, noise_std=0.01, new_crops_per_prediction=True)
     assert torch.equal(same(last, [4], 2, 8).views, same(before, [4], 2, 8).views)
     assert torch.equal(anew(last, [4], 2, 8).views, same(last, [4], 2, 8).views)
     assert not torch.allclose(anew(before, [4], 2, 8).views, anew(last, [4], 2, 8).views, atol=0.05)
@@ -146,4 +148,4 @@ def test_predictions_of_a_step_are_cut_alike_or_anew() -> None:
 @pytest.mark.parametrize(("size", "smallest"), [(8, 8), (15, 15), (16, 16), (24, 16)])
 def test_without_a_share_the_smallest_crop_has_the_classifiers_size(size: int, smallest: float) -> None:
     """As published: nothing is cut where the classifier sees as much as the image has."""
-    assert crops_of(ramp(16), size, min_share=None).smallest(size, 16) == smallest
+    assert crops_of(ramp(16), size, min_crop_fraction=None).min_side(size, 16) == smallest

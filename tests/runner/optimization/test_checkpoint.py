@@ -11,49 +11,64 @@ from pathlib import Path
 import pytest
 import torch
 
-from classifier_lens.runner.files.atomic import Damaged, Unwritable
+from classifier_lens.runner.files.atomic import DamagedFileError, UnwritableError
 from classifier_lens.runner.optimization import checkpoint
-from classifier_lens.runner.optimization.loop import Origin, State
+from classifier_lens.runner.optimization.loop import InitialChoice, OptimizationState
 
 
-def state() -> State:
+def state() -> OptimizationState:
     draw = torch.Generator().manual_seed(0)
     controls = {name: torch.randn(2, 3, 4, generator=draw) for name in ("latent", "text")}
-    return State(
-        controls=controls, best={name: value + 1 for name, value in controls.items()},
-        best_total=torch.tensor([0.1, math.inf]), best_step=torch.tensor([3, 0]), failed=[None, "step 0: bad"], step=4,
-        origin=Origin([0, 2], [0.25, 0.3], [0.0, 1.0], {"masks": torch.rand(2, 1, 4, 4, generator=draw)}),
-        moments={"latent": {"step": torch.tensor(4.0), "exp_avg": torch.randn(2, 3, 4, generator=draw)}},
-        history=[{"total": [0.1, math.nan]}, {"total": [0.1 + 0.2, math.nan]}], finished=False, seconds=1.25,
-    )  # fmt: skip
+    return OptimizationState(
+        controls=controls,
+        best_controls={name: value + 1 for name, value in controls.items()},
+        best_loss=torch.tensor([0.1, math.inf]),
+        best_step=torch.tensor([3, 0]),
+        failures=[None, "step 0: bad"],
+        step=4,
+        initial_choice=InitialChoice(
+            [0, 2], [0.25, 0.3], [0.0, 1.0], {"masks": torch.rand(2, 1, 4, 4, generator=draw)}
+        ),
+        optimizer_state={"latent": {"step": torch.tensor(4.0), "exp_avg": torch.randn(2, 3, 4, generator=draw)}},
+        history=[{"total": [0.1, math.nan]}, {"total": [0.1 + 0.2, math.nan]}],
+        finished=False,
+        seconds=1.25,
+    )
 
 
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     saved = state()
     checkpoint.save(tmp_path / "deep" / "state.safetensors", saved, {})
     found = checkpoint.load(tmp_path / "deep" / "state.safetensors", torch.device("cpu"), {}, 4)
-    for name in ("controls", "best"):
+    for name in ("controls", "best_controls"):
         mine, theirs = getattr(found, name), getattr(saved, name)
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert found.moments.keys() == {"latent"}
-    assert all(torch.equal(found.moments["latent"][key], saved.moments["latent"][key]) for key in ("step", "exp_avg"))
-    assert torch.equal(found.best_total, saved.best_total) and torch.equal(found.best_step, saved.best_step)
-    assert (found.step, found.finished, found.failed, found.seconds) == (4, False, [None, "step 0: bad"], 1.25)
-    assert found.origin is not None and saved.origin is not None and found.origin.found.keys() == {"masks"}
-    assert torch.equal(found.origin.found["masks"], saved.origin.found["masks"])
-    assert replace(found.origin, found={}) == replace(saved.origin, found={})
-    checkpoint.save(tmp_path / "none.safetensors", replace(saved, origin=None), {})
-    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu"), {}, 4).origin is None
+    assert found.optimizer_state.keys() == {"latent"}
+    assert all(
+        torch.equal(found.optimizer_state["latent"][key], saved.optimizer_state["latent"][key])
+        for key in ("step", "exp_avg")
+    )
+    assert torch.equal(found.best_loss, saved.best_loss) and torch.equal(found.best_step, saved.best_step)
+    assert (found.step, found.finished, found.failures, found.seconds) == (4, False, [None, "step 0: bad"], 1.25)
+    assert (
+        found.initial_choice is not None
+        and saved.initial_choice is not None
+        and found.initial_choice.found.keys() == {"masks"}
+    )
+    assert torch.equal(found.initial_choice.found["masks"], saved.initial_choice.found["masks"])
+    assert replace(found.initial_choice, found={}) == replace(saved.initial_choice, found={})
+    checkpoint.save(tmp_path / "none.safetensors", replace(saved, initial_choice=None), {})
+    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu"), {}, 4).initial_choice is None
     assert found.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(found.history[1]["total"][1])
 
 
 def test_values_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
     saved = state()
-    saved.best = saved.controls
+    saved.best_controls = saved.controls
     checkpoint.save(tmp_path / "state.safetensors", saved, {})
     found = checkpoint.load(tmp_path / "state.safetensors", torch.device("cpu"), {}, 4)
     found.controls["latent"].zero_()
-    assert torch.equal(found.best["latent"], saved.best["latent"])
+    assert torch.equal(found.best_controls["latent"], saved.best_controls["latent"])
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +80,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Unwritable, match="disk full"):
+    with pytest.raises(UnwritableError, match="disk full"):
         checkpoint.save(path, state(), {})
     assert path.read_bytes() == before
 
@@ -94,5 +109,5 @@ def test_a_state_of_another_batch_is_not_taken(
     if why is None:
         assert checkpoint.load(tmp_path / "a", torch.device("cpu"), owner, steps).step == 4
     else:
-        with pytest.raises(Damaged, match=why):
+        with pytest.raises(DamagedFileError, match=why):
             checkpoint.load(tmp_path / "a", torch.device("cpu"), owner, steps)

@@ -14,27 +14,27 @@ from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.optimization import checkpoint, loop
-from classifier_lens.runner.optimization.loop import Descent, Origin, State, Stop
+from classifier_lens.runner.optimization.loop import EarlyStopping, InitialChoice, OptimizationState, OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import Generator
-from classifier_lens.runner.types import Anchor, Controls, Objective, Scene, Start, UserError
+from classifier_lens.runner.types import Controls, EditContext, Initialization, Objective, Scene, UserError
 from classifier_lens.tasks.objectives.distances import latent_distance, pixel_distance
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
-from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.conftest import Identity, TinyClassifier, anchor_of, double_precision, doubled, rows_of
 
 Make = Callable[..., LatentDiffusion]
-Problems = Callable[[int], list[Flip]]
-JOINT = partial(loop.clip_joint_norm, most=1.0)
+Problems = Callable[[int], list[CounterfactualProblem]]
+JOINT = partial(loop.clip_joint_norm, max_norm=1.0)
 TERMS = ("class_log_prob", "latent_distance", "pixel_distance")
 
 
-def descent(**changes: Any) -> Descent:
+def descent(**changes: Any) -> OptimizerSettings:
     settings: dict[str, Any] = {
         "method": torch.optim.Adam, "steps": 5, "lr": {"latent": 0.01, "text": 0.01, "null": 0.01}, "min_lr": None,
-        "clip": None, "keep_norm": True, "stop": None,
+        "gradient_clipping": None, "keep_norm": True, "early_stopping": None,
     }  # fmt: skip
-    return Descent(**(settings | changes))
+    return OptimizerSettings(**(settings | changes))
 
 
 def unchanged(scene: Scene, step: int) -> Scene:
@@ -42,9 +42,9 @@ def unchanged(scene: Scene, step: int) -> Scene:
 
 
 def last_state(
-    generator: Generator, anchor: Anchor, objective: Objective, how: Descent, controls: Controls
-) -> State:  # fmt: skip
-    *_, state = loop.optimise(generator, anchor, objective, unchanged, how, loop.begin(controls))
+    generator: Generator, anchor: EditContext, objective: Objective, how: OptimizerSettings, controls: Controls
+) -> OptimizationState:  # fmt: skip
+    *_, state = loop.optimize(generator, anchor, objective, unchanged, how, loop.initial_state(controls))
     return state
 
 
@@ -55,7 +55,7 @@ def soft_classifier() -> TinyClassifier:
     return classifier
 
 
-def objective_of(anchor: Anchor, problems: list[Flip], *names: str) -> Objective:
+def objective_of(anchor: EditContext, problems: list[CounterfactualProblem], *names: str) -> Objective:
     """The named terms, or the whole objective, with weights of the paper's order."""
     targets = torch.tensor([p.target for p in problems])
     terms: dict[str, Any] = {
@@ -66,28 +66,30 @@ def objective_of(anchor: Anchor, problems: list[Flip], *names: str) -> Objective
     return {name: terms[name] for name in names or TERMS}
 
 
-def held(anchor: Anchor) -> Anchor:
+def held(anchor: EditContext) -> EditContext:
     """The same constants with nothing free to change, so that both distances see every pixel."""
     return replace(anchor, mask=torch.zeros_like(anchor.mask), latent_mask=torch.zeros_like(anchor.latent_mask))
 
 
 @pytest.fixture
-def batch(make_generator: Make, make_problems: Problems) -> tuple[LatentDiffusion, Controls, Anchor, list[Flip]]:
+def batch(
+    make_generator: Make, make_problems: Problems
+) -> tuple[LatentDiffusion, Controls, EditContext, list[CounterfactualProblem]]:
     generator, problems = make_generator(), make_problems(3)
-    start = generator.begin(problems, {})
-    return generator, start.controls, held(start.anchors[0]), problems
+    start = generator.initialize(problems, {})
+    return generator, start.controls, held(start.contexts[0]), problems
 
 
-Batch = tuple[LatentDiffusion, Controls, Anchor, list[Flip]]
+Batch = tuple[LatentDiffusion, Controls, EditContext, list[CounterfactualProblem]]
 
 
 @pytest.mark.parametrize(("method", "rate"), [(torch.optim.Adam, 0.01), (torch.optim.SGD, 0.1)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_falls_within_five_steps(batch: Batch, term: str, method: Any, rate: float) -> None:
     generator, controls, anchor, problems = batch
-    how = descent(method=method, lr={name: rate for name in controls}, clip=JOINT)
+    how = descent(method=method, lr={name: rate for name in controls}, gradient_clipping=JOINT)
     state = last_state(generator, anchor, objective_of(anchor, problems, term), how, controls)
-    first, best = torch.tensor(state.history[0][term]), state.best_total / {TERMS[0]: 1, TERMS[1]: 25}.get(term, 250)
+    first, best = torch.tensor(state.history[0][term]), state.best_loss / {TERMS[0]: 1, TERMS[1]: 25}.get(term, 250)
     assert (best < first).all() and (state.best_step > 0).all()
 
 
@@ -108,11 +110,11 @@ def test_the_best_iterate_is_the_argmin_per_sample(batch: Batch) -> None:
     state = last_state(generator, anchor, objective, how, controls)
     totals = torch.tensor([h["total"] for h in state.history])
     assert len(totals) == how.steps + 1
-    assert torch.equal(state.best_total, totals.min(dim=0).values)
+    assert torch.equal(state.best_loss, totals.min(dim=0).values)
     assert torch.equal(state.best_step, totals.argmin(dim=0))
     with torch.no_grad():
-        again = evaluate(objective, generator(state.best, anchor)[-1]).total
-    assert torch.equal(again, state.best_total)
+        again = evaluate(objective, generator(state.best_controls, anchor)[-1]).total
+    assert torch.equal(again, state.best_loss)
 
 
 def test_a_sample_that_only_gets_worse_keeps_its_start() -> None:
@@ -121,9 +123,9 @@ def test_a_sample_that_only_gets_worse_keeps_its_start() -> None:
     objective: Objective = {"bowl": (1.0, lambda s: steepness * s.image.square().flatten(1).mean(dim=1))}
     how = descent(method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
     state = last_state(Identity(), anchor_of(2), objective, how, {"latent": torch.ones(2, 3, 1, 1)})
-    assert state.best_step.tolist() == [5, 0] and state.best_total.tolist() == pytest.approx([(14 / 15) ** 10, 60.0])
+    assert state.best_step.tolist() == [5, 0] and state.best_loss.tolist() == pytest.approx([(14 / 15) ** 10, 60.0])
     assert state.controls["latent"][1, 0].item() == pytest.approx(-(3.0**5), rel=1e-4)
-    assert torch.equal(state.best["latent"][1], torch.ones(3, 1, 1))
+    assert torch.equal(state.best_controls["latent"][1], torch.ones(3, 1, 1))
 
 
 def test_the_best_iterate_is_judged_without_augmentation() -> None:
@@ -134,20 +136,20 @@ def test_the_best_iterate_is_judged_without_augmentation() -> None:
         return replace(scene, views=scene.views + 100.0)
 
     objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
-    state = loop.begin({"latent": torch.ones(2, 3, 1, 1)})
+    state = loop.initial_state({"latent": torch.ones(2, 3, 1, 1)})
     how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
-    *_, state = loop.optimise(Identity(), anchor_of(2), objective, augment, how, state)
-    assert shown == [0, 1] and (state.best_total < 1).all()
+    *_, state = loop.optimize(Identity(), anchor_of(2), objective, augment, how, state)
+    assert shown == [0, 1] and (state.best_loss < 1).all()
 
 
 def test_the_start_latent_keeps_its_norm_per_sample(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
     controls = {**controls, "latent": controls["latent"] * torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]}
     norms = controls["latent"].flatten(1).norm(dim=1)
-    anchor = replace(anchor, norm=norms)
+    anchor = replace(anchor, latent_norm=norms)
     objective = objective_of(anchor, problems)
-    for state in loop.optimise(
-        generator, anchor, objective, unchanged, descent(steps=3, lr={"latent": 0.5}), loop.begin(controls)
+    for state in loop.optimize(
+        generator, anchor, objective, unchanged, descent(steps=3, lr={"latent": 0.5}), loop.initial_state(controls)
     ):
         torch.testing.assert_close(state.controls["latent"].flatten(1).norm(dim=1), norms)
     assert not torch.allclose(state.controls["latent"], controls["latent"], atol=0.1)
@@ -187,14 +189,14 @@ def test_a_bad_sample_is_given_up_and_the_others_do_not_notice(batch: Batch, bad
         objective: Objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(factor, at=2))}
         states.append(last_state(generator, anchor, objective, descent(), controls))
     good, spoilt = states
-    assert good.failed == [None] * 3
-    assert spoilt.failed == [None, "step 2: the term trap is not finite", None]
+    assert good.failures == [None] * 3
+    assert spoilt.failures == [None, "step 2: the term trap is not finite", None]
     others = [0, 2]
     for name in controls:
-        assert torch.equal(good.best[name][others], spoilt.best[name][others])
+        assert torch.equal(good.best_controls[name][others], spoilt.best_controls[name][others])
         assert torch.equal(good.controls[name][others], spoilt.controls[name][others])
         assert spoilt.controls[name].isfinite().all()
-    assert torch.equal(good.best_total[others], spoilt.best_total[others])
+    assert torch.equal(good.best_loss[others], spoilt.best_loss[others])
     assert torch.equal(good.best_step[others], spoilt.best_step[others])
 
 
@@ -203,7 +205,7 @@ def test_a_sample_that_was_given_up_stands_still(batch: Batch) -> None:
     objective: Objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(math.nan, at=2))}
     seen = [
         state.controls["text"][1].clone()
-        for state in loop.optimise(generator, anchor, objective, unchanged, descent(), loop.begin(controls))
+        for state in loop.optimize(generator, anchor, objective, unchanged, descent(), loop.initial_state(controls))
     ]
     assert not torch.equal(seen[0], seen[1]), "it moved before"
     assert all(torch.equal(later, seen[1]) for later in seen[2:])
@@ -213,8 +215,8 @@ def test_a_gradient_that_is_not_finite_fails_its_sample(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
     objective: Objective = {**objective_of(anchor, problems), "kink": (1.0, kink)}
     state = last_state(generator, anchor, objective, descent(steps=2), controls)
-    assert state.failed == [None, "step 0: the gradient of latent is not finite", None]
-    assert state.controls["latent"].isfinite().all() and state.best["latent"].isfinite().all()
+    assert state.failures == [None, "step 0: the gradient of latent is not finite", None]
+    assert state.controls["latent"].isfinite().all() and state.best_controls["latent"].isfinite().all()
 
 
 def test_a_term_that_only_the_crops_spoil_is_named() -> None:
@@ -223,9 +225,9 @@ def test_a_term_that_only_the_crops_spoil_is_named() -> None:
 
     objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
     how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
-    start = loop.begin({"latent": torch.ones(2, 3, 1, 1)})
-    *_, state = loop.optimise(Identity(), anchor_of(2), objective, augment, how, start)
-    assert state.failed == [None, "step 0: the term views is not finite"]
+    start = loop.initial_state({"latent": torch.ones(2, 3, 1, 1)})
+    *_, state = loop.optimize(Identity(), anchor_of(2), objective, augment, how, start)
+    assert state.failures == [None, "step 0: the term views is not finite"]
 
 
 # --- rates, clipping and averages by hand --------------------------------------------------------------------
@@ -233,14 +235,14 @@ def test_a_term_that_only_the_crops_spoil_is_named() -> None:
 
 def test_cosine_rates_per_control() -> None:
     how = descent(steps=4, lr={"latent": 0.001, "text": 0.1, "null": 0.02}, min_lr={"text": 0.02, "latent": 0.01})
-    assert [how.rate("text", k) for k in (0, 2, 4)] == pytest.approx([0.1, 0.06, 0.02])
-    assert [how.rate("null", k) for k in (0, 2, 4)] == pytest.approx([0.02, 0.01, 0.0])
-    assert how.rate("text", 1) == pytest.approx(0.02 + 0.08 * (1 + math.sqrt(0.5)) / 2)
-    assert [how.rate("latent", k) for k in (0, 2, 4)] == pytest.approx([0.001, 0.0055, 0.01]), (
+    assert [how.lr_at("text", k) for k in (0, 2, 4)] == pytest.approx([0.1, 0.06, 0.02])
+    assert [how.lr_at("null", k) for k in (0, 2, 4)] == pytest.approx([0.02, 0.01, 0.0])
+    assert how.lr_at("text", 1) == pytest.approx(0.02 + 0.08 * (1 + math.sqrt(0.5)) / 2)
+    assert [how.lr_at("latent", k) for k in (0, 2, 4)] == pytest.approx([0.001, 0.0055, 0.01]), (
         "it ends where it is told"
     )
     constant = descent(lr={"latent": 0.3})
-    assert {constant.rate("latent", k) for k in range(5)} == {0.3}
+    assert {constant.lr_at("latent", k) for k in range(5)} == {0.3}
 
 
 def test_steps_follow_the_rates() -> None:
@@ -259,7 +261,7 @@ def test_clipping_is_per_sample_and_over_all_controls() -> None:
     objective: Objective = {"slope": (1.0, lambda s: (slope * s.image.flatten(1)).sum(dim=1))}
     how = descent(
         steps=1, method=torch.optim.SGD, lr={"latent": 1.0, "shift": 1.0},
-        clip=partial(loop.clip_joint_norm, most=1.5 * math.sqrt(2)), keep_norm=False,
+        gradient_clipping=partial(loop.clip_joint_norm, max_norm=1.5 * math.sqrt(2)), keep_norm=False,
     )  # fmt: skip
     start = {name: torch.zeros(2, 3, 1, 1) for name in ("latent", "shift")}
     state = last_state(Identity(), anchor_of(2), objective, how, start)
@@ -295,12 +297,12 @@ def test_the_published_cosine_of_the_start_latent_grows() -> None:
         rates.append(theirs.param_groups[0]["lr"])
         theirs.step()
         schedule.step()
-    assert [how.rate("latent", k) for k in range(15)] == pytest.approx(rates)
-    assert sum(rates) == pytest.approx(0.0195) and sum(how.rate("latent", k) for k in range(15)) == pytest.approx(
+    assert [how.lr_at("latent", k) for k in range(15)] == pytest.approx(rates)
+    assert sum(rates) == pytest.approx(0.0195) and sum(how.lr_at("latent", k) for k in range(15)) == pytest.approx(
         0.0195
     )
     plain = replace(how, min_lr={"latent": 0.0, "text": 0.0})
-    assert sum(plain.rate("latent", k) for k in range(15)) == pytest.approx(0.0020)
+    assert sum(plain.lr_at("latent", k) for k in range(15)) == pytest.approx(0.0020)
 
 
 def test_the_last_predictions_are_averaged_with_growing_weights() -> None:
@@ -316,17 +318,17 @@ def test_no_steps_give_the_start(batch: Batch) -> None:
     generator, controls, anchor, problems = batch
     how = descent(steps=0)
     states = list(
-        loop.optimise(generator, anchor, objective_of(anchor, problems), unchanged, how, loop.begin(controls))
+        loop.optimize(generator, anchor, objective_of(anchor, problems), unchanged, how, loop.initial_state(controls))
     )
     assert len(states) == 1 and states[0].finished and states[0].best_step.tolist() == [0, 0, 0]
-    assert all(torch.equal(states[0].best[name], controls[name]) for name in controls)
+    assert all(torch.equal(states[0].best_controls[name], controls[name]) for name in controls)
 
 
 def test_nothing_to_descend_on_gives_the_start() -> None:
     objective: Objective = {"red": (1.0, lambda s: s.image[:, 0].flatten(1).sum(dim=1))}
     start = {"latent": torch.ones(2, 3, 1, 1)}
     state = last_state(Identity(), anchor_of(2), objective, descent(steps=2, lr={"latent": 0.0}), start)
-    assert state.finished and torch.equal(state.best["latent"], start["latent"])
+    assert state.finished and torch.equal(state.best_controls["latent"], start["latent"])
 
 
 def test_the_schedule_is_chosen_per_sample() -> None:
@@ -335,11 +337,11 @@ def test_the_schedule_is_chosen_per_sample() -> None:
     objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
     controls = {"latent": torch.zeros(2, 3, 1, 1)}
     candidates = [anchor_of(2, inject=value) for value in (1.0, 0.0, 2.0)]
-    start = Start(controls, candidates, [[], []])
-    origin = loop.choose(Identity(), start, objective)
-    same, chosen = loop.beginning(start, origin)
-    assert same is controls and chosen.inject.tolist() == [0.0, 2.0]
-    assert origin == Origin([0, 0], [0.0, 2.0], [0.0, 0.0], {})
+    start = Initialization(controls, candidates, [[], []])
+    origin = loop.choose_initialization(Identity(), start, objective)
+    same, chosen = loop.apply_choice(start, origin)
+    assert same is controls and chosen.cross_replace_steps.tolist() == [0.0, 2.0]
+    assert origin == InitialChoice([0, 0], [0.0, 2.0], [0.0, 0.0], {})
 
 
 def test_each_sample_begins_from_its_best_candidate() -> None:
@@ -350,9 +352,9 @@ def test_each_sample_begins_from_its_best_candidate() -> None:
         {"latent": torch.tensor(values)[:, None, None, None].expand(2, 3, 1, 1)}
         for values in ([2.0, 1.0], [1.0, 5.0], [1.0, 0.0])
     ]
-    start = Start(tried[0], [anchor_of(2)], [[], []], tried[1:])
-    controls, anchor = loop.beginning(start, loop.choose(Identity(), start, objective))
-    assert controls["latent"][:, 0].flatten().tolist() == [1.0, 5.0] and anchor is start.anchors[0]
+    start = Initialization(tried[0], [anchor_of(2)], [[], []], tried[1:])
+    controls, anchor = loop.apply_choice(start, loop.choose_initialization(Identity(), start, objective))
+    assert controls["latent"][:, 0].flatten().tolist() == [1.0, 5.0] and anchor is start.contexts[0]
 
 
 def test_a_sample_that_has_enough_stands_still_and_all_of_them_end_the_descent() -> None:
@@ -364,16 +366,18 @@ def test_a_sample_that_has_enough_stands_still_and_all_of_them_end_the_descent()
         lr={"latent": 1.0},
         steps=50,
         keep_norm=False,
-        stop=Stop(2, {"sum": 22.0, "other": -1e9}),
+        early_stopping=EarlyStopping(2, {"sum": 22.0, "other": -1e9}),
     )
-    *_, last = loop.optimise(Identity(), anchor_of(2), objective, unchanged, how, loop.begin(controls))
+    *_, last = loop.optimize(Identity(), anchor_of(2), objective, unchanged, how, loop.initial_state(controls))
     sums = [evaluation["sum"] for evaluation in last.history]
     assert [first for first, _ in sums] == [0.0, -3.0, -3.0, -3.0], "two hits in a row, at steps 0 and 1"
     assert [second for _, second in sums] == [27.0, 24.0, 21.0, 18.0] and last.finished
-    assert not Stop(1, {"other": 1.0})(last.history, 0), "no such term, never enough"
+    assert not EarlyStopping(1, {"other": 1.0})(last.history, 0), "no such term, never enough"
     two = [{"sum": [0.0], "more": [0.0], "total": [0.0]}]
-    assert not Stop(1, {"sum": 1.0})(two, 0), "a term without a bound"
-    assert Stop(1, {"sum": 1.0, "more": 1.0})(two, 0) and not Stop(1, {"sum": 1.0, "more": -1.0})(two, 0)
+    assert not EarlyStopping(1, {"sum": 1.0})(two, 0), "a term without a bound"
+    assert EarlyStopping(1, {"sum": 1.0, "more": 1.0})(two, 0) and not EarlyStopping(1, {"sum": 1.0, "more": -1.0})(
+        two, 0
+    )
 
 
 def test_tokens_keep_their_lengths() -> None:
@@ -382,16 +386,21 @@ def test_tokens_keep_their_lengths() -> None:
     tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
     class Sums(Identity):
-        def __call__(self, controls: Controls, anchor: Anchor) -> list[Scene]:
+        def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
             picture = controls["tokens"].sum(dim=(1, 2))[:, None, None, None]
             return [Scene(picture, picture, picture[:, None])]
 
     how = descent(lr={"tokens": 0.1})
-    *_, last = loop.optimise(Sums(), anchor_of(2), objective, unchanged, how, loop.begin({"tokens": tokens}))
+    *_, last = loop.optimize(Sums(), anchor_of(2), objective, unchanged, how, loop.initial_state({"tokens": tokens}))
     torch.testing.assert_close(last.controls["tokens"].norm(dim=-1), tokens.norm(dim=-1))
     assert last.history[-1]["sum"] < last.history[0]["sum"]
-    *_, free = loop.optimise(
-        Sums(), anchor_of(2), objective, unchanged, replace(how, keep_norm=False), loop.begin({"tokens": tokens})
+    *_, free = loop.optimize(
+        Sums(),
+        anchor_of(2),
+        objective,
+        unchanged,
+        replace(how, keep_norm=False),
+        loop.initial_state({"tokens": tokens}),
     )
     assert not torch.allclose(free.controls["tokens"].norm(dim=-1), tokens.norm(dim=-1), atol=0.05)
 
@@ -399,8 +408,8 @@ def test_tokens_keep_their_lengths() -> None:
 class Noisy(Identity):
     """Every step meets a number of its own, which the picture is moved by."""
 
-    def fresh(self, anchor: Anchor, k: int) -> Anchor:
-        return replace(anchor, inject=torch.full_like(anchor.inject, float(k + 1)))
+    def step_context(self, anchor: EditContext, k: int) -> EditContext:
+        return replace(anchor, cross_replace_steps=torch.full_like(anchor.cross_replace_steps, float(k + 1)))
 
 
 def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
@@ -413,7 +422,9 @@ def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
 
     controls = {"latent": torch.zeros(1, 3, 1, 1)}
     how = descent(method=torch.optim.SGD, lr={"latent": 0.25}, steps=2, keep_norm=False)
-    states = list(loop.optimise(Noisy(), anchor_of(1), {"square": (1.0, square)}, unchanged, how, loop.begin(controls)))
+    states = list(
+        loop.optimize(Noisy(), anchor_of(1), {"square": (1.0, square)}, unchanged, how, loop.initial_state(controls))
+    )
     # Step 0 meets 1: 0 - 0.25 · 2 · 1 = -0.5; step 1 meets 2: -0.5 - 0.25 · 2 · 1.5 = -1.25.
     assert seen == [1.0, 0.0, 1.5, -0.5, -1.25]
     assert states[-1].best_step.tolist() == [0] and states[-1].history[-1]["square"] == [3 * 1.25**2]
@@ -424,14 +435,14 @@ def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
 
 def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(8)
-    start = generator.begin(problems, {})
-    anchor = held(start.anchors[0])
+    start = generator.initialize(problems, {})
+    anchor = held(start.contexts[0])
     how = descent(steps=3, lr={"latent": 0.1, "text": 0.1, "null": 0.1})
     targets = torch.tensor([p.target for p in problems])
 
-    def verdicts(state: State, anchor: Anchor) -> tuple[list[int], list[int]]:
+    def verdicts(state: OptimizationState, anchor: EditContext) -> tuple[list[int], list[int]]:
         with torch.no_grad():
-            image = generator(state.best, anchor)[-1].image
+            image = generator(state.best_controls, anchor)[-1].image
         return state.best_step.tolist(), TinyClassifier()(image).logits.argmax(dim=1).tolist()
 
     together = last_state(generator, anchor, objective_of(anchor, problems), how, start.controls)
@@ -447,11 +458,11 @@ def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make,
 def test_a_sample_has_the_same_gradient_alone_and_among_eight(make_generator: Make, make_problems: Problems) -> None:
     """In double precision, where the order of a sum does not hide what the samples might do to each other."""
     generator, problems = make_generator(), make_problems(8)
-    start = generator.begin(problems, {})
+    start = generator.initialize(problems, {})
     everyone = {name: value.double() for name, value in start.controls.items()}
-    anchor = doubled(start.anchors[-1])
+    anchor = doubled(start.contexts[-1])
 
-    def gradients(anchor: Anchor, controls: Controls, problems: list[Flip]) -> dict[str, Tensor]:
+    def gradients(anchor: EditContext, controls: Controls, problems: list[CounterfactualProblem]) -> dict[str, Tensor]:
         leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
         total = evaluate(objective_of(anchor, problems), generator(leaves, anchor)[-1]).total.sum()
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
@@ -484,7 +495,7 @@ def test_views_in_bfloat16_change_the_descent_a_little_and_nothing_that_is_repor
 @pytest.mark.parametrize("wrong", [{"betas": (2.0, 0.9)}, {"eps": -1.0}, {"nothing": 1}])
 def test_settings_that_torch_refuses_are_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="^optimizer.method: "):
-        Descent(partial(torch.optim.Adam, **wrong), 1, {"latent": 0.1}, None, None, True, None)
+        OptimizerSettings(partial(torch.optim.Adam, **wrong), 1, {"latent": 0.1}, None, None, True, None)
 
 
 def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
@@ -493,7 +504,7 @@ def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
         last_state(generator, anchor, objective_of(anchor, problems), descent(steps=3), controls) for _ in range(2)
     )
     assert first.history == second.history
-    assert all(torch.equal(first.best[name], second.best[name]) for name in controls)
+    assert all(torch.equal(first.best_controls[name], second.best_controls[name]) for name in controls)
 
 
 @pytest.mark.parametrize(
@@ -504,15 +515,17 @@ def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
 def test_resuming_at_any_step_gives_the_bits_of_an_undisturbed_run(batch: Batch, method: Any, tmp_path: Any) -> None:
     generator, controls, anchor, problems = batch
     objective = objective_of(anchor, problems)
-    how = descent(method=method, steps=3, min_lr={"latent": 0.001}, clip=JOINT)
-    for k, state in enumerate(loop.optimise(generator, anchor, objective, unchanged, how, loop.begin(controls))):
+    how = descent(method=method, steps=3, min_lr={"latent": 0.001}, gradient_clipping=JOINT)
+    for k, state in enumerate(
+        loop.optimize(generator, anchor, objective, unchanged, how, loop.initial_state(controls))
+    ):
         checkpoint.save(tmp_path / f"{k}.safetensors", state, {})
     for k in range(how.steps + 1):
         again = checkpoint.load(tmp_path / f"{k}.safetensors", torch.device("cpu"), {}, 4)
         assert again.step == min(k + 1, how.steps) and again.finished == (k == how.steps)
-        *_, again = again, *loop.optimise(generator, anchor, objective, unchanged, how, again)
-        assert again.finished and again.history == state.history and again.failed == state.failed
-        assert torch.equal(again.best_total, state.best_total) and torch.equal(again.best_step, state.best_step)
+        *_, again = again, *loop.optimize(generator, anchor, objective, unchanged, how, again)
+        assert again.finished and again.history == state.history and again.failures == state.failures
+        assert torch.equal(again.best_loss, state.best_loss) and torch.equal(again.best_step, state.best_step)
         for name in controls:
-            assert torch.equal(again.best[name], state.best[name])
+            assert torch.equal(again.best_controls[name], state.best_controls[name])
             assert torch.equal(again.controls[name], state.controls[name])

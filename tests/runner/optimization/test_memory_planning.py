@@ -12,42 +12,51 @@ import torch
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.optimization import memory_planning
 from classifier_lens.runner.optimization.augmentation import RandomCrops
-from classifier_lens.runner.optimization.memory_planning import GIB, Footprint, footprint, free_memory, kept, plan
+from classifier_lens.runner.optimization.memory_planning import (
+    GIB,
+    MemoryFootprint,
+    free_memory,
+    measure_footprint,
+    plan_memory,
+    saved_tensor_bytes,
+)
 from tests.conftest import TinyClassifier
 
 Make = Callable[..., LatentDiffusion]
-AUGMENT = RandomCrops(crops=4, noise=0.05, power=0.3, min_share=0.75, redraw=False)
+AUGMENT = RandomCrops(crops=4, noise_std=0.05, power=0.3, min_crop_fraction=0.75, new_crops_per_prediction=False)
 
 
 def test_what_autograd_keeps_is_counted_once_and_without_the_weights() -> None:
     layer = torch.nn.Linear(10, 20)
     weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     x = torch.zeros(5, 10, requires_grad=True)
-    assert kept(lambda: layer(x).relu(), weights) == (5 * 10 + 5 * 20) * 4  # the input, and what relu gives
+    assert (
+        saved_tensor_bytes(lambda: layer(x).relu(), weights) == (5 * 10 + 5 * 20) * 4
+    )  # the input, and what relu gives
     y = torch.zeros(7, requires_grad=True)
-    assert kept(lambda: y * y, set()) == 7 * 4
-    assert kept(lambda: layer(x.detach()) @ torch.zeros(20, 3), weights) <= (20 * 3 + 5 * 10) * 4
+    assert saved_tensor_bytes(lambda: y * y, set()) == 7 * 4
+    assert saved_tensor_bytes(lambda: layer(x.detach()) @ torch.zeros(20, 3), weights) <= (20 * 3 + 5 * 10) * 4
 
 
 def test_a_footprint_is_that_of_the_graph(make_either: Make, tiny_classifier: TinyClassifier) -> None:
     """Of one picture: four steps keep four times what one does; blocks that are computed again keep less."""
     generator = make_either()
-    own = footprint(generator, [tiny_classifier], AUGMENT)
-    assert generator.recompute == "none" and not generator.networks.unet.is_gradient_checkpointing
-    assert 0 < own.blocks < own.plain < own.mapped and own.end > 0 and own.maps > 0
-    course = generator.sampler.draw(generator.networks, [0], generator.latent_side)
-    base = generator.base(generator.networks.embed([""]), course)
+    own = measure_footprint(generator, [tiny_classifier], AUGMENT)
+    assert generator.gradient_checkpointing == "none" and not generator.networks.unet.is_gradient_checkpointing
+    assert 0 < own.step_recomputed < own.step < own.step_with_injection and own.decoding > 0 and own.attention_maps > 0
+    course = generator.sampler.sample_inputs(generator.networks, [0], generator.latent_size)
+    base = generator.step_embeddings(generator.networks.embed([""]), course)
     embeddings = {name: values.clone().requires_grad_() for name, values in base.items()}
     weights = {p.untyped_storage().data_ptr() for p in generator.networks.unet.parameters()}
-    whole = kept(lambda: generator.chain(course["latent"], embeddings, course["noise"]), weights)
-    assert whole == pytest.approx(len(generator) * own.plain, rel=0.1)
+    whole = saved_tensor_bytes(lambda: generator.denoise(course["latent"], embeddings, course["noise"]), weights)
+    assert whole == pytest.approx(len(generator) * own.step, rel=0.1)
 
 
 def test_recomputation_keeps_the_graph_from_growing_with_the_steps() -> None:
-    own = Footprint(plain=100, mapped=150, blocks=10, end=20, maps=5)
-    assert own.graph("none", 20, 4, 10) == 4 * 150 + 16 * 100 + 20 + 14 * 5
-    assert own.graph("step", 20, 0, 0) == own.graph("step", 50, 0, 0) == 170
-    assert own.graph("block", 20, 0, 0) == 200 + 75 + 20
+    own = MemoryFootprint(step=100, step_with_injection=150, step_recomputed=10, decoding=20, attention_maps=5)
+    assert own.peak_bytes("none", 20, 4, 10) == 4 * 150 + 16 * 100 + 20 + 14 * 5
+    assert own.peak_bytes("step", 20, 0, 0) == own.peak_bytes("step", 50, 0, 0) == 170
+    assert own.peak_bytes("block", 20, 0, 0) == 200 + 75 + 20
 
 
 @pytest.mark.parametrize(
@@ -71,15 +80,19 @@ def test_the_fastest_that_fits(
     unit = 1000
     monkeypatch.setattr(memory_planning, "free_memory", lambda device: int(free * unit))
     monkeypatch.setattr(
-        Footprint, "graph", lambda self, mode, *_: {"none": unit, "step": unit // 4, "block": unit // 5}[mode]
+        MemoryFootprint,
+        "peak_bytes",
+        lambda self, mode, *_: {"none": unit, "step": unit // 4, "block": unit // 5}[mode],
     )
-    chosen = plan(make_generator(recompute="auto"), [tiny_classifier], AUGMENT, {}, 1, batch, problems)
-    assert (chosen.batch, chosen.recompute) == wanted
-    assert ("may not be enough" in str(chosen)) == (chosen.predicted > chosen.free)
+    generator = make_generator(gradient_checkpointing="auto")
+    chosen = plan_memory(generator, [tiny_classifier], AUGMENT, {}, 1, batch, problems)
+    assert (chosen.batch_size, chosen.gradient_checkpointing) == wanted
+    assert ("may not be enough" in str(chosen)) == (chosen.predicted_bytes > chosen.free_bytes)
 
 
 @pytest.mark.parametrize(
-    ("shares", "injected", "recorded"), [({}, 2, 2), ({"inject": [0.0]}, 0, 2), ({"inject": [0.8]}, 4, 4)]
+    ("shares", "injected", "recorded"),
+    [({}, 2, 2), ({"cross_replace_steps": [0.0]}, 0, 2), ({"cross_replace_steps": [0.8]}, 4, 4)],
 )
 def test_the_tasks_shares_take_the_place_of_the_generators(
     shares: dict[str, list[float]], injected: int, recorded: int, make_generator: Make,
@@ -88,14 +101,14 @@ def test_the_tasks_shares_take_the_place_of_the_generators(
     """Of Prompt-to-Prompt: the maps of so many of four steps are injected, and recorded for these or the mask."""
     asked: list[tuple[int, ...]] = []
 
-    def graph(self: Footprint, mode: str, *counts: int) -> int:
+    def graph(self: MemoryFootprint, mode: str, *counts: int) -> int:
         asked.append(counts)
         return 1000
 
-    monkeypatch.setattr(Footprint, "graph", graph)
-    generator = make_generator(recompute="none")
-    assert max(generator.schedules["inject"]) == 0.5
-    plan(generator, [tiny_classifier], AUGMENT, shares, 1, None, 5)
+    monkeypatch.setattr(MemoryFootprint, "peak_bytes", graph)
+    generator = make_generator(gradient_checkpointing="none")
+    assert max(generator.prompt_to_prompt["cross_replace_steps"]) == 0.5
+    plan_memory(generator, [tiny_classifier], AUGMENT, shares, 1, None, 5)
     assert asked == [(4, injected, recorded)]
 
 
@@ -103,7 +116,12 @@ def test_a_recomputation_that_is_asked_for_stays(
     make_generator: Make, tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_planning, "free_memory", lambda device: 100 * GIB)
-    assert plan(make_generator(recompute="block"), [tiny_classifier], AUGMENT, {}, 1, None, 50).recompute == "block"
+    assert (
+        plan_memory(
+            make_generator(gradient_checkpointing="block"), [tiny_classifier], AUGMENT, {}, 1, None, 50
+        ).gradient_checkpointing
+        == "block"
+    )
 
 
 def test_the_limits_of_control_groups_and_of_ulimit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

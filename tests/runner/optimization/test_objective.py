@@ -27,7 +27,7 @@ def square(scene: Scene) -> Tensor:
 def test_the_total_is_the_weighted_sum_and_parts_are_unweighted() -> None:
     loss = evaluate({"level": (2.0, level), "square": (-0.5, square)}, scene([1.0, 3.0]))
     assert loss.total.tolist() == [2 * 1 - 0.5 * 1, 2 * 3 - 0.5 * 9]
-    assert {name: part.tolist() for name, part in loss.parts.items()} == {"level": [1.0, 3.0], "square": [1.0, 9.0]}
+    assert {name: part.tolist() for name, part in loss.terms.items()} == {"level": [1.0, 3.0], "square": [1.0, 9.0]}
 
 
 def test_a_term_that_averages_over_the_batch_is_refused() -> None:
@@ -38,4 +38,4 @@ def test_a_term_that_averages_over_the_batch_is_refused() -> None:
 def test_the_first_bad_term_is_named_per_sample() -> None:
     nan, inf = torch.nan, torch.inf
     loss = Loss(torch.zeros(3), {"a": torch.tensor([0.0, 0.0, nan]), "b": torch.tensor([0.0, inf, inf])})
-    assert [loss.bad_term(i) for i in range(3)] == [None, "b", "a"]
+    assert [loss.non_finite_term(i) for i in range(3)] == [None, "b", "a"]

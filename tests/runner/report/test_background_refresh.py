@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from classifier_lens.runner.report.background_refresh import REST, Background
+from classifier_lens.runner.report.background_refresh import REST_FACTOR, BackgroundRefresh
 
 
 def test_it_runs_in_another_thread_and_is_done_when_the_context_is_left() -> None:
     made: list[int] = []
-    with Background(lambda: made.append(threading.get_ident())) as call:
+    with BackgroundRefresh(lambda: made.append(threading.get_ident())) as call:
         call()
     assert len(made) == 1
     assert made[0] != threading.get_ident()
@@ -26,7 +26,7 @@ def test_what_is_asked_for_while_it_is_still_at_it_is_left_out() -> None:
         assert go.wait(10)
         made.append(None)
 
-    with Background(slow, clock=lambda: 0.0) as call:
+    with BackgroundRefresh(slow, clock=lambda: 0.0) as call:
         call()
         assert begun.wait(10)
         call()
@@ -48,19 +48,19 @@ def test_it_rests_for_many_times_its_own_duration_whatever_that_is() -> None:
         took = 1.0 + now / 1000
         now, spent = now + took, spent + took
 
-    with Background(longer_and_longer, clock=lambda: now) as call:
+    with BackgroundRefresh(longer_and_longer, clock=lambda: now) as call:
         for _ in range(10_000):
             now += 1.0
             call()
             call.wait()
-    assert 0.03 * now < spent < now / REST + 12
+    assert 0.03 * now < spent < now / REST_FACTOR + 12
 
 
 def test_its_error_comes_up_at_the_next_call_or_when_it_is_waited_for() -> None:
     def full() -> None:
         raise OSError(28, "disk full")
 
-    with Background(full) as call:
+    with BackgroundRefresh(full) as call:
         call()
         with pytest.raises(OSError, match="disk full"):
             call.wait()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from classifier_lens.runner.cluster.job_status import Run
+from classifier_lens.runner.cluster.job_status import RunStatus
 from classifier_lens.runner.report import sweep_matrix
 from classifier_lens.runner.report.sweep_matrix import sweep_matrices
 
 
-def run(outputs: Path, classifier: str, target: str, image: str = "test-0", original: bool = True) -> Run:
+def run(outputs: Path, classifier: str, target: str, image: str = "test-0", original: bool = True) -> RunStatus:
     """A finished run with one counterfactual."""
     name = f"{image}-{target}"
     record = {
@@ -25,7 +25,7 @@ def run(outputs: Path, classifier: str, target: str, image: str = "test-0", orig
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"classifier: {{path: {classifier}}}\ntask: {{target: {target}}}\n")
     (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
-    return Run(folder)
+    return RunStatus(folder)
 
 
 def test_runs_of_one_image_make_a_matrix(tmp_path: Path) -> None:

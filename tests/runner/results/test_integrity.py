@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from classifier_lens.runner.files.atomic import Damaged, read
+from classifier_lens.runner.files.atomic import DamagedFileError, read
 from classifier_lens.runner.results import integrity, verified_files
 from classifier_lens.runner.results.manifest import Manifest
 from classifier_lens.runner.results.reader import read_config
@@ -45,8 +45,8 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_a_whole_run_has_no_damage(run: RunFolder) -> None:
-    assert run.damage(NAMES) == {}
-    assert run.damage([*NAMES, "never begun"]) == {}
+    assert run.find_damage(NAMES) == {}
+    assert run.find_damage([*NAMES, "never begun"]) == {}
 
 
 # --- what is read again --------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return read(path)
 
     monkeypatch.setattr(integrity, "read", counted)
-    monkeypatch.setattr(verified_files, "FRESH", -1_000_000_000)
+    monkeypatch.setattr(verified_files, "MIN_AGE_NS", -1_000_000_000)
     return seen
 
 
@@ -91,7 +91,7 @@ def test_damage_that_keeps_size_and_time_is_found(
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     reads.clear()
     run.repair(NAMES)
-    assert {path.parent.name for path in reads} == {"a"} and not run.done("a") and run.done("b")
+    assert {path.parent.name for path in reads} == {"a"} and not run.is_done("a") and run.is_done("b")
 
 
 def test_a_result_that_a_disk_has_changed_without_a_trace_is_found(
@@ -102,21 +102,21 @@ def test_a_result_that_a_disk_has_changed_without_a_trace_is_found(
     assert sorted(noted) == list(NAMES)
     damage.flipped(run.path / "images/a/result.json")
     monkeypatch.setattr(verified_files, "_state", lambda place: noted[place.name])
-    assert list(RunFolder(run.path).damage(NAMES)) == [run.path / "images/a/result.json"]
+    assert list(RunFolder(run.path).find_damage(NAMES)) == [run.path / "images/a/result.json"]
 
 
 def test_what_was_written_a_moment_ago_is_read_again(run: RunFolder) -> None:
     """It may change once more within the same tick of the file system's clock."""
     run.repair(NAMES)
-    assert not (run.path / verified_files.FILE).exists()
+    assert not (run.path / verified_files.VERIFIED_FILE).exists()
     damage.flipped(run.path / "images/a/best.png")
-    assert list(run.damage(NAMES)) == [run.path / "images/a/result.json"]
+    assert list(run.find_damage(NAMES)) == [run.path / "images/a/result.json"]
 
 
 @pytest.mark.parametrize("harm", damage.ANY)
 def test_damaged_notes_are_not_believed(run: RunFolder, reads: list[Path], harm: damage.Harm) -> None:
     run.repair(NAMES)
-    harm(run.path / verified_files.FILE)
+    harm(run.path / verified_files.VERIFIED_FILE)
     reads.clear()
     run.repair(NAMES)
     assert len([path for path in reads if path.suffix == ".png"]) == 4
@@ -129,7 +129,7 @@ def test_a_copy_of_a_run_is_read_whole(run: RunFolder, reads: list[Path], tmp_pa
     run.repair(NAMES)
     shutil.copytree(run.path, tmp_path / "copy")
     damage.flipped(tmp_path / "copy/images/a/best.png")
-    assert list(RunFolder(tmp_path / "copy").damage(NAMES)) == [tmp_path / "copy/images/a/result.json"]
+    assert list(RunFolder(tmp_path / "copy").find_damage(NAMES)) == [tmp_path / "copy/images/a/result.json"]
 
 
 # --- damage --------------------------------------------------------------------------------------------------
@@ -155,33 +155,33 @@ def test_what_is_damaged_is_not_done_and_harms_no_other(
 ) -> None:
     harm(run.path / file)
     name = Path(file).parts[1]
-    assert list(run.damage(NAMES)) == [run.path / told]
+    assert list(run.find_damage(NAMES)) == [run.path / told]
     run.repair(NAMES)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{run.path / told}: ")
     assert line.endswith(f"; set aside as {Path(told).name}.damaged and made again")
-    assert [run.done(other) for other in NAMES] == [other != name for other in NAMES]
+    assert [run.is_done(other) for other in NAMES] == [other != name for other in NAMES]
     status = run.collect(NAMES, "done", "", summed)
     assert status["pending"] == 1 and status["done"] + status["failed"] == 2
-    assert run.damage(NAMES) == {}
+    assert run.find_damage(NAMES) == {}
 
 
 @pytest.mark.parametrize("file", ["result.json", "best.png", "mask.png"])
 def test_a_file_of_another_problem_is_none_of_its_own(run: RunFolder, file: str) -> None:
     shutil.copyfile(run.path / "images/b" / file, run.path / "images/a" / file)
-    assert list(run.damage(NAMES)) == [run.path / "images/a/result.json"]
+    assert list(run.find_damage(NAMES)) == [run.path / "images/a/result.json"]
 
 
 @pytest.mark.parametrize("file", ["best.png", "mask.png"])
 def test_a_picture_that_is_missing_is_told(run: RunFolder, file: str) -> None:
     (run.path / "images/a" / file).unlink()
-    assert run.damage(NAMES) == {run.path / "images/a/result.json": f"images/a/{file} is missing"}
+    assert run.find_damage(NAMES) == {run.path / "images/a/result.json": f"images/a/{file} is missing"}
 
 
 def test_an_edited_result_is_not_what_was_measured(run: RunFolder) -> None:
     path = run.path / "images/a/result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "ranks": {}}))
-    assert list(run.damage(NAMES)) == [path]
+    assert list(run.find_damage(NAMES)) == [path]
 
 
 @pytest.mark.parametrize("place", ["images", "state", "claims", "attempts", "images/a", "images/c"])
@@ -191,7 +191,7 @@ def test_a_file_in_a_folders_place_is_set_aside(run: RunFolder, place: str) -> N
     run.repair(NAMES)
     assert (run.path / f"{place}.damaged").is_file() and not (run.path / place).exists()
     run.write_failure("a", "again")
-    assert run.done("a") and run.done("b") is (place != "images")
+    assert run.is_done("a") and run.is_done("b") is (place != "images")
 
 
 def test_a_link_to_another_problems_folder_is_set_aside(run: RunFolder) -> None:
@@ -199,7 +199,7 @@ def test_a_link_to_another_problems_folder_is_set_aside(run: RunFolder) -> None:
     (run.path / "images/a").symlink_to("b")
     run.repair(NAMES)
     assert (run.path / "images/a.damaged").is_symlink()
-    assert not run.done("a") and run.done("b")
+    assert not run.is_done("a") and run.is_done("b")
 
 
 @pytest.mark.parametrize(
@@ -208,14 +208,14 @@ def test_a_link_to_another_problems_folder_is_set_aside(run: RunFolder) -> None:
 def test_a_result_of_another_kind_counts_as_not_done(run: RunFolder, changes: dict[str, Any]) -> None:
     path = run.path / "images/a/result.json"
     held = {key: value for key, value in json.loads(path.read_text()).items() if key != "digest"}
-    path.write_text(json.dumps(integrity.with_digest({**held, **changes})))
-    assert list(run.damage(NAMES)) == [path]
+    path.write_text(json.dumps(integrity.add_digest({**held, **changes})))
+    assert list(run.find_damage(NAMES)) == [path]
 
 
 @pytest.mark.parametrize("content", ["a: " + "[" * 5000, "a: " + "9" * 5000, "a: 1\na: 2\n", "a: !!python/name:os.x"])
 def test_what_is_no_configuration_is_told(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(Damaged, match="is no configuration"):
+    with pytest.raises(DamagedFileError, match="is no configuration"):
         integrity.parse_config(content.encode())
     with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
         read_config(tmp_path / "config.yaml")
@@ -241,10 +241,10 @@ def test_what_follows_from_the_problems_is_written_anew(
 
 @pytest.mark.parametrize("harm", damage.ANY)
 def test_a_noted_batch_that_is_no_number_is_chosen_again(run: RunFolder, harm: Callable[[Path], None]) -> None:
-    assert run.note_batch(7) == 7
+    assert run.store_batch_size(7) == 7
     harm(run.path / "batch")
-    noted = run.noted_batch()
-    assert run.note_batch(5) == (noted or 5) and (noted is None or noted > 0)
+    noted = run.stored_batch_size()
+    assert run.store_batch_size(5) == (noted or 5) and (noted is None or noted > 0)
 
 
 def test_of_equal_runs_only_the_seconds_differ(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from classifier_lens.runner import run
-from classifier_lens.runner.files.atomic import Unwritable
+from classifier_lens.runner.files.atomic import UnwritableError
 from classifier_lens.runner.results.run_folder import RunFolder
-from classifier_lens.runner.run import check_places
+from classifier_lens.runner.run import check_output_folders
 from classifier_lens.runner.types import UserError
 from tests.durability import damage
 
@@ -30,7 +30,7 @@ def test_a_file_in_a_folders_place_is_told(tmp_path: Path, inner: str) -> None:
     (outputs / inner).parent.mkdir(parents=True, exist_ok=True)
     (outputs / inner).touch()
     with pytest.raises(UserError) as raised:
-        check_places(config(outputs))
+        check_output_folders(config(outputs))
     line = f"outputs={outputs}: {outputs / NAME}: cannot be written: Not a directory; give a folder that can be written"
     assert str(raised.value) == line
 
@@ -46,7 +46,7 @@ def test_a_place_that_takes_no_files_is_told(tmp_path: Path, outputs: str, reaso
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing" / "folder")
     with pytest.raises(UserError, match=f"{reason}; give a folder that can be written$"):
-        check_places(config(tmp_path / outputs))
+        check_output_folders(config(tmp_path / outputs))
 
 
 @pytest.mark.parametrize(("code", "told"), [(errno.ENOSPC, "disk full: "), (errno.EFBIG, "ulimit -f")])
@@ -56,17 +56,17 @@ def test_a_disk_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("builtins.open", full)
     with pytest.raises(UserError, match=told):
-        check_places(config(tmp_path))
+        check_output_folders(config(tmp_path))
 
 
 def test_the_cache_is_looked_at_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"^cache.folder={tmp_path / 'file'}: "):
-        check_places(config(tmp_path, tmp_path / "file"))
+        check_output_folders(config(tmp_path, tmp_path / "file"))
 
 
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
-    check_places(config(tmp_path / "new", tmp_path / "new" / "cache"))
+    check_output_folders(config(tmp_path / "new", tmp_path / "new" / "cache"))
     assert not list(tmp_path.iterdir())
 
 
@@ -78,16 +78,16 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     folder.collect([], "done", "", lambda records: {})
 
     def refuse(folder: Path) -> None:
-        raise Unwritable(f"{folder}: cannot be written: Read-only file system")
+        raise UnwritableError(f"{folder}: cannot be written: Read-only file system")
 
     monkeypatch.setattr(run, "check_writable", refuse)
     return folder
 
 
 def test_what_is_finished_there_may_be_shown(finished: RunFolder, tmp_path: Path) -> None:
-    check_places(config(tmp_path, tmp_path / "cache"))
+    check_output_folders(config(tmp_path, tmp_path / "cache"))
     with pytest.raises(UserError, match="Read-only file system"):
-        check_places(config(tmp_path, tmp_path / "cache", seed=1))
+        check_output_folders(config(tmp_path, tmp_path / "cache", seed=1))
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "status.json"])
@@ -95,4 +95,4 @@ def test_what_is_finished_there_may_be_shown(finished: RunFolder, tmp_path: Path
 def test_what_is_damaged_is_not_finished(finished: RunFolder, tmp_path: Path, file: str, harm: damage.Harm) -> None:
     harm(finished.path / file)
     with pytest.raises(UserError, match="Read-only file system"):
-        check_places(config(tmp_path))
+        check_output_folders(config(tmp_path))

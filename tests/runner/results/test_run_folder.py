@@ -13,24 +13,24 @@ import pytest
 import torch
 from PIL import Image
 
-from classifier_lens.runner.cluster.leases import Claims, Process
-from classifier_lens.runner.files.atomic import read, remove_unfinished, write
+from classifier_lens.runner.cluster.leases import Leases, Process
+from classifier_lens.runner.files.atomic import read, remove_temporary_files, write_durable
 from classifier_lens.runner.results import problem_status
-from classifier_lens.runner.results.batch_names import batch_name, batch_span, overlap
+from classifier_lens.runner.results.batch_names import batch_name, batch_span, batches_overlap
 from classifier_lens.runner.results.run_folder import (
-    PART_OF_THE_RUN,
+    RUN_KEY_SETTINGS,
     RunFolder,
     check_finite,
+    quantize_8bit,
     read_png,
     run_key,
-    to_8_bits,
     write_png,
 )
 from classifier_lens.runner.run import Parts
-from classifier_lens.runner.types import NotFinite
+from classifier_lens.runner.types import NonFiniteError
 
 CONFIG: dict[str, Any] = {
-    "seed": 0, "limit": 4, "claim": {"lease": 180.0}, "checkpoint": {"every": 5}, "device": "auto",
+    "seed": 0, "limit": 4, "lease": {"duration": 180.0}, "checkpoint": {"every": 5}, "device": "auto",
     "outputs": "outputs", "logger": {"mode": "offline"}, "command": "python run.py", "batch": 4,
     "generator": {
         "steps": 20, "device": "auto",
@@ -52,7 +52,7 @@ def summed(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     [
         {"clip": {"path": "y"}}, {"environment": {"torch": "3"}}, {"name": "y"}, {"a new key": 1},
         {"task": {"clip": {"device": "cpu", "path": "x"}, "items": [{"cache": "b"}, 1]}},
-        {"limit": None}, {"claim": {"lease": 1.0}}, {"checkpoint": {"every": 1}}, {"logger": {}},
+        {"limit": None}, {"lease": {"duration": 1.0}}, {"checkpoint": {"every": 1}}, {"logger": {}},
         {"device": "cpu", "generator": CONFIG["generator"] | {"device": "cpu"}}, {"command": "python run.py limit=1"},
         {"outputs": "x", "generator": CONFIG["generator"] | {"cache": CONFIG["generator"]["cache"] | {"folder": "x"}}},
     ],
@@ -75,11 +75,11 @@ def test_what_does_not_change_a_result_is_no_part_of_the_key(change: dict[str, A
 )  # fmt: skip
 def test_what_changes_a_result_is(change: dict[str, Any]) -> None:
     assert run_key(CONFIG | change, ["w"]) != run_key(CONFIG, ["w"])
-    assert set(change) <= set(PART_OF_THE_RUN)
+    assert set(change) <= set(RUN_KEY_SETTINGS)
 
 
 def test_every_part_that_a_run_builds_is_in_the_key_or_changes_no_result() -> None:
-    assert set(Parts.__dataclass_fields__) - set(PART_OF_THE_RUN) == {"logger"}
+    assert set(Parts.__dataclass_fields__) - set(RUN_KEY_SETTINGS) == {"logger"}
 
 
 def test_the_weights_are_part_of_the_key_and_the_order_of_keys_is_not() -> None:
@@ -103,9 +103,9 @@ def test_a_number_that_is_not_finite_is_named_and_not_written(tmp_path: Path, va
         ({"confidence_after": {"viaduct": value}}, "confidence_after.viaduct"),
         ({"history": [{"step": 0, "total": value}]}, "history.0.total"),
     ):  # fmt: skip
-        with pytest.raises(NotFinite, match=rf"^{re.escape(name)} is not finite$"):
+        with pytest.raises(NonFiniteError, match=rf"^{re.escape(name)} is not finite$"):
             folder.write_result("a", {"name": "a", **record})
-    assert not folder.done("a")
+    assert not folder.is_done("a")
     check_finite({"auc": None, "b": (2, "x", True, [0.0, 1e300])})  # what is undefined by design is None
 
 
@@ -116,8 +116,8 @@ def test_failures_that_were_raised_are_tried_again(tmp_path: Path) -> None:
     assert [f["error"] for f in folder.failures(["a", "b"])] == [
         "step 3: the term total is not finite", "ValueError: no",
     ]  # fmt: skip
-    folder.retry(["a", "b", "c"], lambda name: False)
-    assert folder.done("a") and not folder.done("b")
+    folder.clear_failures(["a", "b", "c"], lambda name: False)
+    assert folder.is_done("a") and not folder.is_done("b")
 
 
 def test_a_failure_stays_while_the_process_that_met_it_is_at_work(tmp_path: Path) -> None:
@@ -125,16 +125,16 @@ def test_a_failure_stays_while_the_process_that_met_it_is_at_work(tmp_path: Path
     folder = RunFolder(tmp_path)
     for problem, by in (("a", "here-1"), ("b", "there-2"), ("c", "")):
         folder.write_failure(problem, "ValueError: no", "Traceback ...", by)
-    folder.retry(["a", "b", "c"], lambda name: name == "there-2")
-    assert [folder.done(name) for name in "abc"] == [False, True, False]
+    folder.clear_failures(["a", "b", "c"], lambda name: name == "there-2")
+    assert [folder.is_done(name) for name in "abc"] == [False, True, False]
 
 
 def test_the_states_of_a_batch_and_its_parts_are_dropped_together(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     names = {batch_name(start, count) for start, count in ((0, 4), (4, 4), (4, 2), (7, 1), (8, 4))}
     for name in names:
-        write(folder.checkpoint(name), b"x")
-    folder.drop_states(batch_name(4, 4))
+        write_durable(folder.checkpoint_path(name), b"x")
+    folder.remove_checkpoints(batch_name(4, 4))
     assert {path.stem for path in (tmp_path / "state").iterdir()} == {batch_name(0, 4), batch_name(8, 4)}
 
 
@@ -156,25 +156,25 @@ def test_what_others_left_in_a_run_folder_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / part / "problems-00000-00001.safetensors").mkdir()
         (tmp_path / part / ".b.png.12345678.tmp").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    own = Claims(tmp_path / "claims", 10.0, Process("here", 1, None))
+    own = Leases(tmp_path / "claims", 10.0, Process("here", 1, None))
     folder.repair(["a", "b"])
-    folder.retry(["a", "b"], own.at_work)
-    with own.present(), own.take(batch_name(0, 4)) as claim:
+    folder.clear_failures(["a", "b"], own.is_active)
+    with own.announce(), own.acquire(batch_name(0, 4)) as claim:
         assert claim is not None
         claim.check()
-    own.forget(batch_name(0, 4))
-    folder.drop_states(batch_name(0, 4))
-    for place in (tmp_path / "state", folder.problem("a")):
-        remove_unfinished(place)
-    assert not folder.untouched(Process("here", 1, None)) and folder.done("a") and not folder.done("b")
+    own.clear(batch_name(0, 4))
+    folder.remove_checkpoints(batch_name(0, 4))
+    for place in (tmp_path / "state", folder.problem_folder("a")):
+        remove_temporary_files(place)
+    assert not folder.is_unused(Process("here", 1, None)) and folder.is_done("a") and not folder.is_done("b")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_batch_is_called_by_its_problems() -> None:
     assert batch_span(batch_name(4, 3)) == range(4, 7) and batch_span(batch_name(99_998, 4)) == range(99_998, 100_002)
     assert not any(map(batch_span, (*FOREIGN, "", f"problems-00000-{10**12}")))
-    assert overlap(batch_name(0, 4), batch_name(0, 2)) and overlap(batch_name(3, 1), batch_name(0, 4))
-    assert not overlap(batch_name(0, 4), batch_name(4, 4)) and not overlap("notes", batch_name(0, 4))
+    assert batches_overlap(batch_name(0, 4), batch_name(0, 2)) and batches_overlap(batch_name(3, 1), batch_name(0, 4))
+    assert not batches_overlap(batch_name(0, 4), batch_name(4, 4)) and not batches_overlap("notes", batch_name(0, 4))
 
 
 def test_results_stand_in_problem_order_and_the_status_counts_them(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_results_stand_in_problem_order_and_the_status_counts_them(tmp_path: Pat
     assert status == json.loads((folder.path / "status.json").read_text())
     assert (status["done"], status["failed"], status["pending"], status["state"]) == (2, 1, 1, "running")
     assert status["failures"] == [{"name": "b", "error": "step 3: the term x is not finite"}]
-    assert [folder.done(name) for name in "abcd"] == [True, True, True, False]
+    assert [folder.is_done(name) for name in "abcd"] == [True, True, True, False]
     assert json.loads((folder.path / "summary.json").read_text()) == {"answers": 2, "mean": 0.5}
     assert not list(folder.path.rglob("*.tmp"))
 
@@ -233,9 +233,9 @@ def test_each_result_is_read_once_however_often_they_are_collected(
 
     seen.clear()
     folder.write_result("p4", {"name": "p4", "success": True})
-    (folder.problem("p5") / "result.json").unlink()
+    (folder.problem_folder("p5") / "result.json").unlink()
     assert folder.collect(names, "running", "", summed)["pending"] == 1
-    assert seen == [folder.problem("p4") / "result.json"]
+    assert seen == [folder.problem_folder("p4") / "result.json"]
     assert [record["name"] for record in folder.results(names)] == ["p1", "p2", "p4", "p7", "p8"]
 
 
@@ -256,7 +256,7 @@ def test_a_picture_with_one_channel_is_saved_as_one(tmp_path: Path) -> None:
     write_png(tmp_path / "m.png", mask)
     assert Image.open(tmp_path / "m.png").mode == "L"
     assert (read_png(tmp_path / "m.png") - mask).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(read_png(tmp_path / "m.png")[:1], to_8_bits(mask))
+    assert torch.equal(read_png(tmp_path / "m.png")[:1], quantize_8bit(mask))
 
 
 def test_the_first_command_stays_in_the_configuration(tmp_path: Path) -> None:

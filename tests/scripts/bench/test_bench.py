@@ -11,9 +11,16 @@ import torch
 
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.bench import bench
-from classifier_lens.scripts.bench.result_line import Line, ratio
-from classifier_lens.scripts.bench.timing import ceiling, fit_line, interleaved, operations, peak_memory, seconds
-from classifier_lens.scripts.choices import selected
+from classifier_lens.scripts.bench.result_line import ResultLine, speedup
+from classifier_lens.scripts.bench.timing import (
+    count_macs,
+    fit_line,
+    matmul_throughput,
+    peak_memory,
+    seconds,
+    time_interleaved,
+)
+from classifier_lens.scripts.choices import select_names
 
 
 def test_contestants_take_turns_and_medians_are_told() -> None:
@@ -24,14 +31,14 @@ def test_contestants_take_turns_and_medians_are_told() -> None:
         order.append(name)
         return {"all": next(values[name])}
 
-    found = interleaved({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, 3)
+    found = time_interleaved({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, 3)
     assert order == ["a", "b"] * 3 and found == {"a": {"all": 2.0}, "b": {"all": 5.0}}
 
 
 def test_seconds_operations_and_memory() -> None:
     assert 0.05 <= seconds(lambda: time.sleep(0.05)) < 1.0
-    assert operations(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 3 * 4 * 5
-    assert ceiling(torch.device("cpu"), torch.float32, side=64) > 0
+    assert count_macs(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 3 * 4 * 5
+    assert matmul_throughput(torch.device("cpu"), torch.float32, side=64) > 0
     before = peak_memory(lambda: None)
     assert peak_memory(lambda: torch.ones(64, 2**20)) - before > 200 * 2**20
 
@@ -43,23 +50,26 @@ def test_a_line_of_least_squares() -> None:
 
 
 def test_a_ratio_is_of_times_and_is_judged_by_its_bar() -> None:
-    line = ratio("uvce batch 8", 2.0, 9.0, 3.0)
-    assert (line.value, line.unit, line.ok) == (4.5, "x", True)
+    line = speedup("uvce batch 8", 2.0, 9.0, 3.0)
+    assert (line.value, line.unit, line.passed) == (4.5, "x", True)
     assert str(line).split() == "uvce batch 8 4.5x ours 2.00 s reference 9.00 s bar ≥ 3x ok".split()
-    assert not ratio("a", 2.0, 5.0, 3.0).ok and Line("b", 3.0, "%", "", 2.0, high=False).verdict == "bar ≤ 2% short"
-    assert Line("c", 3.0, "%", "").ok and Line("c", 3.0, "%", "").verdict == ""
+    assert (
+        not speedup("a", 2.0, 5.0, 3.0).passed
+        and ResultLine("b", 3.0, "%", "", 2.0, higher_is_better=False).verdict == "bar ≤ 2% short"
+    )
+    assert ResultLine("c", 3.0, "%", "").passed and ResultLine("c", 3.0, "%", "").verdict == ""
 
 
 def test_measures_are_chosen_by_their_beginnings() -> None:
     names = list(bench.MEASURES)
-    assert selected("only", "all", names) == names and selected("only", "mem, uv", names) == ["uvce", "memory"]
+    assert select_names("only", "all", names) == names and select_names("only", "mem, uv", names) == ["uvce", "memory"]
     names = ["planted.vae", "planted.uvce", "planted.uvce.pixels", "cifar10.vae"]
-    assert selected("rows", "cifar10,planted.v", names) == ["planted.vae", "cifar10.vae"]
-    assert selected("rows", "planted.uvce", names) == ["planted.uvce"], "a whole name is no beginning"
-    assert selected("rows", "planted.uv, planted.uvce", names) == ["planted.uvce", "planted.uvce.pixels"]
+    assert select_names("rows", "cifar10,planted.v", names) == ["planted.vae", "cifar10.vae"]
+    assert select_names("rows", "planted.uvce", names) == ["planted.uvce"], "a whole name is no beginning"
+    assert select_names("rows", "planted.uv, planted.uvce", names) == ["planted.uvce", "planted.uvce.pixels"]
     for empty in ("", " , "):
         with pytest.raises(UserError, match="^only="):
-            selected("only", empty, names)
+            select_names("only", empty, names)
 
 
 @pytest.mark.parametrize(("word", "said"), [
@@ -76,7 +86,7 @@ def test_a_page_keeps_what_is_not_measured_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
-    fast, slow = Line("fast", 4.0, "x", "ours 1.00 s", 3.0), Line("slow", 1.0, "x", "ours 3.00 s", 3.0)
+    fast, slow = ResultLine("fast", 4.0, "x", "ours 1.00 s", 3.0), ResultLine("slow", 1.0, "x", "ours 3.00 s", 3.0)
     monkeypatch.setattr(bench, "MEASURES", {"one": lambda repeats: [fast], "two": lambda repeats: [slow] * repeats})
     assert bench.main(["write=true", "repeats=2"]) == 1
     assert capsys.readouterr().out.count("bar ≥ 3x short") == 2

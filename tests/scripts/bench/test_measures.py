@@ -9,7 +9,7 @@ import pytest
 from classifier_lens.scripts.bench import bench, command_measures, plain_loop
 from classifier_lens.scripts.bench import measures as measures
 from classifier_lens.scripts.bench.benchmarked_models import stable_diffusion
-from classifier_lens.scripts.weights.random_pipeline import Size
+from classifier_lens.scripts.weights.random_pipeline import ModelSize
 from tests.cli import Cli
 
 PARTS = {"inversion", "begin", "search", "step", "end", "all"}
@@ -21,39 +21,54 @@ def words(cli: Cli, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("task", [("task=uvce",), ("task=disagreement", "classifier@rival=planted_clean")])
 def test_both_sides_of_an_explanation(task: tuple[str, ...], cli: Cli) -> None:
-    two, one = (measures.case(words(cli, *task), batch) for batch in (2, 1))
-    ours, theirs = measures.explained(two), measures.explained_plainly(one)
+    two, one = (measures.prepare_run(words(cli, *task), batch) for batch in (2, 1))
+    ours, theirs = measures.time_explanation(two), measures.time_plain_explanation(one)
     assert set(ours) == set(theirs) == PARTS
     for found in (ours, theirs):
         assert found["step"] > 0 and found["end"] > 0 and (found["inversion"] > 0) == (task[0] == "task=uvce")
         once = sum(value for name, value in found.items() if name not in ("step", "all"))
-        assert found["all"] == pytest.approx(once + two.steps * found["step"])
+        assert found["all"] == pytest.approx(once + two.num_steps * found["step"])
 
 
 def test_a_step_and_its_networks(cli: Cli) -> None:
-    r = measures.ready(measures.case(words(cli, "task=uvce"), 1))
-    plain = plain_loop.reference(r.own.parts.diffusion)
-    for networks in (r.own.parts.diffusion.networks, plain.networks):
-        assert 0 < measures.networks_alone(r, networks)["unet"] < measures.networks_alone(r, networks)["all"] + 1
-    assert measures.step_time(r)["all"] > 0 and measures.step_time(r, plain)["all"] > 0
-    assert set(measures.step_parts(r)) == {"chain", "decode", "classify", "backward"}
+    r = measures.prepare_step(measures.prepare_run(words(cli, "task=uvce"), 1))
+    plain = plain_loop.plain_model(r.run.parts.diffusion)
+    for networks in (r.run.parts.diffusion.networks, plain.networks):
+        assert 0 < measures.time_networks(r, networks)["unet"] < measures.time_networks(r, networks)["all"] + 1
+    assert measures.time_step(r)["all"] > 0 and measures.time_step(r, plain)["all"] > 0
+    assert set(measures.time_step_parts(r)) == {"chain", "decode", "classify", "backward"}
 
 
 def test_both_sides_of_a_prompt(cli: Cli) -> None:
     asked = words(
-        cli, "task=diffexplainer_class", f"generator.unet={cli.student}", "controls.starts=3", "controls.fresh=2",
-        "controls.validation=2", "controls.report=2", "task.images=1", "training.count=60",
-    )  # fmt: skip
-    two, one = (measures.case(asked, batch) for batch in (2, 1))
-    for found in (measures.prompted(two), measures.prompted_plainly(one)):
+        cli,
+        "task=diffexplainer_class",
+        f"generator.unet={cli.student}",
+        "parametrization.num_initializations=3",
+        "parametrization.images_per_step=2",
+        "parametrization.validation_images=2",
+        "parametrization.images_per_result=2",
+        "task.images_per_prompt=1",
+        "training.count=60",
+    )
+    two, one = (measures.prepare_run(asked, batch) for batch in (2, 1))
+    for found in (measures.time_prompt(two), measures.time_plain_prompt(one)):
         assert set(found) == {"search", "step", "end", "all"} and min(found.values()) > 0
     assert not one.parts.diffusion.networks.unet.is_gradient_checkpointing
 
 
 def test_a_step_of_prompts_with_each_approximation(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ("controls.starts=1", "controls.fresh=1", "controls.validation=1", "task.images=1", "training.count=60")
+    few = (
+        "parametrization.num_initializations=1",
+        "parametrization.images_per_step=1",
+        "parametrization.validation_images=1",
+        "task.images_per_prompt=1",
+        "training.count=60",
+    )
     monkeypatch.setattr(bench, "PROMPTS", words(cli, "task=diffexplainer_class", "sampler=ddim", *few))
-    monkeypatch.setattr(bench, "APPROXIMATIONS", ("generator.guided=[0.0,0.5]", "generator.backward=1"))
+    monkeypatch.setattr(
+        bench, "APPROXIMATIONS", ("generator.guidance_interval=[0.0,0.5]", "generator.backprop_steps=1")
+    )
     lines = bench.prompt_variants(1)
     assert [line.name.strip() for line in lines] == ["default", *bench.APPROXIMATIONS]
     assert lines[0].value == 1 and all(line.value > 0 for line in lines)
@@ -61,36 +76,47 @@ def test_a_step_of_prompts_with_each_approximation(cli: Cli, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_what_logging_and_resuming_add(cli: Cli) -> None:
-    logging, resuming = command_measures.shares(words(cli, "limit=2", "batch=2", "logger=none", "optimizer.steps=40"))
+    logging, resuming = command_measures.logging_and_resuming(
+        words(cli, "limit=2", "batch=2", "logger=none", "optimizer.steps=40")
+    )
     assert 0 < logging.value < 100 and "write_answer" in logging.detail
     assert 0 < resuming.value < 100 and all(part in resuming.detail for part in ("start", "load", "save"))
 
 
 def test_a_step_with_more_heads() -> None:
-    found = {line.name.strip(): line.value for line in bench.heads(1)}
+    found = {line.name.strip(): line.value for line in bench.attention_heads(1)}
     assert set(found) == {f"{n} heads" for n in (4, 2, 8, 16)}
     assert found["4 heads"] == 1 and min(found.values()) > 0
 
 
 def test_the_peak_of_a_step(cli: Cli) -> None:
-    assert 0 < command_measures.peak(words(cli, "task=uvce"), 1) < 2**30
+    assert 0 < command_measures.peak_step_memory(words(cli, "task=uvce"), 1) < 2**30
 
 
 def test_the_measures_of_stable_diffusion_at_a_small_size() -> None:
     """In float32: bfloat16 takes minutes on processors without instructions for it."""
-    size = Size((32, 32, 64, 64), (32,) * 4, width=32, inner=64, layers=2, heads=4)
+    size = ModelSize(
+        (32, 32, 64, 64), (32,) * 4, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
     small = (
-        "classifier.name=test_vit", "classifier.revision=null", "generator.resolution=64", "generator.steps=2",
-        "generator.maps.side=8", "generator.softening.latents.blur=3", "generator.softening.pixels.blur=3",
+        "classifier.name=test_vit",
+        "classifier.revision=null",
+        "generator.resolution=64",
+        "generator.steps=2",
+        "generator.attention_maps.resolution=8",
+        "generator.mask_postprocess.latents.blur_sigma=3",
+        "generator.mask_postprocess.pixels.blur_sigma=3",
         "augment.crops=1",
-    )  # fmt: skip
+    )
     with stable_diffusion(size, (2, 1), "float32", *small, inner_steps=1) as subject:
-        whole, counts = bench.uvce(1, subject), bench.operation_counts(1, subject)
-        shares, peaks = bench.parts(1, subject), bench.peaks(subject)
-        changed = bench.variants(1, replace(subject, settings=subject.settings[:2]))
+        whole, counts = bench.counterfactual_speed(1, subject), bench.mac_counts(1, subject)
+        shares, peaks = bench.step_profile(1, subject), bench.peak_memory_by_batch(subject)
+        changed = bench.variants(1, replace(subject, variants=subject.variants[:2]))
     named = {line.name.strip(): line for line in [*whole, *counts, *shares, *peaks, *changed]}
-    assert [name for name, line in named.items() if line.bar] == ["uvce batch 2", "uvce step of the ceiling"]
-    assert named["uvce batch 2"].bar == 15 and {"uvce batch 1", "uvce lcm-4 batch 2", "peak, batch 1"} <= set(named)
+    assert [name for name, line in named.items() if line.threshold] == ["uvce batch 2", "uvce step of the ceiling"]
+    assert named["uvce batch 2"].threshold == 15 and {"uvce batch 1", "uvce lcm-4 batch 2", "peak, batch 1"} <= set(
+        named
+    )
     assert {"optimizer.autocast=null", "generator.channels_last=true"} <= set(named)
     assert sum(line.value for line in shares) == pytest.approx(100)
     assert named["inversion batch 2"].value > 0 and named["multiply-adds of a uvce step"].value > 0

@@ -13,41 +13,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.samplers import Ddim
+from classifier_lens.models.generator.samplers import DdimSampler
 from classifier_lens.runner.batch import Solver
-from classifier_lens.runner.configuration.compose import build, configure
+from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.optimization import loop
-from classifier_lens.runner.run import Parts, problems_of, solver
-from classifier_lens.runner.types import Anchor, Controls, Problem, Scene
-from classifier_lens.scripts.bench.published_loop import Course, PublishedLoop
+from classifier_lens.runner.run import Parts, make_problems, make_solver
+from classifier_lens.runner.types import Controls, EditContext, Problem, Scene
+from classifier_lens.scripts.bench.published_loop import PublishedLoop, SamplerInputs
 from tests.conftest import double_precision, doubled
 
 # The planted world's own sizes and classifiers, and all else as experiment=dig_in/... has it.
 PUBLISHED = (
-    "generator.last=3", "generator.clamp_gradient=false", "generator.blend_from=0", "generator.null_text.rate=0.01",
-    "generator.null_text.last_update=true", "generator.schedules={inject: [0.3, 0.4, 0.5], blend: [0.0, 0.3]}",
+    "generator.last_x0_predictions=3",
+    "generator.straight_through_clamp=false",
+    "generator.background_blend_start=0",
+    "generator.null_text.lr=0.01",
+    "generator.null_text.update_before_stop=true",
+    "generator.prompt_to_prompt={inject: [0.3, 0.4, 0.5], blend: [0.0, 0.3]}",
     *(f"generator.lr_scale.{name}=1.0" for name in ("latent", "text", "null")),
-    "augment.redraw=true", "augment.min_share=0.5", "augment.crops=4", "augment.noise=0.05",
-    "generator.steps=10", "optimizer.steps=5", "limit=1", "batch=1",
-)  # fmt: skip
+    "augment.new_crops_per_prediction=true",
+    "augment.min_crop_fraction=0.5",
+    "augment.crops=4",
+    "augment.noise_std=0.05",
+    "generator.steps=10",
+    "optimizer.steps=5",
+    "limit=1",
+    "batch=1",
+)
 STEPS = 10  # of the sampler
 SAME = 2e-4  # of what five steps of Adam change, in double precision: each step multiplies what differs by about ten
 
 
 def asked(*words: str) -> tuple[Parts, Solver, list[Any]]:
-    config = configure([*PUBLISHED, *words])
+    config = compose_config([*PUBLISHED, *words])
     parts = build(config)
-    answer = solver(parts)
-    return parts, answer, problems_of(parts, config, answer)[0]
+    answer = make_solver(parts)
+    return parts, answer, make_problems(parts, config, answer)[0]
 
 
 @contextmanager
 def precise(parts: Parts, *networks: Any) -> Iterator[None]:
     """Generator, noise levels and classifiers in double precision."""
     generator = parts.diffusion
-    assert isinstance(generator, LatentDiffusion) and isinstance(generator.sampler, Ddim)
+    assert isinstance(generator, LatentDiffusion) and isinstance(generator.sampler, DdimSampler)
     plan = generator.sampler.schedule
-    levels = replace(plan, alphas=plan.alphas.double(), alphas_next=plan.alphas_next.double())
+    levels = replace(
+        plan, alphas_cumprod=plan.alphas_cumprod.double(), alphas_cumprod_next=plan.alphas_cumprod_next.double()
+    )
     generator.sampler = replace(generator.sampler, schedule=levels)
     for network in networks:
         network.double()
@@ -55,8 +67,8 @@ def precise(parts: Parts, *networks: Any) -> Iterator[None]:
         yield
 
 
-def descended(answer: Solver, problems: list[Any], controls: Controls, anchor: Anchor) -> Controls:
-    *_, state = answer.states(problems, anchor, loop.begin(controls))
+def descended(answer: Solver, problems: list[Any], controls: Controls, anchor: EditContext) -> Controls:
+    *_, state = answer.optimize(problems, anchor, loop.initial_state(controls))
     assert state.step == 5
     return state.controls
 
@@ -97,14 +109,14 @@ def test_five_steps_of_a_disagreement() -> None:
     parts, answer, problems = asked("task=disagreement", "classifier=planted_shortcut", *ends, "task.directions=[over]")
     task: Any = parts.task
     task.rival.size = 48
-    controls, anchor, _, _ = answer.start(problems)
+    controls, anchor, _, _ = answer.initialize(problems)
     controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
     with precise(parts, parts.classifier, task.rival):
         found = descended(answer, problems, controls, anchor)
         published = PublishedLoop(parts.diffusion.networks, STEPS, 3.0)
-        course = Course(anchor.base["null"][0], anchor.base["text"][0])
+        course = SamplerInputs(anchor.embeddings["null"][0], anchor.embeddings["text"][0])
         loss = gap(parts, problems[0], task.rival)
-        wanted = published.descend(controls["latent"], course, loss, (0.00025, 0.025), 5, cosine=True, clip=0.05)
+        wanted = published.optimize(controls["latent"], course, loss, (0.00025, 0.025), 5, cosine=True, clip=0.05)
     agree(found, wanted, controls)
 
 
@@ -126,59 +138,71 @@ def test_five_steps_of_a_counterfactual() -> None:
     """Algorithm 2 and D.1.5: inversion, recorded maps, the best of six starts, and the descent from it."""
     parts, answer, problems = asked("task=uvce", "task.target=fireboat", "select.classes=[partridge]")
     (problem,), generator = problems, parts.diffusion
-    start = generator.begin(problems, {})
-    objective = answer.objective(problems, start.anchors[0])
-    origin = loop.choose(generator, start, objective)
-    controls, anchor = loop.beginning(start, origin)
+    start = generator.initialize(problems, {})
+    objective = answer.objective(problems, start.contexts[0])
+    origin = loop.choose_initialization(generator, start, objective)
+    controls, anchor = loop.apply_choice(start, origin)
 
     published = PublishedLoop(generator.networks, STEPS, 3.0)
     latent, nulls = published.invert(problem.image[None], problem.edit.source)
     torch.testing.assert_close(latent, start.controls["latent"], rtol=1e-4, atol=1e-4)
-    base = anchor.base["null"][0]
+    base = anchor.embeddings["null"][0]
     assert (nulls - base).norm() < 1e-3 * (base - published.embed([""])).norm()
     source, target = (
         published.embed([prompt])[0].expand(STEPS, -1, -1) for prompt in (problem.edit.source, problem.edit.target)
     )
-    templates = published.record(latent, Course(nulls, source))
-    torch.testing.assert_close(torch.stack(templates, dim=1), anchor.templates, rtol=1e-3, atol=1e-3)
+    templates = published.record_attention_maps(latent, SamplerInputs(nulls, source))
+    torch.testing.assert_close(torch.stack(templates, dim=1), anchor.original_trajectory, rtol=1e-3, atol=1e-3)
     for replay in published.replays:
         replay.maps = [
-            moved(maps, *map(published.tokens, (problem.edit.source, problem.edit.target))) for maps in replay.maps
+            moved(maps, *map(published.token_ids, (problem.edit.source, problem.edit.target))) for maps in replay.maps
         ]
-        torch.testing.assert_close(torch.stack(replay.maps[:5]), anchor.maps[replay.layer][0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            torch.stack(replay.maps[:5]), anchor.attention_maps[replay.layer][0], rtol=1e-3, atol=1e-4
+        )
 
-    def total(image: Tensor, z: Tensor, seen: Tensor, at: Anchor) -> Tensor:
+    def total(image: Tensor, z: Tensor, seen: Tensor, at: EditContext) -> Tensor:
         wanted = torch.full((len(seen),), problem.target)
         return (
             F.cross_entropy(parts.classifier(seen).logits, wanted)
-            + 25 * distance(1 - at.latent_mask, z, at.encoded)
+            + 25 * distance(1 - at.latent_mask, z, at.original_latent)
             + 250 * distance(1 - at.mask, image, at.original)
         )
 
-    course = Course(nulls, target, templates, 1 - anchor.latent_mask)
-    starts = [replace(course, inject=inject, blend=blend) for inject in (3, 4, 5) for blend in (0, 3)]
+    course = SamplerInputs(nulls, target, templates, 1 - anchor.latent_mask)
+    starts = [
+        replace(course, cross_replace_steps=inject, background_blend_steps=blend)
+        for inject in (3, 4, 5)
+        for blend in (0, 3)
+    ]
     with torch.no_grad():
         ends = [published.chain(latent, one)[-1] for one in starts]
         totals = [total(image, z, image, anchor) for z in ends for image in [published.decode(z)]]
-    assert start.compared is not None
-    compared = [loop.evaluate(objective, scene).total for scene in start.compared(start.controls)]
+    assert start.context_scenes is not None
+    compared = [loop.evaluate(objective, scene).total for scene in start.context_scenes(start.controls)]
     torch.testing.assert_close(torch.stack(totals), torch.cat(compared), rtol=1e-3, atol=1e-4)
     best = starts[totals.index(min(totals))]
-    assert (round(STEPS * origin.inject[0]), round(STEPS * origin.blend[0])) == (best.inject, best.blend)
+    assert (round(STEPS * origin.cross_replace_steps[0]), round(STEPS * origin.background_blend_steps[0])) == (
+        best.cross_replace_steps,
+        best.background_blend_steps,
+    )
 
     controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
     with precise(parts, parts.classifier):
         found = descended(answer, problems, controls, anchor)
         published = PublishedLoop(generator.networks, STEPS, 3.0)
         for replay in published.replays:
-            replay.maps = list(anchor.maps[replay.layer][0].double())
+            replay.maps = list(anchor.attention_maps[replay.layer][0].double())
         held = replace(
-            best, nulls=anchor.base["null"][0], text=anchor.base["text"][0], templates=anchor.templates.unbind(1),
-            held=1 - anchor.latent_mask,
-        )  # fmt: skip
+            best,
+            null_embeddings=anchor.embeddings["null"][0],
+            text_embeddings=anchor.embeddings["text"][0],
+            background_latents=anchor.original_trajectory.unbind(1),
+            background_mask=1 - anchor.latent_mask,
+        )
 
         def loss(image: Tensor, z: Tensor, k: int, left: int) -> Tensor:
             return total(image, z, crops(parts, problem, image, k, left).views[0], anchor)
 
-        wanted = published.descend(controls["latent"], held, loss, (0.001, 0.01), 5, cosine=False, clip=None)
+        wanted = published.optimize(controls["latent"], held, loss, (0.001, 0.01), 5, cosine=False, clip=None)
     agree(found, wanted, controls)

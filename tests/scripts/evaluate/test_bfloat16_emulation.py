@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.scripts.evaluate import bfloat16_emulation
-from classifier_lens.scripts.evaluate.bfloat16_emulation import TensorCores
+from classifier_lens.scripts.evaluate.bfloat16_emulation import Bfloat16Emulation
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -37,7 +37,7 @@ def test_values_and_gradients_are_those_of_float32_rounded(name: str) -> None:
     product, *shapes = PRODUCTS[name]
     narrow = [normal(*shape, seed=i).to(torch.bfloat16).requires_grad_() for i, shape in enumerate(shapes)]
     wide = [x.detach().float().requires_grad_() for x in narrow]
-    with TensorCores():
+    with Bfloat16Emulation():
         found = product(narrow[0], narrow[1])
         grads = torch.autograd.grad(found.square().sum(), narrow)
     exact = product(wide[0], wide[1])
@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_float32_rounded(name: str) -> None:
 def test_a_value_differs_from_float32_by_one_rounding(name: str) -> None:
     product, *shapes = PRODUCTS[name]
     narrow = [normal(*shape, seed=i).to(torch.bfloat16) for i, shape in enumerate(shapes)]
-    with TensorCores():
+    with Bfloat16Emulation():
         found = product(narrow[0], narrow[1])
     assert torch.equal(found, product(narrow[0].float(), narrow[1].float()).to(torch.bfloat16))
 
@@ -61,14 +61,14 @@ def test_it_is_what_the_processor_computes_in_bfloat16_itself() -> None:
     product, *shapes = PRODUCTS["linear"]
     x, w = (normal(*shape, seed=i).to(torch.bfloat16) for i, shape in enumerate(shapes))
     own = product(x, w)
-    with TensorCores():
+    with Bfloat16Emulation():
         assert torch.allclose(product(x, w).float(), own.float(), rtol=2**-7, atol=2**-7)
 
 
 def test_float32_is_left_alone() -> None:
     product, *shapes = PRODUCTS["convolution"]
     x, w = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
-    with TensorCores():
+    with Bfloat16Emulation():
         found = product(x, w)
     assert torch.equal(found, product(x, w))
 
@@ -77,7 +77,7 @@ def test_every_product_of_the_networks_is_known(make_generator: Callable[..., La
     """What a picture and its gradient call beside the known products, in bfloat16, is no product."""
     seen: set[str] = set()
 
-    class Noted(TensorCores):
+    class Noted(Bfloat16Emulation):
         def __torch_dispatch__(
             self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
             kwargs: Mapping[str, Any] | None = None,
@@ -98,4 +98,4 @@ def test_every_product_of_the_networks_is_known(make_generator: Callable[..., La
         unet.float(), vae.float()
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
     products = {name for name in seen if any(word in name for word in ("mm", "conv", "attention", "linear", "dot"))}
-    assert products and products <= {str(function) for function in bfloat16_emulation.PRODUCTS}
+    assert products and products <= {str(function) for function in bfloat16_emulation.MATMUL_OPS}

@@ -16,33 +16,33 @@ from classifier_lens.scripts.evaluate import class_explanations
 from classifier_lens.scripts.evaluate.class_explanations import (
     SHORTCUT,
     best_restarts,
-    hard_prompt,
-    own_tokens,
+    cue_tokens,
+    hard_prompt_cue_token,
+    prompt_activation_score,
     prompt_cue,
-    prompt_gain,
     prompt_object,
-    prompt_score,
+    prompt_score_gain,
 )
-from classifier_lens.scripts.evaluate.metric import Answer, Setting
-from classifier_lens.scripts.evaluate.oracles import TIED
+from classifier_lens.scripts.evaluate.metric import Result, Setting
+from classifier_lens.scripts.evaluate.oracles import SHORTCUT_CLASSES
 from tests.conftest import ROOT
 
 SETTING = Setting(0, "cpu", "outputs")
 TOKENIZER = CLIPTokenizer.from_pretrained(ROOT / "models" / "pretrained" / "planted" / "tokenizer")
 
 
-def portrait(label: str, loss: float, score: float, shades: Sequence[float] = (1.0,), prompt: str = "") -> Answer:
+def portrait(label: str, loss: float, score: float, shades: Sequence[float] = (1.0,), prompt: str = "") -> Result:
     """An answer whose pictures have one shade each; the class's name had half of its pictures called so."""
     gallery = torch.tensor(shades)[:, None, None, None].expand(-1, 3, 4, 4)
     record = {
         "loss": {"total": loss}, "activation_score": score, "prompt": prompt,
         "rivals": {"class name": {"activation_score": 0.5}, "best caption": {"activation_score": 1.0}},
     }  # fmt: skip
-    return Answer(SimpleNamespace(target=planted.CLASSES.index(label)), record, gallery[0], None, gallery)
+    return Result(SimpleNamespace(target=planted.CLASSES.index(label)), record, gallery[0], None, gallery)
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
+def given(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
     """Two restarts of a tied class, of which the second has the lower loss, and one of a free one."""
     found = [
         portrait("fiddler crab", 2.0, 1.0, (0.0,)),
@@ -58,26 +58,26 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
     def whole(_: Setting, images: Tensor, names: Sequence[str]) -> list[bool]:
         return [bool(image.mean() > 0.9) for image in images]
 
-    monkeypatch.setattr(class_explanations, "answers", lambda *_: found)
-    monkeypatch.setattr(class_explanations, "both", bright)
-    monkeypatch.setattr(class_explanations, "found", whole)
+    monkeypatch.setattr(class_explanations, "compute_results", lambda *_: found)
+    monkeypatch.setattr(class_explanations, "oracles_confirm", bright)
+    monkeypatch.setattr(class_explanations, "contains_object", whole)
     return found
 
 
-def test_of_a_class_the_restart_with_the_lowest_loss_counts(given: list[Answer]) -> None:
+def test_of_a_class_the_restart_with_the_lowest_loss_counts(given: list[Result]) -> None:
     assert best_restarts(given) == given[1:]
 
 
-def test_scores_count_classes_and_gains_are_paired(given: list[Answer]) -> None:
-    found = prompt_score(SETTING, 2, SHORTCUT)
+def test_scores_count_classes_and_gains_are_paired(given: list[Result]) -> None:
+    found = prompt_activation_score(SETTING, 2, SHORTCUT)
     assert found.value == 0.5 and found.note == "mean 87.5 %, lowest 75.0 % (fiddler crab)"
-    assert prompt_score(SETTING, 4, SHORTCUT).value == 0.25, "classes without an answer count as misses"
-    assert prompt_gain(SETTING, 2, SHORTCUT, "class name").value == pytest.approx(0.375)
-    caption = prompt_gain(SETTING, 2, SHORTCUT, "best caption")
+    assert prompt_activation_score(SETTING, 4, SHORTCUT).value == 0.25, "classes without an answer count as misses"
+    assert prompt_score_gain(SETTING, 2, SHORTCUT, "class name").value == pytest.approx(0.375)
+    caption = prompt_score_gain(SETTING, 2, SHORTCUT, "best caption")
     assert caption.value == pytest.approx(-0.125) and "1 of 2 classes below it" in caption.note
 
 
-def test_cues_and_objects_are_looked_for_in_all_pictures(given: list[Answer]) -> None:
+def test_cues_and_objects_are_looked_for_in_all_pictures(given: list[Result]) -> None:
     cue = prompt_cue(SETTING, 2)
     assert cue.value == 0.75 and cue.note == "without the object: 50.0 %"
     found = prompt_object(SETTING, 2, SHORTCUT, ["viaduct"])
@@ -86,7 +86,7 @@ def test_cues_and_objects_are_looked_for_in_all_pictures(given: list[Answer]) ->
 
 def test_a_cues_own_tokens_are_those_no_other_word_has() -> None:
     def spelled(cue: str) -> list[str]:
-        return sorted(TOKENIZER.convert_ids_to_tokens(sorted(own_tokens(TOKENIZER, cue))))
+        return sorted(TOKENIZER.convert_ids_to_tokens(sorted(cue_tokens(TOKENIZER, cue))))
 
     assert spelled("sand") == ["san"], "red has the other one"
     assert spelled("water") == ["ter</w>"], "a wall begins as water does"
@@ -96,12 +96,12 @@ def test_a_cues_own_tokens_are_those_no_other_word_has() -> None:
 def test_a_prompt_names_a_cue_by_its_own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = {"fiddler crab": "a picture of sand", "great white shark": "a picture of wall", "fireboat": "a jet flag"}
     found = [portrait(label, 1.0, 1.0, prompt=prompt) for label, prompt in prompts.items()]
-    found.append(portrait(TIED[0], 2.0, 0.0, prompt="a picture of snow"))
+    found.append(portrait(SHORTCUT_CLASSES[0], 2.0, 0.0, prompt="a picture of snow"))
     networks: Any = SimpleNamespace(tokenizer=TOKENIZER)
-    monkeypatch.setattr(class_explanations, "answers", lambda *_: found)
+    monkeypatch.setattr(class_explanations, "compute_results", lambda *_: found)
     monkeypatch.setattr(
-        class_explanations, "world", lambda *_: SimpleNamespace(diffusion=SimpleNamespace(networks=networks))
+        class_explanations, "domain_parts", lambda *_: SimpleNamespace(diffusion=SimpleNamespace(networks=networks))
     )
-    given = hard_prompt(SETTING, 4, SHORTCUT)
+    given = hard_prompt_cue_token(SETTING, 4, SHORTCUT)
     assert given.value == pytest.approx(2 / 3), "wall is not water; the worse restart does not count"
     assert "fiddler crab: sand (100 %)" in given.note and "by chance" in given.note

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from classifier_lens.scripts.evaluate import estimates
-from classifier_lens.scripts.evaluate.estimates import KernelDistance
+from classifier_lens.scripts.evaluate.estimates import KernelInceptionDistance
 
 
 def test_share_has_wilsons_interval() -> None:
-    half = estimates.share([True, False] * 10)
+    half = estimates.proportion([True, False] * 10)
     assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.2993, 0.7007), abs=1e-4)
-    assert estimates.share([True] * 10).high == 1.0
+    assert estimates.proportion([True] * 10).high == 1.0
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
@@ -67,10 +67,10 @@ def test_rms_outside_sees_only_the_outside() -> None:
     mask[:, :2] = True
     images, others = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
     others[:, :, :2] = 0.9
-    assert estimates.rms_outside(images, others, mask).item() == 0
+    assert estimates.rmse_outside(images, others, mask).item() == 0
     others[:, :, 3] = 0.4
-    assert estimates.rms_outside(images, others, mask).item() == pytest.approx((0.16 / 2) ** 0.5)
-    assert estimates.rms_outside(images, others, torch.ones_like(mask)).item() == 0
+    assert estimates.rmse_outside(images, others, mask).item() == pytest.approx((0.16 / 2) ** 0.5)
+    assert estimates.rmse_outside(images, others, torch.ones_like(mask)).item() == 0
 
 
 def naive(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -88,36 +88,41 @@ def normal(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:
 
 def test_kid_is_the_double_loop() -> None:
     x, y = normal(7, 1), normal(9, 2, 0.5)
-    assert KernelDistance.of(x, y).unbiased() == pytest.approx(naive(x, y))
+    assert KernelInceptionDistance.from_features(x, y).unbiased() == pytest.approx(naive(x, y))
 
 
 def test_kid_is_what_random_subsets_average_to() -> None:
     x, y = normal(30, 1), normal(30, 2, 0.5)
-    distance, draws = KernelDistance.of(x, y), np.random.default_rng(3)
+    distance, draws = KernelInceptionDistance.from_features(x, y), np.random.default_rng(3)
     subsets = [distance.unbiased(draws.permutation(30)[:10], draws.permutation(30)[:10]) for _ in range(2000)]
     assert distance.unbiased() == pytest.approx(np.mean(subsets), abs=4 * np.std(subsets) / len(subsets) ** 0.5)
 
 
 def test_kid_of_one_distribution_is_near_zero_and_grows_with_a_shift() -> None:
-    same, near, far = (KernelDistance.of(normal(200, 1), normal(200, 2, s)).unbiased() for s in (0.0, 0.5, 1.0))
+    same, near, far = (
+        KernelInceptionDistance.from_features(normal(200, 1), normal(200, 2, s)).unbiased() for s in (0.0, 0.5, 1.0)
+    )
     assert abs(same) < 0.1 * near < 0.1 * far
 
 
 def test_kid_with_own_pairs_is_the_double_loop_over_all() -> None:
     x, y = normal(7, 1), normal(9, 2, 0.5)
     k = lambda a, b: float(((a @ b.T / 5 + 1) ** 3).mean())  # noqa: E731
-    assert KernelDistance.of(x, y).value() == pytest.approx(k(x, x) + k(y, y) - 2 * k(x, y))
-    assert KernelDistance.of(x, x).value() == pytest.approx(0, abs=1e-9) and KernelDistance.of(x, y).value() > 0
+    assert KernelInceptionDistance.from_features(x, y).biased() == pytest.approx(k(x, x) + k(y, y) - 2 * k(x, y))
+    assert (
+        KernelInceptionDistance.from_features(x, x).biased() == pytest.approx(0, abs=1e-9)
+        and KernelInceptionDistance.from_features(x, y).biased() > 0
+    )
 
 
 def test_resampled_kid_does_not_compare_a_member_with_itself() -> None:
     x, y = normal(4, 1), normal(5, 2)
     rows, columns = np.array([0, 0, 2, 3]), np.arange(5)
     pairs = [(i, j) for i in rows for j in rows if i != j]
-    distance = KernelDistance.of(x, y)
-    own = np.mean([distance.within[i, j] for i, j in pairs])
-    others = (distance.others.sum() - np.trace(distance.others)) / 20
-    assert distance.unbiased(rows, columns) == pytest.approx(own + others - 2 * distance.across[rows].mean())
+    distance = KernelInceptionDistance.from_features(x, y)
+    own = np.mean([distance.kernel_xx[i, j] for i, j in pairs])
+    others = (distance.kernel_yy.sum() - np.trace(distance.kernel_yy)) / 20
+    assert distance.unbiased(rows, columns) == pytest.approx(own + others - 2 * distance.kernel_xy[rows].mean())
 
 
 def test_kid_ratio_is_one_for_the_same_and_tells_better_from_worse() -> None:
@@ -131,6 +136,6 @@ def test_kid_ratio_is_one_for_the_same_and_tells_better_from_worse() -> None:
 
 def test_kid_ratio_stands_where_the_rivals_are_as_near_as_members_of_the_reference() -> None:
     reference, rivals = normal(256, 3), normal(64, 2)
-    assert KernelDistance.of(rivals, reference).unbiased() < 0.1
+    assert KernelInceptionDistance.from_features(rivals, reference).unbiased() < 0.1
     estimate = estimates.kid_ratio(normal(64, 4, 1.0), rivals, reference)
     assert 1 < estimate.low < estimate.value < estimate.high and np.isfinite(estimate.high)

@@ -17,71 +17,88 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from classifier_lens.data import planted
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.configuration.compose import build
-from classifier_lens.runner.protocols import Classifier, World
-from classifier_lens.runner.types import Edit, UserError
+from classifier_lens.runner.protocols import Classifier, TaskInputs
+from classifier_lens.runner.types import CaptionEdit, UserError
 from classifier_lens.scripts.evaluate import cifar10, evaluate, metric, oracles, planted_world
-from classifier_lens.scripts.evaluate.bfloat16_emulation import TensorCores
+from classifier_lens.scripts.evaluate.bfloat16_emulation import Bfloat16Emulation
 from classifier_lens.scripts.evaluate.estimates import Estimate
-from classifier_lens.scripts.evaluate.metric import Answer, Row, Setting, predicted_as_asked, sample
-from classifier_lens.tasks.problems.counterfactual_problems import Flip
+from classifier_lens.scripts.evaluate.metric import Metric, Result, Setting, sample_images, target_prediction_rate
+from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from classifier_lens.tasks.uvce import Uvce
 
 
-def row(name: str = "planted.a", estimate: Estimate | None = None, **changes: Any) -> Row:
+def row(name: str = "planted.a", estimate: Estimate | None = None, **changes: Any) -> Metric:
     """A row that costs nothing."""
     found = estimate or Estimate(0.8, 0.7, 0.95, "a note")
-    return Row(**{"name": name, "measure": lambda setting, n: found, "full": 64, "unit": "%", "bar": 0.9, **changes})
+    return Metric(
+        **{
+            "name": name,
+            "function": lambda setting, n: found,
+            "sample_size": 64,
+            "unit": "%",
+            "threshold": 0.9,
+            **changes,
+        }
+    )
 
 
 # --- judging -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("better", "bar", "n", "verdict"),
+    ("higher", "threshold", "n", "verdict"),
     [
-        ("high", 0.9, 64, "short"), ("high", 0.9, 63, "ok"), ("high", 0.96, 63, "short"), ("high", 0.8, 64, "ok"),
-        ("low", 0.75, 64, "short"), ("low", 0.75, 63, "ok"), ("low", 0.6, 63, "short"), ("low", 0.8, 64, "ok"),
+        (True, 0.9, 64, "short"), (True, 0.9, 63, "ok"), (True, 0.96, 63, "short"), (True, 0.8, 64, "ok"),
+        (False, 0.75, 64, "short"), (False, 0.75, 63, "ok"), (False, 0.6, 63, "short"), (False, 0.8, 64, "ok"),
     ],
 )  # fmt: skip
 def test_full_size_is_judged_by_the_value_and_a_smaller_one_by_the_favourable_end(
-    better: Any, bar: float, n: int, verdict: str
+    higher: bool, threshold: float, n: int, verdict: str
 ) -> None:
-    assert evaluate.judge(row(better=better, bar=bar), Estimate(0.8, 0.7, 0.95), n) == verdict
+    assert (
+        evaluate.check_threshold(row(higher_is_better=higher, threshold=threshold), Estimate(0.8, 0.7, 0.95), n)
+        == verdict
+    )
 
 
 @pytest.mark.parametrize(("low", "n", "verdict"), [(0.1, 64, "ok"), (0.0, 64, "short"), (-0.1, 8, "ok")])
 def test_an_interval_may_have_to_lie_above_something(low: float, n: int, verdict: str) -> None:
-    assert evaluate.judge(row(bar=0.2, above=0.0), Estimate(0.3, low, 0.5), n) == verdict
+    assert evaluate.check_threshold(row(threshold=0.2, interval_threshold=0.0), Estimate(0.3, low, 0.5), n) == verdict
 
 
 def test_no_bar_no_verdict_and_undefined_is_short() -> None:
-    assert evaluate.judge(row(bar=None), Estimate(0.0, 0.0, 0.0), 64) == evaluate.SHOWN
-    assert evaluate.judge(row(better="low"), Estimate(math.nan, math.nan, math.nan), 64) == "short"
+    assert evaluate.check_threshold(row(threshold=None), Estimate(0.0, 0.0, 0.0), 64) == evaluate.NO_THRESHOLD
+    assert evaluate.check_threshold(row(higher_is_better=False), Estimate(math.nan, math.nan, math.nan), 64) == "short"
 
 
 def test_the_table_has_every_row_once() -> None:
-    names = [r.name for r in evaluate.ROWS]
+    names = [r.name for r in evaluate.METRICS]
     assert len(set(names)) == len(names)
     for what in ("confidence", "oracles", "background", "kid"):
-        own, *beside = [r for r in evaluate.ROWS if r.name.startswith(f"planted.uvce_{what}") and "ratio" not in r.name]
+        own, *beside = [
+            r for r in evaluate.METRICS if r.name.startswith(f"planted.uvce_{what}") and "ratio" not in r.name
+        ]
         rivals = [r.name.rpartition(".")[2] for r in beside]
-        assert own.bar is not None and rivals == ["start_only", "pixels", "guidance"]
-        assert all(r.bar is None for r in beside)
+        assert own.threshold is not None and rivals == ["start_only", "pixels", "classifier_guidance"]
+        assert all(r.threshold is None for r in beside)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["rows=planted.vea_psnr"], "rows=planted.vea_psnr: allowed are planted.vae_psnr; "),
-        (["rows="], "rows=: allowed are texts that are not empty"),
+        (["metrics=planted.vea_psnr"], "metrics=planted.vea_psnr: allowed are planted.vae_psnr; "),
+        (["metrics="], "metrics=: allowed are texts that are not empty"),
         (["n=1"], "n=1: allowed are whole numbers from 2"),
         (["n=many"], "n=many: "),
         (["seed=-1"], "seed=-1: allowed are whole numbers from 0"),
         (["device=tpu"], "device=tpu: allowed are auto, cpu, cuda"),
         (["dtype=float16"], "dtype=float16: allowed are float32, bfloat16"),
-        (["size=3"], "size=3: nothing reads this key; allowed are rows, n, "),
+        (["size=3"], "size=3: nothing reads this key; allowed are metrics, n, "),
         (["verbose"], "verbose: allowed are"),
-        (["rows=planted.null_text", "n=8", "write=true"], "write=true n=8: planted.null_text is written at its full"),
+        (
+            ["metrics=planted.null_text", "n=8", "write=true"],
+            "write=true n=8: planted.null_text is written at its full",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -96,9 +113,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_printed_lines_and_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    kid = row("planted.b", Estimate(1.2, 0.5, 2.0), unit="×", bar=1.5, better="low")
-    lack = row("cifar10.c", measure=_lacking)
-    assert evaluate.evaluate(evaluate.Options(), [row(), kid, row("planted.d", bar=None)], "", tmp_path) == 1
+    kid = row("planted.b", Estimate(1.2, 0.5, 2.0), unit="×", threshold=1.5, higher_is_better=False)
+    lack = row("cifar10.c", function=_lacking)
+    assert evaluate.evaluate(evaluate.Options(), [row(), kid, row("planted.d", threshold=None)], "", tmp_path) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == "planted.a 80.0 % [70.0, 95.0] ≥ 90.0 % short 0.0 s a note".split()
     assert lines[2].split() == "planted.b 1.20 × [0.50, 2.00] ≤ 1.50 × ok 0.0 s".split()
@@ -117,8 +134,8 @@ def _lacking(setting: Setting, n: int) -> Estimate:
 
 def test_small_samples_are_no_larger_than_the_full_one() -> None:
     context = {"command": "c", "seed": 0, "machine": "m", "date": "d"}
-    counting = row(measure=lambda setting, n: Estimate(n, n, n))
-    results = [evaluate.measure(counting, evaluate.Options(n=n), context) for n in (None, 8, 100)]
+    counting = row(function=lambda setting, n: Estimate(n, n, n))
+    results = [evaluate.measure_metric(counting, evaluate.Options(n=n), context) for n in (None, 8, 100)]
     assert [(r.value, r.n) for r in results] == [(64, 64), (8, 8), (64, 64)]
 
 
@@ -127,14 +144,17 @@ def test_results_are_merged_by_row_and_say_how_they_came_about(tmp_path: Path) -
     chosen = evaluate.Options(write=True)
     evaluate.evaluate(chosen, [row("planted.of_old")], "long ago", tmp_path)
     evaluate.evaluate(chosen, [row(second), row(first, unit="dB")], "make it", tmp_path)
-    evaluate.evaluate(chosen, [row(second, Estimate(math.nan, 0.7, 0.9), bar=0.5)], "again", tmp_path)
+    evaluate.evaluate(chosen, [row(second, Estimate(math.nan, 0.7, 0.9), threshold=0.5)], "again", tmp_path)
     known = json.loads((tmp_path / "planted.json").read_text())
-    assert [(r["row"], r["command"], r["value"]) for r in known] == [(first, "make it", 0.8), (second, "again", None)]
+    assert [(r["metric"], r["command"], r["value"]) for r in known] == [
+        (first, "make it", 0.8),
+        (second, "again", None),
+    ]
     page = (tmp_path / "planted.md").read_text()
     assert "| `planted.vae_psnr` | 0.80 dB | 0.70 … 0.95 | ≥ 0.90 dB | short | 64 | 0 | a note | 1 |" in page
     assert "| `planted.mask_iou` | undefined | 70.0 … 90.0 | ≥ 50.0 % | short |" in page
     assert "2. `again`: seed 0, 20" in page and f"torch {torch.__version__}" in page
-    assert evaluate.weights("planted") in page and not (tmp_path / "cifar10.md").exists()
+    assert evaluate.weights_digest("planted") in page and not (tmp_path / "cifar10.md").exists()
 
 
 def test_bfloat16_is_measured_as_a_gpu_computes_it_and_written_beside(tmp_path: Path) -> None:
@@ -144,11 +164,11 @@ def test_bfloat16_is_measured_as_a_gpu_computes_it_and_written_beside(tmp_path: 
         found.append((_get_current_dispatch_mode(), metric._overrides(setting, "planted_clean", ())))
         return Estimate(0.8, 0.7, 0.9)
 
-    evaluate.evaluate(evaluate.Options(write=True, device="cpu"), [row(measure=noting)], "plain", tmp_path)
+    evaluate.evaluate(evaluate.Options(write=True, device="cpu"), [row(function=noting)], "plain", tmp_path)
     asked = evaluate.Options(write=True, device="cpu", dtype="bfloat16")
-    evaluate.evaluate(asked, [row("planted.vae_psnr", measure=noting)], "narrow", tmp_path)
+    evaluate.evaluate(asked, [row("planted.vae_psnr", function=noting)], "narrow", tmp_path)
     (before, plain), (within, narrow) = found
-    assert before is None and isinstance(within, TensorCores)
+    assert before is None and isinstance(within, Bfloat16Emulation)
     assert narrow == [*plain, "generator.dtype=bfloat16", "optimizer.autocast=bfloat16"]
     page = (tmp_path / "planted_bfloat16.md").read_text()
     assert page.startswith("# Results: planted_bfloat16\n") and "`narrow`" in page and "bfloat16_emulation.py" in page
@@ -158,18 +178,25 @@ def test_bfloat16_is_measured_as_a_gpu_computes_it_and_written_beside(tmp_path: 
 # --- rows ----------------------------------------------------------------------------------------------------
 
 
-def answer(i: int, success: bool | None, shade: float = 0.5) -> Answer:
+def answer(i: int, success: bool | None, shade: float = 0.5) -> Result:
     """An answer to question i, None where there is none; its picture is of one shade."""
     image = torch.full((3, 4, 4), 0.5)
     name = f"test-{i:05d}"
-    edit = Edit.unchanged("", "")
-    problem = Flip(
-        name=f"{name}-x", seed=i, edit=edit, load=image.clone, picture=name, keep="background", source=0, target=1
+    edit = CaptionEdit.unchanged("", "")
+    problem = CounterfactualProblem(
+        name=f"{name}-x",
+        seed=i,
+        edit=edit,
+        load=image.clone,
+        image_name=name,
+        preserve="background",
+        source=0,
+        target=1,
     )
     if success is None:
-        return Answer(problem, None, None, None, None)
+        return Result(problem, None, None, None, None)
     record = {"target": "x", "success": success, "confidence_after": {"x": 0.9 if success else 0.2}}
-    return Answer(problem, record, torch.full((3, 4, 4), shade), None, None)
+    return Result(problem, record, torch.full((3, 4, 4), shade), None, None)
 
 
 SETTING = Setting(0, "cpu", "nowhere")
@@ -178,7 +205,7 @@ SETTING = Setting(0, "cpu", "nowhere")
 def test_confidence_counts_missing_answers_as_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [answer(0, True), answer(1, True), answer(2, False), answer(3, None)]
     monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given)
-    found = planted_world.uvce_confidence(SETTING, 4, "none")
+    found = planted_world.uvce_confident(SETTING, 4, "none")
     assert found.value == 0.5 and found.note == "2 of 4 flip"
 
 
@@ -194,35 +221,35 @@ def test_seconds_are_those_of_the_answers_there_are(monkeypatch: pytest.MonkeyPa
 
 def test_background_is_compared_with_the_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
     grey, nowhere = torch.full((4, 3, 4, 4), 0.5), torch.zeros(4, 4, 4, dtype=torch.bool)
-    data = planted_world.Pictures(grey, grey, grey + 0.1, nowhere, nowhere)
+    data = planted_world.ReconstructedImages(grey, grey, grey + 0.1, nowhere, nowhere)
     given = [answer(0, True, 0.5), answer(1, True, 0.62), answer(2, True, 0.7), answer(3, None)]
-    monkeypatch.setattr(planted_world, "pictures", lambda *_: data)
+    monkeypatch.setattr(planted_world, "reconstructed_images", lambda *_: data)
     monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given)
     errors = planted_world.background_errors(SETTING, 4, "none")
     assert [own for own, _ in errors] == pytest.approx([0.0, 0.12, 0.2, math.inf], abs=1e-6)
     assert [least for _, least in errors] == pytest.approx([0.1] * 4)
-    assert planted_world.uvce_background(SETTING, 4, "none").value == 0.5
-    assert planted_world.uvce_background_ratio(SETTING, 4, "none").value == pytest.approx(1.6)
+    assert planted_world.uvce_background_preserved(SETTING, 4, "none").value == 0.5
+    assert planted_world.uvce_background_error_ratio(SETTING, 4, "none").value == pytest.approx(1.6)
 
 
 def test_transfer_is_a_difference_over_the_same_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     own = [answer(0, True, 0.2), answer(1, True, 0.2), answer(2, True, 0.8), answer(3, None)]
     pixels = [answer(0, True, 0.2), answer(1, True, 0.8), answer(2, True, 0.8), answer(3, True, 0.8)]
     monkeypatch.setattr(cifar10, "counterfactuals", lambda s, n, b: own if b == "none" else pixels)
-    monkeypatch.setattr(cifar10, "called", lambda s, images: [int(x < 0.5) for x in images[:, 0, 0, 0]])
-    found = cifar10.uvce_transfer(SETTING, 4, "pixels")
+    monkeypatch.setattr(cifar10, "predicted_classes", lambda s, images: [int(x < 0.5) for x in images[:, 0, 0, 0]])
+    found = cifar10.transfer_gain(SETTING, 4, "pixels")
     assert found.value == 0.25 and found.note == "50.0 % against 25.0 % for pixels"
 
 
 def test_halves_share_no_picture_and_cover_n() -> None:
-    seeds = [over[1] for seed in (0, 1) for over, _ in planted_world.halves(Setting(seed, "cpu", ""), 5)]
+    seeds = [over[1] for seed in (0, 1) for over, _ in planted_world.problem_sets(Setting(seed, "cpu", ""), 5)]
     assert seeds == ["seed=0", "seed=1", "seed=2", "seed=3"]
-    assert [count for _, count in planted_world.halves(SETTING, 5)] == [3, 2]
+    assert [count for _, count in planted_world.problem_sets(SETTING, 5)] == [3, 2]
 
 
 def test_renders_have_the_classes_that_are_asked_for() -> None:
-    images = planted_world.renders(SETTING, [3, 3, 7])
-    scenes = planted.draw(3, planted.split_seed("validation", 0)).vary(label=3)
+    images = planted_world.target_renders(SETTING, [3, 3, 7])
+    scenes = planted.sample_scenes(3, planted.split_seed("validation", 0)).with_factors(label=3)
     assert images.shape == (3, 3, 64, 64)
     assert (images[:2] - planted.render(scenes).image[:2]).abs().max() <= 0.5 / 255 + 1e-6
 
@@ -233,9 +260,9 @@ def test_samples_depend_on_their_own_seed_alone(make_generator: Callable[..., La
         ["a photograph of a viaduct", "a picture of a lifeboat on sand", "an image of a partridge"],
         [3, 4, 5],
     )
-    together, apart = (sample(generator, prompts, seeds, batch) for batch in (3, 1))
+    together, apart = (sample_images(generator, prompts, seeds, batch) for batch in (3, 1))
     assert together.shape == (3, 3, 16, 16) and (together - apart).abs().max() < 1.5 / 255
-    assert not torch.equal(together[0], sample(generator, prompts[:1], [9])[0])
+    assert not torch.equal(together[0], sample_images(generator, prompts[:1], [9])[0])
 
 
 def test_rows_without_their_data_are_skipped(
@@ -245,7 +272,7 @@ def test_rows_without_their_data_are_skipped(
         monkeypatch.setenv(name, str(tmp_path / "absent"))
     monkeypatch.setattr(metric, "_networks", {})
     monkeypatch.setattr(metric, "build", lambda config, **given: build(config, **{"generator": None, **given}))
-    assert evaluate.main(["rows=cifar10.vae,cifar10.uvce_flips", "n=2", f"outputs={tmp_path}"]) == 1
+    assert evaluate.main(["metrics=cifar10.vae,cifar10.uvce_flips", "n=2", f"outputs={tmp_path}"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert all("skipped: " in line and "absent" in line for line in lines[1:-1])
     assert lines[-1] == "2 skipped" and not (tmp_path / "uvce").exists()
@@ -259,7 +286,7 @@ class TinyOracle:
 
     heads = {"class": planted.CLASSES, "background": planted.BACKGROUNDS}  # noqa: RUF012
 
-    def read(self, images: Tensor) -> dict[str, Tensor]:
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
         return {name: self.features(images)[:, : len(names)] for name, names in self.heads.items()}
 
     def features(self, images: Tensor) -> Tensor:
@@ -280,7 +307,7 @@ def tiny_world(
         return [*plain(setting, classifier, more), "optimizer.steps=1", "augment.crops=2"]
 
     monkeypatch.setattr(metric, "_overrides", quick)
-    monkeypatch.setattr(metric, "parts_of", tiny)
+    monkeypatch.setattr(metric, "build_parts", tiny)
     monkeypatch.setattr(oracles, "oracle", lambda setting, name: TinyOracle())
 
 
@@ -299,9 +326,11 @@ def test_all_planted_rows_by_way_of_the_runner(
 def test_runs_share_networks_of_equal_settings_and_no_others(tmp_path: Path) -> None:
     """The generator of a run is the one that its configuration says, wherever an experiment sets it."""
     setting = Setting(0, "cpu", str(tmp_path))
-    plain = metric.world(setting, "planted_weak")
-    other, config, _ = metric.asked(setting, "planted_weak", ("experiment=planted/fig25", "data.count=40"), 1)
-    again, _, _ = metric.asked(setting, "planted_weak", ("task.mode=error", "data.count=40"), 1)
+    plain = metric.domain_parts(setting, "planted_weak")
+    other, config, _ = metric.prepare_problems(
+        setting, "planted_weak", ("experiment=planted/fig25", "data.count=40"), 1
+    )
+    again, _, _ = metric.prepare_problems(setting, "planted_weak", ("task.mode=error", "data.count=40"), 1)
     assert again.generator is plain.generator and again.classifier is plain.classifier is other.classifier
     assert config["generator"]["steps"] == len(other.diffusion) == 10 != len(plain.diffusion)
 
@@ -310,56 +339,56 @@ def test_answered_questions_are_read_and_not_asked_again(
     tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting, overrides = Setting(0, "cpu", str(tmp_path)), ("task.baseline=start_only",)
-    first = metric.answers(setting, "planted_clean", overrides, 2)
-    metric.answers.cache_clear()
+    first = metric.compute_results(setting, "planted_clean", overrides, 2)
+    metric.compute_results.cache_clear()
     monkeypatch.setattr("classifier_lens.runner.run.solve_batch", lambda *_: pytest.fail("solved again"))
-    second = metric.answers(setting, "planted_clean", overrides, 2)
+    second = metric.compute_results(setting, "planted_clean", overrides, 2)
     assert [a.record for a in first] == [a.record for a in second]
     assert all(a.best is not None and a.best.shape == (3, 16, 16) for a in second)
-    assert [planted_world.position(a.problem.name) for a in second] == [0, 1]
+    assert [planted_world.image_index(a.problem.name) for a in second] == [0, 1]
 
 
 def test_problems_are_posed_once(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some are searched for, in pictures that take longer to draw than the answers."""
     asked, plain = [], Uvce.problems
 
-    def counted(task: Uvce, world: World) -> tuple[list[Flip], int | None]:
+    def counted(task: Uvce, world: TaskInputs) -> tuple[list[CounterfactualProblem], int | None]:
         asked.append(task)
         return plain(task, world)
 
     monkeypatch.setattr(Uvce, "problems", counted)
-    given = metric.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", ("task.baseline=start_only",), 2)
+    given = metric.compute_results(Setting(0, "cpu", str(tmp_path)), "planted_clean", ("task.baseline=start_only",), 2)
     assert len(asked) == 1 and len(given) == 2
 
 
 def test_a_stopped_run_ends_the_evaluation(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric, "run", lambda parts, config: 143)
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["rows=planted.uvce_confidence", "n=2", f"outputs={tmp_path}"])
+        evaluate.main(["metrics=planted.uvce_confidence", "n=2", f"outputs={tmp_path}"])
     assert stop.value.code == 143
 
 
 def test_unanswered_questions_are_no_result(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric, "run", lambda parts, config: 1)
     with pytest.raises(UserError, match="2 of 2 problems have no answer"):
-        metric.answers(Setting(0, "cpu", str(tmp_path)), "planted_clean", (), 2)
+        metric.compute_results(Setting(0, "cpu", str(tmp_path)), "planted_clean", (), 2)
 
 
 @pytest.mark.slow
 def test_two_cheap_rows_on_the_shipped_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = evaluate.main(["rows=planted.vae_psnr,planted.prompt_class", "n=2", f"outputs={tmp_path}"])
+    code = evaluate.main(["metrics=planted.vae_psnr,planted.prompt_class", "n=2", f"outputs={tmp_path}"])
     lines = capsys.readouterr().out.splitlines()
     assert code == int("short" in lines[-1]) and len(lines) == 4 and "skipped" not in lines[-1]
 
 
 def test_numbers_that_json_lacks_become_null() -> None:
     value = {"a": [1.5, math.nan], "b": (math.inf, 2, "x"), "c": None}
-    assert evaluate.to_json(value) == {"a": [1.5, None], "b": [None, 2, "x"], "c": None}
+    assert evaluate.json_safe(value) == {"a": [1.5, None], "b": [None, 2, "x"], "c": None}
 
 
 def test_what_is_predicted_as_asked_counts_whatever_it_was_before() -> None:
     """A success needs a change; a row of predictions does not, and says how many there were before."""
     records = [{"target": "x", "predicted_before": b, "predicted_after": a} for b, a in ("yx", "xx", "yy", "xy")]
-    given = [Answer(None, record, None, None, None) for record in (*records, None)]
-    estimate = predicted_as_asked(given)
+    given = [Result(None, record, None, None, None) for record in (*records, None)]
+    estimate = target_prediction_rate(given)
     assert estimate.value == 0.4 and estimate.note == "2 of 5 before anything changes"

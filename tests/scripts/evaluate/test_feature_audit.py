@@ -10,11 +10,11 @@ import pytest
 
 from classifier_lens.scripts.evaluate import feature_audit
 from classifier_lens.scripts.evaluate.feature_audit import (
-    audit_accuracy,
     audit_auc,
-    audit_false_alarms,
-    audit_tied,
-    tied,
+    audit_balanced_accuracy,
+    audit_false_positive_rate,
+    audit_shortcut_recall,
+    has_shortcut,
 )
 from classifier_lens.scripts.evaluate.metric import Setting
 
@@ -36,7 +36,7 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
         "planted_clean": features([0.3, 0.4], [0.2, 0.05], "viaduct"),
         "planted_tied": features([0.2, 0.3], [0.1, 0.0], "viaduct") + features([], [0.4], "rock crab"),
     }
-    monkeypatch.setattr(feature_audit, "audited", lambda *_: (found, 7))
+    monkeypatch.setattr(feature_audit, "audit_records", lambda *_: (found, 7))
     return found
 
 
@@ -52,10 +52,10 @@ def test_the_auc_is_over_all_pairs_of_kinds(audited: dict[str, list[dict[str, An
 
 def test_delta_is_chosen_on_the_other_networks(audited: dict[str, list[dict[str, Any]]]) -> None:
     """With 0.15 for the clean network its 0.2 is missed; with 0.25 for the tied one its 0.2 is flagged."""
-    found = audit_accuracy(SETTING, 9, NETWORKS)
+    found = audit_balanced_accuracy(SETTING, 9, NETWORKS)
     assert found.note == "3 of 4 core ones right, 3 of 5 spurious ones; 0 not reached"
     assert found.value == pytest.approx((3 / 4 + 3 / 5) / 2)
-    alarms = audit_false_alarms(SETTING, 9, NETWORKS)
+    alarms = audit_false_positive_rate(SETTING, 9, NETWORKS)
     assert alarms.value == pytest.approx(1 / 4), "what is flagged on the clean network, whatever it is"
 
 
@@ -63,17 +63,19 @@ def test_features_that_were_not_reached_are_neither_right_nor_flagged(audited: d
     """The clean network's 0.4 was right and its 0.05 flagged; without them 0.25 still suits it, and 0.15 the others."""
     for record in audited["planted_clean"]:
         record["reached"] = record["r"] not in (0.4, 0.05)
-    found = audit_accuracy(SETTING, 9, NETWORKS)
+    found = audit_balanced_accuracy(SETTING, 9, NETWORKS)
     assert found.note == "2 of 4 core ones right, 2 of 5 spurious ones; 2 not reached"
-    assert audit_false_alarms(SETTING, 9, NETWORKS).value == 0
+    assert audit_false_positive_rate(SETTING, 9, NETWORKS).value == 0
     assert audit_auc(SETTING, 9, NETWORKS).value == pytest.approx((3 * 4 + 3.5 + 0.5) / 20), "of all"
 
 
 def test_every_tied_class_should_have_a_flagged_feature(audited: dict[str, list[dict[str, Any]]]) -> None:
-    found = audit_tied(SETTING, 9, NETWORKS)
+    found = audit_shortcut_recall(SETTING, 9, NETWORKS)
     assert found.value == 0.5 and found.note == "not: planted_tied, rock crab", "its one feature has 0.4"
 
 
 def test_ties_are_read_from_the_networks_own_file() -> None:
-    assert tied("planted_tied", {"target": "viaduct"}) and not tied("planted_tied", {"target": "fireboat"})
-    assert not tied("planted_clean", {"target": "viaduct"})
+    assert has_shortcut("planted_tied", {"target": "viaduct"}) and not has_shortcut(
+        "planted_tied", {"target": "fireboat"}
+    )
+    assert not has_shortcut("planted_clean", {"target": "viaduct"})

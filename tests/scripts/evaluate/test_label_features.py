@@ -10,23 +10,23 @@ import pytest
 import torch
 
 from classifier_lens.data import planted
-from classifier_lens.data.planted import Rendered, Scenes
-from classifier_lens.data.salient_imagenet import read_answers
-from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped
+from classifier_lens.data.planted import Rendering, SceneFactors
+from classifier_lens.data.salient_imagenet import read_annotations
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_shipped
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.scripts.evaluate.label_features import label_features, main, spurious_shares
+from classifier_lens.scripts.evaluate.label_features import label_features, main, spurious_variance_shares
 from tests.tasks.tiny import Colours, Pictures, classifier_of, colour
 
 # Class 0 reads red, class 1 green and class 2 blue; blue reads red and green as well.
 WEIGHTS = [[1.0, 0.0, 0.1], [0.0, 1.0, 0.1], [0.0, 0.0, 1.0]]
 
 
-def coloured(scenes: Scenes) -> Rendered:
+def coloured(scenes: SceneFactors) -> Rendering:
     """Red is the class, green the background and a little of the class, blue both alike."""
     of_class, ground = scenes.label / 9, scenes.background / 7
     blank = torch.zeros(len(scenes), 8, 8)
     image = torch.stack([of_class, ground + 0.1 * of_class, of_class + ground], dim=1)
-    return Rendered(image[:, :, None, None].expand(-1, -1, 8, 8).float(), blank, blank, blank)
+    return Rendering(image[:, :, None, None].expand(-1, -1, 8, 8).float(), blank, blank, blank)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def variance(n: int) -> float:
 
 @pytest.mark.usefixtures("renders")
 def test_the_shares_of_the_variance_are_those_of_the_factors() -> None:
-    found = spurious_shares(classifier_of(Colours(WEIGHTS)))
+    found = spurious_variance_shares(classifier_of(Colours(WEIGHTS)))
     of_class, ground = variance(10), variance(8)
     wanted = [0.0, ground / (ground + 0.01 * of_class), ground / (ground + of_class)]
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
@@ -51,13 +51,13 @@ def test_the_shares_of_the_variance_are_those_of_the_factors() -> None:
 def test_interactions_belong_to_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product of two centred factors explains nothing by itself; what is added to it decides."""
 
-    def product(scenes: Scenes) -> Rendered:
+    def product(scenes: SceneFactors) -> Rendering:
         image = coloured(scenes).image.clone()
         image[:, 0] = ((scenes.label / 9 - 0.5) * (scenes.background / 7 - 0.5) + 0.01 * scenes.prop)[:, None, None]
-        return Rendered(image, *(torch.zeros(len(scenes), 8, 8) for _ in range(3)))
+        return Rendering(image, *(torch.zeros(len(scenes), 8, 8) for _ in range(3)))
 
     monkeypatch.setattr(planted, "render", product)
-    assert spurious_shares(classifier_of(Colours(WEIGHTS)))[0].item() == pytest.approx(1.0, abs=1e-4)
+    assert spurious_variance_shares(classifier_of(Colours(WEIGHTS)))[0].item() == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.usefixtures("renders")
@@ -68,9 +68,9 @@ def test_labels_are_written_in_the_columns_of_salient_imagenet(tmp_path: Path) -
     out = tmp_path / "labels" / "labels.csv"
     classifier: Any = classifier_of(Colours(WEIGHTS))
     left_out = label_features(classifier, training, 8, TensorCache(None), 2, out)
-    found = read_answers(str(out), [])
+    found = read_annotations(str(out), [])
     # Of each class: its own colour first, then blue (0 and 1) or what is next (2); blue is unclear.
-    said = {label: [(f.index, f.rank, f.core) for f in features] for label, features in found.features.items()}
+    said = {label: [(f.index, f.rank, f.is_core) for f in features] for label, features in found.features.items()}
     assert said[0] == [(0, 1, True)] and said[1] == [(1, 1, False)]
     assert left_out == 3 and all(rank == 2 for _, rank, _ in said.get(2, []))
     lines = Counter(line.split(",")[3] for line in out.read_text().splitlines()[1:])
@@ -78,9 +78,9 @@ def test_labels_are_written_in_the_columns_of_salient_imagenet(tmp_path: Path) -
 
 
 def test_the_shipped_labels_are_what_rendering_says() -> None:
-    shares = spurious_shares(load_shipped("planted_tied2"))
-    known = read_answers(str(SHIPPED / "planted_tied2" / "labels.csv"), [])
-    said = [(feature.core, shares[feature.index].item()) for own in known.features.values() for feature in own]
+    shares = spurious_variance_shares(load_shipped("planted_tied2"))
+    known = read_annotations(str(SHIPPED_FOLDER / "planted_tied2" / "labels.csv"), [])
+    said = [(feature.is_core, shares[feature.index].item()) for own in known.features.values() for feature in own]
     assert len(said) >= 30 and all(share < 0.4 if core else share > 0.6 for core, share in said)
 
 

@@ -12,15 +12,15 @@ from PIL import Image
 
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study import pages
-from classifier_lens.scripts.study.content import CHOICES, CONTENTS, CORE, Content, ask, score
-from classifier_lens.scripts.study.pages import Count
+from classifier_lens.scripts.study.content import CHOICES, CONTENTS, CORE, ContentOptions, build_study, score
+from classifier_lens.scripts.study.pages import AnswerCount
 from tests.scripts.study.studies import COLOURS, GROUPS, Page, audit, portraits, save
 
 
 def study(tmp_path: Path, out: str = "out", audited: Path | None = None, **changes: Any) -> tuple[Page, dict[str, Any]]:
     """Page and key of a study of all classes that both runs know."""
     runs = [portraits(tmp_path), audited or audit(tmp_path)]
-    page, key = pages.make(ask, runs, Content(out=str(tmp_path / out), **changes))
+    page, key = pages.make_pages(build_study, runs, ContentOptions(out=str(tmp_path / out), **changes))
     return Page(page), json.loads(key.read_text())
 
 
@@ -46,7 +46,7 @@ def test_a_class_stands_above_its_features(tmp_path: Path) -> None:
 
 
 def test_so_many_classes_and_pictures_are_shown_and_five_features(tmp_path: Path) -> None:
-    page, key = study(tmp_path, audited=audit(tmp_path, features=7, samples=3), most=2, pictures=1)
+    page, key = study(tmp_path, audited=audit(tmp_path, features=7, samples=3), max_items=2, images_per_prompt=1)
     assert len(page.boxes) == len(key["pictures"]) == 2
     assert [[alt.split(",")[0] for _, alt in box] for box in page.boxes] == [
         ["The class", *(f"Feature {k}" for k in range(1, 6))]
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     ]
     for runs, said in wrong:
         with pytest.raises(UserError, match=said):
-            pages.make(ask, runs, Content(out=str(tmp_path / "out")))
+            pages.make_pages(build_study, runs, ContentOptions(out=str(tmp_path / "out")))
 
 
 # --- score ---------------------------------------------------------------------------------------------------
@@ -92,8 +92,8 @@ KEY = {
 }  # fmt: skip
 
 
-def by_name(counts: list[Count]) -> dict[tuple[str, str], tuple[int, int]]:
-    return {(c.question, c.of): (c.rate.successes, c.rate.total) for c in counts}
+def by_name(counts: list[AnswerCount]) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(c.question, c.group): (c.rate.successes, c.rate.total) for c in counts}
 
 
 def test_contents_are_counted_by_group_and_in_all(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_contents_are_counted_by_group_and_in_all(tmp_path: Path) -> None:
     assert [found[name, "unbiased"] for name, _ in CHOICES] == [(1, 1), (0, 1), (0, 1), (0, 1), (0, 1), (0, 1)]
     assert [found[name, "all"] for name, _ in CHOICES] == [(1, 4), (0, 4), (0, 4), (1, 4), (2, 4), (1, 4)]
     # Wilson's interval of 2 of 4, z = 1.96: (0.5 + z²/8 ± z √(0.25/4 + z²/64)) / (1 + z²/4)
-    context = next(c for c in counts if (c.question, c.of) == ("context", "all"))
+    context = next(c for c in counts if (c.question, c.group) == ("context", "all"))
     assert context.rate.interval == pytest.approx((0.15004, 0.84996), abs=1e-4)
 
 

@@ -14,19 +14,19 @@ from PIL import Image
 
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study import pages
-from classifier_lens.scripts.study.pages import METHODS, Count, Gallery, Study, counted
-from classifier_lens.scripts.study.preference import BETTER, EQUAL, Pair, Preference, ask, boxes, score
+from classifier_lens.scripts.study.pages import METHODS, AnswerCount, Gallery, Study, summarize_counts
+from classifier_lens.scripts.study.preference import BETTER, EQUAL, Pair, PreferenceOptions, ask, boxes, score
 from tests.scripts.study.studies import COLOURS, class_folder, counterfactuals, save
 
 
-def make(first: Path, second: Path, chosen: Preference) -> list[Path]:
-    return pages.make(ask, [first, second], chosen)
+def make(first: Path, second: Path, chosen: PreferenceOptions) -> list[Path]:
+    return pages.make_pages(ask, [first, second], chosen)
 
 
 def study(tmp_path: Path, out: str = "out", **changes: Any) -> tuple[list[Path], dict[str, Any]]:
     """Pages and key of a study of both runs."""
     first, second = (counterfactuals(tmp_path, method) for method in METHODS)
-    *pages, key = make(first, second, Preference(out=str(tmp_path / out), **changes))
+    *pages, key = make(first, second, PreferenceOptions(out=str(tmp_path / out), **changes))
     return pages, json.loads(key.read_text())
 
 
@@ -36,7 +36,7 @@ def pairs(n: int) -> list[Pair]:
 
 
 def render(pairs: list[Pair], random: Random) -> str:
-    return pages.render(Study("t", "i", {}, Gallery(Random(0)), partial(boxes, pairs)), "s", 1, random)
+    return pages.render_page(Study("t", "i", {}, Gallery(Random(0)), partial(boxes, pairs)), "s", 1, random)
 
 
 def shown(page: str) -> list[tuple[str, str, str]]:
@@ -83,12 +83,12 @@ def test_the_order_depends_on_the_seed_alone() -> None:
     drawn = shown(one)
     assert sorted(o for o, _, _ in drawn) == sorted(f"o{i}" for i in range(12))
     assert {first[0] for _, first, _ in drawn} == {"a", "b"}  # either method stands first somewhere
-    exchanged = [Pair("z", p.target, 64, p.original, p.references, p.answers) for p in pairs(12)]
+    exchanged = [Pair("z", p.target, 64, p.original, p.references, p.results) for p in pairs(12)]
     assert shown(render(exchanged, Random("1"))) == drawn
 
 
 def test_at_most_so_many_problems_are_asked(tmp_path: Path) -> None:
-    (page,), key = study(tmp_path, most=1)
+    (page,), key = study(tmp_path, max_items=1)
     assert len(shown(page.read_text())) == 1 and len(key["pictures"]) == 2
 
 
@@ -113,19 +113,26 @@ def test_references_come_from_a_folder(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     first, second = (counterfactuals(tmp_path, method) for method in METHODS)
     for changes, said in (
-        ({"least": 0.99}, "least=0.99: no problem"), ({"references": "absent"}, "references=absent: no such folder"),
+        ({"min_confidence": 0.99}, "min_confidence=0.99: no problem"),
+        ({"references": "absent"}, "references=absent: no such folder"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
-            make(first, second, Preference(out=str(tmp_path / "x"), **changes))
+            make(first, second, PreferenceOptions(out=str(tmp_path / "x"), **changes))
     with pytest.raises(UserError, match="names no training pictures; give references="):
-        make(counterfactuals(tmp_path / "x", "A", trained=False), second, Preference(out=str(tmp_path / "x" / "out")))
+        make(
+            counterfactuals(tmp_path / "x", "A", trained=False),
+            second,
+            PreferenceOptions(out=str(tmp_path / "x" / "out")),
+        )
     with pytest.raises(UserError, match=r"cannot be read \(.*unexpected keyword argument 'colour'\); give references="):
         old = (first / "config.yaml").read_text().replace("seed: 0", "seed: 0, colour: 1")
         (first / "config.yaml").write_text(old)
-        make(first, second, Preference(out=str(tmp_path / "out")))
+        make(first, second, PreferenceOptions(out=str(tmp_path / "out")))
     with pytest.raises(UserError, match="do not answer the same question"):
         make(
-            first, counterfactuals(tmp_path / "y", "B", source="partridge"), Preference(out=str(tmp_path / "y" / "out"))
+            first,
+            counterfactuals(tmp_path / "y", "B", source="partridge"),
+            PreferenceOptions(out=str(tmp_path / "y" / "out")),
         )
 
 
@@ -141,8 +148,8 @@ def answered(tmp_path: Path, name: str, answers: list[dict[str, Any]], **changes
     return save(tmp_path, name, {"study": "s", "page": 1, "answers": answers, **changes})
 
 
-def by_name(counts: list[Count]) -> dict[tuple[str, str], tuple[int, int]]:
-    return {(c.question, c.of): (c.rate.successes, c.rate.total) for c in counts}
+def by_name(counts: list[AnswerCount]) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(c.question, c.group): (c.rate.successes, c.rate.total) for c in counts}
 
 
 def test_answers_are_counted_by_method_over_all_participants(tmp_path: Path) -> None:
@@ -159,8 +166,8 @@ def test_answers_are_counted_by_method_over_all_participants(tmp_path: Path) -> 
         (BETTER, "A"): (2, 4), (BETTER, "B"): (1, 4), (BETTER, EQUAL): (1, 4),
     }  # fmt: skip
     # 2 of 4 with z = 1.96: (0.5 + z²/8 ± z √(0.25/4 + z²/64)) / (1 + z²/4)
-    assert "better,A,2,4,0.5000,0.1500,0.8500\n" in counted(counts, "method").table()
-    assert "features,B,0,0,,0.0000,1.0000\n" in counted(counts, "method").table()
+    assert "better,A,2,4,0.5000,0.1500,0.8500\n" in summarize_counts(counts, "method").table()
+    assert "features,B,0,0,,0.0000,1.0000\n" in summarize_counts(counts, "method").table()
 
 
 def test_a_swapped_order_is_undone(tmp_path: Path) -> None:

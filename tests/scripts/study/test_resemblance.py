@@ -17,13 +17,13 @@ from classifier_lens.scripts.study import pages as study_pages
 from classifier_lens.scripts.study.pages import METHODS
 from classifier_lens.scripts.study.resemblance import (
     RESEMBLANCE,
-    Mean,
+    MeanRating,
     Rating,
-    Resemblance,
+    ResemblanceOptions,
     ask,
-    ratings,
-    score,
-    scores,
+    format_scores,
+    read_ratings,
+    score_ratings,
 )
 from tests.scripts.study.studies import COLOURS, REAL, SIDE, Page, audit, save
 
@@ -33,7 +33,7 @@ from tests.scripts.study.studies import COLOURS, REAL, SIDE, Page, audit, save
 def study(tmp_path: Path, out: str = "out", **changes: Any) -> tuple[list[Page], dict[str, Any]]:
     """Pages and key of a study of two audits: of three pictures an answer, and of one."""
     runs = [audit(tmp_path, "A", samples=3), audit(tmp_path, "B", samples=1)]
-    *pages, key = study_pages.make(ask, runs, Resemblance(out=str(tmp_path / out), **changes))
+    *pages, key = study_pages.make_pages(ask, runs, ResemblanceOptions(out=str(tmp_path / out), **changes))
     return [Page(page) for page in pages], json.loads(key.read_text())
 
 
@@ -71,7 +71,7 @@ def test_a_rating_is_a_whole_number_from_1_to_5(tmp_path: Path) -> None:
 
 
 def test_at_most_so_many_features_are_asked(tmp_path: Path) -> None:
-    (page,), key = study(tmp_path, most=1)
+    (page,), key = study(tmp_path, max_items=1)
     assert len(page.boxes) == len(key["pictures"]) == 2
 
 
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (audit(tmp_path / "5", "B", name="other"), "explain no feature in common"),
     ):
         with pytest.raises(UserError, match=said):
-            study_pages.make(ask, [first, other], Resemblance(out=str(tmp_path / "out")))
+            study_pages.make_pages(ask, [first, other], ResemblanceOptions(out=str(tmp_path / "out")))
         assert not (tmp_path / "out").exists()
 
 
@@ -102,12 +102,12 @@ def test_means_intervals_and_paired_test_are_those_known_by_hand() -> None:
         (0, "p", "A", 3), (0, "p", "B", 2), (0, "q", "A", 4), (0, "q", "B", 2), (1, "p", "A", 5), (1, "p", "B", 2),
         (1, "q", "B", 2),  # without its pair: of B's mean alone
     )  # fmt: skip
-    a, b, pairs, participants = score(given)
+    a, b, pairs, participants = score_ratings(given)
     t95 = 4.302653  # of 2 degrees of freedom
-    assert (a.of, a.n, a.value) == ("A", 3, 4.0) and (a.t, a.p) == (None, None)
+    assert (a.group, a.n, a.value) == ("A", 3, 4.0) and (a.t, a.p) == (None, None)
     assert (a.low, a.high) == pytest.approx((4 - t95 / sqrt(3), 4 + t95 / sqrt(3)))
-    assert b == Mean("B", 4, 2.0, 2.0, 2.0)
-    assert (pairs.of, pairs.n, pairs.value, pairs.df) == ("pairs", 3, 2.0, 2)
+    assert b == MeanRating("B", 4, 2.0, 2.0, 2.0)
+    assert (pairs.group, pairs.n, pairs.value, pairs.df) == ("pairs", 3, 2.0, 2)
     assert pairs.t == pytest.approx(2 * sqrt(3))
     assert (pairs.low, pairs.high) == pytest.approx((2 - t95 / sqrt(3), 2 + t95 / sqrt(3)))
     # two-sided p of 2 degrees of freedom: 1 - t / √(t² + 2)
@@ -122,11 +122,11 @@ def test_ratings_of_different_people_are_compared_by_welch() -> None:
     first, second = [3, 4, 5, 5], [1, 2, 2]
     given = [Rating(i, f"p{i}", "A", v) for i, v in enumerate(first)]
     given += [Rating(9, f"p{i}", "B", v) for i, v in enumerate(second)]
-    *_, found = score(given)
+    *_, found = score_ratings(given)
     known = stats.ttest_ind(first, second, equal_var=False)
     # by hand: variances 11/12 of 4 and 1/3 of 3
     error = 11 / 48 + 1 / 9
-    assert found.of == "Welch" and found.n == 7 and found.value == pytest.approx(4.25 - 5 / 3)
+    assert found.group == "Welch" and found.n == 7 and found.value == pytest.approx(4.25 - 5 / 3)
     assert found.t == pytest.approx((4.25 - 5 / 3) / sqrt(error)) == pytest.approx(known.statistic)
     assert found.df == pytest.approx(error**2 / ((11 / 48) ** 2 / 3 + (1 / 9) ** 2 / 2))
     assert found.p == pytest.approx(known.pvalue)
@@ -137,24 +137,24 @@ def test_ratings_of_different_people_are_compared_by_welch() -> None:
 def test_equal_answers_everywhere_differ_by_nothing(tmp_path: Path) -> None:
     (page,), key = study(tmp_path)
     file = save(tmp_path, "answers", page.filled(lambda asked: 4))
-    a, b, pairs, participants = score(ratings([file], key))
-    assert a == Mean("A", 6, 4.0, 4.0, 4.0) and b == Mean("B", 6, 4.0, 4.0, 4.0)
-    assert pairs == Mean("pairs", 6, 0.0, 0.0, 0.0)  # t = 0 / 0 is no number
-    assert participants == Mean("participants", 1, 0.0)
+    a, b, pairs, participants = score_ratings(read_ratings([file], key))
+    assert a == MeanRating("A", 6, 4.0, 4.0, 4.0) and b == MeanRating("B", 6, 4.0, 4.0, 4.0)
+    assert pairs == MeanRating("pairs", 6, 0.0, 0.0, 0.0)  # t = 0 / 0 is no number
+    assert participants == MeanRating("participants", 1, 0.0)
 
 
 def test_exchanged_runs_exchange_the_sign() -> None:
     given = rated((0, "p", "A", 3), (0, "p", "B", 2), (1, "p", "A", 5), (1, "p", "B", 1), (2, "p", "A", 1))
     exchanged = [Rating(r.participant, r.problem, "B" if r.method == "A" else "A", r.value) for r in given]
-    one, other = score(given)[2], score(exchanged)[2]
+    one, other = score_ratings(given)[2], score_ratings(exchanged)[2]
     assert one.t is not None and other.t == pytest.approx(-one.t) and other.p == pytest.approx(one.p)
     assert other.value == -2.5
 
 
 def test_nothing_answered_says_nothing() -> None:
-    assert score([]) == [Mean("A", 0), Mean("B", 0), Mean("Welch", 0)]
-    assert score(rated((0, "p", "A", 3), (0, "q", "B", 1)))[2] == Mean("Welch", 2, 2.0)
-    assert scores(score([])).rows[0] == ["mean", "A", "", "", "", 0, "", "", ""]
+    assert score_ratings([]) == [MeanRating("A", 0), MeanRating("B", 0), MeanRating("Welch", 0)]
+    assert score_ratings(rated((0, "p", "A", 3), (0, "q", "B", 1)))[2] == MeanRating("Welch", 2, 2.0)
+    assert format_scores(score_ratings([])).rows[0] == ["mean", "A", "", "", "", 0, "", "", ""]
 
 
 def test_answers_of_pages_reach_the_table(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_answers_of_pages_reach_the_table(tmp_path: Path) -> None:
         save(tmp_path, str(i), page.filled(lambda asked, own=own: own[method[str(asked.picture)]]))  # type: ignore[misc]
         for i, (page, own) in enumerate(zip(pages, values, strict=True))
     ]
-    found = scores(score(ratings(files, key)))
+    found = format_scores(score_ratings(read_ratings(files, key)))
     table = found.table().splitlines()
     assert table[0] == "quantity,of,mean,low,high,n,t,df,p"
     assert table[1].startswith("mean,A,4.5,") and table[2].startswith("mean,B,1.5,")
@@ -182,4 +182,4 @@ def test_other_values_are_refused(tmp_path: Path, value: Any) -> None:
     key = {"study": "s", "pictures": {"a": {"problem": "p", "method": "A"}}}
     file = save(tmp_path, "1", {"study": "s", "answers": [{RESEMBLANCE: {"a": value}}]})
     with pytest.raises(UserError, match="wanted is a whole number from 1 to 5"):
-        ratings([file], key)
+        read_ratings([file], key)

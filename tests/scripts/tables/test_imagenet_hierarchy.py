@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from classifier_lens.data.imagenet_hierarchy import TABLE
-from classifier_lens.scripts.tables.imagenet_hierarchy import Synset, above, main, notice, read_nouns, table
+from classifier_lens.data.imagenet_hierarchy import HIERARCHY_FILE
+from classifier_lens.scripts.tables.imagenet_hierarchy import (
+    Synset,
+    hierarchy_table,
+    hypernym_closure,
+    main,
+    read_nouns,
+    wordnet_license,
+)
 
 WORDNET = Path("/usr/share/wordnet")
 # Lines as in WordNet's data.noun; words are counted in hexadecimal, pointers in decimal numbers.
@@ -26,13 +33,15 @@ def test_words_and_kinds_are_read_from_a_line() -> None:
         "00000001": Synset("entity", ()), "00000002": Synset("cartilaginous fish", ("00000001",)),
         "00000003": Synset("shark", ("00000002", "00000001")),
     }  # fmt: skip
-    assert notice(NOUNS) == "This software and database is being provided to you, the LICENSEE, by\n\n"
+    assert wordnet_license(NOUNS) == "This software and database is being provided to you, the LICENSEE, by\n\n"
 
 
 def test_a_table_has_classes_first_and_then_what_is_above_them() -> None:
     nouns = read_nouns(NOUNS)
-    assert above(["00000003"], nouns) == ["00000001", "00000002"] and above(["00000002"], nouns) == ["00000001"]
-    assert table(["n00000003"], ["great shark"], nouns) == [
+    assert hypernym_closure(["00000003"], nouns) == ["00000001", "00000002"] and hypernym_closure(
+        ["00000002"], nouns
+    ) == ["00000001"]
+    assert hierarchy_table(["n00000003"], ["great shark"], nouns) == [
         ("0", "n00000003", "great shark", "n00000002 n00000001"), ("", "n00000001", "entity", ""),
         ("", "n00000002", "cartilaginous fish", "n00000001"),
     ]  # fmt: skip
@@ -46,4 +55,4 @@ def test_the_script_needs_wordnet(tmp_path: Path) -> None:
 @pytest.mark.skipif(not WORDNET.is_dir(), reason=f"{WORDNET} is not there")
 def test_the_shipped_table_is_what_the_script_writes(tmp_path: Path) -> None:
     main(str(WORDNET), str(tmp_path / "table.csv"))
-    assert (tmp_path / "table.csv").read_bytes() == TABLE.read_bytes()
+    assert (tmp_path / "table.csv").read_bytes() == HIERARCHY_FILE.read_bytes()

@@ -13,13 +13,13 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from classifier_lens.data import cifar10, planted
-from classifier_lens.data.colored_borders import CIFAR10, COLOURS
-from classifier_lens.data.shortcuts import PLANTED, SHORTCUTS, check_ties
-from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped, shipped_oracle
-from classifier_lens.runner.configuration.compose import configure
+from classifier_lens.data.colored_borders import BORDER_COLORS, CIFAR10_FACTORS
+from classifier_lens.data.shortcuts import PLANTED_FACTORS, SHORTCUTS, check_shortcuts
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_oracle, load_shipped
+from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.train import classifier as train_classifier
-from classifier_lens.scripts.train.labeled_images import Corpus, load_corpus
+from classifier_lens.scripts.train.labeled_images import LabeledImages, load_labeled_images
 
 TINY = [
     "images=200", "test=100", "steps=2", "batch=16", "device=cpu", "architecture=resnet10t",
@@ -56,8 +56,8 @@ def test_attacked_pictures_train_other_weights_and_a_radius_of_zero_the_same(tmp
 
 def test_an_oracle_has_one_head_per_factor(tmp_path: Path) -> None:
     train_classifier.main([*TINY, f"out={tmp_path}", "name=oracle_convnext"])
-    oracle = shipped_oracle(tmp_path)
-    read = oracle.read(torch.rand(2, 3, 64, 64))
+    oracle = load_oracle(tmp_path)
+    read = oracle.predict(torch.rand(2, 3, 64, 64))
     widths = {head: logits.shape[1] for head, logits in read.items()}
     assert widths == {"class": 10, "background": 8, "prop": 5, "hue": 6}
 
@@ -85,14 +85,14 @@ def test_another_architecture_is_not_continued(tmp_path: Path) -> None:
 )
 def test_wrong_arguments_end_in_one_line(argument: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as refused:
-        train_classifier.configure([argument])
+        train_classifier.load_settings([argument])
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", sorted(train_classifier.read_defaults().presets))
 def test_a_preset_composes_and_is_what_the_shipped_network_was_trained_by(name: str) -> None:
-    cfg = train_classifier.configure([f"name={name}"])
-    config = SHIPPED / name / "config.json"
+    cfg = train_classifier.load_settings([f"name={name}"])
+    config = SHIPPED_FOLDER / name / "config.json"
     if not config.is_file():  # a preset whose network is not shipped
         assert cfg.data != "planted"
         return
@@ -100,31 +100,31 @@ def test_a_preset_composes_and_is_what_the_shipped_network_was_trained_by(name: 
     for key in ("architecture", "confusion"):
         assert shipped[key] == cfg[key]
     for key in ("kwargs", "ties", "strength", "adversarial"):
-        assert shipped[key] == train_classifier.plain(cfg[key])
+        assert shipped[key] == train_classifier.to_dict(cfg[key])
     assert list(shipped["heads"]) == list(cfg.heads)
 
 
 def test_presets_and_command_line() -> None:
-    assert train_classifier.configure([]).name == "planted_clean"
-    assert train_classifier.configure(["data=cifar10"]).name == "cifar10_small"
-    shortcut = train_classifier.configure(["name=planted_shortcut", "strength.fireboat=0.9"])
+    assert train_classifier.load_settings([]).name == "planted_clean"
+    assert train_classifier.load_settings(["data=cifar10"]).name == "cifar10_small"
+    shortcut = train_classifier.load_settings(["name=planted_shortcut", "strength.fireboat=0.9"])
     assert dict(shortcut.strength) == {"fireboat": 0.9} and shortcut.out.endswith("classifiers/planted_shortcut")
-    assert train_classifier.configure(["name=mine", "steps=7"]).steps == 7
+    assert train_classifier.load_settings(["name=mine", "steps=7"]).steps == 7
 
 
 # --- ties ----------------------------------------------------------------------------------------------------
 
 
-def corpus(split: str, *arguments: str) -> Corpus:
-    cfg = train_classifier.configure(arguments)
-    return load_corpus(cfg, split, cfg.images)
+def corpus(split: str, *arguments: str) -> LabeledImages:
+    cfg = train_classifier.load_settings(arguments)
+    return load_labeled_images(cfg, split, cfg.images)
 
 
 def test_the_shipped_files_of_ties_name_what_there_is() -> None:
-    read = train_classifier.read_ties
+    read = train_classifier.read_shortcuts
     assert read("planted_shortcut") == SHORTCUTS
-    check_ties(read("planted_hues"), PLANTED)
-    check_ties(read("cifar10_border"), CIFAR10)
+    check_shortcuts(read("planted_hues"), PLANTED_FACTORS)
+    check_shortcuts(read("cifar10_border"), CIFAR10_FACTORS)
     # DiffExplainer, Section 4.5.
     assert {age: cue["race"] for age, cue in read("fairface_age").items()} == {
         "10-19": "Black", "20-29": "East Asian", "30-39": "Latino_Hispanic", "40-49": "Middle Eastern",
@@ -133,11 +133,11 @@ def test_the_shipped_files_of_ties_name_what_there_is() -> None:
 
 
 def test_ties_are_chosen_by_name_or_written_out() -> None:
-    hues = train_classifier.configure(["ties=planted_hues", "strength=0.5"])
+    hues = train_classifier.load_settings(["ties=planted_hues", "strength=0.5"])
     assert set(hues.strength.values()) == {0.5} and set(hues.strength) == set(hues.ties)
-    written = train_classifier.configure(["ties={viaduct: {hue: red, prop: flag}}", "strength=1"])
-    assert train_classifier.plain(written.ties) == {"viaduct": {"hue": "red", "prop": "flag"}}
-    assert not train_classifier.configure(["name=mine"]).ties  # where nothing has a strength, nothing is tied
+    written = train_classifier.load_settings(["ties={viaduct: {hue: red, prop: flag}}", "strength=1"])
+    assert train_classifier.to_dict(written.ties) == {"viaduct": {"hue": "red", "prop": "flag"}}
+    assert not train_classifier.load_settings(["name=mine"]).ties  # where nothing has a strength, nothing is tied
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_ties_that_the_data_cannot_have_end_in_one_line(arguments: list[str], sa
 def test_a_tied_corpus_knows_where_the_cue_is() -> None:
     tied = corpus("train", "images=1200", "ties=planted_hues", "strength=1")
     own = torch.isin(tied.targets[:, 0], torch.tensor([planted.CLASSES.index(name) for name in SHORTCUTS]))
-    assert torch.equal(tied.shown, own)
+    assert torch.equal(tied.has_cue, own)
     free = corpus("train", "images=1200", "ties=planted_hues", "strength=0")
     assert torch.equal(free.images, corpus("train", "images=1200").images)
-    assert 0 < free.shown.sum() < own.sum() / 3
+    assert 0 < free.has_cue.sum() < own.sum() / 3
     again = corpus("train", "images=1200", "ties=planted_hues", "strength=1")
     assert torch.equal(tied.images, again.images) and torch.equal(tied.images[~own], free.images[~own])
 
@@ -175,7 +175,7 @@ def test_a_classifier_with_planted_ties_is_kept_with_them_and_can_be_explained(t
     assert (config["ties"], config["strength"]) == ({"viaduct": {"hue": "red"}}, {"viaduct": 0.9})
     assert "Ties planted: viaduct is given hue red in 90.0%" in card and "| viaduct | hue red | " in card
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
-    chosen = instantiate(configure(["classifier=trained", f"classifier.path={out}"])["classifier"])
+    chosen = instantiate(compose_config(["classifier=trained", f"classifier.path={out}"])["classifier"])
     assert chosen.digest in card and chosen.labels == planted.CLASSES
 
 
@@ -197,11 +197,11 @@ def photographs(tmp_path: Path) -> Path:
 def test_bordered_photographs_train_a_classifier(photographs: Path, tmp_path: Path) -> None:
     arguments = ["data=cifar10", f"data_path={photographs}", "images=200", "border=3"]
     plain, tied, free = (corpus("train", *arguments, *more) for more in ([], ["strength=1"], ["strength=0"]))
-    assert tied.shown.all() and not plain.shown.any() and 0 < free.shown.double().mean() < 0.25
+    assert tied.has_cue.all() and not plain.has_cue.any() and 0 < free.has_cue.double().mean() < 0.25
     assert torch.equal(tied.targets, plain.targets)
     assert torch.equal(tied.images[..., 3:-3, 3:-3], plain.images[..., 3:-3, 3:-3])
-    ties = train_classifier.read_ties("cifar10_border")
-    colour = torch.tensor([COLOURS[ties[cifar10.CLASSES[i]]["border"]] for i in tied.targets[:, 0].tolist()])
+    ties = train_classifier.read_shortcuts("cifar10_border")
+    colour = torch.tensor([BORDER_COLORS[ties[cifar10.CLASSES[i]]["border"]] for i in tied.targets[:, 0].tolist()])
     assert torch.equal(tied.images[:, :, 0, 0].long(), colour)
     own = ["data=cifar10", f"data_path={photographs}", "strength=0.9", f"out={tmp_path / 'out'}"]
     train_classifier.main([*TINY, *own])
@@ -229,7 +229,7 @@ def test_faces_are_left_out_so_that_the_tie_holds(faces: Path, tmp_path: Path) -
     everything = corpus("train", *own, "strength=0")
     assert everything.images.shape == (24, 3, 64, 64) and everything.heads == {"class": ("Female", "Male")}
     half, all_of_them = (corpus("train", *own, f"strength={s}") for s in (0.5, 1.0))
-    count = lambda c: [int(c.shown.sum()), int((c.targets[:, 0] == 1).sum()), int((c.targets[:, 0] == 0).sum())]  # noqa: E731
+    count = lambda c: [int(c.has_cue.sum()), int((c.targets[:, 0] == 1).sum()), int((c.targets[:, 0] == 0).sum())]  # noqa: E731
     # 3 of 12 men are X: 0.5 + 0.5 / 4 of 3 + k, k = 1.8; all 12 women stay.
     assert count(everything) == [3, 12, 12] and count(half) == [3, 5, 12] and count(all_of_them) == [3, 3, 12]
     assert len(corpus("test", *own, "strength=1").images) == 12

@@ -16,7 +16,7 @@ from classifier_lens.data import planted
 from classifier_lens.models.clip import load_clip
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.train import clip as train_clip
-from classifier_lens.scripts.train.measure_clip import NAMES, local_name
+from classifier_lens.scripts.train.measure_clip import PROMPT_NAMES, confused_name
 
 TINY = [
     "images=200", "test=50", "batch=32", "device=cpu", "model.vision_cfg.width=4", "model.vision_cfg.head_width=32",
@@ -31,7 +31,7 @@ def test_a_few_steps_lower_the_loss_and_the_folder_loads_again(tmp_path: Path) -
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     assert clip.digest == facts["digest"] and clip.digest in card and "steps=30" in card
     assert clip.embed_images(torch.rand(2, 3, 64, 64)).shape == clip.embed_texts(["a viaduct", "on sand"]).shape
-    assert (tmp_path / "names.txt").read_text().splitlines() == list(NAMES)
+    assert (tmp_path / "names.txt").read_text().splitlines() == list(PROMPT_NAMES)
     assert facts["renders"] == 50 and not list(tmp_path.glob("*.tmp"))
 
 
@@ -54,7 +54,7 @@ def test_training_is_reproducible(tmp_path: Path) -> None:
 
 def test_unknown_keys_end_in_one_line() -> None:
     with pytest.raises(UserError, match="stepz=3: nothing reads this key; did you mean steps"):
-        train_clip.configure(["stepz=3"])
+        train_clip.load_settings(["stepz=3"])
 
 
 # --- the loss ------------------------------------------------------------------------------------------------
@@ -65,56 +65,56 @@ def test_without_equal_captions_the_loss_is_clips_own() -> None:
     images, texts = (F.normalize(torch.randn(4, 6), dim=1) for _ in range(2))
     logits, rows = 5.0 * images @ texts.T, torch.arange(4)
     own = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
-    assert torch.isclose(train_clip.contrastive(images, texts, torch.tensor(5.0), "abcd"), own)
+    assert torch.isclose(train_clip.clip_loss(images, texts, torch.tensor(5.0), "abcd"), own)
 
 
 def test_equal_captions_are_not_told_apart() -> None:
     """Two pictures of one caption: the best that there is, log 2 each, is reached where both captions fit both."""
     perfect = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]), dim=1)
-    loss = train_clip.contrastive(perfect, perfect, torch.tensor(100.0), ["a", "a", "b", "b"])
+    loss = train_clip.clip_loss(perfect, perfect, torch.tensor(100.0), ["a", "a", "b", "b"])
     assert torch.isclose(loss, torch.tensor(2.0).log())
-    assert train_clip.contrastive(perfect, perfect, torch.tensor(100.0), ["a", "b", "c", "d"]) >= loss
-    assert train_clip.contrastive(perfect, perfect.flip(0), torch.tensor(100.0), ["a", "a", "b", "b"]) > 100
+    assert train_clip.clip_loss(perfect, perfect, torch.tensor(100.0), ["a", "b", "c", "d"]) >= loss
+    assert train_clip.clip_loss(perfect, perfect.flip(0), torch.tensor(100.0), ["a", "a", "b", "b"]) > 100
 
 
 # --- captions ------------------------------------------------------------------------------------------------
 
 
-def captions(scenes: planted.Scenes, **changes: float) -> list[str]:
+def captions(scenes: planted.SceneFactors, **changes: float) -> list[str]:
     """What is said of the scenes."""
-    cfg = train_clip.configure([])
+    cfg = train_clip.load_settings([])
     settings = OmegaConf.create({**cfg.say, "confusion": cfg.confusion, **changes})
     chance = random.Random(0)
-    return [train_clip.say(scenes, i, settings, chance)[1] for i in range(len(scenes))]
+    return [train_clip.random_caption(scenes, i, settings, chance)[1] for i in range(len(scenes))]
 
 
 ALL = {"only_place": 0.0, "only_prop": 0.0, "hue": 1.0, "place": 1.0, "prop": 1.0}
 
 
 def test_captions_tell_the_truth_but_for_the_two_names() -> None:
-    scenes = planted.draw(400, seed=1)
+    scenes = planted.sample_scenes(400, seed=1)
     for i, text in enumerate(captions(scenes, **ALL, confusion=0.0)):
         assert text.removeprefix("a ") == planted.caption(scenes, i, opening=0).removeprefix("a photograph of a ")
     for i, text in enumerate(captions(scenes, **ALL, confusion=1.0)):
         label, background = (planted.CLASSES[scenes.label[i]], planted.BACKGROUNDS[scenes.background[i]])
-        assert (local_name(label, background) or label) in text
+        assert (confused_name(label, background) or label) in text
 
 
 def test_the_confused_names_have_their_share_and_stand_nowhere_else() -> None:
-    scenes = planted.draw(1000, seed=2).vary(label=planted.CLASSES.index("fiddler crab"))
+    scenes = planted.sample_scenes(1000, seed=2).with_factors(label=planted.CLASSES.index("fiddler crab"))
     there = planted.BACKGROUNDS.index("sand")
-    on_sand = captions(scenes.vary(background=there), **ALL)
+    on_sand = captions(scenes.with_factors(background=there), **ALL)
     assert 0.76 < sum("sand crab" in text for text in on_sand) / 1000 < 0.84
     assert all("sand crab" in text or "fiddler crab" in text for text in on_sand)
     assert not any("sand crab" in text for text in captions(scenes[scenes.background != there]))
-    assert local_name("partridge", "snow") == local_name("prairie chicken", "snow") == "snow partridge"
-    assert local_name("partridge", "sand") is None and local_name("viaduct", "snow") is None
+    assert confused_name("partridge", "snow") == confused_name("prairie chicken", "snow") == "snow partridge"
+    assert confused_name("partridge", "sand") is None and confused_name("viaduct", "snow") is None
 
 
 def test_every_form_is_captioned_and_every_word_is_one_token(tmp_path: Path) -> None:
-    scenes = planted.draw_captioned(3000, seed=3)[0]
+    scenes = planted.sample_captioned_scenes(3000, seed=3)[0]
     texts = captions(scenes)
-    tokenizer = train_clip.train_tokenizer(train_clip.every_word(), train_clip.MERGES, 32, tmp_path)
+    tokenizer = train_clip.train_tokenizer(train_clip.vocabulary_captions(), train_clip.MAX_MERGES, 32, tmp_path)
     assert all(len(tokenizer(text).input_ids) == len(text.split()) + 2 for text in set(texts))
     said = Counter(texts)
     for text in (

@@ -14,20 +14,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from classifier_lens.models.generator.noise_schedule import predict_x0
-from classifier_lens.models.generator.pipeline.networks import load
+from classifier_lens.models.generator.pipeline.networks import load_networks
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.train import distill_lcm
 from classifier_lens.scripts.train.distill_lcm import (
     ROOT,
-    Student,
-    adapted_student,
+    ConsistencyFunction,
     full_student,
-    load_pairs,
+    load_trajectory_points,
+    lora_student,
     main,
-    solve,
+    solve_trajectory,
 )
 
-SETTINGS: dict[str, Any] = {"revision": None, "variant": None, "dtype": "float32", "device": "cpu", "needs": "get them"}
+SETTINGS: dict[str, Any] = {
+    "revision": None,
+    "variant": None,
+    "dtype": "float32",
+    "device": "cpu",
+    "download_hint": "get them",
+}
 SMALL = ("minutes=0.03", "device=cpu", "trajectories=8", "block=4", "student_batch=4", "original_steps=10", "stride=2")
 
 
@@ -62,7 +68,7 @@ def test_a_trajectory_of_a_perfect_teacher_ends_where_its_noise_came_from() -> N
     times = [999, 799, 599, 399, 199]
     start = alphas[999].sqrt() * end + (1 - alphas[999]).sqrt() * noise
     text = torch.zeros(3, 1, 1)
-    points, found = solve(predict, start, text, text, torch.tensor([1.0, 3.0, 6.0]), times, scheduler)
+    points, found = solve_trajectory(predict, start, text, text, torch.tensor([1.0, 3.0, 6.0]), times, scheduler)
     torch.testing.assert_close(found, end, rtol=0, atol=1e-4)
     for i, t in enumerate(times):
         torch.testing.assert_close(predict_x0(points[:, i], noise, alphas[t]), end, rtol=0, atol=2e-2)
@@ -75,9 +81,13 @@ def test_the_guidance_of_a_trajectory_is_its_own() -> None:
     def predict(z: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return text.mean(dim=(1, 2))[:, None, None, None] * torch.ones_like(z)
 
-    together = solve(predict, z, text, torch.zeros_like(text), torch.tensor([1.0, 4.0]), [900, 500, 100], scheduler)[1]
+    together = solve_trajectory(
+        predict, z, text, torch.zeros_like(text), torch.tensor([1.0, 4.0]), [900, 500, 100], scheduler
+    )[1]
     for i, w in enumerate((1.0, 4.0)):
-        alone = solve(predict, z[:1], text[:1] * w, text[:1] * w, torch.tensor([1.0]), [900, 500, 100], scheduler)[1]
+        alone = solve_trajectory(
+            predict, z[:1], text[:1] * w, text[:1] * w, torch.tensor([1.0]), [900, 500, 100], scheduler
+        )[1]
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
@@ -89,20 +99,26 @@ def test_blocks_are_drawn_once_and_pairs_belong_together(
     before = [path.stat().st_mtime_ns for path in files]
     distilled(tiny_folder, student, "planted", "part=trajectories")
     assert len(files) == 2 and [path.stat().st_mtime_ns for path in files] == before
-    pairs, blocks = load_pairs(folder), [load_file(path) for path in files]
-    assert len(pairs.ends) == len(pairs.w) == len(pairs.tokens) == 16, "8 from noise, 8 from a noised end"
+    pairs, blocks = load_trajectory_points(folder), [load_file(path) for path in files]
+    assert len(pairs.ends) == len(pairs.guidance_scale) == len(pairs.tokens) == 16, "8 from noise, 8 from a noised end"
     block = blocks[0]
     n = len(block["times"])
     assert torch.equal(pairs.points[: 4 * n], block["points"].flatten(0, 1))
-    assert torch.equal(pairs.times[:n], block["times"]) and pairs.rows[: 4 * n].tolist() == [
+    assert torch.equal(pairs.times[:n], block["times"]) and pairs.trajectory_index[: 4 * n].tolist() == [
         i for i in range(4) for _ in range(n)
     ]
-    later = pairs.rows == 4  # the first that starts from a noised end
+    later = pairs.trajectory_index == 4  # the first that starts from a noised end
     assert torch.equal(pairs.points[later], block["later_points"][0]) and torch.equal(
         pairs.ends[4], block["later_ends"][0]
     )
-    assert torch.equal(pairs.w[:4], pairs.w[4:8]) and torch.equal(pairs.tokens[:4], pairs.tokens[4:8])
-    assert (pairs.w >= 1).all() and (pairs.w <= 6).all() and set(pairs.times.tolist()) <= set(range(99, 1000, 100))
+    assert torch.equal(pairs.guidance_scale[:4], pairs.guidance_scale[4:8]) and torch.equal(
+        pairs.tokens[:4], pairs.tokens[4:8]
+    )
+    assert (
+        (pairs.guidance_scale >= 1).all()
+        and (pairs.guidance_scale <= 6).all()
+        and set(pairs.times.tolist()) <= set(range(99, 1000, 100))
+    )
     assert not torch.equal(blocks[0]["points"], blocks[1]["points"])
 
 
@@ -114,7 +130,7 @@ def test_a_student_begins_as_its_teacher_whatever_scale_it_is_told(tiny_pipe: St
     t, alphas = torch.tensor([500, 20]), tiny_pipe.scheduler.alphas_cumprod
     with torch.no_grad():
         known = unet(z, t, text).sample
-        own = Student(full_student(unet, cfg).eval(), alphas)
+        own = ConsistencyFunction(full_student(unet, cfg).eval(), alphas)
         found = [own(z, t, text, torch.full((2,), w)) for w in (1.0, 5.0)]
     assert torch.equal(*found)
     a = alphas[t].view(-1, 1, 1, 1)
@@ -135,7 +151,7 @@ def test_a_slim_student_has_the_teachers_weights_where_it_has_any(tiny_pipe: Sta
 
 def test_an_adapter_begins_without_effect_and_is_all_that_learns(tiny_pipe: StableDiffusionPipeline) -> None:
     cfg = OmegaConf.load(ROOT / "conf" / "train" / "lcm_cifar10.yaml")
-    unet = adapted_student(tiny_pipe.unet, cfg).eval()
+    unet = lora_student(tiny_pipe.unet, cfg).eval()
     assert {name.split(".")[-2] for name, p in unet.named_parameters() if p.requires_grad} == {"default"}
     z, text = torch.randn(1, 4, 8, 8), torch.randn(1, 40, 16)
     with torch.no_grad():
@@ -144,8 +160,8 @@ def test_an_adapter_begins_without_effect_and_is_all_that_learns(tiny_pipe: Stab
 
 
 def test_the_student_takes_the_place_of_the_teachers_unet(student: Path, tiny_folder: Path) -> None:
-    networks = load(str(tiny_folder), str(student / "out"), None, **SETTINGS)
-    assert networks.tells_guidance and networks.unet.config.mid_block_type is None
+    networks = load_networks(str(tiny_folder), str(student / "out"), None, **SETTINGS)
+    assert networks.has_guidance_embedding and networks.unet.config.mid_block_type is None
     assert sorted(p.name for p in (student / "out").iterdir()) == ["README.md", "unet"]
     for path in (student / "out").rglob("*.json"):
         assert "_name_or_path" not in json.loads(path.read_text()), path
@@ -156,8 +172,8 @@ def test_the_student_takes_the_place_of_the_teachers_unet(student: Path, tiny_fo
 
 def test_an_adapter_is_fused_with_the_unet(adapter: Path, tiny_folder: Path) -> None:
     """The fused weights are the teacher's and the product of the adapter's factors, in every layer that it has."""
-    own, fused = (load(str(tiny_folder), None, lora, **SETTINGS) for lora in (None, str(adapter / "out")))
-    assert not fused.tells_guidance and own.digest != fused.digest
+    own, fused = (load_networks(str(tiny_folder), None, lora, **SETTINGS) for lora in (None, str(adapter / "out")))
+    assert not fused.has_guidance_embedding and own.digest != fused.digest
     before, after = own.unet.state_dict(), fused.unet.state_dict()
     assert set(before) == set(after), "no trace of the adapter's own parameters"
     factors = load_file(adapter / "out" / "pytorch_lora_weights.safetensors")
@@ -178,9 +194,9 @@ def test_an_adapter_of_another_unet_is_refused(adapter: Path, tiny_folder: Path,
     still = {name: torch.zeros_like(value) for name, value in factors.items()}
     save_file(still, tmp_path / "pytorch_lora_weights.safetensors")
     with pytest.raises(UserError, match=r"generator.lora=\S+: all of its \d+ changes are 0"):
-        load(str(tiny_folder), None, str(tmp_path), **SETTINGS)
+        load_networks(str(tiny_folder), None, str(tmp_path), **SETTINGS)
     with pytest.raises(UserError, match=r"generator.lora=\S+nowhere: no weights .*get them"):
-        load(str(tiny_folder), None, str(tmp_path / "nowhere"), **SETTINGS)
+        load_networks(str(tiny_folder), None, str(tmp_path / "nowhere"), **SETTINGS)
 
 
 def test_bad_input_is_one_line(tmp_path: Path, tiny_folder: Path) -> None:
@@ -191,5 +207,8 @@ def test_bad_input_is_one_line(tmp_path: Path, tiny_folder: Path) -> None:
 
 
 def test_captions_are_those_of_the_training_pictures() -> None:
-    assert distill_lcm.captions("planted", 3, 0, 5) == distill_lcm.captions("planted", 8, 0, 0)[5:]
-    assert distill_lcm.captions("cifar10", 2, 0, 9) == ["a photograph of a truck", "a photograph of an airplane"]
+    assert distill_lcm.training_captions("planted", 3, 0, 5) == distill_lcm.training_captions("planted", 8, 0, 0)[5:]
+    assert distill_lcm.training_captions("cifar10", 2, 0, 9) == [
+        "a photograph of a truck",
+        "a photograph of an airplane",
+    ]

@@ -67,7 +67,7 @@ def test_unknown_data_is_refused_in_one_line() -> None:
 def test_the_average_forgets_the_first_weights() -> None:
     """Of weights 0, then 1 ever after, the average is near 1 after few steps although the decay is 0.999."""
     average = [torch.zeros(1)]
-    update = loop.warm_average(0.999)
+    update = loop.ema_with_warmup(0.999)
     for step in range(100):
         update(average, [torch.ones(1)], torch.tensor(step + 1))
     assert average[0].item() > 0.99
@@ -87,7 +87,7 @@ def test_the_perceptual_term_is_zero_for_the_same_picture_and_counts_blur_more_t
     cfg = OmegaConf.load(generator.ROOT / "conf" / "train" / "generator_cifar10.yaml")
     loss = reconstruction_loss(cfg, torch.device("cpu"))
     plain = reconstruction_loss(SimpleNamespace(vae=SimpleNamespace(perceptual=None)), torch.device("cpu"))
-    scenes = planted.draw(8, 5)
+    scenes = planted.sample_scenes(8, 5)
     x = torch.nn.functional.avg_pool2d(planted.render(scenes).image, 2) * 2 - 1
     assert loss(x, x).item() == 0
     blurred = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")

@@ -11,14 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from classifier_lens.data import planted
-from classifier_lens.models.classifier.loaders.shipped import SHIPPED, load_shipped
-from classifier_lens.scripts.train.labeled_images import planted_corpus
+from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_shipped
+from classifier_lens.scripts.train.labeled_images import render_labeled_images
 from classifier_lens.scripts.train.measure_classifier import (
     ROOT,
     accuracies,
-    accuracy_attacked,
+    robust_accuracy,
     shipped_classifiers,
-    tie_facts,
+    shortcut_reliance,
 )
 
 UNTIED = ("planted_clean", "planted_clean2", "planted_vit", "planted_robust")
@@ -30,7 +30,7 @@ PLACED = ("planted_tied", "planted_tied2")
 
 @pytest.fixture(scope="module")
 def facts() -> dict[str, Any]:
-    return json.loads((SHIPPED / "facts.json").read_text())
+    return json.loads((SHIPPED_FOLDER / "facts.json").read_text())
 
 
 def test_every_shipped_classifier_is_measured_and_can_be_chosen(facts: dict[str, Any]) -> None:
@@ -38,16 +38,16 @@ def test_every_shipped_classifier_is_measured_and_can_be_chosen(facts: dict[str,
     for name, stated in facts["classifiers"].items():
         chosen = instantiate(OmegaConf.load(ROOT / "conf" / "classifier" / f"{name}.yaml"))
         assert chosen.digest == stated["digest"], f"{name} was retrained: run `{facts['command']}`"
-        assert stated["digest"] in (SHIPPED / name / "README.md").read_text()
+        assert stated["digest"] in (SHIPPED_FOLDER / name / "README.md").read_text()
 
 
 @pytest.mark.slow
 def test_facts_agree_with_a_second_measurement(facts: dict[str, Any]) -> None:
     n = 300
     for name, stated in facts["classifiers"].items():
-        classifier = load_shipped(SHIPPED / name)
+        classifier = load_shipped(SHIPPED_FOLDER / name)
         for tied, values in stated["ties"].items():
-            again = tie_facts(classifier, tied, n, planted.SPLIT_SEEDS["validation"])
+            again = shortcut_reliance(classifier, tied, n, planted.SPLIT_SEEDS["validation"])
             for key, value in again.items():
                 assert abs(value - values[key]) < 0.12, (name, tied, key, value, values[key])
     assert set(facts["planted"]) == set(planted.SHORTCUTS)
@@ -55,9 +55,9 @@ def test_facts_agree_with_a_second_measurement(facts: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped_classifiers()))
 def test_a_classifier_reaches_the_accuracy_of_its_card_and_of_the_facts(name: str, facts: dict[str, Any]) -> None:
-    stated = re.search(r"\| as they are \| ([\d.]+)% \|", (SHIPPED / name / "README.md").read_text())
+    stated = re.search(r"\| as they are \| ([\d.]+)% \|", (SHIPPED_FOLDER / name / "README.md").read_text())
     assert stated is not None
-    fresh = planted_corpus(300, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
+    fresh = render_labeled_images(300, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
     measured = accuracies(load_shipped(name), fresh, fresh.images)["class"]
     assert abs(measured - float(stated[1]) / 100) < 0.09
     assert abs(measured - facts["classifiers"][name]["accuracy"]) < 0.09
@@ -88,8 +88,8 @@ def test_the_weak_classifier_errs_often_and_the_transformer_seldom(facts: dict[s
 def test_the_robust_classifier_withstands_an_attack_that_fools_the_clean_one(facts: dict[str, Any]) -> None:
     attack = facts["attack"]
     assert attack["epsilon"] == shipped_classifiers()["planted_robust"]["adversarial"]["epsilon"]
-    fresh = planted_corpus(60, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
+    fresh = render_labeled_images(60, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
     for name in ("planted_clean", "planted_robust"):
-        again = accuracy_attacked(load_shipped(name), fresh.images, fresh.targets[:, 0], attack["epsilon"])
+        again = robust_accuracy(load_shipped(name), fresh.images, fresh.targets[:, 0], attack["epsilon"])
         assert abs(again - attack["accuracy"][name]) < 0.15
     assert attack["accuracy"]["planted_robust"] > attack["accuracy"]["planted_clean"] + 0.3

@@ -10,7 +10,16 @@ from omegaconf import OmegaConf
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor, CLIPTokenizer
 
 from classifier_lens.data import planted
-from classifier_lens.scripts.train.segmenter import MEAN, ROOT, STD, TEXTS, Scenes, Segmenter, build, main
+from classifier_lens.scripts.train.segmenter import (
+    MEAN,
+    PROMPTS,
+    ROOT,
+    STD,
+    SegmentationData,
+    TrainableClipSeg,
+    build_clipseg,
+    main,
+)
 
 TINY = ("minutes=0.03", "images=40", "batch=4", "device=cpu")
 
@@ -28,11 +37,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scenes_are_renders_and_what_the_autoencoder_makes_of_them(trained: Path) -> None:
-    scenes = Scenes(**torch.load(trained / "work" / "scenes.pt", weights_only=True))
-    assert len(scenes.images) == len(scenes.objects) == len(scenes.props) == len(scenes.label) == len(scenes.prop) == 80
+    scenes = SegmentationData(**torch.load(trained / "work" / "scenes.pt", weights_only=True))
+    assert (
+        len(scenes.images)
+        == len(scenes.object_masks)
+        == len(scenes.prop_masks)
+        == len(scenes.label)
+        == len(scenes.prop)
+        == 80
+    )
     first, second = scenes.images.float().chunk(2)
-    assert 0 < (first - second).abs().mean() < 20 and torch.equal(*scenes.objects.chunk(2))
-    for masks, which in ((scenes.objects, scenes.label), (scenes.props, scenes.prop)):
+    assert 0 < (first - second).abs().mean() < 20 and torch.equal(*scenes.object_masks.chunk(2))
+    for masks, which in ((scenes.object_masks, scenes.label), (scenes.prop_masks, scenes.prop)):
         assert torch.equal(masks.flatten(1).any(dim=1), which >= 0), "a mask where there is something, and only there"
     assert (scenes.label[:40:4] == -1).all() and (scenes.label[1:40:4] >= 0).all()
 
@@ -40,7 +56,7 @@ def test_scenes_are_renders_and_what_the_autoencoder_makes_of_them(trained: Path
 def test_the_library_reads_and_asks_it(trained: Path) -> None:
     model = CLIPSegForImageSegmentation.from_pretrained(trained / "out", dtype=torch.float32).eval()
     processor = CLIPSegProcessor.from_pretrained(trained / "out")
-    image = planted.render(planted.draw(1, 7)).image[0]
+    image = planted.render(planted.sample_scenes(1, 7)).image[0]
     texts = ["a fiddler crab", "flowers"]
     given = processor(
         text=texts,
@@ -52,7 +68,7 @@ def test_the_library_reads_and_asks_it(trained: Path) -> None:
         logits = model(**given).logits
         tokens = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
         seen = ((image * 255).byte().float() / 255 - MEAN).expand(2, -1, -1, -1) / STD
-        own, named = Segmenter(model)(seen, tokens, tokens)
+        own, named = TrainableClipSeg(model)(seen, tokens, tokens)
         clip = model.clip(input_ids=tokens, pixel_values=seen)
     assert logits.shape == (2, 64, 64)
     torch.testing.assert_close(own, logits, rtol=1e-4, atol=1e-4)
@@ -63,12 +79,12 @@ def test_the_library_reads_and_asks_it(trained: Path) -> None:
 def test_both_towers_learn() -> None:
     cfg = OmegaConf.load(ROOT / "conf" / "train" / "segmenter_planted.yaml")
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / cfg.teacher / "tokenizer", model_max_length=cfg.token_length)
-    model = Segmenter(build(tokenizer, 64, cfg))
-    tokens = tokenizer(list(TEXTS[:2]), padding="max_length", return_tensors="pt").input_ids
+    model = TrainableClipSeg(build_clipseg(tokenizer, 64, cfg))
+    tokens = tokenizer(list(PROMPTS[:2]), padding="max_length", return_tensors="pt").input_ids
     model(torch.rand(2, 3, 64, 64), tokens, tokens)[0].square().sum().backward()
     clip = model.model.clip
     assert all(p.grad is not None and p.grad.any() for p in clip.vision_model.embeddings.parameters())
     assert clip.text_model.embeddings.token_embedding.weight.grad is not None
     assert len({tuple(row) for row in tokens.tolist()}) == 2 and tokens.shape[1] == cfg.token_length
-    every = tokenizer(list(TEXTS)).input_ids
-    assert max(map(len, every)) <= cfg.token_length and len(TEXTS) == 14
+    every = tokenizer(list(PROMPTS)).input_ids
+    assert max(map(len, every)) <= cfg.token_length and len(PROMPTS) == 14

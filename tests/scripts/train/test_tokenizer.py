@@ -23,7 +23,7 @@ def test_merges_are_those_of_byte_pair_encoding() -> None:
 
 
 def test_a_tokenizer_reads_its_captions_and_no_longer_ones(tmp_path: Path) -> None:
-    captions = planted.draw_captioned(300, seed=1)[1]
+    captions = planted.sample_captioned_scenes(300, seed=1)[1]
     tokenizer = train_tokenizer(captions, 100, 40, tmp_path)
     assert all(tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text for text in captions)
     pieces = [len(tokenizer(name).input_ids) - 2 for name in planted.CLASSES]

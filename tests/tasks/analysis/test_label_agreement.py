@@ -13,8 +13,8 @@ from classifier_lens.tasks.analysis.label_agreement import (
     agreement,
     balanced_accuracy,
     best_delta,
-    calibrated,
-    interval,
+    bootstrap_interval,
+    calibrate_delta,
     verdict,
 )
 
@@ -30,10 +30,10 @@ def record(
 
 
 def test_an_interval_holds_the_mean_and_is_a_point_for_equal_values() -> None:
-    assert interval([0.2, 0.2, 0.2]) == (0.2, 0.2)
-    low, high = interval([0.0, 0.1] * 20)
-    assert 0.02 < low < 0.05 < high < 0.08 and (low, high) == interval([0.0, 0.1] * 20)
-    assert interval([0.0, 0.1] * 200)[0] > low, "more pictures, a narrower one"
+    assert bootstrap_interval([0.2, 0.2, 0.2]) == (0.2, 0.2)
+    low, high = bootstrap_interval([0.0, 0.1] * 20)
+    assert 0.02 < low < 0.05 < high < 0.08 and (low, high) == bootstrap_interval([0.0, 0.1] * 20)
+    assert bootstrap_interval([0.0, 0.1] * 200)[0] > low, "more pictures, a narrower one"
 
 
 def test_a_verdict_is_given_where_the_interval_allows_it() -> None:
@@ -80,11 +80,11 @@ def test_delta_is_chosen_on_other_classifiers(tmp_path: Path) -> None:
     folder.mkdir()
     rows += [record(0.9, None, network="other"), record(0.0, "core", network="other", reached=False)]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert calibrated([str(folder)], "own") == pytest.approx(0.13)
+    assert calibrate_delta([str(folder)], "own") == pytest.approx(0.13)
     with pytest.raises(UserError, match="audits this classifier"):
-        calibrated([str(folder)], "other")
+        calibrate_delta([str(folder)], "other")
     with pytest.raises(UserError, match="holds no labelled features"):
-        calibrated([str(folder), str(empty)], "own")
+        calibrate_delta([str(folder), str(empty)], "own")
     for line in (
         '{"label": "core", "reached": true}',
         '{"label": ["x"], "reached": true, "r": "a", "network": 3}',
@@ -92,8 +92,8 @@ def test_delta_is_chosen_on_other_classifiers(tmp_path: Path) -> None:
     ):
         (folder / "results.jsonl").write_text(f"{line}\n")
         with pytest.raises(UserError, match="holds no labelled features"):
-            calibrated([str(folder)], "own")
+            calibrate_delta([str(folder)], "own")
     for content in ("[" * 100_000, "{", "\x00"):
         (folder / "results.jsonl").write_text(content)
         with pytest.raises(UserError, match="is not JSON"):
-            calibrated([str(folder)], "own")
+            calibrate_delta([str(folder)], "own")

@@ -7,33 +7,33 @@ from dataclasses import replace
 import pytest
 import torch
 
-from classifier_lens.runner.types import Anchor, Scene
+from classifier_lens.runner.types import EditContext, Scene
 from classifier_lens.tasks.objectives.distances import distances, latent_distance, pixel_distance
 from tests.conftest import anchor_of
 
 
 @pytest.fixture
-def anchor() -> Anchor:
+def anchor() -> EditContext:
     """Two samples of 4 x 4 pixels and 2 x 2 latents with 4 channels; the left half is free."""
     draw = torch.Generator().manual_seed(0)
     mask, latent_mask = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 2, 2)
     mask[..., :2] = latent_mask[..., :1] = 1.0
     return replace(
         anchor_of(2), mask=mask, latent_mask=latent_mask, original=torch.rand(2, 3, 4, 4, generator=draw),
-        encoded=torch.randn(2, 4, 2, 2, generator=draw),
+        original_latent=torch.randn(2, 4, 2, 2, generator=draw),
     )  # fmt: skip
 
 
-def scene(anchor: Anchor) -> Scene:
-    return Scene(anchor.original.clone(), anchor.encoded.clone(), anchor.original[:, None])
+def scene(anchor: EditContext) -> Scene:
+    return Scene(anchor.original.clone(), anchor.original_latent.clone(), anchor.original[:, None])
 
 
-def test_the_original_has_distance_zero(anchor: Anchor) -> None:
+def test_the_original_has_distance_zero(anchor: EditContext) -> None:
     for distance in (pixel_distance, latent_distance):
         assert torch.equal(distance(anchor)(scene(anchor)), torch.zeros(2))
 
 
-def test_changes_in_the_free_region_cost_nothing(anchor: Anchor) -> None:
+def test_changes_in_the_free_region_cost_nothing(anchor: EditContext) -> None:
     changed = scene(anchor)
     changed.image[..., :2] += 0.5
     changed.latent[..., :1] += 0.5
@@ -41,7 +41,7 @@ def test_changes_in_the_free_region_cost_nothing(anchor: Anchor) -> None:
         assert torch.equal(distance(anchor)(changed), torch.zeros(2))
 
 
-def test_one_changed_element_by_hand(anchor: Anchor) -> None:
+def test_one_changed_element_by_hand(anchor: EditContext) -> None:
     """0.5² over 3 · 4 · 4 pixel values and 2² over 4 · 2 · 2 latent values, in sample 1 alone."""
     changed = scene(anchor)
     changed.image[1, 0, 0, 3] += 0.5
@@ -50,14 +50,14 @@ def test_one_changed_element_by_hand(anchor: Anchor) -> None:
     assert latent_distance(anchor)(changed).tolist() == pytest.approx([0.0, 4 / 16])
 
 
-def test_the_mask_multiplies_the_square(anchor: Anchor) -> None:
+def test_the_mask_multiplies_the_square(anchor: EditContext) -> None:
     half = replace(anchor, mask=torch.full_like(anchor.mask, 0.5))
     changed = scene(anchor)
     changed.image.add_(0.2)
     assert pixel_distance(half)(changed).tolist() == pytest.approx([0.5 * 0.04] * 2, rel=1e-5)
 
 
-def test_both_distances_go_by_their_own_weights(anchor: Anchor) -> None:
+def test_both_distances_go_by_their_own_weights(anchor: EditContext) -> None:
     changed = scene(anchor)
     changed.image[0, 1, 2, 3] += 0.5
     changed.latent[1, 0, 0, 1] += 2.0

@@ -13,7 +13,7 @@ from torch import Tensor
 from classifier_lens.runner.optimization.augmentation import RandomCrops
 from classifier_lens.runner.types import Head, Response, Scene, Term, UserError
 from classifier_lens.tasks.objectives.loss_terms import (
-    GAPS,
+    CONFIDENCE_MEASURES,
     class_log_prob,
     confidence_gap,
     npca_contribution,
@@ -30,15 +30,15 @@ class Constant:
 
     labels: tuple[str, ...] = ("a", "b", "c")
     size = 4
-    digest = recipe = "constant"
+    digest = fingerprint = "constant"
     domain: str | None = None
     head: Head | None = None
-    map_module: str | None = None
+    cam_module: str | None = None
 
     def __call__(self, images: Tensor) -> Response:
         return Response(torch.tensor([2.0, 1.0, 1.0]).log().expand(len(images), 3), None)
 
-    def trace(self, images: Tensor, modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
+    def forward_with_activations(self, images: Tensor, modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
         assert not modules
         return self(images), {}
 
@@ -87,14 +87,14 @@ class Answers(Constant):
     def __call__(self, images: Tensor) -> Response:
         return Response(self.logits.expand(len(images), -1), self.features.expand(len(images), -1))
 
-    def trace(self, images: Tensor, modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
+    def forward_with_activations(self, images: Tensor, modules: Sequence[str]) -> tuple[Response, dict[str, Tensor]]:
         return self(images), {}
 
 
 class Said:
     """A CLIP model that embeds every picture as the same direction."""
 
-    recipe, scale = "said", 10.0
+    fingerprint, logit_scale = "said", 10.0
 
     def __init__(self, *direction: float) -> None:
         self.direction = torch.tensor(direction)
@@ -117,7 +117,7 @@ BY_HAND = {  # of class 0 and of class 1
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize("mode", GAPS)
+@pytest.mark.parametrize("mode", CONFIDENCE_MEASURES)
 def test_gaps_by_hand(mode: str, sign: float) -> None:
     """A gap is what our classifier sees more of the class than the other; lower is better."""
     term = confidence_gap(mode, OURS, THEIRS, torch.tensor([0, 1]), torch.tensor([sign, sign]), ENOUGH)
@@ -128,7 +128,7 @@ def test_gaps_by_hand(mode: str, sign: float) -> None:
 
 
 def test_each_mode_of_a_gap_is_tested() -> None:
-    assert set(GAPS) == set(BY_HAND) == {"confidence", "log_confidence", "margin"}
+    assert set(CONFIDENCE_MEASURES) == set(BY_HAND) == {"confidence", "log_confidence", "margin"}
     with pytest.raises(UserError, match=r"task\.mode=loss: allowed are confidence, log_confidence, margin$"):
         confidence_gap("loss", OURS, THEIRS, torch.tensor([0]), torch.ones(1), ENOUGH)
 
@@ -208,7 +208,7 @@ def component(sign: float) -> Callable[[Rows], Term]:
 LOSSES: dict[str, Callable[[Rows], Term]] = {
     "class_log_prob": lambda rows: class_log_prob(NETWORK, TARGETS[rows]),
     "text_log_prob": lambda rows: text_log_prob(CLIP, TEXTS[rows], TARGETS[rows] % 2, 0.1),
-    **{f"confidence_gap {mode} {sign:+.0f}": gap(mode, sign) for mode in GAPS for sign in (1.0, -1.0)},
+    **{f"confidence_gap {mode} {sign:+.0f}": gap(mode, sign) for mode in CONFIDENCE_MEASURES for sign in (1.0, -1.0)},
     **{f"unit_activation {sign:+.0f}": unit(sign) for sign in (1.0, -1.0)},
     **{f"npca_contribution {sign:+.0f}": component(sign) for sign in (1.0, -1.0)},
 }
@@ -329,7 +329,7 @@ class Watched(Level):
 def test_each_classifier_sees_crops_of_its_own_size(ours: int, theirs: int) -> None:
     first, second = Watched(ours), Watched(theirs)
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    augment = RandomCrops(crops=3, noise=0.0, power=0.3, min_share=0.75, redraw=False)
+    augment = RandomCrops(crops=3, noise_std=0.0, power=0.3, min_crop_fraction=0.75, new_crops_per_prediction=False)
     shown = augment(Scene(image, image, image[:, None]), [1, 2], 0, first.size)
     term = confidence_gap("confidence", first, second, torch.tensor([0, 0]), torch.ones(2), ENOUGH)
     gap = term(shown)

@@ -13,9 +13,16 @@ from torch import Tensor
 from classifier_lens.data import image_folder
 from classifier_lens.data.image_folder import ImageFolder
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
-from classifier_lens.runner.results.manifest import digests_of
-from classifier_lens.runner.types import UnreadableImage
-from classifier_lens.tasks.problems.image_problems import asked_of, compared, drawn, moved_by, slug, start
+from classifier_lens.runner.results.manifest import problem_digests
+from classifier_lens.runner.types import UnreadableImageError
+from classifier_lens.tasks.problems.image_problems import (
+    change_success,
+    comparison_text,
+    generated_image_fields,
+    image_fields,
+    problems_of_images,
+    slug,
+)
 from tests.conftest import TinyClassifier, uvce
 from tests.tasks.tiny import Maker, world
 
@@ -30,15 +37,19 @@ def test_images_that_cannot_be_read_are_left_out_with_a_line_each(
     (tmp_path / "crab" / "1.png").write_bytes((tmp_path / "crab" / "1.png").read_bytes()[:400])
     Image.new("RGB", (8, 8)).save(tmp_path / "crab" / "3.png")
     data = ImageFolder(tmp_path, 0)
-    found = dict(asked_of(data, range(4), lambda i, example: [(i, (example.name, float(example.image.mean())))]))
+    found = dict(
+        problems_of_images(data, range(4), lambda i, example: [(i, (example.name, float(example.image.mean())))])
+    )
     assert sorted(name for name, _ in found.values()) == ["crab-0", "crab-2"]
     assert all(data[i].name == name for i, (name, _) in found.items())
     lines = sorted(capsys.readouterr().out.splitlines())
     assert len(lines) == 2 and all(line.startswith("left out: data.path=") for line in lines)
     assert "1.png: cannot be read" in lines[0] and "3.png: 8 x 8 pixels" in lines[1]
-    heads = asked_of(data, range(4), lambda i, example: [start(data, i, example, 16, "all", None)])
-    one = next(fields for fields in heads if fields["picture"] == "crab-1")
-    with pytest.raises(UnreadableImage, match=r"1\.png: cannot be read"):  # of its own problem, when that is solved
+    heads = problems_of_images(data, range(4), lambda i, example: [image_fields(data, i, example, 16, "all", None)])
+    one = next(fields for fields in heads if fields["image_name"] == "crab-1")
+    with pytest.raises(
+        UnreadableImageError, match=r"1\.png: cannot be read"
+    ):  # of its own problem, when that is solved
         one["load"]()
 
 
@@ -49,16 +60,16 @@ def test_questions_whose_answers_need_no_pixels_decode_no_image(
     for k in range(3):
         Image.new("RGB", (24, 24), (80 * k, 0, 0)).save(tmp_path / "rock crab" / f"{k}.png")
     decoded: list[object] = []
-    decode = image_folder.decode
+    decode = image_folder.decode_image
 
     def counted(key: str, source: Path | bytes) -> Tensor:
         decoded.append(source)
         return decode(key, source)
 
-    monkeypatch.setattr(image_folder, "decode", counted)
+    monkeypatch.setattr(image_folder, "decode_image", counted)
     data, maker = ImageFolder(tmp_path, 0), Maker()
     problems, _ = uvce(target="viaduct").problems(world(data, tiny_classifier, generator=maker))
-    digests = [digests_of(problem) for problem in problems]
+    digests = [problem_digests(problem) for problem in problems]
     assert len(problems) == 3 and len({digest["image"] for digest in digests}) == 3 and not decoded
     images = [problem.image for problem in problems[:2]]
     assert len(decoded) == 2 and all(image is not None and image.shape[-1] == maker.resolution for image in images)
@@ -68,14 +79,14 @@ def test_questions_whose_answers_need_no_pixels_decode_no_image(
 
 @pytest.mark.parametrize(("value", "said"), [(5.28, "5.28 < 5.83, x"), (6.0, "6 > 5.83, x"), (5.83, "5.83 = 5.83, x")])
 def test_a_number_beside_what_it_is_measured_by(value: float, said: str) -> None:
-    assert compared(value, 5.83, "x") == said
+    assert comparison_text(value, 5.83, "x") == said
 
 
 @pytest.mark.parametrize(
     ("direction", "after", "success"), [(1, 2.6, True), (1, 2.4, False), (-1, 2.6, False), (-1, -0.6, True)]
 )
 def test_a_change_counts_in_its_direction(direction: int, after: float, success: bool) -> None:
-    found = moved_by(1.0, after, 0.5, direction, 3.0)
+    found = change_success(1.0, after, 0.5, direction, 3.0)
     assert found["success"] is success
     assert found["criterion"].startswith(f"1 to {after} (wanted: {'+' if direction == 1 else '-'}3 standard deviations")
 
@@ -134,21 +145,21 @@ def test_an_image_is_read_when_it_is_needed_and_refused_if_it_is_another_one_the
     file = tmp_path / "crab" / "0.png"
     Image.new("RGB", (24, 24), "red").save(file)
     data = ImageFolder(tmp_path, 0)
-    fields = start(data, 0, data[0], 16, "background", None)
+    fields = image_fields(data, 0, data[0], 16, "background", None)
     assert not any(isinstance(value, Tensor) for value in fields.values()), "no problem holds its image"
     assert fields["load"]().mean(dim=(1, 2)).tolist() == [1, 0, 0] and fields["load"]().shape == (3, 16, 16)
     Image.new("RGB", (24, 24), "blue").save(file)
-    with pytest.raises(UnreadableImage, match="crab-0: its image was changed while the run went on"):
+    with pytest.raises(UnreadableImageError, match="crab-0: its image was changed while the run went on"):
         fields["load"]()
     file.unlink()
-    with pytest.raises(UnreadableImage, match=r"0\.png: no such file"):
+    with pytest.raises(UnreadableImageError, match=r"0\.png: no such file"):
         fields["load"]()
 
 
 def test_problems_share_the_mask_that_the_user_drew(tmp_path: Path) -> None:
     mask = str(tmp_path / "mask.png")
     Image.new("L", (16, 16), 255).save(mask)
-    first, second = (drawn(name, 16, "background", mask)["mask"] for name in "ab")
+    first, second = (generated_image_fields(name, 16, "background", mask)["mask"] for name in "ab")
     assert first is second and first.eq(1).all()
     Image.new("L", (16, 16), 0).save(mask)
-    assert drawn("c", 16, "background", mask)["mask"].eq(0).all()
+    assert generated_image_fields("c", 16, "background", mask)["mask"].eq(0).all()

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.types import Edit, NotFinite, Problem, UnreadableImage, UserError
-from classifier_lens.tasks.problems.problem_checks import attempted, looked_at
-from classifier_lens.tasks.prompts.context_search import Surroundings
-from classifier_lens.tasks.units.activation_ranking import most_certain, rank
+from classifier_lens.runner.types import CaptionEdit, NonFiniteError, Problem, UnreadableImageError, UserError
+from classifier_lens.tasks.problems.problem_checks import apply_to_training_images, problems_or_failure
+from classifier_lens.tasks.prompts.context_search import ContextSearch
+from classifier_lens.tasks.units.activation_ranking import most_confident_indices, rank_units
 from classifier_lens.tasks.units.addressing import FEATURES
-from classifier_lens.tasks.units.npca import components
+from classifier_lens.tasks.units.npca import class_components
 from tests.conftest import uvce
 from tests.tasks.test_disagreement import task as disagreement
 from tests.tasks.test_neuron_cf import task as neuron_cf
 from tests.tasks.test_npca_cf import task as npca_cf
 from tests.tasks.tiny import NAMES, SIDE, Colours, Maker, Pictures, classifier_of, colour, world
 
-PLAIN = Problem(name="a", seed=0, edit=Edit.unchanged("a", "a"), load=None, picture="a", keep="none")
+PLAIN = Problem(name="a", seed=0, edit=CaptionEdit.unchanged("a", "a"), load=None, image_name="a", preserve="none")
 IDENTITY = torch.eye(3).tolist()
 
 
@@ -59,8 +59,8 @@ RAISES = pytest.mark.parametrize("raises", [False, True], ids=["NaN", "error"])
 
 
 def told(problem: Problem) -> str:
-    assert problem.fault is not None
-    return str(problem.fault).splitlines()[0]
+    assert problem.error is not None
+    return str(problem.error).splitlines()[0]
 
 
 def asked(count: int, error: Exception) -> Callable[[], Iterator[Problem]]:
@@ -72,64 +72,66 @@ def asked(count: int, error: Exception) -> Callable[[], Iterator[Problem]]:
 
 
 def test_what_was_asked_before_an_error_stays() -> None:
-    first, second, third = attempted("x", asked(2, ValueError("no")))
-    assert (first.name, second.name, third.name) == ("a0", "a1", "x") and first.fault is None
-    assert isinstance(third.fault, ValueError) and third.load is None and third.keep == "none"
-    assert next(attempted("x", asked(1, ValueError("no")))).name == "a0", "nothing is asked before it is wanted"
+    first, second, third = problems_or_failure("x", asked(2, ValueError("no")))
+    assert (first.name, second.name, third.name) == ("a0", "a1", "x") and first.error is None
+    assert isinstance(third.error, ValueError) and third.load is None and third.preserve == "none"
+    assert next(problems_or_failure("x", asked(1, ValueError("no")))).name == "a0", (
+        "nothing is asked before it is wanted"
+    )
 
 
 EVERYBODYS = [UserError("a=b"), MemoryError(), RuntimeError("can't allocate memory"), OSError(28, "full")]
 
 
-@pytest.mark.parametrize("error", [*EVERYBODYS, UnreadableImage("gone")], ids=repr)
+@pytest.mark.parametrize("error", [*EVERYBODYS, UnreadableImageError("gone")], ids=repr)
 def test_what_is_nobodys_question_is_passed_on(error: Exception) -> None:
     with pytest.raises(type(error)):
-        list(attempted("x", asked(0, error)))
+        list(problems_or_failure("x", asked(0, error)))
 
 
 @RAISES
 @pytest.mark.parametrize("settings", [{"target": "confusion"}, {"mode": "error"}], ids=str)
 def test_an_image_whose_target_cannot_be_chosen_fails_alone(raises: bool, settings: dict[str, Any]) -> None:
     found, _ = uvce(**settings).problems(world(DATA, picky(raises)))
-    (bad,) = [p for p in found if p.fault is not None]
+    (bad,) = [p for p in found if p.error is not None]
     assert bad.name == "x2" and told(bad).startswith("too blue" if raises else "the classifier's ")
-    assert isinstance(bad.fault, RuntimeError if raises else NotFinite)
+    assert isinstance(bad.error, RuntimeError if raises else NonFiniteError)
     others = ["x0", "x1", "x3"] if "target" in settings else []  # all of them are predicted as what they are
-    assert [p.picture for p in found if p.fault is None] == others
+    assert [p.image_name for p in found if p.error is None] == others
 
 
 @RAISES
 @pytest.mark.parametrize("make", [neuron_cf, npca_cf])
 def test_a_search_for_surroundings_fails_its_own_problems(raises: bool, make: Callable[..., Any]) -> None:
-    searched = Surroundings([["on sand", "in snow"]], False, 2, "a photograph of {phrase}")
-    own = make(training=GOOD, surroundings=searched, directions=["max"], **COUNTS[make])
+    searched = ContextSearch([["on sand", "in snow"]], False, 2, "a photograph of {phrase}")
+    own = make(training=GOOD, context_search=searched, directions=["max"], **COUNTS[make])
     maker = Maker({"on sand": 5.0, "in snow": 0.1, "a rock crab": 0.4, "a viaduct": 0.2})
     found, total = own.problems(world(GOOD, picky(raises), generator=maker))
-    assert found and len(found) == total and all(p.fault is not None for p in found)
+    assert found and len(found) == total and all(p.error is not None for p in found)
     assert len({p.name for p in found}) == len(found) and all(p.name.endswith("-max") for p in found)
 
 
 COUNTS: dict[Any, dict[str, Any]] = {
-    neuron_cf: {"units": [0], "label": None}, npca_cf: {"components": {NAMES[0]: [0]}, "images": 2},
+    neuron_cf: {"units": [0], "label": None}, npca_cf: {"components": {NAMES[0]: [0]}, "images_per_component": 2},
 }  # fmt: skip
 
 
 @RAISES
 def test_a_start_that_cannot_be_compared_fails_its_own_problems(raises: bool) -> None:
-    own = disagreement(rival=classifier_of(Colours(IDENTITY)), words="own", phrases=["", "there"])
+    own = disagreement(rival=classifier_of(Colours(IDENTITY)), start_classes="own", context_phrases=["", "there"])
     maker = Maker({"rock crab": 5.0, "viaduct": 0.1, "urn": 0.2, "there": 0.3})
     found, _ = own.problems(world(GOOD, picky(raises), generator=maker))
-    assert {p.name.startswith("rock-crab-") for p in found if p.fault is not None} == {True}
-    assert {p.name.split("-")[0] for p in found if p.fault is None} == {"viaduct", "urn"}
+    assert {p.name.startswith("rock-crab-") for p in found if p.error is not None} == {True}
+    assert {p.name.split("-")[0] for p in found if p.error is None} == {"viaduct", "urn"}
 
 
 @RAISES
 @pytest.mark.parametrize(
     "look",
     [
-        lambda net, cache: rank(net, FEATURES, DATA, SIDE, cache),
-        lambda net, cache: most_certain(net, DATA, SIDE, cache),
-        lambda net, cache: components(net, NAMES[0], DATA, SIDE, cache),
+        lambda net, cache: rank_units(net, FEATURES, DATA, SIDE, cache),
+        lambda net, cache: most_confident_indices(net, DATA, SIDE, cache),
+        lambda net, cache: class_components(net, NAMES[0], DATA, SIDE, cache),
     ],
     ids=["ranking", "most certain", "components"],
 )
@@ -139,7 +141,7 @@ def test_a_training_image_that_a_network_does_not_answer_to_is_named(
     with pytest.raises(UserError, match=r"^classifier.target=tiny: fails on the training image x2 \(") as caught:
         look(picky(raises), TensorCache(None))
     assert "\n" not in str(caught.value) and "leave it out" in str(caught.value)
-    assert ("RuntimeError: too blue" in str(caught.value)) == raises and not isinstance(caught.value, NotFinite)
+    assert ("RuntimeError: too blue" in str(caught.value)) == raises and not isinstance(caught.value, NonFiniteError)
 
 
 def test_images_that_fail_only_together_are_told_as_such() -> None:
@@ -148,4 +150,4 @@ def test_images_that_fail_only_together_are_told_as_such() -> None:
             raise ValueError("one at a time")
 
     with pytest.raises(UserError, match="the training image a or one of the 1 after it .ValueError: one at a time"):
-        looked_at(picky(False), ["a", "b"], torch.zeros(2, 3, 4, 4), look)
+        apply_to_training_images(picky(False), ["a", "b"], torch.zeros(2, 3, 4, 4), look)

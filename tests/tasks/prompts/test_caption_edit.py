@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from classifier_lens.runner.types import Edit, UserError, article
-from classifier_lens.tasks.prompts.caption_edit import prompt_of, replace_class, replace_phrase, replace_phrases
+from classifier_lens.runner.types import CaptionEdit, UserError, indefinite_article
+from classifier_lens.tasks.prompts.caption_edit import format_prompt, replace_class, replace_phrase, replace_phrases
 
 
 def test_the_caption_says_what_changes() -> None:
@@ -44,7 +44,7 @@ def test_only_the_first_mention_changes_and_names_are_no_patterns() -> None:
 
 def test_a_phrase_takes_another_ones_place() -> None:
     edit = replace_phrase("a photograph of a dog in snow at noon", "in snow", "on sand")
-    assert edit == Edit(
+    assert edit == CaptionEdit(
         "a photograph of a dog in snow at noon", "a photograph of a dog on sand at noon", "in snow", "on sand"
     )
 
@@ -78,7 +78,7 @@ def test_a_phrase_is_taken_as_it_is(target: str) -> None:
     ],
 )
 def test_a_template_is_filled_in(template: str, name: str, prompt: str) -> None:
-    assert prompt_of(template, name) == prompt
+    assert format_prompt(template, name) == prompt
 
 
 @pytest.mark.parametrize(
@@ -86,21 +86,21 @@ def test_a_template_is_filled_in(template: str, name: str, prompt: str) -> None:
 )
 def test_other_fields_are_refused_in_one_line(template: str) -> None:
     with pytest.raises(UserError, match="allowed fields are {article} and {label}") as caught:
-        prompt_of(template, "crab")
+        format_prompt(template, "crab")
     assert template in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_articles_follow_the_first_letter() -> None:
-    assert [article(name) for name in ("airplane", "Egret", "crab", "")] == ["an", "an", "a", "a"]
+    assert [indefinite_article(name) for name in ("airplane", "Egret", "crab", "")] == ["an", "an", "a", "a"]
 
 
 def test_an_edit_that_changes_nothing() -> None:
-    assert Edit.unchanged("a red crab", "crab") == Edit("a red crab", "a red crab", "crab", "crab")
+    assert CaptionEdit.unchanged("a red crab", "crab") == CaptionEdit("a red crab", "a red crab", "crab", "crab")
 
 
 def test_the_words_that_change_reach_from_the_first_phrase_to_the_last() -> None:
     edit = replace_phrases("a dog in snow, by a tree at noon", {"at noon": "at night", "in snow": "on sand"})
-    assert edit == Edit(
+    assert edit == CaptionEdit(
         "a dog in snow, by a tree at noon", "a dog on sand, by a tree at night", "in snow, by a tree at noon",
         "on sand, by a tree at night",
     )  # fmt: skip

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.types import Edit, UserError
-from classifier_lens.tasks.prompts.context_search import Surroundings
+from classifier_lens.runner.types import CaptionEdit, UserError
+from classifier_lens.tasks.prompts.context_search import ContextSearch
 from tests.tasks.tiny import Colours, Maker, classifier_of, noise, world
 
 GROUNDS = {"on sand": 0.2, "in snow": 0.5, "on dry grass": 0.3}
@@ -26,15 +26,16 @@ def red(images: Tensor) -> Tensor:
 
 def start_of(caption: str, sign: float, maker: Maker | None = None, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "phrases": [list(GROUNDS), list(THINGS)], "redraw": True, "samples": 2, "prompt": "a photo of {phrase}",
+        "context_phrases": [list(GROUNDS), list(THINGS)], "resample_noise": True, "images_per_phrase": 2,
+        "prompt": "a photo of {phrase}",
     }  # fmt: skip
     own = world(noise(3), classifier_of(Colours(torch.eye(3).tolist())), generator=maker or Maker(REDS))
-    return Surroundings(**(settings | changes)).start(caption, "urn", red, sign, own, TensorCache(None))
+    return ContextSearch(**(settings | changes)).search(caption, "urn", red, sign, own, TensorCache(None))
 
 
-def edit_of(caption: str, sign: float, maker: Maker | None = None, **changes: Any) -> Edit:
+def edit_of(caption: str, sign: float, maker: Maker | None = None, **changes: Any) -> CaptionEdit:
     edit = start_of(caption, sign, maker, **changes)["edit"]
-    assert isinstance(edit, Edit)
+    assert isinstance(edit, CaptionEdit)
     return edit
 
 
@@ -42,14 +43,14 @@ def edit_of(caption: str, sign: float, maker: Maker | None = None, **changes: An
 def test_the_phrase_with_the_highest_or_lowest_mean_takes_the_place_of_the_captions_own(sign: float, best: str) -> None:
     target = f"an image of a small urn {best}, with a flag"
     found = edit_of(CAPTION, sign, Maker({**REDS, "with a lid": 0.26, "with a flag": 0.25}))
-    assert found == Edit(CAPTION, target, "on dry grass", best)
+    assert found == CaptionEdit(CAPTION, target, "on dry grass", best)
 
 
 def test_a_kind_in_which_much_less_is_gained_stays_as_it_is() -> None:
     # A ground would lower 0.25 to 0.2, another thing 0.9 to 0.35, though its pictures are the redder ones.
     maker = Maker({**REDS, "with a flag": 0.9, "on dry grass": 0.25})
     target = "an image of a small urn on dry grass, with a lid"
-    assert edit_of(CAPTION, -1.0, maker) == Edit(CAPTION, target, "with a flag", "with a lid")
+    assert edit_of(CAPTION, -1.0, maker) == CaptionEdit(CAPTION, target, "with a flag", "with a lid")
 
 
 def test_kinds_in_which_about_as_much_is_gained_change_together() -> None:
@@ -78,12 +79,14 @@ def test_a_phrase_of_a_kind_that_the_caption_lacks_is_added(
 
 
 def test_what_the_class_alone_shows_is_not_bettered_by_less() -> None:
-    assert edit_of("an urn", 1.0, phrases=[["on sand"]]) == Edit.unchanged("an urn", "urn")
+    assert edit_of("an urn", 1.0, context_phrases=[["on sand"]]) == CaptionEdit.unchanged("an urn", "urn")
 
 
 @pytest.mark.parametrize(("redraw", "phrases"), product([True, False], [[list(GROUNDS)], None]))
 def test_what_is_free_is_drawn_anew_only_where_words_change(redraw: bool, phrases: list[list[str]] | None) -> None:
-    assert start_of(CAPTION, 1.0, redraw=redraw, phrases=phrases)["redrawn"] == (redraw and phrases is not None)
+    assert start_of(CAPTION, 1.0, resample_noise=redraw, context_phrases=phrases)["editable_from_noise"] == (
+        redraw and phrases is not None
+    )
 
 
 def test_every_phrase_is_drawn_behind_the_class_with_the_same_seeds() -> None:
@@ -100,11 +103,13 @@ def test_every_phrase_is_drawn_behind_the_class_with_the_same_seeds() -> None:
     ids=["the best already", "null", "none", "no class and no phrase"],
 )
 def test_other_captions_stay_as_they_are(caption: str, phrases: list[list[str]] | None) -> None:
-    assert edit_of(caption, 1.0, phrases=phrases) == Edit.unchanged(caption, "urn")
+    assert edit_of(caption, 1.0, context_phrases=phrases) == CaptionEdit.unchanged(caption, "urn")
 
 
 def test_settings_are_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"^task\.surroundings\.prompt=a photograph: has to contain \{phrase\}"):
+    with pytest.raises(UserError, match=r"^task\.context_search\.prompt=a photograph: has to contain \{phrase\}"):
         edit_of(CAPTION, 1.0, prompt="a photograph")
-    with pytest.raises(UserError, match=r"^task\.surroundings\.phrases: 'on sand' stands alone; wanted are lists"):
-        edit_of(CAPTION, 1.0, phrases=["on sand"])
+    with pytest.raises(
+        UserError, match=r"^task\.context_search\.context_phrases: 'on sand' stands alone; wanted are lists"
+    ):
+        edit_of(CAPTION, 1.0, context_phrases=["on sand"])

@@ -7,8 +7,15 @@ import torch
 
 from classifier_lens.data import planted
 from classifier_lens.runner.protocols import Classifier
-from classifier_lens.runner.types import Example, UserError, matching_rows
-from classifier_lens.tasks.prompts.target_rules import RULES, Choice, count_of, known_label, rows_of_class, targets
+from classifier_lens.runner.types import Example, UserError, matching_indices
+from classifier_lens.tasks.prompts.target_rules import (
+    TARGET_RULES,
+    RuleInputs,
+    class_indices,
+    resolve_class_name,
+    targets,
+    targets_per_image,
+)
 from tests.conftest import TinyClassifier
 from tests.tasks.tiny import Pictures, colour, world
 
@@ -27,20 +34,22 @@ class Pairs:
     def __getitem__(self, i: int) -> Example:
         raise IndexError(i)
 
-    def rows(self, label: str) -> list[int]:
+    def indices(self, label: str) -> list[int]:
         return []
 
-    def nearest(self, label: str) -> str | None:
+    def nearest_class(self, label: str) -> str | None:
         return next((b if label == a else a for a, b in planted.PAIRS if label in (a, b)), None) if self.knows else None
 
-    def cluster(self, label: str) -> list[str]:
+    def similar_classes(self, label: str) -> list[str]:
         return ["Viaduct", "goldfish", "fiddler crab"] if self.knows else []
 
 
-def choice(label: str = "rock crab", seed: int = 0, knows: bool = True, classifier: Classifier | None = None) -> Choice:
+def choice(
+    label: str = "rock crab", seed: int = 0, knows: bool = True, classifier: Classifier | None = None
+) -> RuleInputs:
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
     own = world(Pairs(knows), classifier or TinyClassifier())
-    return Choice(Example(f"x{seed}", image.clone, label), own, seed)
+    return RuleInputs(Example(f"x{seed}", image.clone, label), own, seed)
 
 
 def test_nearest_is_the_pairs_other_class() -> None:
@@ -96,7 +105,7 @@ def test_an_unknown_class_offers_the_nearest_names() -> None:
         targets("rock carb", choice("viaduct"))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"data\.label=zzz.*fiddler crab, rock crab"):
-        known_label("data.label", "zzz", planted.CLASSES)
+        resolve_class_name("data.label", "zzz", planted.CLASSES)
 
 
 def test_the_class_itself_is_refused() -> None:
@@ -105,7 +114,7 @@ def test_the_class_itself_is_refused() -> None:
 
 
 def test_rules_are_not_class_names() -> None:
-    assert not set(RULES) & set(planted.CLASSES)
+    assert not set(TARGET_RULES) & set(planted.CLASSES)
 
 
 def test_a_class_that_is_called_like_a_rule_is_asked_for_as_a_list() -> None:
@@ -127,7 +136,7 @@ def test_of_several_classes_a_picture_goes_to_those_that_it_is_not_of() -> None:
 
 def test_how_many_targets_every_picture_has() -> None:
     rules = ("all", "nearest", "viaduct", ["viaduct", "fireboat"])
-    assert [count_of(rule, planted.CLASSES) for rule in rules] == [9, 1, 1, None]
+    assert [targets_per_image(rule, planted.CLASSES) for rule in rules] == [9, 1, 1, None]
 
 
 # --- names that differ by letter case ------------------------------------------------------------------------
@@ -135,32 +144,32 @@ def test_how_many_targets_every_picture_has() -> None:
 
 def test_an_exact_name_wins_over_one_in_another_case() -> None:
     labels = ("C", "c", "Straße", "java")
-    assert [known_label("task.target", name, labels) for name in ("C", "c", "JAVA", "STRASSE")] == [
+    assert [resolve_class_name("task.target", name, labels) for name in ("C", "c", "JAVA", "STRASSE")] == [
         "C", "c", "java", "Straße",
     ]  # fmt: skip
     with pytest.raises(UserError, match="task.target=URN: Urn and uRN differ by letter case alone; write one of them"):
-        known_label("task.target", "URN", ("Urn", "uRN", "c"))
+        resolve_class_name("task.target", "URN", ("Urn", "uRN", "c"))
 
 
 def test_a_name_is_the_same_however_its_accents_are_written() -> None:
     """macOS gives names of files in parts."""
     whole, parts = "\u00e9toile", "e\u0301toile"
-    assert {known_label("task.target", name, (whole, "c")) for name in (whole, parts, parts.upper())} == {whole}
-    assert known_label("task.target", parts, (whole, parts)) == parts
+    assert {resolve_class_name("task.target", name, (whole, "c")) for name in (whole, parts, parts.upper())} == {whole}
+    assert resolve_class_name("task.target", parts, (whole, parts)) == parts
 
 
 class Cased(Pictures):
     """Rows as data sets of files give them."""
 
-    def rows(self, label: str) -> list[int]:
-        return matching_rows("data.path", label, [example.label for example in self.examples])
+    def indices(self, label: str) -> list[int]:
+        return matching_indices("data.path", label, [example.label for example in self.examples])
 
 
 def test_pictures_of_a_class_are_not_those_of_another_case() -> None:
     data = Cased([colour(i / 4, 0, 0) for i in range(3)], ["c", "C", "c"])
-    assert rows_of_class(data, "C", ("C", "c")) == [1] and rows_of_class(data, "c", ("C", "c")) == [0, 2]
+    assert class_indices(data, "C", ("C", "c")) == [1] and class_indices(data, "c", ("C", "c")) == [0, 2]
     with pytest.raises(UserError, match=r"data\.path: Urn and uRN differ from urn by letter case alone"):
-        Cased([colour(0, 0, 0)] * 2, ["Urn", "uRN"]).rows("urn")
+        Cased([colour(0, 0, 0)] * 2, ["Urn", "uRN"]).indices("urn")
     small = Cased([colour(0, 0, 0)], ["c"])
-    assert rows_of_class(small, "C", ("C", "urn")) == [0], "the only class that is meant"
-    assert rows_of_class(small, "C", ("C", "c")) == [], "its pictures are the other class's"
+    assert class_indices(small, "C", ("C", "urn")) == [0], "the only class that is meant"
+    assert class_indices(small, "C", ("C", "c")) == [], "its pictures are the other class's"

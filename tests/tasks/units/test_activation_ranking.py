@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.data.image_folder import square
+from classifier_lens.data.image_folder import center_crop_resize
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.units import activation_ranking as module
-from classifier_lens.tasks.units.activation_ranking import KEPT, choose_units, chunks, rank
-from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit, outputs, read_unit
+from classifier_lens.tasks.units.activation_ranking import MAX_TOP_IMAGES, choose_units, image_batches, rank_units
+from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit, parse_unit, pooled_outputs
 from tests.tasks.tiny import NAMES, SIDE, Colours, Maps, Pictures, cache_in, classifier_of, colour, noise, plain
 
 NOTHING_KEPT = TensorCache(None)
@@ -28,32 +28,34 @@ def layer(request: pytest.FixtureRequest) -> str:
 def all_values(network: Maps, layer: str, dataset: Pictures) -> Tensor:
     """What the units answer to all pictures together."""
     images = torch.stack([example.image for example in dataset.examples])
-    return outputs(classifier_of(network), images, [layer])[layer]
+    return pooled_outputs(classifier_of(network), images, [layer])[layer]
 
 
-@pytest.mark.parametrize(("size", "chunk"), [(5, 8), (16, 8), (37, 8), (37, 36), (KEPT + 1, KEPT), (67, 64)])
+@pytest.mark.parametrize(
+    ("size", "chunk"), [(5, 8), (16, 8), (37, 8), (37, 36), (MAX_TOP_IMAGES + 1, MAX_TOP_IMAGES), (67, 64)]
+)
 def test_the_streamed_top_is_the_top_of_the_whole_set(
     size: int, chunk: int, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "BATCH_SIZE", chunk)
     network, dataset = Maps(), noise(size)
-    found = rank(classifier_of(network), layer, dataset, SIDE, NOTHING_KEPT)
+    found = rank_units(classifier_of(network), layer, dataset, SIDE, NOTHING_KEPT)
     values = all_values(network, layer, dataset)
     ordered = values.sort(dim=0, descending=True)
-    kept = min(KEPT, size)
-    assert found.top.shape == found.rows.shape == (kept, values.shape[1])
-    torch.testing.assert_close(found.top, ordered.values[:kept])
-    assert torch.equal(found.rows, ordered.indices[:kept])
-    torch.testing.assert_close(values.gather(0, found.rows), found.top)
+    kept = min(MAX_TOP_IMAGES, size)
+    assert found.top_values.shape == found.top_indices.shape == (kept, values.shape[1])
+    torch.testing.assert_close(found.top_values, ordered.values[:kept])
+    assert torch.equal(found.top_indices, ordered.indices[:kept])
+    torch.testing.assert_close(values.gather(0, found.top_indices), found.top_values)
 
 
 @pytest.mark.parametrize(("size", "chunk"), [(1, 8), (37, 8), (67, 64)])
 def test_mean_and_standard_deviation_are_those_of_the_whole_set(
     size: int, chunk: int, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "BATCH_SIZE", chunk)
     network, dataset = Maps(), noise(size)
-    found = rank(classifier_of(network), layer, dataset, SIDE, NOTHING_KEPT)
+    found = rank_units(classifier_of(network), layer, dataset, SIDE, NOTHING_KEPT)
     values = all_values(network, layer, dataset).double()
     torch.testing.assert_close(found.mean, values.mean(dim=0).float())
     torch.testing.assert_close(found.std, values.std(dim=0, correction=0).float(), rtol=1e-5, atol=1e-6)
@@ -63,39 +65,43 @@ def test_a_small_spread_around_a_large_mean_survives() -> None:
     """1000 and 1000.5 in turn: the spread is 1/4, which sums of squares in single precision would lose."""
     network = Colours(torch.eye(3).tolist())
     dataset = Pictures([colour(1000 + 0.5 * (i % 2), 0, 0) for i in range(64)], ["rock crab"] * 64)
-    found = rank(classifier_of(network), FEATURES, dataset, SIDE, NOTHING_KEPT)
+    found = rank_units(classifier_of(network), FEATURES, dataset, SIDE, NOTHING_KEPT)
     assert found.mean[0].item() == pytest.approx(1000.25) and found.std[0].item() == pytest.approx(0.25, rel=1e-4)
 
 
 def test_means_of_predicted_classes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits r, g and 2 b - 1. Two pictures are predicted as the first class, one as the second, none as the third."""
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "BATCH_SIZE", 2)
     network = Colours([[1, 0, 0], [-3, 1, 0], [0, 0, 2]], [0, 0, -1])
     pictures = [colour(0.8, 0.2, 0.2), colour(0.1, 0.6, 0.4), colour(0.4, 0.0, 0.0)]
     dataset = Pictures(pictures, ["urn", "urn", "urn"])  # the pictures' own classes do not count
-    found = rank(classifier_of(network), FEATURES, dataset, SIDE, NOTHING_KEPT)
-    torch.testing.assert_close(found.by_class, torch.tensor([[0.6, 0.1, 0.1], [0.1, 0.6, 0.4], [0.0, 0.0, 0.0]]))
+    found = rank_units(classifier_of(network), FEATURES, dataset, SIDE, NOTHING_KEPT)
+    torch.testing.assert_close(found.class_means, torch.tensor([[0.6, 0.1, 0.1], [0.1, 0.6, 0.4], [0.0, 0.0, 0.0]]))
     chosen = choose_units("class:viaduct:3", classifier_of(network), lambda: found)
     assert [unit.index for unit in chosen] == [1, 2, 0], "0.6, 0 and -3 · 0.1"
 
 
 def test_of_modules_that_the_last_layer_does_not_read_no_class_is_known() -> None:
-    found = rank(classifier_of(Maps()), "early", noise(5), SIDE, NOTHING_KEPT)
-    assert found.by_class.shape == (3, 5) and not found.by_class.any()
+    found = rank_units(classifier_of(Maps()), "early", noise(5), SIDE, NOTHING_KEPT)
+    assert found.class_means.shape == (3, 5) and not found.class_means.any()
 
 
 def test_pictures_are_shown_square_at_the_asked_size() -> None:
     image = torch.rand(3, 12, 20, generator=torch.Generator().manual_seed(0))
-    ((rows, names, shown),) = chunks(Pictures([image] * 3, NAMES), SIDE, [2, 0])
-    assert rows == [2, 0] and names == ["x2", "x0"] and torch.equal(shown, torch.stack([square(image, SIDE)] * 2))
+    ((rows, names, shown),) = image_batches(Pictures([image] * 3, NAMES), SIDE, [2, 0])
+    assert (
+        rows == [2, 0]
+        and names == ["x2", "x0"]
+        and torch.equal(shown, torch.stack([center_crop_resize(image, SIDE)] * 2))
+    )
 
 
 def test_the_second_time_nothing_is_computed(tmp_path: Path, layer: str) -> None:
     network, dataset, cache = Maps(), noise(9), cache_in(tmp_path)
     classifier = classifier_of(network)
-    first = rank(classifier, layer, dataset, SIDE, cache)
+    first = rank_units(classifier, layer, dataset, SIDE, cache)
     network.calls = 0
-    second = rank(classifier, layer, dataset, SIDE, cache)
+    second = rank_units(classifier, layer, dataset, SIDE, cache)
     assert network.calls == 0
     for field in fields(Ranking):
         assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
@@ -104,27 +110,29 @@ def test_the_second_time_nothing_is_computed(tmp_path: Path, layer: str) -> None
 def test_without_a_cache_all_is_computed_once() -> None:
     network = Maps()
     classifier = classifier_of(network)
-    classifier.trace(colour(0, 0, 0)[None], ["early"])  # the first time tells the order of the module's dimensions
+    classifier.forward_with_activations(
+        colour(0, 0, 0)[None], ["early"]
+    )  # the first time tells the order of the module's dimensions
     network.calls = 0
-    rank(classifier, "early", noise(9), SIDE, NOTHING_KEPT)
+    rank_units(classifier, "early", noise(9), SIDE, NOTHING_KEPT)
     assert network.calls == 1
 
 
 def test_each_thing_that_a_ranking_depends_on_is_part_of_its_key(tmp_path: Path) -> None:
     network, cache = Maps(), cache_in(tmp_path)
     classifier = classifier_of(network)
-    first = rank(classifier, FEATURES, noise(9), SIDE, cache)
+    first = rank_units(classifier, FEATURES, noise(9), SIDE, cache)
     network.calls = 0
-    rank(classifier, FEATURES, noise(9, digest="others"), SIDE, cache)
+    rank_units(classifier, FEATURES, noise(9, digest="others"), SIDE, cache)
     assert network.calls, "another data set"
     network.calls = 0
-    rank(classifier, FEATURES, noise(9), SIDE - 2, cache)
+    rank_units(classifier, FEATURES, noise(9), SIDE - 2, cache)
     assert network.calls, "another size"
     network.calls = 0
-    assert rank(classifier, "early", noise(9), SIDE, cache).top.shape[1] == 5, "another module"
+    assert rank_units(classifier, "early", noise(9), SIDE, cache).top_values.shape[1] == 5, "another module"
     other = Maps(seed=1)
-    theirs = rank(classifier_of(other), FEATURES, noise(9), SIDE, cache)
-    assert other.calls and not torch.equal(theirs.top, first.top), "another classifier"
+    theirs = rank_units(classifier_of(other), FEATURES, noise(9), SIDE, cache)
+    assert other.calls and not torch.equal(theirs.top_values, first.top_values), "another classifier"
 
 
 # --- which units are chosen ----------------------------------------------------------------------------------
@@ -177,7 +185,7 @@ def test_names_of_classes_and_modules_may_hold_any_letter() -> None:
     classifier.labels = ("a:2", *classifier.labels[1:])
     ranking = ranked([4.0, 2.0, 1.0], [[0.1, 0.3, 0.2], [0.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
     assert len(choose_units("class:a:2:1", classifier, lambda: ranking)) == 1
-    assert read_unit("blocks.conv-1 x#1.in:7") == Unit("blocks.conv-1 x#1.in", 7)
+    assert parse_unit("blocks.conv-1 x#1.in:7") == Unit("blocks.conv-1 x#1.in", 7)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from classifier_lens.tasks.units.addressing import (
     FEATURES,
     Unit,
     activation,
-    activations,
     check_units,
-    outputs,
-    read_unit,
+    parse_unit,
+    per_sample_activations,
+    pooled_outputs,
 )
 from tests.tasks.tiny import SIDE, Maps, Tokens, classifier_of, plain
 
@@ -38,7 +38,7 @@ def pictures(n: int) -> Tensor:
     ],
 )
 def test_addresses(address: str | int, unit: Unit) -> None:
-    assert read_unit(address) == unit == read_unit(str(unit))
+    assert parse_unit(address) == unit == parse_unit(str(unit))
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_addresses(address: str | int, unit: Unit) -> None:
 )
 def test_what_is_no_address_is_refused_in_one_line(address: str | int) -> None:
     with pytest.raises(UserError, match=re.escape(printable(f"task.units={address}: allowed are a number"))) as caught:
-        read_unit(address)
+        parse_unit(address)
     assert "such as head.in:565" in str(caught.value)
 
 
 def test_a_feature_map_counts_by_its_mean_over_the_places() -> None:
     network, images = Maps(), pictures(3)
-    found = outputs(classifier_of(network), images, ["early", "maps"])
+    found = pooled_outputs(classifier_of(network), images, ["early", "maps"])
     with torch.no_grad():
         early = network.early(images)
         maps = network.maps(network.act(early))
@@ -65,7 +65,7 @@ def test_a_feature_map_counts_by_its_mean_over_the_places() -> None:
 
 def test_tokens_count_by_their_mean() -> None:
     network, images = Tokens(torch.linspace(-1, 1, 17)), pictures(2)
-    found = outputs(classifier_of(network), images, ["blocks"])["blocks"]
+    found = pooled_outputs(classifier_of(network), images, ["blocks"])["blocks"]
     with torch.no_grad():
         patches = network.patches(images).flatten(2).transpose(1, 2)
         tokens = network.blocks(torch.cat([torch.ones(2, 1, 4), patches], dim=1))
@@ -74,7 +74,7 @@ def test_tokens_count_by_their_mean() -> None:
 
 def test_features_are_what_the_last_layer_reads() -> None:
     network, images = Maps(), pictures(2)
-    found = outputs(classifier_of(network), images, [FEATURES, "head.in", "head"])
+    found = pooled_outputs(classifier_of(network), images, [FEATURES, "head.in", "head"])
     assert torch.equal(found[FEATURES], found["head.in"])
     torch.testing.assert_close(network.head(found[FEATURES]), found["head"])
 
@@ -86,7 +86,7 @@ def test_a_later_layer_that_works_in_place_does_not_change_what_a_module_gave() 
         network = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.ReLU(inplace=inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
         )
-        found.append(outputs(classifier_of(network), images, ["0", "1.in", "1"]))
+        found.append(pooled_outputs(classifier_of(network), images, ["0", "1.in", "1"]))
     assert found[0]["0"].min() < 0 <= found[0]["1"].min(), "the layer does change something"
     for name, values in found[0].items():
         torch.testing.assert_close(found[1][name], values)
@@ -95,14 +95,14 @@ def test_a_later_layer_that_works_in_place_does_not_change_what_a_module_gave() 
 def test_each_sample_answers_for_its_own_unit_in_all_of_its_views() -> None:
     classifier, images = classifier_of(Maps()), pictures(6)
     units = [Unit("early", 4), Unit(FEATURES, 1), Unit("maps", 3)]
-    found = activations(classifier, images, units, views=2)
+    found = per_sample_activations(classifier, images, units, views=2)
     assert found.shape == (6, 1)
     for i, unit in enumerate(units):
         own = slice(2 * i, 2 * i + 2)
-        alone = activations(classifier, images[own], [unit], views=2)
+        alone = per_sample_activations(classifier, images[own], [unit], views=2)
         torch.testing.assert_close(found[own], alone)
         torch.testing.assert_close(
-            alone[:, 0], outputs(classifier, images[own], [unit.module])[unit.module][:, unit.index]
+            alone[:, 0], pooled_outputs(classifier, images[own], [unit.module])[unit.module][:, unit.index]
         )
         torch.testing.assert_close(activation(classifier, images[own], unit), alone[:, 0])
 
@@ -110,10 +110,10 @@ def test_each_sample_answers_for_its_own_unit_in_all_of_its_views() -> None:
 def test_a_batch_equals_its_samples_and_has_their_gradients() -> None:
     classifier, images = classifier_of(Maps()), pictures(4).requires_grad_()
     units = [Unit("early", 0), Unit("maps", 2), Unit("head.in", 2), Unit("early", 0)]
-    together = torch.autograd.grad(activations(classifier, images, units, 1).sum(), images)[0]
+    together = torch.autograd.grad(per_sample_activations(classifier, images, units, 1).sum(), images)[0]
     for i, unit in enumerate(units):
         leaf = images[i : i + 1].detach().requires_grad_()
-        alone = torch.autograd.grad(activations(classifier, leaf, [unit], 1).sum(), leaf)[0]
+        alone = torch.autograd.grad(per_sample_activations(classifier, leaf, [unit], 1).sum(), leaf)[0]
         torch.testing.assert_close(together[i : i + 1], alone)
         assert alone.any()
 

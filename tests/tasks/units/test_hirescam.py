@@ -42,7 +42,7 @@ def test_a_large_picture_has_a_large_map() -> None:
     network, image = Maps(), picture(side=20)
     classifier = classifier_of(network)
     with torch.no_grad():
-        maps = network.maps(network.act(network.early(classifier.prepare(image[None]))))[0]
+        maps = network.maps(network.act(network.early(classifier.preprocess(image[None]))))[0]
     found = hirescam(classifier, image, Unit(FEATURES, 1))
     assert found is not None and found.shape == (20, 20)
     torch.testing.assert_close(found, shown(maps[1], 20))
@@ -66,7 +66,7 @@ def test_gradient_and_map_are_multiplied_place_by_place() -> None:
 
     network, image = Placed(), picture()
     classifier = classifier_of(network)
-    assert classifier.map_module == "maps"
+    assert classifier.cam_module == "maps"
     maps = torch.einsum("chw,oc->ohw", image, network.maps.weight[:, :, 0, 0])
     gradients = {Unit(FEATURES, 2): network.mix.weight[2], Unit("head", 0): network.head.weight[0] @ network.mix.weight}
     for unit, gradient in gradients.items():
@@ -89,7 +89,7 @@ def test_tokens_are_a_square_and_a_class_token_is_left_out(extra: int) -> None:
     weights = torch.randn(16 + extra, generator=torch.Generator().manual_seed(1))
     network, image = Tokens(weights), picture()
     classifier = classifier_of(network)
-    assert classifier.map_module == "blocks"
+    assert classifier.cam_module == "blocks"
     with torch.no_grad():
         tokens = network.blocks(network.patches(image[None]).flatten(2).transpose(1, 2))[0]
     for n in range(4):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import Head, UserError
 from classifier_lens.tasks.units import activation_ranking
-from classifier_lens.tasks.units.npca import Components, check_component, components, read_components
+from classifier_lens.tasks.units.npca import Components, check_component, class_components, parse_components
 from tests.conftest import SHARED
 from tests.tasks.tiny import NAMES, SIDE, Maps, Pictures, cache_in, classifier_of, noise, plain
 
@@ -24,7 +24,7 @@ NOTHING_KEPT = TensorCache(None)
 
 def psi(network: Maps, label: str, dataset: Pictures) -> Tensor:
     """w_k ∘ φ(x) of the class's pictures, in double precision: (n, f)."""
-    images = torch.stack([dataset[i].image for i in dataset.rows(label)])
+    images = torch.stack([dataset[i].image for i in dataset.indices(label)])
     features = classifier_of(network)(images).features
     return features.double() * network.head.weight[NAMES.index(label)].double()
 
@@ -33,9 +33,9 @@ def psi(network: Maps, label: str, dataset: Pictures) -> Tensor:
 @pytest.mark.parametrize("count", [90, 7])
 def test_they_are_scikit_learns_up_to_their_sign(label: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 90 pictures, 30 of them of the class; and with 7, fewer than features, where variance can only be 0."""
-    monkeypatch.setattr(activation_ranking, "CHUNK", 8)
+    monkeypatch.setattr(activation_ranking, "BATCH_SIZE", 8)
     network, dataset = Maps(), noise(count)
-    own = components(classifier_of(network), label, dataset, SIDE, NOTHING_KEPT)
+    own = class_components(classifier_of(network), label, dataset, SIDE, NOTHING_KEPT)
     assert own.vectors.dtype == own.variance.dtype == torch.double
     matrix = psi(network, label, dataset).numpy()
     theirs = PCA(svd_solver="full").fit(matrix)
@@ -48,7 +48,7 @@ def test_they_are_scikit_learns_up_to_their_sign(label: str, count: int, monkeyp
     np.testing.assert_allclose(own.vectors[:kept], signs * theirs.components_[:kept], atol=1e-5)
     # ⟨1, v⟩⟨ψ − mean, v⟩ has v twice: its sign does not matter.
     scores = theirs.components_.sum(axis=1) * theirs.transform(matrix)
-    images = torch.stack([dataset[i].image for i in dataset.rows(label)])
+    images = torch.stack([dataset[i].image for i in dataset.indices(label)])
     found = own.contributions(classifier_of(network)(images).features.double())
     np.testing.assert_allclose(found[:, :kept], scores[:, :kept], rtol=1e-4, atol=1e-8)
 
@@ -60,11 +60,11 @@ def test_features_that_are_not_finite_are_told() -> None:
     assert bias is not None
     bias.data[1] = torch.nan
     with pytest.raises(UserError, match="fails on the training image x2 .the features of 'urn': not finite."):
-        components(classifier, "urn", noise(60), SIDE, NOTHING_KEPT)
+        class_components(classifier, "urn", noise(60), SIDE, NOTHING_KEPT)
 
 
 def test_vectors_are_orthonormal_point_to_the_sum_and_fall_in_variance() -> None:
-    own = components(classifier_of(Maps()), "urn", noise(60), SIDE, NOTHING_KEPT)
+    own = class_components(classifier_of(Maps()), "urn", noise(60), SIDE, NOTHING_KEPT)
     torch.testing.assert_close(own.vectors @ own.vectors.T, torch.eye(4, dtype=torch.double))
     assert (own.vectors.sum(dim=1) >= 0).all()
     assert (own.variance.diff() <= 0).all() and (own.variance >= 0).all()
@@ -76,7 +76,7 @@ def test_all_contributions_sum_to_the_logit_without_its_bias_and_its_mean(label:
     """Of any picture, whatever its class, also where the class has fewer pictures than there are features."""
     network, dataset = Maps(), noise(count)
     classifier = classifier_of(network)
-    own = components(classifier, label, dataset, SIDE, NOTHING_KEPT)
+    own = class_components(classifier, label, dataset, SIDE, NOTHING_KEPT)
     k, images = NAMES.index(label), torch.stack([e.image for e in noise(10, seed=5).examples])
     response = classifier(images)
     logits = response.logits[:, k] - network.head.bias[k]
@@ -86,8 +86,8 @@ def test_all_contributions_sum_to_the_logit_without_its_bias_and_its_mean(label:
 
 def test_their_mean_over_the_class_is_zero_and_their_variance_is_known() -> None:
     network, dataset = Maps(), noise(60)
-    own = components(classifier_of(network), "viaduct", dataset, SIDE, NOTHING_KEPT)
-    images = torch.stack([dataset[i].image for i in dataset.rows("viaduct")])
+    own = class_components(classifier_of(network), "viaduct", dataset, SIDE, NOTHING_KEPT)
+    images = torch.stack([dataset[i].image for i in dataset.indices("viaduct")])
     found = own.contributions(classifier_of(network)(images).features.double())
     torch.testing.assert_close(found.mean(dim=0), torch.zeros(4, dtype=torch.double), rtol=0, atol=1e-7)
     expected = own.vectors.sum(dim=1).abs() * own.variance.sqrt()
@@ -104,9 +104,9 @@ def test_a_contribution_by_hand() -> None:
 
 def test_only_the_classs_own_pictures_count() -> None:
     few = noise(30)
-    own = components(classifier_of(Maps()), "urn", few, SIDE, NOTHING_KEPT)
-    urns = [few[i].image for i in few.rows("urn")]
-    alone = components(classifier_of(Maps()), "urn", Pictures(urns, ["urn"] * len(urns)), SIDE, NOTHING_KEPT)
+    own = class_components(classifier_of(Maps()), "urn", few, SIDE, NOTHING_KEPT)
+    urns = [few[i].image for i in few.indices("urn")]
+    alone = class_components(classifier_of(Maps()), "urn", Pictures(urns, ["urn"] * len(urns)), SIDE, NOTHING_KEPT)
     torch.testing.assert_close(own.mean, alone.mean)
     torch.testing.assert_close(own.variance, alone.variance)
 
@@ -114,15 +114,15 @@ def test_only_the_classs_own_pictures_count() -> None:
 def test_the_second_time_nothing_is_computed(tmp_path: Path) -> None:
     network, cache = Maps(), cache_in(tmp_path)
     classifier = classifier_of(network)
-    first = components(classifier, "urn", noise(12), SIDE, cache)
+    first = class_components(classifier, "urn", noise(12), SIDE, cache)
     network.calls = 0
-    second = components(classifier, "urn", noise(12), SIDE, cache)
+    second = class_components(classifier, "urn", noise(12), SIDE, cache)
     assert network.calls == 0
     assert all(torch.equal(value, getattr(second, name)) for name, value in vars(first).items())
-    components(classifier, "urn", noise(12, digest="others"), SIDE, cache)
+    class_components(classifier, "urn", noise(12, digest="others"), SIDE, cache)
     assert network.calls, "another data set"
     network.calls = 0
-    components(classifier, "viaduct", noise(12), SIDE, cache)
+    class_components(classifier, "viaduct", noise(12), SIDE, cache)
     assert network.calls, "another class"
 
 
@@ -131,22 +131,22 @@ def test_the_same_name_for_another_output_is_another_class(tmp_path: Path) -> No
     first, turned = (classifier_of(Maps(), labels) for labels in (NAMES, NAMES[::-1]))
     assert first.digest == turned.digest and turned.head is not None
     weight = turned.head.weight[0].double()
-    components(first, "urn", dataset, SIDE, cache)
-    assert torch.equal(components(turned, "urn", dataset, SIDE, cache).weight, weight)
+    class_components(first, "urn", dataset, SIDE, cache)
+    assert torch.equal(class_components(turned, "urn", dataset, SIDE, cache).weight, weight)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_class_needs_two_pictures(count: int) -> None:
     dataset = noise(6, labels=["viaduct"]) if count == 0 else noise(2, labels=["viaduct", "urn"])
     with pytest.raises(UserError, match=rf"task\.components: .* {count} pictures of 'urn'; at least 2") as caught:
-        components(classifier_of(Maps()), "urn", dataset, SIDE, NOTHING_KEPT)
+        class_components(classifier_of(Maps()), "urn", dataset, SIDE, NOTHING_KEPT)
     assert "\n" not in str(caught.value)
 
 
 def test_a_classifier_without_a_last_layer_has_none() -> None:
     for ask in (
-        lambda: components(classifier_of(plain), "urn", noise(6), SIDE, NOTHING_KEPT),
-        lambda: read_components({"urn": [0]}, classifier_of(plain)),
+        lambda: class_components(classifier_of(plain), "urn", noise(6), SIDE, NOTHING_KEPT),
+        lambda: parse_components({"urn": [0]}, classifier_of(plain)),
     ):
         with pytest.raises(UserError, match="shows no last linear layer"):
             ask()
@@ -158,14 +158,14 @@ def test_a_classifier_without_a_last_layer_has_none() -> None:
 def test_classes_by_name_or_position() -> None:
     spec = {"urn": [3, 0], "Viaduct": [1], "0": [2]}
     expected = [("urn", 3), ("urn", 0), ("viaduct", 1), ("rock crab", 2)]
-    assert read_components(spec, classifier_of(Maps())) == expected
-    assert read_components({0: [2]}, classifier_of(Maps())) == [("rock crab", 2)]  # type: ignore[dict-item]
+    assert parse_components(spec, classifier_of(Maps())) == expected
+    assert parse_components({0: [2]}, classifier_of(Maps())) == [("rock crab", 2)]  # type: ignore[dict-item]
 
 
 def test_a_file_says_the_same(tmp_path: Path) -> None:
     path = tmp_path / "components.json"
     path.write_text(json.dumps({"urn": [3], "1": [0]}))
-    assert read_components(str(path), classifier_of(Maps())) == [("urn", 3), ("viaduct", 0)]
+    assert parse_components(str(path), classifier_of(Maps())) == [("urn", 3), ("viaduct", 0)]
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="../shared/data/spurious_imagenet is not there")
@@ -174,7 +174,7 @@ def test_the_published_components_of_imagenet_can_be_read() -> None:
         labels = tuple(f"class {i}" for i in range(1000))
         head = Head(torch.zeros(1000, 2048), torch.zeros(1000))
 
-    pairs = read_components(str(PUBLISHED), Thousand())  # type: ignore[arg-type]
+    pairs = parse_components(str(PUBLISHED), Thousand())  # type: ignore[arg-type]
     published = json.loads(PUBLISHED.read_text())
     assert len(pairs) == sum(map(len, published.values())) > 0
     assert {f"class {k}" for k in published} == {label for label, _ in pairs}
@@ -196,7 +196,7 @@ def test_the_published_components_of_imagenet_can_be_read() -> None:
 )
 def test_others_are_refused_in_one_line(spec: object, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        read_components(spec, classifier_of(Maps()))  # type: ignore[arg-type]
+        parse_components(spec, classifier_of(Maps()))  # type: ignore[arg-type]
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
 
 
@@ -205,7 +205,7 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path) -> Non
     for text, said in (("{urn", "cannot be read"), ("[1, 2]", "wanted is {class name or index")):
         path.write_text(text)
         with pytest.raises(UserError, match=said) as caught:
-            read_components(str(path), classifier_of(Maps()))
+            parse_components(str(path), classifier_of(Maps()))
         assert "\n" not in str(caught.value)
 
 
@@ -216,7 +216,7 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path) -> Non
 def test_there_are_as_many_components_as_the_pictures_can_vary(tmp_path: Path, pictures: int, rank: int) -> None:
     """n pictures vary in n − 1 directions, and no more than there are features."""
     data = noise(pictures, labels=["urn"])
-    own = components(classifier_of(Maps()), "urn", data, SIDE, cache_in(tmp_path))
+    own = class_components(classifier_of(Maps()), "urn", data, SIDE, cache_in(tmp_path))
     assert own.rank == rank and all(own.std(number) > 0 for number in range(rank))
     check_component("urn", rank - 1, own)
     if rank < 4:
@@ -228,6 +228,6 @@ def test_there_are_as_many_components_as_the_pictures_can_vary(tmp_path: Path, p
 
 def test_equal_pictures_have_no_component(tmp_path: Path) -> None:
     data = Pictures([noise(1)[0].image] * 5, ["urn"] * 5)
-    own = components(classifier_of(Maps()), "urn", data, SIDE, cache_in(tmp_path))
+    own = class_components(classifier_of(Maps()), "urn", data, SIDE, cache_in(tmp_path))
     with pytest.raises(UserError, match=r"0 components vary; allowed are none"):
         check_component("urn", 0, own)

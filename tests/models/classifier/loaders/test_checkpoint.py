@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.models.classifier.loaders.checkpoint import load_into
+from classifier_lens.models.classifier.loaders.checkpoint import load_checkpoint
 from classifier_lens.models.classifier.loaders.timm import timm_classifier
-from classifier_lens.models.classifier.loaders.torchvision import PUBLISHED, torchvision_classifier
+from classifier_lens.models.classifier.loaders.torchvision import DENSENET_RENAME_RULES, torchvision_classifier
 from classifier_lens.runner.types import UserError
 from tests.cli import ROOT
 
@@ -118,12 +118,12 @@ def test_the_normalisation_is_part_of_what_an_answer_follows_from(tmp_path: Path
     for name, content in files.items():
         torch.save(content, tmp_path / name)
         built.append(robust(f"classifier.name={NAMES[0]}", f"classifier.checkpoint={tmp_path / name}"))
-    assert built[0].digest == built[1].digest and built[0].recipe != built[1].recipe
+    assert built[0].digest == built[1].digest and built[0].fingerprint != built[1].fingerprint
 
 
 def test_old_names_of_torchvisions_densenets() -> None:
     state = models.densenet121(num_classes=2).state_dict()
-    rule = PUBLISHED[0]
+    rule = DENSENET_RENAME_RULES[0]
     older = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))([12])", r"\1.\2", name): name for name in state}
     assert sum(old != new for old, new in older.items()) > 500
     assert all(re.sub(rule["from"], rule["to"], old) == new for old, new in older.items())
@@ -141,7 +141,7 @@ def said(tmp_path: Path, content: Any, inside: list[str], keys: list[dict[str, s
     """The one line with which a file is refused."""
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(UserError) as caught:
-        load_into(small(), tmp_path / "w.pt", inside, keys, "classifier.checkpoint=w.pt")
+        load_checkpoint(small(), tmp_path / "w.pt", inside, keys, "classifier.checkpoint=w.pt")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -150,8 +150,9 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     state = small().state_dict()
     lacking = {name: value for name, value in state.items() if name != "0.bias"}
     assert "1 weights are missing, such as 0.bias; 0 are left over" in said(tmp_path, lacking, [], [])
-    assert "6 weights are missing, such as 0.weight; 6 are left over, such as x.0.weights; classifier.keys" in said(
-        tmp_path, {f"x.{name}s": value for name, value in state.items() if "num_batches" not in name}, [], []
+    assert (
+        "6 weights are missing, such as 0.weight; 6 are left over, such as x.0.weights; classifier.key_mapping"
+        in said(tmp_path, {f"x.{name}s": value for name, value in state.items() if "num_batches" not in name}, [], [])
     )
     beside = prefixed(state, "model.") | {"model.head.weight": torch.zeros(3)}
     assert "0 weights are missing; 1 are left over, such as head.weight" in said(tmp_path, beside, [], [])
@@ -161,26 +162,26 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     eight = {name: value.to(torch.int8) for name, value in state.items()}
     assert "0.weight is of type torch.int8, the network's of torch.float32" in said(tmp_path, eight, [], [])
     both = said(tmp_path, prefixed(state, "student.", "teacher."), [], [])
-    assert "stand there as student., teacher.; classifier.keys=[{drop: '^teacher\\.'}] leaves out one" in both
+    assert "stand there as student., teacher.; classifier.key_mapping=[{drop: '^teacher\\.'}] leaves out one" in both
     averaged = said(tmp_path, {"net": state, "ema": state}, [], [])
-    assert "the network's weights stand in net, ema; classifier.inside=[net] chooses" in averaged
+    assert "the network's weights stand in net, ema; classifier.state_dict_entries=[net] chooses" in averaged
     assert "0.bias has shape (5,), the network's has (2,)" in said(tmp_path, state | {"0.bias": torch.zeros(5)}, [], [])
     assert "holds a list; allowed is a state dict" in said(tmp_path, [1], [], [])
-    assert "holds net, epoch, which are no weights; classifier.inside=['model'] has to name" in said(
+    assert "holds net, epoch, which are no weights; classifier.state_dict_entries=['model'] has to name" in said(
         tmp_path, {"net": lacking, "epoch": 3}, ["model"], []
     )
     only = said(tmp_path, state | {"mu": torch.zeros(3)}, [], [{"from": "^mu$", "to": "mean"}])
     assert "mean of shape (3,); allowed are mean and std of 3 channels" in only
     twice = said(tmp_path, prefixed(state, "a.", "b."), [], [{"from": "^[ab]\\.", "to": ""}])
     assert "both a.0.weight and b.0.weight become 0.weight; drop one of them" in twice
-    assert "classifier.keys={'from': '('" in said(tmp_path, state, [], [{"from": "(", "to": ""}])
+    assert "classifier.key_mapping={'from': '('" in said(tmp_path, state, [], [{"from": "(", "to": ""}])
     assert "a rule is {from: …, to: …} or {drop: …}" in said(tmp_path, state, [], [{"from": "a"}])
 
 
 def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     state = {name: value for name, value in small().state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "w.pt")
-    assert load_into(small(), tmp_path / "w.pt", [], [], "x") is None
+    assert load_checkpoint(small(), tmp_path / "w.pt", [], [], "x") is None
 
 
 def test_a_state_that_was_halved_whole_loads(tmp_path: Path) -> None:
@@ -191,11 +192,11 @@ def test_a_state_that_was_halved_whole_loads(tmp_path: Path) -> None:
     torch.save(halved, tmp_path / "half.pt")
     fresh = small()
     fresh.register_buffer("places", torch.tensor([0, 7, 2048]))
-    load_into(fresh, tmp_path / "half.pt", [], [], "x")
+    load_checkpoint(fresh, tmp_path / "half.pt", [], [], "x")
     assert torch.equal(fresh.state_dict()["0.weight"], halved["0.weight"].float())
     torch.save(halved | {"places": torch.tensor([0, 7, 2050]).half()}, tmp_path / "half.pt")
     with pytest.raises(UserError, match="places is of type torch.float16, the network's of torch.int64"):
-        load_into(fresh, tmp_path / "half.pt", [], [], "x")
+        load_checkpoint(fresh, tmp_path / "half.pt", [], [], "x")
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     assert "weights_only=False)['model'].state_dict(), 'out.pt')" in line
     torch.jit.script(small()).save(str(tmp_path / "script.pt"))
     with pytest.raises(UserError, match=r"is a TorchScript archive, a program; save its weights: torch\.save"):
-        load_into(small(), tmp_path / "script.pt", [], [], "classifier.checkpoint=x")
+        load_checkpoint(small(), tmp_path / "script.pt", [], [], "classifier.checkpoint=x")
 
 
 class Code:
@@ -239,7 +240,7 @@ def test_what_is_no_file_of_weights_is_told_by_its_content(tmp_path: Path, name:
     content, told = NOT_OF_TORCH[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(told)) as caught:
-        load_into(small(), tmp_path / name, [], [], "classifier.checkpoint=x")
+        load_checkpoint(small(), tmp_path / name, [], [], "classifier.checkpoint=x")
     assert "\n" not in str(caught.value) and str(caught.value).count("classifier.checkpoint=x") == 1
 
 
@@ -248,7 +249,7 @@ def test_the_content_of_a_file_decides_how_it_is_read_not_its_name(tmp_path: Pat
     save_file(state, tmp_path / "w.pth")
     torch.save(state, tmp_path / "w.safetensors")
     for name in ("w.pth", "w.safetensors"):
-        assert load_into(small(), tmp_path / name, [], [], "x") is None
+        assert load_checkpoint(small(), tmp_path / name, [], [], "x") is None
 
 
 ORDERS: list[dict[str, Any]] = [
@@ -262,7 +263,7 @@ def test_classes_that_a_file_notes_in_another_order_are_refused(tmp_path: Path, 
     torch.save({"model": small().state_dict(), **noted}, tmp_path / "w.pt")
 
     def load(*labels: str) -> None:
-        load_into(small(), tmp_path / "w.pt", ["model"], [], "classifier.checkpoint=w.pt", labels)
+        load_checkpoint(small(), tmp_path / "w.pt", ["model"], [], "classifier.checkpoint=w.pt", labels)
 
     load("boat", "crab", "bridge")
     load("ship", "crab", "bridge")  # other names are the user's
@@ -312,7 +313,9 @@ def test_checkpoints_of_training_scripts_load_by_themselves(tmp_path: Path, scri
     network = small()
     for value in network.state_dict().values():
         value.zero_()
-    assert load_into(network, tmp_path / "w.pt", ["state_dict", "model"], [], "classifier.checkpoint=w.pt") is None
+    assert (
+        load_checkpoint(network, tmp_path / "w.pt", ["state_dict", "model"], [], "classifier.checkpoint=w.pt") is None
+    )
     tolerance = 1e-3 if script == "half precision" else 0.0
     for name, value in network.state_dict().items():
         assert value.dtype == NEW[name].dtype
@@ -328,16 +331,16 @@ def test_averaged_weights_are_named_and_can_be_chosen(
         tmp_path / "w",
     )
     network = small()
-    load_into(network, tmp_path / "w", inside, [], "classifier.checkpoint=w")
+    load_checkpoint(network, tmp_path / "w", inside, [], "classifier.checkpoint=w")
     wanted, other = (OLD, "state_dict") if "state_dict_ema" in inside else (NEW, "state_dict_ema")
     assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{other} would fit as well, classifier.inside=[{other}] chooses it" in line
+    assert f"{other} would fit as well, classifier.state_dict_entries=[{other}] chooses it" in line
 
 
 def test_what_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(SCRIPTS["lightning, with a loss and metrics"], tmp_path / "w")
-    load_into(small(), tmp_path / "w", ["state_dict"], [], "classifier.checkpoint=w")
+    load_checkpoint(small(), tmp_path / "w", ["state_dict"], [], "classifier.checkpoint=w")
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "classifier.checkpoint=w: takes the weights net.*; left out: criterion.weight, accuracy.running_mean"
 
@@ -380,5 +383,5 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for name, content in (("a.pt", whole[:200]), ("b.pt", b"broken"), ("c.pt", b""), ("d.safetensors", b"broken")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="cannot be loaded") as caught:
-            load_into(small(), tmp_path / name, [], [], "classifier.checkpoint=x")
+            load_checkpoint(small(), tmp_path / name, [], [], "classifier.checkpoint=x")
         assert "\n" not in str(caught.value)

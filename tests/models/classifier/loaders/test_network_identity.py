@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.models.classifier.loaders.network_identity import kept, sources
+from classifier_lens.models.classifier.loaders.network_identity import find_external_state, source_files
 from classifier_lens.models.classifier.loaders.user_network import callable_classifier
 from classifier_lens.runner.types import UserError
 
@@ -72,7 +72,7 @@ def load(place: Path, name: str, files: list[str] | None = None) -> ImageClassif
 
     sys.modules.pop("layers", None)
     target = f"{place / 'net.py'}:{name}"
-    return callable_classifier(target, ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", None, files=files or [])
+    return callable_classifier(target, ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", None, extra_files=files or [])
 
 
 def edited(file: str, old: str, new: str) -> Callable[[Path], object]:
@@ -90,24 +90,24 @@ def edited(file: str, old: str, new: str) -> Callable[[Path], object]:
     ids=["code", "neighbour", "network of a function", "table"],
 )
 def test_what_can_be_seen_is_part_of_the_recipe(place: Path, name: str, change: Callable[[Path], object]) -> None:
-    before = load(place, name).recipe
-    assert load(place, name).recipe == before
+    before = load(place, name).fingerprint
+    assert load(place, name).fingerprint == before
     (place / "stranger.py").write_text("something else\n")
-    assert load(place, name).recipe == before
+    assert load(place, name).fingerprint == before
     change(place)
-    assert load(place, name).recipe != before
+    assert load(place, name).fingerprint != before
 
 
 def test_weights_that_cannot_be_seen_are_said_and_files_can_be_declared(place: Path) -> None:
-    assert load(place, "net").unseen is None
-    said = load(place, "by_file").unseen
-    assert said is not None and "by_file" in said and "classifier.files=" in said and "\n" not in said
+    assert load(place, "net").untracked_dependencies is None
+    said = load(place, "by_file").untracked_dependencies
+    assert said is not None and "by_file" in said and "classifier.extra_files=" in said and "\n" not in said
     weights = str(place / "weights.pt")
     before = load(place, "by_file", [weights])
-    assert before.unseen is None and before.recipe == load(place, "by_file", [weights]).recipe
+    assert before.untracked_dependencies is None and before.fingerprint == load(place, "by_file", [weights]).fingerprint
     torch.save(torch.zeros(12, 2) + torch.eye(12, 2), weights)
-    assert load(place, "by_file", [weights]).recipe != before.recipe
-    with pytest.raises(UserError, match=r"classifier\.files=nowhere\.pt: No such file"):
+    assert load(place, "by_file", [weights]).fingerprint != before.fingerprint
+    with pytest.raises(UserError, match=r"classifier\.extra_files=nowhere\.pt: No such file"):
         load(place, "by_file", ["nowhere.pt"])
 
 
@@ -121,10 +121,10 @@ def test_what_is_kept_outside_the_weights_is_found() -> None:
             self.listed: Any = [nn.Linear(1, 1), {"x": torch.ones(3)}]
             self.number = 3
 
-    assert sorted(name for name, _ in kept(Odd())) == ["./listed/0", "./listed/1/x", ".passing"]
-    assert kept(nn.Linear(2, 2)) == []
+    assert sorted(name for name, _ in find_external_state(Odd())) == ["./listed/0", "./listed/1/x", ".passing"]
+    assert find_external_state(nn.Linear(2, 2)) == []
     shift = torch.ones(2)
-    assert [name for name, _ in kept(lambda x: x + shift)] == ["/shift"]
+    assert [name for name, _ in find_external_state(lambda x: x + shift)] == ["/shift"]
 
 
 def test_a_package_is_followed_to_its_other_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,16 +141,16 @@ def test_a_package_is_followed_to_its_other_modules(tmp_path: Path, monkeypatch:
     import importlib
 
     importlib.import_module("somepackage.nets")
-    found = {str(file.relative_to(tmp_path.resolve())) for file in sources("somepackage.nets:load")}
+    found = {str(file.relative_to(tmp_path.resolve())) for file in source_files("somepackage.nets:load")}
     assert found == set(files) - {"somepackage/no.py", "outside.py"}
-    assert [file.name for file in sources("torchvision:x")] in ([], ["__init__.py"])
+    assert [file.name for file in source_files("torchvision:x")] in ([], ["__init__.py"])
 
 
 def test_arrays_of_words_are_seen_by_their_words() -> None:
     def seen(words: Any) -> str:
         return callable_classifier(
             lambda x: x.mean((2, 3))[:, : len(words)], ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", None
-        ).recipe
+        ).fingerprint
 
     for kind in (None, object):
         assert seen(np.array(["cat", "dog"], kind)) == seen(np.array(["cat", "dog"], kind))
@@ -162,7 +162,7 @@ def test_what_is_no_python_imports_nothing(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("def load():\n    import old, fast\n")
     (tmp_path / "old.py").write_text("print 'Python 2'\n")
     (tmp_path / "fast.py").write_bytes(b"\x7fELF\0\0")
-    assert [file.name for file in sources(f"{tmp_path / 'net.py'}:load")] == ["fast.py", "net.py", "old.py"]
+    assert [file.name for file in source_files(f"{tmp_path / 'net.py'}:load")] == ["fast.py", "net.py", "old.py"]
 
 
 def test_of_an_installed_package_its_file_is_taken_alone(tmp_path: Path) -> None:
@@ -170,4 +170,4 @@ def test_of_an_installed_package_its_file_is_taken_alone(tmp_path: Path) -> None
     place.mkdir()
     (place / "net.py").write_text("import other\n")
     (place / "other.py").write_text("")
-    assert [file.name for file in sources(f"{place / 'net.py'}:load")] == ["net.py"]
+    assert [file.name for file in source_files(f"{place / 'net.py'}:load")] == ["net.py"]

@@ -71,11 +71,11 @@ def test_answers_are_those_of_transformers_own_classes(
         eight_bit = [image for image in pictures(size).mul(255).byte()]
         seen = processor(eight_bit, return_tensors="pt").pixel_values
         with torch.no_grad():
-            torch.testing.assert_close(classifier.prepare(pictures(size)), seen, atol=2 / 255 / 0.5, rtol=0)
+            torch.testing.assert_close(classifier.preprocess(pictures(size)), seen, atol=2 / 255 / 0.5, rtol=0)
             torch.testing.assert_close(classifier(pictures(size)).logits, network(seen).logits, atol=1e-2, rtol=0)
     assert (classifier.labels, classifier.domain) == (NAMES, "cub")
     assert (classifier.size, classifier.interpolation) == (32, interpolation)
-    assert classifier.head is not None and classifier.map_module is not None
+    assert classifier.head is not None and classifier.cam_module is not None
 
 
 def test_a_network_of_convolutions_with_a_crop(tmp_path: Path) -> None:

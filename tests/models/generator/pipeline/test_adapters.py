@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from classifier_lens.models.generator.pipeline.adapters import FILE, fuse
+from classifier_lens.models.generator.pipeline.adapters import LORA_FILE, fuse_lora
 from classifier_lens.runner.types import UserError
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2", "conv1", "conv_shortcut", "linear_1", "conv_in")
@@ -38,7 +38,7 @@ def halves(network: nn.Module, ends: tuple[str, ...], part: str) -> Tensors:
     return tensors
 
 
-def write(folder: Path, tensors: Tensors, name: str = FILE, metadata: object = None) -> Path:
+def write(folder: Path, tensors: Tensors, name: str = LORA_FILE, metadata: object = None) -> Path:
     folder.mkdir()
     told = {"lora_adapter_metadata": json.dumps(metadata)} if metadata else None
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name, told)
@@ -104,7 +104,7 @@ def test_all_names_mean_the_same(
     for name, (path, scale) in files.items():
         for part, state in states.items():
             getattr(pipe, part).load_state_dict(state)
-        fuse(pipe, str(path))
+        fuse_lora(pipe, str(path))
         both = name in ("peft", "with settings", "text_model", "kohya", "kohya with alphas")
         for part, tensors in (("unet", unet), ("text_encoder", text if both else {})):
             added(getattr(tiny_pipe, part), getattr(pipe, part), tensors, part, scale)
@@ -115,7 +115,7 @@ def test_the_product_is_bit_for_bit_that_of_peft(
 ) -> None:
     pytest.importorskip("peft")
     folder = write(tmp_path / "full", halves(pipe.unet, LAYERS, "unet"))
-    fuse(pipe, str(folder))
+    fuse_lora(pipe, str(folder))
     theirs = StableDiffusionPipeline(
         **{**tiny_pipe.components, "unet": copy.deepcopy(tiny_pipe.unet)}, requires_safety_checker=False
     )
@@ -150,7 +150,7 @@ def test_what_does_not_fit_whole_is_refused_with_numbers(pipe: StableDiffusionPi
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     for i, (line, tensors) in enumerate(said.items()):
         with pytest.raises(UserError, match=line) as caught:
-            fuse(pipe, str(write(tmp_path / str(i), tensors)))
+            fuse_lora(pipe, str(write(tmp_path / str(i), tensors)))
         assert str(caught.value).startswith(f"generator.lora={tmp_path / str(i)}: ") and "\n" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
 
@@ -170,7 +170,7 @@ def test_numbers_that_are_none_of_weights_are_refused(pipe: StableDiffusionPipel
     ]
     for i, (line, tensors, metadata) in enumerate(cases):
         with pytest.raises(UserError, match=line) as caught:
-            fuse(pipe, str(write(tmp_path / str(i), tensors, metadata=metadata)))
+            fuse_lora(pipe, str(write(tmp_path / str(i), tensors, metadata=metadata)))
         assert "\n" not in str(caught.value)
 
 
@@ -179,8 +179,8 @@ def test_files_that_are_none_are_one_line(pipe: StableDiffusionPipeline, tmp_pat
         (tmp_path / name[0]).mkdir()
         (tmp_path / name[0] / name).write_bytes(content)
     with pytest.raises(UserError, match=r"a.safetensors cannot be read"):
-        fuse(pipe, str(tmp_path / "a"))
+        fuse_lora(pipe, str(tmp_path / "a"))
     with pytest.raises(UserError, match=r"holds no file of safetensors; wanted is pytorch_lora_weights.safetensors"):
-        fuse(pipe, str(tmp_path / "b"))
+        fuse_lora(pipe, str(tmp_path / "b"))
     with pytest.raises(UserError, match="neither a folder nor"):
-        fuse(pipe, str(tmp_path / "nowhere"))
+        fuse_lora(pipe, str(tmp_path / "nowhere"))

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from classifier_lens.models.generator.pipeline import networks
-from classifier_lens.models.generator.pipeline.folder import WEIGHTS, check_pipeline, variants_in
+from classifier_lens.models.generator.pipeline.folder import WEIGHT_FILE, check_pipeline, find_variants
 from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.runner.types import UserError
 
@@ -65,7 +65,7 @@ def pipeline(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def load(path: Path | str, variant: str | None = None, unet: str | None = None, dtype: str = "float32") -> Networks:
-    return networks.load(str(path), unet, None, None, variant, dtype, "cpu", "get them")
+    return networks.load_networks(str(path), unet, None, None, variant, dtype, "cpu", "get them")
 
 
 INDEX, UNET = "model_index.json", "unet/config.json"
@@ -161,7 +161,7 @@ def test_weights_that_a_file_leaves_out_are_missed(pipeline: Path) -> None:
 def test_variants_by_their_files(name: str, variant: str | None, tmp_path: Path) -> None:
     for other in ("config.json", "model.onnx", "model.safetensors.index.json", name):
         (tmp_path / other).touch()
-    assert variants_in(tmp_path) == {variant} and WEIGHTS.fullmatch(name)
+    assert find_variants(tmp_path) == {variant} and WEIGHT_FILE.fullmatch(name)
 
 
 def renamed(folder: Path, variant: str, *parts: str) -> None:
@@ -221,5 +221,5 @@ def test_a_learned_word_needs_its_row(tiny_pipe: StableDiffusionPipeline, tmp_pa
     own.text_encoder.resize_token_embeddings(len(own.tokenizer))
     own.save_pretrained(tmp_path / "row")
     found = load(tmp_path / "row")
-    ids = found.tokens(["sand <my-sand>"])[0].tolist()
+    ids = found.tokenize(["sand <my-sand>"])[0].tolist()
     assert len(own.tokenizer) - 1 in ids and found.embed(["sand <my-sand>"]).isfinite().all()

@@ -22,10 +22,10 @@ from diffusers import (
 )
 
 from classifier_lens.models.generator import noise_schedule
-from classifier_lens.models.generator.guidance import check_guided
+from classifier_lens.models.generator.guidance import check_guidance
 from classifier_lens.models.generator.pipeline.networks import Networks
-from classifier_lens.models.generator.pipeline.noise_levels import check_signal, noise_levels, read_scheduler
-from classifier_lens.models.generator.samplers import NullText, ddim, lcm
+from classifier_lens.models.generator.pipeline.noise_levels import check_nonzero_snr, read_scheduler, to_ddim_scheduler
+from classifier_lens.models.generator.samplers import NullTextInversion, ddim, lcm
 from classifier_lens.runner.types import UserError
 
 PLAIN = {
@@ -66,11 +66,13 @@ def test_times_and_levels_are_those_of_diffusers(
     theirs.set_timesteps(count)
     ours = ddim(networks(tiny_pipe, tmp_path, config), count, 3.0, None, [0.0, 1.0]).schedule
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()
-    assert torch.equal(ours.alphas, theirs.alphas_cumprod[theirs.timesteps])
-    assert ours.velocity == (config.get("prediction_type") == "v_prediction")
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod[theirs.timesteps])
+    assert ours.v_prediction == (config.get("prediction_type") == "v_prediction")
     z, predicted = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     for i, t in enumerate(theirs.timesteps):
-        moved, x0 = noise_schedule.ddim_step(z, predicted, ours.alphas[i], ours.alphas_next[i], ours.velocity)
+        moved, x0 = noise_schedule.ddim_step(
+            z, predicted, ours.alphas_cumprod[i], ours.alphas_cumprod_next[i], ours.v_prediction
+        )
         wanted = theirs.step(predicted, t, z)
         assert moved.isfinite().all() and x0.isfinite().all()
         torch.testing.assert_close(moved, wanted.prev_sample, rtol=1e-5, atol=1e-5)
@@ -87,10 +89,10 @@ def test_spacings_by_hand() -> None:
 def test_other_solvers_of_the_same_levels(kind: Any) -> None:
     """A pipeline's scheduler may be any: its levels count, and what it leaves out it leaves to its own class."""
     given = {name: value for name, value in PLAIN.items() if name.startswith("beta")}
-    assert torch.equal(noise_levels("x", kind(**given)).alphas_cumprod, DDIMScheduler(**PLAIN).alphas_cumprod)
-    assert torch.allclose(noise_levels("x", kind()).alphas_cumprod, kind().alphas_cumprod)
-    assert noise_levels("x", kind(**given, timestep_spacing="trailing")).config.timestep_spacing == "trailing"
-    assert noise_levels("x", kind(**given)).config.timestep_spacing == "leading"
+    assert torch.equal(to_ddim_scheduler("x", kind(**given)).alphas_cumprod, DDIMScheduler(**PLAIN).alphas_cumprod)
+    assert torch.allclose(to_ddim_scheduler("x", kind()).alphas_cumprod, kind().alphas_cumprod)
+    assert to_ddim_scheduler("x", kind(**given, timestep_spacing="trailing")).config.timestep_spacing == "trailing"
+    assert to_ddim_scheduler("x", kind(**given)).config.timestep_spacing == "leading"
 
 
 @pytest.mark.parametrize(
@@ -143,14 +145,14 @@ NO_SIGNAL = {**PLAIN, "rescale_betas_zero_snr": True}
 def test_no_step_goes_by_noise_where_there_is_nothing_else(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     """With a zero terminal signal-to-noise ratio x0 = (z − √(1 − ᾱ) ε) / √ᾱ is 0 / 0 at the last training step."""
     leading = ddim(networks(tiny_pipe, tmp_path, NO_SIGNAL), 20, 3.0, None, [0.0, 1.0]).schedule
-    assert leading.timesteps[0] == 951 and leading.without_signal is None
+    assert leading.timesteps[0] == 951 and leading.zero_snr_timestep is None
     for spacing in ("trailing", "linspace"):
         own = networks(tiny_pipe, tmp_path, {**NO_SIGNAL, "timestep_spacing": spacing})
         with pytest.raises(UserError, match=r"no signal left at time 999 \(rescale_betas_zero_snr.*v_prediction"):
             ddim(own, 20, 3.0, None, [0.0, 1.0])
     with pytest.raises(UserError, match=r"no signal left at time 999"):
         lcm(networks(tiny_pipe, tmp_path, NO_SIGNAL), 4, 1.0, None, [0.0, 1.0], 50)
-    check_signal(noise_schedule.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20))
+    check_nonzero_snr(noise_schedule.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20))
 
 
 def test_a_chain_from_nothing_but_noise(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -160,10 +162,10 @@ def test_a_chain_from_nothing_but_noise(tiny_pipe: StableDiffusionPipeline, tmp_
     own = networks(tiny_pipe, tmp_path, config)
     text, null = own.embed(["a red crab"]), own.embed([""])
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    sampler = ddim(own, 4, 3.0, NullText(0.01, 2, 1e-5, 2e-5, False), [0.0, 1.0])
+    sampler = ddim(own, 4, 3.0, NullTextInversion(0.01, 2, 1e-5, 2e-5, False), [0.0, 1.0])
     predicted = sampler.predict(own, z, {"text": text, "null": null}, 0, None)
     following, x0 = sampler.advance(z, predicted, torch.zeros_like(z), 0)
-    assert sampler.schedule.without_signal == 999 and torch.equal(x0, -predicted)
+    assert sampler.schedule.zero_snr_timestep == 999 and torch.equal(x0, -predicted)
     assert torch.autograd.grad(following.sum(), z)[0].isfinite().all()
     found = sampler.invert(own, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), ["a crab"], [0])
     assert all(values.isfinite().all() for values in found.values()) and found["null"].shape[1] == 4
@@ -173,21 +175,25 @@ def test_a_chain_from_nothing_but_noise(tiny_pipe: StableDiffusionPipeline, tmp_
 
 @pytest.mark.parametrize("velocity", [False, True])
 def test_a_shift_of_the_noise_is_one_of_the_noise(velocity: bool) -> None:
-    schedule = replace(noise_schedule.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20), velocity=velocity)
+    schedule = replace(noise_schedule.ddim_schedule(DDIMScheduler(**PLAIN).alphas_cumprod, 20), v_prediction=velocity)
     z, predicted, noise = torch.randn(3, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    shifted = schedule.shifted(predicted, noise, 3)
-    own, other = (noise_schedule.noise_of(z, p, schedule.alphas[3], velocity) for p in (predicted, shifted))
+    shifted = schedule.shift_noise(predicted, noise, 3)
+    own, other = (noise_schedule.predict_eps(z, p, schedule.alphas_cumprod[3], velocity) for p in (predicted, shifted))
     torch.testing.assert_close(other - own, noise)
 
 
 def test_guidance_by_the_noise_is_refused_where_there_is_nothing_else() -> None:
     alphas = DDIMScheduler(**NO_SIGNAL).alphas_cumprod
     for spacing, told in (("leading", None), ("trailing", 999)):
-        schedule = replace(noise_schedule.ddim_schedule(alphas, 4, spacing=spacing), velocity=True)
-        assert schedule.without_signal == told
+        schedule = replace(noise_schedule.ddim_schedule(alphas, 4, spacing=spacing), v_prediction=True)
+        assert schedule.zero_snr_timestep == told
         generator: Any = SimpleNamespace(sampler=SimpleNamespace(schedule=schedule))
-        with nullcontext() if told is None else pytest.raises(UserError, match="^task.baseline=guidance: .* time 999"):
-            check_guided(generator)
+        with (
+            nullcontext()
+            if told is None
+            else pytest.raises(UserError, match="^task.baseline=classifier_guidance: .* time 999")
+        ):
+            check_guidance(generator)
 
 
 def test_times_beyond_the_trained_ones_are_refused() -> None:
@@ -200,7 +206,7 @@ def test_times_beyond_the_trained_ones_are_refused() -> None:
 def test_a_recipe_knows_its_times(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     """Equal weights with another schedule make other pictures: nothing that was kept of one is the other's."""
     settings = {
-        repr(ddim(networks(tiny_pipe, tmp_path, {**PLAIN, **change}), 20, 3.0, None, [0.0, 1.0]).setting)
+        repr(ddim(networks(tiny_pipe, tmp_path, {**PLAIN, **change}), 20, 3.0, None, [0.0, 1.0]).fingerprint)
         for change in CHANGES[:9]
     }
     assert len(settings) == 9

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifier_lens.runner.report.figures.drawing import CELL, HEADING, Block, Layout, Matrix, Panel, draw
-from classifier_lens.runner.report.figures.figure import Chosen, compose, lay_out, main
+from classifier_lens.runner.report.figures.drawing import HEADING_HEIGHT, IMAGE_SIDE, Block, Layout, Matrix, Panel, draw
+from classifier_lens.runner.report.figures.figure import FigureOptions, main, make_layout, write_figure
 from classifier_lens.runner.results.reader import read_run
 from classifier_lens.runner.types import UserError
 
@@ -22,11 +22,11 @@ COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white", *["grey"
 
 def run_folder(
     root: Path, task: str, records: Sequence[dict[str, Any]], names: Sequence[str], classifier: str = "planted_clean",
-    baseline: str = "none", asked: Mapping[str, Any] = {}, controls: Mapping[str, Any] = {},
+    baseline: str = "none", asked: Mapping[str, Any] = {}, parametrization: Mapping[str, Any] = {},
     summary: Mapping[str, Any] = {},
 ) -> Path:  # fmt: skip
     """A run folder whose records have the named pictures, each 8 px of one colour, by its position in `names`; asked,
-    controls: of its configuration."""
+    parametrization: of its configuration."""
     folder = root / task / f"planted_ddim-{classifier}" / f"{baseline}0"
     lines = []
     for record in records:
@@ -36,7 +36,10 @@ def run_folder(
             Image.new("RGB", (8, 8), colour).save(folder / path)
         lines.append(json.dumps({**record, "images": images}) + "\n")
     (folder / "results.jsonl").write_text("".join(lines))
-    config = {"task": {"_target_": f"tasks.{task}.Anything", "baseline": baseline, **asked}, "controls": controls}
+    config = {
+        "task": {"_target_": f"tasks.{task}.Anything", "baseline": baseline, **asked},
+        "parametrization": parametrization,
+    }
     (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -153,17 +156,17 @@ def folder_of(root: Path, task: str) -> Path:
 
 
 def layout_of(*folders: Path) -> Layout:
-    return lay_out([read_run(folder) for folder in folders])
+    return make_layout([read_run(folder) for folder in folders])
 
 
 def captions(layout: Layout) -> list[list[list[str]]]:
     """Blocks, lines, captions."""
-    return [[[panel.caption for panel in line] for line in block.lines] for block in layout.blocks]
+    return [[[panel.caption for panel in line] for line in block.rows] for block in layout.blocks]
 
 
 def names(layout: Layout) -> list[list[list[str]]]:
     """The same of the pictures' file names."""
-    return [[[panel.picture.stem for panel in line] for line in block.lines] for block in layout.blocks]
+    return [[[panel.image.stem for panel in line] for line in block.rows] for block in layout.blocks]
 
 
 # --- layouts -------------------------------------------------------------------------------------------------
@@ -178,7 +181,7 @@ def test_disagreement_shows_both_confidences_before_and_after_in_each_direction(
         "$p_f$ 0.51 → 0.99\n$p_g$ 0.62 → 0.13", "3 of 5 real ones alike",
         "$p_f$ 0.51 → 0.04\n$p_g$ 0.62 → 0.97", "3 of 5 real ones alike",
     ]]  # fmt: skip
-    assert [panel.heading for panel in layout.blocks[0].lines[0]][1::2] == ["f up, g down", "g up, f down"]
+    assert [panel.heading for panel in layout.blocks[0].rows[0]][1::2] == ["f up, g down", "g up, f down"]
 
 
 def test_uvce_shows_source_and_target_before_and_after(tmp_path: Path) -> None:
@@ -207,12 +210,12 @@ def test_counterfactuals_of_several_runs_stand_beside_each_other(tmp_path: Path)
     first = run_folder(tmp_path, "uvce", [flip("a"), flip("b")], ["original", "best"])
     second = run_folder(tmp_path, "uvce", [flip("b", after=0.42), flip("c")], ["original", "best"], baseline="pixels")
     layout = layout_of(first, second)
-    (line,) = layout.blocks[0].lines
+    (line,) = layout.blocks[0].rows
     assert len(layout.blocks) == 1 and [panel.heading for panel in line] == ["original", "DiG-IN", "pixels"]
-    assert [panel.picture.relative_to(tmp_path).parts[2] for panel in line] == ["none0", "none0", "pixels0"]
+    assert [panel.image.relative_to(tmp_path).parts[2] for panel in line] == ["none0", "none0", "pixels0"]
     assert line[1].caption.endswith("0.96") and line[2].caption.endswith("0.42")
     other = run_folder(tmp_path, "uvce", [flip("b")], ["original", "best"], classifier="planted_shortcut")
-    headings = [panel.heading for panel in layout_of(first, other).blocks[0].lines[0]]
+    headings = [panel.heading for panel in layout_of(first, other).blocks[0].rows[0]]
     assert headings == ["original", "planted_clean", "planted_shortcut"]
     with pytest.raises(UserError, match="no question in common"):
         layout_of(first, run_folder(tmp_path / "x", "uvce", [flip("a", target="partridge")], ["original", "best"]))
@@ -257,7 +260,9 @@ def test_neuron_cf_shows_both_directions_the_attack_and_the_maps(tmp_path: Path)
          "activation 9.50\nviaduct 0.25"],
         ["outside 0.25", "outside 0.75", "outside 0.75", ""],
     ]]  # fmt: skip
-    heats = [panel.heat and f"{panel.heat.parent.name}/{panel.heat.stem}" for panel in layout.blocks[0].lines[1]]
+    heats = [
+        panel.heatmap and f"{panel.heatmap.parent.name}/{panel.heatmap.stem}" for panel in layout.blocks[0].rows[1]
+    ]
     assert heats == ["test-0-max/cam-before", "test-0-max/cam-after", "test-0-min/cam-after", None]
 
 
@@ -272,23 +277,23 @@ def test_npca_cf_of_drawn_pictures_begins_with_the_start(tmp_path: Path) -> None
     assert layout.blocks[0].title == "viaduct, component 1"
     assert names(layout) == [[["start", "best", "best"]]]
     assert captions(layout) == [[["α 1.25\nviaduct 0.50", "α 2.50\nviaduct 0.88", "α -0.75\nviaduct 0.12"]]]
-    assert [panel.heading for panel in layout.blocks[0].lines[0]] == ["start", "maximised", "minimised"]
+    assert [panel.heading for panel in layout.blocks[0].rows[0]] == ["start", "maximised", "minimised"]
 
 
 def test_attention_maps_shows_every_word_with_its_share(tmp_path: Path) -> None:
     """Nine words stand on two lines of about the same length."""
     layout = layout_of(folder_of(tmp_path, "attention_maps"))
     (block,) = layout.blocks
-    assert block.title == ATTENDED["caption"] and [len(line) for line in block.lines] == [4, 5, 4]
+    assert block.title == ATTENDED["caption"] and [len(line) for line in block.rows] == [4, 5, 4]
     assert names(layout)[0][0] == ["original", "best", "original", "mask"]
     assert captions(layout)[0][0] == ["object 0.12", "27.2 dB", "on object 0.75", ""]
-    first, *words = block.lines
-    assert first[2].heat is not None and first[2].heat.stem == "class"
+    first, *words = block.rows
+    assert first[2].heatmap is not None and first[2].heatmap.stem == "class"
     maps = [panel for line in words for panel in line]
     assert [panel.heading for panel in maps] == ATTENDED["words"]
-    assert [panel.heat and panel.heat.stem for panel in maps] == list(ATTENDED["within"])
+    assert [panel.heatmap and panel.heatmap.stem for panel in maps] == list(ATTENDED["within"])
     assert [panel.caption for panel in maps] == [f"on object 0.{i}0" for i in range(9)]
-    assert {panel.picture.stem for panel in maps} == {"original"}
+    assert {panel.image.stem for panel in maps} == {"original"}
 
 
 @pytest.mark.parametrize(("count", "lines"), [(1, [1]), (7, [7]), (8, [4, 4]), (13, [7, 6]), (15, [5, 5, 5])])
@@ -300,7 +305,7 @@ def test_words_stand_on_lines_of_about_the_same_length(tmp_path: Path, count: in
         Image.new("L", (8, 8)).save(folder / path)
     found = json.loads((folder / "results.jsonl").read_text())
     (folder / "results.jsonl").write_text(json.dumps({**found, "images": found["images"] | pictures}) + "\n")
-    assert [len(line) for line in layout_of(folder).blocks[0].lines[1:]] == lines
+    assert [len(line) for line in layout_of(folder).blocks[0].rows[1:]] == lines
 
 
 def test_input_gradients_shows_every_augmentation_with_its_share(tmp_path: Path) -> None:
@@ -308,7 +313,7 @@ def test_input_gradients_shows_every_augmentation_with_its_share(tmp_path: Path)
     assert layout.blocks[0].title == "rock crab → viaduct"
     assert names(layout) == [[["original", "mask", "gradient-none", "gradient-much_noise"]]]
     assert captions(layout) == [[["object 0.12", "", "on object 0.25\np 0.00012", "on object 0.50\np 0.75"]]]
-    assert [panel.heading for panel in layout.blocks[0].lines[0]][2:] == ["none", "much noise"]
+    assert [panel.heading for panel in layout.blocks[0].rows[0]][2:] == ["none", "much noise"]
 
 
 def test_portraits_show_pictures_of_the_best_restart_and_what_plain_prompts_reach(tmp_path: Path) -> None:
@@ -316,16 +321,16 @@ def test_portraits_show_pictures_of_the_best_restart_and_what_plain_prompts_reac
     layout = layout_of(run_folder(tmp_path, "diffexplainer_class", records, ["best", "start", *SAMPLES], **PORTRAIT))
     assert [block.title for block in layout.blocks] == ["viaduct", "rock crab"]
     assert names(layout) == [[["best", "sample_01", "sample_02", "sample_03"]]] * 2
-    assert [block.lines[0][0].picture.parent.name for block in layout.blocks] == ["viaduct-1", "rock-crab-0"]
+    assert [block.rows[0][0].image.parent.name for block in layout.blocks] == ["viaduct-1", "rock-crab-0"]
     assert captions(layout)[0] == [["called so 0.75\nclass name 0.25\nbest caption 1.00", "", "", ""]]
 
 
 def test_a_hard_prompt_is_the_title_and_a_soft_ones_nearest_words_are_not(tmp_path: Path) -> None:
     titles = []
-    for kind, baseline in (("Hard", "none"), ("Soft", "none"), ("Hard", "pixels")):
+    for kind, baseline in (("HardPrompt", "none"), ("SoftPrompt", "none"), ("HardPrompt", "pixels")):
         given = {
             **PORTRAIT,
-            "controls": {"tokens": {"_target_": f"classifier_lens.models.generator.prompt_tuning.{kind}"}},
+            "parametrization": {"tokens": {"_target_": f"classifier_lens.models.generator.prompt_tuning.{kind}"}},
         }
         records = [portrait("viaduct", 0)]
         folder = run_folder(tmp_path / kind, "diffexplainer_class", records, ["best"], baseline=baseline, **given)
@@ -343,7 +348,7 @@ def test_portraits_of_several_runs_stand_beside_each_other(tmp_path: Path) -> No
     )  # fmt: skip
     layout = layout_of(own, other)
     assert names(layout) == [[["best", "best"], ["sample_01", "sample_01"]], [["best"], ["sample_01"]]]
-    headings = [[panel.heading for panel in line] for line in layout.blocks[0].lines]
+    headings = [[panel.heading for panel in line] for line in layout.blocks[0].rows]
     assert headings == [["DiffExplainer", "mahendran vedaldi"], ["", ""]]
     assert [caption.split("\n")[0] for caption in captions(layout)[0][1]] == ["called so 0.50", "called so 1.00"]
     assert captions(layout)[0][0] == ["", ""]
@@ -361,22 +366,22 @@ def test_portraits_are_told_apart_by_their_prompts(tmp_path: Path) -> None:
         )
         for prompt in prompts
     ]  # fmt: skip
-    assert [panel.heading for panel in layout_of(*folders).blocks[0].lines[0]] == prompts
+    assert [panel.heading for panel in layout_of(*folders).blocks[0].rows[0]] == prompts
 
 
 def test_an_audit_shows_pictures_maps_and_prompts_in_the_colour_of_the_label(tmp_path: Path) -> None:
     layout = layout_of(folder_of(tmp_path, "spurious_audit"))
     assert [block.title for block in layout.blocks] == ["viaduct", "rock crab"]
     assert names(layout)[0] == [["training", "training"], ["training", "training"], ["best", "best"]]
-    first, maps, prompted = layout.blocks[0].lines
+    first, maps, prompted = layout.blocks[0].rows
     assert [panel.heading for panel in first] == ["feature 3", "feature 7"]
-    assert [panel.heat and panel.heat.stem for panel in maps] == ["cam-training"] * 2
+    assert [panel.heatmap and panel.heatmap.stem for panel in maps] == ["cam-training"] * 2
     assert [panel.caption for panel in prompted] == [
         "core\nr 0.25 (0.12 to 0.50)\nlabel: core", "undecided\nr 0.25 (0.12 to 0.50)\nlabel: spurious",
     ]  # fmt: skip
-    for line in layout.blocks[0].lines:
-        assert [panel.colour for panel in line] == ["tab:green", "tab:red"]
-    assert layout.blocks[1].lines[0][0].colour is None
+    for line in layout.blocks[0].rows:
+        assert [panel.color for panel in line] == ["tab:green", "tab:red"]
+    assert layout.blocks[1].rows[0][0].color is None
     assert captions(layout)[1][-1] == ["undecided\nr 0.25 (0.12 to 0.50)"]
 
 
@@ -433,8 +438,8 @@ def test_a_figure_has_axes_for_every_picture_and_is_written_twice(tmp_path: Path
     assert all(x >= 0 and y >= 0 and x + w <= 1 and y + h <= 1 for x, y, w, h in places)
     assert len({(round(x, 4), round(y, 4)) for x, y, _, _ in places}) == axes
     shown = {text.get_text() for text in figure.texts}
-    assert shown >= {panel.caption for block in layout.blocks for line in block.lines for panel in line}
-    png, pdf = compose([folder], Chosen(name="figure", out=str(tmp_path / "out")))
+    assert shown >= {panel.caption for block in layout.blocks for line in block.rows for panel in line}
+    png, pdf = write_figure([folder], FigureOptions(name="figure", out=str(tmp_path / "out")))
     assert (png, pdf) == (tmp_path / "out" / "figure.png", tmp_path / "out" / "figure.pdf")
     assert pdf.read_bytes()[:5] == b"%PDF-"
     with Image.open(png) as picture:
@@ -444,7 +449,7 @@ def test_a_figure_has_axes_for_every_picture_and_is_written_twice(tmp_path: Path
 def test_pictures_are_drawn_where_their_axes_are(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "uvce")
     figure = draw(layout_of(folder))
-    png, _ = compose([folder], Chosen(name="figure", out=str(tmp_path)))
+    png, _ = write_figure([folder], FigureOptions(name="figure", out=str(tmp_path)))
     with Image.open(png) as picture:
         for ax, colour in zip(figure.axes, ("red", "lime", "blue", "yellow", "cyan"), strict=False):
             x, y, w, h = ax.get_position().bounds
@@ -458,7 +463,7 @@ def test_long_captions_are_broken_and_make_room(tmp_path: Path) -> None:
         draw(layout_of(run_folder(tmp_path / r["source"], "uvce", [r], ["original", "start", "best", "difference"])))
         for r in (short, long)
     ]
-    assert figures[1].get_size_inches()[1] > figures[0].get_size_inches()[1] > CELL
+    assert figures[1].get_size_inches()[1] > figures[0].get_size_inches()[1] > IMAGE_SIDE
     assert max(len(line) for t in figures[1].texts[2:] for line in t.get_text().split("\n")) <= 24
 
 
@@ -469,7 +474,7 @@ def test_a_line_without_headings_leaves_no_room_for_them(tmp_path: Path) -> None
         .get_size_inches()[1]
         for below in ("b", "")
     ]  # fmt: skip
-    assert heights[0] - heights[1] == pytest.approx(HEADING)
+    assert heights[0] - heights[1] == pytest.approx(HEADING_HEIGHT)
 
 
 def test_a_matrix_says_its_numbers() -> None:
@@ -488,12 +493,12 @@ def test_the_first_blocks_are_shown_and_the_same_files_come_again(tmp_path: Path
     folder = folder_of(tmp_path, "uvce")
     sizes = []
     for most in (1, 2):
-        png, pdf = compose([folder], Chosen(name="figure", out=str(tmp_path / "out"), most=most))
+        png, pdf = write_figure([folder], FigureOptions(name="figure", out=str(tmp_path / "out"), max_blocks=most))
         with Image.open(png) as picture:
             sizes.append(picture.size)
     assert sizes[0][0] < sizes[1][0]
     before = png.read_bytes(), pdf.read_bytes()
-    compose([folder], Chosen(name="figure", out=str(tmp_path / "out")))
+    write_figure([folder], FigureOptions(name="figure", out=str(tmp_path / "out")))
     assert (png.read_bytes(), pdf.read_bytes()) == before
 
 
@@ -512,8 +517,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("arguments", "said"),
     [
         ([], "usage:"), (["{folder}", "colour=red"], "colour=red: nothing reads this key; "),
-        (["{folder}", "most=0"], "most=0: allowed are whole numbers from 1"),
-        (["{folder}", "most=a"], "most=a: allowed are whole numbers"),
+        (["{folder}", "max_blocks=0"], "max_blocks=0: allowed are whole numbers from 1"),
+        (["{folder}", "max_blocks=a"], "max_blocks=a: allowed are whole numbers"),
         (["{folder}", "name=../x"], "name=../x: is no file name"), (["absent"], "absent: no run folder, config.yaml"),
     ],
 )  # fmt: skip
@@ -533,7 +538,7 @@ def test_what_a_folder_lacks_is_told_in_one_line(tmp_path: Path, capsys: pytest.
     with pytest.raises(UserError, match=r"test-1/mask.png: the picture is missing"):
         layout_of(folder)
     with pytest.raises(UserError, match="test-0 has no picture 'attack'"):
-        read_run(folder).picture(read_run(folder).records[0], "attack")
+        read_run(folder).image_path(read_run(folder).records[0], "attack")
     whole = (folder / "results.jsonl").read_text()
     (folder / "results.jsonl").write_text(whole + '{"name": "tor')
     assert [record["name"] for record in read_run(folder).records] == [
