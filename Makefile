@@ -9,7 +9,7 @@ LINKS := build/packages/classifier_lens
 GROUNDINGDINO := .venv-groundingdino
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slurm test-groundingdino check format evaluate bench figures clean
+.PHONY: help install demo test test-all test-slurm test-groundingdino check docs format evaluate bench figures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,10 +61,14 @@ $(GROUNDINGDINO)/.installed: requirements.groundingdino.lock
 	@$(GROUNDINGDINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r $<
 	@touch $@
 
-check: $(STAMP) $(LINKS) ## Lint, formatting and types
+check: $(STAMP) $(LINKS) ## Lint, formatting, types and the links of the documentation
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	@$(MAKE) --no-print-directory docs
+
+docs: $(STAMP) ## Build the documentation into build/site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 format: $(STAMP) ## Format the code and mend what the linter can
 	$(PY) -m ruff check --fix .

@@ -44,7 +44,7 @@ NEEDED = {
     "classifier=transformers": ["classifier.path=google/vit-base-patch16-224"],
     "classifier=cal_resnet101": ["classifier.target=cal.py:load", "classifier.labels=cars.txt"],
 }
-SOFTENING = ("erode", "dilate", "blur", "blur_kernel")
+MASK_KEYS = ("erode_kernel", "dilate_kernel", "blur_sigma", "blur_kernel")
 # Defaults of the training scripts, which read them on their own.
 ELSEWHERE = {"train"}
 
@@ -120,7 +120,7 @@ def test_a_model_that_several_parts_look_through_is_loaded_once() -> None:
 
 
 def test_a_dataclass_that_stands_twice_stays_one() -> None:
-    both, sizes = ("latents", "pixels"), {"erode": 0, "dilate": 3, "blur": 1.0, "blur_kernel": 5}
+    both, sizes = ("latents", "pixels"), {"erode_kernel": 0, "dilate_kernel": 3, "blur_sigma": 1.0, "blur_kernel": 5}
     same = [f"generator.mask_postprocess.{kind}.{size}={value}" for kind in both for size, value in sizes.items()]
     generator = build(compose_config(same)).generator
     assert isinstance(generator, LatentDiffusion)
@@ -189,7 +189,7 @@ def test_an_experiment_says_what_to_expect(experiment: str) -> None:
 
 
 def test_the_page_of_experiments_names_those_of_the_papers() -> None:
-    page = (CONF.parent / "docs" / "experiments.md").read_text()
+    page = (CONF.parent / "docs" / "guides" / "reproduce_the_papers.md").read_text()
     groups = ("dig_in", "diagnose", "diffexplainer")
     papers = {experiment for experiment in EXPERIMENTS if experiment.split("/")[0] in groups}
     assert set(re.findall(rf"experiment=((?:{'|'.join(groups)})/\w+)", page)) == papers
@@ -235,8 +235,12 @@ def test_the_published_settings_hold_for_every_classifier(classifier: str) -> No
     assert config["optimizer"]["lr"]["latent"] == 0.001 and config["generator"]["lr_scale"]["latent"] == 1.0
     assert config["generator"]["path"] == "CompVis/stable-diffusion-v1-4" and config["task"]["target"] == "confusion"
     assert config["segmenter"]["path"] == "syscv-community/sam-hq-vit-huge"
-    assert not config["generator"]["clamp_gradient"] and config["generator"]["null_text"]["last_update"]
-    assert config["augment"]["redraw"] and config["augment"]["min_share"] is None and config["select"]["center"] == 0.8
+    assert not config["generator"]["straight_through_clamp"] and config["generator"]["null_text"]["update_before_stop"]
+    assert (
+        config["augment"]["new_crops_per_prediction"]
+        and config["augment"]["min_crop_fraction"] is None
+        and config["select"]["center_crop"] == 0.8
+    )
     assert choices("experiment=dig_in/published", choice)["data"] == "imagenet"
 
 
@@ -330,16 +334,16 @@ def test_defaults_of_the_published_counterfactuals() -> None:
         "cross_replace_steps": [0.3, 0.4, 0.5],
         "background_blend_steps": [0.0, 0.3],
     }
-    assert config["generator"]["blend_from"] == 0
+    assert config["generator"]["background_blend_start"] == 0
     assert {config["generator"]["lr_scale"][name] for name in ("latent", "text", "null")} == {1.0}
     soft = config["generator"]["mask_postprocess"]
-    assert soft["latents"] == soft["pixels"] and [soft["pixels"][key] for key in SOFTENING] == [3, 20, 30.0, 45]
+    assert soft["latents"] == soft["pixels"] and [soft["pixels"][key] for key in MASK_KEYS] == [3, 20, 30.0, 45]
 
 
 def test_the_small_worlds_keep_their_own_sizes() -> None:
     for domain, latents in (("planted", [0, 5, 1.5, 5]), ("cifar10", [0, 3, 1.0, 5])):
         generator = plain(f"domain={domain}")["generator"]
-        assert [generator["mask_postprocess"]["latents"][key] for key in SOFTENING] == latents
+        assert [generator["mask_postprocess"]["latents"][key] for key in MASK_KEYS] == latents
         assert (
             generator["prompt_to_prompt"]["background_blend_steps"] == [0.0, 1.0]
             and generator["background_blend_start"] == 1

@@ -22,15 +22,11 @@ from classifier_lens.runner import api as explaining
 from classifier_lens.runner.cluster.submit import read_settings
 from tests.cli import ROOT, Cli
 
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "tasks").glob("*.md"))]
-DOCUMENTS = [ROOT / "README.md", *PAGES, ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TINY = (
-    "generator.resolution=16",
-    "generator.steps=2",
-    "generator.attention_maps.resolution=8",
-    "optimizer.steps=1",
+    "generator.resolution=16", "generator.steps=2", "generator.attention_maps.resolution=8", "optimizer.steps=1",
     "augment.crops=1",
-)
+)  # fmt: skip
 
 
 def generator(cli: Cli, words: Sequence[str]) -> list[str]:
@@ -44,20 +40,25 @@ def blocks(document: Path, *kinds: str) -> list[str]:
     return re.findall(rf"```(?:{'|'.join(kinds)})\n(.*?)```", document.read_text(), re.DOTALL)
 
 
+def name(document: Path) -> str:
+    """A document's path in the repository."""
+    return str(document.relative_to(ROOT))
+
+
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every command of every block, as words, with the document that has it."""
     for document in DOCUMENTS:
         for block in blocks(document, "bash", "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 if words := shlex.split(line, comments=True):
-                    yield document.name, words
+                    yield name(document), words
 
 
 COMMANDS = list(commands())
 SUBMISSIONS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "scripts/submit.py"]]
-QUESTIONS = [words for words in SUBMISSIONS if words[0] in ("status", "collect")]
+QUERIES = [words for words in SUBMISSIONS if words[0] in ("status", "collect")]
 RUNS = [words[2:] for _, words in COMMANDS if words[:2] == ["python", "run.py"]]
-RUNS += [read_settings(words)[1] for words in SUBMISSIONS if words not in QUESTIONS]
+RUNS += [read_settings(words)[1] for words in SUBMISSIONS if words not in QUERIES]
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
@@ -73,7 +74,7 @@ def test_every_make_target_exists_and_has_its_help() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     named = {words[1] for _, words in COMMANDS if words[0] == "make"}
     in_text = {name for path in DOCUMENTS for name in re.findall(r"`make ([a-z-]+)", path.read_text())}
-    assert named | in_text <= targets and {"install", "demo", "test", "check", "evaluate", "clean"} <= targets
+    assert named | in_text <= targets and {"install", "demo", "test", "check", "docs", "evaluate", "clean"} <= targets
     for _, words in COMMANDS:
         if words[0] == "make":
             assert all(f"$({word.split('=')[0]})" in makefile for word in words[2:])
@@ -85,7 +86,7 @@ def test_what_make_runs_is_there() -> None:
     assert {first for first, _ in recipes} >= {"run.py", "-m"}
     for first, second in recipes:
         if first == "-m":
-            assert second in ("pytest", "ruff", "mypy", "pip")
+            assert second in ("pytest", "ruff", "mypy", "mkdocs", "pip")
         else:
             assert (ROOT / first).is_file(), first
 
@@ -117,7 +118,7 @@ def test_documented_runs_on_a_tiny_generator(words: list[str], capfd: pytest.Cap
     assert len((cli.folder / "results.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_every_python_block_runs(
     document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,34 +136,42 @@ def test_every_python_block_runs(
         if file := re.search(r"`([\w.]+\.py)`:?\s*$", text[: text.index(block)].removesuffix("```python\n")):
             Path(file[1]).write_text(block)
         exec(compile(block, f"{document.name} (python)", "exec"), values)
-    if document.name == "README.md":
-        assert getattr(values["answer"], "image").shape == (3, 16, 16)  # noqa: B009
+    if name(document) in ("README.md", "docs/guides/from_python.md"):
+        assert getattr(values["result"], "image").shape == (3, 16, 16)  # noqa: B009
     capfd.readouterr()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def anchors(document: Path) -> set[str]:
+    """The addresses of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links_and_paths_lead_somewhere(document: Path) -> None:
     text = document.read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]+))?\)", text):
         if not target.startswith("http"):
-            assert (document.parent / target).exists(), target
+            path = document.parent / target if target else document
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
     for path in re.findall(r"`((?:conf|data|docs|models|runner|scripts|tasks|tests)/[\w./-]+)`", text):
         made = ("docs/results/", "models/pretrained/")
         assert (ROOT / path).exists() or path.startswith(made), path
 
 
 def test_the_documented_keys_exist_with_their_defaults() -> None:
-    table = (ROOT / "docs" / "running.md").read_text().split("## Keys")[1].split("##")[0]
+    table = (ROOT / "docs" / "reference" / "configuration.md").read_text()
     rows = re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]+?)`? \|", table, re.MULTILINE)
     config = explaining.compose_config([])
-    assert len(rows) >= 12
+    assert len(rows) >= 24
     for key, default in rows:
         value = OmegaConf.select(OmegaConf.create(config), key, throw_on_missing=True)
         if re.fullmatch(r"[\d.]+|null|auto|none|outputs", default):
             assert str("null" if value is None else value) == default, key
 
 
-ALONE = [words[2:] for name, words in commands() if name == "own_classifier.md" and "classifier.name=resnet50" in words]
+ALONE = [words[2:] for page, words in COMMANDS if page == "docs/guides/without_a_generator.md"]
 
 
 @pytest.mark.parametrize("words", ALONE, ids=lambda words: words[0])
@@ -189,8 +198,32 @@ def test_images_and_a_checkpoint_alone_reach_a_result(
     small = ["generator.resolution=32", "limit=1", "logger=none", f"outputs={cli.outputs}", "augment.crops=2"]
     task, steps = words[0].partition("=")[2], {"input_gradients": [], "neuron_vis": ["baseline.yosinski.steps=2"]}
     few = steps.get(task, ["baseline.feature_attack.steps=2"] if task == "neuron_cf" else ["optimizer.steps=2"])
-    asked = [re.sub("=resnet[0-9]+$", "=test_resnet", word) for word in words]
-    outcome = cli.plain(capfd, *asked, *small, *few)
+    overrides = [re.sub("=resnet[0-9]+$", "=test_resnet", word) for word in words]
+    outcome = cli.plain(capfd, *overrides, *small, *few)
     assert outcome.code == 0, outcome
     (record,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())
     assert "latent_distance" not in record["loss"]
+
+
+# Words of this project's former dialect, and British spellings: the glossary of the field has others.
+DIALECT = (
+    r"pictures?", r"answers?", r"asked", r"surest", r"surely", r"portraits?", r"doubts?", r"contestants?", r"exchanged",
+    r"(?:is|are|was) called", r"called so", r"what is free", r"free to change", r"drawn", r"tied", r"begun", r"worded",
+    r"stands? beside", r"people say", r"fresh", r"grey", r"colours?", r"optimis\w+", r"normalis\w+",
+    r"neighbour\w*", r"licences?",
+)  # fmt: skip
+# Code of Markdown, of Jinja and of HTML.
+NOT_PROSE = r"```.*?```|`[^`]*`|\{[{%#].*?[}%#]\}|<!--.*?-->|<(script|style)\b.*?</\1>|</?\w[^>]*>"
+# Tables that scripts wrote beside a measurement keep what that run said.
+MEASURED = ("docs/results/",)
+PROSE = [
+    *(path for path in DOCUMENTS if not name(path).startswith(MEASURED) or path.name == "README.md"),
+    *sorted((ROOT / "runner" / "report" / "templates").glob("*.j2")),
+]
+
+
+@pytest.mark.parametrize("document", PROSE, ids=name)
+def test_prose_uses_the_terms_of_the_field(document: Path) -> None:
+    prose = re.sub(NOT_PROSE, "", document.read_text(), flags=re.DOTALL)
+    found = re.findall(rf"\b(?:{'|'.join(DIALECT)})\b", prose, re.IGNORECASE)
+    assert not found, sorted(set(found))

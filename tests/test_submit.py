@@ -304,8 +304,8 @@ def test_a_submission_finds_its_own_runs_and_jobs(run: RunStatus, tmp_path: Path
 
 
 def test_settings_that_tell_runs_apart() -> None:
-    first: dict[str, Any] = {"seed": 0, "task": {"target": "x", "keep": "all"}, "command": "a", "list": [1]}
-    second = {"seed": 1, "task": {"target": "x", "keep": "all", "more": None}, "command": "b", "list": [2]}
+    first: dict[str, Any] = {"seed": 0, "task": {"target": "x", "preserve": "all"}, "command": "a", "list": [1]}
+    second = {"seed": 1, "task": {"target": "x", "preserve": "all", "more": None}, "command": "b", "list": [2]}
     assert overview.differing_settings([first, second]) == [{"seed": 0}, {"seed": 1}]
     assert overview.differing_settings([first]) == [{}]
     third = {**first, "task": {"target": "y"}}

@@ -116,7 +116,7 @@ def test_every_wrong_value_of_every_key_is_refused(kind: type) -> None:
 def test_a_key_that_nothing_reads_is_refused_wherever_it_stands() -> None:
     config, names = plain(), {path[:-1] for path, _, _ in leaves(plain())}
     accepted = {path for path in names if not said(changed(config, (*path, "foo"), 1))}
-    assert accepted == {("baseline", "mahendran_vedaldi", "weights")}  # which has to have the penalties' names
+    assert accepted == {("baseline", "mahendran_vedaldi", "penalty_weights")}  # which has to have the penalties' names
 
 
 def test_a_key_that_is_taken_away_is_missed() -> None:

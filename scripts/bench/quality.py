@@ -184,7 +184,7 @@ def format_percent(share: Sequence[float]) -> str:
 def format_table(known: Mapping[str, Mapping[str, Any]]) -> str:
     """The results as a page."""
     head = "Written by `scripts/bench/quality.py`; [performance.md](../performance.md) says how to read it."
-    rows = ["# Quality per second", "", head, "", "![Quality over seconds](../pictures/quality.png)", ""]
+    rows = ["# Quality per second", "", head, "", "![Quality over seconds](../images/quality.png)", ""]
     for task, points in known.items():
         success, oracles = TASKS[task].column_titles
         rows += [f"## {task}", "", f"| setting | seconds | {success} | {oracles} | n |", "|---|---|---|---|---|"]

@@ -1,74 +1,132 @@
-"""Write the tables of options in docs/tasks/, from the comments of conf/.
+"""Write the tables of options in docs/tasks/ and docs/reference/keys.md, from the comments of conf/.
 
     python scripts/tables/option_tables.py
 
-Between `<!-- options: task=uvce -->` and `<!-- end -->` of a page stands a table of what conf/task/uvce.yaml says: each
-key with its default and its comment. A test keeps the pages as this script leaves them.
+Between `<!-- options: task=uvce -->` and `<!-- end -->` of a page is a table of conf/task/uvce.yaml: each key with its
+default and its comment. docs/reference/keys.md has such a table for every file of conf/ except the experiments. A test
+checks that the pages are as this script writes them.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from classifier_lens.runner.paths import ROOT
 
 PAGES = ROOT / "docs" / "tasks"
+KEYS_PAGE = ROOT / "docs" / "reference" / "keys.md"
 TABLE_BLOCK = re.compile(r"(<!-- options: ([a-z_]+)=([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEY_LINE = re.compile(r"""^(?P<indent> *)(?P<key>"?[a-z_]\w*"?):(?: (?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?$""")
+REFERENCE = re.compile(r"\$\{\w+\}$|[>|]-?$")  # to another part of the configuration, or a text on the lines below
+HEAD = re.compile(r"\A(#.*\n)+")
 # What says how an option is put together, not what it does.
-SKIPPED_KEYS = ("defaults", "_target_", "_partial_", "cache")
+SKIPPED_KEYS = ("defaults", "_target_", "_partial_", "cache", "presets")
+CONSTRUCTION_KEYS = ("_target_", "_partial_")
+
+# The groups of docs/reference/keys.md, in the order of the page.
+GROUPS = {
+    "task": "The problems, the objective and the measurements.",
+    "task/annotations": "Human annotations of features for `task=spurious_audit`.",
+    "task/retrieval": "Real images for `task=disagreement`.",
+    "classifier": "The network to explain; `classifier@rival=` selects the second one of `task=disagreement`.",
+    "data": "The images of the problems; `data@training=` selects the training images.",
+    "generator": "The diffusion model.",
+    "sampler": "DDIM or a consistency model; together with the domain it selects the generator.",
+    "parametrization": "What is optimized.",
+    "optimizer": "Steps, learning rates, gradient clipping, early stopping.",
+    "augment": "What the classifier sees during optimization.",
+    "baseline": "What `task.baseline=<name>` runs in place of the method.",
+    "captioner": "Captions of images.",
+    "segmenter": "Masks of objects; `segmenter@text_segmenter=` selects the text-prompted one.",
+    "clip": "The CLIP model of captioner, retrieval and zero-shot classifiers.",
+    "domain": "Defaults that follow from the kind of images; the classifier selects it.",
+    "phrases": "Words and phrases for captions and searches.",
+    "logger": "What is logged beside the run folder.",
+    "safety_checker": "Whether generated images are checked before they are saved.",
+    "train": "Settings of the commands in `scripts/train/`, given as `key=value` without the group.",
+    "train/ties": "Shortcuts for `scripts/train/classifier.py ties=<name>`.",
+}
+INTRODUCTION = """# All configuration keys
+
+Generated from the comments in `conf/` by `scripts/tables/option_tables.py`. Each section is a group, each
+`group=option` a file `conf/<group>/<option>.yaml`. An option also has the keys of the option from which it inherits.
+[Configuration](configuration.md) explains the keys that are set most often; `python run.py --cfg job` prints all
+keys of a command with their values. [Reproduce the papers](../guides/reproduce_the_papers.md) lists the experiments.
+"""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A key of a configuration file, its default as it is written, and what its comment says."""
+    """A key of a configuration file, its default as it is written, and its comment."""
 
     key: str
     default: str
     description: str
 
 
-def parse_options(group: str, text: str) -> list[Option]:
-    """The keys of an option's file that have a comment, with the key of a mapping before its inner ones'.
+def parse_options(group: str, text: str, undocumented: bool = False) -> list[Option]:
+    """The keys of an option's file that have a comment, with the key of a mapping before its inner ones; undocumented:
+    also keys without one, if they have a value of their own.
 
-    Lines of comment right above a key belong to it, as do one behind it and those right below it that stand deeper.
+    Lines of comment right above a key belong to it, as do one behind it and those right below it that are indented
+    deeper.
     """
     parents: list[str] = []
-    above: list[str] = []
-    found: list[Option] = []
-    fresh = False  # whether the line before was the last option's
+    preceding_comments: list[str] = []
+    parsed: list[Option] = []
+    follows_option = False  # whether the line before was the last option's
     for line in text.splitlines():
-        indent, words = len(line) - len(line.lstrip()), line.strip().removeprefix("# ")
-        if words != line.strip():
-            if fresh and indent > 0:
-                found[-1] = replace(found[-1], description=f"{found[-1].description} {words}")
+        indent, content = len(line) - len(line.lstrip()), line.strip()
+        if content.startswith("#"):
+            comment = content.removeprefix("#").strip()
+            if follows_option and indent > 0:
+                parsed[-1] = replace(parsed[-1], description=f"{parsed[-1].description} {comment}")
             else:
-                above.append(words)
+                preceding_comments.append(comment)
             continue
-        match, fresh = KEY_LINE.match(line), False
+        if follows_option and content.startswith("{") and not parsed[-1].default:
+            parsed[-1] = replace(parsed[-1], default=_written(content))
+        match, follows_option = KEY_LINE.match(line), False
         if match is not None:
             key, value = match["key"].strip('"'), match["value"] or ""
             parents[indent // 2 :] = [key]
-            meaning = " ".join([*([match["comment"]] if match["comment"] else []), *above])
-            if meaning and not {parents[0], key} & set(SKIPPED_KEYS):
-                default = "" if "_target_" in value else value
-                found.append(Option(".".join([group, *parents]), default, meaning))
-                fresh = True
-        above = []
-    return found
+            description = " ".join([*([match["comment"]] if match["comment"] else []), *preceding_comments])
+            described = description or (undocumented and value and not REFERENCE.match(value))
+            if described and not {parents[0], key} & set(SKIPPED_KEYS):
+                parsed.append(Option(".".join([group, *parents] if group else parents), _written(value), description))
+                follows_option = True
+        preceding_comments = []
+    return parsed
 
 
-def options_table(group: str, name: str) -> str:
-    """The options of conf/<group>/<name>.yaml as a table of Markdown; the head of the file is no option's comment."""
-    body = re.sub(r"\A(#.*\n)+", "", (ROOT / "conf" / group / f"{name}.yaml").read_text())
-    rows = [
-        f"| `{option.key}` | {f'`{_cell(option.default)}`' if option.default else ''} | {_cell(option.description)} |"
-        for option in parse_options(group, body)
-    ]
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
+def _written(value: str) -> str:
+    """A default as the file has it, without what says how an object is built; of one over several lines the first."""
+    if value.startswith(("[", "{")) and not value.endswith(("]", "}")):
+        return f"{value} …"
+    if not value.startswith("{") or "_target_" not in value:
+        return value
+    settings = {key: inner for key, inner in yaml.safe_load(value).items() if key not in CONSTRUCTION_KEYS}
+    if not settings:
+        return ""
+    return yaml.safe_dump(settings, default_flow_style=True, sort_keys=False, width=1_000, allow_unicode=True).strip()
+
+
+def options_table(group: str, text: str, undocumented: bool = False) -> str:
+    """The options of a file as a table of Markdown, empty without any; the head of the file is no option's comment."""
+    rows = [_row(option) for option in parse_options(group, HEAD.sub("", text), undocumented)]
+    return "\n".join(["| key | default | description |", "|---|---|---|", *rows, ""]) if rows else ""
+
+
+def _row(option: Option) -> str:
+    default = f"`{_cell(option.default)}`" if option.default else ""
+    return f"| `{option.key}` | {default} | {_cell(_plain(option.description))} |"
 
 
 def _cell(text: str) -> str:
@@ -76,15 +134,68 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
+def _plain(text: str) -> str:
+    """A comment as text of Markdown: what would be markup is escaped, except in spans of code."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([*<])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
 def update_page(text: str) -> str:
     """A page with its tables as conf/ has them now."""
-    return TABLE_BLOCK.sub(lambda found: f"{found[1]}{options_table(found[2], found[3])}{found[4]}", text)
+
+    def table(match: re.Match[str]) -> str:
+        file = ROOT / "conf" / match[2] / f"{match[3]}.yaml"
+        return f"{match[1]}{options_table(match[2], file.read_text())}{match[4]}"
+
+    return TABLE_BLOCK.sub(table, text)
+
+
+def keys_page() -> str:
+    """The page of all configuration keys."""
+    return "\n".join([INTRODUCTION, *_sections()])
+
+
+def _sections() -> Iterator[str]:
+    yield "## config\n\nKeys of the whole run, `conf/config.yaml`.\n"
+    yield options_table("", (ROOT / "conf" / "config.yaml").read_text())
+    yield "## submit\n\nKeys of `scripts/submit.py`, `conf/submit.yaml`.\n"
+    yield options_table("submit", (ROOT / "conf" / "submit.yaml").read_text())
+    for group, description in GROUPS.items():
+        yield f"## {group}\n\n{description}\n"
+        for file in sorted((ROOT / "conf" / group).glob("*.yaml")):
+            yield _option_section(group, file)
+
+
+def _option_section(group: str, file: Path) -> str:
+    """The head, the ancestor and the keys of one option."""
+    text = file.read_text()
+    head = HEAD.match(text)
+    comments = [line.removeprefix("#").strip() for line in head[0].splitlines()] if head else []
+    lines = [f"### `{group}={file.stem}`" if not group.startswith("train") else f"### `{file.stem}`", ""]
+    lines += [_plain(" ".join(comment for comment in comments if not comment.startswith("@package"))), ""]
+    if ancestors := _ancestors(yaml.safe_load(text)):
+        lines += [f"Inherits from {', '.join(f'`{name}`' for name in ancestors)}.", ""]
+    prefix = {"train": "", "train/ties": ""}.get(group, _key_of(group, file.stem))
+    return "\n".join([*lines, options_table(prefix, text, undocumented=True)])
+
+
+def _key_of(group: str, option: str) -> str:
+    """Where an option's keys are in the configuration."""
+    return f"baseline.{option}" if group == "baseline" else group.replace("/", ".")
+
+
+def _ancestors(content: Any) -> list[str]:
+    """The options of the same group that a file inherits from."""
+    defaults = content.get("defaults", []) if isinstance(content, dict) else []
+    return [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write all pages again."""
-    for path in sorted(PAGES.glob("*.md")):
-        path.write_text(update_page(path.read_text()))
+    pages = {path: update_page(path.read_text()) for path in sorted(PAGES.glob("*.md"))}
+    for path, text in {**pages, KEYS_PAGE: keys_page()}.items():
+        path.write_text(text)
         print(path.relative_to(ROOT))
     return 0
 

@@ -50,7 +50,7 @@ def test_every_figure_of_the_papers_has_a_miniature() -> None:
 
 
 def test_the_page_of_experiments_names_the_miniatures() -> None:
-    page = (make_figures.ROOT / "docs" / "experiments.md").read_text()
+    page = (make_figures.ROOT / "docs" / "guides" / "reproduce_the_papers.md").read_text()
     assert set(re.findall(r"experiment=planted/(\w+)", page)) >= set(make_figures.select_experiments(None))
     assert set(re.findall(r"experiment=planted/(\w+)", page)) <= set(PLANTED)
 

@@ -212,7 +212,7 @@ def test_documented_commands_run(
 ) -> None:
     """In the order in which they stand, with written runs in place of those that the documentation speaks of."""
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "experiments.md").read_text()
+    text = (ROOT / "docs" / "guides" / "run_a_user_study.md").read_text()
     commands = [shlex.split(line)[2:] for line in re.findall(r"^python scripts/user_study.py.*$", text, re.MULTILINE)]
     kinds = []
     for words in commands:

@@ -555,8 +555,8 @@ def test_labels_file_errors_name_the_file(tmp_path: Path) -> None:
 
 
 def test_own_classifier_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs/own_classifier.md").read_text()
-    module, _, python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    text = (ROOT / "docs/reference/classifiers.md").read_text()
+    module, python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     command, *_ = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("my_network.py").write_text(module)
@@ -611,7 +611,7 @@ def test_every_option_binds_its_loader(option: str) -> None:
 
 
 SAID_IN_HEADS = {
-    "licence": "icence|Apache-2.0|CC-BY|MIT|BSD",
+    "license": "icense|Apache-2.0|CC-BY|MIT|BSD",
     "input size": r"\d px",
     "labels": "abels",
     "accuracy": "ccurac| %",

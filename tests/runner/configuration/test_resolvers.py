@@ -93,7 +93,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, Any]]:
         raise UserError("seen")
 
     with monkeypatch.context() as patched:
-        patched.setattr("classifier_lens.runner.cli.build", build)
+        patched.setattr("classifier_lens.runner.command.build", build)
         assert Cli.code(*words, "logger=none") == 2
     return seen
 
