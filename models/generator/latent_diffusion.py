@@ -42,7 +42,15 @@ from classifier_lens.runner.configuration.value_ranges import (
     PromptToPromptSteps,
 )
 from classifier_lens.runner.protocols import Segmenter
-from classifier_lens.runner.types import EditContext, Initialization, Precomputed, Problem, PromptToPrompt, UserError
+from classifier_lens.runner.types import (
+    CaptionEdit,
+    EditContext,
+    Initialization,
+    Precomputed,
+    Problem,
+    PromptToPrompt,
+    UserError,
+)
 
 
 @dataclass(frozen=True)
@@ -238,13 +246,7 @@ class LatentDiffusion(Chain):
             new, old = latent_mask[again].sqrt(), (1 - latent_mask[again]).sqrt()
             course["latent"][again] = new * drawn["latent"][again] + old * course["latent"][again]
             course["noise"][again] = new[:, None] * drawn["noise"][again] + old[:, None] * course["noise"][again]
-        matrices = torch.stack([
-            map_alignment_matrix(
-                self.networks.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new
-            )
-            if e.source != e.target else torch.eye(len(old))
-            for e, old, new in zip(edits, source_text, target_text, strict=True)
-        ]).to(self.device)  # fmt: skip
+        matrices = self._alignment_matrices(edits, source_text, target_text)
         # Step by step: how a product is rounded may depend on how many are made at once.
         injected = {
             layer: torch.stack([torch.einsum("bhqk,bkl->bhql", m[:, i], matrices.to(m)) for i in range(kept)], dim=1)
@@ -278,6 +280,19 @@ class LatentDiffusion(Chain):
         return Initialization(
             start, anchors, notes, context_scenes=partial(compare_schedules, self, anchors), precomputed=found
         )
+
+    def _alignment_matrices(
+        self, edits: Sequence[CaptionEdit], source_text: Float[Tensor, "b l d"], target_text: Float[Tensor, "b l d"]
+    ) -> Float[Tensor, "b l l"]:
+        """How the attention maps of each source prompt move to the tokens of its target prompt."""
+        matrices = [
+            map_alignment_matrix(
+                self.networks.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new
+            )
+            if e.source != e.target else torch.eye(len(old))
+            for e, old, new in zip(edits, source_text, target_text, strict=True)
+        ]  # fmt: skip
+        return torch.stack(matrices).to(self.device)
 
     def sampler_inputs(self, problems: Sequence[Problem], drawn: SamplerInputs) -> SamplerInputs:
         """The courses of pictures: those that lead back to them where they are given, else as they are drawn."""
