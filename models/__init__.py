@@ -1,2 +1,2 @@
-"""The networks: generator, classifier, segmenter, captioner, CLIP, and where their weights are loaded from.
-What is asked of them is in tasks/; small weights that are shipped are in models/pretrained/."""
+"""Networks: generator, classifier, segmenter, captioner, CLIP, and the loading of their weights.
+What they are used for is in tasks/; shipped weights are in models/pretrained/."""

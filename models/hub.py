@@ -103,7 +103,7 @@ def read_model_type(key: str, folder: Path, allowed: Iterable[str]) -> str:
     with as_user_error(key):
         kind: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     if kind not in (allowed := tuple(allowed)):
-        raise UserError(f"{key}: holds a network of kind {kind}; allowed are {', '.join(allowed)}")
+        raise UserError(f"{key}: contains a network of type {kind}; allowed are {', '.join(allowed)}")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""Random numbers that follow from a problem's seed and from what they are for."""
+"""Random numbers that depend on the seed of a problem and on their purpose alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-GRAY = 0.5  # the middle of the range, which images are drawn to where nothing speaks for another color
+GRAY = 0.5  # the middle of [0, 1], from which images are initialized
 
 
-def derive_seed(seed: int, *place: object) -> int:
-    """A seed of its own for every use of a problem's seed; equal uses give equal ones."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], "big")
+def derive_seed(seed: int, *purpose: object) -> int:
+    """A seed that differs for each purpose; equal arguments give the same seed."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *purpose)).encode()).digest()[:7], "big")
 
 
 def gray_noise(shape: Sequence[int], std: float, seed: int) -> Float[Tensor, "3 h w"]:
-    """Gray with Gaussian noise of a problem's seed, standard deviation `std`, cut to [0, 1]."""
-    draw = torch.Generator().manual_seed(derive_seed(seed, "pixels"))
-    return (GRAY + std * torch.randn(tuple(shape), generator=draw)).clamp(0, 1)
+    """Gray plus Gaussian noise of standard deviation `std`, clamped to [0, 1]."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "pixels"))
+    return (GRAY + std * torch.randn(tuple(shape), generator=generator)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Tensors kept by content, one file per row; a damaged one is computed again."""
+"""A cache of tensors on disk, one file per row; damaged files are treated as missing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from classifier_lens.runner.files.tensors import read_tensors, write_tensors
 
 
 class TensorCache:
-    """A folder of safetensors files named by the hash of all that their content depends on; None keeps nothing."""
+    """A folder of safetensors files named by the hash of everything that their content depends on.
+
+    Args:
+        folder: None disables the cache.
+    """
 
     def __init__(self, folder: str | None) -> None:
         self.folder = None if folder is None else Path(folder)
 
     def key(self, *parts: object) -> str:
-        """The hash of everything that decides the content: tensors by their bytes, anything else by its `repr`."""
+        """The hash of everything that the content depends on: tensors by their bytes, other values by their `repr`."""
         sha = hashlib.sha256()
         for part in parts:
             data = (
@@ -33,14 +37,14 @@ class TensorCache:
         """The stacked tensors of all keys, or None if one of them is missing or damaged."""
         if self.folder is None:
             return None
-        parts = [self._row(self.folder / f"{key}.safetensors", key) for key in keys]
-        whole = [part for part in parts if part is not None]
-        if len(whole) < len(keys):
+        rows = [self._load_row(self.folder / f"{key}.safetensors", key) for key in keys]
+        cached = [row for row in rows if row is not None]
+        if len(cached) < len(keys):
             return None
-        return {name: torch.stack([part[name] for part in whole]) for name in whole[0]}
+        return {name: torch.stack([row[name] for row in cached]) for name in cached[0]}
 
-    def _row(self, path: Path, key: str) -> dict[str, Tensor] | None:
-        """The tensors of a file, None if it is missing; one that is damaged or of another key is set aside."""
+    def _load_row(self, path: Path, key: str) -> dict[str, Tensor] | None:
+        """The tensors of a file, None if it is missing, damaged or of another key; the last two are renamed."""
         try:
             file = read_tensors(path)
             if file.metadata.get("key") != key:
@@ -53,7 +57,7 @@ class TensorCache:
         return file.tensors
 
     def save(self, keys: Sequence[str], **tensors: Tensor) -> None:
-        """Keep row i of each tensor under keys[i]."""
+        """Store row i of each tensor under keys[i]."""
         if self.folder is None:
             return
         for i, key in enumerate(keys):

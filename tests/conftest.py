@@ -22,7 +22,8 @@ from classifier_lens.models.generator.latent_diffusion import AttentionMapWindow
 from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.samplers import NullTextInversion, ddim, lcm
 from classifier_lens.models.generator.single_image import SingleImageGenerator
-from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, MaskPostprocess
+from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
+from classifier_lens.models.segmenter.segmenter import AttentionSegmenter
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.configuration.resolvers import register_resolvers
 from classifier_lens.runner.types import (

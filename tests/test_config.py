@@ -19,7 +19,7 @@ from classifier_lens.models.captioner.clip_ranking import ClipRankingCaptioner
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
 from classifier_lens.models.clip import ZeroShotClassifier
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.segmenter.segmenter import MaskPostprocess
+from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
 from classifier_lens.runner.configuration.compose import build, compose_config, expand_sweep
 from classifier_lens.runner.configuration.runner_settings import Settings
 from classifier_lens.runner.configuration.schema import check_settings

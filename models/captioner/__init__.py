@@ -1,2 +1,2 @@
 """Captions of images: a template, a file, CLIP's ranking of words, a vision-language model.
-How captions are edited is in tasks/prompts/."""
+The editing of captions is in tasks/prompts/."""

@@ -1,4 +1,4 @@
-"""Captions from lists of words: a CLIP model says which of them fit a picture best."""
+"""Captions from word lists, ranked by CLIP similarity with the image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from classifier_lens.runner.types import Example, UserError, indefinite_article
 
 
 class ClipRankingCaptioner:
-    """Ranks words for a picture by the cosine of their CLIP embeddings with the picture's; texts are embedded once.
+    """Captions and objects with the highest cosine similarity between the CLIP embeddings of text and image.
 
-    clip: the model; objects: nouns as they stand in a sentence ("a crab", "sand"); context_phrases: what may follow the
-    class name ("on sand"); each a list, or a text file of one per line; top_k: how many objects are named;
-    object_template: an object in a sentence, as `{object}`; template: the caption, with `{article}`, `{label}` and
-    `{phrase}`. Raises UserError if a list is empty or cannot be read, or if a template cannot be filled in."""
+    Args:
+        clip: the embedding model; each text is embedded once.
+        objects: nouns with their article ("a crab", "sand"): a list, or a text file with one per line.
+        context_phrases: phrases that follow the class name ("on sand"): a list, or a text file with one per line.
+        top_k: number of objects that are listed.
+        object_template: the text of an object, with the placeholder `{object}`.
+        template: the caption, with the placeholders `{article}`, `{label}` and `{phrase}`.
+
+    Raises:
+        UserError: a list is empty or cannot be read, or a template has other placeholders.
+    """
 
     def __init__(
         self, clip: Embedder, objects: str | Names, context_phrases: str | Names, top_k: PerProblemCount,
@@ -32,36 +39,37 @@ class ClipRankingCaptioner:
         self._phrases = read_list("captioner.context_phrases", context_phrases)
         self._objects = read_list("captioner.objects", objects)
         key = "captioner.object_template"
-        self._object_texts = clip.embed_texts(
+        self._object_embeddings = clip.embed_texts(
             [fill_template(key, object_template, object=name) for name in self._objects]
         )
-        self._captions: dict[str, tuple[list[str], Float[Tensor, "n d"]]] = {}
+        self._captions: dict[str, tuple[list[str], Float[Tensor, "n d"]]] = {}  # by class name
 
     def caption(self, example: Example) -> str:
-        """The template with the phrase that makes it fit the picture best."""
+        """The template with the phrase that gives the highest similarity with the image."""
         if (label := example.label) not in self._captions:
             key, words = "captioner.template", {"article": indefinite_article(label), "label": label}
             texts = [fill_template(key, self.template, phrase=phrase, **words) for phrase in self._phrases]
             self._captions[label] = [check_caption(text, label, key) for text in texts], self.clip.embed_texts(texts)
-        captions, embedded = self._captions[label]
-        return captions[self._ranked(example, embedded)[0]]
+        captions, embeddings = self._captions[label]
+        return captions[self._ranking(example, embeddings)[0]]
 
     def objects(self, example: Example) -> list[str]:
-        """The best objects, best first, as they stand in the list."""
-        return [self._objects[i] for i in self._ranked(example, self._object_texts)[: self.top_k]]
+        """The `top_k` objects of highest similarity, in descending order."""
+        return [self._objects[i] for i in self._ranking(example, self._object_embeddings)[: self.top_k]]
 
     @torch.no_grad()
-    def _ranked(self, example: Example, texts: Float[Tensor, "n d"]) -> list[int]:
-        """Positions of texts by how well they fit the picture; equal ones in their order."""
-        image = self.clip.embed_images(example.image[None])[0]
-        # Another part that shares the model may have moved it since the texts were embedded.
-        return (texts.to(image.device) @ image).argsort(descending=True, stable=True).tolist()
+    def _ranking(self, example: Example, text_embeddings: Float[Tensor, "n d"]) -> list[int]:
+        """Positions of the texts by descending similarity with the image; the sort is stable."""
+        image_embedding = self.clip.embed_images(example.image[None])[0]
+        # The model is shared and may have been moved to another device since the texts were embedded.
+        similarities = text_embeddings.to(image_embedding.device) @ image_embedding
+        return similarities.argsort(descending=True, stable=True).tolist()
 
 
 def read_list(key: str, words: str | Sequence[str]) -> list[str]:
-    """Words as they are given, or from a text file of one per line. Raises UserError if there are none."""
+    """The words of a list, or of a text file with one per line. Raises UserError if there are none."""
     if isinstance(words, str):
         words = read_lines(f"{key}={words}", words, "a list, or a text file of one per line")
-    if not (found := [word.strip() for word in words if word.strip()]):
-        raise UserError(f"{key}: holds nothing; wanted is a list, or a text file of one per line")
-    return found
+    if not (entries := [word.strip() for word in words if word.strip()]):
+        raise UserError(f"{key}: is empty; wanted is a list, or a text file of one per line")
+    return entries

@@ -1,2 +1,2 @@
-"""A classifier as the rest of the project sees it: images in [0, 1] in, logits and features out, checked and hooked.
+"""The classifier interface: images in [0, 1] to logits, features and activations of modules, and checks of networks.
 Sources of weights are in models/classifier/loaders/."""

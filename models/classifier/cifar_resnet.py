@@ -1,6 +1,6 @@
 """The CIFAR-10 residual networks of He et al. 2016, section 4.2, with parameter-free shortcuts (option A).
 
-Names of the layers are those of the published checkpoints (repository akamaster/pytorch_resnet_cifar10).
+The names of the layers are those of the published checkpoints (repository akamaster/pytorch_resnet_cifar10).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ DEPTHS = (20, 32, 44, 56, 110)
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which drops every other pixel and pads channels with zeros."""
+    """Two 3 x 3 convolutions and a shortcut, which skips every other pixel and pads channels with zeros."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class CifarResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
-    """`blocks` blocks, the first of which changes size and width."""
+    """`blocks` blocks, of which the first changes resolution and width."""
     return nn.Sequential(
         BasicBlock(inputs, outputs, stride), *[BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)]
     )

@@ -1,5 +1,8 @@
-"""Which dimensions of what a module gives are places and which are channels, found by a law and not by sizes: what
-changes in one half of an image changes that half of a map more than the other."""
+"""Detection of the spatial dimensions and of the channels of a module's output.
+
+Sizes are ambiguous, so a property of feature maps is tested: a change in one half of the image changes that half of the
+map more than the other half.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-NUM_IMAGE_PAIRS = 2  # of noise images, of which one stands in a half of the other
-MIN_SCORE = 0.05  # of 1, where a change stays in its half: below it dimensions do not follow the image's sides
-CHANCE_MARGIN = 0.5  # over the root of the number of places: how far few places may seem to follow them by chance
-MIN_SCORE_RATIO = 1.5  # times what any other reading of the dimensions gives
+NUM_IMAGE_PAIRS = 2  # pairs of noise images, of which the second replaces halves of the first
+MIN_SCORE = 0.05  # least score (1: changes stay in their half) of spatial dimensions
+CHANCE_MARGIN = 0.5  # divided by the square root of the number of positions, and added to `MIN_SCORE`
+MIN_SCORE_RATIO = 1.5  # least ratio to the score of any other assignment of the dimensions
 
-# By definition: the dimension of the channels of what these layers give and are given.
+# Layers whose inputs and outputs have the channels in dimension 1 by definition.
 CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """spatial_dims: the dimensions of rows and columns, of tokens, or none; shape: of one image's output.
+    """The layout of a module's output.
 
-    All others are channels, in their order.
+    Args:
+        spatial_dims: the dimensions of rows and columns, the dimension of tokens, or none; the others are channels.
+        shape: of the output for one image.
     """
 
     spatial_dims: tuple[int, ...]
@@ -32,106 +37,131 @@ class FeatureLayout:
 
     @property
     def _order(self) -> list[int]:
-        """Channels before rows and columns, tokens before channels."""
-        others = [i for i in range(1, len(self.shape) + 1) if i not in self.spatial_dims]
-        return [0, *others, *self.spatial_dims] if len(self.spatial_dims) == 2 else [0, *self.spatial_dims, *others]
+        """The dimensions in canonical order: channels before rows and columns, tokens before channels."""
+        channels = [i for i in range(1, len(self.shape) + 1) if i not in self.spatial_dims]
+        return [0, *channels, *self.spatial_dims] if len(self.spatial_dims) == 2 else [0, *self.spatial_dims, *channels]
 
     def to_canonical(self, output: Tensor) -> Tensor:
-        """An output as a feature map "b c y x", as tokens "b l c", or where there are no places as values "b c"."""
-        first = 1 if len(self.spatial_dims) != 1 else 2
-        moved = output.permute(self._order)
-        last = moved.ndim - (2 if len(self.spatial_dims) == 2 else 0)
-        return moved.flatten(first, last - 1) if last > first else moved.unsqueeze(first)
+        """An output as a feature map "b c y x", as tokens "b l c", or without spatial dimensions as values "b c"."""
+        permuted = output.permute(self._order)
+        first_channel_dim = 1 if len(self.spatial_dims) != 1 else 2
+        end = permuted.ndim - (2 if len(self.spatial_dims) == 2 else 0)
+        if end > first_channel_dim:
+            return permuted.flatten(first_channel_dim, end - 1)
+        return permuted.unsqueeze(first_channel_dim)
 
-    def from_canonical(self, shown: Tensor) -> Tensor:
-        """The output of which `shown` is made."""
-        sizes = [shown.shape[0], *(self.shape[i - 1] for i in self._order[1:])]
-        moved = shown.reshape(sizes)
-        return moved.permute([self._order.index(i) for i in range(len(self._order))])
+    def from_canonical(self, canonical: Tensor) -> Tensor:
+        """The inverse of `to_canonical`."""
+        sizes = [canonical.shape[0], *(self.shape[i - 1] for i in self._order[1:])]
+        permuted = canonical.reshape(sizes)
+        return permuted.permute([self._order.index(i) for i in range(len(self._order))])
 
 
 @dataclass(frozen=True)
 class ChannelDim:
-    """What is known only by the layer's definition: the dimension of the channels. Nothing says what the others are."""
+    """The dimension of the channels of a layer, where the meaning of the other dimensions is unknown."""
 
     dimension: int
 
 
-# How an output is read, None where nothing tells.
+# The layout of an output, None if it is unknown.
 OutputLayout = FeatureLayout | ChannelDim | None
 
 
+def is_spatial(layout: OutputLayout) -> bool:
+    """Whether an output is a feature map or a list of tokens with a single dimension of channels."""
+    return (
+        isinstance(layout, FeatureLayout)
+        and bool(layout.spatial_dims)
+        and len(layout.shape) - len(layout.spatial_dims) == 1
+    )
+
+
+def flatten_spatial(maps: Tensor) -> Float[Tensor, "b c p"]:
+    """A feature map "b c y x" or tokens "b l c" with all positions in the last dimension."""
+    return maps.flatten(2) if maps.ndim == 4 else maps.transpose(1, 2)
+
+
 def half_image_probes(size: int) -> Float[Tensor, "n 3 s s"]:
-    """Noise, then the same with other noise in its left half, right half, upper half and lower half; `PAIRS` times."""
-    draw, middle, found = torch.Generator().manual_seed(0), size // 2, []
+    """For each pair of noise images five images: the first, and it with the left, right, upper and lower half of the
+    second."""
+    generator, middle, probes = torch.Generator().manual_seed(0), size // 2, []
     for _ in range(NUM_IMAGE_PAIRS):
-        base, other = torch.rand(2, 3, size, size, generator=draw)
+        base, other = torch.rand(2, 3, size, size, generator=generator)
         changed = base.expand(5, -1, -1, -1).clone()
         changed[1, :, :, :middle], changed[2, :, :, middle:] = other[:, :, :middle], other[:, :, middle:]
         changed[3, :, :middle], changed[4, :, middle:] = other[:, :middle], other[:, middle:]
-        found.append(changed)
-    return torch.cat(found)
+        probes.append(changed)
+    return torch.cat(probes)
 
 
 def detect_layout(module: nn.Module, output: Tensor) -> OutputLayout:
-    """How a module's output for `halves`, or what it is given, is to be read; None where nothing tells."""
+    """The layout of a module's output, or input, for `half_image_probes`; None if it is unknown."""
     if output.ndim < 2 or output.ndim > 4 or len(output) != 5 * NUM_IMAGE_PAIRS:
         return None
     shape = tuple(output.shape[1:])
     if sum(side > 1 for side in shape) < 2:
         return FeatureLayout((), shape)
-    known = _defined(module, output)
-    changes = _changes(output)
-    scores = sorted(((_score(changes, p), p) for p in _readings(shape, known)), reverse=True)
-    (best, places), (second, _) = [*scores, (0.0, ()), (0.0, ())][:2]
-    least = MIN_SCORE + CHANCE_MARGIN / sqrt(prod(shape[i - 1] for i in places))
-    if best >= least and (known is not None or best >= MIN_SCORE_RATIO * second):
-        return FeatureLayout(places, shape)
-    return None if known is None else ChannelDim(known)
+    channel_dim = _channel_dim_by_definition(module, output)
+    changes = _squared_changes(output)
+    candidates = _spatial_dim_candidates(shape, channel_dim)
+    scores = sorted(((_locality(changes, dims), dims) for dims in candidates), reverse=True)
+    (best, spatial_dims), (second, _) = [*scores, (0.0, ()), (0.0, ())][:2]
+    min_score = MIN_SCORE + CHANCE_MARGIN / sqrt(prod(shape[i - 1] for i in spatial_dims))
+    if best >= min_score and (channel_dim is not None or best >= MIN_SCORE_RATIO * second):
+        return FeatureLayout(spatial_dims, shape)
+    return None if channel_dim is None else ChannelDim(channel_dim)
 
 
-def _defined(module: nn.Module, output: Tensor) -> int | None:
-    """The dimension of the channels by a layer's definition, None where it has none. What is derived of LayerNorm may
-    normalise the first dimension or the last: that of as many values as it has weights, where they differ in size."""
+def _channel_dim_by_definition(module: nn.Module, output: Tensor) -> int | None:
+    """The dimension of the channels by the type of the layer, None if the type does not determine it."""
     if isinstance(module, CHANNELS_FIRST):
         return 1
     if isinstance(module, nn.LayerNorm):
-        ends = [i for i in (1, output.ndim - 1) if tuple(module.normalized_shape) == (output.shape[i],)]
-        return output.ndim - 1 if type(module) is nn.LayerNorm else ends[0] if len(ends) == 1 else None
+        if type(module) is nn.LayerNorm:
+            return output.ndim - 1
+        # A subclass may normalize the first or the last dimension: the one whose size equals the number of weights.
+        matching = [i for i in (1, output.ndim - 1) if tuple(module.normalized_shape) == (output.shape[i],)]
+        return matching[0] if len(matching) == 1 else None
     return output.ndim - 1 if type(module) is nn.Linear else None
 
 
-def _changes(output: Tensor) -> Tensor:
-    """How much each value changes with each half of the image, the halves first."""
-    runs = output.detach().float().unflatten(0, (NUM_IMAGE_PAIRS, 5))
-    return (runs[:, 1:] - runs[:, :1]).square().sum(dim=0)
+def _squared_changes(output: Tensor) -> Float[Tensor, "4 ..."]:
+    """The squared change of each value when one half of the image changes, summed over the pairs."""
+    probes = output.detach().float().unflatten(0, (NUM_IMAGE_PAIRS, 5))
+    return (probes[:, 1:] - probes[:, :1]).square().sum(dim=0)
 
 
-def _readings(shape: tuple[int, ...], known: int | None) -> Iterator[tuple[int, ...]]:
-    """The dimensions that may be rows and columns, or tokens, if one dimension is known to be that of channels."""
+def _spatial_dim_candidates(shape: tuple[int, ...], channel_dim: int | None) -> Iterator[tuple[int, ...]]:
+    """Pairs of dimensions that may be rows and columns, and single dimensions that may be tokens."""
     if len(shape) == 3:
-        yield from (p for p in ((2, 3), (1, 2)) if shape[p[0] - 1] == shape[p[1] - 1] > 1 and known not in p)
+        yield from (p for p in ((2, 3), (1, 2)) if shape[p[0] - 1] == shape[p[1] - 1] > 1 and channel_dim not in p)
+    min_tokens = 4 if len(shape) == 2 else 9
     for i in range(1, len(shape) + 1):
-        if shape[i - 1] >= (4 if len(shape) == 2 else 9) and (known is None or (len(shape) == 2 and known != i)):
+        if shape[i - 1] >= min_tokens and (channel_dim is None or (len(shape) == 2 and channel_dim != i)):
             yield (i,)
 
 
-def _score(changes: Tensor, places: tuple[int, ...]) -> float:
-    """From −1 to 1: how far changes of a half of the image stay in that half of the map, in rows and in columns. Tokens
-    are rows of a square; those in excess, such as a class token, stand first."""
-    others = [i for i in range(1, changes.ndim) if i not in places]
-    sums = changes.double().sum(dim=others) if others else changes.double()
-    if len(places) == 1:
+def _locality(changes: Float[Tensor, "4 ..."], spatial_dims: tuple[int, ...]) -> float:
+    """How much of the change stays in the half of the map that corresponds to the half of the image, in [-1, 1].
+
+    It is the minimum over rows and columns. Tokens are taken as a square in row-major order; additional tokens, such as
+    a class token, precede it.
+    """
+    channels = [i for i in range(1, changes.ndim) if i not in spatial_dims]
+    sums = changes.double().sum(dim=channels) if channels else changes.double()
+    if len(spatial_dims) == 1:
         side = isqrt(sums.shape[1])
         sums = sums[:, sums.shape[1] - side * side :].unflatten(1, (side, side))
     left, right, upper, lower = sums
     side = sums.shape[1]
-    first = ((side - 1) / 2 - torch.arange(side, dtype=sums.dtype, device=sums.device)).sign()
-    return min(_staying(left, right, first[None]), _staying(upper, lower, first[:, None]))
+    sign = ((side - 1) / 2 - torch.arange(side, dtype=sums.dtype, device=sums.device)).sign()
+    return min(_contrast(left, right, sign[None]), _contrast(upper, lower, sign[:, None]))
 
 
-def _staying(first: Tensor, second: Tensor, sign: Tensor) -> float:
-    """The mean relative difference of changes by two halves, positive in the first half's places."""
+def _contrast(first: Tensor, second: Tensor, sign: Tensor) -> float:
+    """The mean of (first - second) / (first + second), with `sign` 1 in the first half of the map and -1 in the
+    second."""
     difference = (first - second) / (first + second).clamp(min=torch.finfo(first.dtype).tiny)
-    counted = prod(first.shape) * sign.abs().mean()
-    return ((difference * sign).sum() / counted).item()
+    count = prod(first.shape) * sign.abs().mean()
+    return ((difference * sign).sum() / count).item()

@@ -1,4 +1,4 @@
-"""What is said of an error in code that is not ours."""
+"""Descriptions of errors in the user's code."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import traceback
 from classifier_lens.runner.paths import CODE_FOLDERS
 from classifier_lens.runner.types import first_line
 
-# Where code lies that is not the user's: an error in it is told at the user's line that led there.
-_OTHERS = (
+# Prefixes of files that are not the user's code. An error there is located at the user's line that led to it.
+_FOREIGN_PREFIXES = (
     "<", *(str(folder) + os.sep for folder in CODE_FOLDERS), sysconfig.get_path("stdlib") + os.sep,
     *(folder + os.sep for folder in (*site.getsitepackages(), site.getusersitepackages())),
 )  # fmt: skip
 
 
 def describe_error(error: BaseException) -> str:
-    """An error of the user's code in one line, with its kind, and the file and line of that code where it arose."""
+    """The type and message of an error in one line, with the file and line of the user's code where it occurred."""
     return f"{type(error).__name__}: {first_line(error)}{error_location(error)}"
 
 
 def error_location(error: BaseException) -> str:
-    """The file and line of the user's code where an error arose, empty where it is not the user's."""
+    """The last file and line of the user's code in the traceback; empty if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})"
-    own = [f for f in frames if not f.filename.startswith(_OTHERS)]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    user_frames = [frame for frame in frames if not frame.filename.startswith(_FOREIGN_PREFIXES)]
+    return f" ({user_frames[-1].filename}, line {user_frames[-1].lineno})" if user_frames else ""

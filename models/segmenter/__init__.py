@@ -1,2 +1,2 @@
-"""Masks of objects: from cross-attention maps, GrabCut, SAM, Grounded SAM, CLIPSeg, and the post-processing of masks.
+"""Masks of objects (cross-attention, GrabCut, SAM, Grounded SAM, CLIPSeg) and their post-processing.
 Masks from files are in data/mask_files.py."""

@@ -1,5 +1,7 @@
-"""Grounded SAM (Ren et al., 2024): Grounding DINO puts boxes around what a text names (Liu et al., 2023), and Segment
-Anything finds the object in each box; the language-driven segmentation of DiffExplainer, Section 3.3."""
+"""Grounded SAM (Ren et al., 2024), the language-driven segmentation of DiffExplainer, Section 3.3.
+
+Grounding DINO (Liu et al., 2023) detects the boxes of a text prompt, Segment Anything segments the object in each box.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +14,23 @@ from torch import Tensor
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from classifier_lens.models.hub import as_user_error, load_frozen, local_folder, read_model_type
+from classifier_lens.models.image_conversion import to_uint8
+from classifier_lens.models.network_digest import joint_digest
 from classifier_lens.models.segmenter.sam import SamNetwork, load_sam
-from classifier_lens.models.segmenter.segmenter import (
-    BoxPromptedSegmenter,
-    grounding_dino_prompt,
-    joint_digest,
-    to_uint8,
-)
+from classifier_lens.models.segmenter.segmenter import BoxPromptedSegmenter, grounding_dino_prompt
 from classifier_lens.runner.configuration.value_ranges import BelowOne
 
-KIND = "grounding-dino"  # as a checkpoint's config.json names it
+MODEL_TYPE = "grounding-dino"  # `model_type` in config.json
 
 
 @dataclass(frozen=True)
 class GroundedSam(BoxPromptedSegmenter):
-    """A box's score is that of the token it fits best. It counts where this exceeds `box_threshold`, and the score of a
-    token of the words `text_threshold`; both in [0, 1].
+    """Grounding DINO and a Segment Anything network.
 
-    processor: resizes and normalises pictures and cuts texts into tokens.
+    Args:
+        processor: resizes and normalizes images and tokenizes texts.
+        box_threshold: a box is used if the highest score of its tokens exceeds it; in [0, 1).
+        text_threshold: a box is used if the score of a token of the words exceeds it; in [0, 1).
     """
 
     detector: GroundingDinoForObjectDetection
@@ -41,23 +42,21 @@ class GroundedSam(BoxPromptedSegmenter):
 
     @torch.no_grad()
     def detect_boxes(self, image: Float[Tensor, "3 h w"], words: str) -> Float[Tensor, "n 4"]:
-        """Around what the words name: left, top, right and bottom in pixels."""
         self.detector.to(image.device)
-        given = self.processor(
+        inputs = self.processor(
             images=to_uint8(image),
             text=grounding_dino_prompt(words),
             input_data_format="channels_first",
             return_tensors="pt",
         ).to(image.device)
-        found = self.processor.post_process_grounded_object_detection(
-            self.detector(**given), given["input_ids"], threshold=self.box_threshold,
+        detections = self.processor.post_process_grounded_object_detection(
+            self.detector(**inputs), inputs["input_ids"], threshold=self.box_threshold,
             text_threshold=self.text_threshold, target_sizes=[tuple(image.shape[-2:])],
         )[0]  # fmt: skip
-        named = [i for i, label in enumerate(found["text_labels"]) if label.strip(" .")]
-        return found["boxes"][named]
+        with_label = [i for i, label in enumerate(detections["text_labels"]) if label.strip(" .")]
+        return detections["boxes"][with_label]
 
     def masks_in_boxes(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
-        """The mask of each box's object."""
         return self.sam.masks_in_boxes(image, boxes)
 
 
@@ -67,19 +66,24 @@ def load(
 ) -> GroundedSam:  # fmt: skip
     """Grounding DINO and a Segment Anything network, both in float32; see `GroundedSam` for the thresholds.
 
-    detector, path: folders in transformers' layout, or hub ids whose files are in the hub's cache at their revision;
-    forward_kwargs: of the Segment Anything network's call.
-    Raises UserError if weights are missing or of another kind, or if a setting is not allowed.
+    Args:
+        detector: Grounding DINO, a folder in transformers' layout, or a hub id whose files are in the hub's cache at
+            `detector_revision`.
+        path: the Segment Anything network, likewise, at `revision`.
+        forward_kwargs: further arguments of the Segment Anything network's call.
+
+    Raises:
+        UserError: weights are missing or of another architecture.
     """
     key = f"segmenter.detector={detector}"
     folder = local_folder(key, detector, detector_revision)
-    read_model_type(key, folder, [KIND])
+    read_model_type(key, folder, [MODEL_TYPE])
     with as_user_error(key):
         processor = GroundingDinoProcessor.from_pretrained(folder)
     network = load_frozen(key, folder, GroundingDinoForObjectDetection, torch.float32)
     sam = load_sam(path, revision, forward_kwargs)
-    recipes = [each.to_json_string() for each in (processor.image_processor, sam.processor)]
+    preprocessing = [part.to_json_string() for part in (processor.image_processor, sam.processor)]
     digest = joint_digest(
-        [network, sam.network], *recipes, box_threshold, text_threshold, sorted(forward_kwargs.items())
+        [network, sam.network], *preprocessing, box_threshold, text_threshold, sorted(forward_kwargs.items())
     )
     return GroundedSam(network, processor, box_threshold, text_threshold, sam, digest)

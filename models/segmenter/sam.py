@@ -1,4 +1,4 @@
-"""Segment Anything, asked with points that lie spread over a cross-attention map (DiG-IN, D.1.5), or with boxes."""
+"""Segment Anything, prompted with points sampled from a cross-attention map (DiG-IN, D.1.5) or with boxes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProcessor, SamModel
 
 from classifier_lens.models.hub import as_user_error, load_frozen, local_folder, read_model_type
-from classifier_lens.models.segmenter.segmenter import joint_digest, resize_maps, to_uint8
+from classifier_lens.models.image_conversion import to_uint8
+from classifier_lens.models.network_digest import joint_digest
+from classifier_lens.models.segmenter.segmenter import resize_maps
 from classifier_lens.runner.configuration.value_ranges import BelowOne, PerProblemCount
 from classifier_lens.runner.types import UserError
 
-# By the kind that a checkpoint's config.json names: the network, and what prepares its pictures. Checkpoints of SAM 2
-# hold the part that follows objects through a video, too, and are named after it.
+# `model_type` in config.json -> network class and image processor class. Published checkpoints of SAM 2 include the
+# video tracker and have its type.
 MODEL_CLASSES = {
     "sam": (SamModel, SamImageProcessor), "sam_hq": (SamHQModel, SamImageProcessor),
     "sam2": (Sam2Model, Sam2ImageProcessor), "sam2_video": (Sam2Model, Sam2ImageProcessor),
@@ -28,9 +30,11 @@ MODEL_CLASSES = {
 
 @dataclass(frozen=True)
 class SamNetwork:
-    """A Segment Anything network, asked about one picture: the encoder's attention at full size is large.
+    """A Segment Anything network that takes one image per call, since the attention of its encoder is large.
 
-    processor: resizes and normalises pictures; forward_kwargs: of the network's call.
+    Args:
+        processor: resizes and normalizes images.
+        forward_kwargs: further arguments of the network's call.
     """
 
     network: Any
@@ -38,47 +42,49 @@ class SamNetwork:
     forward_kwargs: Mapping[str, bool]
 
     def mask_at_points(self, image: Float[Tensor, "3 h w"], points: Int[Tensor, "n 2"]) -> Float[Tensor, "1 h w"]:
-        """The mask of the object on which all points (row, column) lie."""
-        given = self._prepared(image)
-        # The network adds half a pixel to what it is given, so that centres of pixels fall on centres.
-        places = (points.to(image.device) + 0.5) * _scale(given) - 0.5
+        """The mask of the object that contains all points (row, column)."""
+        inputs = self._preprocess(image)
+        # The network adds half a pixel to points, so pixel centers are mapped to pixel centers here.
+        scaled_points = (points.to(image.device) + 0.5) * _resize_factors(inputs) - 0.5
         labels = torch.ones(1, 1, len(points), dtype=torch.int, device=image.device)
-        return self._best(given, input_points=places.flip(-1)[None, None], input_labels=labels)
+        return self._best_masks(inputs, input_points=scaled_points.flip(-1)[None, None], input_labels=labels)
 
     def masks_in_boxes(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
-        """The mask of each box's object; boxes: left, top, right and bottom in pixels."""
-        given = self._prepared(image)
-        return self._best(given, input_boxes=(boxes * _scale(given).flip(-1).repeat(2))[None])
+        """The mask of the object in each box (left, top, right, bottom), in pixels."""
+        inputs = self._preprocess(image)
+        return self._best_masks(inputs, input_boxes=(boxes * _resize_factors(inputs).flip(-1).repeat(2))[None])
 
-    def _prepared(self, image: Float[Tensor, "3 h w"]) -> Any:
+    def _preprocess(self, image: Float[Tensor, "3 h w"]) -> Any:
         return self.processor(to_uint8(image), input_data_format="channels_first", return_tensors="pt").to(image.device)
 
     @torch.no_grad()
-    def _best(self, given: Any, **prompt: Tensor) -> Float[Tensor, "n h w"]:
-        """For each thing that is asked the best mask by the network's own estimate, at the picture's size."""
-        self.network.to(given["pixel_values"].device)
-        answer = self.network(pixel_values=given["pixel_values"], **prompt, **self.forward_kwargs)
-        masks, scores = answer.pred_masks[0], answer.iou_scores[0]
-        # Asked for the high-quality token alone, the network gives one mask and still the scores of the others.
+    def _best_masks(self, inputs: Any, **prompts: Tensor) -> Float[Tensor, "n h w"]:
+        """For each prompt the mask with the highest IoU that the network predicts, at the size of the image."""
+        self.network.to(inputs["pixel_values"].device)
+        output = self.network(pixel_values=inputs["pixel_values"], **prompts, **self.forward_kwargs)
+        masks, scores = output.pred_masks[0], output.iou_scores[0]
+        # With the high-quality token alone, the network returns one mask but the scores of all.
         best = scores.argmax(dim=1) if masks.shape[1] > 1 else torch.zeros_like(scores[:, 0], dtype=torch.long)
-        chosen = masks[torch.arange(len(masks), device=masks.device), best, None]
-        sizes = [given[key] for key in ("original_sizes", "reshaped_input_sizes") if key in given]
-        return self.processor.post_process_masks([chosen], *sizes)[0][:, 0].float()
+        best_masks = masks[torch.arange(len(masks), device=masks.device), best, None]
+        sizes = [inputs[key] for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
+        return self.processor.post_process_masks([best_masks], *sizes)[0][:, 0].float()
 
 
-def _scale(given: Any) -> Float[Tensor, " 2"]:
-    """Rows and columns of what the network sees of a prepared picture, per row and column of the picture."""
-    pixels = given["pixel_values"]
-    seen = given["reshaped_input_sizes"][0] if "reshaped_input_sizes" in given else torch.tensor(pixels.shape[-2:])
-    return seen.to(pixels) / given["original_sizes"][0].to(pixels)
+def _resize_factors(inputs: Any) -> Float[Tensor, " 2"]:
+    """Height and width of the network's input, without padding, relative to those of the image."""
+    pixels = inputs["pixel_values"]
+    size = inputs["reshaped_input_sizes"][0] if "reshaped_input_sizes" in inputs else torch.tensor(pixels.shape[-2:])
+    return size.to(pixels) / inputs["original_sizes"][0].to(pixels)
 
 
 @dataclass(frozen=True)
 class SamSegmenter:
-    """The best mask for `num_points` points on a map above `threshold`, none where nothing lies above it.
+    """The mask for points that are sampled from the cross-attention map; empty if no map value exceeds `threshold`.
 
-    Points are sampled in proportion to `squashed(map, background)`; background_threshold, threshold: shares of the
-    map's maximum, in [0, 1).
+    Args:
+        num_points: number of points, sampled in proportion to `point_weights`.
+        background_threshold: map values up to it have weight 0; a fraction of the map's maximum, in [0, 1).
+        threshold: points lie where the map exceeds it; a fraction of the map's maximum, in [0, 1).
     """
 
     sam: SamNetwork
@@ -89,52 +95,48 @@ class SamSegmenter:
 
     @property
     def digest(self) -> str:
-        """Of the weights, and of how pictures are prepared for them."""
+        """SHA-256 of the weights and of the image preprocessing."""
         return joint_digest([self.sam.network], self.sam.processor.to_json_string())
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b 1 y x"], words: Sequence[str],
         names: Sequence[str],
     ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
-        large = resize_maps(maps, images)[:, 0]
-        weights = torch.where(large > self.threshold, point_weights(large, self.background_threshold), 0)
-        chosen = [
+        resized_maps = resize_maps(maps, images)[:, 0]
+        weights = torch.where(resized_maps > self.threshold, point_weights(resized_maps, self.background_threshold), 0)
+        points_per_image = [
             sample_distant_points(w, self.num_points, zlib.crc32(name.encode()))
             for w, name in zip(weights, names, strict=True)
         ]
         masks = [
             self.sam.mask_at_points(image, points) if len(points) else torch.zeros_like(image[:1])
-            for image, points in zip(images, chosen, strict=True)
+            for image, points in zip(images, points_per_image, strict=True)
         ]
         return torch.stack(masks).to(images)
 
 
 def point_weights(maps: Float[Tensor, "b h w"], background_threshold: float) -> Float[Tensor, "b h w"]:
-    """What of a map lies above the background, stretched to [0, 1], and its square root, which lifts weak parts: as
-    published, the cut comes before the root."""
+    """sqrt(max(map - b, 0) / (1 - b)) for the background threshold b; the root raises low values, as published."""
     return ((maps - background_threshold).clamp(min=0) / (1 - background_threshold)).sqrt()
 
 
 def sample_distant_points(weights: Float[Tensor, "h w"], count: int, seed: int) -> Int[Tensor, "n 2"]:
-    """Up to `count` different pixels (row, column) with positive weight, drawn so that they lie apart.
+    """Up to `count` different pixels (row, column) of positive weight that are far from each other.
 
-    The first is drawn in proportion to the weights, each further one in proportion to the weight times the squared
-    distance to the nearest point drawn before (Arthur and Vassilvitskii, 2007, Section 2.2). Fewer come back where
-    fewer pixels have a weight. Follows from the weights and the seed alone.
+    The first point is sampled in proportion to the weights, each further one in proportion to its weight times the
+    squared distance to the nearest previous point (k-means++, Arthur and Vassilvitskii, 2007, Section 2.2).
+    The result depends on the weights and the seed alone.
     """
-    places = weights.nonzero().cpu()
-    mass = weights[weights != 0].double().cpu()
+    pixels = weights.nonzero().cpu()
+    pixel_weights = weights[weights != 0].double().cpu()
     generator = torch.Generator().manual_seed(seed)
-    apart = torch.full_like(mass, torch.inf)
+    squared_distances = torch.full_like(pixel_weights, torch.inf)
     points: list[Tensor] = []
-    while len(points) < min(count, len(places)):
-        chances = mass * apart if points else mass
-        points.append(places[torch.multinomial(chances, 1, generator=generator)[0]])
-        apart = torch.minimum(apart, (places - points[-1]).double().square().sum(dim=1))
-    return torch.stack(points) if points else places[:0]
-
-
-# --- weights -------------------------------------------------------------------------------------------------
+    while len(points) < min(count, len(pixels)):
+        probabilities = pixel_weights * squared_distances if points else pixel_weights
+        points.append(pixels[torch.multinomial(probabilities, 1, generator=generator)[0]])
+        squared_distances = torch.minimum(squared_distances, (pixels - points[-1]).double().square().sum(dim=1))
+    return torch.stack(points) if points else pixels[:0]
 
 
 def load(
@@ -145,26 +147,26 @@ def load(
     threshold: BelowOne,
     forward_kwargs: Mapping[str, bool],
 ) -> SamSegmenter:
-    """A segmenter from a Segment Anything network; see `load_sam`, and `SamSegmenter` for the other settings.
-
-    Raises UserError if weights are missing or of another kind, or if a setting is not allowed.
-    """
+    """A segmenter that prompts a Segment Anything network with points; see `load_sam` and `SamSegmenter`."""
     return SamSegmenter(load_sam(path, revision, forward_kwargs), num_points, background_threshold, threshold)
 
 
 def load_sam(path: str, revision: str | None, forward_kwargs: Mapping[str, bool]) -> SamNetwork:
-    """A Segment Anything network, plain, in high quality or of the second generation, in float32.
+    """A SAM, HQ-SAM or SAM 2 network in float32.
 
-    path: a folder in transformers' layout, or a hub id whose files are in the hub's cache at `revision`.
-    Raises UserError if weights are missing or of another kind, or if the network has no such option.
+    Args:
+        path: a folder in transformers' layout, or a hub id whose files are in the hub's cache at `revision`.
+
+    Raises:
+        UserError: the weights are missing or of another architecture, or the network has no such argument.
     """
     key = f"segmenter.path={path}"
     folder = local_folder(key, path, revision)
-    kind = read_model_type(key, folder, MODEL_CLASSES)
-    network_class, processor_class = MODEL_CLASSES[kind]
+    model_type = read_model_type(key, folder, MODEL_CLASSES)
+    network_class, processor_class = MODEL_CLASSES[model_type]
     with as_user_error(key):
         processor = processor_class.from_pretrained(folder)
-    known = inspect.signature(network_class.forward).parameters
-    if unknown := [name for name in forward_kwargs if name not in known]:
-        raise UserError(f"segmenter.forward_kwargs={', '.join(unknown)}: a network of kind {kind} has no such option")
+    parameters = inspect.signature(network_class.forward).parameters
+    if unknown := [name for name in forward_kwargs if name not in parameters]:
+        raise UserError(f"segmenter.forward_kwargs={', '.join(unknown)}: {model_type} networks have no such argument")
     return SamNetwork(load_frozen(key, folder, network_class, torch.float32), processor, forward_kwargs)

@@ -155,10 +155,12 @@ def said_in_one_line(action: Callable[[], object], said: str) -> None:
 
 
 def test_unknown_names_are_refused_with_near_ones(folder: Path) -> None:
-    said_in_one_line(lambda: load_clip("ViT-B16", None, None), "close ones: ViT-B-16")
+    said_in_one_line(lambda: load_clip("ViT-B16", None, None), "nearest are ViT-B-16")
     said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b", None), "laion2b_s34b_b88k")
-    said_in_one_line(lambda: load_clip("ViT-B-16", None, None), "it needs weights; allowed are a file")
-    said_in_one_line(lambda: load_clip(str(folder), "openai", None), "weights of its own; allowed is null")
+    said_in_one_line(lambda: load_clip("ViT-B-16", None, None), "no such weights; allowed are a file")
+    said_in_one_line(
+        lambda: load_clip(str(folder), "openai", None), "a folder that contains its weights; allowed is null"
+    )
 
 
 def test_missing_weights_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -191,8 +193,8 @@ def test_broken_folders_and_files_are_refused(listed: str, tmp_path: Path) -> No
     ("changes", "said"),
     [
         ({"class_names": NAMES[:2]}, "2 names for 3 labels"),
-        ({"class_names": ("viaduct", "b", "viaduct")}, "stand there twice"),
-        ({"labels": ("a", "a", "b"), "class_names": NAMES}, "stand there twice: a"),
+        ({"class_names": ("viaduct", "b", "viaduct")}, "occur more than once"),
+        ({"labels": ("a", "a", "b"), "class_names": NAMES}, "occur more than once: a"),
         ({"templates": ["a picture"]}, "'a picture' has no {}"),
         ({"templates": []}, "at least one"),
         ({"logit_scale": 0.0}, "classifier.logit_scale=0.0"),

@@ -84,7 +84,7 @@ def test_weights_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) -
         load(str(tmp_path), None, 0.1)
     with pytest.raises(UserError, match=r"safety_checker.path=no/such: neither a folder nor"):
         load("no/such", None, 0.1)
-    with pytest.raises(UserError, match=r"safety_checker.path=null: name a folder"):
+    with pytest.raises(UserError, match=r"safety_checker.path=null: give a folder"):
         load(None, None, 0.1)
     assert load(str(folder), None, 0.1).digest != load(str(folder), None, 0.2).digest
 

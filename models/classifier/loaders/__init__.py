@@ -1,2 +1,2 @@
-"""Where classifiers come from: one module per source of weights, each loader named by YAML files in conf/classifier/.
-What a loaded classifier can do is in models/classifier/image_classifier.py."""
+"""Loaders of classifiers, one module per source of weights; files in conf/classifier/ name them.
+The class of loaded classifiers is in models/classifier/image_classifier.py."""

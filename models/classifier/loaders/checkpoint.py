@@ -1,4 +1,4 @@
-"""Weights from files: where in a file they lie, what they are called there, and the normalisation beside them."""
+"""Weights from a checkpoint: selection of the state dict, renaming of its entries, and its normalization."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from classifier_lens.models.classifier.loaders.weight_file import read_weights
 from classifier_lens.runner.configuration.value_ranges import AnyText
 from classifier_lens.runner.types import UserError
 
-# `{from: pattern, to: replacement}` renames, `{drop: pattern}` leaves out; patterns are regular expressions.
+# `{from: pattern, to: replacement}` renames, `{drop: pattern}` removes; patterns are regular expressions.
 RenameRule = Mapping[str, AnyText]
-# Mean and standard deviation per RGB channel, of pictures in [0, 1].
+# Mean and standard deviation per RGB channel, for images in [0, 1].
 MeanStd = tuple[list[float], list[float]]
 
 StateDict = Mapping[str, Tensor]
 
-MAX_NAMES_SHOWN = 3  # weights that a line about many names
+MAX_NAMES_SHOWN = 3  # names of weights in one message
 
-# What training scripts save that is no weight of the network: counters that a network does without.
+# Counters that training scripts save and that do not affect the outputs.
 COUNTER_SUFFIXES = (".num_batches_tracked", "n_averaged", "total_ops", "total_params")
-# Under which names PyTorch's wrappers of single modules hold what they wrap.
+# Attributes by which PyTorch's wrappers of single modules refer to the wrapped module.
 WRAPPER_NAMES = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# What an image is normalised by, and no statistic of batch normalisation: without it answers would be others.
+# Constants that normalize the image, which affect the outputs; not the running statistics of batch normalization.
 NORMALIZATION_NAMES = re.compile(r"(?:^|[._])(?<!running_)(?:mean|std|mu|sigma)$")
 
 
@@ -41,132 +41,141 @@ def load_checkpoint(
     key: str,
     labels: Sequence[str] = (),
 ) -> MeanStd | None:
-    """Load weights from a file; returns the normalisation that lies among them, None where there is none.
+    """Load weights from a file and return the normalization that it contains, None if there is none.
 
-    state_dict_entries: entries of the file of which the first that is there holds the weights; where none is, the entry
-    whose names fit the network does, or the file itself. Another entry that fits as well, such as one of averaged
-    weights, is named on stderr; key_mapping: rules that are applied, in their order, to the names of the weights; names
-    of PyTorch's wrappers in them, and a prefix that all of the network's names have in the file, are taken off by
-    themselves; what has no such prefix, such as weights of a loss, is left out and named on stderr. What is called
-    `mean` and `std` then is the normalisation, which the network is not given: it must not be done twice; key: the key
-    and value that errors point at; labels: the classes, in the order that the file is not to contradict. Raises
-    UserError if the file is missing, unreadable or of another architecture, if it holds code, or the same classes in
-    another order."""
-    wanted = network.state_dict()
+    The normalization, entries `mean` and `std`, is not loaded into the network, which receives normalized images.
+
+    Args:
+        state_dict_entries: names of entries of the file; the first that exists contains the weights. If none exists,
+            the entry whose names match the network is used, or the file itself. Other entries that match, such as
+            averaged weights, are listed on stderr.
+        key_mapping: rules that rename the weights, applied in order. The names of PyTorch's wrappers and a common
+            prefix of the network's weights are removed without a rule. Weights without that prefix, such as those of a
+            loss, are ignored and listed on stderr.
+        key: configuration key and value that begin error messages.
+        labels: the classes, whose order the file may not contradict.
+
+    Raises:
+        UserError: the file is missing, unreadable, of another architecture, contains code, or lists the same classes in
+            another order.
+    """
+    network_state = network.state_dict()
     content = read_weights(path, key)
     check_class_order(key, content, labels)
 
-    def fits(state: StateDict) -> bool:
+    def matches(state: StateDict) -> bool:
         try:
-            renamed = _renamed(state, key_mapping, key)
-            return not _unlike(_without_prefix(renamed, _prefix(renamed, wanted, key))[0], wanted)
+            renamed = _rename_weights(state, key_mapping, key)
+            prefix = _common_prefix(renamed, network_state, key)
+            return not _describe_mismatch(_remove_prefix(renamed, prefix)[0], network_state)
         except UserError:
             return False
 
-    renamed = _renamed(_weights(content, state_dict_entries, fits, key), key_mapping, key)
-    state, left_out = _without_prefix(renamed, prefix := _prefix(renamed, wanted, key))
-    if left_out:
-        more = f" and {len(left_out) - MAX_NAMES_SHOWN} more" if len(left_out) > MAX_NAMES_SHOWN else ""
-        print(
-            f"{key}: takes the weights {prefix}*; left out: {', '.join(left_out[:MAX_NAMES_SHOWN])}{more}",
-            file=sys.stderr,
-        )
-    normalisation = _normalisation(state, key)
-    _fill(network, state, key)
-    return normalisation
+    renamed = _rename_weights(_select_state_dict(content, state_dict_entries, matches, key), key_mapping, key)
+    state, ignored = _remove_prefix(renamed, prefix := _common_prefix(renamed, network_state, key))
+    if ignored:
+        more = f" and {len(ignored) - MAX_NAMES_SHOWN} more" if len(ignored) > MAX_NAMES_SHOWN else ""
+        print(f"{key}: uses {prefix}*; ignores {', '.join(ignored[:MAX_NAMES_SHOWN])}{more}", file=sys.stderr)
+    normalization = _pop_normalization(state, key)
+    _load_state(network, state, key)
+    return normalization
 
 
-def _entries(content: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], StateDict]]:
-    """Every dictionary of tensors in what a file holds, at most two deep, with its place."""
+def _state_dicts(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], StateDict]]:
+    """All dictionaries of tensors in the content of a file, at most two levels deep, with the names that lead there."""
     if isinstance(content, Mapping):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if tensors and len(tensors) == len(content):
-            yield at, tensors
-        elif len(at) < 2:
+            yield path, tensors
+        elif len(path) < 2:
             for name, value in content.items():
-                yield from _entries(value, (*at, str(name)))
+                yield from _state_dicts(value, (*path, str(name)))
 
 
-def _weights(
-    content: Any, state_dict_entries: Sequence[str], fits: Callable[[StateDict], bool], key: str
+def _select_state_dict(
+    content: Any, state_dict_entries: Sequence[str], matches: Callable[[StateDict], bool], key: str
 ) -> dict[str, Tensor]:
-    """The state dict in what a file holds."""
+    """The state dict in the content of a file. Raises UserError if it is missing or ambiguous."""
     if not isinstance(content, Mapping):
-        raise UserError(f"{key}: holds a {type(content).__name__}; allowed is a state dict, or a dict that has one")
-    state_dict_entries = [state_dict_entries] if isinstance(state_dict_entries, str) else state_dict_entries
-    entries = {".".join(at): state for at, state in _entries(content)}
-    fitting = {name: state for name, state in entries.items() if fits(state)}
-    known = {str(name): value for name, value in content.items() if isinstance(value, Mapping)} | entries
-    chosen = next((name for name in state_dict_entries if name in known), None)
-    if chosen is None and len(fitting) > 1:
-        named = ", ".join(fitting)
         raise UserError(
-            f"{key}: the network's weights stand in {named}; "
-            f"classifier.state_dict_entries=[{next(iter(fitting))}] chooses"
+            f"{key}: contains a {type(content).__name__}; allowed is a state dict, or a dict that contains one"
         )
-    if chosen is None:
-        chosen, state = next(iter(fitting.items()), ("", content))
+    state_dict_entries = [state_dict_entries] if isinstance(state_dict_entries, str) else state_dict_entries
+    entries = {".".join(path): state for path, state in _state_dicts(content)}
+    matching = {name: state for name, state in entries.items() if matches(state)}
+    selectable = {str(name): value for name, value in content.items() if isinstance(value, Mapping)} | entries
+    selected = next((name for name in state_dict_entries if name in selectable), None)
+    if selected is None and len(matching) > 1:
+        raise UserError(
+            f"{key}: the entries {', '.join(matching)} match the network; "
+            f"classifier.state_dict_entries=[{next(iter(matching))}] selects one"
+        )
+    if selected is None:
+        selected, state = next(iter(matching.items()), ("", content))
     else:
-        state = known[chosen]
-    if others := [name for name in fitting if name != chosen]:
+        state = selectable[selected]
+    if others := [name for name in matching if name != selected]:
         print(
-            f"{key}: takes {chosen or 'the file itself'}; {', '.join(others)} would fit as well, "
-            f"classifier.state_dict_entries=[{others[0]}] chooses it",
+            f"{key}: uses {selected or 'the file itself'}; {', '.join(others)} would match too, "
+            f"classifier.state_dict_entries=[{others[0]}] selects it",
             file=sys.stderr,
         )
-    if no_weights := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+    if non_tensors := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
         raise UserError(
-            f"{key}: holds {', '.join(no_weights[:5])}, which are no weights; "
+            f"{key}: contains {', '.join(non_tensors[:5])}, which are not weights; "
             f"classifier.state_dict_entries={list(state_dict_entries)} has to name the entry of the weights"
         )
     return {str(name): value for name, value in state.items()}
 
 
-def _prefix(state: StateDict, wanted: StateDict, key: str) -> str:
-    """What all of the network's names begin with in a state dict, as wrappers of several devices and training loops
-    leave it. Raises UserError if they stand there under several prefixes."""
-    needed = [name for name in wanted if not name.endswith(COUNTER_SUFFIXES)]
-    if not needed or needed[0] in state:
+def _common_prefix(state: StateDict, network_state: StateDict, key: str) -> str:
+    """The prefix of the network's weights in a state dict, which data-parallel wrappers and training loops add.
+
+    Raises UserError if the weights exist under several prefixes.
+    """
+    names = [name for name in network_state if not name.endswith(COUNTER_SUFFIXES)]
+    if not names or names[0] in state:
         return ""
-    ends = (name[: -len(needed[0])] for name in state if name.endswith(f".{needed[0]}"))
-    prefixes = [p for p in ends if all(f"{p}{name}" in state for name in needed)]
+    candidates = (name[: -len(names[0])] for name in state if name.endswith(f".{names[0]}"))
+    prefixes = [prefix for prefix in candidates if all(f"{prefix}{name}" in state for name in names)]
     if len(prefixes) > 1:
-        others = ", ".join(prefixes)
         rule = f"{{drop: '^{re.escape(prefixes[1])}'}}"
         raise UserError(
-            f"{key}: the network's weights stand there as {others}; classifier.key_mapping=[{rule}] leaves out one"
+            f"{key}: the network's weights exist with the prefixes {', '.join(prefixes)}; "
+            f"classifier.key_mapping=[{rule}] removes one"
         )
     return prefixes[0] if prefixes else ""
 
 
-def _without_prefix(state: StateDict, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict without a prefix, and the names of what has none and changes no answer of the network."""
-    left_out = [
-        n
-        for n in state
-        if not n.startswith(prefix) and not NORMALIZATION_NAMES.search(n) and not n.endswith(COUNTER_SUFFIXES)
+def _remove_prefix(state: StateDict, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict without a prefix, and the names of ignored entries: those without the prefix, unless they are a
+    normalization or counters."""
+    ignored = [
+        name
+        for name in state
+        if not name.startswith(prefix) and not NORMALIZATION_NAMES.search(name) and not name.endswith(COUNTER_SUFFIXES)
     ]
-    return {name.removeprefix(prefix): value for name, value in state.items() if name not in set(left_out)}, left_out
+    return {name.removeprefix(prefix): value for name, value in state.items() if name not in set(ignored)}, ignored
 
 
-def _renamed(state: StateDict, rename_rules: Sequence[RenameRule], key: str) -> dict[str, Tensor]:
-    """A state dict without the names of wrappers, under the names that the rules make. Raises UserError where two
-    become one."""
-    found: dict[str, Tensor] = {}
-    came_from: dict[str, str] = {}
+def _rename_weights(state: StateDict, rename_rules: Sequence[RenameRule], key: str) -> dict[str, Tensor]:
+    """A state dict with renamed entries and without the names of wrappers. Raises UserError if two names become
+    equal."""
+    renamed: dict[str, Tensor] = {}
+    old_names: dict[str, str] = {}
     for old, value in state.items():
         if (new := _new_name(WRAPPER_NAMES.sub("", old), rename_rules)) is None:
             continue
-        if new in found:
+        if new in renamed:
             raise UserError(
-                f"{key}: by classifier.key_mapping both {came_from[new]} and {old} become {new}; drop one of them"
+                f"{key}: classifier.key_mapping renames both {old_names[new]} and {old} to {new}; drop one of them"
             )
-        found[new], came_from[new] = value, old
-    return found
+        renamed[new], old_names[new] = value, old
+    return renamed
 
 
 def _new_name(name: str, rename_rules: Sequence[RenameRule]) -> str | None:
-    """What a weight is called by the rules, None if it is left out."""
+    """The name of a weight after all rules, None if one removes it. Raises UserError for an invalid rule."""
     for rule in rename_rules:
         try:
             if set(rule) == {"drop"}:
@@ -177,50 +186,55 @@ def _new_name(name: str, rename_rules: Sequence[RenameRule]) -> str | None:
             else:
                 raise UserError(f"classifier.key_mapping={dict(rule)}: a rule is {{from: …, to: …}} or {{drop: …}}")
         except re.error as error:
-            raise UserError(f"classifier.key_mapping={dict(rule)}: is no regular expression: {error}") from error
+            raise UserError(f"classifier.key_mapping={dict(rule)}: is not a regular expression: {error}") from error
     return name
 
 
-def _normalisation(state: dict[str, Tensor], key: str) -> MeanStd | None:
-    """`mean` and `std`, taken out of a state dict. Raises UserError if one is missing or not of three channels."""
-    found = {name: state.pop(name) for name in ("mean", "std") if name in state}
-    if not found:
+def _pop_normalization(state: dict[str, Tensor], key: str) -> MeanStd | None:
+    """`mean` and `std`, removed from the state dict. Raises UserError if one is missing or not of three channels."""
+    values = {name: state.pop(name) for name in ("mean", "std") if name in state}
+    if not values:
         return None
-    if len(found) != 2 or any(value.numel() != 3 for value in found.values()):
-        shapes = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in found.items())
-        raise UserError(f"{key}: has a normalisation of {shapes}; allowed are mean and std of 3 channels")
-    return found["mean"].flatten().tolist(), found["std"].flatten().tolist()
+    if len(values) != 2 or any(value.numel() != 3 for value in values.values()):
+        shapes = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in values.items())
+        raise UserError(f"{key}: has a normalization of {shapes}; allowed are mean and std of 3 channels")
+    return values["mean"].flatten().tolist(), values["std"].flatten().tolist()
 
 
-def _unlike(state: StateDict, wanted: StateDict) -> str:
-    """How the names and shapes of weights differ from those of a network, empty where they do not."""
-    missing = [name for name in wanted if name not in state and not name.endswith(COUNTER_SUFFIXES)]
-    left_over = [n for n in state if n not in wanted and n not in ("mean", "std") and not n.endswith(COUNTER_SUFFIXES)]
-    if missing or left_over:
-        lacking = f"{len(missing)} weights are missing" + (f", such as {missing[0]}" if missing else "")
-        over = f"{len(left_over)} are left over" + (f", such as {left_over[0]}" if left_over else "")
-        return f"{lacking}; {over}; classifier.key_mapping renames weights and leaves out others"
+def _describe_mismatch(state: StateDict, network_state: StateDict) -> str:
+    """The difference of names, shapes and types between a state dict and that of the network; empty if they match."""
+    missing = [name for name in network_state if name not in state and not name.endswith(COUNTER_SUFFIXES)]
+    allowed = {*network_state, "mean", "std"}
+    unexpected = [name for name in state if name not in allowed and not name.endswith(COUNTER_SUFFIXES)]
+    if missing or unexpected:
+        missing_weights = f"{len(missing)} weights are missing" + (f", such as {missing[0]}" if missing else "")
+        more_weights = f"{len(unexpected)} are unexpected" + (f", such as {unexpected[0]}" if unexpected else "")
+        return f"{missing_weights}; {more_weights}; classifier.key_mapping renames and removes weights"
     for name, value in state.items():
-        if name in wanted and value.shape != wanted[name].shape:
-            return f"{name} has shape {tuple(value.shape)}, the network's has {tuple(wanted[name].shape)}"
-        if name in wanted and not _of_a_kind(name, value, wanted[name]):
+        if name in network_state and value.shape != network_state[name].shape:
+            return f"{name} has shape {tuple(value.shape)}, the network's has {tuple(network_state[name].shape)}"
+        if name in network_state and not _have_compatible_types(name, value, network_state[name]):
             return (
-                f"{name} is of type {value.dtype}, the network's of {wanted[name].dtype}: quantized weights have scales"
+                f"{name} is of type {value.dtype}, the network's of {network_state[name].dtype}; "
+                "quantized weights are not supported"
             )
     return ""
 
 
-def _of_a_kind(name: str, value: Tensor, wanted: Tensor) -> bool:
-    """Whether both are whole numbers or both are not; where a whole state was halved, its counters and constants are no
-    whole numbers any more, and the network's own may stay."""
-    if value.is_floating_point() == wanted.is_floating_point():
+def _have_compatible_types(name: str, value: Tensor, network_value: Tensor) -> bool:
+    """Whether both are integers or both are floating-point numbers.
+
+    In a state dict that was converted to half precision as a whole, counters and integer constants are floating-point
+    numbers; they are compatible if the network does not need them or has the same values.
+    """
+    if value.is_floating_point() == network_value.is_floating_point():
         return True
-    return value.is_floating_point() and (name.endswith(COUNTER_SUFFIXES) or torch.equal(value.to(wanted), wanted))
+    is_same = name.endswith(COUNTER_SUFFIXES) or torch.equal(value.to(network_value), network_value)
+    return value.is_floating_point() and is_same
 
 
-def _fill(network: nn.Module, state: StateDict, key: str) -> None:
-    """Give a network all its weights, in its own number format. Raises UserError, with the first names, if they are not
-    those of the network."""
-    if unlike := _unlike(state, network.state_dict()):
-        raise UserError(f"{key}: cannot be loaded: {unlike}")
+def _load_state(network: nn.Module, state: StateDict, key: str) -> None:
+    """Load all weights, converted to the type of the network. Raises UserError if they do not match the network."""
+    if mismatch := _describe_mismatch(state, network.state_dict()):
+        raise UserError(f"{key}: cannot be loaded: {mismatch}")
     network.load_state_dict(state, strict=False)

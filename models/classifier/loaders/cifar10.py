@@ -1,4 +1,4 @@
-"""Published networks for CIFAR-10."""
+"""Published CIFAR-10 networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def cifar10_resnet(path: str, depth: Literal[20, 32, 44, 56, 110], sha256: str) -> ImageClassifier:
     """A published CIFAR-10 ResNet (option A) of akamaster/pytorch_resnet_cifar10.
 
-    path: the `.th` file, or the folder that holds `resnet<depth>-*.th`; sha256: what the file must hash to.
+    path: the `.th` file, or the folder that contains `resnet<depth>-*.th`; sha256: of the file.
     """
     key = f"classifier.path={path}"
     file = Path(path)
@@ -31,8 +31,8 @@ def cifar10_resnet(path: str, depth: Literal[20, 32, 44, 56, 110], sha256: str) 
     if not file.is_file():
         raise missing_weights_error(key, f"{file} is not there", fetch_command(f"cifar10_resnet{depth}"))
     data = file.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise UserError(f"{key}: SHA-256 of {file} is {found}, expected {sha256}; fetch it again")
+    if (actual := hashlib.sha256(data).hexdigest()) != sha256:
+        raise UserError(f"{key}: SHA-256 of {file} is {actual}, expected {sha256}; fetch it again")
     state = torch.load(io.BytesIO(data), "cpu", weights_only=True)["state_dict"]
     network = CifarResNet(depth)
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
@@ -42,6 +42,6 @@ def cifar10_resnet(path: str, depth: Literal[20, 32, 44, 56, 110], sha256: str) 
 
 
 def forward_cifar_resnet(network: CifarResNet, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the pooled features that the linear layer reads."""
+    """Logits and pooled features, the input of the linear layer."""
     features = network.features(images)
     return network.linear(features), features

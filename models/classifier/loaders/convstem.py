@@ -1,4 +1,4 @@
-"""Vision transformers whose patches come from convolutions (Singh et al., 2023), adversarially trained."""
+"""Adversarially trained vision transformers with a convolutional stem (Singh et al., 2023)."""
 
 from __future__ import annotations
 
@@ -32,33 +32,36 @@ def convstem_classifier(
     labels: str | Names,
     domain: str,
 ) -> ImageClassifier:
-    """A vision transformer of timm with a convolutional stem in the place of its patches, from a file of weights.
+    """A vision transformer of timm with a convolutional stem instead of the patch embedding, from a checkpoint.
 
-    name: timm's, of a transformer with patches of 16 px; stem_channels: of the stem's first convolution; checkpoint:
-    the file (safetensors or of `torch.save`), one output per label; state_dict_entries, key_mapping: where in it the
-    weights lie, and rules for their names (see `models.classifier.loaders.checkpoint.load_checkpoint`); mean, std: per
-    RGB channel, in [0, 1] units, where the file has no normalisation; labels: `imagenet`, a text file of one name per
-    line, or the names."""
+    Args:
+        name: a transformer of timm with patches of 16 pixels.
+        stem_channels: output channels of the first convolution of the stem.
+        checkpoint: file of weights (safetensors or `torch.save`) with one output per label.
+        state_dict_entries, key_mapping: see `models.classifier.loaders.checkpoint.load_checkpoint`.
+        mean, std: per RGB channel, for images in [0, 1]; used if the checkpoint has no normalization.
+        labels: `imagenet`, a text file with one name per line, or the names.
+    """
     key, names = f"classifier.name={name}", read_labels(labels)
     allowed = timm.list_models("*vit*_patch16_224") + timm.list_models("deit*_patch16_224")
     if name not in allowed:
-        raise UserError(f"{key}: allowed are transformers with patches of 16 px, such as {', '.join(allowed[:5])}")
+        raise UserError(f"{key}: allowed are transformers with patches of 16 pixels, such as {', '.join(allowed[:5])}")
     with torch.random.fork_rng(devices=[]):
         network = timm.create_model(name, num_classes=len(names))
         network.patch_embed.proj = convolutional_stem(stem_channels, network.embed_dim)
-    found = load_checkpoint(
+    normalization = load_checkpoint(
         network, Path(checkpoint), state_dict_entries, key_mapping, f"classifier.checkpoint={checkpoint}", names
     )
-    mean, std = found or (mean, std)
+    mean, std = normalization or (mean, std)
     return ImageClassifier(
         network, names, IMAGE_SIZE, mean, std, "bicubic", domain, forward_logits, f"{key} classifier.labels"
     )
 
 
 def convolutional_stem(stem_channels: int, outputs: int) -> nn.Sequential:
-    """Pictures "b 3 s s" to features "b outputs s/16 s/16": four convolutions of stride 2, each of twice the channels
-    of the one before, and one of 1 px."""
+    """Images "b 3 s s" to features "b outputs s/16 s/16": four 3 x 3 convolutions of stride 2, which double the number
+    of channels, and one 1 x 1 convolution."""
     layers: list[nn.Module] = []
-    for given, made in pairwise((3, *(stem_channels * 2**i for i in range(4)))):
-        layers += [nn.Conv2d(given, made, 3, stride=2, padding=1), LayerNorm2d(made), nn.GELU()]
+    for in_channels, out_channels in pairwise((3, *(stem_channels * 2**i for i in range(4)))):
+        layers += [nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), LayerNorm2d(out_channels), nn.GELU()]
     return nn.Sequential(OrderedDict(stem=nn.Sequential(*layers, nn.Conv2d(stem_channels * 8, outputs, 1))))

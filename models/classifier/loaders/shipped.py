@@ -1,4 +1,4 @@
-"""Folders that scripts/train/classifier.py wrote, those that are shipped among them."""
+"""Classifiers and oracles that scripts/train/classifier.py trained, among them those that are shipped."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ SHIPPED_FOLDER = PRETRAINED_FOLDER / "classifiers"
 
 
 def load_shipped(path: str | Path) -> ImageClassifier:
-    """A classifier in a folder that scripts/train/classifier.py wrote: a name under models/pretrained/classifiers,
-    or a path. An oracle's labels are `<head>: <name>`.
+    """A classifier that scripts/train/classifier.py trained; the labels of an oracle are `<head>: <name>`.
+
+    path: the name of a folder under models/pretrained/classifiers, or a path.
     """
     config, network = _read_folder(path)
     heads: dict[str, list[str]] = config["heads"]
@@ -36,9 +37,9 @@ def load_shipped(path: str | Path) -> ImageClassifier:
 
 
 class Oracle:
-    """A judge of rendered and generated pictures: reads several factors at once. Never explained, never optimised.
+    """A classifier of several factors of rendered and generated images, for evaluation alone.
 
-    heads: factor -> the names that the columns of its logits stand for, e.g. `prop` -> flowers, ..., none.
+    heads: factor -> the names of the columns of its logits, e.g. `prop` -> flowers, ..., none.
     """
 
     def __init__(self, classifier: ImageClassifier, heads: dict[str, tuple[str, ...]]) -> None:
@@ -50,14 +51,14 @@ class Oracle:
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
-        """Images in [0, 1] -> logits (b, number of names) per factor."""
+        """Logits (b, number of names) per factor, for images in [0, 1]."""
         logits = self.classifier(images).logits
         sizes = [len(names) for names in self.heads.values()]
         return dict(zip(self.heads, logits.split(sizes, dim=1), strict=True))
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
-        """Images in [0, 1] -> the input of the last linear layer, for distances between sets of pictures."""
+        """The input of the last linear layer for images in [0, 1], for distances between sets of images."""
         features = self.classifier(images).features
         assert features is not None
         return features
@@ -70,13 +71,13 @@ def load_oracle(path: str | Path) -> Oracle:
 
 
 def _read_folder(path: str | Path) -> tuple[dict[str, Any], nn.Module]:
-    """config.json and the network with its weights, in float32. Raises UserError if a file is missing or broken."""
+    """The content of config.json and the network in float32. Raises UserError if a file is missing or damaged."""
     folder = SHIPPED_FOLDER / path if (SHIPPED_FOLDER / path).is_dir() else Path(path)
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
-            here = ", ".join(sorted(p.parent.name for p in SHIPPED_FOLDER.glob("*/config.json")))
+            shipped = ", ".join(sorted(p.parent.name for p in SHIPPED_FOLDER.glob("*/config.json")))
             raise UserError(
-                f"classifier.path={path}: {folder / file} is not there; shipped are {here}, and "
+                f"classifier.path={path}: {folder / file} does not exist; shipped are {shipped}, and "
                 "`python scripts/train/classifier.py` trains others"
             )
     try:

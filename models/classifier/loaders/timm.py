@@ -1,4 +1,4 @@
-"""Any timm model, with its published weights or those of a file."""
+"""Models of timm, with published weights or those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ def timm_classifier(
     key_mapping: Sequence[RenameRule], labels: str | Sequence[str], domain: str, size: int | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None, output: str | None = None,
 ) -> ImageClassifier:  # fmt: skip
-    """Any timm model, with the preprocessing that timm records for it where it is not given.
+    """A model of timm.
 
-    name: timm's, with or without a tag; pretrained: whether to load timm's weights (from its cache or the hub);
-    revision: commit of the hub's repository, None for the newest; checkpoint: a file of weights to load instead
-    (safetensors or of `torch.save`), one output per label; state_dict_entries, key_mapping: where in it they lie, and
-    rules for their names (see `models.classifier.loaders.checkpoint.load_checkpoint`); labels: `imagenet`, a text file
-    of one name per line, or the names; size: side in pixels; mean, std: per RGB channel, in [0, 1] units; None for
-    those of the file, or timm's; output: what the network gives, one of `models.classifier.logits.OUTPUT_CONVERTERS`,
-    None for logits."""
+    Args:
+        name: of the model, with or without a tag.
+        pretrained: whether to load timm's weights, from its cache or the hub.
+        revision: commit of the hub repository, None for the newest.
+        checkpoint: file of weights (safetensors or `torch.save`) that is loaded instead, with one output per label.
+        state_dict_entries, key_mapping: see `models.classifier.loaders.checkpoint.load_checkpoint`.
+        labels: `imagenet`, a text file with one name per line, or the names.
+        size: side of the input in pixels, None for that of timm.
+        mean, std: per RGB channel, for images in [0, 1]; None for those of the checkpoint, or of timm.
+        output: type of the outputs, one of `models.classifier.logits.OUTPUT_CONVERTERS`, None for logits.
+    """
     key = f"classifier.name={name}"
     if not timm.is_model(name.split(".")[0]):
-        close = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models(), 5)) or "none"
-        raise UserError(f"{key}: timm {timm.__version__} has no such model; close ones: {close}")
+        similar = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models(), 5)) or "none"
+        raise UserError(f"{key}: timm {timm.__version__} has no such model; nearest are {similar}")
     names = read_labels(labels)
     check_output_option(key, output, len(names))
     if size is not None:
@@ -46,39 +50,35 @@ def timm_classifier(
     settings: dict[str, Any] = {"num_classes": expected_num_outputs(output, len(names))} if checkpoint else {}
     try:
         if pretrained and checkpoint is None:
-            settings |= _pinned(key, name, revision)
-        if size is not None and _fixed(name):
+            settings |= _pinned_weights(key, name, revision)
+        if size is not None and _has_fixed_size(name):
             settings["img_size"] = size
         with torch.random.fork_rng(devices=[]):  # random weights are the same in every run
             torch.manual_seed(0)
             network = timm.create_model(name, pretrained=pretrained and checkpoint is None, **settings)
     except _HUB_ERRORS as error:
         raise _missing_hub(key, name, revision) from error
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-    ) as error:  # a size that does not fit, an unknown tag, or no weights under this one
+    except (RuntimeError, ValueError, AssertionError) as error:  # invalid size, unknown tag, or a tag without weights
         raise UserError(f"{key}: {first_line(error)}") from error
-    found = None
+    normalization = None
     if checkpoint is not None:
-        found = load_checkpoint(
+        normalization = load_checkpoint(
             network, Path(checkpoint), state_dict_entries, key_mapping, f"classifier.checkpoint={checkpoint}", names
         )
     data = timm.data.resolve_model_data_config(network)
     _, height, width = data["input_size"]
     if height != width:
-        raise UserError(f"{key}: takes {height} x {width} pictures; only square ones are allowed")
+        raise UserError(f"{key}: takes {height} x {width} images; only square images are supported")
     interpolation = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
-    known = found or (data["mean"], data["std"])
+    default_mean, default_std = normalization or (data["mean"], data["std"])
     return ImageClassifier(
-        network, names, height if size is None else size, known[0] if mean is None else mean,
-        known[1] if std is None else std, interpolation, domain, forward_logits, f"{key} classifier.labels", output,
+        network, names, height if size is None else size, default_mean if mean is None else mean,
+        default_std if std is None else std, interpolation, domain, forward_logits, f"{key} classifier.labels", output,
     )  # fmt: skip
 
 
-def _fixed(name: str) -> bool:
-    """Whether a network is built for one size of image, as transformers with learned positions are."""
+def _has_fixed_size(name: str) -> bool:
+    """Whether a network is built for one input size, as transformers with learned position embeddings are."""
     config = timm.get_pretrained_cfg(name)
     return bool(config and config.fixed_input_size)
 
@@ -86,10 +86,10 @@ def _fixed(name: str) -> bool:
 _HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, URLError)
 
 
-def _pinned(key: str, name: str, revision: str | None) -> dict[str, Any]:
-    """Settings that make timm load its weights at `revision`, once these are known to be cached or within reach.
+def _pinned_weights(key: str, name: str, revision: str | None) -> dict[str, Any]:
+    """Settings by which timm loads its weights at `revision`.
 
-    Raises UserError where they are not, at once and not after minutes of retries.
+    Raises UserError at once, not after minutes of retries, if the weights are neither cached nor can be downloaded.
     """
     config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     if not config or not config.hf_hub_id:

@@ -1,4 +1,4 @@
-"""Any classification network of torchvision, with its published weights or those of a file."""
+"""Classification models of torchvision, with published weights or those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from classifier_lens.models.classifier.logits import check_output_option, expect
 from classifier_lens.models.hub import fetch_command, missing_weights_error
 from classifier_lens.runner.types import UserError, first_line
 
-# Their published weights expect inputs in [-1, 1], which the networks themselves make of ImageNet's normalisation.
+# Their published weights expect inputs in [-1, 1]; the networks convert images that have ImageNet's normalization.
 INCEPTION_NAMES = ("googlenet", "inception_v3")
 
-# The files of its DenseNets are older than their names: `denselayer1.norm.1` is `denselayer1.norm1`.
+# The published files of DenseNets have outdated names: `denselayer1.norm.1` instead of `denselayer1.norm1`.
 DENSENET_RENAME_RULES = ({"from": r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", "to": r"\1\2."},)
 
 
@@ -40,48 +40,52 @@ def torchvision_classifier(
     std: Sequence[float] | None = None,
     output: str | None = None,
 ) -> ImageClassifier:
-    """Any classification network of torchvision, as the pictures of one of its sets of weights are prepared.
+    """A classification model of torchvision.
 
-    name: torchvision's, e.g. resnet50; weights: the tag of a set of weights, e.g. IMAGENET1K_V2, or DEFAULT for what
-    torchvision calls the best. Its file is looked for in torch hub's cache folder, and its size, mean, std and
-    interpolation are used; its crop is not: the network sees the whole picture, resized to what the crop would leave;
-    checkpoint: a file of weights to load instead (safetensors or of `torch.save`), one output per label;
-    state_dict_entries, key_mapping: where in it they lie, and rules for their names (see
-    `models.classifier.loaders.checkpoint.load_checkpoint`); labels: `imagenet`, a text file of one name per line, or
-    the names; size: side in pixels; mean, std: per RGB channel, in [0, 1] units; None for those of the file, or of the
-    weights; output: what the network gives, one of `models.classifier.logits.OUTPUT_CONVERTERS`, None for logits."""
+    Images are not cropped: the whole image is resized to the size of the published crop.
+
+    Args:
+        name: of the model, e.g. resnet50.
+        weights: tag of published weights, e.g. IMAGENET1K_V2, or DEFAULT for the best according to torchvision. The
+            file is read from torch hub's cache folder; its size, mean, std and interpolation are used.
+        checkpoint: file of weights (safetensors or `torch.save`) that is loaded instead, with one output per label.
+        state_dict_entries, key_mapping: see `models.classifier.loaders.checkpoint.load_checkpoint`.
+        labels: `imagenet`, a text file with one name per line, or the names.
+        size: side of the input in pixels, None for that of the published weights.
+        mean, std: per RGB channel, for images in [0, 1]; None for those of the checkpoint, or of the published weights.
+        output: type of the outputs, one of `models.classifier.logits.OUTPUT_CONVERTERS`, None for logits.
+    """
     key = f"classifier.name={name}"
-    if name not in (known := models.list_models(module=models)):
-        close = ", ".join(difflib.get_close_matches(name, known, 5)) or "none"
-        raise UserError(f"{key}: torchvision {torchvision.__version__} has no such classifier; close ones: {close}")
+    if name not in (known_names := models.list_models(module=models)):
+        similar = ", ".join(difflib.get_close_matches(name, known_names, 5)) or "none"
+        raise UserError(f"{key}: torchvision {torchvision.__version__} has no such classifier; nearest are {similar}")
     if weights not in (tags := models.get_model_weights(name).__members__):
         raise UserError(f"classifier.weights={weights}: of {name}, allowed are {', '.join(tags)}")
-    chosen = tags[weights]
+    published = tags[weights]
     names = read_labels(labels)
     check_output_option(key, output, len(names))
     if size is not None:
         check_size(key, size)
-    outputs = expected_num_outputs(output, len(names)) if checkpoint else len(chosen.meta["categories"])
-    network = _plain(name, chosen, outputs, size)
+    outputs = expected_num_outputs(output, len(names)) if checkpoint else len(published.meta["categories"])
+    network = _create_network(name, published, outputs, size)
     if checkpoint is None:
-        found = load_checkpoint(
-            network, _in_cache(f"{key} classifier.weights={weights}", name, chosen), (), DENSENET_RENAME_RULES, key
-        )
+        file = _cached_file(f"{key} classifier.weights={weights}", name, published)
+        normalization = load_checkpoint(network, file, (), DENSENET_RENAME_RULES, key)
     else:
-        found = load_checkpoint(
+        normalization = load_checkpoint(
             network, Path(checkpoint), state_dict_entries, key_mapping, f"classifier.checkpoint={checkpoint}", names
         )
-    seen = chosen.transforms()
-    known = found or (seen.mean, seen.std)
+    preprocessing = published.transforms()
+    default_mean, default_std = normalization or (preprocessing.mean, preprocessing.std)
     return ImageClassifier(
-        network, names, seen.crop_size[0] if size is None else size, known[0] if mean is None else mean,
-        known[1] if std is None else std, seen.interpolation.value, domain, forward_logits, f"{key} classifier.labels",
-        output,
+        network, names, preprocessing.crop_size[0] if size is None else size, default_mean if mean is None else mean,
+        default_std if std is None else std, preprocessing.interpolation.value, domain, forward_logits,
+        f"{key} classifier.labels", output,
     )  # fmt: skip
 
 
-def _plain(name: str, weights: Any, outputs: int, size: int | None = None) -> nn.Module:
-    """The network that a set of weights is of, before they are loaded; size: None for that of the weights."""
+def _create_network(name: str, weights: Any, outputs: int, size: int | None = None) -> nn.Module:
+    """The network with random weights; size: None for that of the published weights."""
     settings: dict[str, Any] = {"num_classes": outputs}
     if name.startswith("vit_"):
         settings["image_size"] = weights.meta["min_size"][0] if size is None else size
@@ -94,8 +98,8 @@ def _plain(name: str, weights: Any, outputs: int, size: int | None = None) -> nn
         raise UserError(f"classifier.name={name} classifier.size={size}: {first_line(error)}") from error
 
 
-def _in_cache(key: str, name: str, weights: Any) -> Path:
-    """The file of a set of weights in torch hub's cache folder. Raises UserError if it is not there."""
+def _cached_file(key: str, name: str, weights: Any) -> Path:
+    """The file of published weights in torch hub's cache folder. Raises UserError if it is missing."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     if not path.is_file():
         raise missing_weights_error(key, f"{path} is not there", fetch_command(f"torchvision/{name}.{weights.name}"))

@@ -83,7 +83,8 @@ def test_after_the_last_try_the_template_is_used_and_a_note_says_so() -> None:
     (name, note), *others = captioner.notes.items()
     assert name == "crab-1" and not others
     assert note == (
-        "the captioner did not name 'rock crab' in 2 tries, at last it said 'an animal': the template took its place"
+        "none of 2 captions of the model contains 'rock crab', the last one is 'an animal'; "
+        "the template is used instead"
     )
 
 
@@ -93,7 +94,7 @@ def test_examples_go_before_every_demand_with_their_own_class() -> None:
     captioner.caption(CRAB)
     for turns, demand in zip(chat.asked, ["caption an owl", "name the owl"], strict=True):
         assert [(t.prompt, t.response) for t in turns[:-1]] == [(demand, "an owl at night")]
-        assert turns[-1].picture is PICTURE and turns[-1].response is None
+        assert turns[-1].image is PICTURE and turns[-1].response is None
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,9 @@ def test_a_checkpoint_captions_and_says_where_it_could_not(checkpoint: Path) -> 
     captioner = loaded(checkpoint)
     network = chat_of(captioner).network
     assert not network.training and not any(p.requires_grad for p in network.parameters())
-    assert captioner.caption(CRAB) == "a photograph of a rock crab" and "in 2 tries" in captioner.notes["crab-1"]
+    assert (
+        captioner.caption(CRAB) == "a photograph of a rock crab" and "none of 2 captions" in captioner.notes["crab-1"]
+    )
     assert captioner.objects(CRAB)
 
 
@@ -248,7 +251,7 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Path, tmp_path: Path) -
         ("nobody/no-such-model", {}, "neither a folder nor, .* in the hub's cache"),
         (copied("weights", "model.safetensors"), {}, "cannot be loaded .*; wanted is a folder"),
         (copied("silent", "chat_template.json"), {}, "has no chat template"),
-        (checkpoint, {"caption_prompts": []}, "captioner.caption_prompts: holds nothing"),
+        (checkpoint, {"caption_prompts": []}, "captioner.caption_prompts: is empty"),
     ]
     for path, changes, said in cases:
         with pytest.raises(UserError, match=said) as caught:

@@ -18,9 +18,10 @@ from classifier_lens.models.classifier.feature_layout import (
     ChannelDim,
     FeatureLayout,
     detect_layout,
+    flatten_spatial,
     half_image_probes,
 )
-from classifier_lens.models.classifier.image_classifier import ImageClassifier, flatten_spatial
+from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.classifier.loaders.timm import timm_classifier
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.units.addressing import FEATURES, Unit, pooled_outputs
@@ -139,11 +140,11 @@ def test_every_call_of_a_module_has_an_address() -> None:
 def test_without_a_call_a_module_that_is_used_twice_is_refused() -> None:
     classifier = wrap(Twice())
     for name, said in (
-        ("relu", "relu: an answer uses the module 2 times; allowed are relu#0 … relu#1"),
-        ("relu.in", "relu.in: an answer uses the module 2 times; allowed are relu#0.in … relu#1.in"),
-        ("relu#2", "relu#2: an answer uses the module 2 times; allowed are"),
-        ("a#1", "a#1: an answer uses the module 1 times; allowed are a#0"),
-        ("both", "an answer does not use the module both, or it gives no tensor"),
+        ("relu", "relu: the network uses the module 2 times; allowed are relu#0 … relu#1"),
+        ("relu.in", "relu.in: the network uses the module 2 times; allowed are relu#0.in … relu#1.in"),
+        ("relu#2", "relu#2: the network uses the module 2 times; allowed are"),
+        ("a#1", "a#1: the network uses the module 1 times; allowed are a#0"),
+        ("both", "the network does not use the module both, or it returns no tensor"),
         ("relv#0", "no module relv#0; nearest are relu"),
     ):
         with pytest.raises(UserError, match=re.escape(said)) as caught:
@@ -164,7 +165,9 @@ def test_what_holds_no_row_per_image_is_refused() -> None:
             out: Tensor = self.head(self.inside(windows).view(len(x), -1, 4).mean(1))
             return out
 
-    with pytest.raises(UserError, match=r"inside: no dimension of what it gives, of shape \(8, 16, 4\), is known"):
+    with pytest.raises(
+        UserError, match=r"inside: which dimension of its output of shape \(8, 16, 4\) contains the channels is unknown"
+    ):
         wrap(Windows()).forward_with_activations(torch.rand(2, 3, 8, 8), ["inside"])
     assert wrap(linear()).cam_module is None
 

@@ -19,17 +19,17 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from classifier_lens.data import cifar10, planted
+from classifier_lens.models.classifier.feature_layout import flatten_spatial
 from classifier_lens.models.classifier.image_classifier import (
     ImageClassifier,
-    flatten_spatial,
     forward_logits,
-    network_digest,
 )
 from classifier_lens.models.classifier.loaders.cifar10 import cifar10_resnet
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels, read_labels
 from classifier_lens.models.classifier.loaders.shipped import load_oracle, load_shipped
 from classifier_lens.models.classifier.loaders.timm import timm_classifier
 from classifier_lens.models.classifier.loaders.user_network import callable_classifier
+from classifier_lens.models.network_digest import network_digest
 from classifier_lens.runner.types import UserError
 from tests.cli import ROOT
 
@@ -97,7 +97,7 @@ def test_programs_are_frozen_as_modules_are() -> None:
         classifier = wrap(program)
         torch.testing.assert_close(classifier(images).logits, network(images))
         assert classifier.train() is classifier and not classifier.training
-    with pytest.raises(UserError, match="answers for the same image differ"):
+    with pytest.raises(UserError, match="outputs for the same image differ"):
         wrap(exported(nn.Sequential(nn.Dropout(0.5), *linear()), True))
 
 
@@ -140,7 +140,7 @@ def test_digest_follows_the_weights() -> None:
     ("network", "changes", "said"),
     [
         (linear(4), {}, "output size 4 does not match its 3 labels"),
-        (linear(), {"labels": ["a", "b", "a"]}, "stand there twice: a"),
+        (linear(), {"labels": ["a", "b", "a"]}, "occur more than once: a"),
         (linear(), {"labels": ["a", "b\x1b[31m", "c"]}, "without control characters; one is 'b\\x1b[31m'"),
         (linear(), {"labels": ["a", "\udcff", "c"]}, "without control characters; one is '\\udcff'"),
         (linear(), {"labels": ["a", "b\nc", "d"]}, "texts of one line"),
@@ -149,8 +149,8 @@ def test_digest_follows_the_weights() -> None:
         (lambda x: linear()(x) / 0, {}, "not finite"),
         (lambda x: linear()(x.detach()).detach(), {}, "does not reach the image"),
         (lambda x: linear()(x.detach()), {}, "does not reach the image"),
-        (lambda x: 0 * linear()(x), {}, "a random picture is zero everywhere"),
-        (lambda x: linear()((0 * x).sqrt()), {}, "a random picture is not finite"),
+        (lambda x: 0 * linear()(x), {}, "a random image is zero everywhere"),
+        (lambda x: linear()((0 * x).sqrt()), {}, "a random image is not finite"),
         (lambda x: {"logits": x}["answer"], {}, "fails on images of shape (1, 3, 8, 8): KeyError: 'answer' (/"),
         (lambda x: torch._assert(x.shape[-1] == 9, "wants 9 px"), {}, "(1, 3, 8, 8): AssertionError: wants 9 px (/"),
         (lambda x: linear()(x) * (1 // 0), {}, "ZeroDivisionError: integer division or modulo by zero (/"),
@@ -346,7 +346,7 @@ def test_a_plain_function_has_no_modules() -> None:
 
 
 def test_a_module_that_an_answer_does_not_use_is_refused() -> None:
-    with pytest.raises(UserError, match=r"classifier\.target=x: an answer does not use the module last"):
+    with pytest.raises(UserError, match=r"classifier\.target=x: the network does not use the module last"):
         wrap(Two(NO_HEAD["the last one is not used"])).forward_with_activations(torch.rand(1, 3, 8, 8), ["last"])
 
 
@@ -484,7 +484,7 @@ def test_unreachable_hub_says_how_to_get_the_weights(tmp_path: Path, monkeypatch
 
 
 def test_unknown_timm_names_are_refused() -> None:
-    with pytest.raises(UserError, match=r"no such model; close ones: .*resnet18"):
+    with pytest.raises(UserError, match=r"no such model; nearest are .*resnet18"):
         timm_classifier("resnet1", False, None, None, [], [], "imagenet", "imagenet")
     with pytest.raises(UserError, match="nope"):
         timm_classifier("resnet18.nope", True, None, None, [], [], "imagenet", "imagenet")
@@ -530,9 +530,9 @@ def test_imagenet_labels_are_1000_different_names() -> None:
         ({0: "a", 1: "b"}, "labels: is a dict"),
         (b"ab", "labels: is a bytes"),
         (3, "labels: is a int"),
-        (["a", None], r"labels\[1\]=None: is no name"),
-        (["a", " "], r"labels\[1\]= : is no name"),
-        ([["a"], ["b"]], r"labels\[0\]=\['a'\]: is no name"),
+        (["a", None], r"labels\[1\]=None: is not a name"),
+        (["a", " "], r"labels\[1\]= : is not a name"),
+        ([["a"], ["b"]], r"labels\[0\]=\['a'\]: is not a name"),
     ],
 )
 def test_what_is_no_list_of_names_is_refused(labels: Any, said: str) -> None:

@@ -70,8 +70,8 @@ def test_one_score_speaks_for_the_second_label() -> None:
 def test_what_is_not_declared_is_logits_or_refused() -> None:
     torch.testing.assert_close(built("logits", None)(IMAGES).logits, NET(IMAGES))
     torch.testing.assert_close(built("log_probabilities", None)(IMAGES).logits.softmax(1), NET(IMAGES).softmax(1))
-    assert "say classifier.output=probabilities" in said(FORMS["probabilities"][0])
-    assert "say classifier.output=probabilities" in said(lambda x: 100 * NET(x).softmax(1)), "percentages"
+    assert "set classifier.output=probabilities" in said(FORMS["probabilities"][0])
+    assert "set classifier.output=probabilities" in said(lambda x: 100 * NET(x).softmax(1)), "percentages"
     assert "classifier.output=sigmoid" in said(FORMS["sigmoid"][0])
     for kind in ("binary", "binary_sigmoid"):
         assert "output size 1 does not match its 2 labels; one output is" in said(FORMS[kind][0], 2)
@@ -86,7 +86,7 @@ def test_logits_that_lie_in_the_range_of_probabilities_are_logits() -> None:
     nn.init.constant_(flat[1].get_parameter("weight"), 1e-6)
     nn.init.constant_(flat[1].get_parameter("bias"), 0.5)
     assert wrap(flat).head is not None, "the outputs of a linear layer are logits, however small"
-    assert "as behind a sigmoid" in said(lambda x: 0.1 + 0.2 * NET(x).sigmoid()), "bounded, if not by 0 and 1"
+    assert "as those of a sigmoid" in said(lambda x: 0.1 + 0.2 * NET(x).sigmoid()), "bounded, if not by 0 and 1"
     wrap(lambda x: 0.1 + 0.2 * NET(x).sigmoid(), output="logits")
 
 
@@ -129,14 +129,14 @@ def test_logits_are_found_by_their_name(holding: Callable[[Tensor], Any]) -> Non
 @pytest.mark.parametrize(
     ("holding", "named"),
     [
-        (lambda logits: {"scores": logits, "aux": logits}, "an answer is a dict of scores, aux;"),
-        (lambda logits: (logits, logits), "an answer is a tuple of 2;"),
-        (lambda logits: [logits], "an answer is a list of 1;"),
-        (lambda logits: SimpleNamespace(scores=logits), "an answer is a SimpleNamespace;"),
-        (lambda logits: logits.detach().numpy(), "an answer is a ndarray;"),
-        (lambda logits: None, "an answer is a NoneType;"),
-        (lambda logits: logits[0], "output size shape (3,) does not match its 3 labels"),
-        (lambda logits: logits[:, :, None, None], "output size shape (1, 3, 1, 1) does not match its 3 labels"),
+        (lambda logits: {"scores": logits, "aux": logits}, "the network returns a dict of scores, aux;"),
+        (lambda logits: (logits, logits), "the network returns a tuple of 2;"),
+        (lambda logits: [logits], "the network returns a list of 1;"),
+        (lambda logits: SimpleNamespace(scores=logits), "the network returns a SimpleNamespace;"),
+        (lambda logits: logits.detach().numpy(), "the network returns a ndarray;"),
+        (lambda logits: None, "the network returns a NoneType;"),
+        (lambda logits: logits[0], "output shape (3,) does not match its 3 labels"),
+        (lambda logits: logits[:, :, None, None], "output shape (1, 3, 1, 1) does not match its 3 labels"),
     ],
 )
 def test_other_answers_are_refused(holding: Callable[[Tensor], Any], named: str) -> None:
@@ -168,7 +168,7 @@ def training(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
 def test_answers_that_change_from_call_to_call_are_refused() -> None:
     state = torch.get_rng_state()
     for network in (training(nn.Dropout(0.1)), Always(), training(nn.BatchNorm2d(3))):
-        assert "answers for the same image differ" in (line := said(network)) and "eval()" in line
+        assert "outputs for the same image differ" in (line := said(network)) and "eval()" in line
     assert torch.equal(torch.get_rng_state(), state), "checks leave the random numbers as they are"
     wrap(training(nn.Dropout(0.0)))
     wrap(nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(192, 3))), "a module is put in evaluation mode"

@@ -17,7 +17,7 @@ from classifier_lens.models.generator.editable_region import editable_region
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.pipeline.networks import Networks, load_networks
 from classifier_lens.models.generator.samplers import NullTextInversion, ddim
-from classifier_lens.models.segmenter.segmenter import MaskPostprocess
+from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
 from classifier_lens.runner.types import PRESERVE_OPTIONS, CaptionEdit, Controls, EditContext, Problem, UserError
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.conftest import double_precision, doubled, rows_of

@@ -13,7 +13,8 @@ from torch import Tensor
 from classifier_lens.models.generator.no_generator import NoGenerator
 from classifier_lens.models.generator.pixel_space import PixelGenerator, init_from_prompt
 from classifier_lens.models.generator.prompt_diffusion import embedding_controls
-from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, MaskPostprocess, TextPromptedSegmenter
+from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
+from classifier_lens.models.segmenter.segmenter import AttentionSegmenter, TextPromptedSegmenter
 from classifier_lens.runner.baselines.methods import (
     BaselineFactory,
     generator_prior,
@@ -164,7 +165,7 @@ def test_a_domains_images_are_those_of_its_generators(domain: str) -> None:
     drawn, alone = (compose_config([f"domain={domain}", *more])["generator"] for more in ([], ["generator=none"]))
     assert alone["resolution"] == drawn["resolution"] and alone["mask_postprocess"] == drawn["mask_postprocess"][
         "pixels"
-    ] | {"_target_": "classifier_lens.models.segmenter.segmenter.MaskPostprocess"}
+    ] | {"_target_": "classifier_lens.models.segmenter.mask_postprocess.MaskPostprocess"}
     assert alone["lr_scale"]["pixels"] == drawn["lr_scale"]["pixels"]
 
 

@@ -101,10 +101,14 @@ def test_what_cannot_be_used_is_said_in_one_line(folder: Path, tmp_path: Path) -
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "nowhere", {}, "segmenter.path=.*nowhere: neither a folder nor"),
         (tmp_path / "lacking", {}, "1 weights are missing, such as decoder.film_add.weight"),
-        (tmp_path / "other", {}, "holds a network of kind clip; allowed are clipseg"),
+        (tmp_path / "other", {}, "contains a network of type clip; allowed are clipseg"),
         (tmp_path / "empty", {}, "cannot be loaded"),
-        (folder, {"template": "a crab"}, "segmenter.template=a crab: has no {words}"),
-        (folder, {"template": "{words} {label}"}, "allowed placeholders are {words}, {article}"),
+        (
+            folder,
+            {"template": "a crab"},
+            "segmenter.template=a crab: the placeholder {words} for the object is missing",
+        ),
+        (folder, {"template": "{words} {label}"}, "has other placeholders than the allowed {words}, {article}"),
     ]
     for path, changes, said in cases:
         with pytest.raises(UserError, match=said) as caught:

@@ -196,12 +196,12 @@ def test_what_cannot_be_used_is_said_in_one_line(
         ),
         ({"detector": str(tmp_path / "lacking")}, "1 weights are missing, such as model.level_embed"),
         ({"detector": str(tmp_path / "other")}, "segmenter.detector=.*cannot be loaded"),
-        ({"detector": str(sam("sam"))}, "kind sam; allowed are grounding-dino"),
-        ({"path": str(detector)}, "segmenter.path=.* kind grounding-dino; allowed are sam, sam_hq, sam2"),
+        ({"detector": str(sam("sam"))}, "type sam; allowed are grounding-dino"),
+        ({"path": str(detector)}, "segmenter.path=.* type grounding-dino; allowed are sam, sam_hq, sam2"),
         ({"path": str(tmp_path / "nowhere")}, "segmenter.path=.*: neither a folder nor"),
         (
             {"forward_kwargs": {"hq_token_only": True}},
-            "segmenter.forward_kwargs=hq_token_only: .* kind sam has no such",
+            "segmenter.forward_kwargs=hq_token_only: sam networks have no such argument",
         ),
     ]
     for changes, said in cases:

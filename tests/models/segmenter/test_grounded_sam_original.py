@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_said_in_one_line(make: Make, files: dict[str, st
     cases: list[tuple[dict[str, Any], str]] = [
         (
             {"detector_config": "GroundingDINO_SwinL"},
-            "segmenter.detector_config=.*the package's own, GroundingDINO_SwinB_cfg, G",
+            "segmenter.detector_config=.*those of the package, GroundingDINO_SwinB_cfg, G",
         ),
         (
             {"sam_model_type": "vit_x"},

@@ -284,11 +284,11 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Checkpoint, tmp_path: P
         (copied(source, tmp_path / "empty"), {}, "cannot be loaded .*; wanted is a folder in transformers' layout"),
         (copied(source, tmp_path / "lacking", lacking), {}, r"1 weights are missing, such as mask_decoder.iou_token"),
         (broken, {}, "cannot be loaded"),
-        (copied(source, tmp_path / "other", state, model_type="clip"), {}, "kind clip; allowed are sam, sam_hq, sam2"),
+        (copied(source, tmp_path / "other", state, model_type="clip"), {}, "type clip; allowed are sam, sam_hq, sam2"),
         (
             source,
             {"forward_kwargs": {"hq_token_only": True}},
-            "segmenter.forward_kwargs=hq_token_only: .* kind sam has no such",
+            "segmenter.forward_kwargs=hq_token_only: sam networks have no such argument",
         ),
     ]
     for path, changes, said in cases:

@@ -149,31 +149,33 @@ def said(tmp_path: Path, content: Any, inside: list[str], keys: list[dict[str, s
 def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     state = small().state_dict()
     lacking = {name: value for name, value in state.items() if name != "0.bias"}
-    assert "1 weights are missing, such as 0.bias; 0 are left over" in said(tmp_path, lacking, [], [])
+    assert "1 weights are missing, such as 0.bias; 0 are unexpected" in said(tmp_path, lacking, [], [])
     assert (
-        "6 weights are missing, such as 0.weight; 6 are left over, such as x.0.weights; classifier.key_mapping"
+        "6 weights are missing, such as 0.weight; 6 are unexpected, such as x.0.weights; classifier.key_mapping"
         in said(tmp_path, {f"x.{name}s": value for name, value in state.items() if "num_batches" not in name}, [], [])
     )
     beside = prefixed(state, "model.") | {"model.head.weight": torch.zeros(3)}
-    assert "0 weights are missing; 1 are left over, such as head.weight" in said(tmp_path, beside, [], [])
+    assert "0 weights are missing; 1 are unexpected, such as head.weight" in said(tmp_path, beside, [], [])
     for name in ("normalize.mean", "pixel_std", "mu"):  # without which answers are others
         normalised = prefixed(state, "model.") | {name: torch.zeros(3)}
-        assert f"1 are left over, such as {name}" in said(tmp_path, normalised, [], [])
+        assert f"1 are unexpected, such as {name}" in said(tmp_path, normalised, [], [])
     eight = {name: value.to(torch.int8) for name, value in state.items()}
     assert "0.weight is of type torch.int8, the network's of torch.float32" in said(tmp_path, eight, [], [])
     both = said(tmp_path, prefixed(state, "student.", "teacher."), [], [])
-    assert "stand there as student., teacher.; classifier.key_mapping=[{drop: '^teacher\\.'}] leaves out one" in both
+    assert (
+        "exist with the prefixes student., teacher.; classifier.key_mapping=[{drop: '^teacher\\.'}] removes one" in both
+    )
     averaged = said(tmp_path, {"net": state, "ema": state}, [], [])
-    assert "the network's weights stand in net, ema; classifier.state_dict_entries=[net] chooses" in averaged
+    assert "the entries net, ema match the network; classifier.state_dict_entries=[net] selects one" in averaged
     assert "0.bias has shape (5,), the network's has (2,)" in said(tmp_path, state | {"0.bias": torch.zeros(5)}, [], [])
-    assert "holds a list; allowed is a state dict" in said(tmp_path, [1], [], [])
-    assert "holds net, epoch, which are no weights; classifier.state_dict_entries=['model'] has to name" in said(
+    assert "contains a list; allowed is a state dict" in said(tmp_path, [1], [], [])
+    assert "contains net, epoch, which are not weights; classifier.state_dict_entries=['model'] has to name" in said(
         tmp_path, {"net": lacking, "epoch": 3}, ["model"], []
     )
     only = said(tmp_path, state | {"mu": torch.zeros(3)}, [], [{"from": "^mu$", "to": "mean"}])
     assert "mean of shape (3,); allowed are mean and std of 3 channels" in only
     twice = said(tmp_path, prefixed(state, "a.", "b."), [], [{"from": "^[ab]\\.", "to": ""}])
-    assert "both a.0.weight and b.0.weight become 0.weight; drop one of them" in twice
+    assert "renames both a.0.weight and b.0.weight to 0.weight; drop one of them" in twice
     assert "classifier.key_mapping={'from': '('" in said(tmp_path, state, [], [{"from": "(", "to": ""}])
     assert "a rule is {from: …, to: …} or {drop: …}" in said(tmp_path, state, [], [{"from": "a"}])
 
@@ -205,12 +207,12 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     assert "torch.save(torch.load('in.pt', map_location='cpu', weights_only=False)['state_dict'], 'out.pt')" in line
     assert not Code.ran
     line = said(tmp_path, small(), [], [])
-    assert "the network itself was saved; save its weights" in line and ".state_dict(), 'out.pt')" in line
+    assert "it is a network, not its weights; save the weights" in line and ".state_dict(), 'out.pt')" in line
     line = said(tmp_path, {"epoch": 3, "model": small()}, [], [])
-    assert "Sequential in its entry model), which is never run here: a network itself was saved there" in line
+    assert "Sequential in its entry model), which is never run here: the entry is a network, not its weights" in line
     assert "weights_only=False)['model'].state_dict(), 'out.pt')" in line
     torch.jit.script(small()).save(str(tmp_path / "script.pt"))
-    with pytest.raises(UserError, match=r"is a TorchScript archive, a program; save its weights: torch\.save"):
+    with pytest.raises(UserError, match=r"is a TorchScript program; save its weights: torch\.save"):
         load_checkpoint(small(), tmp_path / "script.pt", [], [], "classifier.checkpoint=x")
 
 
@@ -229,9 +231,9 @@ def sing() -> None:
 
 NOT_OF_TORCH: dict[str, tuple[bytes, str]] = {
     "pickle.pt": (pickle.dumps({"a": 1.0}), "is a pickle that torch.save did not write"),
-    "page.pth": (b"<html>404</html>", "is no file of safetensors or of torch.save (it begins with b'<html>404</h')"),
+    "page.pth": (b"<html>404</html>", "is not a file of safetensors or of torch.save (it begins with b'<html>404</h')"),
     "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; `git lfs pull`"),
-    "empty.pt": (b"", "is no file of safetensors or of torch.save (it is empty)"),
+    "empty.pt": (b"", "is not a file of safetensors or of torch.save (it is empty)"),
 }
 
 
@@ -269,7 +271,7 @@ def test_classes_that_a_file_notes_in_another_order_are_refused(tmp_path: Path, 
     load("ship", "crab", "bridge")  # other names are the user's
     load()
     (name,) = noted
-    with pytest.raises(UserError, match=f"by its {name} output 0 is boat, by classifier.labels bridge; write"):
+    with pytest.raises(UserError, match=f"output 0 is boat by its {name}, but bridge by classifier.labels; give"):
         load("bridge", "boat", "crab")
 
 
@@ -335,14 +337,14 @@ def test_averaged_weights_are_named_and_can_be_chosen(
     wanted, other = (OLD, "state_dict") if "state_dict_ema" in inside else (NEW, "state_dict_ema")
     assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{other} would fit as well, classifier.state_dict_entries=[{other}] chooses it" in line
+    assert f"{other} would match too, classifier.state_dict_entries=[{other}] selects it" in line
 
 
 def test_what_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(SCRIPTS["lightning, with a loss and metrics"], tmp_path / "w")
     load_checkpoint(small(), tmp_path / "w", ["state_dict"], [], "classifier.checkpoint=w")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "classifier.checkpoint=w: takes the weights net.*; left out: criterion.weight, accuracy.running_mean"
+    assert line == "classifier.checkpoint=w: uses net.*; ignores criterion.weight, accuracy.running_mean"
 
 
 def test_numbers_that_are_objects_are_not_read(tmp_path: Path) -> None:

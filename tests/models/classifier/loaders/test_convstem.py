@@ -66,5 +66,5 @@ def test_pictures_are_seen_as_they_are_where_the_yaml_says_so(tmp_path: Path) ->
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="classifier.name=resnet18: allowed are transformers with patches of 16 px"):
+    with pytest.raises(UserError, match="classifier.name=resnet18: allowed are transformers with patches of 16 pixels"):
         convstem_classifier("resnet18", 48, "w.pt", [], [], [0.0] * 3, [1.0] * 3, ["a", "b"], "imagenet")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from classifier_lens.models.classifier.loaders.torchvision import _plain, torchvision_classifier
+from classifier_lens.models.classifier.loaders.torchvision import _create_network, torchvision_classifier
 from classifier_lens.runner.types import UserError
 
 PICTURES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def test_every_network_can_be_made_and_its_pictures_be_prepared(name: str) -> No
         seen = weights.transforms()
         assert len(seen.crop_size) == 1 and seen.interpolation.value in ("bilinear", "bicubic")
         with torch.device("meta"):
-            network = _plain(name, weights, 7)
+            network = _create_network(name, weights, 7)
         if name.startswith("vit_"):
             places = (seen.crop_size[0] // network.get_parameter("conv_proj.weight").shape[-1]) ** 2
             assert network.get_parameter("encoder.pos_embedding").shape[1] == places + 1

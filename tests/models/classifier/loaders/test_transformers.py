@@ -22,7 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from classifier_lens.models.classifier.loaders.transformers import _preparation, transformers_classifier
+from classifier_lens.models.classifier.loaders.transformers import _preprocessing, transformers_classifier
 from classifier_lens.runner.types import UserError
 
 CUB = ["026.Bronzed_Cowbird", "053.Western_Grebe", "055.Evening_Grosbeak"]
@@ -109,13 +109,13 @@ def test_weights_of_torch_save_are_read_without_running_code(tmp_path: Path) -> 
 
 def test_names_in_another_order_than_its_own_are_refused(tmp_path: Path) -> None:
     folder = write_vit(tmp_path, OLD, ["crab", "shark", "viaduct"])
-    with pytest.raises(UserError, match="by its id2label output 0 is crab, by classifier.labels shark"):
+    with pytest.raises(UserError, match="output 0 is crab by its id2label, but shark by classifier.labels"):
         transformers_classifier(str(folder), None, ["shark", "crab", "viaduct"], None)
 
 
 def test_labels_from_a_file(tmp_path: Path) -> None:
     folder = write_vit(tmp_path / "a", OLD, ["LABEL_0", "LABEL_1", "LABEL_2"])
-    with pytest.raises(UserError, match=r"config\.json names no classes; give classifier\.labels"):
+    with pytest.raises(UserError, match=r"config\.json has no class names; give a file of them by classifier\.labels"):
         transformers_classifier(str(folder), None, None, None)
     (tmp_path / "names.txt").write_text("crab\nshark\nviaduct\n")
     assert transformers_classifier(str(folder), None, str(tmp_path / "names.txt"), None).labels[2] == "viaduct"
@@ -126,7 +126,7 @@ def test_labels_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"size": {"height": 32, "width": 48}}, "only square ones are allowed"),
+        ({"size": {"height": 32, "width": 48}}, "only square images are supported"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.00784"),
         ({"do_rescale": False}, "allowed is 1/255"),
         ({"resample": 0}, "resample=0; allowed are 2 (bilinear) and 3 (bicubic)"),
@@ -164,7 +164,7 @@ def test_what_a_processor_does_beside_is_done_or_refused(
     if named is None:
         assert transformers_classifier(str(folder), None, None, "cub").size == 32
         return
-    with pytest.raises(UserError, match=f"its {kind}.* prepares images in another way .*{named}") as caught:
+    with pytest.raises(UserError, match=f"its {kind}.* does more than resizing.*{named}") as caught:
         transformers_classifier(str(folder), None, None, "cub")
     assert "\n" not in str(caught.value)
 
@@ -172,8 +172,8 @@ def test_what_a_processor_does_beside_is_done_or_refused(
 def test_a_network_of_timm_in_a_folder_is_told_where_to_go(tmp_path: Path) -> None:
     folder = write_vit(tmp_path, NEW, CUB)
     processor = Namespace(size=None)
-    with pytest.raises(UserError, match="Namespace states no size of the images; a network of timm is given by"):
-        _preparation(f"classifier.path={folder}", processor)
+    with pytest.raises(UserError, match="Namespace has no size of the images; for a network of timm use"):
+        _preprocessing(f"classifier.path={folder}", processor)
 
 
 def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_what_can_be_called_without_arguments_is_called_once(write: Write) -> No
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     assert classifier(partial(lambda kind: net, kind=1)).network is net
     assert classifier(net).network is net
-    with pytest.raises(UserError, match="gives a int"):
+    with pytest.raises(UserError, match="returns a int"):
         classifier(lambda: 3)
     with pytest.raises(UserError, match="classifier=sigmoid: "):  # a built-in function without a signature
         classifier(torch.sigmoid)
