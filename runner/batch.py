@@ -28,7 +28,15 @@ from classifier_lens.runner.results.problem_results import BatchResults, sample_
 from classifier_lens.runner.results.result_warnings import ResultWarnings
 from classifier_lens.runner.results.run_folder import RunFolder
 from classifier_lens.runner.retry import Failure
-from classifier_lens.runner.types import Controls, EditContext, NonFiniteError, Objective, Problem, Scene
+from classifier_lens.runner.types import (
+    Controls,
+    EditContext,
+    NonFiniteError,
+    Objective,
+    Problem,
+    PromptToPrompt,
+    Scene,
+)
 
 WRITER_THREADS = 8  # threads that compress pictures, most of a picture's time, while others are measured
 
@@ -45,6 +53,7 @@ class Solver:
     find_warnings: ResultWarnings
     safety: SafetyFilter | None
     device: torch.device
+    prompt_to_prompt: PromptToPrompt
     dtype_hint: str = ""
 
     @property
@@ -68,14 +77,11 @@ class Solver:
     ) -> tuple[Controls, EditContext, Sequence[Sequence[str]], InitialChoice]:
         """Invert or draw, find the region, choose the best of the candidates; or, from their origin, begin again as
         before. Notes per problem."""
-        begin = self.baseline.initializer
-        if origin is None:
-            start = begin.initialize(problems, self.task.prompt_to_prompt)
-        else:
-            start = begin.initialize(problems, origin.schedules, origin.found)
-        objective = self.objective(problems, start.contexts[0])
-        origin = origin or loop.choose_initialization(begin, start, objective)
-        controls, anchor = loop.apply_choice(start, origin)
+        initializer = self.baseline.initializer
+        start = initializer.initialize(problems, self.prompt_to_prompt, origin.precomputed if origin else None)
+        objective = self.objective(problems, start.context)
+        origin = origin or loop.choose_initialization(initializer, start, objective)
+        controls, anchor = initializer.select(start, origin.candidate_indices)
         return self.baseline.prepare_controls(controls, anchor, objective), anchor, start.warnings, origin
 
     def optimize(

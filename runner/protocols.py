@@ -5,7 +5,7 @@ Shape letters as in `runner.types`. Images are RGB in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from classifier_lens.runner.types import (
     Precomputed,
     Problem,
     PromptToPrompt,
+    PromptToPromptOverrides,
     Response,
     Scene,
 )
@@ -156,10 +157,11 @@ class SafetyFilter(Protocol):
 
 
 class Generator(Protocol):
-    """A differentiable picture maker. Calling it is pure: the same arguments give the same scene.
+    """A differentiable image generator. Calling it is pure: the same arguments give the same scenes.
 
-    saved_controls: the controls that are kept with an answer, since it can be made again from them;
-    images_per_result: how many pictures an answer is; images_in_graph: how many of a problem a step's gradient passes.
+    saved_controls: the controls that are saved with a result, since its images can be rendered from them again;
+    images_per_result: how many images a result has; images_in_graph: how many images of a problem the gradient of one
+    step passes through.
     """
 
     saved_controls: tuple[str, ...]
@@ -167,31 +169,36 @@ class Generator(Protocol):
     images_in_graph: int
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Raise UserError for what can be seen to fail before anything is computed."""
+        """Raise UserError for settings that are known to fail before anything is computed."""
 
     def initialize(
-        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
     ) -> Initialization:
-        """Where the problems' descent begins, under every pair of the schedules' shares. found: what an earlier call
-        found for the same problems; the same then comes of it sooner."""
+        """The batch before its optimization. precomputed: of an earlier initialization of the same problems, which
+        takes less time then and gives the same bits."""
 
-    def step_context(self, anchor: EditContext, k: int) -> EditContext:
-        """The constants of optimisation step k: the anchor itself, unless every step meets other random numbers. An
-        iterate is judged with the anchor itself."""
+    def render_candidates(self, initialization: Initialization) -> Iterable[Scene]:
+        """One scene per candidate, in their order: the scene of its controls and context."""
 
-    def evaluation_context(self, anchor: EditContext) -> EditContext:
-        """The constants that an answer's loss is measured with: the anchor itself, unless it holds random numbers by
-        which the best iterate was chosen."""
+    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+        """The controls and the context of a batch in which sample i takes the candidate `indices[i]`."""
 
-    def __call__(self, controls: Controls, anchor: EditContext) -> Sequence[Scene]:
-        """The last x0-predictions as scenes; the last of them is the picture that counts."""
+    def step_context(self, context: EditContext, k: int) -> EditContext:
+        """The constants of optimization step k: the context itself, unless every step has new random numbers. The best
+        iterate is chosen with the context itself."""
 
-    def images(self, controls: Controls, anchor: EditContext) -> Float[Tensor, "b n 3 h w"]:
-        """What is reported of each sample, in [0, 1]: the picture that counts, and where an answer is more than one
-        picture, more of them."""
+    def evaluation_context(self, context: EditContext) -> EditContext:
+        """The constants that the loss of a result is measured with: the context itself, unless it holds the random
+        numbers that the best iterate was chosen by."""
 
-    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str] | None:
-        """The prompt of each sample in words, where prompts are what is optimised."""
+    def __call__(self, controls: Controls, context: EditContext) -> Sequence[Scene]:
+        """The last x0-predictions as scenes; the last one is the image of the result."""
+
+    def images(self, controls: Controls, context: EditContext) -> Float[Tensor, "b n 3 h w"]:
+        """The images of each sample's result, in [0, 1], the most important one first."""
+
+    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str] | None:
+        """The prompt of each sample in words where prompts are optimized, else None."""
 
 
 class TextToImage(Protocol):
@@ -232,8 +239,8 @@ class Task(Protocol):
     baseline: str
 
     @property
-    def prompt_to_prompt(self) -> PromptToPrompt:
-        """What replaces the generator's own."""
+    def prompt_to_prompt(self) -> PromptToPromptOverrides:
+        """The settings of Prompt-to-Prompt that the task sets in the place of the generator's."""
 
     @property
     def dependencies(self) -> Sequence[HasDigest]:

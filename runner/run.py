@@ -110,6 +110,7 @@ def make_solver(parts: Parts) -> Solver:
         doubts,
         parts.safety_checker,
         parts.generator.device,
+        parts.generator.prompt_to_prompt.with_overrides(parts.task.prompt_to_prompt),
         formats,
     )
 
@@ -145,9 +146,14 @@ def make_problems(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tu
 def plan_batch(parts: Parts, answer: Solver, batch: int | None, problems: int) -> MemoryPlan:
     """Choose the batch, where None is given, and the recomputation, where it is left to memory; the latter is set."""
     judges = [parts.classifier, *(n for n in parts.task.dependencies if isinstance(n, ImageClassifier))]
-    shares = parts.task.prompt_to_prompt
     chosen = plan_memory(
-        parts.generator, judges, parts.augment, shares, answer.generator.images_in_graph, batch, problems
+        parts.generator,
+        judges,
+        parts.augment,
+        answer.prompt_to_prompt,
+        answer.generator.images_in_graph,
+        batch,
+        problems,
     )
     if isinstance(parts.generator, LatentDiffusion):
         parts.generator.set_gradient_checkpointing(chosen.gradient_checkpointing)

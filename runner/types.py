@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -246,31 +247,72 @@ Term = Callable[[Scene], Float[Tensor, " b"]]
 Objective = Mapping[str, tuple[float, Term]]
 
 
-# What a generator found of a batch's pictures and need not find again, by names of its own.
+# What a generator computes of a batch's images before the optimization and does not compute again after a resume:
+# tensors by names of its own.
 Precomputed = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One way to start an optimization. The candidates of a batch are compared, and each sample takes its best one.
+
+    initial_prompt: position among the random initial prompts; cross_replace_steps, background_blend_steps: shares of
+    the chain in [0, 1], see `PromptToPrompt`.
+    """
+
+    initial_prompt: int = 0
+    cross_replace_steps: float = 0.0
+    background_blend_steps: float = 0.0
+
+
+# What a task sets in the place of the generator's `PromptToPrompt`, by the names of its fields.
+PromptToPromptOverrides = Mapping[str, Sequence[float]]
+# Of tasks that replace no words and preserve no region.
+DISABLED_PROMPT_TO_PROMPT: PromptToPromptOverrides = {"cross_replace_steps": (0.0,), "background_blend_steps": (0.0,)}
+
+
+@dataclass(frozen=True)
+class PromptToPrompt:
+    """The settings of Prompt-to-Prompt that are compared at the start, as shares of the chain in [0, 1].
+
+    cross_replace_steps: in which the cross-attention maps of the original prompt are injected; background_blend_steps:
+    in which the latents of the preserved region are set to those of the original.
+    """
+
+    cross_replace_steps: Sequence[float]
+    background_blend_steps: Sequence[float]
+
+    def with_overrides(self, overrides: PromptToPromptOverrides) -> PromptToPrompt:
+        """These settings, those of a task in their place where it has any."""
+        return replace(self, **overrides)
+
+    @property
+    def max_cross_replace_steps(self) -> float:
+        """The largest share of the chain in which maps are injected."""
+        return max(self.cross_replace_steps)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All pairs of shares."""
+        pairs = product(self.cross_replace_steps, self.background_blend_steps)
+        return [Candidate(cross_replace_steps=maps, background_blend_steps=blend) for maps, blend in pairs]
+
+
+@dataclass(frozen=True)
 class Initialization:
-    """Where a batch's optimisation begins: controls, candidate anchors to choose from, notes per problem;
-    candidate_controls: further candidates for the controls; candidate_scenes: what all the candidates show, None for
-    what the first anchor makes of them; context_scenes: what controls show under each of the anchors, None for what the
-    generator makes of them in turn; precomputed: what makes it cheap to begin again."""
+    """A batch before the choice among its candidates.
+
+    controls, context: those of the first candidate; candidates: the same for every sample; warnings: per problem;
+    precomputed: what `Generator.initialize` takes after a resume.
+    """
 
     controls: Controls
-    contexts: Sequence[EditContext]
+    context: EditContext
+    candidates: Sequence[Candidate]
     warnings: Sequence[Sequence[str]]
-    candidate_controls: Sequence[Controls] = ()
-    candidate_scenes: Callable[[], Iterator[Scene]] | None = None
-    context_scenes: Callable[[Controls], Sequence[Scene]] | None = None
-    precomputed: Precomputed = field(default_factory=dict)
+    precomputed: Precomputed
 
 
-# Prompt-to-Prompt schedules that replace the generator's own: `cross_replace_steps` and `background_blend_steps`,
-# shares of the chain to compare.
-PromptToPrompt = Mapping[str, Sequence[float]]
-
-
-# The saved pictures of an answer, by name: `before` (the original; the start of what is drawn with unchanged words),
-# `start`, `best`, `mask` (one channel, what was free to change) and those that the task adds.
+# The saved images of a result by name: `before` (the original; the start of what is generated with unchanged words),
+# `start`, `best`, `mask` (one channel, the editable region) and those that the task adds.
 Images = Mapping[str, Float[Tensor, "c h w"]]

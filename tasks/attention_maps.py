@@ -15,7 +15,15 @@ from torch import Tensor
 
 from classifier_lens.runner.configuration.value_ranges import DistanceWeights, OneOf
 from classifier_lens.runner.protocols import Captioner, Classifier, Dataset, TaskInputs, TextToImage
-from classifier_lens.runner.types import EditContext, Example, Images, Objective, Problem, UserError
+from classifier_lens.runner.types import (
+    DISABLED_PROMPT_TO_PROMPT,
+    EditContext,
+    Example,
+    Images,
+    Objective,
+    Problem,
+    UserError,
+)
 from classifier_lens.tasks.analysis.cam_share import PRESERVE_WITH_OBJECT_MASK, mean_by_key, object_region, share_inside
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.problems.image_problems import (
@@ -57,7 +65,7 @@ class AttentionMaps:
         self.preserve, self.mask, self.weights, self.captioner = preserve, mask, weights, captioner
         self.dependencies = ()
         # the reconstruction is the inversion's alone
-        self.prompt_to_prompt = {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]}
+        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
         """Nothing is asked for by name."""

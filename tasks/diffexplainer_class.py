@@ -15,7 +15,7 @@ from torch import Tensor
 from classifier_lens.data.image_selection import check_choice, hash_example
 from classifier_lens.runner.configuration.value_ranges import Names, OneOf, PerProblemCount, PromptWeights
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import CaptionEdit, EditContext, Images, Objective
+from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, EditContext, Images, Objective
 from classifier_lens.tasks.analysis.activation_score import (
     BaselinePrompt,
     best_restarts,
@@ -77,7 +77,7 @@ class DiffExplainerClass:
         self.images_per_prompt = images_per_prompt
         self.training, self.classes, self.prompt, self.class_name_prompt = training, classes, prompt, class_name_prompt
         self.weights, self.captioner, self.cache, self.baseline = weights, captioner, cache, baseline
-        self.prompt_to_prompt = {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]}
+        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
         self.dependencies = (training,)
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:

@@ -15,7 +15,15 @@ from torch import Tensor
 from classifier_lens.data.image_selection import check_choice
 from classifier_lens.runner.configuration.value_ranges import Fraction, Names, NonNegative, OneOf, PerProblemCount
 from classifier_lens.runner.protocols import Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import CaptionEdit, EditContext, Images, Objective, Problem, UserError
+from classifier_lens.runner.types import (
+    DISABLED_PROMPT_TO_PROMPT,
+    CaptionEdit,
+    EditContext,
+    Images,
+    Objective,
+    Problem,
+    UserError,
+)
 from classifier_lens.tasks.analysis.retrieval import Retrieval, count_disagreeing_neighbors
 from classifier_lens.tasks.objectives.loss_terms import CONFIDENCE_MEASURES, confidence_gap
 from classifier_lens.tasks.problems.image_problems import comparison_text, probabilities, slug, success_counts_by
@@ -71,7 +79,7 @@ class Disagreement:
         )
         self.baseline, self.retrieval, self.captioner = baseline, retrieval or None, None
         self.dependencies = (rival,) if self.retrieval is None else (rival, self.retrieval)
-        self.prompt_to_prompt = {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]}
+        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
         labels, rival = classifier.labels, self.rival

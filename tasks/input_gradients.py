@@ -13,7 +13,7 @@ from torch import Tensor
 from classifier_lens.data.image_folder import center_crop_resize
 from classifier_lens.runner.configuration.value_ranges import DistanceWeights, OneOf
 from classifier_lens.runner.protocols import Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import EditContext, Example, Images, Objective, UserError
+from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, EditContext, Example, Images, Objective, UserError
 from classifier_lens.tasks.analysis.cam_share import PRESERVE_WITH_OBJECT_MASK, mean_by_key, object_region, share_inside
 from classifier_lens.tasks.analysis.class_gradient import Augmentation, gradient_image, input_gradient, no_augmentation
 from classifier_lens.tasks.objectives.distances import distances
@@ -61,7 +61,7 @@ class InputGradients:
         self.augmentations, self.target, self.preserve, self.mask = augmentations, target, preserve, mask
         self.weights, self.captioner = weights, captioner
         self.dependencies = ()
-        self.prompt_to_prompt = {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]}
+        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
         check_target_rule(self.target, classifier.labels)

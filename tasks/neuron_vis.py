@@ -16,7 +16,7 @@ from torch import Tensor
 from classifier_lens.data.image_selection import hash_example
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Positive, UnitAddresses
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import CaptionEdit, EditContext, Images, Objective, Problem
+from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, EditContext, Images, Objective, Problem
 from classifier_lens.tasks.objectives.loss_terms import unit_activation
 from classifier_lens.tasks.problems.image_problems import (
     comparison_text,
@@ -85,7 +85,7 @@ class NeuronVis:
             baseline,
         )
         self.captioner, self.cache = captioner, cache
-        self.prompt_to_prompt = {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]}
+        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
         self.dependencies = (training,)
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:

@@ -25,7 +25,14 @@ from classifier_lens.runner.configuration.value_ranges import (
     PromptWeights,
 )
 from classifier_lens.runner.protocols import Cache, Classifier, Dataset, TaskInputs, TextSegmenter
-from classifier_lens.runner.types import CaptionEdit, EditContext, Images, Objective, UserError
+from classifier_lens.runner.types import (
+    DISABLED_PROMPT_TO_PROMPT,
+    CaptionEdit,
+    EditContext,
+    Images,
+    Objective,
+    UserError,
+)
 from classifier_lens.tasks.analysis.activation_score import (
     gray_outside_mask,
     image_grid,
@@ -107,7 +114,7 @@ class SpuriousAudit:
             weights,
         )
         self.cache, self.baseline = cache, baseline
-        self.prompt_to_prompt = {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]}
+        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
         known = [HashedFiles(Path(run) / "results.jsonl" for run in calibration_runs)] if calibration_runs else []
         self.dependencies = (segmenter, training, *([] if self.annotations is None else [self.annotations]), *known)
         self.captioner = None

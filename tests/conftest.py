@@ -26,7 +26,9 @@ from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
 from classifier_lens.models.segmenter.segmenter import AttentionSegmenter
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.configuration.resolvers import register_resolvers
+from classifier_lens.runner.protocols import Generator
 from classifier_lens.runner.types import (
+    DISABLED_PROMPT_TO_PROMPT,
     CaptionEdit,
     Controls,
     EditContext,
@@ -274,6 +276,25 @@ def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> EditContext:
     )
 
 
+def initialize(
+    generator: Any, problems: Sequence[Problem], precomputed: Precomputed | None = None, /, **shares: Any
+) -> Initialization:
+    """The initialization with the generator's own settings of Prompt-to-Prompt, `shares` in the place of some."""
+    settings = getattr(generator, "prompt_to_prompt", PromptToPrompt(**DISABLED_PROMPT_TO_PROMPT))
+    start: Initialization = generator.initialize(problems, settings.with_overrides(shares), precomputed)
+    return start
+
+
+def candidates_of(generator: Generator, start: Initialization) -> list[tuple[Controls, EditContext]]:
+    """The controls and the context of each candidate."""
+    return [generator.select(start, [j] * len(start.warnings)) for j in range(len(start.candidates))]
+
+
+def contexts_of(generator: Generator, start: Initialization) -> list[EditContext]:
+    """The context of each candidate."""
+    return [context for _, context in candidates_of(generator, start)]
+
+
 def doubled(anchor: EditContext) -> EditContext:
     """The constants in double precision, the recorded maps apart: these take the network's."""
     tensors: dict[str, Any] = {k: v.double() for k, v in vars(anchor).items() if isinstance(v, torch.Tensor)}
@@ -305,7 +326,8 @@ def rows_of(anchor: EditContext, rows: slice) -> EditContext:
 class Identity(SingleImageGenerator):
     """A generator without networks: the picture is the control `latent` itself, "b 3 1 1", once per scene.
 
-    The i-th of `scenes` shows (i + 1) times the control, the last one the control itself plus the anchor's `inject`.
+    The i-th of `scenes` shows (i + 1) times the control, the last one the control itself plus the context's
+    `cross_replace_steps`.
     """
 
     resolution = 1
@@ -319,9 +341,17 @@ class Identity(SingleImageGenerator):
         pass
 
     def initialize(
-        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
     ) -> Initialization:
         raise NotImplementedError
+
+    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+        """`initial_prompt` is added to the controls, `cross_replace_steps` is the context's."""
+        chosen = [initialization.candidates[j] for j in indices]
+        added = torch.tensor([float(c.initial_prompt) for c in chosen])[:, None, None, None]
+        shares = torch.tensor([c.cross_replace_steps for c in chosen])
+        controls = {"latent": initialization.controls["latent"] + added}
+        return controls, replace(initialization.context, cross_replace_steps=shares)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         """One grey level per seed: its last digit in tenths."""
@@ -332,8 +362,8 @@ class Identity(SingleImageGenerator):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
 
-    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
+    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
         latent = controls["latent"] + controls.get("shift", torch.zeros(()))
         pictures = [(i + 1) * latent for i in range(self.scenes - 1)]
-        pictures.append(latent + anchor.cross_replace_steps[:, None, None, None])
+        pictures.append(latent + context.cross_replace_steps[:, None, None, None])
         return [Scene(picture, picture, picture[:, None]) for picture in pictures]

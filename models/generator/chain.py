@@ -1,4 +1,4 @@
-"""A diffusion model's chain from a start latent and embeddings to pictures (DiG-IN, Section 3, Algorithm 1)."""
+"""The chain of a diffusion model, from a start latent and embeddings to images (DiG-IN, Section 3, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ GRADIENT_CHECKPOINTING_MODES = ("none", "step", "block", "auto")
 
 
 class Chain(SingleImageGenerator):
-    """Frozen networks and their sampler; calling it renders controls.
+    """Frozen networks and their sampler; a call renders controls.
 
-    last_x0_predictions: the last x0-predictions that are decoded; gradient_checkpointing: one of
-    `GRADIENT_CHECKPOINTING_MODES`; backprop_steps: the last steps that gradients pass, None for all;
-    background_blend_start: the first latent that blending holds, 0 for z_T, i for the output of step i - 1."""
+    resolution: side of the images in pixels; last_x0_predictions: how many of the last x0-predictions are decoded;
+    gradient_checkpointing: one of `GRADIENT_CHECKPOINTING_MODES`; backprop_steps: how many of the last steps gradients
+    pass through, None for all; background_blend_start: the first latent that is blended, 0 for z_T, i for the output
+    of step i - 1."""
 
     def __init__(
         self,
@@ -76,12 +77,12 @@ class Chain(SingleImageGenerator):
         return self.networks.encode(images)
 
     def __len__(self) -> int:
-        """T, the sampler's steps."""
+        """T, the number of sampler steps."""
         return len(self.sampler.schedule)
 
     def set_gradient_checkpointing(self, mode: str) -> None:
-        """Choose what the backward pass computes again, one of `GRADIENT_CHECKPOINTING_MODES`; the gradient is the
-        same. `auto` is `step` until memory is looked at (`runner.optimization.memory_planning`)."""
+        """Set what the backward pass recomputes, one of `GRADIENT_CHECKPOINTING_MODES`; the gradient is the same.
+        `auto` works as `step` until `runner.optimization.memory_planning` has chosen a mode."""
         self.gradient_checkpointing = mode
         if mode == "block":
             self.networks.unet.enable_gradient_checkpointing()
@@ -89,99 +90,102 @@ class Chain(SingleImageGenerator):
             self.networks.unet.disable_gradient_checkpointing()
 
     def predict(
-        self, z: Tensor, embeddings: Mapping[str, Tensor], i: int, anchor: EditContext | None = None,
-        record: dict[str, Tensor] | None = None,
+        self, z: Tensor, embeddings: Mapping[str, Tensor], i: int, context: EditContext | None = None,
+        recorded_maps: dict[str, Tensor] | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """The prediction of step i, with the anchor's injected maps; embeddings "b l d" by name."""
+        """The network's prediction at step i, with the context's attention maps injected; embeddings: "b l d" by name;
+        recorded_maps: filled with the step's attention maps."""
         maps = None
-        if record is not None:
-            maps = cross_attention.AttentionControl(recorded_maps=record, num_recorded=len(z))
-        elif anchor is not None:
-            maps = self.attention_control([anchor], i)
+        if recorded_maps is not None:
+            maps = cross_attention.AttentionControl(recorded_maps=recorded_maps, num_recorded=len(z))
+        elif context is not None:
+            maps = self.attention_control([context], i)
         return self.sampler.predict(self.networks, z, embeddings, i, maps)
 
-    def attention_control(self, anchors: Sequence[EditContext], i: int) -> cross_attention.AttentionControl | None:
-        """The maps that the samples of anchors, one anchor's behind the other's, are given in step i; None for none."""
-        active = concatenate([anchor.cross_replace_steps for anchor in anchors]) > i / len(self)
-        if not bool(active.any()):
+    def attention_control(self, contexts: Sequence[EditContext], i: int) -> cross_attention.AttentionControl | None:
+        """The maps that are injected at step i into the samples of all contexts, one context after the other; None for
+        no maps."""
+        is_injected = concatenate([context.cross_replace_steps for context in contexts]) > i / len(self)
+        if not bool(is_injected.any()):
             return None
-        layers = [layer for layer, maps in anchors[0].attention_maps.items() if i < maps.shape[1]]
+        layers = [layer for layer, maps in contexts[0].attention_maps.items() if i < maps.shape[1]]
         return cross_attention.AttentionControl(
-            {layer: concatenate([a.attention_maps[layer][:, i] for a in anchors]) for layer in layers}, active
+            {layer: concatenate([context.attention_maps[layer][:, i] for context in contexts]) for layer in layers},
+            is_injected,
         )
 
-    def is_blended(self, anchor: EditContext, i: int) -> Bool[Tensor, " b"]:
-        """Which samples' input of step i is held outside the mask: the shares of the chain count from the first latent
-        that is held."""
-        since = i - self.background_blend_start
-        return (anchor.background_blend_steps > since / len(self)) & (since >= 0)
+    def is_blended(self, context: EditContext, i: int) -> Bool[Tensor, " b"]:
+        """For which samples the preserved region of step i's input is set to the original's. The shares of the chain
+        count from the first latent that can be."""
+        position = i - self.background_blend_start
+        return (context.background_blend_steps > position / len(self)) & (position >= 0)
 
-    def blend_background(self, z: Tensor, i: int, anchor: EditContext | None) -> Float[Tensor, "b c y x"]:
-        """The input of step i: what lies outside the mask is set to the template where the anchor says so."""
-        if anchor is None or not bool((held := self.is_blended(anchor, i)).any()):
+    def blend_background(self, z: Tensor, i: int, context: EditContext | None) -> Float[Tensor, "b c y x"]:
+        """The input of step i, its preserved region set to the original's latents where `is_blended`."""
+        if context is None or not bool((blended := self.is_blended(context, i)).any()):
             return z
-        free = torch.where(held[:, None, None, None], anchor.latent_mask, torch.ones_like(anchor.latent_mask))
-        return free * z + (1 - free) * anchor.original_trajectory[:, i]
+        mask = torch.where(blended[:, None, None, None], context.latent_mask, torch.ones_like(context.latent_mask))
+        return mask * z + (1 - mask) * context.original_trajectory[:, i]
 
     def step(
-        self, z: Tensor, embeddings: Mapping[str, Tensor], noise: Tensor, i: int, anchor: EditContext | None = None,
-        record: dict[str, Tensor] | None = None,
+        self, z: Tensor, embeddings: Mapping[str, Tensor], noise: Tensor, i: int, context: EditContext | None = None,
+        recorded_maps: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Sampler step i -> (next latent, x0-prediction), with the anchor's blending."""
-        z = self.blend_background(z, i, anchor)
-        return self.sampler.advance(z, self.predict(z, embeddings, i, anchor, record), noise, i)
+        """Sampler step i with blending -> (next latent, x0-prediction). recorded_maps: see `predict`."""
+        z = self.blend_background(z, i, context)
+        return self.sampler.advance(z, self.predict(z, embeddings, i, context, recorded_maps), noise, i)
 
-    def _step_of(
-        self, names: Sequence[str], noise: Tensor, i: int, anchor: EditContext | None, z: Tensor, *parts: Tensor
+    def _step_with_sums(
+        self, names: Sequence[str], noise: Tensor, i: int, context: EditContext | None, z: Tensor, *summands: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same of embeddings in parts that are added up: a part of every name, and another one of every name."""
-        now = {name: reduce(add, parts[j :: len(names)]) for j, name in enumerate(names)}
-        return self.step(z, now, noise, i, anchor)
+        """`step` with embeddings given as summands: one of every name, then the next one of every name."""
+        embeddings = {name: reduce(add, summands[j :: len(names)]) for j, name in enumerate(names)}
+        return self.step(z, embeddings, noise, i, context)
 
     def denoise(
         self, latent: Float[Tensor, "b c y x"], embeddings: Mapping[str, Tensor], noise: Float[Tensor, "b t c y x"],
-        anchor: EditContext | None = None, offsets: Mapping[str, Tensor] | None = None,
+        context: EditContext | None = None, offsets: Mapping[str, Tensor] | None = None,
     ) -> list[Float[Tensor, "b c y x"]]:  # fmt: skip
-        """The x0-predictions of all steps; embeddings "b t l d" by name, and what is added to them. Gradients pass the
-        last `backprop_steps` steps."""
-        parts = [*embeddings.values(), *(offsets[name] for name in embeddings if offsets is not None)]
-        # Not sliced anew for every step: each slice would have a gradient of the whole's size. Nor added up for all
-        # steps at once, which would be kept beside them.
-        unbound = [part.unbind(1) for part in parts]
-        z, predictions, graph = latent, [], torch.is_grad_enabled()
+        """The x0-predictions of all steps. embeddings: "b t l d" by name; offsets: of the same names, added to them.
+        Gradients pass through the last `backprop_steps` steps."""
+        summands = [*embeddings.values(), *(offsets[name] for name in embeddings if offsets is not None)]
+        # Unbound once: a slice at every step would have a gradient of the whole tensor's size each. The summands are
+        # added step by step: their sum for all steps would be held in memory beside them.
+        by_step = [summand.unbind(1) for summand in summands]
+        z, predictions, needs_graph = latent, [], torch.is_grad_enabled()
         for i in range(len(self)):
-            step = partial(self._step_of, tuple(embeddings), noise[:, i], i, anchor)
-            now = [part[i] for part in unbound]
-            with torch.set_grad_enabled(graph and i >= len(self) - (self.backprop_steps or len(self))):
-                again = self.gradient_checkpointing in ("step", "auto") and torch.is_grad_enabled()
-                z, x0 = checkpointed(step, z, *now) if again else step(z, *now)
+            step = partial(self._step_with_sums, tuple(embeddings), noise[:, i], i, context)
+            inputs = [values[i] for values in by_step]
+            with torch.set_grad_enabled(needs_graph and i >= len(self) - (self.backprop_steps or len(self))):
+                recompute = self.gradient_checkpointing in ("step", "auto") and torch.is_grad_enabled()
+                z, x0 = checkpointed(step, z, *inputs) if recompute else step(z, *inputs)
             predictions.append(x0)
         return predictions
 
-    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
-        """Scenes of the last `last_x0_predictions` x0-predictions; the last one is the picture that counts."""
-        latents = self.denoise(controls["latent"], anchor.embeddings, anchor.variance_noise, anchor, controls)[
+    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+        """Scenes of the last `last_x0_predictions` x0-predictions; the last one is the image of the result."""
+        latents = self.denoise(controls["latent"], context.embeddings, context.variance_noise, context, controls)[
             -self.last_x0_predictions :
         ]
         images = self.networks.decode(torch.cat(latents)).chunk(len(latents))
-        left = reversed(range(len(latents)))
-        return [Scene(image, z, image.unsqueeze(1), n) for image, z, n in zip(images, latents, left, strict=True)]
+        steps_left = reversed(range(len(latents)))
+        return [Scene(image, z, image.unsqueeze(1), n) for image, z, n in zip(images, latents, steps_left, strict=True)]
 
     def step_embeddings(
-        self, text: Float[Tensor, "b l d"], course: SamplerInputs
+        self, text: Float[Tensor, "b l d"], inputs: SamplerInputs
     ) -> dict[str, Float[Tensor, "b t l d"]]:
-        """The embeddings of every step by name: the text, and what the course brings."""
-        given = {"text": text[:, None].expand(-1, len(self), -1, -1), **course}
-        return {name: given[name] for name in self.sampler.embedding_names}
+        """The embeddings of every step by name: the text's, and those among the sampler's inputs."""
+        embeddings = {"text": text[:, None].expand(-1, len(self), -1, -1), **inputs}
+        return {name: embeddings[name] for name in self.sampler.embedding_names}
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures of prompts, without any edit; each start latent is drawn from its own seed."""
-        course = self.sampler.sample_inputs(self.networks, seeds, self.latent_size)
-        embeddings = self.step_embeddings(self.networks.embed(prompts), course)
-        return self.networks.decode(self.denoise(course["latent"], embeddings, course["noise"])[-1])
+        """Images of prompts without any edit; each start latent is sampled from its own seed."""
+        inputs = self.sampler.sample_inputs(self.networks, seeds, self.latent_size)
+        embeddings = self.step_embeddings(self.networks.embed(prompts), inputs)
+        return self.networks.decode(self.denoise(inputs["latent"], embeddings, inputs["noise"])[-1])
 
 
-def concatenate(rows: Sequence[Tensor]) -> Tensor:
-    """Rows behind each other; those of one tensor are not copied."""
-    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+def concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    """The rows of all tensors; a single tensor is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -23,7 +23,7 @@ def check_guidance(generator: LatentDiffusion) -> None:
 
 
 def guided_sampling(
-    generator: LatentDiffusion, controls: Controls, anchor: EditContext, loss: Callable[[Scene], Float[Tensor, " b"]],
+    generator: LatentDiffusion, controls: Controls, context: EditContext, loss: Callable[[Scene], Float[Tensor, " b"]],
     strength: float,
 ) -> Float[Tensor, "b 3 h w"]:  # fmt: skip
     """Pictures of one pass through the chain, the predicted noise of every step moved along the gradient of the loss.
@@ -34,12 +34,12 @@ def guided_sampling(
     """
     z = controls["latent"].detach()
     latent = z
-    embeddings = {name: (base + controls[name]).detach() for name, base in anchor.embeddings.items()}
+    embeddings = {name: (base + controls[name]).detach() for name, base in context.embeddings.items()}
     for i in range(len(generator)):
-        now, noise = {name: values[:, i] for name, values in embeddings.items()}, anchor.variance_noise[:, i]
+        now, noise = {name: values[:, i] for name, values in embeddings.items()}, context.variance_noise[:, i]
         with torch.enable_grad():
-            leaf = generator.blend_background(z, i, anchor).clone().requires_grad_()
-            predicted = generator.predict(leaf, now, i, anchor)
+            leaf = generator.blend_background(z, i, context).clone().requires_grad_()
+            predicted = generator.predict(leaf, now, i, context)
             x0 = generator.sampler.advance(leaf, predicted, noise, i)[1]
             image = generator.networks.decode(x0)
             total = loss(Scene(image, x0, image.unsqueeze(1))).sum()

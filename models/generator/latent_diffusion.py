@@ -1,12 +1,11 @@
-"""A latent diffusion model from questions to the beginning of a descent (DiG-IN, Algorithm 2)."""
+"""A latent diffusion model that is initialized for problems: inversion, editable region, Prompt-to-Prompt (DiG-IN,
+Algorithm 2)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import product
 from typing import Annotated
 
 import torch
@@ -45,21 +44,24 @@ from classifier_lens.runner.configuration.value_ranges import (
 from classifier_lens.runner.protocols import Segmenter
 from classifier_lens.runner.types import (
     CaptionEdit,
+    Controls,
     EditContext,
     Initialization,
     Precomputed,
     Problem,
     PromptToPrompt,
+    Scene,
     UserError,
 )
 
 
 @dataclass(frozen=True)
 class AttentionMapWindow:
-    """Which XA maps make the mask: their side in latent pixels, and the part of the chain as shares in [0, 1].
+    """Which cross-attention maps make the mask.
 
-    min_max_normalize: whether a map's minimum becomes 0. Where captions say little but the class, its words are
-    attended to from everywhere, and only the differences show the object."""
+    resolution: side of the maps in latent pixels; start, end: part of the chain, as shares in [0, 1];
+    min_max_normalize: whether a map's minimum becomes 0. Where captions consist of little but the class name, every
+    pixel attends to it, and only the differences show the object."""
 
     resolution: Pixels
     start: Fraction
@@ -67,14 +69,18 @@ class AttentionMapWindow:
     min_max_normalize: bool
 
     def steps(self, total: int) -> slice:
-        """The sampler steps of the window: at least one."""
-        begin = min(math.floor(self.start * total), total - 1)
-        return slice(begin, max(math.ceil(self.end * total), begin + 1))
+        """The sampler steps of the window among `total` ones: at least one."""
+        first = min(math.floor(self.start * total), total - 1)
+        return slice(first, max(math.ceil(self.end * total), first + 1))
 
 
 class LatentDiffusion(Chain):
-    """A latent diffusion model that is asked about pictures: `initialize` inverts them, finds what is free and
-    exchanges words."""
+    """A latent diffusion model that edits images: `initialize` inverts them, finds the editable region and replaces
+    words of their captions.
+
+    attention_maps, segmenter: of the mask; mask_postprocess: of the mask for `latents` and for `pixels`;
+    prompt_to_prompt: where a task sets none; cache: of inversions; lr_scale: factor of the learning rate, by control;
+    known_classes: see `TextToImage`; the other arguments: see `Chain`."""
 
     def __init__(
         self,
@@ -102,15 +108,12 @@ class LatentDiffusion(Chain):
             backprop_steps,
             background_blend_start,
         )
-        self.attention_maps, self.mask_postprocess, self.prompt_to_prompt = (
-            attention_maps,
-            mask_postprocess,
-            prompt_to_prompt,
-        )
+        self.attention_maps, self.mask_postprocess = attention_maps, mask_postprocess
+        self.prompt_to_prompt = PromptToPrompt(**prompt_to_prompt)
         self.segmenter, self.cache, self.lr_scale, self.known_classes = segmenter, cache, lr_scale, known_classes
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Load the segmenter if a mask has to be found. Raise UserError for what can be seen to fail."""
+        """Load the segmenter if a problem needs it. Raise UserError for problems that cannot be initialized."""
         tokenizer = self.networks.tokenizer
         if any(map(needs_segmenter, problems)):
             self.segmenter = load_if_lazy(self.segmenter)
@@ -136,70 +139,68 @@ class LatentDiffusion(Chain):
                 word_token_positions(tokenizer, edit.target, edit.target_words)
 
     def invert(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str], seeds: Sequence[int]) -> SamplerInputs:
-        """The courses that lead back to pictures, see `Sampler.invert`; kept per picture in the cache.
+        """The sampler's inputs that reproduce images, see `Sampler.invert`; cached per image.
 
-        A batch is computed whole unless the cache has every picture of it: its numbers then never depend on
-        what an earlier run left behind.
+        A batch is computed whole unless the cache has all its images, so that its numbers do not depend on what earlier
+        runs have left in the cache.
         """
-        setting = [self.digest, self.sampler.fingerprint, len(images), torch.get_num_threads()]
+        settings = [self.digest, self.sampler.fingerprint, len(images), torch.get_num_threads()]
         keys = [
-            self.cache.key(image, prompt, self.sampler.inversion_fingerprint(seed), *setting)
+            self.cache.key(image, prompt, self.sampler.inversion_fingerprint(seed), *settings)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
-        if (found := self.cache.load(keys)) is None:
+        if (inverted := self.cache.load(keys)) is None:
             with torch.no_grad():
-                encoded = self.networks.encode(images)
-            found = self.sampler.invert(self.networks, encoded, prompts, seeds)
-            self.cache.save(keys, **found)
-        drawn = self.sampler.sample_inputs(self.networks, seeds, self.latent_size)
-        return drawn | {name: values.to(self.device) for name, values in found.items()}
+                latents = self.networks.encode(images)
+            inverted = self.sampler.invert(self.networks, latents, prompts, seeds)
+            self.cache.save(keys, **inverted)
+        sampled = self.sampler.sample_inputs(self.networks, seeds, self.latent_size)
+        return sampled | {name: values.to(self.device) for name, values in inverted.items()}
 
     @torch.no_grad()
     def record_attention(
-        self, course: SamplerInputs, text: Float[Tensor, "b l d"], needed: int, steps: int | None = None
+        self, inputs: SamplerInputs, text: Float[Tensor, "b l d"], recorded_steps: int, steps: int | None = None
     ) -> tuple[dict[str, Tensor], Float[Tensor, "b t c y x"], Float[Tensor, "b c y x"]]:
-        """One pass with the original prompt, of which the first `steps` are made, None for all -> XA maps per layer
-        (b, needed, heads, q, l) of the `needed` first steps, latents before each step, and the last x0-prediction."""
-        z, recorded, templates = course["latent"], [], []
-        x0, embeddings = z, self.step_embeddings(text, course)
+        """The first `steps` sampler steps with the original prompt, None for all -> cross-attention maps by layer
+        (b, recorded_steps, heads, q, l), latents before each step, and the last x0-prediction.
+
+        recorded_steps: how many of the first steps' maps are returned.
+        """
+        z, maps_by_step, trajectory = inputs["latent"], [], []
+        x0, embeddings = z, self.step_embeddings(text, inputs)
         for i in range(len(self) if steps is None else steps):
             maps: dict[str, Tensor] = {}
             now = {name: values[:, i] for name, values in embeddings.items()}
-            templates.append(z)
-            z, x0 = self.step(z, now, course["noise"][:, i], i, record=maps if i < needed else None)
+            trajectory.append(z)
+            z, x0 = self.step(z, now, inputs["noise"][:, i], i, recorded_maps=maps if i < recorded_steps else None)
             if maps:
-                recorded.append(maps)
-        stacked = {layer: torch.stack([m[layer] for m in recorded], dim=1) for layer in recorded[0]} if recorded else {}
-        return stacked, torch.stack(templates, dim=1), x0
+                maps_by_step.append(maps)
+        layers = maps_by_step[0] if maps_by_step else {}
+        recorded = {layer: torch.stack([maps[layer] for maps in maps_by_step], dim=1) for layer in layers}
+        return recorded, torch.stack(trajectory, dim=1), x0
 
     @torch.no_grad()
     def word_attention_maps(
         self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
     ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
-        """Where a picture, inverted and rendered again, attends to each word of its prompt, and to a phrase of it.
+        """The attention map of each word of an image's prompt, and of a phrase in it, during the reconstruction of the
+        inverted image.
 
-        Maps of side `maps.side`, averaged over heads, layers and the steps of `attention_maps`, each divided by its
-        maximum; the phrase's is the one that a mask of it is made from. The picture is a batch of its own, so that its
-        maps do not depend on neighbours: where `begin` had it alone, too, its inversion comes from the cache."""
-        course = self.invert(image[None].to(self.device), [prompt], [seed])
+        Averages over heads, layers and the steps of `attention_maps`, each divided by its maximum; the phrase's map is
+        the one that its mask is made from. The image is a batch by itself, so that the maps do not depend on other
+        images; if `initialize` had it alone as well, the inversion comes from the cache."""
+        inputs = self.invert(image[None].to(self.device), [prompt], [seed])
         window, tokenizer = self.attention_maps.steps(len(self)), self.networks.tokenizer
-        recorded, _, _ = self.record_attention(course, self.networks.embed([prompt]), window.stop)
-        spans = [
-            *token_spans(tokenizer, prompt),
-            word_token_positions(tokenizer, prompt, phrase),
-        ]
-        maps = torch.cat(
-            [
-                cross_attention.word_attention_map(recorded, [span], self.attention_maps.resolution, window)
-                for span in spans
-            ]
-        )[:, 0]
+        recorded, _, _ = self.record_attention(inputs, self.networks.embed([prompt]), window.stop)
+        positions = [*token_spans(tokenizer, prompt), word_token_positions(tokenizer, prompt, phrase)]
+        side = self.attention_maps.resolution
+        maps = torch.cat([cross_attention.word_attention_map(recorded, [p], side, window) for p in positions])[:, 0]
         return maps[:-1], maps[-1]
 
     def segment(
-        self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
+        self, images: Float[Tensor, "b 3 h w"], recorded: Mapping[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:
-        """The segmenter's masks of what the problems' words name, before they are softened."""
+        """The segmenter's masks of the problems' words, before postprocessing."""
         positions = [word_token_positions(self.networks.tokenizer, p.edit.source, p.words_to_segment) for p in problems]
         maps = cross_attention.word_attention_map(
             recorded, positions, self.attention_maps.resolution, self.attention_maps.steps(len(self))
@@ -210,82 +211,99 @@ class LatentDiffusion(Chain):
         )
 
     def object_masks(
-        self, images: Float[Tensor, "b 3 h w"], recorded: dict[str, Tensor], problems: Sequence[Problem]
+        self, images: Float[Tensor, "b 3 h w"], recorded: Mapping[str, Tensor], problems: Sequence[Problem]
     ) -> Float[Tensor, "b 1 h w"]:
-        """Where each problem's words are: the mask that it brings, or the segmenter's; 0 where none is needed."""
+        """The masks of the problems' words: a problem's own, else the segmenter's; 0 where no mask is needed."""
 
         def segment(
-            some: Float[Tensor, "r 3 h w"], asked: Sequence[Problem], rows: Sequence[int]
+            images: Float[Tensor, "r 3 h w"], problems: Sequence[Problem], rows: Sequence[int]
         ) -> Float[Tensor, "r 1 h w"]:
-            return self.segment(some, {layer: maps[list(rows)] for layer, maps in recorded.items()}, asked)
+            return self.segment(images, {layer: maps[list(rows)] for layer, maps in recorded.items()}, problems)
 
         return object_masks(images, problems, segment)
 
     @torch.no_grad()
     def initialize(
-        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, found: Precomputed | None = None
+        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
     ) -> Initialization:
-        """Invert the pictures or draw them, find the free region, exchange the words (DiG-IN, Algorithm 2, before the
+        """Invert or generate the images, find the editable region, replace the words (DiG-IN, Algorithm 2, before the
         loop)."""
         edits = [p.edit for p in problems]
-        prompt_to_prompt = {**self.prompt_to_prompt, **prompt_to_prompt}
         source_text, target_text = (
             self.networks.embed([getattr(e, side) for e in edits]) for side in ("source", "target")
         )
-        drawn = self.sampler.sample_inputs(self.networks, [p.seed for p in problems], self.latent_size)
-        course = self.sampler_inputs(problems, drawn)
-        kept = math.ceil(max(prompt_to_prompt["cross_replace_steps"]) * len(self))
-        if found is None:
-            recorded, found = self.record_originals(problems, course, source_text, kept)
+        sampled = self.sampler.sample_inputs(self.networks, [p.seed for p in problems], self.latent_size)
+        inputs = self.sampler_inputs(problems, sampled)
+        injected_steps = math.ceil(prompt_to_prompt.max_cross_replace_steps * len(self))
+        if precomputed is None:
+            recorded, precomputed = self.record_originals(problems, inputs, source_text, injected_steps)
         else:
-            recorded = self.record_attention(course, source_text, kept, steps=kept)[0] if kept else {}
-        masks, keeps = found["masks"], [p.preserve for p in problems]
-        region = {kind: editable_region(soften(masks), masks, keeps) for kind, soften in self.mask_postprocess.items()}
-        latent_mask = F.interpolate(region["latents"], size=drawn["latent"].shape[-2:], mode="area")
-        if again := [i for i, problem in enumerate(problems) if problem.editable_from_noise]:
-            # Square roots of the shares, so that a mixture of two noises is as long as either.
-            new, old = latent_mask[again].sqrt(), (1 - latent_mask[again]).sqrt()
-            course["latent"][again] = new * drawn["latent"][again] + old * course["latent"][again]
-            course["noise"][again] = new[:, None] * drawn["noise"][again] + old[:, None] * course["noise"][again]
-        matrices = self._alignment_matrices(edits, source_text, target_text)
-        # Step by step: how a product is rounded may depend on how many are made at once.
-        injected = {
-            layer: torch.stack([torch.einsum("bhqk,bkl->bhql", m[:, i], matrices.to(m)) for i in range(kept)], dim=1)
-            for layer, m in recorded.items() if kept
-        }  # fmt: skip
-        base = EditContext(
-            embeddings=self.step_embeddings(target_text, course),
-            variance_noise=course["noise"],
-            latent_norm=course["latent"].flatten(1).norm(dim=1),
+            recorded = self._record_first_maps(inputs, source_text, injected_steps)
+        masks, preserve = precomputed["masks"], [p.preserve for p in problems]
+        region = {
+            kind: editable_region(postprocess(masks), masks, preserve)
+            for kind, postprocess in self.mask_postprocess.items()
+        }
+        latent_mask = F.interpolate(region["latents"], size=sampled["latent"].shape[-2:], mode="area")
+        if rows := [i for i, problem in enumerate(problems) if problem.editable_from_noise]:
+            # Square roots of the shares, so that the mixture of two noises has the standard deviation of either.
+            new, old = latent_mask[rows].sqrt(), (1 - latent_mask[rows]).sqrt()
+            inputs["latent"][rows] = new * sampled["latent"][rows] + old * inputs["latent"][rows]
+            inputs["noise"][rows] = new[:, None] * sampled["noise"][rows] + old[:, None] * inputs["noise"][rows]
+        candidates = prompt_to_prompt.candidates
+        context = EditContext(
+            embeddings=self.step_embeddings(target_text, inputs),
+            variance_noise=inputs["noise"],
+            latent_norm=inputs["latent"].flatten(1).norm(dim=1),
             mask=region["pixels"],
             latent_mask=latent_mask,
-            original=found["images"],
-            original_latent=found["encoded"],
-            original_trajectory=found["templates"],
-            attention_maps=injected,
-            cross_replace_steps=torch.zeros(len(problems), device=self.device),
-            background_blend_steps=torch.zeros(len(problems), device=self.device),
+            original=precomputed["images"],
+            original_latent=precomputed["latents"],
+            original_trajectory=precomputed["trajectory"],
+            attention_maps=self._aligned_maps(
+                recorded, injected_steps, self._alignment_matrices(edits, source_text, target_text)
+            ),
+            cross_replace_steps=torch.full((len(problems),), candidates[0].cross_replace_steps, device=self.device),
+            background_blend_steps=torch.full(
+                (len(problems),), candidates[0].background_blend_steps, device=self.device
+            ),
         )
-        anchors = [
-            replace(
-                base,
-                cross_replace_steps=torch.full_like(base.cross_replace_steps, share),
-                background_blend_steps=torch.full_like(base.background_blend_steps, held),
-            )
-            for share, held in product(
-                prompt_to_prompt["cross_replace_steps"], prompt_to_prompt["background_blend_steps"]
-            )
-        ]
-        offsets = {name: torch.zeros_like(values) for name, values in base.embeddings.items()}
-        start, notes = {"latent": course["latent"], **offsets}, mask_warnings(masks, problems)
-        return Initialization(
-            start, anchors, notes, context_scenes=partial(compare_schedules, self, anchors), precomputed=found
+        offsets = {name: torch.zeros_like(values) for name, values in context.embeddings.items()}
+        controls = {"latent": inputs["latent"], **offsets}
+        return Initialization(controls, context, candidates, mask_warnings(masks, problems), precomputed)
+
+    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+        """The controls, which all candidates share, and the context with the shares of each sample's candidate."""
+        chosen = [initialization.candidates[j] for j in indices]
+        context = initialization.context
+        return initialization.controls, replace(
+            context,
+            cross_replace_steps=context.cross_replace_steps.new_tensor([c.cross_replace_steps for c in chosen]),
+            background_blend_steps=context.background_blend_steps.new_tensor(
+                [c.background_blend_steps for c in chosen]
+            ),
         )
+
+    def render_candidates(self, initialization: Initialization) -> list[Scene]:
+        count = len(initialization.warnings)
+        contexts = [self.select(initialization, [j] * count)[1] for j in range(len(initialization.candidates))]
+        return compare_schedules(self, contexts, initialization.controls)
+
+    @staticmethod
+    def _aligned_maps(
+        recorded: Mapping[str, Tensor], steps: int, matrices: Float[Tensor, "b l l"]
+    ) -> dict[str, Float[Tensor, "b t h q l"]]:
+        """The recorded maps of the first steps, moved to the tokens of the target prompts."""
+        # Step by step: rounding may depend on how many products are computed at once.
+        return {
+            layer: torch.stack([torch.einsum("bhqk,bkl->bhql", m[:, i], matrices.to(m)) for i in range(steps)], dim=1)
+            for layer, m in recorded.items() if steps
+        }  # fmt: skip
 
     def _alignment_matrices(
         self, edits: Sequence[CaptionEdit], source_text: Float[Tensor, "b l d"], target_text: Float[Tensor, "b l d"]
     ) -> Float[Tensor, "b l l"]:
-        """How the attention maps of each source prompt move to the tokens of its target prompt."""
+        """The matrices that move the attention maps of the source prompts to the tokens of the target prompts."""
         matrices = [
             map_alignment_matrix(
                 self.networks.tokenizer, e.source, e.target, e.source_words, e.target_words, old, new
@@ -295,35 +313,41 @@ class LatentDiffusion(Chain):
         ]  # fmt: skip
         return torch.stack(matrices).to(self.device)
 
-    def sampler_inputs(self, problems: Sequence[Problem], drawn: SamplerInputs) -> SamplerInputs:
-        """The courses of pictures: those that lead back to them where they are given, else as they are drawn."""
-        course = {name: values.clone() for name, values in drawn.items()}
-        if given := [i for i, problem in enumerate(problems) if problem.load is not None]:
-            asked = [problems[i] for i in given]
-            found = self.invert(_given(asked).to(self.device), [p.edit.source for p in asked], [p.seed for p in asked])
-            for name, values in found.items():
-                course[name][given] = values
-        return course
+    def sampler_inputs(self, problems: Sequence[Problem], sampled: SamplerInputs) -> SamplerInputs:
+        """The sampler's inputs of the original images: those of the inversion for given images, the sampled ones for
+        images that are generated."""
+        inputs = {name: values.clone() for name, values in sampled.items()}
+        if rows := [i for i, problem in enumerate(problems) if problem.load is not None]:
+            given = [problems[i] for i in rows]
+            images, prompts = _load_images(given).to(self.device), [problem.edit.source for problem in given]
+            for name, values in self.invert(images, prompts, [problem.seed for problem in given]).items():
+                inputs[name][rows] = values
+        return inputs
 
     def record_originals(
-        self, problems: Sequence[Problem], course: SamplerInputs, text: Float[Tensor, "b l d"], kept: int
+        self, problems: Sequence[Problem], inputs: SamplerInputs, text: Float[Tensor, "b l d"], injected_steps: int
     ) -> tuple[dict[str, Tensor], Precomputed]:
-        """One pass with the original prompts -> XA maps of at least the `kept` first steps, see `record`; and the
-        pictures (`images`, `encoded`), the latents before each step (`templates`) and where the words are (`masks`)."""
-        mapped = self.attention_maps.steps(len(self)).stop if any(map(needs_segmenter, problems)) else 0
-        recorded, templates, encoded = self.record_attention(course, text, max(mapped, kept))
-        images = self.networks.decode(encoded)
-        if given := [i for i, problem in enumerate(problems) if problem.load is not None]:
-            images[given] = pictures = _given([problems[i] for i in given]).to(self.device)
-            encoded[given] = self.networks.encode(pictures)
+        """One pass with the original prompts -> cross-attention maps of at least the first `injected_steps` steps, see
+        `record_attention`; and the original `images`, their `latents`, the `trajectory` of latents before each step and
+        the `masks` of the words."""
+        mask_steps = self.attention_maps.steps(len(self)).stop if any(map(needs_segmenter, problems)) else 0
+        recorded, trajectory, latents = self.record_attention(inputs, text, max(mask_steps, injected_steps))
+        images = self.networks.decode(latents)
+        if rows := [i for i, problem in enumerate(problems) if problem.load is not None]:
+            images[rows] = given = _load_images([problems[i] for i in rows]).to(self.device)
+            latents[rows] = self.networks.encode(given)
         masks = self.object_masks(images, recorded, problems)
-        found = {"images": images, "encoded": encoded, "templates": templates, "masks": masks}
-        # As they come back from a checkpoint: sums would otherwise run in another order after a resume.
-        return recorded, {name: values.contiguous() for name, values in found.items()}
+        precomputed = {"images": images, "latents": latents, "trajectory": trajectory, "masks": masks}
+        # Contiguous, as they are after a resume: sums would otherwise run in another order.
+        return recorded, {name: values.contiguous() for name, values in precomputed.items()}
+
+    def _record_first_maps(self, inputs: SamplerInputs, text: Float[Tensor, "b l d"], steps: int) -> dict[str, Tensor]:
+        """The cross-attention maps of the first steps with the original prompt; none for no steps."""
+        return self.record_attention(inputs, text, steps, steps)[0] if steps else {}
 
 
-def _given(problems: Sequence[Problem]) -> Float[Tensor, "b 3 h w"]:
-    """The pictures of problems that all bring one."""
+def _load_images(problems: Sequence[Problem]) -> Float[Tensor, "b 3 h w"]:
+    """The images of problems that all have one."""
     return torch.stack([problem.load() for problem in problems if problem.load is not None])
 
 
@@ -346,16 +370,16 @@ def load(
     guidance_interval: Annotated[Sequence[Fraction], Len(2, 2)],
     **settings: object,
 ) -> LatentDiffusion:
-    """A pipeline's networks (see `models.generator.pipeline.networks.load`) with a sampler of `steps` steps at a
-    guidance scale.
+    """A pipeline's networks (see `models.generator.pipeline.networks.load_networks`) with a sampler of `steps` steps at
+    a guidance scale.
 
-    compile: whether UNet and decoder are compiled when they are first called; channels_last, straight_through_clamp:
-    see `Networks`; guidance_interval: see `models.generator.samplers.ddim`; settings: the further arguments of
+    compile: whether UNet and decoder are compiled at their first call; channels_last, straight_through_clamp: see
+    `Networks`; guidance_interval: see `models.generator.samplers.ddim`; settings: the other arguments of
     `LatentDiffusion`."""
-    loaded = load_networks(path, unet, lora, revision, variant, dtype, device, download_hint)
-    loaded.straight_through_clamp = straight_through_clamp
+    networks = load_networks(path, unet, lora, revision, variant, dtype, device, download_hint)
+    networks.straight_through_clamp = straight_through_clamp
     if channels_last:
-        loaded.to_channels_last()
+        networks.to_channels_last()
     if compile:
-        loaded.compile()
-    return LatentDiffusion(loaded, sampler(loaded, steps, guidance_scale, null_text, guidance_interval), **settings)  # type: ignore[arg-type]
+        networks.compile()
+    return LatentDiffusion(networks, sampler(networks, steps, guidance_scale, null_text, guidance_interval), **settings)  # type: ignore[arg-type]

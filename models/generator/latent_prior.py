@@ -45,16 +45,22 @@ class LatentPrior(SingleImageGenerator):
         self.generator.check([with_empty_prompt(problem) for problem in problems])
 
     def initialize(
-        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
     ) -> Initialization:
-        asked = [with_empty_prompt(problem) for problem in problems]
-        start = self.generator.initialize(asked, schedules, found)
-        prompts = tuple(problem.edit.target for problem in asked)
-        return replace(start, contexts=[PromptedContext(**vars(anchor), prompts=prompts) for anchor in start.contexts])
+        prompted = [with_empty_prompt(problem) for problem in problems]
+        initialization = self.generator.initialize(prompted, prompt_to_prompt, precomputed)
+        prompts = tuple(problem.edit.target for problem in prompted)
+        return replace(initialization, context=PromptedContext(**vars(initialization.context), prompts=prompts))
 
-    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
-        return self.generator(controls, anchor)
+    def render_candidates(self, initialization: Initialization) -> list[Scene]:
+        return self.generator.render_candidates(initialization)
 
-    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str]:
-        assert isinstance(anchor, PromptedContext)
-        return list(anchor.prompts)
+    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+        return self.generator.select(initialization, indices)
+
+    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+        return self.generator(controls, context)
+
+    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str]:
+        assert isinstance(context, PromptedContext)
+        return list(context.prompts)

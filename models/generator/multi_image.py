@@ -44,13 +44,15 @@ class MultiImageGenerator(SingleImageGenerator):
         self.generator.check(problems)
 
     def initialize(
-        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
     ) -> Initialization:
         every = [replace(p, seed=derive_seed(p.seed, "several", j)) for p in problems for j in range(self.num_images)]
-        start = self.generator.initialize(every, schedules, found)
-        assert len(start.contexts) == 1 and not start.candidate_controls, "nothing is chosen among starts"
-        controls, anchor = self._folded(start.controls), self._outer(start.contexts[0])
-        return Initialization(controls, [anchor], start.warnings[:: self.num_images], precomputed=start.precomputed)
+        start = self.generator.initialize(every, prompt_to_prompt, precomputed)
+        assert len(start.candidates) == 1, "images of one problem would take different candidates"
+        return replace(
+            start, controls=self._folded(start.controls), context=self._outer(start.context),
+            warnings=start.warnings[:: self.num_images],
+        )  # fmt: skip
 
     def _folded(self, controls: Controls) -> Controls:
         return {name: values.unflatten(0, (-1, self.num_images)) for name, values in controls.items()}
@@ -66,26 +68,26 @@ class MultiImageGenerator(SingleImageGenerator):
             **shared | {"latent_norm": own.latent_norm.unflatten(0, (-1, self.num_images))}, per_image=own
         )
 
-    def step_context(self, anchor: EditContext, k: int) -> EditContext:
-        assert isinstance(anchor, MultiImageContext)
-        own = self.generator.step_context(anchor.per_image, k)
-        return anchor if own is anchor.per_image else replace(anchor, per_image=own)
+    def step_context(self, context: EditContext, k: int) -> EditContext:
+        assert isinstance(context, MultiImageContext)
+        own = self.generator.step_context(context.per_image, k)
+        return context if own is context.per_image else replace(context, per_image=own)
 
-    def evaluation_context(self, anchor: EditContext) -> EditContext:
-        return anchor
+    def evaluation_context(self, context: EditContext) -> EditContext:
+        return context
 
-    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
+    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
         """Scenes whose views are a problem's pictures; `image` is the first of them."""
-        assert isinstance(anchor, MultiImageContext)
-        scenes = self.generator({name: values.flatten(0, 1) for name, values in controls.items()}, anchor.per_image)
+        assert isinstance(context, MultiImageContext)
+        scenes = self.generator({name: values.flatten(0, 1) for name, values in controls.items()}, context.per_image)
         folded = [[v.unflatten(0, (-1, self.num_images)) for v in (s.image, s.latent, s.views[:, 0])] for s in scenes]
         return [Scene(images[:, 0], latents[:, 0], views) for images, latents, views in folded]
 
     @torch.no_grad()
-    def images(self, controls: Controls, anchor: EditContext) -> Float[Tensor, "b n 3 h w"]:
-        return self(controls, anchor)[-1].views
+    def images(self, controls: Controls, context: EditContext) -> Float[Tensor, "b n 3 h w"]:
+        return self(controls, context)[-1].views
 
-    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str] | None:
-        assert isinstance(anchor, MultiImageContext)
-        words = self.generator.decode_prompts(controls, anchor.per_image)
+    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str] | None:
+        assert isinstance(context, MultiImageContext)
+        words = self.generator.decode_prompts(controls, context.per_image)
         return None if words is None else words[:: self.num_images]

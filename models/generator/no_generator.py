@@ -24,6 +24,8 @@ from classifier_lens.models.segmenter.segmenter import LazySegmenter, load_if_la
 from classifier_lens.runner.configuration.value_ranges import LearningRates, NonNegative, Pixels
 from classifier_lens.runner.protocols import Segmenter
 from classifier_lens.runner.types import (
+    DISABLED_PROMPT_TO_PROMPT,
+    Candidate,
     Controls,
     EditContext,
     Initialization,
@@ -46,6 +48,7 @@ class NoGenerator(SingleImageGenerator):
     can_generate = False
     gradient_checkpointing = "none"
     dtype = torch.float32
+    prompt_to_prompt = PromptToPrompt(**DISABLED_PROMPT_TO_PROMPT)
 
     def __init__(
         self, resolution: Pixels, mask_postprocess: MaskPostprocess, lr_scale: LearningRates, noise_std: NonNegative,
@@ -86,22 +89,23 @@ class NoGenerator(SingleImageGenerator):
 
     @torch.no_grad()
     def initialize(
-        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
     ) -> Initialization:
-        """The images and the region that is free, which the schedules change nothing about."""
-        if found is None:
+        """The images and the editable region, which Prompt-to-Prompt has no influence on."""
+        if precomputed is None:
             images = torch.stack([self._image(problem) for problem in problems]).to(self.device)
-            found = {"images": images, "masks": object_masks(images, problems, self._segment)}
-        images, masks = found["images"], found["masks"]
+            precomputed = {"images": images, "masks": object_masks(images, problems, self._segment)}
+        images, masks = precomputed["images"], precomputed["masks"]
         nothing = self.encode(images)
-        anchor = EditContext(
+        context = EditContext(
             embeddings={}, variance_noise=nothing[:, None], latent_norm=images.flatten(1).norm(dim=1),
             mask=editable_region(self.mask_postprocess(masks), masks, [problem.preserve for problem in problems]),
             latent_mask=images.new_ones(len(images), 1, 1, 1), original=images, original_latent=nothing,
             original_trajectory=nothing[:, None], attention_maps={}, cross_replace_steps=images.new_zeros(len(images)),
             background_blend_steps=images.new_zeros(len(images)),
         )  # fmt: skip
-        return Initialization({"pixels": images.clone()}, [anchor], mask_warnings(masks, problems), precomputed=found)
+        controls, warnings = {"pixels": images.clone()}, mask_warnings(masks, problems)
+        return Initialization(controls, context, [Candidate()], warnings, precomputed)
 
     def _image(self, problem: Problem) -> Float[Tensor, "3 h w"]:
         if problem.load is not None:
@@ -117,11 +121,11 @@ class NoGenerator(SingleImageGenerator):
             images, maps, [p.words_to_segment for p in problems], [p.image_name for p in problems]
         )
 
-    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
+    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
         """The images as they are."""
         image = controls["pixels"]
         return [Scene(image, self.encode(image), image.unsqueeze(1))]
 
-    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str]:
+    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str]:
         """No words are said."""
-        return [""] * len(anchor.original)
+        return [""] * len(context.original)

@@ -85,50 +85,52 @@ class PixelGenerator(SingleImageGenerator):
         self.generator.check([without_free_tokens(problem) for problem in problems])
 
     def initialize(
-        self, problems: Sequence[Problem], schedules: PromptToPrompt, found: Precomputed | None = None
+        self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
     ) -> Initialization:
         """Start from the original pictures, without exchanging words."""
-        start = self.generator.initialize([without_free_tokens(problem) for problem in problems], schedules, found)
-        anchor = start.contexts[0]
-        original, encoded = anchor.original.clone(), anchor.original_latent.clone()
-        prompts = self.generator.decode_prompts(start.controls, anchor) or [problem.edit.target for problem in problems]
+        start = self.generator.initialize(
+            [without_free_tokens(problem) for problem in problems], prompt_to_prompt, precomputed
+        )
+        context = start.context
+        original, encoded = context.original.clone(), context.original_latent.clone()
+        prompts = self.generator.decode_prompts(start.controls, context) or [p.edit.target for p in problems]
         for i, problem in enumerate(problems):
             begun = original[i] if problem.load is not None else self.initialization(problem, drawn := original[i])
             if problem.load is None and begun is not drawn:
                 original[i], encoded[i : i + 1] = begun, self._encoded(begun)
                 prompts[i] = ""
         seeds = tuple(problem.seed for problem in problems)
-        fields = vars(anchor) | {
+        fields = vars(context) | {
             "original": original,
             "original_latent": encoded,
             "latent_norm": original.flatten(1).norm(dim=1),
         }
-        anchor = PixelContext(
+        context = PixelContext(
             **fields, prompts=tuple(prompts), seeds=seeds, shifts=torch.zeros(len(seeds), 2, dtype=torch.long)
         )
-        return Initialization({"pixels": original.clone()}, [anchor], start.warnings, precomputed=start.precomputed)
+        return replace(start, controls={"pixels": original.clone()}, context=context, candidates=start.candidates[:1])
 
     @torch.no_grad()
     def _encoded(self, picture: Float[Tensor, "3 h w"]) -> Float[Tensor, "1 c y x"]:
         return self.generator.encode(picture[None])
 
-    def step_context(self, anchor: EditContext, k: int) -> EditContext:
-        """The constants of step k: the anchor itself without jitter, else shifts from each problem's seed and k."""
+    def step_context(self, context: EditContext, k: int) -> EditContext:
+        """The constants of step k: the context itself without jitter, else shifts from each problem's seed and k."""
         if not self.max_jitter:
-            return anchor
-        assert isinstance(anchor, PixelContext)
-        draws = [torch.Generator().manual_seed(derive_seed(seed, "jitter", k)) for seed in anchor.seeds]
+            return context
+        assert isinstance(context, PixelContext)
+        draws = [torch.Generator().manual_seed(derive_seed(seed, "jitter", k)) for seed in context.seeds]
         shifts = [torch.randint(-self.max_jitter, self.max_jitter + 1, (2,), generator=draw) for draw in draws]
-        return replace(anchor, shifts=torch.stack(shifts))
+        return replace(context, shifts=torch.stack(shifts))
 
-    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
-        """The picture cut to [0, 1], which lets the gradient pass; what is looked at is moved as the anchor says."""
+    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+        """The picture cut to [0, 1], which lets the gradient pass; what is looked at is moved as the context says."""
         pixels = controls["pixels"]
         image = pixels + (pixels.clamp(0, 1) - pixels).detach()
         moved = (
-            shift_images(image, anchor.shifts) if isinstance(anchor, PixelContext) and anchor.shifts.any() else image
+            shift_images(image, context.shifts) if isinstance(context, PixelContext) and context.shifts.any() else image
         )
         return [Scene(image, self.generator.encode(image), moved.unsqueeze(1))]
 
-    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str] | None:
-        return list(anchor.prompts) if isinstance(anchor, PixelContext) else None
+    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str] | None:
+        return list(context.prompts) if isinstance(context, PixelContext) else None

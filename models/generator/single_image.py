@@ -1,19 +1,19 @@
-"""What generators have in common whose answer is one picture, found with the same constants at every step."""
+"""What generators have in common whose result is one image and whose constants are the same at every step."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.runner.types import Controls, EditContext, Scene
+from classifier_lens.runner.types import Controls, EditContext, Initialization, Scene
 
 
 class SingleImageGenerator:
-    """No random numbers but the anchor's, no prompt that is optimised, no control that is kept."""
+    """One candidate, no random numbers but those of the context, no optimized prompt, no saved control."""
 
     saved_controls: tuple[str, ...] = ()
     images_per_result = 1
@@ -22,19 +22,27 @@ class SingleImageGenerator:
     can_generate = True
 
     @abstractmethod
-    def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
-        """The last x0-predictions as scenes; the last of them is the picture that counts."""
+    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+        """The last x0-predictions as scenes; the last one is the image of the result."""
 
-    def step_context(self, anchor: EditContext, k: int) -> EditContext:
-        return anchor
+    def render_candidates(self, initialization: Initialization) -> Iterable[Scene]:
+        for j in range(len(initialization.candidates)):
+            controls, context = self.select(initialization, [j] * len(initialization.warnings))
+            yield self(controls, context)[-1]
 
-    def evaluation_context(self, anchor: EditContext) -> EditContext:
-        return anchor
+    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+        assert not any(indices), "the only candidate"
+        return initialization.controls, initialization.context
+
+    def step_context(self, context: EditContext, k: int) -> EditContext:
+        return context
+
+    def evaluation_context(self, context: EditContext) -> EditContext:
+        return context
 
     @torch.no_grad()
-    def images(self, controls: Controls, anchor: EditContext) -> Float[Tensor, "b 1 3 h w"]:
-        return self(controls, anchor)[-1].image[:, None]
+    def images(self, controls: Controls, context: EditContext) -> Float[Tensor, "b 1 3 h w"]:
+        return self(controls, context)[-1].image[:, None]
 
-    def decode_prompts(self, controls: Controls, anchor: EditContext) -> list[str] | None:
-        """No prompt is optimised."""
+    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str] | None:
         return None

@@ -22,9 +22,8 @@ def save(path: Path, state: OptimizationState, run_identity: Mapping[str, str]) 
     tensors |= {"best_loss": state.best_loss, "best_step": state.best_step}
     plain = {key: getattr(state, key) for key in ("step", "finished", "failures", "history", "seconds")}
     if state.initial_choice is not None:
-        tensors |= {f"found.{k}": v for k, v in state.initial_choice.found.items()}
-        names = ("candidate_indices", "cross_replace_steps", "background_blend_steps")
-        plain["initial_choice"] = {name: getattr(state.initial_choice, name) for name in names}
+        tensors |= {f"precomputed.{k}": v for k, v in state.initial_choice.precomputed.items()}
+        plain["candidate_indices"] = state.initial_choice.candidate_indices
     write_tensors(path, tensors, **run_identity, state=json.dumps(plain))
 
 
@@ -40,9 +39,9 @@ def load(path: Path, device: torch.device, run_identity: Mapping[str, str], step
     plain = json.loads(file.metadata["state"])
     if plain["step"] > steps:
         raise DamagedFileError(f"stands at step {plain['step']} of {steps}")
-    if (choice := plain.pop("initial_choice", None)) is not None:
-        found = {k.removeprefix("found."): v for k, v in tensors.items() if k.startswith("found.")}
-        plain["initial_choice"] = InitialChoice(**choice, found=found)
+    if (indices := plain.pop("candidate_indices", None)) is not None:
+        precomputed = {k.removeprefix("precomputed."): v for k, v in tensors.items() if k.startswith("precomputed.")}
+        plain["initial_choice"] = InitialChoice(indices, precomputed)
     moments: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in file.tensors.items():
         if name.startswith("moments."):

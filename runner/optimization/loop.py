@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from classifier_lens.runner.configuration.value_ranges import (
@@ -27,7 +26,6 @@ from classifier_lens.runner.types import (
     Initialization,
     Objective,
     Precomputed,
-    PromptToPrompt,
     Scene,
     UserError,
     first_line,
@@ -153,72 +151,21 @@ def initial_state(controls: Controls, origin: InitialChoice | None = None) -> Op
 
 @dataclass(frozen=True)
 class InitialChoice:
-    """What the samples of a batch begin with, by which the batch can be begun again: the position of each one's
-    candidate for the controls, the shares of its schedules, and what the generator found."""
+    """What a batch is initialized with again after a resume: the position of each sample's candidate, and what the
+    generator has precomputed."""
 
     candidate_indices: list[int]
-    cross_replace_steps: list[float]
-    background_blend_steps: list[float]
-    found: Precomputed
-
-    @property
-    def schedules(self) -> PromptToPrompt:
-        """Those shares alone that some sample begins with."""
-        return {
-            "cross_replace_steps": sorted(set(self.cross_replace_steps)),
-            "background_blend_steps": sorted(set(self.background_blend_steps)),
-        }
+    precomputed: Precomputed
 
 
 @torch.no_grad()
-def choose_initialization(generator: Generator, start: Initialization, objective: Objective) -> InitialChoice:
-    """Per sample the candidates with the lowest un-augmented totals: first controls are compared, then the schedules of
-    the anchors."""
-    count = len(start.warnings)
-    chosen, anchors = [0] * count, [start.contexts[0]] * count
-    if start.candidate_controls:
-        candidates = [start.controls, *start.candidate_controls]
-        scenes = (
-            (generator(c, start.contexts[0])[-1] for c in candidates)
-            if start.candidate_scenes is None
-            else start.candidate_scenes()
-        )
-        chosen = _lowest(objective, scenes).tolist()
-    if len(start.contexts) > 1:
-        controls = _of_candidates(start, chosen)
-        one_by_one = (generator(controls, anchor)[-1] for anchor in start.contexts)
-        lowest = _lowest(objective, start.context_scenes(controls) if start.context_scenes else one_by_one)
-        anchors = [start.contexts[j] for j in lowest.tolist()]
-    inject, blend = (
-        [getattr(a, key)[i].item() for i, a in enumerate(anchors)]
-        for key in ("cross_replace_steps", "background_blend_steps")
-    )
-    return InitialChoice(chosen, inject, blend, start.precomputed)
-
-
-def apply_choice(start: Initialization, origin: InitialChoice) -> tuple[Controls, EditContext]:
-    """The controls and the anchor of the candidates that were chosen."""
-    controls, anchor = _of_candidates(start, origin.candidate_indices), start.contexts[0]
-    if len(start.contexts) == 1:
-        return controls, anchor
-    inject, blend = (
-        anchor.cross_replace_steps.new_tensor(origin.cross_replace_steps),
-        anchor.background_blend_steps.new_tensor(origin.background_blend_steps),
-    )
-    return controls, replace(anchor, cross_replace_steps=inject, background_blend_steps=blend)
-
-
-def _of_candidates(start: Initialization, chosen: Sequence[int]) -> Controls:
-    """Each sample's controls from its candidate."""
-    if not start.candidate_controls:
-        return start.controls
-    candidates = [start.controls, *start.candidate_controls]
-    return {name: torch.stack([candidates[j][name][i] for i, j in enumerate(chosen)]) for name in start.controls}
-
-
-def _lowest(objective: Objective, scenes: Iterable[Scene]) -> Int[Tensor, " b"]:
-    """Which of several scenes has the lowest total, for each sample."""
-    return torch.stack([evaluate(objective, scene).total for scene in scenes]).argmin(dim=0)
+def choose_initialization(generator: Generator, initialization: Initialization, objective: Objective) -> InitialChoice:
+    """Per sample the candidate with the lowest total loss without augmentation."""
+    indices = [0] * len(initialization.warnings)
+    if len(initialization.candidates) > 1:
+        scenes = generator.render_candidates(initialization)
+        indices = torch.stack([evaluate(objective, scene).total for scene in scenes]).argmin(dim=0).tolist()
+    return InitialChoice(indices, initialization.precomputed)
 
 
 def optimize(

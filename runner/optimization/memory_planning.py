@@ -66,19 +66,19 @@ class MemoryPlan:
 
 def plan_memory(
     generator: LatentDiffusion | NoGenerator, classifiers: Sequence[Classifier], augment: RandomCrops,
-    schedules: PromptToPrompt, pictures: int, batch: int | None, problems: int,
+    prompt_to_prompt: PromptToPrompt, pictures: int, batch: int | None, problems: int,
 ) -> MemoryPlan:  # fmt: skip
     """The batch, where None is given, and the recomputation, where the generator leaves it to memory.
 
-    schedules: the task's of Prompt-to-Prompt, in the place of the generator's; pictures: of a problem in one step's
-    graph; problems: how many there are. The first of `CHECKPOINTING_MODES` that has room for the batch, or for
-    `MIN_FAST_BATCH_SIZE` problems of one that is to be chosen; where none has, the one that takes least.
+    prompt_to_prompt: of the run; pictures: of a problem in one step's graph; problems: how many there are. The first of
+    `CHECKPOINTING_MODES` that has room for the batch, or for `MIN_FAST_BATCH_SIZE` problems of one that is to be
+    chosen; where none has, the one that takes least.
     """
     if isinstance(generator, NoGenerator):
         own, steps, injected, recorded = measure_classifier_footprint(generator, classifiers, augment), 0, 0, 0
     else:
         own, steps = measure_footprint(generator, classifiers, augment), len(generator)
-        injected = math.ceil(max({**generator.prompt_to_prompt, **schedules}["cross_replace_steps"]) * steps)
+        injected = math.ceil(prompt_to_prompt.max_cross_replace_steps * steps)
         recorded = max(generator.attention_maps.steps(steps).stop, injected)
     modes = CHECKPOINTING_MODES if generator.gradient_checkpointing == "auto" else (generator.gradient_checkpointing,)
     need = {mode: pictures * own.peak_bytes(mode, steps, injected, recorded) for mode in modes}
@@ -104,7 +104,7 @@ def measure_footprint(
     weights = weight_addresses(modules)
 
     def step(record: dict[str, Tensor] | None = None) -> Tensor:
-        return generator.step(course["latent"], now, course["noise"][:, 0], 0, record=record)[0]
+        return generator.step(course["latent"], now, course["noise"][:, 0], 0, recorded_maps=record)[0]
 
     def end() -> list[Tensor]:
         image = networks.decode(course["latent"].clone().requires_grad_())

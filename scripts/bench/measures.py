@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +25,7 @@ from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import TaskInputs
 from classifier_lens.runner.run import Parts as RunParts
 from classifier_lens.runner.run import make_solver, plan_batch
-from classifier_lens.runner.types import Controls, EditContext, Objective, Scene
+from classifier_lens.runner.types import Controls, EditContext, Initialization, Objective, Scene
 from classifier_lens.scripts.bench import plain_loop
 from classifier_lens.scripts.bench.timing import PartSeconds, seconds
 
@@ -88,15 +87,15 @@ def time_explanation(own: TimedRun) -> PartSeconds:
     """Seconds per picture of the runner's parts: inversion, beginning, search, an optimisation step, the end."""
     found: PartSeconds = {"inversion": time_inversion(own) if own.images is not None else 0.0}
     begin, start = own.solver.baseline.initializer, _Captured()
-    begin.initialize(own.problems, own.parts.task.prompt_to_prompt)  # the inversion is in the cache from here on
+    begin.initialize(own.problems, own.solver.prompt_to_prompt)  # the inversion is in the cache from here on
     found["begin"] = (
-        seconds(lambda: start.keep(begin.initialize(own.problems, own.parts.task.prompt_to_prompt))) / own.batch_size
+        seconds(lambda: start.keep(begin.initialize(own.problems, own.solver.prompt_to_prompt))) / own.batch_size
     )
-    objective, origin = own.solver.objective(own.problems, start.value.contexts[0]), _Captured()
+    objective, origin = own.solver.objective(own.problems, start.value.context), _Captured()
     found["search"] = (
         seconds(lambda: origin.keep(loop.choose_initialization(begin, start.value, objective))) / own.batch_size
     )
-    controls, anchor = loop.apply_choice(start.value, origin.value)
+    controls, anchor = begin.select(start.value, origin.value.candidate_indices)
     found["step"], state = time_steps(own, controls, anchor, origin.value)
     found["end"] = seconds(
         lambda: (own.solver.render(controls, anchor), own.solver.render(state.best_controls, anchor))
@@ -138,8 +137,8 @@ def time_plain_explanation(own: TimedRun) -> PartSeconds:
     if problem.image is not None:
         image = problem.image[None].to(own.parts.diffusion.device)
         found["inversion"] = seconds(lambda: plain_loop.invert(plain, image, problem.edit.source))
-    start = own.solver.baseline.initializer.initialize(own.problems[:1], own.parts.task.prompt_to_prompt)
-    controls, anchors = start.controls, start.contexts
+    start = own.solver.baseline.initializer.initialize(own.problems[:1], own.solver.prompt_to_prompt)
+    controls, anchors = start.controls, candidate_contexts(own, start)
     text = plain.networks.embed([problem.edit.source])
     # What is found in the maps costs no call of a network, and is not timed: the plain loop is not made slower by it.
     null = anchors[0].embeddings["null"]
@@ -173,6 +172,12 @@ def first_problem_crops(own: TimedRun) -> Callable[[Scene, int], Scene]:
 # --- the networks alone --------------------------------------------------------------------------------------
 
 
+def candidate_contexts(own: TimedRun, start: Initialization) -> list[EditContext]:
+    """The context of each candidate."""
+    every, count = range(len(start.candidates)), len(start.warnings)
+    return [own.solver.baseline.initializer.select(start, [j] * count)[1] for j in every]
+
+
 @dataclass(frozen=True)
 class StepInputs:
     """A batch before its first step."""
@@ -184,8 +189,8 @@ class StepInputs:
 
 
 def prepare_step(own: TimedRun) -> StepInputs:
-    start = own.solver.baseline.initializer.initialize(own.problems, own.parts.task.prompt_to_prompt)
-    anchor = start.contexts[-1]
+    start = own.solver.baseline.initializer.initialize(own.problems, own.solver.prompt_to_prompt)
+    anchor = candidate_contexts(own, start)[-1]
     return StepInputs(own, start.controls, anchor, own.solver.objective(own.problems, anchor))
 
 
@@ -296,10 +301,10 @@ def time_prompt(own: TimedRun) -> PartSeconds:
     begin = own.solver.baseline.initializer
     assert isinstance(begin, PromptDiffusion)
     own.parts.diffusion.cache = TensorCache(None)  # what random starts show is computed in every repetition
-    start = begin.initialize(own.problems, own.parts.task.prompt_to_prompt)
-    objective, origin = own.solver.objective(own.problems, start.contexts[0]), _Captured()
+    start = begin.initialize(own.problems, own.solver.prompt_to_prompt)
+    objective, origin = own.solver.objective(own.problems, start.context), _Captured()
     search = seconds(lambda: origin.keep(loop.choose_initialization(begin, start, objective))) / own.batch_size
-    controls, anchor = loop.apply_choice(start, origin.value)
+    controls, anchor = begin.select(start, origin.value.candidate_indices)
     step, state = time_steps(own, controls, anchor, origin.value)
     end = seconds(lambda: own.solver.render(state.best_controls, anchor)) / own.batch_size
     return with_total({"search": search, "step": step, "end": end}, own.num_steps)
@@ -309,13 +314,13 @@ def time_plain_prompt(own: TimedRun) -> PartSeconds:
     """The same of the plain loop: the first problem, a picture at a time; its starts are not shared."""
     begin = own.solver.baseline.initializer
     assert isinstance(begin, PromptDiffusion)
-    start = begin.initialize(own.problems[:1], own.parts.task.prompt_to_prompt)
-    anchor = start.contexts[0]
+    start = begin.initialize(own.problems[:1], own.solver.prompt_to_prompt)
+    anchor = start.context
     assert isinstance(anchor, PromptTuningContext)
     objective, name = own.solver.objective(own.problems[:1], anchor), begin.tokens.control_name
     fresh = begin.step_context(anchor, 0)
     assert isinstance(fresh, PromptTuningContext)
-    few = [start.controls, *islice(start.candidate_controls, 1)]
+    few = [begin.select(start, [j])[0] for j in range(min(2, len(start.candidates)))]
     augment = first_problem_crops(own)
 
     def cropped(scene: Callable[[], Scene]) -> Scene:
@@ -342,7 +347,7 @@ def time_plain_prompt(own: TimedRun) -> PartSeconds:
     plain_loop.enable_gradient_checkpointing(begin.networks)
     try:
         found = {
-            "search": seconds(search) / len(few) * (1 + len(start.candidate_controls)),
+            "search": seconds(search) / len(few) * len(start.candidates),
             "step": seconds(step),
             "end": seconds(end),
         }

@@ -21,7 +21,7 @@ from classifier_lens.tasks.problems.counterfactual_problems import MODES, Counte
 from classifier_lens.tasks.problems.image_problems import confidences_by_stage, prediction_success, problem_seed
 from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.uvce import Uvce
-from tests.conftest import Identity, TinyClassifier, anchor_of, uvce
+from tests.conftest import Identity, TinyClassifier, anchor_of, initialize, uvce
 from tests.tasks.tiny import Pictures
 
 WEIGHTS = {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0}
@@ -345,10 +345,10 @@ def test_the_objective_has_the_three_weighted_terms(
 ) -> None:  # fmt: skip
     problems = make_problems(2)
     generator = make_generator()
-    start = generator.initialize(problems, {})
-    objective = uvce().objective(problems, start.contexts[0], TinyClassifier())
+    start = initialize(generator, problems)
+    objective = uvce().objective(problems, start.context, TinyClassifier())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
-    scene = generator(start.controls, start.contexts[0])[-1]
+    scene = generator(start.controls, start.context)[-1]
     for _, term in objective.values():
         assert term(scene).shape == (2,) and (term(scene) >= 0).all()
 

@@ -21,6 +21,7 @@ from classifier_lens.models.generator.noise_schedule import (
 )
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import Problem
+from tests.conftest import contexts_of, initialize
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -177,14 +178,14 @@ def test_a_kept_inversion_gives_the_same_bits(
     make_generator: Callable[..., LatentDiffusion], make_problems: Callable[[int], list[Problem]], tmp_path: Path
 ) -> None:  # fmt: skip
     generator, problems = make_generator(cache=TensorCache(str(tmp_path))), make_problems(2)
-    first = generator.initialize(problems, {})
+    first = initialize(generator, problems)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    second = generator.initialize(problems, {})
-    plain = make_generator().initialize(problems, {})
+    second = initialize(generator, problems)
+    plain = initialize(make_generator(), problems)
     for start in (second, plain):
         for name, value in first.controls.items():
             assert torch.equal(start.controls[name], value)
-        for mine, theirs in zip(start.contexts, first.contexts, strict=True):
+        for mine, theirs in zip(contexts_of(generator, start), contexts_of(generator, first), strict=True):
             for name, value in vars(theirs).items():
                 if isinstance(value, Tensor):
                     assert torch.equal(getattr(mine, name), value), name

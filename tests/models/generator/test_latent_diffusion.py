@@ -20,7 +20,7 @@ from classifier_lens.models.generator.samplers import NullTextInversion, ddim
 from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
 from classifier_lens.runner.types import PRESERVE_OPTIONS, CaptionEdit, Controls, EditContext, Problem, UserError
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
-from tests.conftest import double_precision, doubled, rows_of
+from tests.conftest import contexts_of, double_precision, doubled, initialize, rows_of
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[CounterfactualProblem]]
@@ -72,8 +72,8 @@ def test_guidance_one_is_the_text_and_zero_the_null_prediction() -> None:
 
 @pytest.mark.parametrize("mode", ["step", "block"])
 def test_recomputed_gradient_equals_plain_gradient(mode: str, make_either: Make, make_problems: Problems) -> None:
-    start = make_either().initialize(make_problems(2), {})
-    anchor = replace(start.contexts[-1])  # with injection and blending
+    start = initialize(make_either(), make_problems(2))
+    anchor = contexts_of(make_either(), start)[-1]  # with injection and blending
     plain = gradients(make_either(), start.controls, anchor)
     generator = make_either(gradient_checkpointing=mode)
     again = gradients(generator, start.controls, anchor)
@@ -89,8 +89,8 @@ def test_schedules_compared_at_once_show_what_each_shows(make_either: Make, make
     generator = make_either(
         prompt_to_prompt={"cross_replace_steps": [0.0, 0.3, 0.5], "background_blend_steps": [0.0, 0.5]}
     )
-    start = generator.initialize(make_problems(3), {})
-    assert start.context_scenes is not None and len(start.contexts) == 6
+    start = initialize(generator, make_problems(3))
+    assert len(start.candidates) == 6
     controls = {name: value + 0.1 * torch.randn_like(value) for name, value in start.controls.items()}
     seen = 0
 
@@ -99,9 +99,9 @@ def test_schedules_compared_at_once_show_what_each_shows(make_either: Make, make
         seen += len(given[0])
 
     with torch.no_grad():
-        wanted = [generator(controls, anchor)[-1] for anchor in start.contexts]
+        wanted = [generator(controls, anchor)[-1] for anchor in contexts_of(generator, start)]
     counting = generator.networks.unet.register_forward_pre_hook(count)
-    found = start.context_scenes(controls)
+    found = generator.render_candidates(replace(start, controls=controls))
     counting.remove()
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.image, other.image, rtol=1e-4, atol=1e-5)
@@ -115,9 +115,7 @@ def test_schedules_compared_at_once_show_what_each_shows(make_either: Make, make
 def test_changed_networks_give_the_same_picture_and_gradient(
     make_generator: Make, make_problems: Problems, tiny_folder: Path, change: Callable[[Networks], None]
 ) -> None:
-    start = make_generator(prompt_to_prompt={"cross_replace_steps": [0.3], "background_blend_steps": [0.0]}).initialize(
-        make_problems(2), {}
-    )
+    start = initialize(make_generator(), make_problems(2), cross_replace_steps=[0.3], background_blend_steps=[0.0])
     found = []
     for changed in (False, True):
         networks = load_networks(str(tiny_folder), None, None, None, None, "float32", "cpu", "")
@@ -125,9 +123,7 @@ def test_changed_networks_give_the_same_picture_and_gradient(
             change(networks)
         generator = make_generator()
         generator.networks = networks
-        found.append(
-            (gradients(generator, start.controls, start.contexts[0]), generator(start.controls, start.contexts[0]))
-        )
+        found.append((gradients(generator, start.controls, start.context), generator(start.controls, start.context)))
     (plain, pictures), (again, same) = found
     torch.testing.assert_close(same[-1].image, pictures[-1].image, rtol=1e-4, atol=1e-4)
     for name, value in plain.items():
@@ -136,8 +132,8 @@ def test_changed_networks_give_the_same_picture_and_gradient(
 
 def test_a_gradient_through_the_last_steps_alone(make_either: Make, make_problems: Problems) -> None:
     """Of the embeddings it is the whole one's part, of the start latent there is none; pictures are the same."""
-    start = make_either().initialize(make_problems(2), {})
-    anchor = start.contexts[0]
+    start = initialize(make_either(), make_problems(2))
+    anchor = start.context
     whole, cut = (gradients(make_either(backprop_steps=k), start.controls, anchor) for k in (None, 2))
     assert "latent" not in cut and whole["latent"].abs().sum() > 0
     torch.testing.assert_close(cut["text"][:, 2:], whole["text"][:, 2:])
@@ -166,8 +162,8 @@ def test_steps_without_guidance_have_the_text_branch_alone(
 
 def test_gradient_agrees_with_finite_differences(make_either: Make, make_problems: Problems) -> None:
     generator = make_either(steps=2)
-    start = generator.initialize(make_problems(1), {})
-    anchor = doubled(start.contexts[-1])
+    start = initialize(generator, make_problems(1))
+    anchor = doubled(contexts_of(generator, start)[-1])
     controls = {name: value.double() for name, value in start.controls.items()}
 
     def value(leaves: Controls) -> torch.Tensor:
@@ -188,13 +184,13 @@ def test_gradient_agrees_with_finite_differences(make_either: Make, make_problem
 def test_a_batch_equals_its_samples(make_either: Make, make_problems: Problems) -> None:
     problems = make_problems(8)
     generator = make_either()
-    together = generator.initialize(problems, {})
-    grads = gradients(generator, together.controls, together.contexts[-1])
+    together = initialize(generator, problems)
+    grads = gradients(generator, together.controls, contexts_of(generator, together)[-1])
     for i in (0, 5):
-        alone = generator.initialize(problems[i : i + 1], {})
+        alone = initialize(generator, problems[i : i + 1])
         torch.testing.assert_close(alone.controls["latent"][0], together.controls["latent"][i], rtol=1e-4, atol=1e-4)
         row = slice(i, i + 1)
-        own = rows_of(together.contexts[-1], row)
+        own = rows_of(contexts_of(generator, together)[-1], row)
         mine = gradients(generator, {k: v[row] for k, v in together.controls.items()}, own)
         for name, value in mine.items():
             error = (value - grads[name][i : i + 1]).abs().max() / value.abs().max()
@@ -204,21 +200,19 @@ def test_a_batch_equals_its_samples(make_either: Make, make_problems: Problems) 
 
 def test_the_same_batch_gives_the_same_bits(make_either: Make, make_problems: Problems) -> None:
     generator = make_either()
-    first, second = (generator.initialize(make_problems(4), {}) for _ in range(2))
+    first, second = (initialize(generator, make_problems(4)) for _ in range(2))
     assert torch.equal(first.controls["latent"], second.controls["latent"])
-    images = [generator(s.controls, s.contexts[-1])[-1].image for s in (first, second)]
+    images = [generator(s.controls, contexts_of(generator, s)[-1])[-1].image for s in (first, second)]
     assert torch.equal(*images)
 
 
 def test_gradient_does_not_reach_the_networks_or_the_anchor(make_either: Make, make_problems: Problems) -> None:
     generator = make_either()
-    start = generator.initialize(make_problems(1), {})
-    gradients(generator, start.controls, start.contexts[0])
+    start = initialize(generator, make_problems(1))
+    gradients(generator, start.controls, start.context)
     for network in (generator.networks.vae, generator.networks.unet, generator.networks.text_encoder):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
-    assert (
-        not start.contexts[0].embeddings["text"].requires_grad and not start.contexts[0].original_latent.requires_grad
-    )
+    assert not start.context.embeddings["text"].requires_grad and not start.context.original_latent.requires_grad
 
 
 def test_null_text_inversion_reproduces_the_recorded_latents(make_generator: Make, make_problems: Problems) -> None:
@@ -260,8 +254,8 @@ def test_words_are_only_looked_for_where_they_are_used(make_generator: Make, mak
 
 def test_blending_holds_the_background(make_either: Make, make_problems: Problems) -> None:
     generator = make_either(prompt_to_prompt={"cross_replace_steps": [1.0], "background_blend_steps": [1.0]})
-    start = generator.initialize(make_problems(2), {})
-    anchor = replace(start.contexts[0], latent_mask=torch.zeros_like(start.contexts[0].latent_mask))
+    start = initialize(generator, make_problems(2))
+    anchor = replace(start.context, latent_mask=torch.zeros_like(start.context.latent_mask))
     for i in range(len(generator)):
         torch.testing.assert_close(
             generator.blend_background(start.controls["latent"] + 1.0, i, anchor), anchor.original_trajectory[:, i]
@@ -277,7 +271,7 @@ def test_blending_holds_a_share_of_the_chain_from_its_first_latent_on(
     generator = make_generator(
         prompt_to_prompt={"cross_replace_steps": [0.0], "background_blend_steps": [0.5]}, background_blend_start=first
     )
-    anchor = generator.initialize(make_problems(1), {}).contexts[0]
+    anchor = initialize(generator, make_problems(1)).context
     assert [i for i in range(4) if generator.is_blended(anchor, i).all()] == held
     for i in range(4):
         assert (generator.blend_background(anchor.original_latent, i, anchor) is anchor.original_latent) == (
@@ -287,10 +281,10 @@ def test_blending_holds_a_share_of_the_chain_from_its_first_latent_on(
 
 def test_where_z_t_is_held_its_changes_have_no_effect(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(prompt_to_prompt={"cross_replace_steps": [0.0], "background_blend_steps": [0.5]})
-    start = generator.initialize(make_problems(1), {})
-    half = torch.zeros_like(start.contexts[0].latent_mask)
+    start = initialize(generator, make_problems(1))
+    half = torch.zeros_like(start.context.latent_mask)
     half[..., :4] = 1.0
-    anchor = replace(start.contexts[0], latent_mask=half)
+    anchor = replace(start.context, latent_mask=half)
     latent = start.controls["latent"].clone().requires_grad_()
     generator({**start.controls, "latent": latent}, anchor)[-1].latent.square().sum().backward()
     assert latent.grad is not None and latent.grad[..., :4].any() and not latent.grad[..., 4:].any()
@@ -347,11 +341,11 @@ def test_a_sample_depends_on_its_own_prompt_and_seed_alone(make_either: Make) ->
 def test_a_drawn_picture_is_the_sample_of_its_prompt_and_seed(make_either: Make) -> None:
     """And the chain at its start gives it, with its own maps injected or held as without: nothing is far from it."""
     generator = make_either()
-    start = generator.initialize(
-        [drawn(3), drawn(4)], {"cross_replace_steps": [0.0, 1.0], "background_blend_steps": [0.0, 1.0]}
+    start = initialize(
+        generator, [drawn(3), drawn(4)], cross_replace_steps=[0.0, 1.0], background_blend_steps=[0.0, 1.0]
     )
-    assert len(start.contexts) == 4 and start.warnings == [[], []]
-    for anchor in start.contexts:
+    assert len(start.candidates) == 4 and start.warnings == [[], []]
+    for anchor in contexts_of(generator, start):
         torch.testing.assert_close(anchor.original, generator.sample([PROMPT] * 2, [3, 4]))
         scene = generator(start.controls, anchor)[-1]
         torch.testing.assert_close(scene.image, anchor.original)
@@ -364,8 +358,8 @@ def test_held_by_its_own_chain_a_picture_stays_itself(make_either: Make, make_pr
     problem = make_problems(1)[0]
     own = replace(problem, edit=CaptionEdit.unchanged(problem.edit.source, problem.edit.source_words))
     generator = make_either()
-    start = generator.initialize([own], {"cross_replace_steps": [0.0, 1.0], "background_blend_steps": [0.0, 1.0]})
-    plain, *others = (generator(start.controls, anchor)[-1].image for anchor in start.contexts)
+    start = initialize(generator, [own], cross_replace_steps=[0.0, 1.0], background_blend_steps=[0.0, 1.0])
+    plain, *others = (generator(start.controls, anchor)[-1].image for anchor in contexts_of(generator, start))
     for other in others:
         torch.testing.assert_close(other, plain, rtol=0, atol=1e-4)
 
@@ -373,21 +367,21 @@ def test_held_by_its_own_chain_a_picture_stays_itself(make_either: Make, make_pr
 def test_drawn_and_given_pictures_share_a_batch(make_either: Make, make_problems: Problems) -> None:
     generator = make_either()
     problems: list[Problem] = [drawn(3, preserve="background"), make_problems(1)[0], drawn(4)]
-    together = generator.initialize(problems, {})
+    together = initialize(generator, problems)
     for i, problem in enumerate(problems):
-        alone = generator.initialize([problem], {})
+        alone = initialize(generator, [problem])
         for name, value in alone.controls.items():
             torch.testing.assert_close(value[0], together.controls[name][i], rtol=1e-4, atol=1e-4)
-        for mine, theirs in zip(alone.contexts, together.contexts, strict=True):
+        for mine, theirs in zip(contexts_of(generator, alone), contexts_of(generator, together), strict=True):
             for name in ("original", "original_latent", "mask", "latent_mask", "variance_noise"):
                 torch.testing.assert_close(getattr(mine, name)[0], getattr(theirs, name)[i], rtol=1e-4, atol=1e-4)
             for name, base in mine.embeddings.items():
                 torch.testing.assert_close(base[0], theirs.embeddings[name][i], rtol=1e-4, atol=1e-4)
         assert list(together.warnings[i]) == list(alone.warnings[0])
-    given = together.contexts[0].original[1]
+    given = together.context.original[1]
     assert problems[1].image is not None and torch.equal(given, problems[1].image)
     torch.testing.assert_close(
-        together.contexts[0].original_latent[1], generator.networks.encode(problems[1].image[None])[0]
+        together.context.original_latent[1], generator.networks.encode(problems[1].image[None])[0]
     )
 
 
@@ -395,11 +389,11 @@ def test_drawn_and_given_pictures_share_a_batch(make_either: Make, make_problems
 def test_what_was_found_is_not_found_again(
     make_either: Make, make_problems: Problems, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same begins from it, bit for bit, with the steps alone whose maps are injected."""
+    """A resumed batch is initialized from it, bit for bit, with those steps alone in which maps are injected."""
     generator = make_either()
     problems: list[Problem] = [drawn(3, preserve="background"), make_problems(1)[0], drawn(4)]
-    own = {"cross_replace_steps": [share], "background_blend_steps": [0.5]}
-    first = generator.initialize(problems, {**own, "cross_replace_steps": [share, 1.0]})
+    own = {"cross_replace_steps": [0.0, share], "background_blend_steps": [0.5]}
+    first = initialize(generator, problems, **own)
     calls: list[int] = []
     predict = generator.predict
 
@@ -409,11 +403,12 @@ def test_what_was_found_is_not_found_again(
 
     monkeypatch.setattr(generator, "record_originals", None)
     monkeypatch.setattr(generator, "predict", counted)
-    again = generator.initialize(problems, own, first.precomputed)
+    again = initialize(generator, problems, first.precomputed, **own)
     assert calls == list(range(math.ceil(share * len(generator)))) and again.warnings == first.warnings
     assert all(torch.equal(value, first.controls[name]) for name, value in again.controls.items())
-    one, same = first.contexts[0], again.contexts[0]
-    assert len(again.contexts) == 1 and all(maps.shape[1] == len(calls) for maps in same.attention_maps.values())
+    one, same = first.context, again.context
+    assert again.candidates == first.candidates
+    assert all(maps.shape[1] == len(calls) for maps in same.attention_maps.values())
     assert same.attention_maps.keys() == (one.attention_maps.keys() if calls else set())
     for name in (
         "original",
@@ -439,24 +434,22 @@ def test_what_is_free_may_start_from_noise(make_either: Make, make_problems: Pro
     mask = torch.tensor([1.0, 0.25, 0.0, 0.0]).repeat_interleave(4).expand(1, 16, 16)
     kept = replace(given, preserve="background", mask=mask)
     generator = make_either(mask_postprocess={kind: lambda masks: masks for kind in ("pixels", "latents")})
-    plain, again = (generator.initialize([replace(kept, editable_from_noise=redrawn)], {}) for redrawn in (False, True))
+    plain, again = (initialize(generator, [replace(kept, editable_from_noise=redrawn)]) for redrawn in (False, True))
     inverted, noise = plain.controls["latent"], generator.networks.sample_noise([given.seed], 8, 1)[:, 0]
-    free = plain.contexts[0].latent_mask
+    free = plain.context.latent_mask
     assert free.min() == 0 and free.max() == 1 and (free == 0.25).any()
     torch.testing.assert_close(again.controls["latent"], free.sqrt() * noise + (1 - free).sqrt() * inverted)
-    torch.testing.assert_close(again.contexts[0].latent_norm, again.controls["latent"].flatten(1).norm(dim=1))
-    assert torch.equal(again.contexts[0].original_trajectory, plain.contexts[0].original_trajectory), (
+    torch.testing.assert_close(again.context.latent_norm, again.controls["latent"].flatten(1).norm(dim=1))
+    assert torch.equal(again.context.original_trajectory, plain.context.original_trajectory), (
         "what is held is the original's"
     )
-    assert torch.equal(generator.initialize([given], {}).contexts[0].original, again.contexts[0].original)
+    assert torch.equal(initialize(generator, [given]).context.original, again.context.original)
 
 
 def test_drawn_pictures_need_no_inversion_and_so_no_guidance(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(guidance_scale=1.0)
     generator.check([drawn(3)])
-    torch.testing.assert_close(
-        generator.initialize([drawn(3)], {}).contexts[0].original, generator.sample([PROMPT], [3])
-    )
+    torch.testing.assert_close(initialize(generator, [drawn(3)]).context.original, generator.sample([PROMPT], [3]))
     with pytest.raises(UserError, match=r"guidance_scale=1"):
         generator.check([drawn(3), *make_problems(1)])
 
@@ -501,7 +494,7 @@ def test_masks_are_made_where_something_has_to_be_found(make_either: Make, make_
     brought[:, 4:12, 4:12] = 1.0
     problems = [replace(p, preserve=keep) for p, keep in zip(make_problems(4), PRESERVE_OPTIONS, strict=True)]
     problems.append(replace(make_problems(5)[4], preserve="foreground", mask=brought))
-    start = generator.initialize(problems, {})
+    start = initialize(generator, problems)
     searched = [p for p in problems if p.preserve in ("background", "foreground") and p.mask is None]
     assert halves.asked == [(p.words_to_segment, p.image_name) for p in searched]
     masks = torch.zeros(5, 1, 16, 16)
@@ -511,27 +504,25 @@ def test_masks_are_made_where_something_has_to_be_found(make_either: Make, make_
         kind: editable_region(soften(masks), masks, [p.preserve for p in problems])
         for kind, soften in SOFTENING.items()
     }
-    torch.testing.assert_close(start.contexts[0].mask, region["pixels"])
-    torch.testing.assert_close(start.contexts[0].latent_mask, torch.nn.functional.avg_pool2d(region["latents"], 2))
+    torch.testing.assert_close(start.context.mask, region["pixels"])
+    torch.testing.assert_close(start.context.latent_mask, torch.nn.functional.avg_pool2d(region["latents"], 2))
     assert list(map(list, start.warnings)) == [[]] * 5
 
 
 def test_no_maps_are_kept_that_nobody_needs(make_either: Make, make_problems: Problems) -> None:
     generator, problem = make_either(), make_problems(1)[0]
     for keep, inject, kept in (("none", 0.0, 0), ("background", 0.0, 0), ("background", 0.2, 1), ("none", 0.7, 3)):
-        maps = (
-            generator.initialize([replace(problem, preserve=keep)], {"cross_replace_steps": [inject]})
-            .contexts[0]
-            .attention_maps
-        )
+        maps = initialize(
+            generator, [replace(problem, preserve=keep)], cross_replace_steps=[inject]
+        ).context.attention_maps
         assert {values.shape[1] for values in maps.values()} == ({kept} if kept else set()), (keep, inject)
 
 
 def test_an_empty_mask_is_told(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(segmenter=Halves())
     problems = make_problems(2)
-    start = generator.initialize([replace(problems[0], image_name="nothing"), problems[1]], {})
-    assert start.contexts[0].mask[0].eq(1).all() and start.contexts[0].latent_mask[0].eq(1).all()
+    start = initialize(generator, [replace(problems[0], image_name="nothing"), problems[1]])
+    assert start.context.mask[0].eq(1).all() and start.context.latent_mask[0].eq(1).all()
     assert [len(notes) for notes in start.warnings] == [1, 0] and "was empty" in start.warnings[0][0]
 
 
@@ -539,7 +530,7 @@ def test_a_tasks_schedules_replace_the_generators_own(make_generator: Make, make
     generator, problems = make_generator(), make_problems(1)
 
     def candidates(**schedules: list[float]) -> list[tuple[float, float]]:
-        anchors = generator.initialize(problems, schedules).contexts
+        anchors = contexts_of(generator, initialize(generator, problems, **schedules))
         return [(round(a.cross_replace_steps.item(), 6), round(a.background_blend_steps.item(), 6)) for a in anchors]
 
     assert candidates() == [(0.3, 0.0), (0.3, 0.5), (0.5, 0.0), (0.5, 0.5)]

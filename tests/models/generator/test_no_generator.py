@@ -32,7 +32,7 @@ from classifier_lens.runner.types import Problem, UserError
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
-from tests.conftest import TinyClassifier
+from tests.conftest import TinyClassifier, initialize
 
 DESCENT = OptimizerSettings(
     torch.optim.Adam, 4, {"pixels": 0.01, "latent": 0.1, "classifier_guidance": 0.2}, None, None, True, None
@@ -62,9 +62,9 @@ def undrawn(problem: Problem) -> Problem:
 
 def test_given_images_begin_as_they_are_and_are_their_own_originals(make_problems: Problems) -> None:
     problems = [replace(problem, preserve="all") for problem in make_problems(3)]
-    start = space().initialize(problems, {})
+    start = initialize(space(), problems)
     images = torch.stack([problem.load() for problem in problems if problem.load is not None])
-    (anchor,) = start.contexts
+    anchor = start.context
     assert torch.equal(start.controls["pixels"], images) and torch.equal(anchor.original, images)
     assert not anchor.mask.any(), "keep=all frees nothing"
     assert space().decode_prompts(start.controls, anchor) == ["", "", ""]
@@ -72,8 +72,8 @@ def test_given_images_begin_as_they_are_and_are_their_own_originals(make_problem
 
 def test_where_no_image_is_given_it_is_noise_about_gray_of_the_problems_seed(make_problems: Problems) -> None:
     problems = [undrawn(problem) for problem in make_problems(3)]
-    (anchor,) = space().initialize(problems, {}).contexts
-    (alone,) = space().initialize(problems[1:2], {}).contexts
+    anchor = initialize(space(), problems).context
+    alone = initialize(space(), problems[1:2]).context
     assert torch.equal(anchor.original[1:2], alone.original), "as in a batch of its own"
     assert not torch.equal(anchor.original[0], anchor.original[1])
     assert anchor.original.mean().item() == pytest.approx(0.5, abs=0.01)
@@ -82,8 +82,8 @@ def test_where_no_image_is_given_it_is_noise_about_gray_of_the_problems_seed(mak
 
 def test_the_distance_is_that_of_pixels_alone(make_problems: Problems) -> None:
     problems = [replace(problem, preserve="all") for problem in make_problems(2)]
-    start = space().initialize(problems, {})
-    (anchor,) = start.contexts
+    start = initialize(space(), problems)
+    anchor = start.context
     terms = distances(anchor, WEIGHTS)
     assert terms.keys() == {"pixel_distance"}
     (scene,) = space()({"pixels": anchor.original + 0.1}, anchor)
@@ -97,15 +97,15 @@ def test_masks_are_the_problems_own_or_of_what_finds_words(make_problems: Proble
     given[:, :8] = 1.0
     first, second = make_problems(2)
     space().check([replace(first, mask=given)])
-    (anchor,) = space().initialize([replace(first, mask=given)], {}).contexts
+    anchor = initialize(space(), [replace(first, mask=given)]).context
     assert anchor.mask[0, 0, :6].mean() > 0.99 and anchor.mask[0, 0, 10:].max() < 0.01
     finds = space(Dark())
     finds.check([second])
-    found = finds.initialize([second], {})
+    found = initialize(finds, [second])
     assert second.load is not None
     assert torch.equal(found.precomputed["masks"][0], Dark().mask(second.load(), second.words_to_segment))
-    again = finds.initialize([second], {}, found.precomputed)
-    assert torch.equal(again.contexts[0].mask, found.contexts[0].mask)
+    again = initialize(finds, [second], found.precomputed)
+    assert torch.equal(again.context.mask, found.context.mask)
 
 
 def test_a_segmenter_that_follows_attention_is_refused_where_a_mask_is_needed(make_problems: Problems) -> None:
@@ -126,8 +126,8 @@ def test_pixels_descend(make_problems: Problems) -> None:
     problems = [replace(problem, preserve="none") for problem in make_problems(2)]
     one = pixels(space(), embedding_controls, DESCENT, partial(init_from_prompt, std=0.04), 8)
     assert isinstance(one.generator, PixelGenerator)
-    start = one.initializer.initialize(problems, {})
-    (anchor,) = start.contexts
+    start = initialize(one.initializer, problems)
+    anchor = start.context
     classifier, targets = TinyClassifier(), torch.tensor([p.target for p in problems])
     classifier.weight *= 0.05
     objective = {"class_log_prob": (1.0, class_log_prob(classifier, targets)), **distances(anchor, WEIGHTS)}

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion
+from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, PromptTuningContext
 from classifier_lens.models.generator.prompt_tuning import (
     HardPrompt,
     SoftPrompt,
@@ -25,8 +25,9 @@ from classifier_lens.models.generator.prompt_tuning import (
 )
 from classifier_lens.models.seeded_noise import derive_seed
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.optimization.loop import apply_choice, choose_initialization
-from classifier_lens.runner.types import CaptionEdit, Controls, Problem, Scene, UserError
+from classifier_lens.runner.optimization.loop import choose_initialization
+from classifier_lens.runner.types import Candidate, CaptionEdit, Controls, Problem, Scene, UserError
+from tests.conftest import candidates_of, initialize
 
 Make = Callable[..., LatentDiffusion]
 PROMPT = "a photograph of a viaduct on sand"
@@ -70,7 +71,7 @@ def report_seeds(seed: int, count: int = 2) -> list[int]:
 
 
 def gradient(prompts: PromptDiffusion, controls: Controls, problem: Problem, k: int = 0) -> dict[str, Tensor]:
-    anchor = prompts.step_context(prompts.initialize([problem], {}).contexts[0], k)
+    anchor = prompts.step_context(initialize(prompts, [problem]).context, k)
     leaves = {name: values.clone().requires_grad_() for name, values in controls.items()}
     prompts(leaves, anchor)[-1].views.square().sum().backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
@@ -127,18 +128,18 @@ def test_a_template_is_spelled_as_it_is_read(make_generator: Make) -> None:
 def test_begun_from_words_a_soft_prompt_gives_exactly_their_pictures(marked: str, make_either: Make) -> None:
     generator = make_either()
     prompts = soft(generator)
-    start = prompts.initialize([asked(marked)], {})
+    start = initialize(prompts, [asked(marked)])
     expected = generator.sample([PROMPT] * 2, report_seeds(3))
-    assert torch.equal(prompts.images(start.controls, start.contexts[0])[0], expected)
-    assert prompts.decode_prompts(start.controls, start.contexts[0]) == [PROMPT]
-    text = prompts.prompt_embeddings(start.controls, start.contexts[0], 1)  # type: ignore[arg-type]
+    assert torch.equal(prompts.images(start.controls, start.context)[0], expected)
+    assert prompts.decode_prompts(start.controls, start.context) == [PROMPT]
+    text = prompts.prompt_embeddings(start.controls, start.context, 1)  # type: ignore[arg-type]
     assert torch.equal(text, generator.networks.embed([PROMPT]))
 
 
 def test_gradients_reach_the_free_tokens_and_nothing_else(make_either: Make) -> None:
     generator = make_either()
     prompts, problem = soft(generator), asked("a picture of *3")
-    start = prompts.initialize([problem], {})
+    start = initialize(prompts, [problem])
     assert set(start.controls) == {"tokens"} and start.controls["tokens"].shape == (1, 3, 16)
     found = gradient(prompts, start.controls, problem)
     assert found["tokens"].abs().sum(dim=-1).gt(0).all()
@@ -150,8 +151,8 @@ def test_gradients_reach_the_free_tokens_and_nothing_else(make_either: Make) -> 
 
 def test_the_gradient_agrees_with_finite_differences(make_generator: Make) -> None:
     prompts, problem = soft(make_generator("lcm", steps=2)), asked("a picture of *2 on sand")
-    start = prompts.initialize([problem], {})
-    anchor = prompts.step_context(start.contexts[0], 0)
+    start = initialize(prompts, [problem])
+    anchor = prompts.step_context(start.context, 0)
 
     def value(tokens: Tensor) -> Tensor:
         """A latent, which nothing is cut from."""
@@ -168,7 +169,7 @@ def test_the_gradient_agrees_with_finite_differences(make_generator: Make) -> No
 def test_every_step_meets_other_pictures_that_its_seed_and_number_decide(make_generator: Make) -> None:
     prompts = soft(make_generator("lcm"))
     problems = [asked("a picture of *2", seed) for seed in (3, 4)]
-    anchor = prompts.initialize(problems, {}).contexts[0]
+    anchor = initialize(prompts, problems).context
 
     def latents(k: int | None) -> Tensor:
         met: Any = anchor if k is None else prompts.step_context(anchor, k)
@@ -180,33 +181,32 @@ def test_every_step_meets_other_pictures_that_its_seed_and_number_decide(make_ge
     final: Any = prompts.evaluation_context(anchor)
     every = torch.cat([every, final.step_inputs["latent"]])
     assert len(every.flatten(1).unique(dim=0)) == len(every) == 24, "four kinds of z, none of them alike"
-    alone: Any = prompts.step_context(prompts.initialize(problems[1:], {}).contexts[0], 1)
+    alone: Any = prompts.step_context(initialize(prompts, problems[1:]).context, 1)
     assert torch.equal(alone.step_inputs["latent"], latents(1)[2:])
 
 
 def test_a_batch_of_prompts_equals_its_prompts(make_either: Make) -> None:
     prompts = soft(make_either())
     problems = [asked("a picture of *2", 3), asked("a *viaduct on sand", 4)]
-    together = prompts.initialize(problems, {})
-    scene = prompts(together.controls, together.contexts[0])[-1]
+    together = initialize(prompts, problems)
+    scene = prompts(together.controls, together.context)[-1]
     assert scene.views.shape == (2, 3, 3, 16, 16) and torch.equal(scene.image, scene.views[:, 0])
     for i, problem in enumerate(problems):
-        alone = prompts.initialize([problem], {})
+        alone = initialize(prompts, [problem])
         n = alone.controls["tokens"].shape[1]
         assert torch.equal(alone.controls["tokens"][0], together.controls["tokens"][i, :n])
-        own = prompts(alone.controls, alone.contexts[0])[-1]
+        own = prompts(alone.controls, alone.context)[-1]
         torch.testing.assert_close(own.views[0], scene.views[i], rtol=0, atol=1e-4)
-        shown = prompts.images(together.controls, together.contexts[0])[i]
-        torch.testing.assert_close(prompts.images(alone.controls, alone.contexts[0])[0], shown, rtol=0, atol=1e-4)
+        shown = prompts.images(together.controls, together.context)[i]
+        torch.testing.assert_close(prompts.images(alone.controls, alone.context)[0], shown, rtol=0, atol=1e-4)
 
 
 def test_random_tokens_are_some_of_letters_and_differ_by_seed_and_start(make_generator: Make) -> None:
     generator = make_generator("lcm")
     prompts = soft(generator, num_initializations=3)
-    start = prompts.initialize([asked("a picture of *4", seed) for seed in (3, 4)], {})
+    start = initialize(prompts, [asked("a picture of *4", seed) for seed in (3, 4)])
     known = generator.networks.text_encoder.get_input_embeddings().weight[alphabetic_tokens(generator.networks)]
-    candidates = [start.controls, *start.candidate_controls]
-    tokens = torch.stack([c["tokens"] for c in candidates])
+    tokens = torch.stack([controls["tokens"] for controls, _ in candidates_of(prompts, start)])
     assert tokens.shape == (3, 2, 4, 16)
     assert all((known == token).all(dim=1).any() for token in tokens.flatten(0, 2))
     assert len(tokens.flatten(0, 1).flatten(1).unique(dim=0)) == 6
@@ -216,17 +216,17 @@ def test_an_answers_tokens_are_loaded_again(make_generator: Make, tmp_path: Path
     generator, file = make_generator("lcm"), tmp_path / "controls.safetensors"
     tokens = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     save_file({"tokens": tokens}, file)
-    start = soft(generator, str(file)).initialize([asked("a picture of *2", seed) for seed in (3, 4)], {})
+    start = initialize(soft(generator, str(file)), [asked("a picture of *2", seed) for seed in (3, 4)])
     assert torch.equal(start.controls["tokens"], tokens.expand(2, -1, -1))
     for prompt, path, said in (
         ("a picture of *3", file, "holds 2 x 16 tokens, the prompt needs 3 x 16"),
         ("a picture of *2", tmp_path / "no", "no such file"),
     ):
         with pytest.raises(UserError, match=said):
-            soft(generator, str(path)).initialize([asked(prompt)], {})
+            initialize(soft(generator, str(path)), [asked(prompt)])
     save_file({"logits": tokens}, tmp_path / "other")
     with pytest.raises(UserError, match="holds none tokens"):
-        soft(generator, str(tmp_path / "other")).initialize([asked("a picture of *2")], {})
+        initialize(soft(generator, str(tmp_path / "other")), [asked("a picture of *2")])
 
 
 # --- hard prompts ------------------------------------------------------------------------------------------------
@@ -240,15 +240,17 @@ def test_hard_prompts_are_compared_by_their_own_words(make_generator: Make) -> N
     """The start is the candidate whose plain prompt is best, without Gumbel noise, on z that no step is judged on."""
     generator = make_generator("lcm")
     prompts = hard(generator, num_initializations=6)
-    start = prompts.initialize([asked("a *2", seed) for seed in (3, 4)], {})
-    chosen, _ = apply_choice(start, choose_initialization(prompts, start, {"dark": (1.0, dark)}))
+    start = initialize(prompts, [asked("a *2", seed) for seed in (3, 4)])
+    choice = choose_initialization(prompts, start, {"dark": (1.0, dark)})
+    chosen, _ = prompts.select(start, choice.candidate_indices)
+    candidates = [controls for controls, _ in candidates_of(prompts, start)]
     for i, seed in enumerate((3, 4)):
         found = []
-        for candidate in [start.controls, *start.candidate_controls]:
-            words = prompts.decode_prompts(candidate, start.contexts[0])[i]
+        for candidate in candidates:
+            words = prompts.decode_prompts(candidate, start.context)[i]
             seeds = prompts.seeds(seed, "fresh", 0)
             found.append(generator.sample([words] * len(seeds), seeds).mean().item())
-        best = [start.controls, *start.candidate_controls][found.index(min(found))]
+        best = candidates[found.index(min(found))]
         assert torch.equal(chosen["logits"][i], best["logits"][i])
 
 
@@ -257,16 +259,15 @@ def test_what_starts_show_is_what_the_generator_shows_of_them(make: Any, make_ei
     """Whatever else is in the batch: prompts of other lengths, other draws, and one that begins as words."""
     prompts = make(make_either(), num_initializations=3)
     problems = [asked("a picture of *2", 3), asked("a *viaduct on *1", 4), asked("a picture of *2", 5)]
-    start = prompts.initialize(problems, {})
-    assert start.candidate_scenes is not None
-    shown = torch.stack([scene.views for scene in start.candidate_scenes()])
+    start = initialize(prompts, problems)
+    shown = torch.stack([scene.views for scene in prompts.render_candidates(start)])
     for i, problem in enumerate(problems):
-        alone = prompts.initialize([problem], {})
-        assert alone.candidate_scenes is not None
-        own = torch.stack([scene.views[0] for scene in alone.candidate_scenes()])
+        alone = initialize(prompts, [problem])
+        own = torch.stack([scene.views[0] for scene in prompts.render_candidates(alone)])
         torch.testing.assert_close(own, shown[:, i], rtol=0, atol=1e-5)  # decoded beside other pictures
-        anchor = replace(alone.contexts[0], step_inputs=prompts.step_inputs([problem.seed], "fresh", 0))
-        for candidate, views in zip([alone.controls, *alone.candidate_controls], own, strict=True):
+        assert isinstance(alone.context, PromptTuningContext)
+        anchor = replace(alone.context, step_inputs=prompts.step_inputs([problem.seed], "fresh", 0))
+        for (candidate, _), views in zip(candidates_of(prompts, alone), own, strict=True):
             torch.testing.assert_close(prompts(candidate, anchor)[-1].views[0], views, rtol=0, atol=1e-4)
 
 
@@ -283,24 +284,21 @@ def test_problems_of_equal_draw_share_their_starts(
 
     monkeypatch.setattr(generator, "denoise", counted)
     problems = [replace(asked("a picture of *2", seed), init_seed=7) for seed in (3, 4, 5)]
-    start = prompts.initialize(problems, {})
-    tokens = torch.stack([c["tokens"] for c in [start.controls, *start.candidate_controls]])
+    start = initialize(prompts, problems)
+    tokens = torch.stack([controls["tokens"] for controls, _ in candidates_of(prompts, start)])
     assert torch.equal(tokens, tokens[:, :1].expand_as(tokens)) and not torch.equal(tokens[0], tokens[1])
-    assert start.candidate_scenes is not None
     calls.clear()
-    first = [scene.views for scene in start.candidate_scenes()]
+    first = [scene.views for scene in prompts.render_candidates(start)]
     assert sum(calls) == 4 * prompts.counts["fresh"], "of three problems' prompts one is drawn"
     calls.clear()
-    again = prompts.initialize(problems, {}).candidate_scenes
-    assert again is not None
-    assert torch.equal(torch.stack(first), torch.stack([scene.views for scene in again()])) and not calls
+    again = [scene.views for scene in prompts.render_candidates(initialize(prompts, problems))]
+    assert torch.equal(torch.stack(first), torch.stack(again)) and not calls
 
 
 def test_a_prompt_without_anything_random_has_one_start(make_generator: Make) -> None:
-    start = soft(make_generator("lcm"), num_initializations=4).initialize(
-        [asked("a *viaduct", seed) for seed in (3, 4)], {}
-    )
-    assert not start.candidate_controls
+    prompts = soft(make_generator("lcm"), num_initializations=4)
+    start = initialize(prompts, [asked("a *viaduct", seed) for seed in (3, 4)])
+    assert start.candidates == [Candidate()]
 
 
 def test_tokens_that_do_not_come_back_are_judged_as_they_are_typed(make_generator: Make) -> None:
@@ -314,10 +312,10 @@ def test_tokens_that_do_not_come_back_are_judged_as_they_are_typed(make_generato
         return tuple(tokenizer(text, add_special_tokens=False).input_ids) == pair
 
     pair = next(pair for pair in product(known, known) if not comes_back(pair))
-    start = prompts.initialize([asked("*2")], {})
+    start = initialize(prompts, [asked("*2")])
     logits = torch.zeros_like(start.controls["logits"])
     logits[0, [0, 1], [known.index(token) for token in pair]] = 1.0
-    anchor = start.contexts[0]
+    anchor = start.context
     (words,) = prompts.decode_prompts({"logits": logits}, anchor)
     expected = generator.sample([words] * 3, prompts.seeds(3, "validation", 0))
     torch.testing.assert_close(prompts({"logits": logits}, anchor)[-1].views[0], expected, rtol=0, atol=1e-5)
@@ -330,12 +328,12 @@ def test_a_hard_prompts_pictures_are_those_of_its_words(make_either: Make) -> No
     """What is judged, by its tokens, and what is reported, by its text: both are the plain prompt's."""
     generator = make_either()
     prompts = hard(generator)
-    start = prompts.initialize([asked("a *photograph of a *viaduct")], {})
-    (words,) = prompts.decode_prompts(start.controls, start.contexts[0])
+    start = initialize(prompts, [asked("a *photograph of a *viaduct")])
+    (words,) = prompts.decode_prompts(start.controls, start.context)
     assert words == "a photograph of a viaduct"
     expected = generator.sample([words] * 2, report_seeds(3))
-    assert torch.equal(prompts.images(start.controls, start.contexts[0])[0], expected)
-    text = prompts.prompt_embeddings(start.controls, start.contexts[0], 1)  # type: ignore[arg-type]
+    assert torch.equal(prompts.images(start.controls, start.context)[0], expected)
+    text = prompts.prompt_embeddings(start.controls, start.context, 1)  # type: ignore[arg-type]
     torch.testing.assert_close(text, generator.networks.embed([words]))
 
 
@@ -391,12 +389,12 @@ def test_only_allowed_tokens_are_chosen(make_generator: Make) -> None:
     with pytest.raises(UserError, match="no token left"):
         chosen(vocabulary=["sand"], exclude=["sand"])
     with pytest.raises(UserError, match="is not among the tokens"):
-        hard(make_generator(), exclude=["sand"]).initialize([asked("a *sand")], {})
+        initialize(hard(make_generator(), exclude=["sand"]), [asked("a *sand")])
 
 
 def test_hard_prompts_have_gradients_where_they_are_free(make_either: Make) -> None:
     prompts, problem = hard(make_either()), asked("a picture of *2")
-    found = gradient(prompts, prompts.initialize([problem], {}).controls, problem, k=1)
+    found = gradient(prompts, initialize(prompts, [problem]).controls, problem, k=1)
     assert set(found) == {"logits"} and found["logits"].abs().sum(dim=-1).gt(0).all()
 
 

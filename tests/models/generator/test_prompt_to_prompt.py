@@ -23,6 +23,7 @@ from classifier_lens.models.generator.prompt_to_prompt import (
     word_weights,
 )
 from classifier_lens.runner.types import CaptionEdit, EditContext, Problem, UserError
+from tests.conftest import initialize
 
 OLD = ("partridge", "rock crab", "steel arch bridge")
 NEW = ("viaduct", "tiger shark", "great white shark")
@@ -218,13 +219,13 @@ def edited(
     apart: (b, steps, heads, pixels, tokens) by layer."""
     edit = CaptionEdit(CAPTION.format(old), CAPTION.format(new), old, new)
     problem = Problem(name="p", seed=5, edit=edit, load=None, image_name="p", preserve="none")
-    shapes = {name: maps.shape for name, maps in generator.initialize([problem], {}).contexts[0].attention_maps.items()}
+    shapes = {name: maps.shape for name, maps in initialize(generator, [problem]).context.attention_maps.items()}
     assert set(shapes) == set(seen), "every text layer has its maps"
     draw = torch.Generator().manual_seed(0)
     known = {name: (3 * torch.randn(shape, generator=draw)).softmax(dim=-1) for name, shape in shapes.items()}
     record = generator.record_attention
     generator.record_attention = lambda *args: (known, *record(*args)[1:])  # type: ignore[method-assign]
-    return generator.initialize([problem], {}).contexts[0], known
+    return initialize(generator, [problem]).context, known
 
 
 def means(embedding: Tensor, spans: list[list[int]], names: range) -> list[Tensor]:

@@ -17,6 +17,7 @@ from classifier_lens.models.generator.prompt_to_prompt import find_words, token_
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import CaptionEdit, UserError
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
+from tests.conftest import initialize
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[CounterfactualProblem]]
@@ -52,7 +53,7 @@ def test_the_phrases_map_is_the_one_that_the_mask_is_made_from(
 ) -> None:
     segmenter = Noted()
     generator = make_generator(segmenter=segmenter, attention_maps=AttentionMapWindow(8, 0.25, 0.75, stretch))
-    generator.initialize([problem], {})
+    initialize(generator, [problem])
     own = maps_of(generator, problem)[1][None, None]
     assert torch.equal(segmenter.maps[0], min_max_normalize(own) if stretch else own)
 
@@ -89,7 +90,7 @@ def test_a_picture_that_was_begun_alone_is_not_inverted_again(
 ) -> None:
     plain = maps_of(make_generator(), problem)
     generator = make_generator(cache=TensorCache(str(tmp_path)))
-    generator.initialize([problem], {})
+    initialize(generator, [problem])
     monkeypatch.delattr(inversion, "ddim_invert")
     for kept, computed in zip(maps_of(generator, problem), plain, strict=True):
         assert torch.equal(kept, computed) and not kept.requires_grad

@@ -22,11 +22,19 @@ from classifier_lens.runner.baselines.methods import Baseline
 from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.optimization import checkpoint, loop
 from classifier_lens.runner.optimization.loop import OptimizationState, OptimizerSettings
-from classifier_lens.runner.types import CaptionEdit, Controls, EditContext, Objective, Problem, UserError
+from classifier_lens.runner.types import (
+    DISABLED_PROMPT_TO_PROMPT,
+    CaptionEdit,
+    Controls,
+    EditContext,
+    Objective,
+    Problem,
+    UserError,
+)
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob, unit_activation
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from classifier_lens.tasks.units.feature_attack import FeatureAttack
-from tests.conftest import TinyClassifier
+from tests.conftest import TinyClassifier, initialize
 
 Make = Callable[..., LatentDiffusion]
 OURS = ("yosinski", "mahendran_vedaldi", "feature_attack", "generator_prior")
@@ -81,8 +89,8 @@ def made(name: str, generator: LatentDiffusion, *more: str, several: bool = True
 
 
 def begun(one: Baseline, asked: list[Problem]) -> tuple[Controls, EditContext]:
-    start = one.initializer.initialize(asked, {"cross_replace_steps": [0.0], "background_blend_steps": [0.0]})
-    return start.controls, start.contexts[0]
+    start = initialize(one.initializer, asked, **DISABLED_PROMPT_TO_PROMPT)
+    return start.controls, start.context
 
 
 def descended(one: Baseline, asked: list[Problem], targets: tuple[int, ...] = TARGETS) -> OptimizationState:

@@ -26,7 +26,7 @@ from classifier_lens.runner.types import Controls, EditContext, Objective, UserE
 from classifier_lens.tasks.objectives.distances import pixel_distance
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
-from tests.conftest import TinyClassifier, uvce
+from tests.conftest import TinyClassifier, initialize, uvce
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[CounterfactualProblem]]
@@ -46,13 +46,13 @@ def shifted(
     generator: LatentDiffusion, problems: list[CounterfactualProblem]
 ) -> tuple[Controls, EditContext, Objective]:
     """A batch's start, with offsets to the embeddings and with maps and background held for half of the chain."""
-    start = generator.initialize(problems, {"cross_replace_steps": [0.5], "background_blend_steps": [0.5]})
+    start = initialize(generator, problems, cross_replace_steps=[0.5], background_blend_steps=[0.5])
     draw = torch.Generator().manual_seed(0)
     controls = {
         name: value if name == "latent" else 0.1 * torch.randn(value.shape, generator=draw)
         for name, value in start.controls.items()
     }
-    return controls, start.contexts[0], objective_of(problems, 0.05)
+    return controls, start.context, objective_of(problems, 0.05)
 
 
 def test_the_method_itself_and_its_start(make_generator: Make) -> None:
@@ -71,8 +71,8 @@ def test_what_descends_begins_where_it_starts(
     baseline: BaselineFactory, make_generator: Make, make_problems: Problems
 ) -> None:
     one = baseline(make_generator(), embedding_controls, DESCENT)
-    start = one.initializer.initialize(make_problems(1), {})
-    assert one.prepare_controls(start.controls, start.contexts[0], {}) is start.controls
+    start = initialize(one.initializer, make_problems(1))
+    assert one.prepare_controls(start.controls, start.context, {}) is start.controls
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:
@@ -97,8 +97,8 @@ def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_pro
     assert isinstance(generator, PixelGenerator) and one.initializer is generator
     pictures = [(p, p.image) for p in make_problems(3) if p.image is not None]
     problems = [p for p, image in pictures if p.target != int(TinyClassifier()(image[None]).logits.argmax())]
-    start = generator.initialize(problems, {})
-    (anchor,) = start.contexts
+    start = initialize(generator, problems)
+    anchor = start.context
     assert torch.equal(start.controls["pixels"], torch.stack([p.image for p in problems if p.image is not None]))
     assert start.controls["pixels"].data_ptr() != anchor.original.data_ptr()
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_pixels_outside_the_range_are_cut_and_keep_their_gradient(
     make_generator: Make, make_problems: Problems
 ) -> None:
     generator = pixels(make_generator(), embedding_controls, DESCENT, init_from_generated, 1).generator
-    anchor = generator.initialize(make_problems(1), {}).contexts[0]
+    anchor = initialize(generator, make_problems(1)).context
     bright = torch.full((1, 3, 16, 16), 1.5, requires_grad=True)
     (scene,) = generator({"pixels": bright}, anchor)
     assert scene.image.max() == 1 and torch.autograd.grad(scene.image.sum(), bright)[0].eq(1).all()
@@ -217,6 +217,7 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
         ResultWarnings(generator, TinyClassifier()),
         None,
         generator.device,
+        generator.prompt_to_prompt,
     )
     controls, anchor, notes, _ = answer.initialize(problems)
     assert set(controls) == {"pixels"} and len(notes) == 2
@@ -244,6 +245,7 @@ def test_what_was_chosen_is_not_chosen_again(
         ResultWarnings(generator, TinyClassifier()),
         None,
         generator.device,
+        generator.prompt_to_prompt,
     )
     controls, anchor, notes, origin = answer.initialize(problems)
     monkeypatch.setattr(loop, "choose_initialization", None)
@@ -253,7 +255,6 @@ def test_what_was_chosen_is_not_chosen_again(
     assert torch.equal(same.cross_replace_steps, anchor.cross_replace_steps) and torch.equal(
         same.background_blend_steps, anchor.background_blend_steps
     )
-    _, other, _, _ = answer.initialize(
-        problems, replace(origin, cross_replace_steps=[0.25, 0.5], background_blend_steps=[0.5, 0.0])
-    )
-    assert other.cross_replace_steps.tolist() == [0.25, 0.5] and other.background_blend_steps.tolist() == [0.5, 0.0]
+    _, other, _, _ = answer.initialize(problems, replace(origin, candidate_indices=[1, 2]))
+    assert other.cross_replace_steps.tolist() == pytest.approx([0.3, 0.5])
+    assert other.background_blend_steps.tolist() == [0.5, 0.0]

@@ -26,9 +26,7 @@ def state() -> OptimizationState:
         best_step=torch.tensor([3, 0]),
         failures=[None, "step 0: bad"],
         step=4,
-        initial_choice=InitialChoice(
-            [0, 2], [0.25, 0.3], [0.0, 1.0], {"masks": torch.rand(2, 1, 4, 4, generator=draw)}
-        ),
+        initial_choice=InitialChoice([0, 2], {"masks": torch.rand(2, 1, 4, 4, generator=draw)}),
         optimizer_state={"latent": {"step": torch.tensor(4.0), "exp_avg": torch.randn(2, 3, 4, generator=draw)}},
         history=[{"total": [0.1, math.nan]}, {"total": [0.1 + 0.2, math.nan]}],
         finished=False,
@@ -53,10 +51,10 @@ def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert (
         found.initial_choice is not None
         and saved.initial_choice is not None
-        and found.initial_choice.found.keys() == {"masks"}
+        and found.initial_choice.precomputed.keys() == {"masks"}
     )
-    assert torch.equal(found.initial_choice.found["masks"], saved.initial_choice.found["masks"])
-    assert replace(found.initial_choice, found={}) == replace(saved.initial_choice, found={})
+    assert torch.equal(found.initial_choice.precomputed["masks"], saved.initial_choice.precomputed["masks"])
+    assert found.initial_choice.candidate_indices == saved.initial_choice.candidate_indices
     checkpoint.save(tmp_path / "none.safetensors", replace(saved, initial_choice=None), {})
     assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu"), {}, 4).initial_choice is None
     assert found.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(found.history[1]["total"][1])

@@ -17,11 +17,20 @@ from classifier_lens.runner.optimization import checkpoint, loop
 from classifier_lens.runner.optimization.loop import EarlyStopping, InitialChoice, OptimizationState, OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import Generator
-from classifier_lens.runner.types import Controls, EditContext, Initialization, Objective, Scene, UserError
+from classifier_lens.runner.types import Candidate, Controls, EditContext, Initialization, Objective, Scene, UserError
 from classifier_lens.tasks.objectives.distances import latent_distance, pixel_distance
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
-from tests.conftest import Identity, TinyClassifier, anchor_of, double_precision, doubled, rows_of
+from tests.conftest import (
+    Identity,
+    TinyClassifier,
+    anchor_of,
+    contexts_of,
+    double_precision,
+    doubled,
+    initialize,
+    rows_of,
+)
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[CounterfactualProblem]]
@@ -76,8 +85,8 @@ def batch(
     make_generator: Make, make_problems: Problems
 ) -> tuple[LatentDiffusion, Controls, EditContext, list[CounterfactualProblem]]:
     generator, problems = make_generator(), make_problems(3)
-    start = generator.initialize(problems, {})
-    return generator, start.controls, held(start.contexts[0]), problems
+    start = initialize(generator, problems)
+    return generator, start.controls, held(start.context), problems
 
 
 Batch = tuple[LatentDiffusion, Controls, EditContext, list[CounterfactualProblem]]
@@ -336,25 +345,21 @@ def test_the_schedule_is_chosen_per_sample() -> None:
     sign = torch.tensor([1.0, -1.0])
     objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
     controls = {"latent": torch.zeros(2, 3, 1, 1)}
-    candidates = [anchor_of(2, inject=value) for value in (1.0, 0.0, 2.0)]
-    start = Initialization(controls, candidates, [[], []])
-    origin = loop.choose_initialization(Identity(), start, objective)
-    same, chosen = loop.apply_choice(start, origin)
-    assert same is controls and chosen.cross_replace_steps.tolist() == [0.0, 2.0]
-    assert origin == InitialChoice([0, 0], [0.0, 2.0], [0.0, 0.0], {})
+    candidates = [Candidate(cross_replace_steps=value) for value in (1.0, 0.0, 2.0)]
+    start = Initialization(controls, anchor_of(2, inject=1.0), candidates, [[], []], {})
+    choice = loop.choose_initialization(Identity(), start, objective)
+    assert choice == InitialChoice([1, 2], {})
+    same, chosen = Identity().select(start, choice.candidate_indices)
+    assert torch.equal(same["latent"], controls["latent"]) and chosen.cross_replace_steps.tolist() == [0.0, 2.0]
 
 
 def test_each_sample_begins_from_its_best_candidate() -> None:
     """Sample 0 wants a low sum and sample 1 a high one; ties go to the first."""
     sign = torch.tensor([1.0, -1.0])
     objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
-    tried = [
-        {"latent": torch.tensor(values)[:, None, None, None].expand(2, 3, 1, 1)}
-        for values in ([2.0, 1.0], [1.0, 5.0], [1.0, 0.0])
-    ]
-    start = Initialization(tried[0], [anchor_of(2)], [[], []], tried[1:])
-    controls, anchor = loop.apply_choice(start, loop.choose_initialization(Identity(), start, objective))
-    assert controls["latent"][:, 0].flatten().tolist() == [1.0, 5.0] and anchor is start.contexts[0]
+    candidates = [Candidate(initial_prompt=value) for value in (2, 1, 5, 1, 5)]
+    start = Initialization({"latent": torch.zeros(2, 3, 1, 1)}, anchor_of(2), candidates, [[], []], {})
+    assert loop.choose_initialization(Identity(), start, objective).candidate_indices == [1, 2]
 
 
 def test_a_sample_that_has_enough_stands_still_and_all_of_them_end_the_descent() -> None:
@@ -386,7 +391,7 @@ def test_tokens_keep_their_lengths() -> None:
     tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
     class Sums(Identity):
-        def __call__(self, controls: Controls, anchor: EditContext) -> list[Scene]:
+        def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
             picture = controls["tokens"].sum(dim=(1, 2))[:, None, None, None]
             return [Scene(picture, picture, picture[:, None])]
 
@@ -435,8 +440,8 @@ def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
 
 def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(8)
-    start = generator.initialize(problems, {})
-    anchor = held(start.contexts[0])
+    start = initialize(generator, problems)
+    anchor = held(start.context)
     how = descent(steps=3, lr={"latent": 0.1, "text": 0.1, "null": 0.1})
     targets = torch.tensor([p.target for p in problems])
 
@@ -458,9 +463,9 @@ def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make,
 def test_a_sample_has_the_same_gradient_alone_and_among_eight(make_generator: Make, make_problems: Problems) -> None:
     """In double precision, where the order of a sum does not hide what the samples might do to each other."""
     generator, problems = make_generator(), make_problems(8)
-    start = generator.initialize(problems, {})
+    start = initialize(generator, problems)
     everyone = {name: value.double() for name, value in start.controls.items()}
-    anchor = doubled(start.contexts[-1])
+    anchor = doubled(contexts_of(generator, start)[-1])
 
     def gradients(anchor: EditContext, controls: Controls, problems: list[CounterfactualProblem]) -> dict[str, Tensor]:
         leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}

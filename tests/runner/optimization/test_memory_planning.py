@@ -85,7 +85,7 @@ def test_the_fastest_that_fits(
         lambda self, mode, *_: {"none": unit, "step": unit // 4, "block": unit // 5}[mode],
     )
     generator = make_generator(gradient_checkpointing="auto")
-    chosen = plan_memory(generator, [tiny_classifier], AUGMENT, {}, 1, batch, problems)
+    chosen = plan_memory(generator, [tiny_classifier], AUGMENT, generator.prompt_to_prompt, 1, batch, problems)
     assert (chosen.batch_size, chosen.gradient_checkpointing) == wanted
     assert ("may not be enough" in str(chosen)) == (chosen.predicted_bytes > chosen.free_bytes)
 
@@ -107,8 +107,8 @@ def test_the_tasks_shares_take_the_place_of_the_generators(
 
     monkeypatch.setattr(MemoryFootprint, "peak_bytes", graph)
     generator = make_generator(gradient_checkpointing="none")
-    assert max(generator.prompt_to_prompt["cross_replace_steps"]) == 0.5
-    plan_memory(generator, [tiny_classifier], AUGMENT, shares, 1, None, 5)
+    assert max(generator.prompt_to_prompt.cross_replace_steps) == 0.5
+    plan_memory(generator, [tiny_classifier], AUGMENT, generator.prompt_to_prompt.with_overrides(shares), 1, None, 5)
     assert asked == [(4, injected, recorded)]
 
 
@@ -116,12 +116,9 @@ def test_a_recomputation_that_is_asked_for_stays(
     make_generator: Make, tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_planning, "free_memory", lambda device: 100 * GIB)
-    assert (
-        plan_memory(
-            make_generator(gradient_checkpointing="block"), [tiny_classifier], AUGMENT, {}, 1, None, 50
-        ).gradient_checkpointing
-        == "block"
-    )
+    generator = make_generator(gradient_checkpointing="block")
+    plan = plan_memory(generator, [tiny_classifier], AUGMENT, generator.prompt_to_prompt, 1, None, 50)
+    assert plan.gradient_checkpointing == "block"
 
 
 def test_the_limits_of_control_groups_and_of_ulimit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

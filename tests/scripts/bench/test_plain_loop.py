@@ -19,7 +19,7 @@ from classifier_lens.scripts.bench import plain_loop
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
-from tests.conftest import TinyClassifier
+from tests.conftest import TinyClassifier, contexts_of, initialize
 
 Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[CounterfactualProblem]]
@@ -48,8 +48,8 @@ def test_equal_controls_give_the_same_loss_and_gradient(
 ) -> None:
     """With injection and blending; the bar of the relative error is 1e-4."""
     generator, problems = make_generator(last_x0_predictions=last), halved(make_problems)
-    start = generator.initialize(problems, {})
-    anchor = start.contexts[-1]
+    start = initialize(generator, problems)
+    anchor = contexts_of(generator, start)[-1]
     assert float(anchor.cross_replace_steps) > 0 and float(anchor.background_blend_steps) > 0
     controls = {name: value + 0.05 * torch.randn_like(value) for name, value in start.controls.items()}
     objective, augment = asked(anchor, problems, tiny_classifier), crops(problems, tiny_classifier)
@@ -76,19 +76,16 @@ def test_the_same_inversion_schedule_and_descent(
     latent, nulls = plain_loop.invert(own, picture[None], problems[0].edit.source)
     torch.testing.assert_close(latent, course["latent"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(nulls, course["null"], rtol=1e-3, atol=1e-4)
-    start = generator.initialize(problems, {})
+    start = initialize(generator, problems)
     recorded = plain_loop.record_attention_maps(own, latent, generator.networks.embed([problems[0].edit.source]), nulls)
     text = generator.networks.embed([problems[0].edit.source])
     for layer, maps in generator.record_attention(course, text, 2)[0].items():
         torch.testing.assert_close(recorded[1][layer], maps[:, 1], rtol=1e-3, atol=1e-4)
-    objective = asked(start.contexts[0], problems, tiny_classifier)
+    objective = asked(start.context, problems, tiny_classifier)
     origin = loop.choose_initialization(generator, start, objective)
-    best = start.contexts[plain_loop.select_schedule(own, start.controls, start.contexts, objective)]
-    assert (best.cross_replace_steps.tolist(), best.background_blend_steps.tolist()) == (
-        origin.cross_replace_steps,
-        origin.background_blend_steps,
-    )
-    controls, anchor = loop.apply_choice(start, origin)
+    best = plain_loop.select_schedule(own, start.controls, contexts_of(generator, start), objective)
+    assert origin.candidate_indices == [best]
+    controls, anchor = generator.select(start, origin.candidate_indices)
     rates = {"latent": 0.01, "text": 0.01, "null": 0.01}
     descent = OptimizerSettings(torch.optim.Adam, 2, rates, None, None, True, None)
     augment, begun = crops(problems, tiny_classifier), loop.initial_state(controls)

@@ -20,7 +20,7 @@ from classifier_lens.runner.optimization import loop
 from classifier_lens.runner.run import Parts, make_problems, make_solver
 from classifier_lens.runner.types import Controls, EditContext, Problem, Scene
 from classifier_lens.scripts.bench.published_loop import PublishedLoop, SamplerInputs
-from tests.conftest import double_precision, doubled
+from tests.conftest import double_precision, doubled, initialize
 
 # The planted world's own sizes and classifiers, and all else as experiment=dig_in/... has it.
 PUBLISHED = (
@@ -138,10 +138,10 @@ def test_five_steps_of_a_counterfactual() -> None:
     """Algorithm 2 and D.1.5: inversion, recorded maps, the best of six starts, and the descent from it."""
     parts, answer, problems = asked("task=uvce", "task.target=fireboat", "select.classes=[partridge]")
     (problem,), generator = problems, parts.diffusion
-    start = generator.initialize(problems, {})
-    objective = answer.objective(problems, start.contexts[0])
+    start = initialize(generator, problems)
+    objective = answer.objective(problems, start.context)
     origin = loop.choose_initialization(generator, start, objective)
-    controls, anchor = loop.apply_choice(start, origin)
+    controls, anchor = generator.select(start, origin.candidate_indices)
 
     published = PublishedLoop(generator.networks, STEPS, 3.0)
     latent, nulls = published.invert(problem.image[None], problem.edit.source)
@@ -178,11 +178,11 @@ def test_five_steps_of_a_counterfactual() -> None:
     with torch.no_grad():
         ends = [published.chain(latent, one)[-1] for one in starts]
         totals = [total(image, z, image, anchor) for z in ends for image in [published.decode(z)]]
-    assert start.context_scenes is not None
-    compared = [loop.evaluate(objective, scene).total for scene in start.context_scenes(start.controls)]
+    compared = [loop.evaluate(objective, scene).total for scene in generator.render_candidates(start)]
     torch.testing.assert_close(torch.stack(totals), torch.cat(compared), rtol=1e-3, atol=1e-4)
     best = starts[totals.index(min(totals))]
-    assert (round(STEPS * origin.cross_replace_steps[0]), round(STEPS * origin.background_blend_steps[0])) == (
+    chosen = start.candidates[origin.candidate_indices[0]]
+    assert (round(STEPS * chosen.cross_replace_steps), round(STEPS * chosen.background_blend_steps)) == (
         best.cross_replace_steps,
         best.background_blend_steps,
     )
