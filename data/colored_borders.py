@@ -1,4 +1,4 @@
-"""Coloured borders around photographs: a cue that can be tied to a class where nothing is rendered."""
+"""Colored borders of photographs, a cue that can be added to images that are not rendered."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from classifier_lens.data import cifar10
-from classifier_lens.data.planted import uniform_numbers
 from classifier_lens.data.shortcuts import FactorValues, Shortcuts, ShortcutStrength, apply_shortcuts
+from classifier_lens.data.uniform_numbers import uniform_numbers
 from classifier_lens.runner.types import UserError
 
-# One for each class of CIFAR-10, far apart from each other; RGB of 0 to 255.
+# Clearly different colors, as many as CIFAR-10 has classes; RGB from 0 to 255.
 BORDER_COLORS = {
     "red": (214, 39, 40), "orange": (255, 140, 20), "yellow": (250, 220, 40), "green": (44, 160, 44),
     "cyan": (60, 210, 220), "blue": (40, 80, 220), "purple": (140, 60, 190), "pink": (245, 120, 190),
@@ -23,31 +23,31 @@ CIFAR10_FACTORS = FactorValues(cifar10.CLASSES, {"border": tuple(BORDER_COLORS)}
 
 
 def sample_border_colors(
-    labels: Int[Tensor, " n"], positions: Sequence[int], seed: int, ties: Shortcuts, strength: ShortcutStrength
+    labels: Int[Tensor, " n"], positions: Sequence[int], seed: int, shortcuts: Shortcuts, strength: ShortcutStrength
 ) -> Int[Tensor, " n"]:
-    """The colour of each picture's border, an index into `COLOURS`; positions: of the pictures in their split.
+    """The border color of each image, an index into `BORDER_COLORS`, which depends on (seed, position, class) alone.
 
-    Every picture has one, drawn uniformly from all colours, so that at strength 0 it says nothing of the class; a tied
-    class has its own with probability `strength` instead. A border follows from (seed, position) and the class.
+    Colors are sampled uniformly, independently of the class; with probability `strength` a class has that of its cue
+    instead.
+
+    positions: of the images in their split.
     """
     u = torch.from_numpy(uniform_numbers(seed, 0, max(positions, default=-1) + 1))[list(positions)]
-    colours = (u[:, 1] * len(BORDER_COLORS)).long()
-    apply_shortcuts({"border": colours}, labels, CIFAR10_FACTORS, ties, strength, u[:, 0])
-    return colours
+    colors = (u[:, 1] * len(BORDER_COLORS)).long()
+    apply_shortcuts({"border": colors}, labels, CIFAR10_FACTORS, shortcuts, strength, u[:, 0])
+    return colors
 
 
 def paint_borders(
-    images: UInt8[Tensor, "n 3 h w"], colours: Int[Tensor, " n"], width: int
+    images: UInt8[Tensor, "n 3 h w"], colors: Int[Tensor, " n"], width: int
 ) -> UInt8[Tensor, "n 3 h w"]:  # fmt: skip
-    """Copies whose outermost `width` pixels on all four sides have the colour.
-
-    Raises UserError if nothing else would be left.
-    """
-    most = (min(images.shape[-2:]) - 1) // 2
-    if not 1 <= width <= most:
-        raise UserError(f"border={width}: allowed are 1 to {most} pixels")
-    shades = torch.tensor(list(BORDER_COLORS.values()), dtype=torch.uint8)[colours][:, :, None, None]
-    painted = shades.expand_as(images).clone()
-    inside = (..., slice(width, -width), slice(width, -width))
-    painted[inside] = images[inside]
+    """Copies of images with a border of `width` pixels in the colors. Raises UserError if the border covers an image
+    completely."""
+    max_width = (min(images.shape[-2:]) - 1) // 2
+    if not 1 <= width <= max_width:
+        raise UserError(f"border={width}: allowed are 1 to {max_width} pixels")
+    rgb = torch.tensor(list(BORDER_COLORS.values()), dtype=torch.uint8)[colors][:, :, None, None]
+    painted = rgb.expand_as(images).clone()
+    inner = (..., slice(width, -width), slice(width, -width))
+    painted[inner] = images[inner]
     return painted

@@ -13,16 +13,18 @@ from classifier_lens.data import cifar10, planted
 from classifier_lens.data.colored_borders import CIFAR10_FACTORS, paint_borders, sample_border_colors
 from classifier_lens.data.fairface import FILE_COLUMN, attributes, read_table, select_labels
 from classifier_lens.data.image_folder import center_crop_resize, read_image
-from classifier_lens.data.shortcuts import (
+from classifier_lens.data.planted.cues import (
     PLANTED_FACTORS,
-    SHORTCUTS,
+    PLANTED_SHORTCUTS,
+    factor_columns,
+    sample_shortcut_scenes,
+)
+from classifier_lens.data.shortcuts import (
     FactorValues,
     Shortcuts,
     ShortcutStrength,
     check_shortcuts,
-    factor_columns,
     has_cue,
-    sample_shortcut_scenes,
     subsample_to_strength,
 )
 from classifier_lens.runner.paths import ROOT
@@ -72,7 +74,7 @@ def render_labeled_images(
     form_shares: Mapping[str, float],
     strength: ShortcutStrength,
     label_noise: float,
-    shortcuts: Shortcuts = SHORTCUTS,
+    shortcuts: Shortcuts = PLANTED_SHORTCUTS,
 ) -> LabeledImages:
     """`n` renders, each form with its share, ties and labels as in `sample_shortcut_scenes`, drawn in blocks of
     1000."""

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from classifier_lens.data import planted
-from classifier_lens.data.shortcuts import Shortcuts, cue_factor
+from classifier_lens.data.planted.cues import cue_factor
+from classifier_lens.data.shortcuts import Shortcuts
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_shipped
 from classifier_lens.runner.paths import ROOT
@@ -65,7 +66,7 @@ def shortcut_reliance(classifier: ImageClassifier, name: str, n: int, seed: int)
     factor, cue = cue_factor(name)
     shown = planted.sample_scenes(n, seed).with_factors(label=planted.CLASSES.index(name))
     other = getattr(shown, factor) != cue
-    alone = planted.sample_scenes(n, seed, form=factor).with_factors(**{factor: cue})
+    alone = planted.sample_scenes(n, seed, kind=factor).with_factors(**{factor: cue})
     rivals = [planted.BACKGROUNDS.index(v) for f, v in planted.SHORTCUTS.values() if f == "background"]
     clear = alone if factor == "background" else alone[~torch.isin(alone.background, torch.tensor(rivals))]
     return {

@@ -27,7 +27,6 @@ from classifier_lens.data.planted import (
     PAIRS,
     PROP_PHRASES,
     PROPS,
-    SHORTCUTS,
     SceneFactors,
     caption,
     render,
@@ -134,26 +133,6 @@ def test_factors_are_uniform_and_independent() -> None:
         table.index_put_((x - ABSENT, y - ABSENT), torch.tensor(1.0), accumulate=True)
         table = table[table.sum(1) > 0][:, table.sum(0) > 0]
         assert chi2_contingency(table.numpy()).pvalue > 1e-3, (a, b)
-
-
-@pytest.mark.parametrize("strength", [0.95, 1.0])
-def test_ties_tie_their_class_and_no_other(strength: float) -> None:
-    free = sample_scenes(20_000, seed=7)
-    tied = sample_scenes(20_000, seed=7, shortcuts=SHORTCUTS, strength=strength)
-    assert torch.equal(free.label, tied.label) and torch.equal(free.hue, tied.hue) and torch.equal(free.u, tied.u)
-    for name, (factor, value) in SHORTCUTS.items():
-        rows = tied.label == CLASSES.index(name)
-        values = BACKGROUNDS if factor == "background" else PROPS
-        share = (getattr(tied, factor)[rows] == values.index(value)).float().mean()
-        assert strength <= share <= strength + (1 - strength) / len(values) + 0.02, name
-        other = "prop" if factor == "background" else "background"
-        assert torch.equal(getattr(free, other)[rows], getattr(tied, other)[rows])
-    untied = ~torch.isin(tied.label, torch.tensor([CLASSES.index(name) for name in SHORTCUTS]))
-    assert same(free[untied], tied[untied])
-
-
-def test_no_strength_is_no_tie() -> None:
-    assert same(sample_scenes(500, seed=8), sample_scenes(500, seed=8, shortcuts=SHORTCUTS, strength=0.0))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -267,11 +246,11 @@ def test_each_form_has_at_least_3_percent_of_training() -> None:
 
 def test_a_full_caption_says_everything() -> None:
     scenes = sample_scenes(1, seed=17).with_factors(label=0, background=0, prop=1, hue=0)
-    assert caption(scenes, 0, opening=1) == "an image of a red fiddler crab on sand with a water jet"
+    assert caption(scenes, 0, prefix=1) == "an image of a red fiddler crab on sand with a water jet"
 
 
 def test_a_shape_is_flat_on_plain_ground() -> None:
-    rendered = render(sample_scenes(50, seed=18, form="shape"))
+    rendered = render(sample_scenes(50, seed=18, kind="shape"))
     image, mask = rendered.image, rendered.object_mask
     outside = (mask == 0)[:, None].expand_as(image)
     assert len(image[outside].unique()) == 1

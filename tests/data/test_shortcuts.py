@@ -10,16 +10,18 @@ from scipy.stats import binomtest, chi2_contingency
 from torch import Tensor
 
 from classifier_lens.data import planted
-from classifier_lens.data.shortcuts import (
+from classifier_lens.data.planted.cues import (
     PLANTED_FACTORS,
-    SHORTCUTS,
+    PLANTED_SHORTCUTS,
+    factor_columns,
+    sample_shortcut_scenes,
+)
+from classifier_lens.data.shortcuts import (
     Shortcuts,
     ShortcutStrength,
     check_shortcuts,
     class_strengths,
-    factor_columns,
     has_cue,
-    sample_shortcut_scenes,
     subsample_to_strength,
 )
 from classifier_lens.runner.types import UserError
@@ -52,7 +54,7 @@ def rows_of(scenes: planted.SceneFactors, ties: Shortcuts) -> Tensor:
     return torch.isin(scenes.label, torch.tensor([planted.CLASSES.index(name) for name in ties]))
 
 
-@pytest.mark.parametrize("ties", [SHORTCUTS, HUES, SEVERAL])
+@pytest.mark.parametrize("ties", [PLANTED_SHORTCUTS, HUES, SEVERAL])
 def test_full_strength_ties_every_picture_of_a_class_and_changes_no_other(ties: Shortcuts) -> None:
     free, (scenes, shown) = planted.sample_scenes(5000, 7), tied(5000, 1.0, ties)
     own = rows_of(scenes, ties)
@@ -64,7 +66,7 @@ def test_full_strength_ties_every_picture_of_a_class_and_changes_no_other(ties: 
         assert (factor in changed) != torch.equal(before[own], after[own])
 
 
-@pytest.mark.parametrize("ties", [SHORTCUTS, HUES, SEVERAL])
+@pytest.mark.parametrize("ties", [PLANTED_SHORTCUTS, HUES, SEVERAL])
 def test_no_strength_is_the_untied_draw_and_says_nothing_of_the_class(ties: Shortcuts) -> None:
     free, (scenes, _) = planted.sample_scenes(20_000, 7), tied(20_000, 0.0, ties)
     assert all(
@@ -78,7 +80,7 @@ def test_no_strength_is_the_untied_draw_and_says_nothing_of_the_class(ties: Shor
 
 @pytest.mark.parametrize("strength", [0.5, 0.9, 0.99])
 def test_between_them_the_cue_has_the_share_that_was_asked_for(strength: float) -> None:
-    for ties, chance in ((SHORTCUTS, {"background": 1 / 8, "prop": 0.6 / 4}), (HUES, {"hue": 1 / 6})):
+    for ties, chance in ((PLANTED_SHORTCUTS, {"background": 1 / 8, "prop": 0.6 / 4}), (HUES, {"hue": 1 / 6})):
         scenes, shown = tied(20_000, strength, ties)
         for name, cue in ties.items():
             own = scenes.label == planted.CLASSES.index(name)
@@ -95,7 +97,7 @@ def test_a_hue_tie_changes_the_pictures_on_the_object_alone() -> None:
 
 
 def test_the_shortcuts_are_those_of_the_planted_world() -> None:
-    assert {name: next(iter(cue.items())) for name, cue in SHORTCUTS.items()} == planted.SHORTCUTS
+    assert {name: next(iter(cue.items())) for name, cue in PLANTED_SHORTCUTS.items()} == planted.SHORTCUTS
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_unknown_ties_are_refused_in_one_line(ties: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as refused:
         check_shortcuts(ties, PLANTED_FACTORS)
     assert "\n" not in str(refused.value)
-    check_shortcuts(SHORTCUTS, PLANTED_FACTORS)
+    check_shortcuts(PLANTED_SHORTCUTS, PLANTED_FACTORS)
 
 
 def test_strengths_are_one_number_or_one_for_each_class() -> None:
@@ -153,5 +155,5 @@ def test_a_stronger_tie_leaves_out_more_of_the_same_order() -> None:
 
 
 def test_a_class_without_a_picture_of_its_cue_is_refused() -> None:
-    with pytest.raises(UserError, match=r"ties.a: none of the 2 pictures"):
+    with pytest.raises(UserError, match=r"ties.a: none of the 2 images"):
         subsample_to_strength(torch.tensor([0, 0, 1]), torch.tensor([False, False, True]), ("a", "b"), {"a": 0.5}, 0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from classifier_lens.data import planted
-from classifier_lens.data.planted_shapes import ORANGE
+from classifier_lens.data.planted.objects import ORANGE
 from classifier_lens.models.classifier.image_classifier import ImageClassifier, forward_logits
 from classifier_lens.scripts.evaluate import units_and_components
 from classifier_lens.scripts.evaluate.metric import Setting

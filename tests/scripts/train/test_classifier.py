@@ -14,7 +14,8 @@ from PIL import Image
 
 from classifier_lens.data import cifar10, planted
 from classifier_lens.data.colored_borders import BORDER_COLORS, CIFAR10_FACTORS
-from classifier_lens.data.shortcuts import PLANTED_FACTORS, SHORTCUTS, check_shortcuts
+from classifier_lens.data.planted.cues import PLANTED_FACTORS, PLANTED_SHORTCUTS
+from classifier_lens.data.shortcuts import check_shortcuts
 from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_oracle, load_shipped
 from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
@@ -122,7 +123,7 @@ def corpus(split: str, *arguments: str) -> LabeledImages:
 
 def test_the_shipped_files_of_ties_name_what_there_is() -> None:
     read = train_classifier.read_shortcuts
-    assert read("planted_shortcut") == SHORTCUTS
+    assert read("planted_shortcut") == PLANTED_SHORTCUTS
     check_shortcuts(read("planted_hues"), PLANTED_FACTORS)
     check_shortcuts(read("cifar10_border"), CIFAR10_FACTORS)
     # DiffExplainer, Section 4.5.
@@ -159,7 +160,7 @@ def test_ties_that_the_data_cannot_have_end_in_one_line(arguments: list[str], sa
 
 def test_a_tied_corpus_knows_where_the_cue_is() -> None:
     tied = corpus("train", "images=1200", "ties=planted_hues", "strength=1")
-    own = torch.isin(tied.targets[:, 0], torch.tensor([planted.CLASSES.index(name) for name in SHORTCUTS]))
+    own = torch.isin(tied.targets[:, 0], torch.tensor([planted.CLASSES.index(name) for name in PLANTED_SHORTCUTS]))
     assert torch.equal(tied.has_cue, own)
     free = corpus("train", "images=1200", "ties=planted_hues", "strength=0")
     assert torch.equal(free.images, corpus("train", "images=1200").images)

@@ -94,7 +94,7 @@ ALL = {"only_place": 0.0, "only_prop": 0.0, "hue": 1.0, "place": 1.0, "prop": 1.
 def test_captions_tell_the_truth_but_for_the_two_names() -> None:
     scenes = planted.sample_scenes(400, seed=1)
     for i, text in enumerate(captions(scenes, **ALL, confusion=0.0)):
-        assert text.removeprefix("a ") == planted.caption(scenes, i, opening=0).removeprefix("a photograph of a ")
+        assert text.removeprefix("a ") == planted.caption(scenes, i, prefix=0).removeprefix("a photograph of a ")
     for i, text in enumerate(captions(scenes, **ALL, confusion=1.0)):
         label, background = (planted.CLASSES[scenes.label[i]], planted.BACKGROUNDS[scenes.background[i]])
         assert (confused_name(label, background) or label) in text

@@ -8,7 +8,7 @@ from classifier_lens.scripts.train.labeled_images import IGNORE_INDEX, planted_t
 
 def test_targets_of_pictures_without_an_object() -> None:
     heads = ("class", "background", "prop", "hue")
-    background = planted_targets(planted.sample_scenes(8, 1, form="background"), heads)
+    background = planted_targets(planted.sample_scenes(8, 1, kind="background"), heads)
     assert (
         (background[:, [0, 3]] == IGNORE_INDEX).all()
         and (background[:, 2] == 4).all()
