@@ -1,4 +1,4 @@
-"""The command `python run.py task=uvce classifier=vit_b`: its help at once, the rest after slow imports."""
+"""The command `python run.py`: the help without slow imports, everything else with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from classifier_lens.runner.command_help import HELP_OPTIONS, help_text
 
 
 def main(words: Sequence[str]) -> int:
-    """`python run.py <words>`; returns the exit code, of a sweep's runs that of the one which went wrong."""
+    """`python run.py <words>`; returns the exit code, of a sweep that of a failed run."""
     if HELP_OPTIONS & set(words):
         print(help_text(shutil.get_terminal_size((120, 0)).columns))
         return 0

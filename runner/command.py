@@ -1,4 +1,4 @@
-"""The job that Hydra starts for each configuration: compose it, build its parts once, run them."""
+"""The function that Hydra calls for each configuration: resolve it, build its parts once, run them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _job(cfg: DictConfig) -> None:
     interrupt = SignalHandler()
     with interrupt.installed():
         try:
-            words: Any = OmegaConf.to_container(context.overrides.task, resolve=False)  # as they were given
+            words: Any = OmegaConf.to_container(context.overrides.task, resolve=False)  # without interpolation
             config = resolve_config(cfg, context.runtime, words)
             check_output_folders(config)
-            began = time.time()
+            start_time = time.time()
             with preparing():
                 parts = build(config)
-            _codes.append(run(parts, config, interrupt, began))
+            _codes.append(run(parts, config, interrupt, start_time))
         except RunStopped as stop:
             print(stop.message, file=sys.stderr, flush=True)
             _codes.append(stop.exit_code)
@@ -52,13 +52,13 @@ def _job(cfg: DictConfig) -> None:
             print(Failure.from_error(error).error, file=sys.stderr, flush=True)
             _codes.append(FAILED)
     interrupt.forward()
-    # A signal ends a sweep, too; and of a sweep's job in a queue of its own the code would be lost.
+    # A signal ends a sweep, too; and the exit code of a job that submitit runs would be lost.
     if is_stop_code(_codes[-1]) or (_codes[-1] != DONE and "submitit" in context.launcher._target_):
         sys.exit(_codes[-1])
 
 
 def main(words: Sequence[str]) -> int:
-    """`python run.py <words>`; returns the exit code, of a sweep's runs that of the one which went wrong."""
+    """`python run.py <words>`; returns the exit code, of a sweep that of a failed run."""
     _codes[:] = [DONE]
     with exit_on_signal(), resilient_streams():
         try:

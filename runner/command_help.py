@@ -1,5 +1,4 @@
-"""The help of `python run.py`: groups with their options, as the folders of conf/ name them, keys and examples.
-Imports nothing that takes time."""
+"""The help of `python run.py`: the groups of conf/ with their options, keys and examples. Imports no slow packages."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ GROUPS = {
     "captioner": "captions of images",
     "segmenter": "masks of objects",
     "clip": "the CLIP model that compares images and texts",
-    "phrases": "objects and phrases that are tried",
+    "phrases": "objects and phrases for searches",
     "safety_checker": "safety checker",
     "logger": "where progress is logged",
     "experiment": "figures of the papers and miniatures of them",
@@ -34,9 +33,9 @@ KEYS = {
     "task.preserve": "preserved region: background, foreground, none or all",
     "task.baseline": "a baseline of conf/baseline instead of the method",
     "data.path": "image file (data=image) or folder (data=folder)",
-    "data.label": "class of the image",
-    "classifier.target": "file.py:function of classifier=callable",
-    "classifier.labels": "file with the class names of classifier=callable",
+    "data.label": "class of the image (data=image)",
+    "classifier.target": "file.py:function (classifier=callable)",
+    "classifier.labels": "file with the class names, one per line",
     "generator.path": "folder or hub name of the diffusion model",
     "generator.steps": "sampler steps",
     "optimizer.steps": "optimization steps",
@@ -45,7 +44,7 @@ KEYS = {
     "select.classes": "only images of these classes",
     "select.indices": "only images at these positions",
     "limit": "number of problems; null for all",
-    "batch": "problems optimized together; auto for as many as memory has room for",
+    "batch": "problems optimized together; auto for as many as fit in memory",
     "seed": "seed of images and noise",
     "device": "auto, cpu, cuda or cuda:1",
     "threads": "CPU threads",
@@ -62,7 +61,7 @@ EXAMPLES = {
 
 
 def help_text(columns: int) -> str:
-    """The help, for a terminal of this width."""
+    """The help for a terminal of this width."""
     width = min(max(columns, NARROWEST), WIDEST)
     groups = [
         _wrapped(name, f"{about}: {', '.join(options(CONFIG_FOLDER / name))}", width) for name, about in GROUPS.items()
@@ -79,7 +78,7 @@ def help_text(columns: int) -> str:
 
 
 def options(folder: Path) -> list[str]:
-    """The options of a group; of experiments the folders with their number."""
+    """The options of a group; for `experiment` its folders with their numbers of options."""
     if subfolders := sorted(path for path in folder.iterdir() if path.is_dir() and folder.name == "experiment"):
         return [f"{path.name}/… ({len(list(path.glob('*.yaml')))})" for path in subfolders]
     names = sorted(path.stem for path in folder.glob("*.yaml"))

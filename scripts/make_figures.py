@@ -1,13 +1,13 @@
-"""Run the miniatures of conf/experiment/planted and compose a figure of each.
+"""Run the miniatures of conf/experiment/planted and draw a figure of each.
 
     python scripts/make_figures.py
     python scripts/make_figures.py only=fig06,fig19
     python scripts/make_figures.py only=fig06 figures=/tmp/figures limit=2 optimizer.steps=5
 
-Each is `python run.py experiment=planted/<name>` with what else is given, so that what is done already is not done
-again; the runs of an experiment's own sweep make one figure together. Without `only` these are the figures and tables
-of the papers; it may name any other file of the folder too. Figures are `<figures>/<name>.png` and `.pdf`. Exit code:
-the highest of the runs'.
+Each is `python run.py experiment=planted/<name>` with the further words of the command, so that finished runs are not
+repeated; the runs of an experiment's own sweep make one figure together. Without `only` all figures and tables of the
+papers are made; it may name any file of the folder. `max_blocks`, `max_columns`, `image_size` and `pdf` are those of
+scripts/figure.py. Figures are `<figures>/<name>.png` and `.pdf`. Exit code: the highest of the runs'.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import chdir
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from classifier_lens.runner.cluster.signals import is_stop_code
+from classifier_lens.runner.configuration.command_line import parse_options
 from classifier_lens.runner.configuration.compose import CONFIG_FOLDER, build, compose_config, expand_sweep
+from classifier_lens.runner.configuration.value_ranges import Count
 from classifier_lens.runner.paths import ROOT
-from classifier_lens.runner.report.figures.figure import FigureOptions, write_figure
+from classifier_lens.runner.report.figures.figure import FigureOptions, ImageSize, write_figure
 from classifier_lens.runner.results.run_folder import RunFolder, run_key
 from classifier_lens.runner.run import BAD_INPUT, DONE, run
 from classifier_lens.runner.types import UserError
@@ -30,23 +33,35 @@ EXPERIMENTS = CONFIG_FOLDER / "experiment" / GROUP
 FIGURE_PREFIXES = ("fig", "tab", "workshop", "diffexplainer_")  # how the names of the papers' figures and tables begin
 
 
+@dataclass
+class Options:
+    """Options of the command line. only: experiments, separated by commas; figures: folder of the figures; the others:
+    as in `FigureOptions`."""
+
+    only: str | None = None
+    figures: str = FigureOptions.out
+    max_blocks: Count = FigureOptions.max_blocks
+    max_columns: Count = FigureOptions.max_columns
+    image_size: ImageSize = FigureOptions.image_size
+    pdf: bool = FigureOptions.pdf
+
+
 def select_experiments(only: str | None, folder: Path = EXPERIMENTS) -> list[str]:
-    """The figures and tables of a folder, or the experiments of it that are named, by commas. Raises UserError for
-    another name."""
+    """The figures and tables of a folder, or the experiments that are named, separated by commas. Raises UserError for
+    an unknown name."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    miniatures = [name for name in names if name.startswith(FIGURE_PREFIXES)]
-    wanted = miniatures if only is None else [name.strip() for name in only.split(",")]
-    for name in wanted:
+    if only is None:
+        return [name for name in names if name.startswith(FIGURE_PREFIXES)]
+    selected = [name.strip() for name in only.split(",")]
+    for name in selected:
         if name not in names:
             raise UserError(f"only={name}: no such experiment; allowed are {', '.join(names)}")
-    return wanted
+    return selected
 
 
 def run_experiment(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:
-    """Run an experiment, or what of it is not done yet; returns its run folders and the highest of the exit codes.
-
-    A run that is stopped is the last one.
-    """
+    """The run folders of an experiment, after its unfinished runs have been run, and the highest exit code. A stopped
+    run is the last one."""
     folders, codes = [], [DONE]
     for job in expand_sweep([f"experiment={GROUP}/{name}", *overrides]):
         config = compose_config(job)
@@ -58,8 +73,9 @@ def run_experiment(name: str, overrides: Sequence[str]) -> tuple[list[Path], int
     return folders, max(codes)
 
 
-def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -> int:
-    """Run and compose one after the other; an experiment that cannot run does not keep the next from it."""
+def make_figures(names: Sequence[str], options: Options, overrides: Sequence[str]) -> int:
+    """Run and draw the experiments one after the other; one that cannot run does not stop the next one. Returns the
+    highest exit code."""
     codes = [DONE]
     for name in names:
         try:
@@ -67,7 +83,10 @@ def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -
             codes.append(code)
             if is_stop_code(code):
                 break
-            for file in write_figure(folders, FigureOptions(name=name, out=figures)):
+            drawing = FigureOptions(
+                name, options.figures, options.max_blocks, options.max_columns, options.image_size, options.pdf
+            )
+            for file in write_figure(folders, drawing):
                 print(f"figure: {file}", flush=True)
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -77,21 +96,16 @@ def make_figures(names: Sequence[str], figures: str, overrides: Sequence[str]) -
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    own = {"only": None, "figures": FigureOptions().out}
-    overrides = []
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if separator and key in own:
-            own[key] = value
-        else:
-            overrides.append(argument)
+    keys = {field.name for field in fields(Options)}
+    words = [argument for argument in arguments if argument.partition("=")[0] in keys]
     with chdir(ROOT):
         try:
-            names = select_experiments(own["only"])
+            options = parse_options(Options, words)
+            names = select_experiments(options.only)
         except UserError as error:
             print(error, file=sys.stderr)
             return BAD_INPUT
-        return make_figures(names, str(own["figures"]), overrides)
+        return make_figures(names, options, [argument for argument in arguments if argument not in words])
 
 
 if __name__ == "__main__":

@@ -397,8 +397,8 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["task=disagreement", "classifier@rival=trained", "rival.path=nowhere"],
         ["rival.path=nowhere", "not there; shipped are"],
     ),
-    "no part": (["parametrization=[]"], ["parametrization: nothing is chosen; allowed are ", "soft_prompt"]),
-    "no value": (["classifier=trained"], ["classifier.path: has to be given"]),
+    "no part": (["parametrization=[]"], ["parametrization: no option is selected; allowed are ", "soft_prompt"]),
+    "no value": (["classifier=trained"], ["classifier.path: is missing"]),
     "recompute": (
         ["generator.gradient_checkpointing=all"],
         ["generator.gradient_checkpointing=all", "none, step, block, auto"],
@@ -507,7 +507,7 @@ def test_a_signal_ends_a_run_in_good_order(
 
     monkeypatch.setattr(batch, "report_progress", signalled(number, batch.report_progress))
     outcome = cli.here(capfd, "limit=2", "batch=2", "optimizer.steps=20", "checkpoint.every=1", "task.baseline=pixels")
-    assert (outcome.code, outcome.err) == (code, f"stopped by {number}; the same command continues\n")
+    assert (outcome.code, outcome.err) == (code, f"stopped by {number}; the same command continues the run\n")
     found = status(cli.folder)
     assert (found["state"], found["pending"], found["reason"]) == ("stopped", 2, outcome.err.strip())
     (attempt,) = cli.folder.glob("attempts/*.json")
@@ -526,7 +526,7 @@ def test_a_signal_before_the_first_problem_leaves_nothing(
     module, _, name = where.rpartition(".")
     monkeypatch.setattr(where, signalled("SIGINT", getattr(sys.modules[module], name)))
     outcome = cli.plain(capfd, "-m", *cli.arguments("seed=0,1", "limit=1"))
-    assert (outcome.code, outcome.err) == (130, "stopped by SIGINT; the same command continues\n")
+    assert (outcome.code, outcome.err) == (130, "stopped by SIGINT; the same command continues the run\n")
     assert not list(cli.outputs.glob("uvce"))
 
 
@@ -537,8 +537,8 @@ def test_a_signal_while_others_work_ends_the_waiting(cli: Cli, capfd: Capture, m
     monkeypatch.setattr("classifier_lens.runner.cluster.leases.Leases.owner", lambda *_: Process("elsewhere", 1, None))
     monkeypatch.setattr(batch_sharing.time, "sleep", signalled("SIGHUP", time.sleep))
     outcome = cli.here(capfd, "limit=1", "task.baseline=pixels")
-    assert (outcome.code, outcome.err) == (129, "stopped by SIGHUP; the same command continues\n")
-    assert status(cli.folder)["state"] == "stopped" and "waiting for 1 of others' batches" in outcome.out
+    assert (outcome.code, outcome.err) == (129, "stopped by SIGHUP; the same command continues the run\n")
+    assert status(cli.folder)["state"] == "stopped" and "waiting for 1 batches of other processes" in outcome.out
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

@@ -170,7 +170,7 @@ def test_signals_a_killed_node_and_a_killed_job(
     victim = attempt_of(cli.folder, second)["pid"]
     os.kill(victim, signal.SIGKILL)
     wait(submission, lambda: fields(second)["JobState"] == "FAILED", "the failure of the killed job")
-    assert submission.job_state(second, {}) == "ended without a word"
+    assert submission.job_state(second, {}) == "ended without an exit code"
     wait(submission, lambda: first in running(submission), "the signalled job at work again")
 
     node = int((Path(os.environ["SLURM_CONF"]).parent / "slurmd.pid").read_text())

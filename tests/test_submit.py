@@ -55,15 +55,15 @@ def test_words_are_the_jobs_or_run_pys() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("submit.worker=3", "submit.worker=3: nothing reads this key; did you mean workers?"),
+        ("submit.worker=3", "submit.worker=3: unknown key; did you mean workers?"),
         ("submit.cluster=pbs", "submit.cluster=pbs: allowed are slurm, local"),
         ("submit.workers=0", "submit.workers=0: allowed are whole numbers from 1"),
-        ("submit.workers=1,2", "submit.workers=1,2: takes one value"),
-        ("submit.name", "submit.name: wanted are words key=value"),
+        ("submit.workers=1,2", "submit.workers=1,2: cannot be swept"),
+        ("submit.name", "submit.name: expected are overrides key=value"),
         ("seed=0,1", "seed=0,1: this value has to be quoted"),
         ("outputs=/dev/null/x", "outputs=/dev/null/x: /dev/null/x/uvce/planted_ddim-planted_clean: cannot be written"),
         ("submit.workers=true", "submit.workers=true: allowed are whole numbers"),
-        ("submit.minutes=1.5", "submit.minutes=1.5: allowed are minutes, or a time as SLURM has it"),
+        ("submit.minutes=1.5", "submit.minutes=1.5: allowed are minutes, or a time in SLURM's format"),
         ("submit.minutes=0", "submit.minutes=0: allowed are whole numbers from 1"),
         ("submit.minutes=2", "submit.signal=120: allowed are seconds from 1 to below the time limit of 120"),
         ("submit.gpus=-1", "submit.gpus=-1: allowed are whole numbers from 0"),
@@ -97,7 +97,7 @@ def test_a_time_limit_is_read_as_slurm_reads_it(said: str, minutes: int) -> None
 
 @pytest.mark.parametrize("said", ["-1", "4h", "1:2:3:4", "null", "true", "''", "1-", "[3]"])
 def test_other_times_are_refused(said: str) -> None:
-    with pytest.raises(UserError, match=r"submit\.minutes=.*: allowed are minutes, or a time as SLURM has it"):
+    with pytest.raises(UserError, match=r"submit\.minutes=.*: allowed are minutes, or a time in SLURM's format"):
         submit.read_settings([f"submit.minutes={said}"])
 
 
@@ -123,7 +123,7 @@ def test_each_value_of_a_sweep_is_tried() -> None:
 def test_a_pattern_of_options_is_a_sweep() -> None:
     assert parse_sweep(["-m", "sampler=glob(d*)", "seed=0,1"]) == ([], [["sampler=ddim"], ["seed=0", "seed=1"]])
     for word in ("classifier=glob(nope*)", "seed=glob(*)"):
-        with pytest.raises(UserError, match=r"no option fits"):
+        with pytest.raises(UserError, match=r"no option matches the pattern"):
             submit.check_command(["-m", word])
 
 
@@ -156,7 +156,7 @@ def test_what_slurm_refuses_is_told_in_its_words(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert submit.main(["submit.workers=5000", f"outputs={tmp_path / 'outputs'}"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line == "sbatch refused: Batch job submission failed: Invalid job array specification"
+    assert line == "sbatch rejected the jobs: Batch job submission failed: Invalid job array specification"
 
 
 def test_a_machine_without_a_queue_says_so(monkeypatch: pytest.MonkeyPatch, capfd: Capture, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_machine_without_a_queue_says_so(monkeypatch: pytest.MonkeyPatch, capf
     assert submit.main([f"outputs={tmp_path / 'outputs'}"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "no sbatch" in line and "submit.cluster=local" in line
-    assert submit.main(["status", f"outputs={tmp_path}"]) == 2 and "nothing was submitted" in capfd.readouterr().err
+    assert submit.main(["status", f"outputs={tmp_path}"]) == 2 and "has no submission" in capfd.readouterr().err
     assert submit.main(["collect", "x=1"]) == 2 and "allowed are submission=" in capfd.readouterr().err
 
 
@@ -295,7 +295,9 @@ def test_a_submission_finds_its_own_runs_and_jobs(run: RunStatus, tmp_path: Path
     write_durable(exit_code_file(folder.parent, "12_4"), "1")
     write_durable(exit_code_file(folder.parent, "12_6"), "0")
     states = [own.job_state(job, {"12_3": "RUNNING", "12_6": "PENDING"}) for job in own.jobs]
-    assert states == ["running", "failed, exit code 1", "ended without a word", "waiting"], "the queue knows better"
+    assert states == ["running", "failed, exit code 1", "ended without an exit code", "waiting"], (
+        "the queue knows better"
+    )
     assert own.runs() == [run]
     assert replace(own, jobs=["13_3"]).runs() == []
     ranks = RunFolder(run.folder)
@@ -335,9 +337,9 @@ def test_words_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_submissions(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"submission\.json is not there"):
+    with pytest.raises(UserError, match=r"submission\.json does not exist"):
         read_submission(tmp_path)
-    with pytest.raises(UserError, match="nothing was submitted"):
+    with pytest.raises(UserError, match="has no submission"):
         latest_submission(tmp_path)
 
 

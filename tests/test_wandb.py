@@ -30,9 +30,9 @@ def whole(run: OfflineRun, problems: int) -> None:
     assert [row["_step"] for row in run.rows] == list(range(1, problems * (STEPS + 2) + 2))
     curves = Counter(key.removesuffix("/step") for row in run.rows for key in row if key.endswith("/step"))
     assert len(curves) == problems and set(curves.values()) == {STEPS + 1}
-    shown = [row[key] for row in run.rows for key in row if key.startswith("pictures/") and key.endswith(".captions")]
+    shown = [row[key] for row in run.rows for key in row if key.startswith("images/") and key.endswith(".captions")]
     assert shown == [list(PICTURES)] * problems
-    assert run.rows[-1]["results.nrows"] == problems == run.summary["judged"] and run.exit_code == 0
+    assert run.rows[-1]["results.nrows"] == problems == run.summary["evaluated"] and run.exit_code == 0
 
 
 def test_attempts_and_a_sweep_are_runs_of_their_own(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:

@@ -151,11 +151,11 @@ def test_a_key_that_is_taken_away_is_missed() -> None:
         ("task=uvce", "threads", 100_000, "threads=100000: allowed are whole numbers from 1 to 1024 or null"),
         ("task=uvce", "batch", "autoo", "batch=autoo: allowed are whole numbers from 1 to 4096 or auto"),
         ("task=uvce", "task.weights.pixel_distanc", 1, "did you mean pixel_distance? allowed are class_log_prob, "),
-        ("task=uvce", "optimizer.lr.latnt", 1, "optimizer.lr.latnt=1: nothing reads this key; did you mean latent? "),
-        ("task=uvce", "sede", 1, "sede=1: nothing reads this key; near ones are seed"),
+        ("task=uvce", "optimizer.lr.latnt", 1, "optimizer.lr.latnt=1: unknown key; did you mean latent? "),
+        ("task=uvce", "sede", 1, "sede=1: unknown key; similar names are seed"),
         ("task=neuron_cf", "task.cam", 3, "task.cam=3: allowed are a part, {_target_: …}"),
         ("task=uvce", "optimizer.method._target_", "torch.optim.Adamm", "optimizer.method._target_=torch.optim.Adamm"),
-        ("task=uvce", "task.target", True, "a text of these letters is written task.target=\"'true'\""),
+        ("task=uvce", "task.target", True, "to give it as a text, write task.target=\"'true'\""),
         ("task=uvce", "data.seed", 1.0, "data.seed=1.0: allowed are whole numbers from 0 to 1000000000"),
     ],
 )
@@ -198,7 +198,7 @@ def test_every_wrong_setting_of_a_training_is_refused(name: str) -> None:
                 assert str(error).startswith(key) and "allowed are" in str(error) and "\n" not in str(error), error
     assert not accepted
     for path in {path[:-1] for path, _, _ in leaves(config) if path[0] != "kwargs"}:
-        with pytest.raises(UserError, match="nothing reads this key"):
+        with pytest.raises(UserError, match="unknown key"):
             check_settings(TRAINING[name], changed(config, (*path, "foo"), 1))
 
 
@@ -206,8 +206,8 @@ def test_every_wrong_setting_of_a_training_is_refused(name: str) -> None:
     ("main", "word", "line"),
     [
         (classifier.main, "steps=-1", "steps=-1: allowed are whole numbers from 0"),
-        (classifier.main, "stepz=1", "stepz=1: nothing reads this key; near ones are steps"),
-        (classifier.main, "steps", "steps: wanted are words key=value"),
+        (classifier.main, "stepz=1", "stepz=1: unknown key; similar names are steps"),
+        (classifier.main, "steps", "steps: expected are overrides key=value"),
         (classifier.main, "kwargs={", "kwargs={: cannot be read"),
         (classifier.main, "kwargs={depth: -3}", "architecture=resnet18 kwargs={'depth': -3}: "),
         (classifier.main, "architecture=resnet0", "architecture=resnet0 kwargs={"),

@@ -1,2 +1,2 @@
-"""Several processes at one run and jobs of a queue: leases of batches, signals, submission, workers, job status.
-The work itself is in runner/run.py."""
+"""Runs shared by several processes, and jobs of a cluster: leases of batches, signals, submission, workers, job status.
+The computation itself is in runner/run.py."""

@@ -1,4 +1,4 @@
-"""The batches of a run, shared by the processes that work at it."""
+"""Distribution of the batches of a run among its processes."""
 
 from __future__ import annotations
 
@@ -9,49 +9,47 @@ from classifier_lens.runner.cluster.leases import RENEWALS_PER_TIMEOUT, Lease, L
 from classifier_lens.runner.logging.progress_bar import Progress
 from classifier_lens.runner.types import Problem
 
-MAX_POLL_INTERVAL = 5.0  # seconds between two looks at what others hold
+MAX_POLL_INTERVAL = 5.0  # s between two checks of the leases of other processes
 
 
 def solve_shared(
     batches: Mapping[str, Sequence[Problem]],
     done: Callable[[Sequence[Problem]], bool],
-    claims: Leases,
+    leases: Leases,
     wait_for_others: bool,
     solve: Callable[[str, Lease], None],
     bar: Progress,
 ) -> None:
-    """Solve every batch, by name, that is not done and that no other process holds.
+    """Solve every batch, by name, that is not done and not leased by another process.
 
-    With `wait_for_others` it lasts until all are done, by whomever: what others leave undone is taken over.
+    With `wait_for_others` it returns when all batches are done, and takes over those that other processes abandon.
     """
-    left = {name: batch for name, batch in batches.items() if not done(batch)}
-    while left:
-        found = len(left)
-        for name, batch in list(left.items()):
-            own = False
+    remaining = {name: batch for name, batch in batches.items() if not done(batch)}
+    while remaining:
+        before = len(remaining)
+        for name, batch in list(remaining.items()):
+            solved_here = False
             if not done(batch):
-                with claims.acquire(name) as claim:
-                    if claim is None:
+                with leases.acquire(name) as lease:
+                    if lease is None:
                         continue
-                    if not done(batch):  # whoever held it before may have ended meanwhile
+                    if not done(batch):  # its last owner may have finished it meanwhile
                         try:
-                            solve(name, claim)
+                            solve(name, lease)
                         except LeaseLostError:
-                            bar.message(f"{name}: another process has taken it over, as this one gave no sign of life")
+                            bar.message(f"{name}: another process has taken it over, since this one showed no activity")
                             continue
-                        own = True
-            claims.clear(name)
-            del left[name]
-            if not own:
+                        solved_here = True
+            leases.clear(name)
+            del remaining[name]
+            if not solved_here:
                 bar.advance(len(batch))
-        if len(left) == found:
+        if len(remaining) == before:
             if not wait_for_others:
                 return
-            holders = {claims.owner(name) for name in left} - {None}
-            names = ", ".join(p.name for p in holders if p)
+            owners = ", ".join(owner.name for owner in {leases.owner(name) for name in remaining} if owner)
             bar.set_phase(
-                f"waiting for {len(left)} of others' batches: {names}; each is taken over "
-                f"{claims.duration:g} s after its "
-                "last sign of life"
+                f"waiting for {len(remaining)} batches of other processes: {owners}; a batch is taken over after "
+                f"{leases.duration:g} s without activity"
             )
-            time.sleep(min(claims.duration / RENEWALS_PER_TIMEOUT, MAX_POLL_INTERVAL))
+            time.sleep(min(leases.duration / RENEWALS_PER_TIMEOUT, MAX_POLL_INTERVAL))

@@ -1,4 +1,4 @@
-"""What was submitted to a queue and how far it is, by the files that its jobs leave: queues forget."""
+"""The state of submitted jobs, from the files that they leave, since queues forget finished jobs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ from classifier_lens.runner.results.reader import read_config, read_object, read
 from classifier_lens.runner.types import UserError
 
 SUBMISSION_FILE = "submission.json"
+RESUBMIT_HINT = "submit again, finished results remain"
 STATES = ("done", "failed", "running", "pending")  # of a problem
-QUEUE_STATES = {
-    "PENDING": "waiting",
-    "REQUEUED": "waiting",
-    "SUSPENDED": "suspended",
-}  # SLURM's words for a job that is not at work
+QUEUE_STATES = {"PENDING": "waiting", "REQUEUED": "waiting", "SUSPENDED": "suspended"}  # SLURM states of idle jobs
 
 
 @dataclass(frozen=True)
 class Submission:
-    """Jobs that were put into a queue together. folder: where they are noted; jobs: the cluster's names of them;
-    overrides: what run.py is given; working_folder: the folder it is run in."""
+    """Jobs that were submitted together. folder: of the submission's record; jobs: their ids in the cluster; overrides:
+    of run.py; working_folder: of run.py."""
 
     folder: Path
     cluster: str
@@ -42,7 +39,7 @@ class Submission:
         return self.folder.parent.parent
 
     def job_state(self, job: str, queued: Mapping[str, str]) -> str:
-        """How a job fares, given the queue's words for those that it still has."""
+        """The state of a job. queued: the queue's state of every job that it still has."""
         if job in queued:
             return QUEUE_STATES.get(queued[job], "running")
         path = exit_code_file(self.folder.parent, job)
@@ -50,15 +47,15 @@ class Submission:
             return "done" if int(code[0]) == 0 else f"failed, exit code {int(code[0])}"
         if self.cluster == "local" and is_running(int(job)):
             return "running"
-        return "ended without a word"
+        return "ended without an exit code"
 
     def runs(self) -> list[RunStatus]:
-        """The runs that a job of it has worked at, in the order of their folders; a damaged one is left out, and
-        told."""
-        found = {path.parent.parent for path in self.outputs.glob("*/*/*/attempts/*.json") if self._own(path)}
-        return [run for run in map(RunStatus, sorted(found)) if run.is_readable()]
+        """The runs of its jobs, in the order of their folders. A damaged run is left out, and a line says so."""
+        attempts = self.outputs.glob("*/*/*/attempts/*.json")
+        folders = {attempt.parent.parent for attempt in attempts if self._has_attempt(attempt)}
+        return [run for run in map(RunStatus, sorted(folders)) if run.is_readable()]
 
-    def _own(self, attempt: Path) -> bool:
+    def _has_attempt(self, attempt: Path) -> bool:
         try:
             job = parse_object(read(attempt)).get("job")
         except (FileNotFoundError, DamagedFileError):
@@ -67,23 +64,23 @@ class Submission:
 
 
 def exit_code_file(submissions: Path, job: str) -> Path:
-    """Where a job notes its exit code."""
+    """The file into which a job writes its exit code."""
     return submissions / "codes" / job
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run's folder, whatever its state."""
+    """A run folder in any state."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """Task, generator and classifier, and the key."""
+        """Task, generator, classifier and key."""
         return "/".join(self.folder.parts[-3:])
 
     def is_readable(self) -> bool:
-        """Whether its configuration and its summary can be read; says so where they cannot."""
+        """Whether its configuration and its summary can be read; prints the error if not."""
         try:
             return bool(self.config) and self.summary is not None
         except UserError as error:
@@ -104,71 +101,73 @@ class RunStatus:
 
     @cached_property
     def problem_states(self) -> dict[str, tuple[str, str]]:
-        """Of each problem that is asked for one of `STATES`, and why it failed or who works at it."""
+        """The state of each problem, one of `STATES`, with the reason of a failure or the process that works on it."""
         names = (try_read_text(self.folder / "problems.txt") or "").splitlines()
-        held = self._held(len(names))
-        found = {}
+        owners = self._owners(len(names))
+        states = {}
         for i, name in enumerate(names):
-            place = self.folder / "images" / name
-            if (place / "result.json").exists():
-                found[name] = ("done", "")
-            elif (failure := _failure(place)) is not None:
-                found[name] = ("failed", failure)
+            folder = self.folder / "images" / name
+            if (folder / "result.json").exists():
+                states[name] = ("done", "")
+            elif (failure := _failure(folder)) is not None:
+                states[name] = ("failed", failure)
             else:
-                found[name] = ("running", held[i]) if i in held else ("pending", "")
-        return found
+                states[name] = ("running", owners[i]) if i in owners else ("pending", "")
+        return states
 
     def count(self, state: str) -> int:
-        """How many problems are in a state."""
-        return sum(own == state for own, _ in self.problem_states.values())
+        """The number of problems in a state."""
+        return sum(other == state for other, _ in self.problem_states.values())
 
-    def _held(self, count: int) -> dict[int, str]:
-        """Who works at the problems, by their positions."""
-        claims = Leases(self.folder / "claims", float(self.config["lease"]["duration"]), Process.current())
-        held: dict[int, str] = {}
-        for batch in {path.stem for path in claims.folder.glob("problems-*.*")}:
-            if (holder := claims.owner(batch)) is not None and claims.seconds_since_renewal(batch) < claims.duration:
-                held |= dict.fromkeys(batch_span(batch)[:count], holder.name)
-        return {i: name for i, name in held.items() if i < count}
+    def _owners(self, count: int) -> dict[int, str]:
+        """The process that works on a problem, by the problem's position."""
+        leases = Leases(self.folder / "claims", float(self.config["lease"]["duration"]), Process.current())
+        owners: dict[int, str] = {}
+        for batch in {path.stem for path in leases.folder.glob("problems-*.*")}:
+            if (owner := leases.owner(batch)) is not None and leases.seconds_since_renewal(batch) < leases.duration:
+                owners |= dict.fromkeys(batch_span(batch)[:count], owner.name)
+        return {i: name for i, name in owners.items() if i < count}
 
 
-def _failure(place: Path) -> str | None:
-    """Why a problem failed, None where nothing says so."""
+def _failure(folder: Path) -> str | None:
+    """The error of a failed problem, None if there is no record of a failure."""
     try:
-        return str(parse_failure(read(place / "failure.json"), place.name)["error"])
+        return str(parse_failure(read(folder / "failure.json"), folder.name)["error"])
     except (FileNotFoundError, DamagedFileError):
         return None
 
 
 def read_submission(folder: Path) -> Submission:
-    """What was noted in a submission's folder. Raises UserError if it is none."""
+    """The submission that is recorded in a folder. Raises UserError if there is none."""
     path = folder / SUBMISSION_FILE
     if not path.is_file():
         raise UserError(
-            f"submission={folder}: {path} is not there; give a folder that `python scripts/submit.py` printed"
+            f"submission={folder}: {path} does not exist; give a folder that `python scripts/submit.py` printed"
         )
-    noted = _noted(path)
+    record = _read_record(path)
     kinds = {"cluster": str, "jobs": list, "overrides": list, "working_folder": str}
-    if wrong := [key for key, kind in kinds.items() if not isinstance(noted.get(key), kind)]:
-        raise UserError(f"{path}: has no usable {wrong[0]}; submit again, what is done stays")
-    if not noted["jobs"] or not all(isinstance(value, str) for value in (*noted["jobs"], *noted["overrides"])):
-        raise UserError(f"{path}: its jobs and words are no texts; submit again, what is done stays")
-    return Submission(folder.resolve(), noted["cluster"], noted["jobs"], noted["overrides"], noted["working_folder"])
+    if wrong := [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]:
+        raise UserError(f"{path}: has no valid {wrong[0]}; {RESUBMIT_HINT}")
+    if not record["jobs"] or not all(isinstance(value, str) for value in (*record["jobs"], *record["overrides"])):
+        raise UserError(f"{path}: its jobs and overrides are not texts; {RESUBMIT_HINT}")
+    return Submission(
+        folder.resolve(), record["cluster"], record["jobs"], record["overrides"], record["working_folder"]
+    )
 
 
-def _noted(path: Path) -> Mapping[str, Any]:
-    """A submission's file. Raises UserError if it is damaged."""
+def _read_record(path: Path) -> Mapping[str, Any]:
+    """The content of a submission's file. Raises UserError if it is damaged."""
     try:
         return parse_object(read(path))
     except DamagedFileError as error:
-        raise UserError(f"{path}: {error}; submit again, what is done stays") from error
+        raise UserError(f"{path}: {error}; {RESUBMIT_HINT}") from error
 
 
 def latest_submission(outputs: Path) -> Path:
-    """The folder of the submission that came last. Raises UserError if there is none."""
+    """The folder of the latest submission. Raises UserError if there is none."""
     files = sorted(outputs.glob(f"submissions/*/{SUBMISSION_FILE}"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise UserError(
-            f"outputs={outputs}: nothing was submitted there; `python scripts/submit.py <words of run.py>` does"
+            f"outputs={outputs}: has no submission; submit one with `python scripts/submit.py <overrides of run.py>`"
         )
     return files[-1].parent

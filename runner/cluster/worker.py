@@ -1,4 +1,4 @@
-"""What a job of a cluster's queue does: run.py's work, until nothing of it is left or the queue takes the job back."""
+"""The job that a cluster runs: run.py until everything is done, or until the cluster requeues the job."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from classifier_lens.runner.run import DONE, PENDING
 
 @dataclass(frozen=True)
 class Job:
-    """run.py with `words`, in the folder where it was submitted; its exit code is noted among the `submissions`.
+    """run.py with `words` in `folder`, where it was submitted; its exit code is written into `submissions`.
 
-    It first does, of all runs of a sweep, what no other job holds, and then waits for what is left.
+    It first solves the batches of all runs of a sweep that no other job holds, and then waits for the others.
     """
 
     folder: Path
@@ -29,19 +29,19 @@ class Job:
     submissions: Path
 
     def __call__(self) -> None:
-        """Raises SystemExit with run.py's exit code unless that is 0, so that the queue sees it, too."""
+        """Run the job. Raises SystemExit with run.py's exit code unless it is 0, so that the cluster sees it, too."""
         os.chdir(self.folder)
-        noted = exit_code_file(self.submissions, str(Process.current().job))
-        noted.unlink(missing_ok=True)
+        code_file = exit_code_file(self.submissions, str(Process.current().job))
+        code_file.unlink(missing_ok=True)
         code = call_run_py([*self.words, "lease.wait_for_others=false"])
         if code == PENDING:
             code = call_run_py(self.words)
-        write_durable(noted, str(code))
+        write_durable(code_file, str(code))
         if code != DONE:
             sys.exit(code)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit puts back into the queue: the same, since all that is done lies in the runs' folders."""
+        """The job that submitit requeues: the same one, since all results are in the run folders."""
         return DelayedSubmission(self)
 
 

@@ -1,2 +1,2 @@
-"""How a command's words become checked values: composition by Hydra, types and ranges, messages about mistakes.
+"""From the overrides of a command to checked values: composition by Hydra, types and ranges, error messages.
 Defaults are in conf/."""

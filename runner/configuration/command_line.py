@@ -1,4 +1,4 @@
-"""Options of a command line: `key=value` over a dataclass, whose annotations say what is allowed."""
+"""Options `key=value` of a command line, parsed into a dataclass whose annotations define the allowed values."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ T = TypeVar("T")
 
 
 def parse_options(options_type: type[T], arguments: Sequence[str]) -> T:
-    """An instance of a dataclass of options with its defaults. Raises UserError, in one line, for a word that is no
-    `key=value`, an unknown key or a value that is not allowed."""
-    paths, chosen = parse_paths_and_options(options_type, arguments)
+    """An instance of a dataclass of options. Raises UserError, in one line, for a word that is not `key=value`, an
+    unknown key or a value that is not allowed."""
+    paths, options = parse_paths_and_options(options_type, arguments)
     if paths:
         raise UserError(f"{paths[0]}: allowed are {', '.join(f'{name}=' for name in _hints(options_type))}")
-    return chosen
+    return options
 
 
 def parse_paths_and_options(options_type: type[T], arguments: Sequence[str]) -> tuple[list[str], T]:
-    """The paths among the arguments, and an instance of a dataclass of options. Raises UserError as `parsed` does."""
+    """The paths among the arguments, and an instance of a dataclass of options. Raises UserError as `parse_options`
+    does."""
     words = {argument: argument.partition("=") for argument in arguments}
     paths = [argument for argument, (key, sign, _) in words.items() if not (sign and key.isidentifier())]
-    given = {
+    values = {
         key: _value(key, text, _hints(options_type)) for word, (key, _, text) in words.items() if word not in paths
     }
-    return paths, options_type(**check_settings(options_type, given))
+    return paths, options_type(**check_settings(options_type, values))
 
 
 def merge_overrides(base: DictConfig, words: Sequence[str]) -> DictConfig:
-    """A configuration with the words `key=value` of a command in it, `a.b=value` for what lies deeper. Raises UserError
-    for a word that is none; what is allowed says `check_settings`."""
+    """A configuration merged with overrides `key=value`, where the key may be nested (`a.b`). Raises UserError for any
+    other word; the values are checked by `check_settings`."""
     for word in words:
         if not word.partition("=")[1]:
-            raise UserError(f"{word}: wanted are words key=value")
+            raise UserError(f"{word}: expected are overrides key=value")
         try:
             base = typing.cast(DictConfig, OmegaConf.merge(base, OmegaConf.from_dotlist([word])))
         except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
@@ -50,11 +51,11 @@ def merge_overrides(base: DictConfig, words: Sequence[str]) -> DictConfig:
 
 
 def _value(key: str, text: str, hints: Mapping[str, Any]) -> Any:
-    """A word's value: the text itself for who reads texts, else what YAML reads in it."""
+    """The value of an override: the text itself if its option is a text, otherwise its meaning in YAML."""
     if text == "null" or not text or accepts_text(hints.get(key, str)):
         return None if text == "null" else text
-    found: Any = OmegaConf.to_container(merge_overrides(OmegaConf.create({}), [f"{key}={text}"]))
-    return found[key]
+    values: Any = OmegaConf.to_container(merge_overrides(OmegaConf.create({}), [f"{key}={text}"]))
+    return values[key]
 
 
 def _hints(options_type: type) -> dict[str, Any]:

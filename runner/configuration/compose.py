@@ -1,4 +1,4 @@
-"""From a composed configuration to the objects of a run, each built once."""
+"""Composition of a configuration, and construction of the objects of a run from it, each once."""
 
 from __future__ import annotations
 
@@ -50,34 +50,33 @@ from classifier_lens.runner.run import Parts
 from classifier_lens.runner.types import UserError, first_line
 
 MULTIRUN_FLAGS = ("-m", "--multirun")
-FOLDER_GROUPS = ("task", "generator", "classifier")  # the groups that name a run's folder
+FOLDER_GROUPS = ("task", "generator", "classifier")  # their options are in the name of a run folder
 
 
-register_resolvers()  # what conf/ refers to
+register_resolvers()
 
 
 def resolve_config(
     cfg: DictConfig, runtime: RuntimeConf, overrides: Sequence[str], given: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """The plain configuration with the run's name, the command that makes it, the environment, and of the baselines the
-    one that is asked for. runtime: `hydra.runtime` of the configuration; given: by a text that stands in its place,
-    what a value is.
+    """The plain configuration with the run's name, its command, the environment and the selected baseline alone.
 
-    Raises UserError if there is no baseline of that name, or if a part or a value is missing.
+    runtime: `hydra.runtime` of the configuration; given: values by the placeholder that stands for them in `cfg`.
+    Raises UserError for an unknown baseline, and if a part or a value is missing.
     """
     with hydra_errors_in_one_line(overrides):
         missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise UserError(f"{', '.join(missing)}: has to be given; its option's file in conf/ says what it is")
+        raise UserError(f"{', '.join(missing)}: is missing; set it, its file in conf/ describes it")
     with hydra_errors_in_one_line(overrides):
-        config: Any = _with(OmegaConf.to_container(cfg, resolve=True), given or {})
+        config: Any = _replace_placeholders(OmegaConf.to_container(cfg, resolve=True), given or {})
     for part in fields(Parts):
         if part.default is MISSING and part.name not in config:
             options = ", ".join(sorted(path.stem for path in (CONFIG_FOLDER / part.name).glob("*.yaml")))
-            raise UserError(f"{part.name}: nothing is chosen; allowed are {options}")
+            raise UserError(f"{part.name}: no option is selected; allowed are {options}")
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
     config = _checked(config, cfg, texts_of_files(folders, runtime.choices) | texts_of_overrides(overrides))
-    # What optimises nothing knows no baselines.
+    # A task that optimizes nothing has no baselines.
     baseline = config["task"].get("baseline", "none")
     if baseline not in config["baseline"]:
         word = f"task.baseline={baseline}"
@@ -91,16 +90,17 @@ def resolve_config(
     return config
 
 
-def _checked(config: dict[str, Any], cfg: DictConfig, written: SourceTexts) -> dict[str, Any]:
-    """The configuration with its values as their readers take them. Raises UserError for a wrong one. Keys that an
-    experiment made for itself, and that others refer to, are read by these alone."""
-    read = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(cfg))) - set(Settings.__dataclass_fields__)
-    own = {key: value for key, value in config.items() if key in read}
-    return own | check_settings(Settings, {key: value for key, value in config.items() if key not in own}, "", written)
+def _checked(config: dict[str, Any], cfg: DictConfig, source_texts: SourceTexts) -> dict[str, Any]:
+    """The configuration with checked values, as their consumers take them. Raises UserError for a wrong value. Keys
+    that an experiment defines itself, and that only interpolations read, are not checked."""
+    interpolated = set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(cfg))) - set(Settings.__dataclass_fields__)
+    unchecked = {key: value for key, value in config.items() if key in interpolated}
+    settings = {key: value for key, value in config.items() if key not in unchecked}
+    return unchecked | check_settings(Settings, settings, "", source_texts)
 
 
 def _devices(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, object]]:
-    """The keys by which devices are chosen, with their values; those of the whole run first."""
+    """The keys that select devices, with their values, the key of the whole run first."""
     yield from ((f"{place}{key}", value) for key, value in node.items() if key == "device")
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -108,25 +108,22 @@ def _devices(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, ob
 
 
 def build(config: Mapping[str, Any], **given: Any) -> Parts:
-    """The parts of a run, each built once from its node, of the data the pictures that are selected; those `given` as
-    objects are taken as they are.
-
-    Raises UserError where a part refuses its settings.
-    """
+    """The parts of a run, each built once from its node, with the selected images of the data set; parts that are
+    `given` as objects are not built. Raises UserError if a part rejects its settings."""
     for key, name in _devices(config):
         parse_device(key, name)
     torch.manual_seed(config["seed"])
-    # What can be seen to be wrong, with the data first, is told before the generator's gigabytes are loaded.
+    # The data set first and the generator last: errors appear before gigabytes are loaded.
     order = dict.fromkeys(("data", *Parts.__dataclass_fields__))
     with _by_their_keys(config):
         nodes = _deferred(_shared({key: config[key] for key in order if key not in given and key in config}), config)
-        last = {"generator": nodes.pop("generator")} if "generator" in nodes else {}
-        ready = {**instantiate(nodes, _convert_="all"), **given}
+        generator = {"generator": nodes.pop("generator")} if "generator" in nodes else {}
+        built = {**instantiate(nodes, _convert_="all"), **given}
     if "data" not in given:
-        ready["data"] = select_images(ready["data"], **config["select"])
-    ready["task"].check(ready["classifier"], ready["data"])
+        built["data"] = select_images(built["data"], **config["select"])
+    built["task"].check(built["classifier"], built["data"])
     with _by_their_keys(config):
-        parts = Parts(**ready, **instantiate(last, _convert_="all"))
+        parts = Parts(**built, **instantiate(generator, _convert_="all"))
     for network in (parts.classifier, *parts.task.dependencies):
         if isinstance(network, torch.nn.Module):
             network.to(parts.generator.device)
@@ -135,7 +132,7 @@ def build(config: Mapping[str, Any], **given: Any) -> Parts:
 
 @contextmanager
 def _by_their_keys(config: Mapping[str, Any]) -> Iterator[None]:
-    """What parts refuse is told with the keys by which they are set."""
+    """Within, a UserError of a part names the key that sets the part."""
     try:
         yield
     except InstantiationException as error:
@@ -145,8 +142,8 @@ def _by_their_keys(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _deferred(nodes: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The nodes; where the task's settings say that no mask is to be found, the generator's segmenter is not loaded, so
-    that its weights need not be there."""
+    """The nodes; if the task needs no mask of a segmenter, the segmenter of the generator is loaded at its first use
+    only, so that its weights may be absent."""
     node, task = nodes.get("generator", {}).get("segmenter"), config["task"]
     if node is None or (task.get("preserve") in ("background", "foreground") and task.get("mask") is None):
         return nodes
@@ -161,24 +158,24 @@ def _deferred(nodes: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any
 
 
 def load_recorded_dataset(node: Mapping[str, Any], place: str) -> Dataset:
-    """The data set that a run folder's configuration names. A folder may come from anybody, and Hydra calls whatever a
-    node names: only the loaders of conf/data are called. place: what errors point at.
+    """The data set that the configuration of a run folder names. Hydra would call any function that the file of a
+    stranger names, so only the loaders of conf/data are called. place: prefix of errors.
 
-    Raises UserError for another one, or where its files cannot be read.
+    Raises UserError for any other function, and if the images cannot be read.
     """
     loaders = {read_config(path).get("_target_") for path in (CONFIG_FOLDER / "data").glob("*.yaml")} - {None}
     if foreign := [name for name in _targets(node) if name not in loaders]:
-        raise UserError(f"{place}: names {foreign[0]}, which is no loader of conf/data, and is not called")
+        raise UserError(f"{place}: names {foreign[0]}, which is not a loader of conf/data and is not called for safety")
     try:
         dataset: Dataset = instantiate(node)
-    except InstantiationException as error:  # data that is not here, or a folder that an older version wrote
+    except InstantiationException as error:  # absent data, or a run folder of an older version
         reason = first_line(error.__cause__ or error)
         raise UserError(f"{place}: its training images cannot be read ({reason})") from error
     return dataset
 
 
 def _targets(node: Any) -> Iterator[Any]:
-    """What a configuration's node calls, at any depth."""
+    """The `_target_` entries of a node, at any depth."""
     if isinstance(node, dict) and "_target_" in node:
         yield node["_target_"]
     if isinstance(node, (dict, list)):
@@ -187,10 +184,10 @@ def _targets(node: Any) -> Iterator[Any]:
 
 
 def _shared(nodes: dict[str, Any]) -> Any:
-    """The nodes, of which equal ones of models/ are one object: a CLIP model that several parts look through is loaded
-    once. Each stands there as a call that returns it: OmegaConf would turn a dataclass into a dictionary. So does
-    a text in which it would look for keys, or that means that one is missing."""
-    found = Counter(json.dumps(node, sort_keys=True) for node in _models(nodes))
+    """The nodes, in which equal nodes of models/ are replaced by one object, so that e.g. a CLIP model of several parts
+    is loaded once. An object is wrapped in a call that returns it, since OmegaConf would turn a dataclass into a
+    dictionary; so is a text that OmegaConf would interpolate or take for a missing value."""
+    counts = Counter(json.dumps(node, sort_keys=True) for node in _models(nodes))
     built: dict[str, Any] = {}
 
     def replaced(node: Any) -> Any:
@@ -202,7 +199,7 @@ def _shared(nodes: dict[str, Any]) -> Any:
             return node
         key = json.dumps(node, sort_keys=True)
         parts = {name: replaced(value) for name, value in node.items()}
-        if found[key] < 2:
+        if counts[key] < 2:
             return parts
         if key not in built:
             part = instantiate(parts, _convert_="all")
@@ -213,12 +210,12 @@ def _shared(nodes: dict[str, Any]) -> Any:
 
 
 def get_built(part: Callable[[], Any]) -> Any:
-    """The part that was built before."""
+    """The part, which exists already."""
     return part()
 
 
 def _models(node: Any) -> Iterator[dict[str, Any]]:
-    """The nodes of models/ at any depth."""
+    """The nodes that build objects of models/, at any depth."""
     if isinstance(node, dict) and str(node.get("_target_")).startswith(f"{PACKAGE}.models."):
         yield node
     if isinstance(node, (dict, list)):
@@ -227,23 +224,23 @@ def _models(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _by_its_key(message: str, error: str, config: Mapping[str, Any]) -> str:
-    """A loader's message with the key by which its part is set: it names its group's, but a task's rival is a
-    classifier that is set by `rival.…`. `error` is what Hydra says of where the part stands."""
-    place = re.search(r"full_key: task\.(\w+)$", error)
-    if place is None:
+    """A loader's message with the key that sets its part: it names the key of its group, but a task's rival is a
+    classifier that `rival.…` sets. error: Hydra's message, which has no attribute with the position of the node."""
+    position = re.search(r"full_key: task\.(\w+)$", error)
+    if position is None:
         return message
-    node, own = config["task"][place[1]], {part.name for part in fields(Parts)}
-    keys = [key for key, other in config.items() if key not in own and other == node]
+    node, parts = config["task"][position[1]], {part.name for part in fields(Parts)}
+    keys = [key for key, other in config.items() if key not in parts and other == node]
     if not keys:
         return message
-    if (group := message.partition(".")[0]) in ALTERNATIVES:  # what does without its weights, which need not do so here
+    if (group := message.partition(".")[0]) in ALTERNATIVES:  # the advice may be wrong for this key
         message = message.replace(ALTERNATIVES[group], ALTERNATIVES.get(keys[0], ALTERNATIVES[group]))
     return re.sub(r"^\w+\.", f"{keys[0]}.", message)
 
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Hydra with conf/, in whatever program: a Hydra that the caller has set up is there again afterwards."""
+    """Initialize Hydra with conf/ within; a Hydra that the caller has initialized is restored afterwards."""
     state, version = GlobalHydra.instance(), VersionBase.instance()
     hydra, base = state.hydra, version.version_base
     state.clear()
@@ -256,51 +253,51 @@ def _own_hydra() -> Iterator[None]:
 
 
 def compose_config(overrides: Sequence[str], given: Mapping[str, object] | None = None) -> dict[str, Any]:
-    """The configuration that `python run.py <overrides>` would use, from Python. given: values by key that are taken as
-    they are, whatever characters they hold."""
+    """The configuration of `python run.py <overrides>`. given: values by key that are taken literally, whatever
+    characters they contain."""
     with _own_hydra(), hydra_errors_in_one_line(overrides):
         cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
     runtime = cfg.hydra.runtime
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(with_hydra, dict)
     plain = OmegaConf.create({key: value for key, value in with_hydra.items() if key != "hydra"})
-    stand_ins: dict[str, object] = {}  # OmegaConf would look for keys in a text, and knows no arrays
+    placeholders: dict[str, object] = {}  # OmegaConf would interpolate a text, and has no arrays
     for i, (key, value) in enumerate((given or {}).items()):
         group, _, name = key.rpartition(".")
         if name not in (node := OmegaConf.select(plain, group)).keys():
-            raise UserError(f"{key}: there is no such key; {group} has {', '.join(k for k in node if k != '_target_')}")
-        stand_ins[f"\0{i}"] = value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
+            raise UserError(f"{key}: no such key; {group} has {', '.join(k for k in node if k != '_target_')}")
+        placeholders[f"\0{i}"] = value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
         OmegaConf.update(plain, key, f"\0{i}")
-    return resolve_config(plain, runtime, overrides, stand_ins)
+    return resolve_config(plain, runtime, overrides, placeholders)
 
 
-def _with(node: Any, given: Mapping[str, object]) -> Any:
-    """A configuration's node with what was given where a text of its own stands in its place."""
+def _replace_placeholders(node: Any, given: Mapping[str, object]) -> Any:
+    """A node of the configuration with the given values in place of their placeholders."""
     if isinstance(node, dict):
-        return {key: _with(value, given) for key, value in node.items()}
+        return {key: _replace_placeholders(value, given) for key, value in node.items()}
     if isinstance(node, list):
-        return [_with(value, given) for value in node]
+        return [_replace_placeholders(value, given) for value in node]
     return given.get(node, node) if isinstance(node, str) else node
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run that `python run.py <overrides>` starts: itself, or those of a sweep, be it an
-    experiment's or the command line's."""
+    """The overrides of each run that `python run.py <overrides>` starts: one run, or those of a sweep of the experiment
+    or of the command line."""
     plain, choices = parse_sweep(overrides)
     return [[*plain, *job] for job in product(*choices)]
 
 
 def parse_sweep(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The overrides that all runs of a command share, and of each key that is swept the overrides to choose from.
-    Raises UserError for words with which run.py would begin none."""
+    """The overrides that all runs of a command share, and for each swept key its overrides. Raises UserError if run.py
+    could not start a run."""
     return _sweep_of(quote_names(overrides))
 
 
 def quote_names(words: Sequence[str]) -> list[str]:
-    """A command's words, with quotes about the names that look like numbers: what begins the runs of a sweep would
-    write 3.10 as 3.1. Words with which no run can begin stay as they are; the run says what is wrong."""
-    doubtful = {word.partition("=")[0]: word for word in words if not word.startswith("-") and changes_spelling(word)}
-    if not doubtful:
+    """The words of a command, with quotes around names that look like numbers, since Hydra's sweeper would write 3.10
+    as 3.1. Words that cannot be composed are returned as they are; the run reports the error."""
+    candidates = {word.partition("=")[0]: word for word in words if not word.startswith("-") and changes_spelling(word)}
+    if not candidates:
         return list(words)
     try:
         plain, choices = _sweep_of(
@@ -309,7 +306,8 @@ def quote_names(words: Sequence[str]) -> list[str]:
         config = compose_config([*plain, *(options[0] for options in choices)])
     except UserError:
         return list(words)
-    names = {word for key, word in doubtful.items() if is_all_text(reduce(_below, key.lstrip("+").split("."), config))}
+    values = {word: reduce(_below, key.lstrip("+").split("."), config) for key, word in candidates.items()}
+    names = {word for word, value in values.items() if is_all_text(value)}
     return [quote_numbers(word) if word in names else word for word in words]
 
 
@@ -321,17 +319,17 @@ def _sweep_of(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     words = [word for word in overrides if word not in MULTIRUN_FLAGS]
     with _own_hydra(), hydra_errors_in_one_line(overrides):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        given = parser.parse_overrides(words)
-        plain = [str(o.input_line) for o in given if not o.is_sweep_override()]
+        of_command = parser.parse_overrides(words)
+        plain = [str(o.input_line) for o in of_command if not o.is_sweep_override()]
         hydra = compose("config", overrides=plain, return_hydra_config=True).hydra
-        several = len(words) < len(overrides) or hydra.mode == RunMode.MULTIRUN
-        own = parser.parse_overrides([f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()]) if several else []
-        if not several:
-            compose("config", overrides=words)  # which says what is wrong of a word with several values
-    last = {o.get_key_element(): o for o in (*own, *given)}
+        is_sweep = len(words) < len(overrides) or hydra.mode == RunMode.MULTIRUN
+        of_experiment = [f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()] if is_sweep else []
+        if not is_sweep:
+            compose("config", overrides=words)  # raises if a word has several values
+    last = {o.get_key_element(): o for o in (*parser.parse_overrides(of_experiment), *of_command)}
     swept = {key: o for key, o in last.items() if o.is_sweep_override()}
     choices = [[f"{key}={value}" for value in o.sweep_string_iterator()] for key, o in swept.items()]
     for override, values in zip(swept.values(), choices, strict=True):
         if not values:
-            raise UserError(f"{override.input_line}: no option fits")
+            raise UserError(f"{override.input_line}: no option matches the pattern")
     return [str(o.input_line) for key, o in last.items() if key not in swept], choices

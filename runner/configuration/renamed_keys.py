@@ -200,15 +200,15 @@ def new_name(key: str) -> str | None:
 
 
 def renamed_key(key: str) -> str | None:
-    """What to tell about an old key, None for others."""
+    """The error message about an old key, None for any other key."""
     new = new_name(key)
-    return None if new is None else f"{key}: this key is now called {new}"
+    return None if new is None else f"{key}: this key was renamed to {new}"
 
 
 def renamed_option(word: str) -> str | None:
-    """What to tell about a word `group=option` whose option or group has another name now, None for others."""
+    """The error message about `group=option` whose group or option was renamed, None for any other word."""
     if word in OPTIONS:
-        return f"{word}: this option is now called {OPTIONS[word]}"
+        return f"{word}: this option was renamed to {OPTIONS[word]}"
     key, _, value = word.partition("=")
     new = new_name(key.replace("/", "."))
-    return None if new is None else f"{word}: this is now called {new.replace('.', '/') if '/' in key else new}={value}"
+    return None if new is None else f"{word}: was renamed to {new.replace('.', '/') if '/' in key else new}={value}"

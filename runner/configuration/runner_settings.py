@@ -1,4 +1,4 @@
-"""What the runner itself reads of a configuration, beside the signatures of what its nodes name."""
+"""Types of the settings that the runner itself reads; those of a part are in the signature of its `_target_`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from classifier_lens.tasks.prompts.target_rules import TargetRule
 
 
 class Node:
-    """A part of a run, which a `_target_` makes."""
+    """A part of a run, built from its `_target_`."""
 
 
 @dataclass(frozen=True)
 class SelectSettings(Section):
-    """conf/config.yaml says what each means, here as below."""
+    """Described in conf/config.yaml, as are the classes below."""
 
     classes: Names | None
     indices: Annotated[list[Index], MinLen(1)] | None
@@ -81,12 +81,12 @@ class ContextPhrases(Section):
 
 @dataclass(frozen=True)
 class OptionName(Section):
-    """A group whose option's name alone is read."""
+    """A group of which only the name of the option is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The keys at the top of a configuration; those of None may be absent."""
+    """The top-level keys of a configuration; those with a default may be absent."""
 
     seed: Seed
     select: SelectSettings
@@ -117,14 +117,14 @@ class Settings:
     segmenter: Node | None = None
     text_segmenter: Node | None = None
     rival: Node | None = None
-    published: Annotated[str, OneOf(("code", "paper"))] | None = None  # of experiments of the papers
-    variants: Mapping[str, Mapping[str, object]] | None = None  # settings that these refer to, by `published`
-    imagenet_samples: str | None = None  # a folder that experiments of the papers take images from
+    published: Annotated[str, OneOf(("code", "paper"))] | None = None  # in experiments of the papers
+    variants: Mapping[str, Mapping[str, object]] | None = None  # settings of these experiments, by `published`
+    imagenet_samples: str | None = None  # image folder of experiments of the papers
 
 
 @dataclass(frozen=True)
 class SubmitSettings:
-    """conf/submit.yaml says what each means."""
+    """Described in conf/submit.yaml."""
 
     cluster: Annotated[str, OneOf(("slurm", "local"))]
     workers: Annotated[int, Ge(1), Le(10_000)]

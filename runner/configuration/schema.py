@@ -1,8 +1,8 @@
-"""Whether a configuration's values are of the types and in the ranges that their readers state.
+"""Checks of the types and ranges of configuration values.
 
-What a node's `_target_` is called with is stated by its signature, what the runner itself reads by `Settings`; ranges
-are those of `runner.configuration.value_ranges`. A signature of another package may state nothing: of it only the
-names are checked.
+The arguments of a node's `_target_` are checked against its signature, the settings of the runner against `Settings`;
+ranges are those of `runner.configuration.value_ranges`. Of a signature without annotations, as in other packages, only
+the names are checked.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from classifier_lens.runner.configuration.value_ranges import Keys, OneOf, Secti
 from classifier_lens.runner.paths import PACKAGE
 from classifier_lens.runner.types import UserError, first_line
 
-# Keys of a node that are not its target's.
+# Keys of a node that are not arguments of its target.
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
-# A loader that hands its further settings on: to what, and which arguments of that it fills in itself.
+# Loaders that forward their other arguments: the receiver, and its arguments that the loader itself sets.
 FORWARDED = {
     "classifier_lens.models.generator.latent_diffusion.load": (
         "classifier_lens.models.generator.latent_diffusion.LatentDiffusion",
@@ -55,37 +55,37 @@ FORWARDED = {
 
 @dataclass(frozen=True)
 class Violation:
-    """One wrong key or value, and what is said of it."""
+    """A wrong key or value with its error message."""
 
     key: str
     message: str
 
 
 class Violations(list[Violation]):
-    """What is wrong of a configuration, in the order in which it was seen; and how its values are written."""
+    """The violations in a configuration, in the order of their detection, and the source texts of its values."""
 
-    def __init__(self, written: SourceTexts) -> None:
+    def __init__(self, source_texts: SourceTexts) -> None:
         super().__init__()
-        self.written = written
+        self.source_texts = source_texts
 
     def raise_first(self) -> None:
-        """Raise UserError of the first of those that stand highest: what refers to a value has its fault as well."""
+        """Raise UserError of the first violation with the shortest key: values that refer to it are wrong, too."""
         if self:
             raise UserError(min(self, key=lambda wrong: wrong.key.count(".")).message)
 
 
 def check_settings(
-    settings_type: type, values: Mapping[str, Any], prefix: str = "", written: SourceTexts = MappingProxyType({})
+    settings_type: type, values: Mapping[str, Any], prefix: str = "", source_texts: SourceTexts = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The settings that a dataclass names, and every node below them, with numbers for texts made texts: as they are
-    `written`, where that is known.
+    """The checked settings of a dataclass, with every nested node. A number in place of a text becomes its source text,
+    if that is known.
 
-    Raises UserError, in one line with the key, the value and what is allowed, for an unknown or a missing key and for a
-    value of the wrong type or out of its range.
+    Raises UserError, in one line with the key, the value and the allowed values, for an unknown or a missing key and
+    for a value of the wrong type or out of its range.
     """
-    found = Violations(written)
-    checked = _fields(_Signature.of(settings_type, partial=False), values, prefix, found)
-    found.raise_first()
+    violations = Violations(source_texts)
+    checked = _fields(_Signature.of(settings_type, partial=False), values, prefix, violations)
+    violations.raise_first()
     return checked
 
 
@@ -94,7 +94,7 @@ def check_settings(
 
 @dataclass(frozen=True)
 class _Signature:
-    """What can be given by name: annotations by name, those that have to be, and whether any other name can be."""
+    """Named arguments: their annotations, the required ones, and whether others are accepted (`**kwargs`)."""
 
     annotations: Mapping[str, Any]
     required: frozenset[str]
@@ -102,39 +102,40 @@ class _Signature:
 
     @staticmethod
     def of(target: Callable[..., Any], partial: bool) -> _Signature:
-        """Of a function or class; of a partial call what has a range is required: callers fill in the other rest."""
+        """Of a function or class. A partial call requires only the arguments with a range; callers set the others."""
         parameters = inspect.signature(target).parameters
         hints = _hints(target)
         names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         annotations = {name: hints.get(name, Any) for name in names}
-        wanted = [n for n in names if parameters[n].default is inspect.Parameter.empty]
-        required = [n for n in wanted if not partial or split_annotated(annotations[n])[1]]
+        without_default = [n for n in names if parameters[n].default is inspect.Parameter.empty]
+        required = [n for n in without_default if not partial or split_annotated(annotations[n])[1]]
         return _Signature(annotations, frozenset(required), any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
 
     @staticmethod
     def of_node(path: str, partial: bool) -> _Signature:
-        """Of what a node names. Raises UserError, without a key, if there is none."""
-        own = _Signature.of(_located(path), partial)
+        """Of the target of a node. Raises UserError, without a key, if it does not exist."""
+        loader = _Signature.of(_locate(path), partial)
         if path not in FORWARDED:
-            return own
-        end, filled = FORWARDED[path]
-        other = _Signature.of(_located(end), partial)
-        annotations = {name: hint for name, hint in other.annotations.items() if name not in filled}
-        return _Signature({**annotations, **own.annotations}, own.required | (other.required - filled), False)
+            return loader
+        receiver_path, set_by_loader = FORWARDED[path]
+        receiver = _Signature.of(_locate(receiver_path), partial)
+        annotations = {name: hint for name, hint in receiver.annotations.items() if name not in set_by_loader}
+        required = loader.required | (receiver.required - set_by_loader)
+        return _Signature({**annotations, **loader.annotations}, required, False)
 
 
-def _located(path: str) -> Callable[..., Any]:
+def _locate(path: str) -> Callable[..., Any]:
     try:
-        found = get_object(path)
-    except Exception as error:  # whatever importing somebody's module raises
+        target = get_object(path)
+    except Exception as error:  # importing a user's module may raise anything
         raise UserError(f"cannot be found ({first_line(error)})") from error
-    if not callable(found):
+    if not callable(target):
         raise UserError("cannot be called; wanted is a function or a class")
-    return typing.cast(Callable[..., Any], found)
+    return typing.cast(Callable[..., Any], target)
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations by name; none where another package's name what only a type checker imports."""
+    """The annotations by name; none if those of another package use names that only a type checker imports."""
     source: Any = target if is_dataclass(target) or not inspect.isclass(target) else target.__init__
     try:
         return typing.get_type_hints(source, include_extras=True)
@@ -146,59 +147,58 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 _of_node = cache(_Signature.of_node)
 
 
-def _node(node: Mapping[str, Any], key: str, found: Violations) -> dict[str, Any]:
-    """A node whose values are checked."""
+def _node(node: Mapping[str, Any], key: str, violations: Violations) -> dict[str, Any]:
+    """A node with checked values."""
     try:
         signature = _of_node(str(node["_target_"]), bool(node.get("_partial_", False)))
     except UserError as error:
-        found.append(Violation(f"{key}._target_", f"{key}._target_={format_value(node['_target_'])}: {error}"))
+        violations.append(Violation(f"{key}._target_", f"{key}._target_={format_value(node['_target_'])}: {error}"))
         return dict(node)
-    own = {name: value for name, value in node.items() if name in HYDRA_KEYS}
-    rest = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
-    return {**own, **_fields(signature, rest, f"{key}.", found)}
+    of_hydra = {name: value for name, value in node.items() if name in HYDRA_KEYS}
+    arguments = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
+    return {**of_hydra, **_fields(signature, arguments, f"{key}.", violations)}
 
 
-def _fields(signature: _Signature, values: Mapping[str, Any], prefix: str, found: Violations) -> dict[str, Any]:
+def _fields(signature: _Signature, values: Mapping[str, Any], prefix: str, violations: Violations) -> dict[str, Any]:
     names = list(signature.annotations)
     for name in signature.required - set(values):
-        said = f"{prefix}{name}: is missing; allowed are {describe_allowed(signature.annotations[name])}"
-        found.append(Violation(f"{prefix}{name}", said))
+        message = f"{prefix}{name}: is missing; allowed are {describe_allowed(signature.annotations[name])}"
+        violations.append(Violation(f"{prefix}{name}", message))
     checked = {}
     for name, value in values.items():
         if name not in signature.annotations and not signature.open:
-            unread = f"{prefix}{name}={format_value(value)}: nothing reads this key; {suggest(str(name), names)}"
-            said = renamed_key(f"{prefix}{name}") or unread
-            found.append(Violation(f"{prefix}{name}", said))
+            unknown = f"{prefix}{name}={format_value(value)}: unknown key; {suggest(str(name), names)}"
+            violations.append(Violation(f"{prefix}{name}", renamed_key(f"{prefix}{name}") or unknown))
         else:
-            checked[name] = _value(value, signature.annotations.get(name, Any), f"{prefix}{name}", found)
+            checked[name] = _value(value, signature.annotations.get(name, Any), f"{prefix}{name}", violations)
     return checked
 
 
-def _value(value: Any, annotation: Any, key: str, found: Violations) -> Any:
-    """A value that is checked against its annotation, and below it every node against its own."""
+def _value(value: Any, annotation: Any, key: str, violations: Violations) -> Any:
+    """A value checked against its annotation, and every nested node against its signature."""
     parts = union_members(annotation)
     if value == {} and NONE_TYPE in parts and not any(get_origin(part) in MAPPING_TYPES for part in parts):
-        return None  # an option `none` has no content
+        return None  # an option `none` is empty
     if isinstance(value, Mapping) and (signature := _signature_of(annotation)):
-        return _fields(signature, value, f"{key}.", found)
+        return _fields(signature, value, f"{key}.", violations)
     try:
-        checked = restore_texts(_adapter(annotation).validate_python(value), value, key, found.written)
+        checked = restore_texts(_adapter(annotation).validate_python(value), value, key, violations.source_texts)
     except ValidationError as error:
-        checked = _of_texts(value, annotation, key, found, error)
-    return _below(checked, key, found)
+        checked = _of_texts(value, annotation, key, violations, error)
+    return _below(checked, key, violations)
 
 
-def _of_texts(value: Any, annotation: Any, key: str, found: Violations, error: ValidationError) -> Any:
-    """A value that is none for its reader, taken as it is written: a class may be called true, or 3.10."""
+def _of_texts(value: Any, annotation: Any, key: str, violations: Violations, error: ValidationError) -> Any:
+    """A value of the wrong type, replaced by its source text if that fits: a class name may be true, or 3.10."""
     try:
-        return _adapter(annotation).validate_python(restore_text(value, key, found.written))
+        return _adapter(annotation).validate_python(restore_text(value, key, violations.source_texts))
     except ValidationError:
-        found.append(_wrong(value, annotation, key, error))
+        violations.append(_wrong(value, annotation, key, error))
         return value
 
 
 def _signature_of(annotation: Any) -> _Signature | None:
-    """What a mapping of stated keys holds, None where its keys are not stated."""
+    """The signature of a mapping with known keys, None for any other annotation."""
     base, facts = split_annotated(annotation)
     for fact in facts:
         if isinstance(fact, Keys):
@@ -207,13 +207,17 @@ def _signature_of(annotation: Any) -> _Signature | None:
     return _Signature.of(sections[0], partial=False) if sections else None
 
 
-def _below(value: Any, key: str, found: Violations) -> Any:
-    """A value with every node in it checked."""
+def _below(value: Any, key: str, violations: Violations) -> Any:
+    """A value with its nested nodes checked."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return _node(value, key, found)
-        return {name: _below(inner, f"{key}.{name}", found) for name, inner in value.items()}
-    return [_below(inner, f"{key}[{i}]", found) for i, inner in enumerate(value)] if isinstance(value, list) else value
+            return _node(value, key, violations)
+        return {name: _below(inner, f"{key}.{name}", violations) for name, inner in value.items()}
+    return (
+        [_below(inner, f"{key}[{i}]", violations) for i, inner in enumerate(value)]
+        if isinstance(value, list)
+        else value
+    )
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -225,8 +229,8 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def _strict(annotation: Any) -> Any:
-    """The annotation as YAML's values can meet it, and pydantic check them: nothing is taken for something else but a
-    whole number for a number, and digits for the text that they write."""
+    """The annotation for pydantic's check of YAML values, without conversions except of whole numbers to numbers and
+    of digits to texts."""
     base, facts = split_annotated(annotation)
     options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
     if options:
@@ -262,7 +266,7 @@ def _strict_base(base: Any, facts: Sequence[Any]) -> Any:
 
 
 def _digits(value: Any) -> Any:
-    """A whole number as its digits: a class may be called 7. Of others nobody knows how they are written."""
+    """A whole number as its digits, since 7 may be a class name. The spelling of other numbers is unknown here."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -274,17 +278,17 @@ def _filled(value: str) -> str:
 
 def _is_node(value: Any) -> Any:
     if not (isinstance(value, Mapping) and "_target_" in value):
-        raise PydanticCustomError("part", "is no part")
+        raise PydanticCustomError("part", "is not a part")
     return value
 
 
 def _texts_last(parts: Sequence[Any]) -> list[Any]:
-    """In the order in which a value is tried: a number is one before it is a text."""
+    """The members of a union in the order of the attempts: numbers before texts."""
     return sorted(parts, key=lambda part: is_text(split_annotated(part)[0]))
 
 
 def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Violation:
-    """What pydantic found, where it lies deepest, in this project's words."""
+    """The most deeply nested error of pydantic as a violation."""
     paths = [_walked(value, line["loc"]) for line in error.errors(include_url=False, include_context=False)]
     path, name = max(paths, key=lambda path: len(path[0]))
     for step in path:
@@ -292,18 +296,16 @@ def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Vio
         key += f"[{step}]" if isinstance(step, int) else f".{step}"
     if name is not None:
         names = next(fact.values for fact in split_annotated(get_args(split_annotated(annotation)[0])[0])[1])
-        return Violation(
-            key, f"{key}.{name}={format_value(value[name])}: nothing reads this key; {suggest(name, names)}"
-        )
-    text = accepts_text(annotation) and isinstance(value, (bool, float, NONE_TYPE))
+        return Violation(key, f"{key}.{name}={format_value(value[name])}: unknown key; {suggest(name, names)}")
+    may_be_text = accepts_text(annotation) and isinstance(value, (bool, float, NONE_TYPE))
     quoted = f"'{format_value(value)}'"
-    quoting = f'; a text of these letters is written {key}="{quoted}", in a file {quoted}' if text else ""
-    return Violation(key, f"{key}={format_value(value)}: allowed are {describe_allowed(annotation)}{quoting}")
+    advice = f'; to give it as a text, write {key}="{quoted}", in a file {quoted}' if may_be_text else ""
+    return Violation(key, f"{key}={format_value(value)}: allowed are {describe_allowed(annotation)}{advice}")
 
 
 def _walked(value: Any, loc: Sequence[Any]) -> tuple[list[Any], str | None]:
-    """The steps of pydantic's path that lead into the value (others name members of unions), and the key that is wrong
-    in itself, if that is what is wrong."""
+    """The steps of pydantic's path that lead into the value (others name members of unions), and the key if the key
+    itself is wrong."""
     steps: list[Any] = []
     for i, step in enumerate(loc):
         if isinstance(value, Mapping) and step in value:
@@ -317,9 +319,11 @@ def _walked(value: Any, loc: Sequence[Any]) -> tuple[list[Any], str | None]:
 
 
 def _inner(annotation: Any, step: Any) -> Any:
-    """The annotation of what lies at a step into a value."""
-    wanted = (*SEQUENCE_TYPES, tuple) if isinstance(step, int) else MAPPING_TYPES
+    """The annotation of the values at a step into a value."""
+    containers = (*SEQUENCE_TYPES, tuple) if isinstance(step, int) else MAPPING_TYPES
     base = next(
-        split_annotated(part)[0] for part in union_members(annotation) if get_origin(split_annotated(part)[0]) in wanted
+        split_annotated(part)[0]
+        for part in union_members(annotation)
+        if get_origin(split_annotated(part)[0]) in containers
     )
     return get_args(base)[-1] if get_origin(base) in MAPPING_TYPES else get_args(base)[0]

@@ -1,4 +1,4 @@
-"""What the annotation of a setting allows, taken apart and in words."""
+"""Descriptions of the values that a type annotation allows, for error messages."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from classifier_lens.runner.configuration.value_ranges import OneOf, Section
 SEQUENCE_TYPES = (list, collections.abc.Sequence, collections.abc.Iterable)
 MAPPING_TYPES = (dict, collections.abc.Mapping)
 NONE_TYPE = type(None)
-DEFAULT_RANGE = (Ge(-1_000_000_000), Le(1_000_000_000))  # of a number whose signature states no range
-MAX_VALUE_LENGTH = 60  # letters of a value
-MAX_LISTED_NAMES = 16  # names that an error lists; of more, the nearest
+DEFAULT_RANGE = (Ge(-1_000_000_000), Le(1_000_000_000))  # of numbers without a range in their signature
+MAX_VALUE_LENGTH = 60  # characters
+MAX_LISTED_NAMES = 16  # in an error message; of more names only similar ones are listed
 
 
 def describe_allowed(annotation: Any) -> str:
-    """What an annotation allows, in words."""
+    """The allowed values of an annotation as text."""
     base, facts = split_annotated(annotation)
     options = next((fact.values for fact in facts if isinstance(fact, OneOf)), None)
     if options or get_origin(base) is Literal:
@@ -32,7 +32,7 @@ def describe_allowed(annotation: Any) -> str:
     if is_union(base):
         return " or ".join(dict.fromkeys(describe_allowed(part) for part in _lists_last(get_args(base))))
     if base in (int, float):
-        return " ".join(["whole numbers" if base is int else "numbers", *_ends(facts or DEFAULT_RANGE)])
+        return " ".join(["whole numbers" if base is int else "numbers", *_bounds(facts or DEFAULT_RANGE)])
     if get_origin(base) in (*SEQUENCE_TYPES, tuple):
         return _allowed_of_list(base, facts)
     if get_origin(base) in MAPPING_TYPES:
@@ -47,28 +47,28 @@ def describe_allowed(annotation: Any) -> str:
 
 
 def accepts_text(annotation: Any) -> bool:
-    """Whether a text is among what an annotation allows."""
+    """Whether an annotation allows texts."""
     return any(is_text(split_annotated(part)[0]) for part in union_members(annotation))
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
-    """The names that are allowed in place of one that is not; of many, those that are nearest to it."""
+    """The allowed names instead of an unknown one; of many names only the similar ones."""
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.6)
     if len(names) <= MAX_LISTED_NAMES:
         meant = f"did you mean {close[0]}? " if close else ""
         return f"{meant}allowed are {', '.join(names) or 'none'}"
-    return f"near ones are {', '.join(close)}" if close else f"allowed are {', '.join(names[:MAX_LISTED_NAMES])} …"
+    return f"similar names are {', '.join(close)}" if close else f"allowed are {', '.join(names[:MAX_LISTED_NAMES])} …"
 
 
 def format_value(value: Any) -> str:
-    """A value as it stands in a command, cut to what a line can hold."""
+    """A value as in an override, shortened to `MAX_VALUE_LENGTH`."""
     words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     text = " ".join(words.split())
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}…"
 
 
 def split_annotated(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without its metadata, and these."""
+    """An annotation without its metadata, and the metadata."""
     if get_origin(annotation) is Annotated:
         base, *facts = get_args(annotation)
         return base, tuple(facts)
@@ -94,12 +94,12 @@ def allows_empty(facts: Sequence[Any]) -> bool:
 
 
 def _lists_last(parts: Sequence[Any]) -> list[Any]:
-    """In the order in which they are told."""
+    """The members of a union in the order of a description: lists and null last."""
     return sorted(parts, key=lambda part: (part is NONE_TYPE, get_origin(split_annotated(part)[0]) is not None))
 
 
-def _ends(facts: Sequence[Any]) -> Iterator[str]:
-    """The ends of a range, in words."""
+def _bounds(facts: Sequence[Any]) -> Iterator[str]:
+    """The bounds of a range as text."""
     words = {Ge: "from {}", Gt: "above {}", Le: "to {}", Lt: "to below {}"}
     if any(isinstance(fact, Gt) for fact in facts):
         words[Le] = "and up to {}"
@@ -110,7 +110,7 @@ def _ends(facts: Sequence[Any]) -> Iterator[str]:
 
 
 def _allowed_of_list(base: Any, facts: Sequence[Any]) -> str:
-    """What a list can hold, in words."""
+    """The allowed values of a list as text."""
     inner = describe_allowed(get_args(base)[0])
     lengths = [fact for fact in facts if isinstance(fact, Len) and fact.max_length is not None]
     count = len(get_args(base)) if get_origin(base) is tuple else lengths[0].max_length if lengths else None

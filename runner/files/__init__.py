@@ -1,2 +1,2 @@
-"""Files that are written whole or not at all and outlast a power cut: text, tensors.
+"""Durable files of text and tensors, which appear whole or not at all.
 Which files a run folder has is in runner/results/."""

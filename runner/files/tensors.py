@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file that carries its own digest: one that was cut, exchanged or edited is told."""
+"""Tensors in a safetensors file with its own digest, by which a truncated or edited file is recognized."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load as parse
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from classifier_lens.runner.files.atomic import DamagedFileError, read, write_durable
 
-DIGEST_PLACEHOLDER = "0" * 64  # stands in the digest's place while it is computed
+DIGEST_PLACEHOLDER = "0" * 64  # the value of the digest field while the digest is computed
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What such a file holds: tensors by name, on the CPU, in the order in which they were given, and texts by name."""
+    """The content of a file: tensors by name, on the CPU, in the order in which they were written; texts by name."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **texts: str) -> None:
-    """Write tensors and texts so that they last. Raises UnwritableError."""
+    """Write tensors and texts durably. Raises UnwritableError."""
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    data = serialise(whole, metadata={**texts, "names": json.dumps(list(whole)), "sha256": DIGEST_PLACEHOLDER})
-    start, end = _place(data)
+    data = serialize(whole, metadata={**texts, "names": json.dumps(list(whole)), "sha256": DIGEST_PLACEHOLDER})
+    start, end = _digest_position(data)
     write_durable(path, data[:start] + _digest(data, start, end).encode() + data[end:])
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """Read what `write_tensors` has written, bit for bit; tensors are copied, since kernels may round by how memory is
-    aligned. Raises FileNotFoundError, and DamagedFileError for any other content."""
+    """The content of a file of `write_tensors`, bit for bit. Tensors are copied, since the rounding of kernels may
+    depend on the alignment of memory. Raises FileNotFoundError, and DamagedFileError for any other content."""
     data = read(path)
-    start, end = _place(data)
+    start, end = _digest_position(data)
     if data[start:end].decode() != _digest(data, start, end):
-        raise DamagedFileError("its content is not what was written")
+        raise DamagedFileError("its digest does not fit its content")
     length = int.from_bytes(data[:8], "little")
     texts: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
     tensors, names = parse(data), json.loads(texts["names"])
     return TensorFile({name: tensors[name].clone() for name in names}, texts)
 
 
-def _place(data: bytes) -> tuple[int, int]:
-    """Where the digest stands. Raises DamagedFileError if there is none."""
+def _digest_position(data: bytes) -> tuple[int, int]:
+    """First and last position of the digest. Raises DamagedFileError if there is none."""
     if not data:
         raise DamagedFileError("is empty")
-    if (found := DIGEST.search(data)) is None:
-        raise DamagedFileError("is no file of tensors with a digest")
-    return found.span(1)
+    if (match := DIGEST.search(data)) is None:
+        raise DamagedFileError("is not a file of tensors with a digest")
+    return match.span(1)
 
 
 def _digest(data: bytes, start: int, end: int) -> str:
-    """Of the whole file, with the place of the digest itself empty."""
+    """The digest of the whole file, in which the digest field has its placeholder."""
     sha, view = hashlib.sha256(), memoryview(data)
     for part in (view[:start], DIGEST_PLACEHOLDER.encode(), view[end:]):
         sha.update(part)

@@ -1,2 +1,2 @@
-"""What is told while a run goes on: Weights & Biases, TensorBoard, the console and its progress bar.
-What stays in the run folder is in runner/results/."""
+"""Logging during a run: Weights & Biases, TensorBoard, the console and its progress bar.
+The files of the run folder are in runner/results/."""

@@ -1,4 +1,4 @@
-"""The console's streams, by which no run fails: its results are in its folder, whoever reads the console."""
+"""Console streams that cannot make a run fail: its results are in its folder, whether the console is read or not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TextIO
 
 
-class _Lasting(io.FileIO):
-    """A descriptor that leads nowhere from then on where it cannot be written any more: its reader has ended
+class _ResilientFile(io.FileIO):
+    """A descriptor that is redirected to the null device after the first failed write: its reader has ended
     (`| head`), or the disk of its log file is full."""
 
     def write(self, data, /):  # type: ignore[no-untyped-def]
@@ -23,11 +23,11 @@ class _Lasting(io.FileIO):
 
 
 def redirect_to_devnull(descriptor: int) -> None:
-    """Let what is written to a descriptor, or read from it, be nothing."""
-    opened = os.open(os.devnull, os.O_RDWR)
-    if opened != descriptor:
-        os.dup2(opened, descriptor)
-        os.close(opened)
+    """Redirect a descriptor to the null device."""
+    devnull = os.open(os.devnull, os.O_RDWR)
+    if devnull != descriptor:
+        os.dup2(devnull, descriptor)
+        os.close(devnull)
 
 
 def _is_open(descriptor: int) -> bool:
@@ -40,8 +40,8 @@ def _is_open(descriptor: int) -> bool:
 
 @contextmanager
 def resilient_streams() -> Iterator[None]:
-    """Within, the standard streams are `_Lasting`; letters that their encoding lacks are written as their codes. One
-    that is closed (`>&-`) leads nowhere: else the next file that is opened would get what is printed."""
+    """Replace the standard streams by resilient ones within. Characters that their encoding lacks are escaped. A closed
+    stream (`>&-`) is redirected to the null device; otherwise the next opened file would take its descriptor."""
     before = sys.stdout, sys.stderr
     for descriptor in (0, 1, 2):
         if not _is_open(descriptor):
@@ -56,7 +56,7 @@ def resilient_streams() -> Iterator[None]:
 
 
 def _stream(descriptor: int, stream: TextIO | None) -> io.TextIOWrapper:
-    """A text stream as Python would open it."""
+    """A line-buffered text stream on a descriptor, in the encoding of the stream it replaces."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    buffer = io.BufferedWriter(_Lasting(descriptor, "w", closefd=False))
+    buffer = io.BufferedWriter(_ResilientFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)

@@ -1,6 +1,6 @@
-"""What is told of a run while it goes on: curves, results and pictures to a service that shows them.
+"""The interface of loggers: curves, results and images for a service that shows them.
 
-It is not the record of a run: that is its JSON and PNG files, which are written whether anything is logged or not.
+A log is not the record of a run; its JSON and PNG files are, which are written whether anything is logged or not.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from classifier_lens.runner.types import first_line
 
 
 class Logger(Protocol):
-    """Where curves, results and pictures go. `finish` may be called more than once, and before `start`."""
+    """Logs curves, results and images. `finish` may be called more than once, and before `start`."""
 
     def start(self, folder: Path, config: dict[str, Any], key: str, task: str) -> None:
-        """Begin one attempt at the run `key`, whose files lie in `folder`."""
+        """Start an attempt at the run `key` with this folder."""
 
     def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
-        """Note a problem's values at one optimisation step."""
+        """Log the values of a problem at an optimization step."""
 
-    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
-        """Note a finished problem: its line of results.jsonl and its saved pictures by name."""
+    def log_result(self, record: Mapping[str, Any], images: Mapping[str, Path]) -> None:
+        """Log a finished problem: its record in results.jsonl and its saved images by name."""
 
     def finish(self) -> None:
-        """End the attempt and send or write what is left."""
+        """End the attempt; send or write buffered values."""
 
 
 class NullLogger:
@@ -38,7 +38,7 @@ class NullLogger:
     def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         pass
 
-    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    def log_result(self, record: Mapping[str, Any], images: Mapping[str, Path]) -> None:
         pass
 
     def finish(self) -> None:
@@ -46,7 +46,7 @@ class NullLogger:
 
 
 class SafeLogger:
-    """A logger whose troubles stop no run: the first one is told, and nothing more is logged."""
+    """A logger whose errors do not stop a run: the first one is printed, and logging ends."""
 
     def __init__(self, logger: Logger) -> None:
         self._logger, self._broken = logger, False
@@ -57,18 +57,22 @@ class SafeLogger:
     def log_step(self, problem: str, step: int, values: Mapping[str, float]) -> None:
         self._try(self._logger.log_step, problem, step, values)
 
-    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
-        self._try(self._logger.log_result, record, pictures)
+    def log_result(self, record: Mapping[str, Any], images: Mapping[str, Path]) -> None:
+        self._try(self._logger.log_result, record, images)
 
     def finish(self) -> None:
         self._try(self._logger.finish)
 
     def _try(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self._broken and call != self._logger.finish:  # which gives back what the logger holds
+        if self._broken and call != self._logger.finish:  # still called, to release resources
             return
         try:
             call(*arguments)
-        except Exception as error:  # whatever a service, its client and a disk can come up with
+        except Exception as error:  # services, their clients and disks raise anything
             if not self._broken:
-                print(f"logger: {first_line(error)}; nothing more is logged", file=sys.stderr, flush=True)
+                print(
+                    f"logger: {first_line(error)}; logging ends, the run goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self._broken = True

@@ -1,4 +1,4 @@
-"""How far a long computation is, told to whoever listens: the console, where it knows of the computation's run."""
+"""Progress of long loops, sent to the console by way of a logger of the standard library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG.setLevel(logging.INFO)
 
 
 def track_progress(items: Sequence[T], description: str, size: int = 1) -> Iterator[T]:
-    """The items, one after the other; each stands for `size` of what is counted."""
+    """The items, one after the other, counted as `size` units each."""
     for i, item in enumerate(items):
         LOG.info("%d of %d %s", i * size, len(items) * size, description)
         yield item
@@ -25,7 +25,7 @@ def track_progress(items: Sequence[T], description: str, size: int = 1) -> Itera
 def show_progress(
     show: Callable[[str], None], interval: float, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[None]:
-    """Within, counts are shown, but none in the first seconds and none within so many of the last one."""
+    """Show counts within, at most one in each `interval` (s), and none in the first."""
     handler = _Handler(show, interval, clock)
     LOG.addHandler(handler)
     try:

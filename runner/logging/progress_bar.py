@@ -1,4 +1,4 @@
-"""How far a run is, on the console: a bar, or lines for a log file."""
+"""The progress of a run on the console: a bar, or lines for a log file."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from rich.progress import Progress as RichProgress
 
 from classifier_lens.runner.logging.loop_progress import show_progress
 
-ETA_BATCHES = 3  # batches by which the time left is told
-TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 20.0  # seconds between two counts, on a terminal and in a log file
+ETA_BATCHES = 3  # last batches from which the remaining time is estimated
+TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 20.0  # s between two counts
 
 
 class Progress(Protocol):
-    """What the console shows of a run."""
+    """Shows the progress of a run."""
 
     def start_batch(self, names: Sequence[str]) -> None:
-        """A batch of these problems begins."""
+        """Start a batch of these problems."""
 
     def set_phase(self, text: str) -> None:
-        """What is being done with the batch now, e.g. "preparing"."""
+        """Show the phase of the batch, e.g. "preparing"."""
 
     def message(self, text: str) -> None:
-        """Tell something that stays, a line of its own."""
+        """Print a permanent line."""
 
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None:
-        """`k` of `steps` optimisation steps are done; loss and target confidence are means over the batch."""
+        """Show that `k` of `steps` optimization steps are done; loss and target confidence are means over the batch."""
 
     def advance(self, n: int) -> None:
-        """`n` more problems are done."""
+        """Count `n` more finished problems."""
 
 
 @contextmanager
 def progress(
     total: int, done: int, console: Console | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Progress]:
-    """Show progress through `total` problems, `done` of them finished before: a bar, or lines without a terminal."""
+    """Show the progress through `total` problems, of which `done` are finished: a bar, or lines without a terminal."""
     console = console or Console(file=sys.stdout)
-    pace = ProgressEstimate(total, done, clock)
+    estimate = ProgressEstimate(total, done, clock)
     if not console.is_terminal:
-        lines = ProgressLines(pace, console)
+        lines = ProgressLines(estimate, console)
         with show_progress(lines.set_phase, LOG_INTERVAL):
             yield lines
         return
-    bar = ProgressBar(pace, console)
+    bar = ProgressBar(estimate, console)
     with bar.display, show_progress(bar.set_phase, TERMINAL_INTERVAL):
         yield bar
 
 
 @contextmanager
 def preparing(console: Console | None = None) -> Iterator[None]:
-    """Show how far the preparation of a run is, made within: a line that changes, or lines without a terminal."""
+    """Show the progress of the preparation within: a line that changes, or lines without a terminal."""
     console = console or Console(file=sys.stdout)
     if not console.is_terminal:
         with show_progress(lambda text: print(f"preparing: {text}", file=console.file, flush=True), LOG_INTERVAL):
@@ -71,56 +71,59 @@ def preparing(console: Console | None = None) -> Iterator[None]:
 
 
 class ProgressEstimate:
-    """How far a run is and how long the rest takes, by the last batches; what other processes finish meanwhile
-    counts, too."""
+    """Progress and remaining time of a run, estimated from the last batches. Problems that other processes finish
+    count, too."""
 
     def __init__(self, total: int, done: int, clock: Callable[[], float]) -> None:
         self.total, self.done = total, done
         self._clock = clock
-        self._batch, self._share = 0, 0.0
+        self._batch, self._fraction = 0, 0.0
         self._marks: deque[tuple[float, int]] = deque(
             maxlen=ETA_BATCHES + 1
-        )  # when how many were done, where batches end
+        )  # time and finished problems at batch ends
 
     def start_batch(self, size: int) -> None:
-        """A batch of `size` problems begins."""
-        self._batch, self._share = size, 0.0
+        """Start a batch of `size` problems."""
+        self._batch, self._fraction = size, 0.0
         if not self._marks:
             self._marks.append((self._clock(), self.done))
 
     def step(self, k: int, steps: int) -> None:
-        """`k` of `steps` steps of the batch are done."""
-        self._share = k / max(steps, 1)
+        """Note that `k` of `steps` steps of the batch are done."""
+        self._fraction = k / max(steps, 1)
 
     def advance(self, n: int) -> None:
-        """`n` problems are done, of the batch or, where there is none, by other processes."""
+        """Count `n` finished problems, of the batch or, between batches, of other processes."""
         self.done += n
         if self._batch:
             self._marks.append((self._clock(), self.done))
-        self._batch, self._share = max(self._batch - n, 0), 0.0
+        self._batch, self._fraction = max(self._batch - n, 0), 0.0
 
     @property
     def completed(self) -> float:
-        """Problems done, those of the present batch in part."""
-        return self.done + self._batch * self._share
+        """Finished problems, plus the finished fraction of the current batch."""
+        return self.done + self._batch * self._fraction
 
     @property
     def eta(self) -> str | None:
-        """Time left as minutes and seconds, None before the first batch is done."""
+        """The remaining time as "m:ss", None before the first batch is finished."""
         if len(self._marks) < 2:
             return None
-        (began, before), (ended, after) = self._marks[0], self._marks[-1]
-        each = (ended - began) / max(after - before, 1)
-        left = max(self.total - self.done, 0)
-        beyond = max(left - self._batch, 0)  # the present batch: it may take longer than those before
-        return format_duration(max(each * left - (self._clock() - ended), each * beyond) if left else 0.0)
+        (start, before), (end, after) = self._marks[0], self._marks[-1]
+        per_problem = (end - start) / max(after - before, 1)
+        remaining = max(self.total - self.done, 0)
+        after_batch = max(
+            remaining - self._batch, 0
+        )  # a lower bound: the current batch may be slower than those before
+        seconds = max(per_problem * remaining - (self._clock() - end), per_problem * after_batch)
+        return format_duration(seconds if remaining else 0.0)
 
 
 class ProgressBar:
-    """Two lines on a terminal: the run's problems, and the present batch's steps."""
+    """Two lines on a terminal: the problems of the run and the steps of the current batch."""
 
-    def __init__(self, pace: ProgressEstimate, console: Console) -> None:
-        self._pace = pace
+    def __init__(self, estimate: ProgressEstimate, console: Console) -> None:
+        self._estimate = estimate
         self.display = RichProgress(
             TextColumn("{task.fields[title]:<8}", markup=False),
             BarColumn(bar_width=24),
@@ -128,12 +131,12 @@ class ProgressBar:
             console=console,
             transient=False,
         )
-        self._run: TaskID = self.display.add_task("", total=max(pace.total, 1), title="problems", text="")
+        self._run: TaskID = self.display.add_task("", total=max(estimate.total, 1), title="problems", text="")
         self._batch: TaskID = self.display.add_task("", total=1, title="batch", text="", visible=False)
         self._refresh()
 
     def start_batch(self, names: Sequence[str]) -> None:
-        self._pace.start_batch(len(names))
+        self._estimate.start_batch(len(names))
         self.display.update(self._batch, completed=0, text=abbreviate(names), visible=True)
 
     def set_phase(self, text: str) -> None:
@@ -143,28 +146,28 @@ class ProgressBar:
         self.display.console.print(text, markup=False, highlight=False)
 
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None:
-        self._pace.step(k, steps)
+        self._estimate.step(k, steps)
         text = step_text(k, steps, loss, confidence)
         self.display.update(self._batch, completed=k, total=max(steps, 1), text=text, visible=True)
         self._refresh()
 
     def advance(self, n: int) -> None:
-        self._pace.advance(n)
+        self._estimate.advance(n)
         self._refresh()
 
     def _refresh(self) -> None:
-        text = f"{self._pace.done}/{self._pace.total}{eta_text(self._pace, '  ')}"
-        self.display.update(self._run, completed=self._pace.completed, text=text)
+        text = f"{self._estimate.done}/{self._estimate.total}{eta_text(self._estimate, '  ')}"
+        self.display.update(self._run, completed=self._estimate.completed, text=text)
 
 
 class ProgressLines:
-    """Plain lines for a log file: one where a batch begins and ends, and about four of its steps."""
+    """Plain lines for a log file: at the start and the end of a batch and about four times in between."""
 
-    def __init__(self, pace: ProgressEstimate, console: Console) -> None:
-        self._pace, self._file = pace, console.file
+    def __init__(self, estimate: ProgressEstimate, console: Console) -> None:
+        self._estimate, self._file = estimate, console.file
 
     def start_batch(self, names: Sequence[str]) -> None:
-        self._pace.start_batch(len(names))
+        self._estimate.start_batch(len(names))
         self._print(f"batch of {len(names)}: {abbreviate(names)}")
 
     def set_phase(self, text: str) -> None:
@@ -174,36 +177,36 @@ class ProgressLines:
         self._print(f"  {text}")
 
     def step(self, k: int, steps: int, loss: float, confidence: float | None) -> None:
-        self._pace.step(k, steps)
+        self._estimate.step(k, steps)
         if k == steps or k % max(1, steps // 4) == 0:
-            self._print(f"  {step_text(k, steps, loss, confidence)}{eta_text(self._pace, '  ')}")
+            self._print(f"  {step_text(k, steps, loss, confidence)}{eta_text(self._estimate, '  ')}")
 
     def advance(self, n: int) -> None:
-        self._pace.advance(n)
-        self._print(f"{self._pace.done} of {self._pace.total} problems done{eta_text(self._pace, ', ')}")
+        self._estimate.advance(n)
+        self._print(f"{self._estimate.done} of {self._estimate.total} problems done{eta_text(self._estimate, ', ')}")
 
     def _print(self, line: str) -> None:
         print(line, file=self._file, flush=True)
 
 
-def eta_text(pace: ProgressEstimate, before: str) -> str:
-    """The time left, behind what stands before it; nothing where it is not known."""
-    return "" if pace.eta is None else f"{before}ETA {pace.eta}"
+def eta_text(estimate: ProgressEstimate, before: str) -> str:
+    """`before` and the remaining time, or nothing if it is unknown."""
+    return "" if estimate.eta is None else f"{before}ETA {estimate.eta}"
 
 
 def step_text(k: int, steps: int, loss: float, confidence: float | None) -> str:
-    """One step in words: "step 7/20  loss 1.234  confidence 0.45"."""
+    """A step as text: "step 7/20  loss 1.234  confidence 0.45"."""
     return f"step {k}/{steps}  loss {loss:.3f}" + ("" if confidence is None else f"  confidence {confidence:.2f}")
 
 
 def abbreviate(names: Sequence[str], max_names: int = 2) -> str:
-    """The first `max_names` names, and how many more there are."""
+    """The first `max_names` names and the number of the others."""
     more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
     return ", ".join(names[:max_names]) + more
 
 
 def format_duration(seconds: float) -> str:
     """Seconds as "m:ss" or "h:mm:ss"."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"

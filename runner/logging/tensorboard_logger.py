@@ -1,4 +1,4 @@
-"""Runs in TensorBoard's files: `tensorboard --logdir outputs`."""
+"""Event files of TensorBoard: `tensorboard --logdir outputs`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ LOG_FOLDER = "tensorboard"
 
 
 class TensorBoardLogger:
-    """Event files in the run's folder, one subfolder per attempt."""
+    """Writes event files into the run folder, one subfolder per attempt."""
 
     def __init__(self) -> None:
         """Raises UserError if its package is not installed."""
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
-            raise UserError("logger=tensorboard: its package is not installed; pip install tensorboard") from error
+            raise UserError(
+                "logger=tensorboard: its package is not installed; pip install tensorboard, or set logger=none"
+            ) from error
         self._writer: SummaryWriter | None = None
         self._results = 0
 
@@ -43,16 +45,16 @@ class TensorBoardLogger:
             for name, value in values.items():
                 self._writer.add_scalar(f"{problem}/{name}", value, step)
 
-    def log_result(self, record: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    def log_result(self, record: Mapping[str, Any], images: Mapping[str, Path]) -> None:
         if self._writer is None:
             return
         self._results += 1
         for name, value in record.items():
             if isinstance(value, (bool, int, float)):
                 self._writer.add_scalar(f"result/{name}", float(value), self._results)
-        plain = {name: value for name, value in record.items() if name not in ("history", "images")}
-        self._writer.add_text(f"{record['name']}/result", f"```json\n{json.dumps(plain, indent=1)}\n```")
-        for name, path in pictures.items():
+        text_fields = {name: value for name, value in record.items() if name not in ("history", "images")}
+        self._writer.add_text(f"{record['name']}/result", f"```json\n{json.dumps(text_fields, indent=1)}\n```")
+        for name, path in images.items():
             if path.is_file():
                 self._writer.add_image(f"{record['name']}/{name}", read_png(path))
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Seed
 from classifier_lens.runner.files.atomic import DamagedFileError, write_durable
-from classifier_lens.runner.report.figures.drawing import SMALL_IMAGE_SIDE
 from classifier_lens.runner.report.page import TEMPLATES
 from classifier_lens.runner.report.totals import SuccessRate
 from classifier_lens.runner.results.integrity import parse_object
@@ -31,6 +30,7 @@ from classifier_lens.runner.results.run_folder import read_png, write_png
 from classifier_lens.runner.types import UserError
 
 METHODS = ("A", "B")  # two runs that are compared, in the order in which they are given
+SMALL_IMAGE_SIDE = 160  # px; narrower images are enlarged with hard pixel edges
 YES_OR_NO = ((True, "yes"), (False, "no"))
 
 

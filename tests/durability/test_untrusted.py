@@ -280,7 +280,7 @@ def test_the_data_that_a_run_folder_names(target: Any, tmp_path: Path) -> None:
     node = {"_target_": target, "_args_": [CANARY]}
     for config in (node, {"_target_": "classifier_lens.data.image_folder.ImageFolder", "path": node, "seed": 0}):
         said = refused(lambda config=config: load_recorded_dataset(config, "run/config.yaml"))  # type: ignore[misc]
-        assert "is no loader of conf/data" in said
+        assert "is not a loader of conf/data" in said
 
 
 def test_entries_of_a_cache_and_states_of_batches_are_set_aside(tmp_path: Path) -> None:

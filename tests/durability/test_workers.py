@@ -60,6 +60,6 @@ def test_a_killed_process_is_replaced_after_its_lease(cli: Cli, tmp_path: Path) 
     began = time.monotonic()
     assert cli.finish(log, *COMMAND, "lease.duration=3") == 0
     assert time.monotonic() - began > 3
-    assert "waiting for 1 of others' batches: elsewhere-" in log.read_text()
+    assert "waiting for 1 batches of other processes: elsewhere-" in log.read_text()
     assert leavings(cli.folder) == leavings(alone.folder)
     assert [a["state"] for a in attempts(cli.folder)] == ["running", "pending", "done"]

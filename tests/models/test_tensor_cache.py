@@ -37,7 +37,7 @@ def test_a_damaged_row_is_set_aside_and_made_again(
     assert cache.load(["a", "b"]) is None
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'a.safetensors'}: ") and line.endswith(
-        "; set aside as a.safetensors.damaged and made again"
+        "; renamed to a.safetensors.damaged and written again"
     )
     assert cache.load(["a", "b"]) is None and capsys.readouterr().err == ""
     cache.save(["a", "b"], **ROWS)

@@ -115,12 +115,13 @@ def test_each_gets_its_figure_and_one_that_cannot_run_does_not_stop_the_next(
 
     monkeypatch.setattr(make_figures, "run_experiment", solve)
     out = tmp_path / "figures"
-    assert make_figures.make_figures(["a", "b", "c", "d", "a"], str(out), ["limit=1"]) == 143
+    options = make_figures.Options(figures=str(out))
+    assert make_figures.make_figures(["a", "b", "c", "d", "a"], options, ["limit=1"]) == 143
     assert asked == [(name, ["limit=1"]) for name in "abcd"]
     assert {path.name for path in out.iterdir()} == {"a.png", "a.pdf", "c.png", "c.pdf"}
     assert capsys.readouterr().err == "b: b=1: is wrong\n"
-    assert make_figures.make_figures(["a", "c"], str(out), []) == FAILED
-    assert make_figures.make_figures(["a", "b"], str(out), []) == BAD_INPUT
+    assert make_figures.make_figures(["a", "c"], options, []) == FAILED
+    assert make_figures.make_figures(["a", "b"], options, []) == BAD_INPUT
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,8 +132,12 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         return DONE
 
     monkeypatch.setattr(make_figures, "make_figures", note)
-    assert make_figures.main(["only=uvce", "figures=/tmp/x", "limit=1", "optimizer.steps=2"]) == DONE
-    assert calls == [(["uvce"], "/tmp/x", ["limit=1", "optimizer.steps=2"])]
+    command = ["only=uvce", "figures=/tmp/x", "limit=1", "max_blocks=2", "pdf=false", "optimizer.steps=2"]
+    assert make_figures.main(command) == DONE
+    options = make_figures.Options("uvce", "/tmp/x", max_blocks=2, pdf=False)
+    assert calls == [(["uvce"], options, ["limit=1", "optimizer.steps=2"])]
+    assert make_figures.main(["max_blocks=0"]) == BAD_INPUT
+    assert capsys.readouterr().err.startswith("max_blocks=0: allowed are whole numbers from 1")
     assert make_figures.main(["only=nothing"]) == BAD_INPUT
     assert capsys.readouterr().err.startswith("only=nothing: no such experiment; allowed are ")
 
@@ -142,7 +147,7 @@ def test_the_runs_of_a_sweep_make_one_figure(tiny_folder: Path, tmp_path: Path) 
         *TINY, f"generator.path={tiny_folder}", f"outputs={tmp_path}", "limit=1", "batch=1", "logger=none",
         "hydra.sweeper.params.classifier='planted_clean,planted_vit'",
     ]  # fmt: skip
-    assert make_figures.make_figures(["fig19"], str(tmp_path / "figures"), small) == DONE
+    assert make_figures.make_figures(["fig19"], make_figures.Options(figures=str(tmp_path / "figures")), small) == DONE
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"fig19.png", "fig19.pdf"}
     folders, _ = make_figures.run_experiment("fig19", small)
     assert [folder.parent.name for folder in folders] == ["planted_ddim-planted_clean", "planted_ddim-planted_vit"]

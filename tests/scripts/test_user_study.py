@@ -188,9 +188,9 @@ def test_command_line(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[s
         ([], "usage:"), (["judge"], "usage:"), (["make", "one"], "1 run folders: wanted are 2"),
         (["score", "a.json"], "score: wanted are files of answers and key="),
         (["score", "a", "key=b"], "b: no such file"),
-        (["make", "a", "b", "size=3"], "size=3: nothing reads this key; allowed are study, out"),
+        (["make", "a", "b", "size=3"], "size=3: unknown key; allowed are study, out"),
         (["make", "a", "b", "study=taste"], "study=taste: allowed are preference, resemblance, content"),
-        (["make", "a", "b", "study=resemblance", "min_confidence=0.5"], "min_confidence=0.5: nothing reads this key; "),
+        (["make", "a", "b", "study=resemblance", "min_confidence=0.5"], "min_confidence=0.5: unknown key; "),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told_in_one_line(

@@ -1,4 +1,4 @@
-"""Figures of pictures that a classifier calls something else: `uvce`, `disagreement`."""
+"""Figures of changed predictions: `uvce`, `disagreement`."""
 
 from __future__ import annotations
 
@@ -8,67 +8,69 @@ from classifier_lens.runner.report.figures.drawing import Block, Layout, Panel, 
 from classifier_lens.runner.results.reader import Record, RunResults, distinguishing_names, group_by
 from classifier_lens.runner.types import UserError
 
-DIRECTION_TITLES = {"over": "f up, g down", "under": "g up, f down"}
+DIRECTION_TITLES = {"over": "2: f up, g down", "under": "3: g up, f down"}
 
 
 def disagreement(runs: Sequence[RunResults]) -> Layout:
-    """Per drawn picture the start and, per direction, the result (Fig. 3 and 4), with the real picture nearest to it
-    where some were looked for (Fig. 5)."""
+    """Per start image the result of each direction (DiG-IN, Fig. 3 and 4), with the nearest real image if real images
+    were searched (Fig. 5)."""
     return Layout([
-        Block(own[0]["target"], [_dispute(run, own)])
-        for run in runs for own in group_by(run.records, "target", "picture")
+        Block(records[0]["target"], [_disagreement(run, records)])
+        for run in runs for records in group_by(run.records, "target", "picture")
     ])  # fmt: skip
 
 
-def _dispute(run: RunResults, own: Sequence[Record]) -> list[Panel]:
-    first = own[0]
+def _disagreement(run: RunResults, records: Sequence[Record]) -> list[Panel]:
+    first = records[0]
     before = first["confidence_before"][first["target"]], first["rival_confidence_before"]
-    panels = [Panel("start", run.image_path(first, "start"), "$p_f$ {:.2f}\n$p_g$ {:.2f}".format(*before))]
-    for r in own:
+    panels = [Panel("1: start", run.image_path(first, "start"), "$p_f$ {:.2f}\n$p_g$ {:.2f}".format(*before))]
+    for r in records:
         after = r["confidence_after"][r["target"]], r["rival_confidence_after"]
         caption = f"$p_f$ {before[0]:.2f} → {after[0]:.2f}\n$p_g$ {before[1]:.2f} → {after[1]:.2f}"
         panels.append(Panel(DIRECTION_TITLES[r["direction"]], run.image_path(r, "best"), caption))
         if "near-1" in r["images"]:
-            alike = f"{r['near_same']} of {r['near_found']} real ones alike"
-            panels.append(Panel("nearest real one", run.image_path(r, "near-1"), alike))
+            agreement = f"{r['near_same']} of {r['near_found']} nearest agree"
+            panels.append(Panel("4: nearest real image", run.image_path(r, "near-1"), agreement))
     return panels
 
 
 def uvce(runs: Sequence[RunResults]) -> Layout:
-    """A run's counterfactuals with what led to them (Fig. 6 to 8 and 18); of several runs only the counterfactuals."""
+    """The counterfactuals of one run with their starts (DiG-IN, Fig. 6 to 8 and 18); of several runs the
+    counterfactuals alone, side by side."""
     return _compared(runs) if len(runs) > 1 else Layout([_counterfactual(runs[0], r) for r in runs[0].records])
 
 
 def _counterfactual(run: RunResults, r: Record) -> Block:
     panels = [
-        Panel("original", run.image_path(r, "original"), _source_and_target(r, "before")),
-        Panel("start", run.image_path(r, "start"), _source_and_target(r, "start")),
-        Panel("counterfactual", run.image_path(r, "best"), _source_and_target(r, "after")),
-        Panel("difference", run.image_path(r, "difference")),
+        Panel("1: original", run.image_path(r, "original"), _source_and_target(r, "before")),
+        Panel("2: start", run.image_path(r, "start"), _source_and_target(r, "start")),
+        Panel("3: counterfactual", run.image_path(r, "best"), _source_and_target(r, "after")),
+        Panel("4: difference of 1 and 3", run.image_path(r, "difference")),
     ]
     if "mask" in r["images"]:
-        panels.append(Panel("white may change", run.image_path(r, "mask")))
+        panels.append(Panel("5: editable region", run.image_path(r, "mask"), "white: editable"))
     return Block(f"{r['source']} → {r['target']}", [panels])
 
 
 def _compared(runs: Sequence[RunResults]) -> Layout:
-    """Original and every run's answer to it."""
-    answers = [{(r["name"], r["source"], r["target"]): r for r in run.records} for run in runs]
+    """Per problem that all runs solved the original and the result of each run."""
+    solved = [{(r["name"], r["source"], r["target"]): r for r in run.records} for run in runs]
     blocks = []
-    for question in (q for q in answers[0] if all(q in other for other in answers)):
-        first = answers[0][question]
+    for problem in (key for key in solved[0] if all(key in records for records in solved)):
+        first = solved[0][problem]
         panels = [Panel("original", runs[0].image_path(first, "original"), _source_and_target(first, "before"))]
-        for run, label, answer in zip(runs, distinguishing_names(runs, "DiG-IN"), answers, strict=True):
-            r = answer[question]
+        for run, label, records in zip(runs, distinguishing_names(runs, "DiG-IN"), solved, strict=True):
+            r = records[problem]
             panels.append(Panel(label, run.image_path(r, "best"), _source_and_target(r, "after")))
         blocks.append(Block(f"{first['source']} → {first['target']}", [panels]))
     if not blocks:
         raise UserError(
-            f"{runs[0].folder}, {runs[1].folder}: answered no question in common; give runs of one data set"
+            f"{runs[0].folder}, {runs[1].folder}: no problem was solved by all runs, so there is nothing to compare; "
+            "give runs on the same images"
         )
     return Layout(blocks)
 
 
 def _source_and_target(r: Record, when: str) -> str:
-    """Both classes' confidences, a line each."""
+    """The confidence in the source and in the target, a line each."""
     return "\n".join(f"{escape_math(name)} {r[f'confidence_{when}'][name]:.2f}" for name in (r["source"], r["target"]))

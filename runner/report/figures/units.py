@@ -1,4 +1,4 @@
-"""Figures of units and components and of what excites them: `neuron_vis`, `neuron_cf`, `npca_cf`."""
+"""Figures of units and components: `neuron_vis`, `neuron_cf`, `npca_cf`."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from statistics import fmean
 from classifier_lens.runner.report.figures.drawing import Block, Layout, Matrix, Panel, escape_math
 from classifier_lens.runner.results.reader import Record, RunResults, group_by
 
-DIRECTION_TITLES = {"max": "maximised", "min": "minimised"}
+DIRECTION_TITLES = {"max": "2: maximized", "min": "3: minimized"}
 
 
 def neuron_vis(runs: Sequence[RunResults]) -> Layout:
-    """Per unit the training picture that excites it most, the best word's and the results (Fig. 29 to 31), and how far
-    the results excite their own unit and the others (Fig. 9)."""
-    units = [(run, own) for run in runs for own in group_by(run.records, "unit")]
-    names = list(dict.fromkeys(own[0]["unit"] for _, own in units))
-    rows = [[_mean_activation(own, name) for name in names] for _, own in units]
-    title = "mean activation of every unit (column) in the results of each (row)"
-    matrix = Matrix(title, [own[0]["unit"] for _, own in units], names, rows) if len(names) > 1 else None
-    return Layout([Block(f"unit {own[0]['unit']}", [_unit(run, own)]) for run, own in units], matrix)
+    """Per unit the training image with the highest activation, the image of the best word and the results (Fig. 29 to
+    31), then the activation of every unit on the results of each (Fig. 9)."""
+    units = [(run, records) for run in runs for records in group_by(run.records, "unit")]
+    names = list(dict.fromkeys(records[0]["unit"] for _, records in units))
+    rows = [[_mean_activation(records, name) for name in names] for _, records in units]
+    title = "mean activation of every unit (column) on the results of each (row)"
+    matrix = Matrix(title, [records[0]["unit"] for _, records in units], names, rows) if len(names) > 1 else None
+    return Layout([Block(f"unit {records[0]['unit']}", [_unit(run, records)]) for run, records in units], matrix)
 
 
 def _mean_activation(records: Sequence[Record], unit: str) -> float:
-    """NaN where the unit is of another module, or of another run."""
+    """NaN if the unit belongs to another module or to another run."""
     values = [r["activations"][unit] for r in records if unit in r["activations"]]
     return fmean(values) if values else math.nan
 
 
-def _unit(run: RunResults, own: Sequence[Record]) -> list[Panel]:
-    first = own[0]
+def _unit(run: RunResults, records: Sequence[Record]) -> list[Panel]:
+    first = records[0]
     return [
-        Panel("best training picture", run.image_path(first, "training"), f"activation {first['training_max']:.2f}"),
-        *([Panel("best word", run.image_path(first, "worded"), _words(first))] if "word" in first else []),
-        *(Panel("result", run.image_path(r, "best"), f"activation {r['activation_after']:.2f}") for r in own),
+        Panel("1: best training image", run.image_path(first, "training"), f"activation {first['training_max']:.2f}"),
+        *([Panel("2: best word", run.image_path(first, "worded"), _words(first))] if "word" in first else []),
+        *(Panel("3: result", run.image_path(r, "best"), f"activation {r['activation_after']:.2f}") for r in records),
     ]
 
 
@@ -44,52 +44,56 @@ def _words(record: Record) -> str:
 
 
 def neuron_cf(runs: Sequence[RunResults]) -> Layout:
-    """Per picture and unit the original, what maximises and minimises the unit and the feature attack (Fig. 10), below
-    them where the unit looks, with the share of it outside the object, and the mask (Fig. 34)."""
+    """Per image and unit the original, the results of both directions and the feature attack (Fig. 10), then the
+    HiResCAM maps of the unit, with their share outside the object, and the mask (Fig. 34)."""
     return Layout([
-        Block(f"{own[0]['source']}, unit {own[0]['unit']}", [line for line in _push(run, own) if line])
-        for run in runs for own in group_by(run.records, "picture", "unit")
+        Block(f"{records[0]['source']}, unit {records[0]['unit']}", [row for row in _unit_rows(run, records) if row])
+        for run in runs for records in group_by(run.records, "picture", "unit")
     ])  # fmt: skip
 
 
-def _push(run: RunResults, own: Sequence[Record]) -> tuple[list[Panel], list[Panel]]:
-    first = own[0]
-    attacked = (
+def _unit_rows(run: RunResults, records: Sequence[Record]) -> tuple[list[Panel], list[Panel]]:
+    first = records[0]
+    caption = (
         f"activation {first['activation_attack']:.2f}\n{escape_math(first['source'])} {first['confidence_attack']:.2f}"
     )
-    attack = Panel("feature attack", run.image_path(first, "attack"), attacked)
-    pictures = [*_steered(run, own, "activation", "activation"), attack]
-    shown = [("before", first, run.start_image_path(first)), *(("after", r, run.image_path(r, "best")) for r in own)]
-    cams = [
-        Panel(f"HiResCAM, {when}", picture, _outside(r, when), run.image_path(r, f"cam-{when}"))
-        for when, r, picture in shown if f"cam-{when}" in r["images"]
+    attack = Panel("4: feature attack", run.image_path(first, "attack"), caption)
+    images = [*_both_directions(run, records, "activation", "activation"), attack]
+    explained = [("5", "before", first, run.start_image_path(first))]
+    explained += [("6", "after", r, run.image_path(r, "best")) for r in records]
+    maps = [
+        Panel(f"{number}: HiResCAM {when}", image, _outside(r, when), run.image_path(r, f"cam-{when}"))
+        for number, when, r, image in explained if f"cam-{when}" in r["images"]
     ]  # fmt: skip
-    return pictures, cams + (
-        [Panel("white may change", run.image_path(first, "mask"))] if "mask" in first["images"] else []
-    )
+    if "mask" in first["images"]:
+        maps.append(Panel("7: editable region", run.image_path(first, "mask"), "white: editable"))
+    return images, maps
 
 
 def _outside(r: Record, when: str) -> str:
     share = r.get(f"cam_outside_{when}")
-    return "" if share is None else f"outside {share:.2f}"
+    return "" if share is None else f"outside object {share:.2f}"
 
 
 def npca_cf(runs: Sequence[RunResults]) -> Layout:
-    """Per picture and component what it began with and what maximises and minimises the component (Fig. 11 and 35)."""
+    """Per image and component the start and the results of both directions (Fig. 11 and 35)."""
     return Layout([
-        Block(f"{own[0]['source']}, component {own[0]['component']}", [_steered(run, own, "contribution", "α")])
-        for run in runs for own in group_by(run.records, "picture", "source", "component")
+        Block(
+            f"{records[0]['source']}, component {records[0]['component']}",
+            [_both_directions(run, records, "contribution", "α")],
+        )
+        for run in runs for records in group_by(run.records, "picture", "source", "component")
     ])  # fmt: skip
 
 
-def _steered(run: RunResults, own: Sequence[Record], key: str, name: str) -> list[Panel]:
-    """The start and each direction's result; captions: what was steered and the confidence of its class."""
-    first = own[0]
+def _both_directions(run: RunResults, records: Sequence[Record], key: str, name: str) -> list[Panel]:
+    """The start and the result of each direction, with the changed quantity and the confidence in the class."""
+    first = records[0]
     heading = "original" if "original" in first["images"] else "start"
     label = escape_math(first["source"])
 
     def caption(r: Record, when: str) -> str:
         return f"{name} {r[f'{key}_{when}']:.2f}\n{label} {r[f'confidence_{when}'][r['source']]:.2f}"
 
-    results = (Panel(DIRECTION_TITLES[r["direction"]], run.image_path(r, "best"), caption(r, "after")) for r in own)
-    return [Panel(heading, run.start_image_path(first), caption(first, "before")), *results]
+    results = (Panel(DIRECTION_TITLES[r["direction"]], run.image_path(r, "best"), caption(r, "after")) for r in records)
+    return [Panel(f"1: {heading}", run.start_image_path(first), caption(first, "before")), *results]

@@ -387,7 +387,9 @@ def test_what_others_hold_is_waited_for_or_left(tmp_path: Path) -> None:
     assert work.share(HERE, wait=False).phases == []
     assert set(BATCHES) - set(work.by[HERE]) == {"batch-2"}
     (said, *_) = work.share(HERE).phases
-    assert said == ("waiting for 1 of others' batches: there-1; each is taken over 1.5 s after its last sign of life")
+    assert said == (
+        "waiting for 1 batches of other processes: there-1; a batch is taken over after 1.5 s without activity"
+    )
     assert set(work.by[HERE]) == set(BATCHES), "taken over after the lease"
 
 
@@ -411,7 +413,7 @@ def test_a_batch_that_was_lost_is_left_to_its_new_holder(tmp_path: Path) -> None
 
     solve_shared(BATCHES, work.done, claims(tmp_path), False, stall, told)
     assert not work.done(BATCHES["batch-0"]) and all(work.done(BATCHES[f"batch-{i}"]) for i in range(1, 6))
-    assert told.said == ["batch-0: another process has taken it over, as this one gave no sign of life"]
+    assert told.said == ["batch-0: another process has taken it over, since this one showed no activity"]
 
 
 def test_a_batch_is_free_again_when_its_process_fails(tmp_path: Path) -> None:

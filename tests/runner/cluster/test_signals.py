@@ -75,7 +75,7 @@ CODES = {"SIGINT": 130, "SIGHUP": 129, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2"
 def test_each_signal_has_its_exit_code(number: signal.Signals) -> None:
     stop = RunStopped(number.name)
     assert stop.exit_code == CODES[number.name] and is_stop_code(stop.exit_code)
-    assert stop.message == f"stopped by {number.name}; the same command continues"
+    assert stop.message == f"stopped by {number.name}; the same command continues the run"
     assert not any(is_stop_code(code) for code in (0, 1, 2, 75))
 
 
@@ -146,7 +146,7 @@ def test_a_signal_during_the_imports_ends_the_process_in_one_line(
         os.kill(os.getpid(), number)
     assert ends == [CODES[number.name]]
     out, err = capfd.readouterr()
-    assert out == "printed before\n" and err == f"stopped by {number.name}; the same command continues\n"
+    assert out == "printed before\n" and err == f"stopped by {number.name}; the same command continues the run\n"
 
 
 def test_who_handles_a_signal_already_keeps_it_during_the_imports() -> None:
@@ -167,15 +167,15 @@ def test_nobody_is_told_twice(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_terminal_that_has_closed_is_let_go() -> None:
+def test_a_closed_terminal_is_redirected() -> None:
     """What is printed goes nowhere, instead of ending a run before it has saved."""
     terminal, end = os.openpty()
-    signals._let_go([end])
+    signals._redirect_closed([end])
     os.write(end, b"seen")
     assert os.read(terminal, 4) == b"seen", "it is open yet"
     os.close(terminal)
     with pytest.raises(OSError):
         os.write(end, b"x")
-    signals._let_go([end])
+    signals._redirect_closed([end])
     os.write(end, b"x")
     os.close(end)

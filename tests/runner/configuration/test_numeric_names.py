@@ -29,7 +29,7 @@ def test_on_the_command_line() -> None:
     assert (both["data"]["path"], both["data"]["label"]) == ("1e3", "2.50")
     assert both["seed"] == 1000 and both["optimizer"]["lr"]["latent"] == 0.001
     assert compose_config(["select.classes=null"])["select"]["classes"] is None
-    for word, line in (("seed=true", "allowed are whole"), ("task.target=null", "is written task.target=\"'null'\"")):
+    for word, line in (("seed=true", "allowed are whole"), ("task.target=null", "write task.target=\"'null'\"")):
         with pytest.raises(UserError, match=f"^{word}: .*{line}"):
             compose_config([word])
 
@@ -79,7 +79,7 @@ def test_an_open_reference_ends_in_a_line_that_shows_how_to_quote(word: str) -> 
 
 
 def test_a_number_that_nobody_can_read_back_is_refused() -> None:
-    with pytest.raises(UserError, match=r"task\.target=3\.1: allowed are .* written task\.target=\"'3\.1'\""):
+    with pytest.raises(UserError, match=r"task\.target=3\.1: allowed are .* write task\.target=\"'3\.1'\""):
         compose_config([], {"task.target": 3.1})
 
 

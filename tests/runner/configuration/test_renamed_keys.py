@@ -14,18 +14,18 @@ from classifier_lens.runner.types import UserError
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["task.keep=all"], "task.keep: this key is now called task.preserve"),
-        (["claim.wait=false"], "claim.wait: this key is now called lease.wait_for_others"),
-        (["generator.softening.latents.dilate=3"], "generator.softening.latents.dilate: this key is now called "
+        (["task.keep=all"], "task.keep: this key was renamed to task.preserve"),
+        (["claim.wait=false"], "claim.wait: this key was renamed to lease.wait_for_others"),
+        (["generator.softening.latents.dilate=3"], "generator.softening.latents.dilate: this key was renamed to "
          "generator.mask_postprocess.latents.dilate_kernel"),
-        (["controls=soft_prompt"], "controls: this key is now called parametrization"),
-        (["task=neuron_vis", "task.enough=2"], "task.enough: this key is now called task.saturation_std "
+        (["controls=soft_prompt"], "controls: this key was renamed to parametrization"),
+        (["task=neuron_vis", "task.enough=2"], "task.enough: this key was renamed to task.saturation_std "
          "(task=neuron_cf or npca_cf) or task.saturation_ratio (task=neuron_vis)"),
         (["task.baseline=guidance"],
-         "task.baseline=guidance: this option is now called task.baseline=classifier_guidance"),
-        (["data=drawn"], "data=drawn: this option is now called data=none"),
-        (["task=disagreement", "task/validate=none"], "task.validate: this key is now called task.retrieval"),
-        (["+task.keep=all"], "task.keep: this key is now called task.preserve"),
+         "task.baseline=guidance: this option was renamed to task.baseline=classifier_guidance"),
+        (["data=drawn"], "data=drawn: this option was renamed to data=none"),
+        (["task=disagreement", "task/validate=none"], "task.validate: this key was renamed to task.retrieval"),
+        (["+task.keep=all"], "task.keep: this key was renamed to task.preserve"),
     ],
     ids=str,
 )  # fmt: skip

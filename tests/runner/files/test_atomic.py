@@ -81,7 +81,7 @@ def test_a_file_system_that_cannot_synchronize_folders_is_written_to(
     ("code", "line"),
     [
         (errno.ENOSPC, "disk full: {}"), (errno.EDQUOT, "disk full: {}"),
-        (errno.EFBIG, "{}: is larger than files may be here; raise the limit (`ulimit -f`)"),
+        (errno.EFBIG, "{}: is larger than the limit for files; raise the limit (`ulimit -f`)"),
         (errno.EIO, "{}: cannot be written: Input/output error"),
     ],
 )  # fmt: skip

@@ -103,7 +103,7 @@ def test_offline_attempts_lie_in_the_run_folder(nobody: Path, capfd: pytest.Capt
         curve = [(row["c/step"], row["c/total"]) for row in run.rows if "c/step" in row]
         assert curve == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
         assert run.summary["success_rate"] == pytest.approx(2 / 3) and run.rows[-1]["results.nrows"] == 3
-        assert [row["pictures/b.captions"] for row in run.rows if "pictures/b.count" in row] == [["best"]]
+        assert [row["images/b.captions"] for row in run.rows if "images/b.count" in row] == [["best"]]
     for path in nobody.glob("*/wandb/offline-run-*"):
         assert len(list(path.glob("files/media/images/**/*.png"))) == 3
         (table,) = path.glob("files/media/table/*.json")
@@ -117,7 +117,7 @@ def test_the_first_problems_have_curves_and_pictures_and_all_are_in_the_table(
     use(offline(), nobody)
     (run,) = offline_runs(nobody)
     keys = {key.partition(".")[0] for row in run.rows for key in row}
-    assert {"a/total", "b/total", "pictures/a", "pictures/b"} <= keys and not keys & {"c/total", "pictures/c"}
+    assert {"a/total", "b/total", "images/a", "images/b"} <= keys and not keys & {"c/total", "images/c"}
     assert run.rows[-1]["results.nrows"] == 3 and run.summary["success_rate"] == pytest.approx(2 / 3)
     assert [row["result/seconds"] for row in run.rows if "result/seconds" in row] == [2.5] * 3
 
@@ -152,10 +152,10 @@ def test_a_broken_logger_gives_back_what_it_holds(capfd: pytest.CaptureFixture[s
     for step in range(2):
         unfailing.log_step("a", step, {})
     unfailing.finish()
-    assert broken.finished == 1 and capfd.readouterr().err == "logger: disk; nothing more is logged\n"
+    assert broken.finished == 1 and capfd.readouterr().err == "logger: disk; logging ends, the run goes on\n"
 
 
-def test_what_was_free_is_a_mask_of_the_result(nobody: Path) -> None:
+def test_the_editable_region_is_a_mask_of_the_result(nobody: Path) -> None:
     mask = Image.new("L", (8, 8))
     mask.paste(255, (0, 0, 4, 8))
     mask.save(nobody / "mask.png")
@@ -168,7 +168,7 @@ def test_what_was_free_is_a_mask_of_the_result(nobody: Path) -> None:
     with Image.open(saved) as file:
         assert np.bincount(np.asarray(file).ravel()).tolist() == [32, 32]
     (run,) = offline_runs(nobody)
-    assert any("pictures/a.all_masks" in key for row in run.rows for key in row)
+    assert any("images/a.all_masks" in key for row in run.rows for key in row)
 
 
 @pytest.mark.parametrize("trouble", ["no key", "wrong key", "dead network"])
@@ -180,7 +180,7 @@ def test_an_attempt_that_cannot_be_online_is_offline(
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     use(WandbLogger(mode="online", project="p", entity=None, timeout=2.0), nobody)
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("logger.mode=online: ") and line.endswith("logged offline, and `wandb sync` sends it later")
+    assert line.startswith("logger.mode=online: ") and line.endswith("logged offline; `wandb sync` sends it later")
     (run,) = offline_runs(nobody)
     assert len(run.rows) == 10
 
@@ -199,7 +199,7 @@ class Broken(NullLogger):
 
 def test_a_logger_in_trouble_is_told_once_and_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     use(SafeLogger(Broken(2)), tmp_path)
-    assert capfd.readouterr().err == "logger: [Errno 28] No space left on device; nothing more is logged\n"
+    assert capfd.readouterr().err == "logger: [Errno 28] No space left on device; logging ends, the run goes on\n"
     use(SafeLogger(Broken(100)), tmp_path)
     assert capfd.readouterr().err == ""
 

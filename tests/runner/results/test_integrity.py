@@ -159,7 +159,7 @@ def test_what_is_damaged_is_not_done_and_harms_no_other(
     run.repair(NAMES)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{run.path / told}: ")
-    assert line.endswith(f"; set aside as {Path(told).name}.damaged and made again")
+    assert line.endswith(f"; renamed to {Path(told).name}.damaged and written again")
     assert [run.is_done(other) for other in NAMES] == [other != name for other in NAMES]
     status = run.collect(NAMES, "done", "", summed)
     assert status["pending"] == 1 and status["done"] + status["failed"] == 2

@@ -74,7 +74,7 @@ def test_measures_are_chosen_by_their_beginnings() -> None:
 
 @pytest.mark.parametrize(("word", "said"), [
     ("only=nothing", "only=nothing: allowed are "), ("repeats=0", "repeats=0: allowed are whole numbers from 1"),
-    ("speed=1", "speed=1: nothing reads this key; allowed are only, "), ("repeats=x", "repeats=x: "),
+    ("speed=1", "speed=1: unknown key; allowed are only, "), ("repeats=x", "repeats=x: "),
 ])  # fmt: skip
 def test_bad_words_end_in_one_line(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([word]) == 2

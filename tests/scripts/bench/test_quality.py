@@ -81,7 +81,7 @@ def test_names_and_their_beginnings() -> None:
 
 @pytest.mark.parametrize(("word", "said"), [
     ("only=nothing", "only=nothing: allowed are uvce; disagreement; prompts"), ("n=1", "n=1: allowed are whole"),
-    ("variants=DDPM", "variants=DDPM: allowed are DDIM-20;"), ("speed=1", "speed=1: nothing reads this key; "),
+    ("variants=DDPM", "variants=DDPM: allowed are DDIM-20;"), ("speed=1", "speed=1: unknown key; "),
 ])  # fmt: skip
 def test_bad_words_end_in_one_line(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert quality.main([word]) == 2

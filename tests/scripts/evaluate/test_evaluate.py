@@ -93,7 +93,7 @@ def test_the_table_has_every_row_once() -> None:
         (["seed=-1"], "seed=-1: allowed are whole numbers from 0"),
         (["device=tpu"], "device=tpu: allowed are auto, cpu, cuda"),
         (["dtype=float16"], "dtype=float16: allowed are float32, bfloat16"),
-        (["size=3"], "size=3: nothing reads this key; allowed are metrics, n, "),
+        (["size=3"], "size=3: unknown key; allowed are metrics, n, "),
         (["verbose"], "verbose: allowed are"),
         (
             ["metrics=planted.null_text", "n=8", "write=true"],

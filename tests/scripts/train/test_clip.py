@@ -53,7 +53,7 @@ def test_training_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_end_in_one_line() -> None:
-    with pytest.raises(UserError, match="stepz=3: nothing reads this key; did you mean steps"):
+    with pytest.raises(UserError, match="stepz=3: unknown key; did you mean steps"):
         train_clip.load_settings(["stepz=3"])
 
 
