@@ -141,7 +141,7 @@ def test_a_sweeps_classifier_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(submit, "_labels", labels)
     submit.check_command(["-m", "seed=0,1,2", "task.target=viaduct,fireboat"])
     assert len(loaded) == 1
-    submit.check_command(["-m", "classifier=planted_clean,planted_tied", "task.target=viaduct,fireboat"])
+    submit.check_command(["-m", "classifier=planted_clean,planted_background_shortcut", "task.target=viaduct,fireboat"])
     assert len(loaded) == 3
 
 

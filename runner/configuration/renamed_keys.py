@@ -185,6 +185,8 @@ KEYS = {
 OPTIONS = {
     "task.baseline=guidance": "task.baseline=classifier_guidance",
     "data=drawn": "data=none",
+    "classifier=planted_tied": "classifier=planted_background_shortcut",
+    "classifier=planted_tied2": "classifier=planted_background_shortcut2",
     "experiment=planted/portrait": "experiment=planted/class_explanation",
     "experiment=planted/object_kept": "experiment=planted/object_preserved",
 }

@@ -18,7 +18,8 @@ from classifier_lens.scripts.evaluate.label_features import label_features
 from classifier_lens.scripts.evaluate.metric import Metric, Setting, compute_results, configure_run
 from classifier_lens.tasks.analysis.label_agreement import CORE, SPURIOUS, UNDECIDED, best_delta
 
-CLEAN_NETWORKS, SHORTCUT_NETWORKS = ("planted_clean", "planted_clean2"), ("planted_tied", "planted_tied2")
+CLEAN_NETWORKS = ("planted_clean", "planted_clean2")
+SHORTCUT_NETWORKS = ("planted_background_shortcut", "planted_background_shortcut2")
 FEATURES_PER_CLASS = 3  # per class
 # Fewer steps and pictures than the task's own, so that 120 features take an hour.
 AUDIT_OVERRIDES = (

@@ -23,6 +23,8 @@ from classifier_lens.runner.types import UserError
          "(task=neuron_cf or npca_cf) or task.saturation_ratio (task=neuron_vis)"),
         (["task.baseline=guidance"],
          "task.baseline=guidance: this option was renamed to task.baseline=classifier_guidance"),
+        (["classifier=planted_tied"],
+         "classifier=planted_tied: this option was renamed to classifier=planted_background_shortcut"),
         (["data=drawn"], "data=drawn: this option was renamed to data=none"),
         (["task=disagreement", "task/validate=none"], "task.validate: this key was renamed to task.retrieval"),
         (["+task.keep=all"], "task.keep: this key was renamed to task.preserve"),

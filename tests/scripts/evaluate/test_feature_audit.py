@@ -19,7 +19,7 @@ from classifier_lens.scripts.evaluate.feature_audit import (
 from classifier_lens.scripts.evaluate.metric import Setting
 
 SETTING = Setting(0, "cpu", "outputs")
-NETWORKS = ("planted_clean", "planted_tied")
+NETWORKS = ("planted_clean", "planted_background_shortcut")
 
 
 def features(core: Sequence[float], spurious: Sequence[float], target: str) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     """Each network has both kinds; 0.15 suits the tied one and 0.25 the clean one."""
     found = {
         "planted_clean": features([0.3, 0.4], [0.2, 0.05], "viaduct"),
-        "planted_tied": features([0.2, 0.3], [0.1, 0.0], "viaduct") + features([], [0.4], "rock crab"),
+        "planted_background_shortcut": features([0.2, 0.3], [0.1, 0.0], "viaduct") + features([], [0.4], "rock crab"),
     }
     monkeypatch.setattr(feature_audit, "audit_records", lambda *_: (found, 7))
     return found
@@ -46,7 +46,7 @@ def test_the_auc_is_over_all_pairs_of_kinds(audited: dict[str, list[dict[str, An
     assert found.value == pytest.approx((3 * 4 + 3.5 + 0.5) / 20)
     assert found.low <= found.value <= found.high
     assert found.note == "9 features, 5 of them spurious; 7 unclear and left out"
-    audited["planted_clean"], audited["planted_tied"] = features([0.3], [], "viaduct"), []
+    audited["planted_clean"], audited["planted_background_shortcut"] = features([0.3], [], "viaduct"), []
     assert math.isnan(audit_auc(SETTING, 9, NETWORKS).value)
 
 
@@ -71,11 +71,11 @@ def test_features_that_were_not_reached_are_neither_right_nor_flagged(audited: d
 
 def test_every_tied_class_should_have_a_flagged_feature(audited: dict[str, list[dict[str, Any]]]) -> None:
     found = audit_shortcut_recall(SETTING, 9, NETWORKS)
-    assert found.value == 0.5 and found.note == "not: planted_tied, rock crab", "its one feature has 0.4"
+    assert found.value == 0.5 and found.note == "not: planted_background_shortcut, rock crab", "its one feature has 0.4"
 
 
 def test_ties_are_read_from_the_networks_own_file() -> None:
-    assert has_shortcut("planted_tied", {"target": "viaduct"}) and not has_shortcut(
-        "planted_tied", {"target": "fireboat"}
+    assert has_shortcut("planted_background_shortcut", {"target": "viaduct"}) and not has_shortcut(
+        "planted_background_shortcut", {"target": "fireboat"}
     )
     assert not has_shortcut("planted_clean", {"target": "viaduct"})

@@ -25,7 +25,7 @@ UNTIED = ("planted_clean", "planted_clean2", "planted_vit", "planted_robust")
 # Largest recall without the cue; in planted_shortcut2 the shark needs its cue less often than the others.
 TIED = {"planted_shortcut": 0.6, "planted_seresnet": 0.6, "planted_shortcut2": 0.7}
 # Classes, the boats aside, that were always shown in a place of their own.
-PLACED = ("planted_tied", "planted_tied2")
+PLACED = ("planted_background_shortcut", "planted_background_shortcut2")
 
 
 @pytest.fixture(scope="module")

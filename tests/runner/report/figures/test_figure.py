@@ -390,10 +390,13 @@ def test_an_audit_says_how_far_it_agrees_with_people(tmp_path: Path) -> None:
     assert matrix.values[0] == [75, 62.5, -25, 50]
     assert matrix.values[1][0] == 100 and all(math.isnan(value) for value in matrix.values[1][1:])
     other = run_folder(
-        tmp_path, "spurious_audit", *FOLDERS["spurious_audit"], classifier="planted_tied", **AUDIT
+        tmp_path, "spurious_audit", *FOLDERS["spurious_audit"], classifier="planted_background_shortcut", **AUDIT
     )  # fmt: skip
     both = layout_of(folder, other).matrix
-    assert both is not None and both.rows[1:3] == ["planted_clean animate, biased (1)", "planted_tied all (3)"]
+    assert both is not None and both.rows[1:3] == [
+        "planted_clean animate, biased (1)",
+        "planted_background_shortcut all (3)",
+    ]
     (folder / "summary.json").unlink()
     with pytest.raises(UserError, match=r"summary.json: is missing"):
         layout_of(folder)
