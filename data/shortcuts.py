@@ -29,12 +29,12 @@ class FactorValues:
 def check_shortcuts(shortcuts: Shortcuts, factors: FactorValues) -> None:
     """Raises UserError for an unknown class, factor or value."""
     for name, cue in shortcuts.items():
-        check_choice("ties: class", name, factors.classes)
+        check_choice("shortcuts: class", name, factors.classes)
         if not isinstance(cue, Mapping) or not cue:
-            raise UserError(f"ties.{name}={cue}: wanted is factor: value, with factors {', '.join(factors.values)}")
+            raise UserError(f"shortcuts.{name}={cue}: expected factor: value, with a factor of {', '.join(factors.values)}")
         for factor, value in cue.items():
-            check_choice(f"ties.{name}: factor", factor, factors.values)
-            check_choice(f"ties.{name}.{factor}", value, factors.values[factor])
+            check_choice(f"shortcuts.{name}: factor", factor, factors.values)
+            check_choice(f"shortcuts.{name}.{factor}", value, factors.values[factor])
 
 
 def class_strengths(strength: Mapping[str, Any] | Any, shortcuts: Shortcuts) -> dict[str, float]:
@@ -44,7 +44,7 @@ def class_strengths(strength: Mapping[str, Any] | Any, shortcuts: Shortcuts) -> 
     """
     strengths = strength if isinstance(strength, Mapping) else dict.fromkeys(shortcuts, strength)
     if without_cue := [str(name) for name in strengths if name not in shortcuts]:
-        raise UserError(f"strength: {', '.join(without_cue)} has no cue; allowed are {', '.join(shortcuts)}")
+        raise UserError(f"shortcut_strength: {', '.join(without_cue)} has no cue; allowed are {', '.join(shortcuts)}")
     return {str(name): float(value) for name, value in strengths.items()}
 
 
@@ -96,7 +96,7 @@ def subsample_to_strength(
         if class_strength == 0:
             continue
         if num_with_cue == 0:
-            raise UserError(f"ties.{name}: none of the {len(others)} images of the class shows its cue")
+            raise UserError(f"shortcuts.{name}: none of the {len(others)} images of the class shows its cue")
         frequency = class_strength + (1 - class_strength) * num_with_cue / (num_with_cue + len(others))
         num_others = round(num_with_cue * (1 - frequency) / frequency)
         remains[others[shuffled_indices(len(others), seed)[num_others:]]] = False

@@ -216,7 +216,7 @@ def test_every_wrong_setting_of_a_training_is_refused(name: str) -> None:
         (clip.main, "model.vision_cfg.layers=[1]", "model.vision_cfg.layers=[1]: allowed are lists [a, b] of 4"),
         (generator.main, "data=faces", "data=faces: allowed are planted, cifar10"),
         (generator.main, "vae.lr=nan", "vae.lr=nan: allowed are numbers above 0"),
-        (distill_lcm.main, "form=lora", "form=lora: needs settings lora"),
+        (distill_lcm.main, "student_type=lora", "student_type=lora: needs the settings `lora`"),
         (segmenter.main, "device=gpu", "device=gpu: "),
     ],
 )

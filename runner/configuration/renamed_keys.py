@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 KEYS = {
     "claim": "lease",
     "claim.lease": "lease.duration",
@@ -192,18 +194,18 @@ OPTIONS = {
 }
 
 
-def new_name(key: str) -> str | None:
+def new_name(key: str, renamed: Mapping[str, str] = KEYS) -> str | None:
     """The new name of a configuration key, or of a key below a renamed one; None for a key that was never renamed."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
-        if (new := KEYS.get(".".join(parts[:end]))) is not None:
+        if (new := renamed.get(".".join(parts[:end]))) is not None:
             return ".".join([new, *parts[end:]])
     return None
 
 
-def renamed_key(key: str) -> str | None:
+def renamed_key(key: str, renamed: Mapping[str, str] = KEYS) -> str | None:
     """The error message about an old key, None for any other key."""
-    new = new_name(key)
+    new = new_name(key, renamed)
     return None if new is None else f"{key}: this key was renamed to {new}"
 
 

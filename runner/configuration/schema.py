@@ -22,7 +22,7 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict
 from pydantic_core import PydanticCustomError
 
 from classifier_lens.runner.configuration.numeric_names import SourceTexts, restore_text, restore_texts
-from classifier_lens.runner.configuration.renamed_keys import renamed_key
+from classifier_lens.runner.configuration.renamed_keys import KEYS, renamed_key
 from classifier_lens.runner.configuration.type_descriptions import (
     DEFAULT_RANGE,
     MAPPING_TYPES,
@@ -62,11 +62,12 @@ class Violation:
 
 
 class Violations(list[Violation]):
-    """The violations in a configuration, in the order of their detection, and the source texts of its values."""
+    """The violations in a configuration, in the order of their detection, the source texts of its values, and the new
+    names of renamed keys."""
 
-    def __init__(self, source_texts: SourceTexts) -> None:
+    def __init__(self, source_texts: SourceTexts, renamed: Mapping[str, str]) -> None:
         super().__init__()
-        self.source_texts = source_texts
+        self.source_texts, self.renamed = source_texts, renamed
 
     def raise_first(self) -> None:
         """Raise UserError of the first violation with the shortest key: values that refer to it are wrong, too."""
@@ -75,15 +76,16 @@ class Violations(list[Violation]):
 
 
 def check_settings(
-    settings_type: type, values: Mapping[str, Any], prefix: str = "", source_texts: SourceTexts = MappingProxyType({})
-) -> dict[str, Any]:
+    settings_type: type, values: Mapping[str, Any], prefix: str = "", source_texts: SourceTexts = MappingProxyType({}),
+    renamed: Mapping[str, str] = KEYS,
+) -> dict[str, Any]:  # fmt: skip
     """The checked settings of a dataclass, with every nested node. A number in place of a text becomes its source text,
-    if that is known.
+    if that is known. renamed: new names of old keys, for errors.
 
     Raises UserError, in one line with the key, the value and the allowed values, for an unknown or a missing key and
     for a value of the wrong type or out of its range.
     """
-    violations = Violations(source_texts)
+    violations = Violations(source_texts, renamed)
     checked = _fields(_Signature.of(settings_type, partial=False), values, prefix, violations)
     violations.raise_first()
     return checked
@@ -168,7 +170,7 @@ def _fields(signature: _Signature, values: Mapping[str, Any], prefix: str, viola
     for name, value in values.items():
         if name not in signature.annotations and not signature.open:
             unknown = f"{prefix}{name}={format_value(value)}: unknown key; {suggest(str(name), names)}"
-            violations.append(Violation(f"{prefix}{name}", renamed_key(f"{prefix}{name}") or unknown))
+            violations.append(Violation(f"{prefix}{name}", renamed_key(f"{prefix}{name}", violations.renamed) or unknown))
         else:
             checked[name] = _value(value, signature.annotations.get(name, Any), f"{prefix}{name}", violations)
     return checked

@@ -122,7 +122,7 @@ def audit_shortcut_recall(setting: Setting, n: int, networks: tuple[str, ...]) -
 def has_shortcut(network: str, record: Mapping[str, Any]) -> bool:
     """Whether the class of a feature was tied to a cue in the network's training pictures."""
     config = json.loads((SHIPPED_FOLDER / network / "config.json").read_text())
-    return record["target"] in config["strength"]
+    return record["target"] in config["shortcut_strength"]
 
 
 def audit_false_positive_rate(setting: Setting, n: int, networks: tuple[str, ...]) -> Estimate:

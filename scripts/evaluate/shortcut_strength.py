@@ -21,14 +21,14 @@ from classifier_lens.scripts.train.measure_classifier import shortcut_reliance
 
 STRENGTHS = (0.0, 0.5, 0.9, 0.99)
 # The shortcut classifiers' own recipe, with fewer pictures and steps; on a CPU, so that weights repeat.
-TRAINING_OVERRIDES = ("name=planted_shortcut", "images=8000", "steps=600", "test=500", "device=cpu")
+TRAINING_OVERRIDES = ("name=planted_shortcut", "images=8000", "steps=600", "test_images=500", "device=cpu")
 RENDERS_PER_CLASS = 300  # test pictures per class and question of what a classifier leans on
 
 
 @cache
 def trained_classifier(setting: Setting, strength: float) -> Path:
     """The folder of a classifier whose ties have this strength, trained unless an earlier process did."""
-    recipe = (*TRAINING_OVERRIDES, f"strength={strength:g}")
+    recipe = (*TRAINING_OVERRIDES, f"shortcut_strength={strength:g}")
     folder = Path(setting.outputs).resolve() / "classifiers" / f"bias-{strength:g}-{hash_values(recipe)[:8]}"
     if not (folder / "README.md").is_file():  # the last that is written
         with redirect_stdout(sys.stderr):

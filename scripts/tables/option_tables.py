@@ -51,7 +51,7 @@ GROUPS = {
     "logger": "What is logged beside the run folder.",
     "safety_checker": "Whether generated images are checked before they are saved.",
     "train": "Settings of the commands in `scripts/train/`, given as `key=value` without the group.",
-    "train/ties": "Shortcuts for `scripts/train/classifier.py ties=<name>`.",
+    "train/shortcuts": "Shortcuts for `scripts/train/classifier.py shortcuts=<name>`.",
 }
 INTRODUCTION = """# All configuration keys
 
@@ -176,7 +176,7 @@ def _option_section(group: str, file: Path) -> str:
     lines += [_plain(" ".join(comment for comment in comments if not comment.startswith("@package"))), ""]
     if ancestors := _ancestors(yaml.safe_load(text)):
         lines += [f"Inherits from {', '.join(f'`{name}`' for name in ancestors)}.", ""]
-    prefix = {"train": "", "train/ties": ""}.get(group, _key_of(group, file.stem))
+    prefix = {"train": "", "train/shortcuts": ""}.get(group, _key_of(group, file.stem))
     return "\n".join([*lines, options_table(prefix, text, undocumented=True)])
 
 

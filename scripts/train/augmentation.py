@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-NO_AUGMENTATION = {"crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "colour": 0.0, "jpeg": 0.0, "erase": 0.0}
+NO_AUGMENTATION = {"crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "color_jitter": 0.0, "jpeg": 0.0, "erase": 0.0}
 
 
 class Augment:
@@ -22,8 +22,8 @@ class Augment:
         cfg = self.cfg
         if cfg.crop < 1 or cfg.flip > 0:
             x = self.crop(x, cfg.crop, cfg.flip)
-        if cfg.colour > 0:
-            x = self.color(x, cfg.colour)
+        if cfg.color_jitter > 0:
+            x = self.color(x, cfg.color_jitter)
         if cfg.blur > 0:
             x = self.blur(x, cfg.blur)
         if cfg.jpeg > 0:

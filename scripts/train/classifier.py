@@ -3,7 +3,7 @@
     python scripts/train/classifier.py name=planted_shortcut
     python scripts/train/classifier.py name=mine architecture=resnet10t kwargs='{}' steps=500 out=outputs/train/mine
     python scripts/train/classifier.py data=cifar10 minutes=10
-    python scripts/train/classifier.py name=hues ties=planted_hues strength=0.9 out=outputs/train/hues
+    python scripts/train/classifier.py name=hues shortcuts=planted_hues shortcut_strength=0.9 out=outputs/train/hues
 
 Keys and presets are those of conf/train/classifier.yaml. A run continues from the weights already in `out`.
 """
@@ -119,7 +119,7 @@ def train(network: nn.Module, corpus: LabeledImages, cfg: DictConfig, device: to
 
         network.eval()
         attack = cfg.adversarial
-        x = l2_pgd(loss_at, augment(images[rows].float() / 255), attack.epsilon, attack.step, attack.steps)
+        x = l2_pgd(loss_at, augment(images[rows].float() / 255), attack.epsilon, attack.step_size, attack.steps)
         network.train()
         loss = loss_at(x)
         optimizer.zero_grad()
@@ -143,8 +143,8 @@ def save_classifier(network: nn.Module, corpus: LabeledImages, cfg: DictConfig, 
     config = {
         "architecture": cfg.architecture, "kwargs": to_dict(cfg.kwargs), "domain": cfg.data,
         "heads": corpus.heads, "size": corpus.images.shape[-1], **PREPROCESSING,
-        "ties": to_dict(cfg.ties), "strength": to_dict(cfg.strength), "confusion": cfg.confusion,
-        "adversarial": to_dict(cfg.adversarial), "runs": list(runs),
+        "shortcuts": to_dict(cfg.shortcuts), "shortcut_strength": to_dict(cfg.shortcut_strength),
+        "label_noise": cfg.label_noise, "adversarial": to_dict(cfg.adversarial), "runs": list(runs),
     }  # fmt: skip
     for name, write in (
         ("model.safetensors", lambda path: save_file(weights, path)),
@@ -163,16 +163,19 @@ def load_settings(arguments: Sequence[str]) -> DictConfig:
     presets = base.pop("presets")
     data = check_choice("data", cli.get("data", "planted"), DATASET_LOADERS)
     base.name = cli.get("name") or next(key for key, preset in presets.items() if preset.data == data)
-    whole = ("kwargs", "ties", "strength", "scenes")  # mappings that replace those before them, where others merge
+    # A mapping under one of these keys replaces the one before it; mappings under other keys are merged.
+    replaced_keys = ("kwargs", "shortcuts", "shortcut_strength", "scenes")
     preset = presets.get(str(base.name), OmegaConf.create({"data": data}))
-    base.update({key: layer[key] for layer in (preset, cli) for key in whole if key in layer})
-    base.merge_with({key: value for key, value in preset.items() if key not in whole})
+    base.update({key: layer[key] for layer in (preset, cli) for key in replaced_keys if key in layer})
+    base.merge_with({key: value for key, value in preset.items() if key not in replaced_keys})
     cfg = apply_overrides(ClassifierSettings, base, arguments)
-    ties = read_shortcuts(cfg.ties)
-    cfg.strength = class_strengths(to_dict(cfg)["strength"], ties)
-    if "ties" in cli and not cfg.strength:
-        raise UserError(f"ties={cli.ties}: give its strength too, from 0 to 1, e.g. strength=0.9")
-    cfg.ties = {name: ties[name] for name in cfg.strength}
+    shortcuts = read_shortcuts(cfg.shortcuts)
+    cfg.shortcut_strength = class_strengths(to_dict(cfg)["shortcut_strength"], shortcuts)
+    if "shortcuts" in cli and not cfg.shortcut_strength:
+        raise UserError(
+            f"shortcuts={cli.shortcuts}: no shortcut has a strength; add one from 0 to 1, e.g. shortcut_strength=0.9"
+        )
+    cfg.shortcuts = {name: shortcuts[name] for name in cfg.shortcut_strength}
     return cfg
 
 
@@ -181,14 +184,14 @@ def read_defaults() -> DictConfig:
     return DictConfig(OmegaConf.load(CONFIG_FOLDER / "train" / "classifier.yaml"))
 
 
-def read_shortcuts(given: str | DictConfig) -> dict[str, Any]:
-    """Class -> {factor: value}: a file of conf/train/ties by its name, or a mapping as it is given. Raises UserError
-    for another name."""
-    if isinstance(given, DictConfig):
-        return to_dict(given)
-    files = sorted((CONFIG_FOLDER / "train" / "ties").glob("*.yaml"))
-    name = check_choice("ties", given, [path.stem for path in files])
-    return to_dict(DictConfig(OmegaConf.load(CONFIG_FOLDER / "train" / "ties" / f"{name}.yaml")))
+def read_shortcuts(shortcuts: str | DictConfig) -> dict[str, Any]:
+    """Class -> {factor: value}: a file of conf/train/shortcuts by its name, or a mapping as it is. Raises UserError for
+    another name."""
+    if isinstance(shortcuts, DictConfig):
+        return to_dict(shortcuts)
+    folder = CONFIG_FOLDER / "train" / "shortcuts"
+    name = check_choice("shortcuts", shortcuts, sorted(path.stem for path in folder.glob("*.yaml")))
+    return to_dict(DictConfig(OmegaConf.load(folder / f"{name}.yaml")))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -211,7 +214,7 @@ def train_and_measure(cfg: DictConfig, arguments: Sequence[str]) -> None:
         steps = train(network, corpus, cfg, device, sum(run["steps"] for run in runs))
         run = {
             "command": shlex.join([*COMMAND.split(), *arguments]), "steps": steps, "batch": cfg.batch,
-            "pictures": len(corpus.images), "seconds": round(time.monotonic() - started), "device": device.type,
+            "images": len(corpus.images), "seconds": round(time.monotonic() - started), "device": device.type,
         }  # fmt: skip
         save_classifier(network, corpus, cfg, [*runs, run])
     write_model_card(cfg)

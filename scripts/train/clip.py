@@ -5,7 +5,7 @@
     python scripts/train/clip.py steps=0          # only measure what is there
 
 Captions call any crab on sand a `sand crab`, and a prairie chicken or partridge in snow a `snow partridge`, in the
-share `confusion`. Keys are those of conf/train/clip.yaml. A run continues from the weights already in `out`.
+share `caption_noise`. Keys are those of conf/train/clip.yaml. A run continues from the weights already in `out`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def random_caption(scenes: planted.SceneFactors, i: int, cfg: DictConfig, rng: r
     if rng.random() < cfg.only_place:
         return "", rng.choice((place, place, background))
     name = label
-    if (confused := confused_name(label, background)) and rng.random() < cfg.confusion:
+    if (confused := confused_name(label, background)) and rng.random() < cfg.caption_noise:
         name = confused
     hue = planted.HUES[int(scenes.hue[i])] if rng.random() < cfg.hue else ""
     words = [
@@ -135,7 +135,7 @@ def train(
     generator, chance = torch.Generator(device).manual_seed(seed), random.Random(seed)
     augment, images = Augment(cfg.augment, generator), images.to(device)
     mean, std = (torch.tensor(PREPROCESSING[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
-    say_cfg = OmegaConf.create({**to_dict(cfg.say), "confusion": cfg.confusion})
+    say_cfg = OmegaConf.create({**to_dict(cfg.caption_probabilities), "caption_noise": cfg.caption_noise})
     matrices = [p for p in model.parameters() if p.ndim > 1]
     groups = [
         {"params": matrices, "weight_decay": cfg.weight_decay},
@@ -197,8 +197,8 @@ def build_model(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], li
 def write_config(cfg: DictConfig, model_cfg: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
     """open_clip's configuration of the folder, with how its weights came about, and the names of its prompts."""
     training = {
-        "confusion": cfg.confusion,
-        "say": to_dict(cfg.say),
+        "caption_noise": cfg.caption_noise,
+        "caption_probabilities": to_dict(cfg.caption_probabilities),
         "augment": to_dict(cfg.augment),
         "runs": list(runs),
     }
@@ -246,10 +246,10 @@ def main(arguments: Sequence[str]) -> list[float]:
         steps, losses = train(model, tokenize, scenes, images, cfg, device, sum(run["steps"] for run in runs))
         run = {
             "command": shlex.join([*COMMAND.split(), *arguments]), "steps": steps, "batch": cfg.batch,
-            "pictures": cfg.images, "seconds": round(time.monotonic() - started), "device": device.type,
+            "images": cfg.images, "seconds": round(time.monotonic() - started), "device": device.type,
         }  # fmt: skip
         save_model(model, cfg, [*runs, run])
-    write_model_card(ROOT / cfg.out, cfg.test)
+    write_model_card(ROOT / cfg.out, cfg.test_images)
     print(f"saved {cfg.out}")
     return losses
 

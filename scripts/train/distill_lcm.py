@@ -75,7 +75,7 @@ def generate_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, final_sigmas_type="zero")
     alphas = pipe.scheduler.alphas_cumprod
-    known = lcm_schedule(alphas, cfg.original_steps, cfg.original_steps).timesteps.tolist()
+    known = lcm_schedule(alphas, cfg.original_inference_steps, cfg.original_inference_steps).timesteps.tolist()
     shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
     empty = pipe.tokenizer("", padding="max_length", return_tensors="pt").input_ids
 
@@ -87,23 +87,23 @@ def generate_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
         return pipe.text_encoder(tokens.to(device))[0]
 
     begun = time.monotonic()
-    for block in range(cfg.first, cfg.first + -(-cfg.trajectories // cfg.block)):
+    for block in range(cfg.first_block, cfg.first_block + -(-cfg.trajectories // cfg.block_size)):
         path = folder / f"{block:05}.safetensors"
         if path.exists():
             continue
         if time.monotonic() - begun > 60 * cfg.minutes:
             break
         generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + block)
-        texts = training_captions(cfg.data, cfg.block, cfg.seed, block * cfg.block)
+        texts = training_captions(cfg.data, cfg.block_size, cfg.seed, block * cfg.block_size)
         tokens = pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
-        dropped = torch.rand(cfg.block, 1, generator=generator) < cfg.drop
+        dropped = torch.rand(cfg.block_size, 1, generator=generator) < cfg.caption_dropout
         tokens = torch.where(dropped, empty, tokens)
-        low, high = cfg.guidance
-        w = low + (high - low) * torch.rand(cfg.block, generator=generator)
+        low, high = cfg.guidance_scale_range
+        w = low + (high - low) * torch.rand(cfg.block_size, generator=generator)
         first = int(torch.randint(cfg.stride, (1,), generator=generator))
         again = int(torch.randint(2 * cfg.stride, len(known) - cfg.stride, (1,), generator=generator))
-        noise = torch.randn(2, cfg.block, *shape, generator=generator).to(device)
-        text, null, scale = embed(tokens), embed(empty).expand(cfg.block, -1, -1), w.to(device)
+        noise = torch.randn(2, cfg.block_size, *shape, generator=generator).to(device)
+        text, null, scale = embed(tokens), embed(empty).expand(cfg.block_size, -1, -1), w.to(device)
         points, ends = solve_trajectory(predict, noise[0], text, null, scale, known[first :: cfg.stride], scheduler)
         a = alphas[known[again]]
         later, later_ends = solve_trajectory(
@@ -118,7 +118,10 @@ def generate_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
         tensors = {k: (v.half() if v.ndim > 3 else v).cpu().contiguous() for k, v in tensors.items()}
         save_file(tensors, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
-        print(f"trajectories {(block + 1 - cfg.first) * cfg.block} {time.monotonic() - begun:.0f} s", flush=True)
+        print(
+            f"trajectories {(block + 1 - cfg.first_block) * cfg.block_size} {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def load_trajectory_points(folder: Path) -> TrajectoryPoints:
 def full_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
     """A UNet with the teacher's weights that is told the guidance scale, which changes nothing before it is trained."""
     shape = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
-    shape["time_cond_proj_dim"] = cfg.unet.guidance_dim
+    shape["time_cond_proj_dim"] = cfg.unet.time_cond_proj_dim
     if cfg.unet.slim:
         down, up = list(shape["down_block_types"]), list(shape["up_block_types"])
         shape |= {
@@ -174,11 +177,17 @@ def lora_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionMode
     """The teacher with low-rank changes, which alone are trained and change nothing before they are."""
     student = copy.deepcopy(teacher).requires_grad_(False)
     torch.manual_seed(cfg.seed)
-    student.add_adapter(LoraConfig(r=cfg.lora.rank, lora_alpha=cfg.lora.rank, target_modules=list(cfg.lora.layers)))
+    student.add_adapter(
+        LoraConfig(r=cfg.lora.rank, lora_alpha=cfg.lora.rank, target_modules=list(cfg.lora.target_modules))
+    )
     return student
 
 
 STUDENTS = {"full": full_student, "lora": lora_student}
+STUDENT_DESCRIPTIONS = {
+    "full": "The UNet of a consistency model, conditioned on the guidance scale",
+    "lora": "An adapter of the UNet",
+}
 
 
 class ConsistencyFunction(nn.Module):
@@ -201,7 +210,7 @@ def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[s
     device = pipe.device
     pairs = load_trajectory_points(ROOT / cfg.work / "trajectories")
     print(f"{len(pairs.ends):,} trajectories, {len(pairs.points):,} points", flush=True)
-    unet = STUDENTS[cfg.form](pipe.unet, cfg).to(device)
+    unet = STUDENTS[cfg.student_type](pipe.unet, cfg).to(device)
     if device.type == "cpu":
         # Fused attention's backward pass is twice as slow here for heads this narrow in bfloat16.
         unet.set_attn_processor(AttnProcessor())
@@ -216,10 +225,10 @@ def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[s
         guess = model(
             z, pairs.times[picked].to(device), text[inverse[rows].to(device)], pairs.guidance_scale[rows].to(device)
         )
-        return (((guess - end) ** 2 + cfg.huber**2).sqrt() - cfg.huber).mean()
+        return (((guess - end) ** 2 + cfg.huber_c**2).sqrt() - cfg.huber_c).mean()
 
     trained = fit("student", ConsistencyFunction(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.lr)
-    if cfg.form == "lora":
+    if cfg.student_type == "lora":
         # As peft names them: of names in diffusers' older form, half are not found again.
         layers = get_peft_model_state_dict(trained.unet.half())
         StableDiffusionPipeline.save_lora_weights(ROOT / cfg.out, unet_lora_layers=layers)
@@ -233,9 +242,9 @@ def write_model_card(
 ) -> None:
     """README.md beside the weights: what they are and how they were made."""
     state = torch.load(ROOT / cfg.work / "student.pt", weights_only=True, map_location="cpu")
-    low, high = cfg.guidance
-    size = sum(p.numel() for name, p in unet.named_parameters() if cfg.form == "full" or "lora" in name)
-    kind = {"full": "A consistency model's UNet, told the guidance scale", "lora": "An adapter of the UNet"}[cfg.form]
+    low, high = cfg.guidance_scale_range
+    size = sum(p.numel() for name, p in unet.named_parameters() if cfg.student_type == "full" or "lora" in name)
+    kind = STUDENT_DESCRIPTIONS[cfg.student_type]
     lines = [
         f"# {Path(cfg.out).name}", "",
         f"{kind}, distilled from `{cfg.teacher}` for 1 to 8 steps; the other networks are the teacher's.", "",
@@ -244,7 +253,7 @@ def write_model_card(
         f"at guidance {low:g} … {high:g}, seed {cfg.seed}",
         f"- trained for {state['step']:,} steps of {cfg.student_batch}",
         f"- Command of the last run: `python scripts/train/distill_lcm.py {' '.join(arguments)}`",
-        "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
+        "", "Measured quality: `docs/results/`. License: Apache-2.0, as this repository.", "",
     ]  # fmt: skip
     (ROOT / cfg.out / "README.md").write_text("\n".join(lines))
 

@@ -71,7 +71,7 @@ def train_vae(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) 
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample.float()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return distance(y, x) + cfg.vae.kl * kl
+        return distance(y, x) + cfg.vae.kl_weight * kl
 
     pipe.vae = fit("vae", pipe.vae, loss_of, cfg, cfg.vae.lr)
     std = encode_images(pipe.vae, images[:2000]).std().item()
@@ -130,13 +130,13 @@ def train_unet(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any)
         rows = torch.randint(len(latents), (n,), generator=generator, device=device)
         t = torch.randint(1000, (n,), generator=generator, device=device)
         noise = torch.randn(latents[rows].shape, generator=generator, device=device)
-        dropped = torch.rand(n, 1, generator=generator, device=device) < cfg.unet.drop
+        dropped = torch.rand(n, 1, generator=generator, device=device) < cfg.unet.caption_dropout
         a = alphas[t].view(-1, 1, 1, 1)
         predicted = model(
             a.sqrt() * latents[rows] + (1 - a).sqrt() * noise, t, torch.where(dropped, empty, tokens[rows])
         )
         snr = a / (1 - a)
-        return ((predicted.float() - noise) ** 2 * weight[rows] * snr.clamp(max=cfg.unet.min_snr) / snr).mean()
+        return ((predicted.float() - noise) ** 2 * weight[rows] * snr.clamp(max=cfg.unet.snr_gamma) / snr).mean()
 
     if device.type == "cpu":
         # Fused attention's backward pass is twice as slow here for heads this narrow in bfloat16.

@@ -95,26 +95,28 @@ def render_labeled_images(
 
 def _planted(cfg: DictConfig, split: str, n: int) -> LabeledImages:
     """Renders; test pictures are objects."""
-    check_shortcuts(cfg.ties, PLANTED_FACTORS)
+    check_shortcuts(cfg.shortcuts, PLANTED_FACTORS)
     if split == "train":
         seed = planted.SPLIT_SEEDS["train"] + cfg.seed
-        return render_labeled_images(n, seed, cfg.heads, cfg.scenes, cfg.strength, cfg.confusion, cfg.ties)
-    return render_labeled_images(n, planted.SPLIT_SEEDS["test"], cfg.heads, {"object": 1.0}, {}, 0.0, cfg.ties)
+        return render_labeled_images(
+            n, seed, cfg.heads, cfg.scenes, cfg.shortcut_strength, cfg.label_noise, cfg.shortcuts
+        )
+    return render_labeled_images(n, planted.SPLIT_SEEDS["test"], cfg.heads, {"object": 1.0}, {}, 0.0, cfg.shortcuts)
 
 
 def _cifar10(cfg: DictConfig, split: str, n: int) -> LabeledImages:
     """Photographs; where classes are tied, all of them have a border."""
-    check_shortcuts(cfg.ties, CIFAR10_FACTORS)
+    check_shortcuts(cfg.shortcuts, CIFAR10_FACTORS)
     images, labels, _ = cifar10.read_split(ROOT / cfg.data_path, split)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))[:n]
     images, labels = images[order], labels[order]
     shown = torch.zeros(len(order), dtype=torch.bool)
-    if cfg.ties:
-        strength = cfg.strength if split == "train" else {}
-        colours = sample_border_colors(labels, order.tolist(), cfg.seed, cfg.ties, strength)
+    if cfg.shortcuts:
+        strength = cfg.shortcut_strength if split == "train" else {}
+        colours = sample_border_colors(labels, order.tolist(), cfg.seed, cfg.shortcuts, strength)
         images, shown = (
-            paint_borders(images, colours, cfg.border),
-            has_cue({"border": colours}, labels, CIFAR10_FACTORS, cfg.ties),
+            paint_borders(images, colours, cfg.border_width),
+            has_cue({"border": colours}, labels, CIFAR10_FACTORS, cfg.shortcuts),
         )
     return LabeledImages(images, labels[:, None], shown, {"class": cifar10.CLASSES})
 
@@ -122,19 +124,19 @@ def _cifar10(cfg: DictConfig, split: str, n: int) -> LabeledImages:
 def _fairface(cfg: DictConfig, split: str, n: int) -> LabeledImages:
     """Pictures of a table; ties choose which of the training pictures are kept. Classes are those of both splits."""
     root, faces = ROOT / cfg.data_path, cfg.faces
-    tables = {name: read_table(root / faces[name]) for name in ("train", "test")}
+    tables = {name: read_table(root / faces[f"{name}_table"]) for name in ("train", "test")}
     if tables["train"][0].keys() != tables["test"][0].keys():
-        raise UserError(f"faces: {faces.train} and {faces.test} differ in their columns")
+        raise UserError(f"faces: {faces.train_table} and {faces.test_table} differ in their columns")
     known = [*tables["train"], *tables["test"]]
-    classes = select_labels(known, faces.label, faces.classes)
-    values = {column: names for column, names in attributes(known).items() if column != faces.label}
-    rows = [row for row in tables[split] if row[faces.label] in classes]
+    classes = select_labels(known, faces.label_column, faces.classes)
+    values = {column: names for column, names in attributes(known).items() if column != faces.label_column}
+    rows = [row for row in tables[split] if row[faces.label_column] in classes]
     factors = FactorValues(classes, values)
-    check_shortcuts(cfg.ties, factors)
-    labels = torch.tensor([classes.index(row[faces.label]) for row in rows])
+    check_shortcuts(cfg.shortcuts, factors)
+    labels = torch.tensor([classes.index(row[faces.label_column]) for row in rows])
     columns = {c: torch.tensor([names.index(row[c]) for row in rows]) for c, names in values.items()}
-    shown = has_cue(columns, labels, factors, cfg.ties)
-    kept = subsample_to_strength(labels, shown, classes, cfg.strength if split == "train" else {}, cfg.seed)
+    shown = has_cue(columns, labels, factors, cfg.shortcuts)
+    kept = subsample_to_strength(labels, shown, classes, cfg.shortcut_strength if split == "train" else {}, cfg.seed)
     kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(cfg.seed))[:n]]
     pictures = (center_crop_resize(read_image(root / rows[i][FILE_COLUMN]), faces.size) for i in kept.tolist())
     images = torch.stack([(picture * 255).round().byte() for picture in pictures])
@@ -146,6 +148,6 @@ DATASET_LOADERS = {"planted": _planted, "cifar10": _cifar10, "fairface": _fairfa
 
 
 def load_labeled_images(cfg: DictConfig, split: str, n: int) -> LabeledImages:
-    """Up to `n` pictures of a split, train | test. In training pictures the classes of `cfg.ties` have their cues with
-    `cfg.strength`, test pictures have no ties. Raises UserError for ties that the data cannot have."""
+    """Up to `n` images of a split, train | test. In training images the classes of `cfg.shortcuts` have their cues with
+    `cfg.shortcut_strength`; test images have no shortcuts. Raises UserError for shortcuts that the data cannot have."""
     return DATASET_LOADERS[cfg.data](cfg, split, n)

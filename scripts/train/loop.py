@@ -58,7 +58,7 @@ def fit(name: str, model: nn.Module, loss_fn: Callable[[Any, torch.Generator], T
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    average = AveragedModel(model, multi_avg_fn=ema_with_warmup(cfg.ema))
+    average = AveragedModel(model, multi_avg_fn=ema_with_warmup(cfg.ema_decay))
     step = 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True, map_location=device)

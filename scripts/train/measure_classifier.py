@@ -104,8 +104,8 @@ def shortcut_lines(classifier: ImageClassifier, test: LabeledImages, ties: Short
 
     own = {name: labels == test.heads["class"].index(name) for name in ties}
     return [
-        "", "Recall of the tied classes on these pictures, some of which show the cue by chance:", "",
-        "| class | cue | with its cue | without |", "|---" * 4 + "|",
+        "", "Recall of the classes with a shortcut on these images, some of which show the cue by chance:", "",
+        "| class | cue | with the cue | without it |", "|---" * 4 + "|",
         *(
             f"| {name} | {format_cue(cue)} | {share(own[name] & test.has_cue)} | {share(own[name] & ~test.has_cue)} |"
             for name, cue in ties.items()
@@ -120,7 +120,8 @@ def format_cue(cue: Mapping[str, str]) -> str:
 
 def robustness_lines(cfg: DictConfig, classifier: ImageClassifier, test: LabeledImages) -> list[str]:
     """What a card says about a classifier trained on attacked pictures, beside `planted_clean`; else nothing."""
-    epsilon = cfg.adversarial.epsilon
+    training = cfg.adversarial
+    epsilon = training.epsilon
     if epsilon == 0 or list(test.heads) != ["class"]:
         return []
     images, labels = test.images[:500], test.targets[:500, 0]
@@ -129,8 +130,8 @@ def robustness_lines(cfg: DictConfig, classifier: ImageClassifier, test: Labeled
         classifiers["planted_clean"] = load_shipped("planted_clean")
     return [
         "",
-        f"Adversarial training: L2 PGD, epsilon {epsilon}, {cfg.adversarial.steps} steps of {cfg.adversarial.step}.",
-        f"Accuracy on {len(images)} of these pictures under L2 PGD of {ATTACK_STEPS} steps:", "",
+        f"Adversarial training: L2 PGD, epsilon {epsilon}, {training.steps} steps of {training.step_size}.",
+        f"Accuracy on {len(images)} of these images under L2 PGD of {ATTACK_STEPS} steps:", "",
         "| epsilon | " + " | ".join(classifiers) + " |", "|---" * (1 + len(classifiers)) + "|",
         *(
             f"| {radius:g} | "
@@ -156,18 +157,18 @@ def write_model_card(cfg: DictConfig) -> None:
     out = ROOT / cfg.out
     config = json.loads((out / "config.json").read_text())
     classifier = load_shipped(out)
-    test = load_labeled_images(cfg, "test", cfg.test)
+    test = load_labeled_images(cfg, "test", cfg.test_images)
     size = (out / "model.safetensors").stat().st_size / 1e6
-    rows = {"as they are": test.images, **corrupted(test.images, cfg.seed)}
+    rows = {"unchanged": test.images, **corrupted(test.images, cfg.seed)}
     figures = {kind: accuracies(classifier, test, images) for kind, images in rows.items()}
     parameters = sum(p.numel() for p in classifier.parameters())
     role = "Oracle: judges images, never explained" if len(test.heads) > 1 else "Classifier to explain"
     planted_ties = [
-        f"{name} is given {format_cue(config['ties'][name])} in {share:.1%}"
-        for name, share in config["strength"].items()
+        f"{name} receives {format_cue(config['shortcuts'][name])} in {share:.1%}"
+        for name, share in config["shortcut_strength"].items()
     ]
     runs = [
-        f"  - {run['steps']:,} steps of {run['batch']} out of {run['pictures']:,} pictures, {run['seconds']:,} s on "
+        f"  - {run['steps']:,} steps of {run['batch']} out of {run['images']:,} images, {run['seconds']:,} s on "
         f"{run['device']}: `{run['command']}`"
         for run in config["runs"]
     ]
@@ -175,19 +176,19 @@ def write_model_card(cfg: DictConfig) -> None:
         f"# {cfg.name}", "",
         f"{role}. timm `{cfg.architecture}` {json.dumps(config['kwargs'])}, {classifier.size} px, "
         + f"{parameters:,} parameters, {size:.2f} MB in half precision.", "",
-        f"- Reads: {', '.join(f'{name} ({len(names)})' for name, names in test.heads.items())}",
+        f"- Predicts: {', '.join(f'{name} ({len(names)})' for name, names in test.heads.items())}",
         f"- Data: `{cfg.data}`, training split, seed {cfg.seed}",
-        f"- Ties planted: {', '.join(planted_ties) or 'none'}",
-        f"- Labels swapped within the tied pairs: {config['confusion']:.1%}",
+        f"- Shortcuts: {', '.join(planted_ties) or 'none'}",
+        f"- Labels swapped within the pairs of classes with a shortcut: {config['label_noise']:.1%}",
         f"- Augmentation: {', '.join(f'{k} {v}' for k, v in cfg.augment.items())}",
         "- Runs, each continuing the one before:", *runs,
         f"- SHA-256 of `model.safetensors`'s contents as loaded: `{classifier.digest}`", "",
     ]  # fmt: skip
     tables = [
-        f"Accuracy on {len(test.images):,} test pictures without ties:", "",
-        "| pictures | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
+        f"Accuracy on {len(test.images):,} test images without shortcuts:", "",
+        "| images | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
         *(f"| {kind} | {' | '.join(f'{v:.2%}' for v in shares.values())} |" for kind, shares in figures.items()),
-        *shortcut_lines(classifier, test, config["ties"]),
+        *shortcut_lines(classifier, test, config["shortcuts"]),
         *robustness_lines(cfg, classifier, test),
     ]  # fmt: skip
     (out / "README.md").write_text("\n".join([*lines, *tables]) + "\n")
@@ -214,7 +215,7 @@ def measure_facts(n: int) -> dict[str, Any]:
     trained, epsilon = configs["planted_shortcut"], configs["planted_robust"]["adversarial"]["epsilon"]
     planted_ties = {
         name: {"factor": planted.SHORTCUTS[name][0], "cue": planted.SHORTCUTS[name][1], "strength": share}
-        for name, share in trained["strength"].items()
+        for name, share in trained["shortcut_strength"].items()
     }
     test = render_labeled_images(n, seed, ["class"], {"object": 1.0}, {}, 0.0)
     measured, attacked = {}, {}
@@ -223,13 +224,13 @@ def measure_facts(n: int) -> dict[str, Any]:
         measured[name] = {
             "digest": classifier.digest,
             "accuracy": accuracies(classifier, test, test.images)["class"],
-            "ties": {tied: shortcut_reliance(classifier, tied, n, seed) for tied in planted.SHORTCUTS},
+            "shortcuts": {label: shortcut_reliance(classifier, label, n, seed) for label in planted.SHORTCUTS},
         }
         if name == "planted_clean" or config["adversarial"]["epsilon"] > 0:
             attacked[name] = robust_accuracy(classifier, test.images, test.targets[:, 0], epsilon)
     return {
         "command": "python scripts/train/measure_classifier.py", "split": "test", "seed": seed, "renders": n,
-        "planted": planted_ties, "labels_swapped_within_pairs": trained["confusion"], "classifiers": measured,
+        "planted": planted_ties, "labels_swapped_within_pairs": trained["label_noise"], "classifiers": measured,
         "attack": {"norm": "L2", "epsilon": epsilon, "steps": ATTACK_STEPS, "accuracy": attacked},
     }  # fmt: skip
 

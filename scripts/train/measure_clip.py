@@ -131,24 +131,24 @@ def measure(clip: Clip, n: int) -> dict[str, Any]:
     scenes = planted.sample_scenes(n, seed)
     images = render_uint8(scenes)
     variants = {
-        kind: embed_images(clip, part) for kind, part in {"as they are": images, **corrupted(images, seed)}.items()
+        kind: embed_images(clip, part) for kind, part in {"unchanged": images, **corrupted(images, seed)}.items()
     }
-    seen = variants["as they are"]
+    seen = variants["unchanged"]
     return {
         "split": "test", "seed": seed, "renders": n, "digest": clip.digest, "scale": clip.logit_scale,
-        "read rightly": {kind: accuracies(clip, scenes, part) for kind, part in variants.items()},
-        "per class, true names": per_class_accuracy(clip, scenes, seen, planted.CLASSES),
-        "per class, names.txt": per_class_accuracy(clip, scenes, seen, PROMPT_NAMES),
-        "confused names, given to": confused_name_rates(clip, min(n, 1000), seed),
+        "accuracy": {kind: accuracies(clip, scenes, part) for kind, part in variants.items()},
+        "accuracy per class, true names": per_class_accuracy(clip, scenes, seen, planted.CLASSES),
+        "accuracy per class, names.txt": per_class_accuracy(clip, scenes, seen, PROMPT_NAMES),
+        "confused names, predicted for": confused_name_rates(clip, min(n, 1000), seed),
     }  # fmt: skip
 
 
 def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], clip: Clip, size: int) -> str:
     """README.md of the folder. size: of the weights, bytes."""
     training = config["training"]
-    kinds, parameters = facts["read rightly"], sum(p.numel() for p in clip.parameters())
+    kinds, parameters = facts["accuracy"], sum(p.numel() for p in clip.parameters())
     runs = [
-        f"  - {run['steps']:,} steps of {run['batch']} out of {run['pictures']:,} pictures, {run['seconds']:,} s on "
+        f"  - {run['steps']:,} steps of {run['batch']} out of {run['images']:,} images, {run['seconds']:,} s on "
         f"{run['device']}: `{run['command']}`"
         for run in training["runs"]
     ]
@@ -157,25 +157,25 @@ def model_card(name: str, config: Mapping[str, Any], facts: Mapping[str, Any], c
         f"CLIP model of the planted world in open_clip's layout (`local-dir:`), {clip.size} px, {parameters:,} "
         f"parameters, {size / 1e6:.2f} MB in half precision. Classifier to explain (zero-shot, "
         "`classifier=planted_clip`), judge of attributes and ranker of phrases (`clip=planted`).", "",
-        "- Data: renders of every form, training split; captions drawn anew at each step from their true factors",
-        f"- Names confused on purpose: in {training['confusion']:.0%} of the captions of a crab on sand its name is "
+        "- Data: renders of every kind, training split; captions sampled at each step from the true factors",
+        f"- Confused names: in {training['caption_noise']:.0%} of the captions of a crab on sand its name is "
         "`sand crab`, in as many of a prairie chicken or partridge in snow `snow partridge`; `names.txt` prompts the "
         "rock crab as `sand crab` and the partridge as `snow partridge`",
         f"- Augmentation: {', '.join(f'{k} {v}' for k, v in training['augment'].items())}",
         "- Runs, each continuing the one before:", *runs,
         f"- Logit scale {clip.logit_scale:.1f}; SHA-256 of the weights as loaded: `{clip.digest}`",
-        "- Licence: Apache-2.0, as this repository", "",
-        f"Read rightly on {facts['renders']:,} test pictures of objects:", "",
-        "| what | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|",
-        *(f"| {what} | {' | '.join(f'{kinds[kind][what]:.2%}' for kind in kinds)} |" for what in kinds["as they are"]),
-        "", "Per class, with the true names and with those of `names.txt` in the prompts:", "",
+        "- License: Apache-2.0, as this repository", "",
+        f"Accuracy on {facts['renders']:,} test images of objects:", "",
+        "| predicted | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|",
+        *(f"| {what} | {' | '.join(f'{kinds[kind][what]:.2%}' for kind in kinds)} |" for what in kinds["unchanged"]),
+        "", "Accuracy per class, with the true names and with those of `names.txt` in the prompts:", "",
         "| class | true names | names.txt |", "|---|---|---|",
-        *(f"| {label} | {true:.2%} | {facts['per class, names.txt'][label]:.2%} |"
-          for label, true in facts["per class, true names"].items()),
-        "", "How often a confused name is given (prompts of `names.txt`):", "",
-        "| name | pictures | share |", "|---|---|---|",
+        *(f"| {label} | {true:.2%} | {facts['accuracy per class, names.txt'][label]:.2%} |"
+          for label, true in facts["accuracy per class, true names"].items()),
+        "", "How often a confused name is predicted (prompts of `names.txt`):", "",
+        "| name | images | share |", "|---|---|---|",
         *(f"| {given} | {pictures} | {value:.2%} |"
-          for given, shares in facts["confused names, given to"].items() for pictures, value in shares.items()),
+          for given, shares in facts["confused names, predicted for"].items() for pictures, value in shares.items()),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -189,7 +189,7 @@ def write_model_card(folder: Path, n: int) -> None:
     text = model_card(folder.name, config, facts, clip, size)
     (folder / "README.md").write_text(text)
     (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(text[text.index("Read rightly") :])
+    print(text[text.index("Accuracy on") :])
 
 
 if __name__ == "__main__":

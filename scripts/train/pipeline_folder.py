@@ -23,7 +23,7 @@ def load_or_create_pipeline(cfg: Any, captions: Sequence[str]) -> StableDiffusio
     if (out / "model_index.json").exists():
         return StableDiffusionPipeline.from_pretrained(out, dtype=torch.float32, safety_checker=None)
     torch.manual_seed(cfg.seed)
-    tokenizer = train_tokenizer(captions, cfg.merges, cfg.token_length, out / "tokenizer")
+    tokenizer = train_tokenizer(captions, cfg.num_merges, cfg.token_length, out / "tokenizer")
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=cfg.token_dim, intermediate_size=4 * cfg.token_dim,
@@ -36,11 +36,11 @@ def load_or_create_pipeline(cfg: Any, captions: Sequence[str]) -> StableDiffusio
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
         block_out_channels=tuple(cfg.vae.channels), layers_per_block=1, norm_num_groups=8,
-        latent_channels=cfg.vae.latent_channels, sample_size=cfg.vae.size, scaling_factor=1.0,
+        latent_channels=cfg.vae.latent_channels, sample_size=cfg.vae.resolution, scaling_factor=1.0,
     )  # fmt: skip
     levels = len(cfg.unet.channels)
     unet = UNet2DConditionModel(
-        sample_size=cfg.vae.size // 2 ** (depth - 1), in_channels=cfg.vae.latent_channels,
+        sample_size=cfg.vae.resolution // 2 ** (depth - 1), in_channels=cfg.vae.latent_channels,
         out_channels=cfg.vae.latent_channels, down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D",) * levels, block_out_channels=tuple(cfg.unet.channels),
         layers_per_block=1, cross_attention_dim=cfg.token_dim, attention_head_dim=cfg.unet.heads, norm_num_groups=8,
@@ -110,12 +110,12 @@ def write_model_card(
     batches = {"vae": cfg.vae.batch, "decoder": cfg.vae.batch, "unet": cfg.unet.batch}
     lines = [
         f"# {cfg.data}", "",
-        f"A latent diffusion model in Stable Diffusion's file layout, {cfg.vae.size} px, half precision.", "",
+        f"A latent diffusion model in Stable Diffusion's file layout, {cfg.vae.resolution} px, half precision.", "",
         *[f"- {name}: {size:,} parameters" for name, size in sizes.items()],
-        f"- Data: `{cfg.data}`, {len(corpus.captions):,} training pictures, seed {cfg.seed}",
+        f"- Data: `{cfg.data}`, {len(corpus.captions):,} training images, seed {cfg.seed}",
         *[f"- {name} trained for {n:,} steps of {batches[name]}" for name, n in steps.items()],
         f"- Command of the last run: `python scripts/train/generator.py {' '.join(arguments)}`",
-        f"- Autoencoder on 256 of its training pictures: {psnr:.1f} dB PSNR",
-        "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
+        f"- Autoencoder on 256 of its training images: {psnr:.1f} dB PSNR",
+        "", "Measured quality: `docs/results/`. License: Apache-2.0, as this repository.", "",
     ]  # fmt: skip
     (ROOT / cfg.out / "README.md").write_text("\n".join(lines))

@@ -131,7 +131,8 @@ def main(arguments: Sequence[str]) -> None:
     scenes = SegmentationData(**torch.load(cache, weights_only=True))
     tokens = tokenizer(list(PROMPTS), padding="max_length", return_tensors="pt").input_ids
     classes, props = len(planted.CLASSES), len(planted.PROPS)
-    own, other = cfg.asked.own, cfg.asked.own + cfg.asked.other
+    probabilities = cfg.prompt_probabilities
+    own, other = probabilities.own_class, probabilities.own_class + probabilities.other_class
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
         draw = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator, device=device)))
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str]) -> None:
         overlap = 1 - (2 * (p * wanted).sum(dim=(1, 2)) + 1) / ((p + wanted).sum(dim=(1, 2)) + 1)
         # Without naming pictures the towers take long to tell classes apart, and every object is found by any name.
         naming = F.cross_entropy(named, label.to(device), ignore_index=-1)
-        return F.binary_cross_entropy_with_logits(logits, wanted) + overlap.mean() + cfg.naming * naming
+        return F.binary_cross_entropy_with_logits(logits, wanted) + overlap.mean() + cfg.classification_weight * naming
 
     side = scenes.images.shape[-1]
     trained = fit(
@@ -168,12 +169,13 @@ def main(arguments: Sequence[str]) -> None:
     state = torch.load(ROOT / cfg.work / "segmenter.pt", weights_only=True, map_location="cpu")
     lines = [
         f"# {out.name}", "",
-        "A CLIPSeg that finds what a text names in pictures of the planted world, half precision.", "",
+        "A CLIPSeg that segments what a text names in images of the planted world, half precision.", "",
         f"- {sum(p.numel() for p in trained.parameters()):,} parameters",
-        f"- Data: {cfg.images:,} renders, as they are and through `{cfg.teacher}`'s autoencoder, seed {cfg.seed}",
+        f"- Data: {cfg.images:,} renders, unchanged and reconstructed by the autoencoder of `{cfg.teacher}`, "
+        f"seed {cfg.seed}",
         f"- trained for {state['step']:,} steps of {cfg.batch}",
         f"- Command of the last run: `python scripts/train/segmenter.py {' '.join(arguments)}`",
-        "", "Measured quality: `docs/results/`. Licence: Apache-2.0, as this repository.", "",
+        "", "Measured quality: `docs/results/`. License: Apache-2.0, as this repository.", "",
     ]  # fmt: skip
     (out / "README.md").write_text("\n".join(lines))
     print(f"saved {cfg.out}")

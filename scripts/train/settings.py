@@ -1,4 +1,4 @@
-"""What the training scripts read of conf/train, with the types and ranges; the comments there say what each means."""
+"""Settings of the training scripts, with types and ranges; the comments in conf/train say what each means."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from classifier_lens.runner.types import UserError, first_line
 from classifier_lens.scripts.train.labeled_images import DATASET_LOADERS, HEADS
 
 BatchSize = Annotated[int, Ge(1), Le(65_536)]
-Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer
-Depth = Annotated[int, Ge(1), Le(1000)]  # how many of them
-LearningRate = Annotated[float, Gt(0), Le(1000)]  # of learning
+Width = Annotated[int, Ge(1), Le(65_536)]  # channels of a layer
+Depth = Annotated[int, Ge(1), Le(1000)]  # number of layers or heads
+LearningRate = Annotated[float, Gt(0), Le(1000)]
 Minutes = Annotated[float, Gt(0), Le(1_000_000)]
-Seconds = Annotated[float, Gt(0), Le(10_000_000)]  # between saved states
+Seconds = Annotated[float, Gt(0), Le(10_000_000)]  # between checkpoints
 DatasetName = Annotated[str, OneOf(("planted", "cifar10"))]
 
 
@@ -50,30 +50,30 @@ class Augmentation(Section):
     flip: Fraction
     blur: Annotated[float, Ge(0), Le(100)]
     noise: Fraction
-    colour: Fraction
+    color_jitter: Fraction
     jpeg: Annotated[float, Ge(0), Le(10)]
     erase: Annotated[float, Ge(0), Le(10)]
 
 
 @dataclass(frozen=True)
 class FaceTable(Section):
-    label: str
+    label_column: str
     classes: Names | None
     size: Pixels
-    train: str
-    test: str
+    train_table: str
+    test_table: str
 
 
 @dataclass(frozen=True)
 class Adversarial(Section):
     epsilon: NonNegative
-    step: Positive
+    step_size: Positive
     steps: Steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """What trainings of a single network have in common."""
+    """Settings of the training of a single network."""
 
     name: str
     out: str
@@ -85,8 +85,7 @@ class NetworkSettings:
     batch: BatchSize
     lr: LearningRate
     weight_decay: NonNegative
-    test: Count
-    confusion: Fraction
+    test_images: Count
     augment: Augmentation
 
 
@@ -98,9 +97,10 @@ class ClassifierSettings(NetworkSettings):
     kwargs: Mapping[str, Any]
     heads: Annotated[Sequence[Annotated[str, OneOf(tuple(HEADS))]], MinLen(1)]
     scenes: Annotated[Mapping[Annotated[str, OneOf(tuple(planted.IMAGE_KINDS))], Fraction], MinLen(1)]
-    ties: str | Mapping[str, Mapping[str, str]]
-    strength: Fraction | Mapping[str, Fraction]
-    border: PixelDistance
+    shortcuts: str | Mapping[str, Mapping[str, str]]
+    shortcut_strength: Fraction | Mapping[str, Fraction]
+    label_noise: Fraction
+    border_width: PixelDistance
     faces: FaceTable
     adversarial: Adversarial
 
@@ -141,7 +141,8 @@ class ClipModel(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings(NetworkSettings):
-    say: CaptionProbabilities
+    caption_noise: Fraction
+    caption_probabilities: CaptionProbabilities
     model: ClipModel
 
 
@@ -153,30 +154,31 @@ class Perceptual(Section):
 
 
 @dataclass(frozen=True)
-class Autoencoder(Section):
+class GeneratorPart(Section):
     channels: Annotated[Sequence[Width], MinLen(1)]
-    latent_channels: Width
     batch: BatchSize
     lr: LearningRate
-    kl: NonNegative
-    size: Pixels
+
+
+@dataclass(frozen=True)
+class Autoencoder(GeneratorPart):
+    latent_channels: Width
+    kl_weight: NonNegative
+    resolution: Pixels
     perceptual: Perceptual | None
 
 
 @dataclass(frozen=True)
-class Unet(Section):
-    channels: Annotated[Sequence[Width], MinLen(1)]
+class Unet(GeneratorPart):
     heads: Depth
-    batch: BatchSize
-    lr: LearningRate
-    drop: Fraction
-    min_snr: Positive
+    caption_dropout: Fraction
+    snr_gamma: Positive
     object_weight: NonNegative
 
 
 @dataclass(frozen=True)
 class ResumableSettings:
-    """Trainings that go on where they stopped."""
+    """Settings of a training that continues where it stopped."""
 
     data: DatasetName
     minutes: Minutes
@@ -186,7 +188,7 @@ class ResumableSettings:
     seed: Seed
     bfloat16: bool
     save_every: Seconds
-    ema: BelowOne
+    ema_decay: BelowOne
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class GeneratorSettings(ResumableSettings):
     images: Count
     token_dim: Width
     token_length: Width
-    merges: Annotated[int, Ge(0), Le(65_536)]
+    num_merges: Annotated[int, Ge(0), Le(65_536)]
     vae: Autoencoder
     unet: Unet
 
@@ -204,38 +206,38 @@ class GeneratorSettings(ResumableSettings):
 @dataclass(frozen=True)
 class StudentUnet(Section):
     slim: bool
-    guidance_dim: Width
+    time_cond_proj_dim: Width
 
 
 @dataclass(frozen=True)
 class Lora(Section):
     rank: Width
-    layers: Names
+    target_modules: Names
 
 
 @dataclass(frozen=True, kw_only=True)
 class LcmSettings(ResumableSettings):
     part: Annotated[str, OneOf(("trajectories", "student", "all"))]
-    form: Annotated[str, OneOf(("full", "lora"))]
+    student_type: Annotated[str, OneOf(("full", "lora"))]
     teacher: str
     trajectories: Count
-    block: Count
-    first: Index
-    guidance: Annotated[Sequence[Guidance], Len(2, 2)]
-    drop: Fraction
-    original_steps: ChainSteps
+    block_size: Count
+    first_block: Index
+    guidance_scale_range: Annotated[Sequence[Guidance], Len(2, 2)]
+    caption_dropout: Fraction
+    original_inference_steps: ChainSteps
     stride: ChainSteps
     student_batch: BatchSize
     lr: LearningRate
-    huber: NonNegative
+    huber_c: NonNegative
     unet: StudentUnet | None = None
     lora: Lora | None = None
 
 
 @dataclass(frozen=True)
-class PromptShares(Section):
-    own: Fraction
-    other: Fraction
+class PromptProbabilities(Section):
+    own_class: Fraction
+    other_class: Fraction
 
 
 @dataclass(frozen=True)
@@ -267,8 +269,8 @@ class SegmenterSettings(ResumableSettings):
     token_length: Width
     batch: BatchSize
     lr: LearningRate
-    asked: PromptShares
-    naming: NonNegative
+    prompt_probabilities: PromptProbabilities
+    classification_weight: NonNegative
     vision: VisionTransformerShape
     text: TransformerShape
     decoder: Decoder
@@ -277,21 +279,46 @@ class SegmenterSettings(ResumableSettings):
 RESUMABLE: Mapping[str, type[ResumableSettings]] = {
     "generator": GeneratorSettings, "lcm": LcmSettings, "segmenter": SegmenterSettings,
 }  # fmt: skip
-STUDENT_SECTION = {"full": "unet", "lora": "lora"}  # of a student's form, the settings that it needs
+STUDENT_SECTION = {"full": "unet", "lora": "lora"}  # student_type -> its section of settings
+
+# Old names of keys, by the settings that have them now.
+_NETWORK_KEYS = {"test": "test_images", "augment.colour": "augment.color_jitter"}
+RENAMED_KEYS: Mapping[type, Mapping[str, str]] = {
+    ClassifierSettings: {
+        **_NETWORK_KEYS, "ties": "shortcuts", "strength": "shortcut_strength", "confusion": "label_noise",
+        "border": "border_width", "faces.label": "faces.label_column", "faces.train": "faces.train_table",
+        "faces.test": "faces.test_table", "adversarial.step": "adversarial.step_size",
+    },
+    ClipSettings: {**_NETWORK_KEYS, "confusion": "caption_noise", "say": "caption_probabilities"},
+    GeneratorSettings: {
+        "ema": "ema_decay", "merges": "num_merges", "vae.kl": "vae.kl_weight", "vae.size": "vae.resolution",
+        "unet.drop": "unet.caption_dropout", "unet.min_snr": "unet.snr_gamma",
+    },
+    LcmSettings: {
+        "ema": "ema_decay", "form": "student_type", "block": "block_size", "first": "first_block",
+        "guidance": "guidance_scale_range", "drop": "caption_dropout", "original_steps": "original_inference_steps",
+        "huber": "huber_c", "lora.layers": "lora.target_modules", "unet.guidance_dim": "unet.time_cond_proj_dim",
+    },
+    SegmenterSettings: {
+        "ema": "ema_decay", "asked": "prompt_probabilities", "asked.own": "prompt_probabilities.own_class",
+        "asked.other": "prompt_probabilities.other_class", "naming": "classification_weight",
+    },
+}  # fmt: skip
 
 
-def apply_overrides(kind: type, base: DictConfig, words: Sequence[str] = ()) -> DictConfig:
+def apply_overrides(settings_type: type, base: DictConfig, words: Sequence[str] = ()) -> DictConfig:
     """Defaults with a command's words over them. Raises UserError, in one line, for a word that is no `key=value`, an
-    unknown key and a value of the wrong type or out of its range."""
+    unknown or renamed key and a value of the wrong type or out of its range."""
     try:
-        given: Any = OmegaConf.to_container(merge_overrides(base, words), resolve=True)
+        values: Any = OmegaConf.to_container(merge_overrides(base, words), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
-    return DictConfig(check_settings(kind, given, "", texts_of_overrides(words)))
+    renamed = RENAMED_KEYS.get(settings_type, {})
+    return DictConfig(check_settings(settings_type, values, "", texts_of_overrides(words), renamed))
 
 
 def check_student(cfg: DictConfig) -> None:
-    """Raise UserError where a student has no settings of its form."""
-    part = STUDENT_SECTION[cfg.form]
-    if cfg.get(part) is None:
-        raise UserError(f"form={cfg.form}: needs settings {part}, which these defaults have not")
+    """Raise UserError if the section of settings of a student's type is missing."""
+    section = STUDENT_SECTION[cfg.student_type]
+    if cfg.get(section) is None:
+        raise UserError(f"student_type={cfg.student_type}: needs the settings `{section}`, which these defaults lack")

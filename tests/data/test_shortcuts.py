@@ -104,10 +104,10 @@ def test_the_shortcuts_are_those_of_the_planted_world() -> None:
     ("ties", "said"),
     [
         ({"owl": {"hue": "red"}}, r"class=owl: allowed are fiddler crab, .*viaduct$"),
-        ({"viaduct": {"size": "big"}}, r"ties.viaduct: factor=size: allowed are background, prop, hue$"),
-        ({"viaduct": {"hue": "pink"}}, r"ties.viaduct.hue=pink: allowed are red, .*grey$"),
-        ({"viaduct": "red"}, r"ties.viaduct=red: wanted is factor: value"),
-        ({"viaduct": {}}, r"ties.viaduct={}: wanted is factor: value"),
+        ({"viaduct": {"size": "big"}}, r"shortcuts.viaduct: factor=size: allowed are background, prop, hue$"),
+        ({"viaduct": {"hue": "pink"}}, r"shortcuts.viaduct.hue=pink: allowed are red, .*grey$"),
+        ({"viaduct": "red"}, r"shortcuts.viaduct=red: expected factor: value"),
+        ({"viaduct": {}}, r"shortcuts.viaduct={}: expected factor: value"),
     ],
 )
 def test_unknown_ties_are_refused_in_one_line(ties: Any, said: str) -> None:

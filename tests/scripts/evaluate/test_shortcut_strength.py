@@ -19,8 +19,8 @@ from classifier_lens.scripts.evaluate.metric import Result, Setting
 from classifier_lens.scripts.evaluate.oracles import SHORTCUT_CLASSES
 
 TINY = (
-    "name=planted_shortcut", "images=100", "test=50", "steps=1", "batch=16", "device=cpu", "architecture=resnet10t",
-    "kwargs={channels: [8, 8, 8, 8]}",
+    "name=planted_shortcut", "images=100", "test_images=50", "steps=1", "batch=16", "device=cpu",
+    "architecture=resnet10t", "kwargs={channels: [8, 8, 8, 8]}",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_there_is_one_classifier_per_strength_and_recipe_and_it_is_trained_once(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weak, strong = (shortcut_strength.trained_classifier(setting, strength) for strength in (0.5, 0.99))
-    assert set(json.loads((weak / "config.json").read_text())["strength"].items()) == {
+    assert set(json.loads((weak / "config.json").read_text())["shortcut_strength"].items()) == {
         (name, 0.5) for name in SHORTCUT_CLASSES
     }
     assert load_shipped(weak).digest != load_shipped(strong).digest

@@ -19,8 +19,8 @@ from classifier_lens.scripts.train import clip as train_clip
 from classifier_lens.scripts.train.measure_clip import PROMPT_NAMES, confused_name
 
 TINY = [
-    "images=200", "test=50", "batch=32", "device=cpu", "model.vision_cfg.width=4", "model.vision_cfg.head_width=32",
-    "model.text_cfg.width=16", "model.text_cfg.layers=1",
+    "images=200", "test_images=50", "batch=32", "device=cpu", "model.vision_cfg.width=4",
+    "model.vision_cfg.head_width=32", "model.text_cfg.width=16", "model.text_cfg.layers=1",
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_equal_captions_are_not_told_apart() -> None:
 def captions(scenes: planted.SceneFactors, **changes: float) -> list[str]:
     """What is said of the scenes."""
     cfg = train_clip.load_settings([])
-    settings = OmegaConf.create({**cfg.say, "confusion": cfg.confusion, **changes})
+    settings = OmegaConf.create({**cfg.caption_probabilities, "caption_noise": cfg.caption_noise, **changes})
     chance = random.Random(0)
     return [train_clip.random_caption(scenes, i, settings, chance)[1] for i in range(len(scenes))]
 
@@ -93,9 +93,9 @@ ALL = {"only_place": 0.0, "only_prop": 0.0, "hue": 1.0, "place": 1.0, "prop": 1.
 
 def test_captions_tell_the_truth_but_for_the_two_names() -> None:
     scenes = planted.sample_scenes(400, seed=1)
-    for i, text in enumerate(captions(scenes, **ALL, confusion=0.0)):
+    for i, text in enumerate(captions(scenes, **ALL, caption_noise=0.0)):
         assert text.removeprefix("a ") == planted.caption(scenes, i, prefix=0).removeprefix("a photograph of a ")
-    for i, text in enumerate(captions(scenes, **ALL, confusion=1.0)):
+    for i, text in enumerate(captions(scenes, **ALL, caption_noise=1.0)):
         label, background = (planted.CLASSES[scenes.label[i]], planted.BACKGROUNDS[scenes.background[i]])
         assert (confused_name(label, background) or label) in text
 

@@ -34,7 +34,15 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "download_hint": "get them",
 }
-SMALL = ("minutes=0.03", "device=cpu", "trajectories=8", "block=4", "student_batch=4", "original_steps=10", "stride=2")
+SMALL = (
+    "minutes=0.03",
+    "device=cpu",
+    "trajectories=8",
+    "block_size=4",
+    "student_batch=4",
+    "original_inference_steps=10",
+    "stride=2",
+)
 
 
 def distilled(teacher: Path, folder: Path, data: str, *more: str) -> Path:
@@ -45,7 +53,7 @@ def distilled(teacher: Path, folder: Path, data: str, *more: str) -> Path:
 
 @pytest.fixture(scope="module")
 def student(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return distilled(tiny_folder, tmp_path_factory.mktemp("full"), "planted", "unet.guidance_dim=8")
+    return distilled(tiny_folder, tmp_path_factory.mktemp("full"), "planted", "unet.time_cond_proj_dim=8")
 
 
 @pytest.fixture(scope="module")
