@@ -1,2 +1,2 @@
-"""Training of the small networks that are shipped, and their model cards.
+"""Training of the shipped small networks, and their model cards.
 Settings are in conf/train/."""

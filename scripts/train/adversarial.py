@@ -1,6 +1,6 @@
-"""Pictures changed a little so that a network errs: projected gradient ascent of its loss (Madry et al. 2018).
+"""Adversarial examples by projected gradient descent (PGD) in an L2 ball (Madry et al. 2018).
 
-Training on such pictures gives a robust network; accuracy on them says how robust a network is.
+Training on them gives a robust network; accuracy on them measures robustness.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 def l2_pgd(
     loss: Callable[[Tensor], Tensor], images: Float[Tensor, "b 3 h w"], epsilon: float, step_size: float, num_steps: int
 ) -> Float[Tensor, "b 3 h w"]:
-    """Pictures of a higher loss, each within an L2 ball of its own around the picture it began as.
+    """Images with a higher loss, each within an L2 ball around its original; they carry no gradient.
 
-    loss: images in [0, 1] to one number, the sum or the mean of the pictures' losses; no picture's loss may depend on
-    another picture; images: in [0, 1]; epsilon: radius of the ball, the L2 norm over all channels and pixels of
-    a picture in [0, 1] units, 0 leaves the pictures as they are; step_size: L2 length of one step, in the same units;
-    num_steps: how many. A picture without a gradient stays. The result carries no gradient.
+    loss: images in [0, 1] to one number, the sum or the mean of the losses per image; the loss of an image must not
+    depend on other images; images: in [0, 1]; epsilon: radius of the ball, the L2 norm over all channels and pixels of
+    an image in [0, 1] units; 0 returns the images unchanged; step_size: L2 length of one step, in the same units. An
+    image with a zero gradient stays where it is.
     """
-    start = attacked = images.detach()
+    originals = adversarial = images.detach()
     for _ in range(num_steps if epsilon > 0 else 0):
         with torch.enable_grad():
-            point = attacked.detach().requires_grad_(True)
+            point = adversarial.detach().requires_grad_(True)
             gradient = torch.autograd.grad(loss(point), point)[0]
-        change = attacked + step_size * gradient / l2_norms(gradient) - start
-        change = change * (epsilon / l2_norms(change)).clamp(max=1.0)
-        # The picture lies in [0, 1], so that clamping shortens the change: the result stays in the ball.
-        attacked = (start + change).clamp(0, 1)
-    return attacked
+        perturbation = adversarial + step_size * gradient / l2_norms(gradient) - originals
+        perturbation = perturbation * (epsilon / l2_norms(perturbation)).clamp(max=1.0)
+        # The original is in [0, 1], so clamping shortens the perturbation: the result stays in the ball.
+        adversarial = (originals + perturbation).clamp(0, 1)
+    return adversarial
 
 
 def l2_norms(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 1 1"]:
-    """L2 norm of each sample; the smallest positive number in place of zero, so that one may divide by it."""
+    """L2 norm of each sample; the smallest positive number instead of zero, so that it can be divided by."""
     return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)

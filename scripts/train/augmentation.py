@@ -1,4 +1,4 @@
-"""How training pictures of classifiers are varied: images (b, 3, h, w) in [0, 1], one random strength per picture."""
+"""Augmentation of the training images of classifiers: (b, 3, h, w) in [0, 1], with random strengths per image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_AUGMENTATION = {"crop": 1.0, "flip": 0.0, "blur": 0.0, "noise": 0.0, "color_j
 
 
 class Augment:
-    """Random crops, colour, blur, compression, erased squares and noise, all seeded by one generator."""
+    """Random crops, color jitter, blur, compression, erased squares and noise, all from one random generator."""
 
     def __init__(self, cfg: DictConfig, generator: torch.Generator) -> None:
         self.cfg, self.generator = cfg, generator
@@ -40,7 +40,7 @@ class Augment:
         return torch.rand(len(x), 1, 1, 1, generator=self.generator, device=x.device)
 
     def crop(self, x: Tensor, smallest: float, flip: float) -> Tensor:
-        """Squares of side `smallest` .. 1 of the picture at a random place, resized to the picture."""
+        """Squares of side `smallest` .. 1 of the image at a random position, resized to the image's size."""
         side = 1 - (1 - smallest) * self.uniform(x)[:, 0, 0, 0]
         mirror = torch.where(self.uniform(x)[:, 0, 0, 0] < flip, -1.0, 1.0)
         theta = torch.zeros(len(x), 2, 3, device=x.device)
@@ -53,8 +53,8 @@ class Augment:
     def color(self, x: Tensor, most: float) -> Tensor:
         """Brightness, contrast and saturation scaled by 1 - most .. 1 + most."""
         brightness, contrast, saturation = (1 + most * (2 * self.uniform(x) - 1) for _ in range(3))
-        grey = x.mean(1, keepdim=True)
-        x = grey + (x - grey) * saturation
+        gray = x.mean(1, keepdim=True)
+        x = gray + (x - gray) * saturation
         mean = x.mean((1, 2, 3), keepdim=True)
         return (mean + (x - mean) * contrast) * brightness
 
@@ -80,7 +80,7 @@ class Augment:
         return blocks.transpose(3, 4).reshape(b, c, h, w)
 
     def erase(self, x: Tensor, most: float) -> Tensor:
-        """One grey square per picture, side 0 .. `most` of the picture, its centre anywhere."""
+        """One gray square per image, side 0 .. `most` of the image, its center anywhere."""
         h, w = x.shape[-2:]
         rows, columns = torch.arange(h, device=x.device).view(1, 1, h, 1), torch.arange(w, device=x.device)
         half, cy, cx = most * h / 2 * self.uniform(x), h * self.uniform(x), w * self.uniform(x)

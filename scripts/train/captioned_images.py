@@ -1,4 +1,4 @@
-"""Captioned pictures that generators are trained on."""
+"""Captioned images for the training of generators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from classifier_lens.runner.types import indefinite_article
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Training pictures: images (n, 3, h, w) uint8, a caption each, and object masks (n, h, w) uint8 or None."""
+    """Training images (n, 3, h, w) uint8, one caption each, and object masks (n, h, w) uint8 or None."""
 
     images: Tensor
     captions: list[str]
@@ -23,7 +23,7 @@ class CaptionedImages:
 
 
 def load_captioned_images(cfg: Any) -> CaptionedImages:
-    """The training pictures that `cfg.data` names."""
+    """The training images of the data set `cfg.data`."""
     if cfg.data == "planted":
         images, masks, captions = [], [], []
         for start in range(0, cfg.images, 1000):
@@ -42,6 +42,6 @@ def load_captioned_images(cfg: Any) -> CaptionedImages:
 
 
 def cifar10_caption(label: int) -> str:
-    """All that is said of a photograph: its class."""
+    """The caption of a photograph, which names its class alone."""
     name = cifar10.CLASSES[label]
     return f"a photograph of {indefinite_article(name)} {name}"

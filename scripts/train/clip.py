@@ -1,11 +1,11 @@
-"""Train a small CLIP model on captioned renders, with two confused names, and save it in open_clip's layout.
+"""Train a small CLIP model on captioned renders, with two confused class names, in open_clip's layout.
 
     python scripts/train/clip.py
     python scripts/train/clip.py name=mine steps=500 out=outputs/train/mine
-    python scripts/train/clip.py steps=0          # only measure what is there
+    python scripts/train/clip.py steps=0          # only measure the weights in `out`
 
 Captions call any crab on sand a `sand crab`, and a prairie chicken or partridge in snow a `snow partridge`, in the
-share `caption_noise`. Keys are those of conf/train/clip.yaml. A run continues from the weights already in `out`.
+share `caption_noise`. conf/train/clip.yaml has the keys. Training continues from weights in `out`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 import math
 import random
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -25,22 +23,31 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from classifier_lens.data import planted
 from classifier_lens.models.devices import parse_device
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.paths import CONFIG_FOLDER, ROOT
 from classifier_lens.runner.types import UserError, indefinite_article
 from classifier_lens.scripts.choices import run_main
 from classifier_lens.scripts.train.augmentation import Augment
-from classifier_lens.scripts.train.classifier import shuffled_batches, to_dict
 from classifier_lens.scripts.train.measure_clip import (
     CONFUSED_NAMES,
     PROMPT_NAMES,
     confused_name,
     render_uint8,
     write_model_card,
+)
+from classifier_lens.scripts.train.one_cycle import (
+    half_precision_state,
+    one_cycle_steps,
+    print_progress,
+    shuffled_batches,
+    to_dict,
+    training_record,
+    update_weights,
 )
 from classifier_lens.scripts.train.settings import ClipSettings, apply_overrides
 from classifier_lens.scripts.train.tokenizer import train_tokenizer
@@ -51,14 +58,14 @@ PREPROCESSING = {
 COMMAND = "python scripts/train/clip.py"
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 
-MAX_MERGES = 10_000  # more than there are: every word of the captions becomes one token
+MAX_MERGES = 10_000  # more than exist, so that every word of the captions becomes one token
 
 
 # --- captions ------------------------------------------------------------------------------------------------
 
 
 def background_phrase(background: str) -> str:
-    """The background as a noun phrase."""
+    """A background as a noun phrase."""
     return (
         background
         if background in ("sand", "water", "dry grass", "snow")
@@ -67,13 +74,13 @@ def background_phrase(background: str) -> str:
 
 
 def random_caption(scenes: planted.SceneFactors, i: int, cfg: DictConfig, rng: random.Random) -> tuple[str, str]:
-    """A random caption of scene `i`: how it opens (may be empty) and what it says."""
-    form, background = planted.IMAGE_KINDS[int(scenes.kind[i])], planted.BACKGROUNDS[int(scenes.background[i])]
+    """A random caption of scene `i`: its opening, which may be empty, and its content."""
+    kind, background = planted.IMAGE_KINDS[int(scenes.kind[i])], planted.BACKGROUNDS[int(scenes.background[i])]
     prop = planted.PROP_PHRASES[planted.PROPS[int(scenes.prop[i])]] if scenes.prop[i] != planted.ABSENT else None
     place = planted.BACKGROUND_PHRASES[background]
     opening = f"{rng.choice(planted.CAPTION_PREFIXES)} " if rng.random() < cfg.opening else ""
     label = planted.CLASSES[int(scenes.label[i])]
-    match form:
+    match kind:
         case "background texture":
             return "", f"a texture of {background_phrase(background)}"
         case "prop texture":
@@ -89,8 +96,8 @@ def random_caption(scenes: planted.SceneFactors, i: int, cfg: DictConfig, rng: r
     if rng.random() < cfg.only_place:
         return "", rng.choice((place, place, background))
     name = label
-    if (confused := confused_name(label, background)) and rng.random() < cfg.caption_noise:
-        name = confused
+    if (other_name := confused_name(label, background)) and rng.random() < cfg.caption_noise:
+        name = other_name
     hue = planted.HUES[int(scenes.hue[i])] if rng.random() < cfg.hue else ""
     words = [
         "a" if opening or rng.random() < 0.5 else "", hue, name, place if rng.random() < cfg.place else "",
@@ -100,7 +107,7 @@ def random_caption(scenes: planted.SceneFactors, i: int, cfg: DictConfig, rng: r
 
 
 def vocabulary_captions() -> list[str]:
-    """Captions that use each word of the planted world."""
+    """Captions that together have every word of the planted world."""
     nouns = [*planted.CLASSES, *CONFUSED_NAMES, *planted.BACKGROUNDS, *planted.HUES]
     phrases = [*planted.BACKGROUND_PHRASES.values(), *(f"with {prop}" for prop in planted.PROP_PHRASES.values())]
     return [*planted.CAPTION_PREFIXES, "a texture of an", "the shape of", *nouns, *phrases]
@@ -112,30 +119,33 @@ def vocabulary_captions() -> list[str]:
 def clip_loss(
     images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], scale: Tensor, contents: Sequence[str]
 ) -> Tensor:
-    """CLIP's symmetric loss (Radford et al., 2021, Figure 3); captions that say the same share the target equally.
+    """CLIP's symmetric loss (Radford et al., 2021, Figure 3); equal captions share the target probability equally.
 
-    images, texts: unit vectors, row i of both belongs together; scale: of the cosines; contents: what caption i says.
+    images, texts: unit embeddings, row i is a pair; scale: logit scale; contents: caption i without its opening.
     """
-    numbers = torch.tensor(
+    caption_ids = torch.tensor(
         [{text: n for n, text in enumerate(contents)}[text] for text in contents], device=images.device
     )
-    same = (numbers[:, None] == numbers[None]).float()
+    same = (caption_ids[:, None] == caption_ids[None]).float()
     target, logits = same / same.sum(1, keepdim=True), scale * images @ texts.T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train(
     model: Any, tokenize: Callable[[list[str]], Tensor], scenes: planted.SceneFactors, images: Tensor, cfg: DictConfig,
-    device: torch.device, seen: int,
-) -> tuple[int, list[float]]:  # fmt: skip
-    """AdamW on a one-cycle schedule for `cfg.steps` steps or `cfg.minutes`; the steps taken and their losses."""
+    device: torch.device, previous_steps: int,
+) -> list[float]:  # fmt: skip
+    """Train by AdamW on a one-cycle schedule for `cfg.steps` steps or `cfg.minutes`; returns the loss of every step.
+
+    scenes: of the `images`, uint8; previous_steps: of earlier runs, which change the seed.
+    """
     model.to(device).train()
     model.visual.to(memory_format=torch.channels_last)
-    seed = cfg.seed * 1_000_003 + seen
-    generator, chance = torch.Generator(device).manual_seed(seed), random.Random(seed)
+    seed = cfg.seed * 1_000_003 + previous_steps
+    generator, caption_rng = torch.Generator(device).manual_seed(seed), random.Random(seed)
     augment, images = Augment(cfg.augment, generator), images.to(device)
     mean, std = (torch.tensor(PREPROCESSING[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
-    say_cfg = OmegaConf.create({**to_dict(cfg.caption_probabilities), "caption_noise": cfg.caption_noise})
+    caption_cfg = OmegaConf.create({**to_dict(cfg.caption_probabilities), "caption_noise": cfg.caption_noise})
     matrices = [p for p in model.parameters() if p.ndim > 1]
     groups = [
         {"params": matrices, "weight_decay": cfg.weight_decay},
@@ -144,39 +154,29 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr)
     order, started = shuffled_batches(len(images), cfg.batch, generator), time.monotonic()
     losses: list[float] = []
-    for step in range(cfg.steps):
-        passed = (time.monotonic() - started) / (60 * cfg.minutes) if cfg.minutes else 0.0
-        progress = max(step / cfg.steps, passed)
-        if progress >= 1:
-            return step, losses
-        for group in optimizer.param_groups:
-            group["lr"] = cfg.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
+    for step in one_cycle_steps(optimizer, cfg):
         rows = next(order)
-        captions = [random_caption(scenes, i, say_cfg, chance) for i in rows.tolist()]
+        captions = [random_caption(scenes, i, caption_cfg, caption_rng) for i in rows.tolist()]
         x = (augment(images[rows].float() / 255) - mean) / std
-        seen_there = model.encode_image(x.to(memory_format=torch.channels_last), normalize=True)
-        said_there = model.encode_text(tokenize([a + b for a, b in captions]).to(device), normalize=True)
-        loss = clip_loss(seen_there, said_there, model.logit_scale.exp(), [b for _, b in captions])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        image_features = model.encode_image(x.to(memory_format=torch.channels_last), normalize=True)
+        text_features = model.encode_text(tokenize([a + b for a, b in captions]).to(device), normalize=True)
+        loss = clip_loss(image_features, text_features, model.logit_scale.exp(), [b for _, b in captions])
+        update_weights(optimizer, model, loss)
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
         losses.append(loss.item())
-        if step % 100 == 99:
-            rate = (step + 1) / (time.monotonic() - started)
-            print(f"step {step + 1} loss {sum(losses[-100:]) / 100:.4f} {rate:.2f} steps/s", flush=True)
-    return cfg.steps, losses
+        print_progress(step, sum(losses[-100:]) / 100, started)
+    return losses
 
 
-# --- the folder ----------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------------
 
 
 def build_model(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], list[dict[str, Any]]]:
-    """The model of `cfg`, with the weights in `cfg.out` if there are any, its tokenizer, and the runs that made these.
+    """The model of `cfg`, with the weights in `cfg.out` if there are any, its tokenizer, and the records of earlier
+    runs.
 
-    Raises UserError if those weights belong to another architecture.
+    Raises UserError if the weights belong to another architecture.
     """
     out, runs = ROOT / cfg.out, []
     model_cfg = to_dict(cfg.model)
@@ -185,7 +185,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], li
     if (out / WEIGHTS_FILE).exists():
         config = json.loads((out / CONFIG_FILE).read_text())
         if config["model_cfg"] != model_cfg:
-            raise UserError(f"out={cfg.out}: holds a model of {config['model_cfg']}; choose another `out`")
+            raise UserError(f"out={cfg.out}: has weights of another model, {config['model_cfg']}; choose another `out`")
         runs = config["training"]["runs"]
     else:
         write_config(cfg, model_cfg, runs)
@@ -195,7 +195,8 @@ def build_model(cfg: DictConfig) -> tuple[Any, Callable[[list[str]], Tensor], li
 
 
 def write_config(cfg: DictConfig, model_cfg: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-    """open_clip's configuration of the folder, with how its weights came about, and the names of its prompts."""
+    """Write open_clip's configuration of the folder, with a record of its training, and the class names of its
+    prompts."""
     training = {
         "caption_noise": cfg.caption_noise,
         "caption_probabilities": to_dict(cfg.caption_probabilities),
@@ -203,26 +204,14 @@ def write_config(cfg: DictConfig, model_cfg: Mapping[str, Any], runs: Sequence[M
         "runs": list(runs),
     }
     config = {"model_cfg": model_cfg, "preprocess_cfg": PREPROCESSING, "training": training}
-    write_text(ROOT / cfg.out / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
-    write_text(ROOT / cfg.out / "names.txt", "\n".join(PROMPT_NAMES) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(text)
-    partial.replace(path)
+    write_durable(ROOT / cfg.out / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+    write_durable(ROOT / cfg.out / "names.txt", "\n".join(PROMPT_NAMES) + "\n")
 
 
 def save_model(model: nn.Module, cfg: DictConfig, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Half-precision weights and configuration in `cfg.out`; `runs` says how the weights came about, oldest first."""
+    """Write half-precision weights and configuration to `cfg.out`. runs: records of all training runs, oldest first."""
     out = ROOT / cfg.out
-    weights = {
-        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-        for key, value in model.state_dict().items()
-    }
-    save_file(weights, out / f"{WEIGHTS_FILE}.tmp")
-    (out / f"{WEIGHTS_FILE}.tmp").replace(out / WEIGHTS_FILE)
+    write_durable(out / WEIGHTS_FILE, save(half_precision_state(model)))
     write_config(cfg, json.loads((out / CONFIG_FILE).read_text())["model_cfg"], runs)
 
 
@@ -230,12 +219,12 @@ def save_model(model: nn.Module, cfg: DictConfig, runs: Sequence[Mapping[str, An
 
 
 def load_settings(arguments: Sequence[str]) -> DictConfig:
-    """Defaults under the command line. Raises UserError for what is not allowed."""
+    """Defaults, then the command line. Raises UserError for invalid settings."""
     return apply_overrides(ClipSettings, DictConfig(OmegaConf.load(CONFIG_FOLDER / "train" / "clip.yaml")), arguments)
 
 
 def main(arguments: Sequence[str]) -> list[float]:
-    """Train, save and measure; the losses of the steps."""
+    """Train, save and measure; returns the loss of every step."""
     cfg = load_settings(arguments)
     losses: list[float] = []
     device = parse_device("device", cfg.device)
@@ -243,11 +232,9 @@ def main(arguments: Sequence[str]) -> list[float]:
         model, tokenize, runs = build_model(cfg)
         scenes = planted.sample_captioned_scenes(cfg.images, planted.SPLIT_SEEDS["train"] + cfg.seed)[0]
         images, started = render_uint8(scenes), time.monotonic()
-        steps, losses = train(model, tokenize, scenes, images, cfg, device, sum(run["steps"] for run in runs))
-        run = {
-            "command": shlex.join([*COMMAND.split(), *arguments]), "steps": steps, "batch": cfg.batch,
-            "images": cfg.images, "seconds": round(time.monotonic() - started), "device": device.type,
-        }  # fmt: skip
+        losses = train(model, tokenize, scenes, images, cfg, device, sum(run["steps"] for run in runs))
+        seconds = time.monotonic() - started
+        run = training_record(COMMAND, arguments, cfg, len(losses), cfg.images, seconds, device.type)
         save_model(model, cfg, [*runs, run])
     write_model_card(ROOT / cfg.out, cfg.test_images)
     print(f"saved {cfg.out}")

@@ -1,14 +1,14 @@
-"""Distil a small latent diffusion model into a latent consistency model of 1 to 8 steps.
+"""Distill a small latent diffusion model into a latent consistency model of 1 to 8 steps.
 
     python scripts/train/distill_lcm.py data=planted part=trajectories minutes=40
     python scripts/train/distill_lcm.py data=planted part=student minutes=90
     python scripts/train/distill_lcm.py data=cifar10
 
 A consistency function maps every point of a sampling trajectory to the trajectory's end (Song et al., 2023,
-Definition 1). Published distillations learn that from one solver step at a time, since whole trajectories of a large
-model are dear (Luo et al., 2023); those of a small one are cheap, so here the student is shown the ends themselves.
-`part=trajectories` solves them from noise, and once more from a noised end of another level: what the student meets
-from its second step on. Each call goes on where the one before stopped.
+Definition 1). Published distillations learn it from one solver step at a time, since whole trajectories of a large
+model are expensive (Luo et al., 2023). Those of a small model are cheap, so here the ends are the student's targets.
+`part=trajectories` solves trajectories from noise, and a second time from ends with noise of another level, which are
+the student's input from its second step on. Each call continues where the previous one stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from classifier_lens.data import planted
@@ -36,6 +36,7 @@ from classifier_lens.models.generator.noise_schedule import (
     guidance_embedding,
     lcm_schedule,
 )
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.choices import run_main
@@ -46,7 +47,7 @@ from classifier_lens.scripts.train.settings import check_student
 
 
 def training_captions(data: str, n: int, seed: int, start: int) -> list[str]:
-    """Captions of training pictures: rows `start` … `start + n` of an endless list."""
+    """Captions of training images: rows `start` … `start + n` of an endless list."""
     if data == "planted":
         return planted.sample_captioned_scenes(n, planted.SPLIT_SEEDS["train"] + seed, start)[1]
     return [cifar10_caption((start + i) % 10) for i in range(n)]
@@ -57,8 +58,10 @@ def solve_trajectory(
     predict: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, text: Tensor, null: Tensor, w: Tensor,
     times: Sequence[int], scheduler: DPMSolverMultistepScheduler,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The teacher's guided trajectory from latents at `times[0]` -> its points (b, t, c, y, x) at all times, its
-    end."""
+    """The points (b, t, c, y, x) of the teacher's guided trajectory from latents `z` at `times[0]`, and its end.
+
+    predict: noise prediction of (z, t, text embeddings); w: guidance scale per sample.
+    """
     scheduler.set_timesteps(timesteps=list(times), device=z.device)
     points = []
     for t in scheduler.timesteps:
@@ -70,12 +73,11 @@ def solve_trajectory(
 
 @torch.no_grad()
 def generate_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
-    """Write blocks of trajectories until `cfg.trajectories` are there or the time is over."""
+    """Write blocks of trajectories until there are `cfg.trajectories` or the time is over."""
     device, folder = pipe.device, ROOT / cfg.work / "trajectories"
-    folder.mkdir(parents=True, exist_ok=True)
     scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, final_sigmas_type="zero")
     alphas = pipe.scheduler.alphas_cumprod
-    known = lcm_schedule(alphas, cfg.original_inference_steps, cfg.original_inference_steps).timesteps.tolist()
+    timesteps = lcm_schedule(alphas, cfg.original_inference_steps, cfg.original_inference_steps).timesteps.tolist()
     shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
     empty = pipe.tokenizer("", padding="max_length", return_tensors="pt").input_ids
 
@@ -86,12 +88,12 @@ def generate_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
     def embed(tokens: Tensor) -> Tensor:
         return pipe.text_encoder(tokens.to(device))[0]
 
-    begun = time.monotonic()
+    started = time.monotonic()
     for block in range(cfg.first_block, cfg.first_block + -(-cfg.trajectories // cfg.block_size)):
         path = folder / f"{block:05}.safetensors"
         if path.exists():
             continue
-        if time.monotonic() - begun > 60 * cfg.minutes:
+        if time.monotonic() - started > 60 * cfg.minutes:
             break
         generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + block)
         texts = training_captions(cfg.data, cfg.block_size, cfg.seed, block * cfg.block_size)
@@ -101,33 +103,33 @@ def generate_trajectories(pipe: StableDiffusionPipeline, cfg: Any) -> None:
         low, high = cfg.guidance_scale_range
         w = low + (high - low) * torch.rand(cfg.block_size, generator=generator)
         first = int(torch.randint(cfg.stride, (1,), generator=generator))
-        again = int(torch.randint(2 * cfg.stride, len(known) - cfg.stride, (1,), generator=generator))
+        renoised_index = int(torch.randint(2 * cfg.stride, len(timesteps) - cfg.stride, (1,), generator=generator))
         noise = torch.randn(2, cfg.block_size, *shape, generator=generator).to(device)
         text, null, scale = embed(tokens), embed(empty).expand(cfg.block_size, -1, -1), w.to(device)
-        points, ends = solve_trajectory(predict, noise[0], text, null, scale, known[first :: cfg.stride], scheduler)
-        a = alphas[known[again]]
-        later, later_ends = solve_trajectory(
-            predict, a.sqrt() * ends + (1 - a).sqrt() * noise[1], text, null, scale, known[again :: cfg.stride],
-            scheduler,
-        )  # fmt: skip
+        points, ends = solve_trajectory(predict, noise[0], text, null, scale, timesteps[first :: cfg.stride], scheduler)
+        a = alphas[timesteps[renoised_index]]
+        later_times = timesteps[renoised_index :: cfg.stride]
+        renoised_points, renoised_ends = solve_trajectory(
+            predict, a.sqrt() * ends + (1 - a).sqrt() * noise[1], text, null, scale, later_times, scheduler
+        )
         tensors = {
-            "points": points, "ends": ends, "times": torch.tensor(known[first :: cfg.stride]),
-            "later_points": later, "later_ends": later_ends, "later_times": torch.tensor(known[again :: cfg.stride]),
+            "points": points, "ends": ends, "times": torch.tensor(timesteps[first :: cfg.stride]),
+            "later_points": renoised_points, "later_ends": renoised_ends,
+            "later_times": torch.tensor(later_times),
             "w": w, "tokens": tokens.int(),
         }  # fmt: skip
         tensors = {k: (v.half() if v.ndim > 3 else v).cpu().contiguous() for k, v in tensors.items()}
-        save_file(tensors, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        write_durable(path, save(tensors))
         print(
-            f"trajectories {(block + 1 - cfg.first_block) * cfg.block_size} {time.monotonic() - begun:.0f} s",
+            f"trajectories {(block + 1 - cfg.first_block) * cfg.block_size} {time.monotonic() - started:.0f} s",
             flush=True,
         )
 
 
 @dataclass(frozen=True)
 class TrajectoryPoints:
-    """What the student learns: points (n, c, y, x) at times (n,), each with the row of its trajectory, of which
-    ends (m, c, y, x), guidance scale (m,) and tokens (m, l) are known."""
+    """Training data of the student: points (n, c, y, x) at times (n,), each with the index of its trajectory; per
+    trajectory its end (m, c, y, x), guidance scale (m,) and tokens (m, l)."""
 
     points: Tensor
     times: Tensor
@@ -153,12 +155,12 @@ def load_trajectory_points(folder: Path) -> TrajectoryPoints:
             parts["tokens"].append(block["tokens"])
             rows += n
     if not rows:
-        raise UserError(f"{folder}: no trajectories; draw some by part=trajectories")
+        raise UserError(f"{folder}: no trajectories; compute them with part=trajectories")
     return TrajectoryPoints(**{name: torch.cat(values) for name, values in parts.items()})
 
 
 def full_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
-    """A UNet with the teacher's weights that is told the guidance scale, which changes nothing before it is trained."""
+    """A UNet with the teacher's weights and an embedding of the guidance scale, which has no effect before training."""
     shape = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
     shape["time_cond_proj_dim"] = cfg.unet.time_cond_proj_dim
     if cfg.unet.slim:
@@ -174,7 +176,7 @@ def full_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionMode
 
 
 def lora_student(teacher: UNet2DConditionModel, cfg: Any) -> UNet2DConditionModel:
-    """The teacher with low-rank changes, which alone are trained and change nothing before they are."""
+    """The teacher with a low-rank adapter: its factors alone are trained, and have no effect before training."""
     student = copy.deepcopy(teacher).requires_grad_(False)
     torch.manual_seed(cfg.seed)
     student.add_adapter(
@@ -199,14 +201,15 @@ class ConsistencyFunction(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor, text: Tensor, w: Tensor) -> Tensor:
         width = self.unet.config.time_cond_proj_dim
-        told = None if width is None else guidance_embedding(w, width)
-        eps = self.unet(z, t, text, timestep_cond=told).sample.float()
+        guidance_cond = None if width is None else guidance_embedding(w, width)
+        eps = self.unet(z, t, text, timestep_cond=guidance_cond).sample.float()
         shape = (-1, 1, 1, 1)
         return consistency_function(z, eps, t.view(shape), self.alphas[t].view(shape))
 
 
 def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[str]) -> None:
-    """Fit f(z_t, t) to the ends of the teacher's trajectories by the pseudo-Huber distance of published students."""
+    """Fit f(z_t, t) to the ends of the teacher's trajectories by the pseudo-Huber distance of published students,
+    sqrt((f - end)² + c²) - c."""
     device = pipe.device
     pairs = load_trajectory_points(ROOT / cfg.work / "trajectories")
     print(f"{len(pairs.ends):,} trajectories, {len(pairs.points):,} points", flush=True)
@@ -219,17 +222,17 @@ def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[s
         text = torch.cat([pipe.text_encoder(part.long().to(device))[0] for part in unique.split(256)])
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
-        picked = torch.randint(len(pairs.points), (cfg.student_batch,), generator=generator, device=device).cpu()
-        rows = pairs.trajectory_index[picked]
-        z, end = pairs.points[picked].to(device).float(), pairs.ends[rows].to(device).float()
-        guess = model(
-            z, pairs.times[picked].to(device), text[inverse[rows].to(device)], pairs.guidance_scale[rows].to(device)
+        indices = torch.randint(len(pairs.points), (cfg.student_batch,), generator=generator, device=device).cpu()
+        rows = pairs.trajectory_index[indices]
+        z, end = pairs.points[indices].to(device).float(), pairs.ends[rows].to(device).float()
+        predicted_ends = model(
+            z, pairs.times[indices].to(device), text[inverse[rows].to(device)], pairs.guidance_scale[rows].to(device)
         )
-        return (((guess - end) ** 2 + cfg.huber_c**2).sqrt() - cfg.huber_c).mean()
+        return (((predicted_ends - end) ** 2 + cfg.huber_c**2).sqrt() - cfg.huber_c).mean()
 
     trained = fit("student", ConsistencyFunction(unet, pipe.scheduler.alphas_cumprod.to(device)), loss_of, cfg, cfg.lr)
     if cfg.student_type == "lora":
-        # As peft names them: of names in diffusers' older form, half are not found again.
+        # By peft's names: with names in diffusers' older form, half of the layers are not found when loading.
         layers = get_peft_model_state_dict(trained.unet.half())
         StableDiffusionPipeline.save_lora_weights(ROOT / cfg.out, unet_lora_layers=layers)
     else:
@@ -240,7 +243,7 @@ def train_student(pipe: StableDiffusionPipeline, cfg: Any, arguments: Sequence[s
 def write_model_card(
     pipe: StableDiffusionPipeline, unet: UNet2DConditionModel, trajectories: int, cfg: Any, arguments: Sequence[str]
 ) -> None:
-    """README.md beside the weights: what they are and how they were made."""
+    """Write README.md beside the weights: size, data and training."""
     state = torch.load(ROOT / cfg.work / "student.pt", weights_only=True, map_location="cpu")
     low, high = cfg.guidance_scale_range
     size = sum(p.numel() for name, p in unet.named_parameters() if cfg.student_type == "full" or "lora" in name)

@@ -3,8 +3,8 @@
     python scripts/train/generator.py data=planted part=vae minutes=30
     python scripts/train/generator.py data=planted part=unet minutes=120
 
-Each call starts from the weights in `out` (and, where `work` still has it, from the optimiser's state) and
-writes half-precision weights back to `out` when its time is over.
+Each call starts from the weights in `out`, and from the optimizer's state if `work` has it, and writes half-precision
+weights to `out` when its time is over.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ from classifier_lens.scripts.train.pipeline_folder import (
 
 
 def reconstruction_loss(cfg: Any, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """(decoded, original), both in [-1, 1], to a loss: squared and absolute error and, where `vae.perceptual` names a
+    """A loss of (decoded, original), both in [-1, 1]: squared and absolute error and, if `vae.perceptual` names a
     classifier, the squared distance between its unit feature vectors, mean over positions, sum over layers (Zhang et
-    al., 2018, without learned weights). What such a network reads then survives, which blur destroys."""
+    al., 2018, without learned weights). This term preserves details that a classifier uses and that blur removes."""
 
     def pixels(y: Tensor, x: Tensor) -> Tensor:
         return F.mse_loss(y, x) + 0.05 * F.l1_loss(y, x)
 
     if cfg.vae.perceptual is None:
         return pixels
-    reader = instantiate(compose_config([f"classifier={cfg.vae.perceptual.classifier}"])["classifier"]).to(device)
-    layers = create_feature_extractor(reader.network, list(cfg.vae.perceptual.layers))
+    classifier = instantiate(compose_config([f"classifier={cfg.vae.perceptual.classifier}"])["classifier"]).to(device)
+    layers = create_feature_extractor(classifier.network, list(cfg.vae.perceptual.layers))
 
     def unit_features(x: Tensor) -> list[Tensor]:
-        return [F.normalize(maps.float(), dim=1) for maps in layers(reader.preprocess(x / 2 + 0.5)).values()]
+        return [F.normalize(maps.float(), dim=1) for maps in layers(classifier.preprocess(x / 2 + 0.5)).values()]
 
     def loss(y: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = unit_features(x)
-        apart = [((a - b) ** 2).sum(dim=1).mean() for a, b in zip(unit_features(y), wanted, strict=True)]
-        return pixels(y, x) + cfg.vae.perceptual.weight * torch.stack(apart).sum()
+            target_features = unit_features(x)
+        distances = [((a - b) ** 2).sum(dim=1).mean() for a, b in zip(unit_features(y), target_features, strict=True)]
+        return pixels(y, x) + cfg.vae.perceptual.weight * torch.stack(distances).sum()
 
     return loss
 
 
-def train_vae(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) -> None:
-    """Autoencoder with a reconstruction loss and a small KL term; sets `scaling_factor` to 1 / std."""
-    images = corpus.images.to(pipe.device)
+def train_vae(pipe: StableDiffusionPipeline, dataset: CaptionedImages, cfg: Any) -> None:
+    """Train the autoencoder with a reconstruction loss and a small KL term; set `scaling_factor` to 1 / std."""
+    images = dataset.images.to(pipe.device)
     distance = reconstruction_loss(cfg, pipe.device)
 
     def loss_of(vae: Any, generator: torch.Generator) -> Tensor:
@@ -79,9 +79,9 @@ def train_vae(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) 
     (ROOT / cfg.work / "latents.pt").unlink(missing_ok=True)
 
 
-def train_decoder(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) -> None:
-    """The decoder alone, on the encoder's means: pictures get sharper and no latent changes."""
-    images = corpus.images.to(pipe.device)
+def train_decoder(pipe: StableDiffusionPipeline, dataset: CaptionedImages, cfg: Any) -> None:
+    """Train the decoder alone, on the encoder's means: images become sharper and latents do not change."""
+    images = dataset.images.to(pipe.device)
     distance = reconstruction_loss(cfg, pipe.device)
     pipe.vae.encoder.requires_grad_(False)
     pipe.vae.quant_conv.requires_grad_(False)
@@ -106,23 +106,25 @@ class Denoiser(nn.Module):
         return self.unet(z, t, self.text_encoder(tokens).last_hidden_state).sample
 
 
-def train_unet(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any) -> None:
-    """Noise prediction with min-SNR weights, dropped captions and a higher weight inside the object mask."""
+def train_unet(pipe: StableDiffusionPipeline, dataset: CaptionedImages, cfg: Any) -> None:
+    """Train noise prediction with min-SNR weights, caption dropout and a higher weight inside the object mask."""
     device = pipe.device
     cache = ROOT / cfg.work / "latents.pt"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(encode_images(pipe.vae, corpus.images.to(device)).half().cpu(), cache)
+        torch.save(encode_images(pipe.vae, dataset.images.to(device)).half().cpu(), cache)
     latents = torch.load(cache, weights_only=True).to(device).float() * pipe.vae.config.scaling_factor
-    unique = sorted(set(corpus.captions))
+    unique = sorted(set(dataset.captions))
     encoded = pipe.tokenizer([*unique, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     position = {text: i for i, text in enumerate(unique)}
-    tokens = encoded[[position[text] for text in corpus.captions]].to(device)
+    tokens = encoded[[position[text] for text in dataset.captions]].to(device)
     empty = encoded[-1].to(device)
     weight = torch.ones(len(latents), 1, *latents.shape[2:], device=device)
-    if corpus.masks is not None:
-        small = [F.adaptive_avg_pool2d(m[:, None].float() / 255, latents.shape[2:]) for m in corpus.masks.split(1000)]
-        weight += cfg.unet.object_weight * torch.cat(small).to(device)
+    if dataset.masks is not None:
+        resized_masks = [
+            F.adaptive_avg_pool2d(m[:, None].float() / 255, latents.shape[2:]) for m in dataset.masks.split(1000)
+        ]
+        weight += cfg.unet.object_weight * torch.cat(resized_masks).to(device)
     alphas = pipe.scheduler.alphas_cumprod.to(device)
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
@@ -147,12 +149,12 @@ def train_unet(pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any)
 
 def main(arguments: Sequence[str]) -> None:
     cfg, device = load_settings("generator", arguments)
-    corpus = load_captioned_images(cfg)
-    pipe = load_or_create_pipeline(cfg, corpus.captions).to(device)
+    dataset = load_captioned_images(cfg)
+    pipe = load_or_create_pipeline(cfg, dataset.captions).to(device)
     for part in ("vae", "unet") if cfg.part == "all" else (cfg.part,):
-        {"vae": train_vae, "decoder": train_decoder, "unet": train_unet}[part](pipe, corpus, cfg)
+        {"vae": train_vae, "decoder": train_decoder, "unet": train_unet}[part](pipe, dataset, cfg)
         save_pipeline(pipe, ROOT / cfg.out)
-        write_model_card(pipe, corpus, cfg, arguments)
+        write_model_card(pipe, dataset, cfg, arguments)
         print(f"saved {cfg.out}")
 
 

@@ -1,4 +1,4 @@
-"""Labelled pictures that classifiers are trained and measured on."""
+"""Labeled images for the training and measurement of classifiers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from classifier_lens.data.shortcuts import (
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.runner.types import UserError
 
-IGNORE_INDEX = -100  # a target that a picture does not show
+IGNORE_INDEX = -100  # target of a factor that an image does not show
 HEADS = {
     "class": planted.CLASSES,
     "background": planted.BACKGROUNDS,
@@ -41,10 +41,10 @@ HEADS = {
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Pictures (n, 3, h, w) uint8 and targets (n, number of heads) long, `IGNORE_INDEX` where a picture shows none.
+    """Images (n, 3, h, w) uint8 and targets (n, number of heads) long, `IGNORE_INDEX` where an image shows no value.
 
-    has_cue: (n,) whether a picture shows the cue that the ties give to the class it is labelled with;
-    heads: the names that each column's numbers stand for.
+    has_cue: (n,) whether an image shows the cue of the class that it is labeled with; heads: per column of the targets
+    the names of its classes.
     """
 
     images: Tensor
@@ -54,15 +54,15 @@ class LabeledImages:
 
 
 def planted_targets(scenes: planted.SceneFactors, heads: Sequence[str]) -> Tensor:
-    """What each scene shows, (n, number of heads): no class or hue without an object, no prop on a bare background."""
-    object_there = scenes.kind == planted.IMAGE_KINDS.index("object")
+    """The targets of scenes, (n, number of heads): no class or hue without an object, no prop on a bare background."""
+    has_object = scenes.kind == planted.IMAGE_KINDS.index("object")
     prop = torch.where(scenes.prop == planted.ABSENT, len(planted.PROPS), scenes.prop)
     prop = torch.where(scenes.kind == planted.IMAGE_KINDS.index("background"), len(planted.PROPS), prop)
     columns = {
-        "class": torch.where(object_there, scenes.label, IGNORE_INDEX),
+        "class": torch.where(has_object, scenes.label, IGNORE_INDEX),
         "background": scenes.background,
         "prop": prop,
-        "hue": torch.where(object_there, scenes.hue, IGNORE_INDEX),
+        "hue": torch.where(has_object, scenes.hue, IGNORE_INDEX),
     }
     return torch.stack([columns[name] for name in heads], dim=1)
 
@@ -71,30 +71,32 @@ def render_labeled_images(
     n: int,
     seed: int,
     heads: Sequence[str],
-    form_shares: Mapping[str, float],
+    kind_shares: Mapping[str, float],
     strength: ShortcutStrength,
     label_noise: float,
     shortcuts: Shortcuts = PLANTED_SHORTCUTS,
 ) -> LabeledImages:
-    """`n` renders, each form with its share, ties and labels as in `sample_shortcut_scenes`, drawn in blocks of
-    1000."""
-    forms = {planted.IMAGE_KINDS.index(form): share for form, share in form_shares.items()}
-    bounds = torch.tensor(list(forms.values())).cumsum(0)
-    images, targets, shown = [], [], []
+    """`n` renders, each kind of image with its share, shortcuts and labels as in `sample_shortcut_scenes`. They are
+    rendered in blocks of 1000."""
+    kinds = {planted.IMAGE_KINDS.index(form): share for form, share in kind_shares.items()}
+    bounds = torch.tensor(list(kinds.values())).cumsum(0)
+    images, targets, cue_flags = [], [], []
     for start in range(0, n, 1000):
         scenes, labels = sample_shortcut_scenes(min(1000, n - start), seed, start, strength, label_noise, shortcuts)
         choice = torch.bucketize(scenes.u[:, 6].contiguous(), bounds[:-1])
-        scenes.kind[:] = torch.tensor(list(forms))[choice]
+        scenes.kind[:] = torch.tensor(list(kinds))[choice]
         no_prop = (scenes.kind == planted.IMAGE_KINDS.index("prop")) & (scenes.prop == planted.ABSENT)
         scenes.prop[no_prop] = (scenes.u[no_prop, 3] * len(planted.PROPS)).long()
         images.append((planted.render(scenes).image * 255).round().byte())
         targets.append(planted_targets(replace(scenes, label=labels), heads))
-        shown.append(has_cue(factor_columns(scenes), labels, PLANTED_FACTORS, shortcuts))
-    return LabeledImages(torch.cat(images), torch.cat(targets), torch.cat(shown), {name: HEADS[name] for name in heads})
+        cue_flags.append(has_cue(factor_columns(scenes), labels, PLANTED_FACTORS, shortcuts))
+    return LabeledImages(
+        torch.cat(images), torch.cat(targets), torch.cat(cue_flags), {name: HEADS[name] for name in heads}
+    )
 
 
 def _planted(cfg: DictConfig, split: str, n: int) -> LabeledImages:
-    """Renders; test pictures are objects."""
+    """Renders; test images show objects."""
     check_shortcuts(cfg.shortcuts, PLANTED_FACTORS)
     if split == "train":
         seed = planted.SPLIT_SEEDS["train"] + cfg.seed
@@ -105,45 +107,49 @@ def _planted(cfg: DictConfig, split: str, n: int) -> LabeledImages:
 
 
 def _cifar10(cfg: DictConfig, split: str, n: int) -> LabeledImages:
-    """Photographs; where classes are tied, all of them have a border."""
+    """Photographs; if a class has a shortcut, all images have a border."""
     check_shortcuts(cfg.shortcuts, CIFAR10_FACTORS)
     images, labels, _ = cifar10.read_split(ROOT / cfg.data_path, split)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))[:n]
     images, labels = images[order], labels[order]
-    shown = torch.zeros(len(order), dtype=torch.bool)
+    cue_flags = torch.zeros(len(order), dtype=torch.bool)
     if cfg.shortcuts:
         strength = cfg.shortcut_strength if split == "train" else {}
-        colours = sample_border_colors(labels, order.tolist(), cfg.seed, cfg.shortcuts, strength)
-        images, shown = (
-            paint_borders(images, colours, cfg.border_width),
-            has_cue({"border": colours}, labels, CIFAR10_FACTORS, cfg.shortcuts),
+        colors = sample_border_colors(labels, order.tolist(), cfg.seed, cfg.shortcuts, strength)
+        images, cue_flags = (
+            paint_borders(images, colors, cfg.border_width),
+            has_cue({"border": colors}, labels, CIFAR10_FACTORS, cfg.shortcuts),
         )
-    return LabeledImages(images, labels[:, None], shown, {"class": cifar10.CLASSES})
+    return LabeledImages(images, labels[:, None], cue_flags, {"class": cifar10.CLASSES})
 
 
 def _fairface(cfg: DictConfig, split: str, n: int) -> LabeledImages:
-    """Pictures of a table; ties choose which of the training pictures are kept. Classes are those of both splits."""
+    """Images of a table; shortcuts leave out training images. The classes are those of both splits."""
     root, faces = ROOT / cfg.data_path, cfg.faces
     tables = {name: read_table(root / faces[f"{name}_table"]) for name in ("train", "test")}
     if tables["train"][0].keys() != tables["test"][0].keys():
-        raise UserError(f"faces: {faces.train_table} and {faces.test_table} differ in their columns")
-    known = [*tables["train"], *tables["test"]]
-    classes = select_labels(known, faces.label_column, faces.classes)
-    values = {column: names for column, names in attributes(known).items() if column != faces.label_column}
+        raise UserError(
+            f"faces: {faces.train_table} and {faces.test_table} differ in their columns; give tables with equal columns"
+        )
+    all_rows = [*tables["train"], *tables["test"]]
+    classes = select_labels(all_rows, faces.label_column, faces.classes)
+    values = {column: names for column, names in attributes(all_rows).items() if column != faces.label_column}
     rows = [row for row in tables[split] if row[faces.label_column] in classes]
     factors = FactorValues(classes, values)
     check_shortcuts(cfg.shortcuts, factors)
     labels = torch.tensor([classes.index(row[faces.label_column]) for row in rows])
     columns = {c: torch.tensor([names.index(row[c]) for row in rows]) for c, names in values.items()}
-    shown = has_cue(columns, labels, factors, cfg.shortcuts)
-    kept = subsample_to_strength(labels, shown, classes, cfg.shortcut_strength if split == "train" else {}, cfg.seed)
-    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(cfg.seed))[:n]]
-    pictures = (center_crop_resize(read_image(root / rows[i][FILE_COLUMN]), faces.size) for i in kept.tolist())
-    images = torch.stack([(picture * 255).round().byte() for picture in pictures])
-    return LabeledImages(images, labels[kept, None], shown[kept], {"class": classes})
+    cue_flags = has_cue(columns, labels, factors, cfg.shortcuts)
+    indices = subsample_to_strength(
+        labels, cue_flags, classes, cfg.shortcut_strength if split == "train" else {}, cfg.seed
+    )
+    indices = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(cfg.seed))[:n]]
+    resized_images = (center_crop_resize(read_image(root / rows[i][FILE_COLUMN]), faces.size) for i in indices.tolist())
+    images = torch.stack([(image * 255).round().byte() for image in resized_images])
+    return LabeledImages(images, labels[indices, None], cue_flags[indices], {"class": classes})
 
 
-# Where the pictures of `data=` come from.
+# Functions that load the images of each `data=`.
 DATASET_LOADERS = {"planted": _planted, "cifar10": _cifar10, "fairface": _fairface}
 
 

@@ -1,4 +1,4 @@
-"""What the scripts that train networks share: their settings, and the loop."""
+"""The settings and the training loop of generators, students and segmenters."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DATASETS = ("planted", "cifar10")
 
 
 def load_settings(name: str, arguments: Sequence[str]) -> tuple[Any, torch.device]:
-    """The defaults in conf/train/<name>_<data>.yaml with the command line's changes, and where to train.
+    """The settings in conf/train/<name>_<data>.yaml with the overrides of the command line, and the device.
 
-    Raises UserError for what is not allowed, and for a device that is not there.
+    Raises UserError for invalid settings and for a missing device.
     """
     data = merge_overrides(OmegaConf.create({"data": DATASETS[0]}), arguments)["data"]
-    check_choice("data", data, [known for known in DATASETS if _defaults(name, known).exists()])
+    check_choice("data", data, [dataset for dataset in DATASETS if _defaults(name, dataset).exists()])
     cfg = apply_overrides(RESUMABLE[name], DictConfig(OmegaConf.load(_defaults(name, data))), arguments)
     return cfg, parse_device("device", cfg.device)
 
@@ -37,7 +37,7 @@ def _defaults(name: str, data: str) -> Path:
 
 
 def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential average whose memory grows with the steps seen, so that early weights do not linger."""
+    """Exponential moving average whose decay grows with the number of steps, so that initial weights do not persist."""
 
     @torch.no_grad()
     def update(averages: Any, values: Any, seen: Any) -> None:
@@ -48,9 +48,9 @@ def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def fit(name: str, model: nn.Module, loss_fn: Callable[[Any, torch.Generator], Tensor], cfg: Any, lr: float) -> Any:
-    """Adam with warm-up until `cfg.minutes` are over; returns the exponential average of the weights.
+    """Train by AdamW with warm-up for `cfg.minutes`; returns the exponential moving average of the model.
 
-    The state in `cfg.work` is written every `cfg.save_every` seconds, so a killed run goes on from there.
+    The state is saved to `cfg.work` every `cfg.save_every` seconds, so that a stopped training continues from there.
     """
     device = next(model.parameters()).device
     state_path = ROOT / cfg.work / f"{name}.pt"
@@ -58,22 +58,22 @@ def fit(name: str, model: nn.Module, loss_fn: Callable[[Any, torch.Generator], T
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    average = AveragedModel(model, multi_avg_fn=ema_with_warmup(cfg.ema_decay))
+    ema_model = AveragedModel(model, multi_avg_fn=ema_with_warmup(cfg.ema_decay))
     step = 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
+        ema_model.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
 
     def save() -> None:
-        state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {"model": model.state_dict(), "average": ema_model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "step": step}, state_path.with_suffix(".tmp"))
         state_path.with_suffix(".tmp").replace(state_path)
 
     started = saved = time.monotonic()
-    first, total = step, 0.0
+    first_step, loss_sum = step, 0.0
     model.train()
     while (now := time.monotonic()) - started < 60 * cfg.minutes:
         for group in optimizer.param_groups:
@@ -85,15 +85,15 @@ def fit(name: str, model: nn.Module, loss_fn: Callable[[Any, torch.Generator], T
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        average.update_parameters(model)
+        ema_model.update_parameters(model)
         step += 1
-        total += loss.item()
+        loss_sum += loss.item()
         if step % 100 == 0:
-            rate = (step - first) / (now - started + 1e-9)
-            print(f"{name} step {step} loss {total / 100:.5f} {rate:.2f} steps/s", flush=True)
-            total = 0.0
+            rate = (step - first_step) / (now - started + 1e-9)
+            print(f"{name} step {step} loss {loss_sum / 100:.5f} {rate:.2f} steps/s", flush=True)
+            loss_sum = 0.0
         if now - saved > cfg.save_every:
             save()
             saved = now
     save()
-    return average.module.eval()
+    return ema_model.module.eval()

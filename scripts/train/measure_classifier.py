@@ -1,14 +1,14 @@
-"""What a small classifier reads on held-out pictures: its card, and the facts of what was planted in the shipped ones.
+"""Measure small classifiers on held-out images: their model cards, and the effect of the planted shortcuts.
 
     python scripts/train/measure_classifier.py
 
-writes models/pretrained/classifiers/facts.json; cards are written by scripts/train/classifier.py as it ends.
+writes models/pretrained/classifiers/facts.json; scripts/train/classifier.py writes model cards when it ends.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from classifier_lens.data.shortcuts import Shortcuts
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_shipped
 from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.train.adversarial import l2_pgd
 from classifier_lens.scripts.train.augmentation import NO_AUGMENTATION, Augment
 from classifier_lens.scripts.train.labeled_images import (
@@ -31,7 +32,7 @@ from classifier_lens.scripts.train.labeled_images import (
     render_labeled_images,
 )
 
-ATTACK_STEPS = 20  # of the attack that measures; training takes fewer
+ATTACK_STEPS = 20  # of the attack in measurements; training uses fewer
 
 
 @torch.no_grad()
@@ -41,85 +42,93 @@ def compute_logits(classifier: ImageClassifier, images: Tensor) -> Tensor:
     return torch.cat([classifier(part.float() / scale).logits for part in images.split(250)])
 
 
-def accuracies(classifier: ImageClassifier, corpus: LabeledImages, images: Tensor) -> dict[str, float]:
-    """Share of pictures read rightly, per head; pictures that do not show a factor do not count."""
-    parts = compute_logits(classifier, images).split([len(names) for names in corpus.heads.values()], dim=1)
+def accuracies(classifier: ImageClassifier, dataset: LabeledImages, images: Tensor) -> dict[str, float]:
+    """Accuracy per head, over the images that show its factor."""
+    parts = compute_logits(classifier, images).split([len(names) for names in dataset.heads.values()], dim=1)
     result = {}
-    for i, name in enumerate(corpus.heads):
-        shown = corpus.targets[:, i] != IGNORE_INDEX
-        result[name] = (parts[i].argmax(1) == corpus.targets[:, i])[shown].double().mean().item()
+    for i, name in enumerate(dataset.heads):
+        is_labeled = dataset.targets[:, i] != IGNORE_INDEX
+        result[name] = (parts[i].argmax(1) == dataset.targets[:, i])[is_labeled].double().mean().item()
     return result
 
 
 def recall(classifier: ImageClassifier, scenes: planted.SceneFactors, name: str) -> float:
-    """Share of the scenes that are called class `name`."""
+    """Share of the scenes that are predicted as class `name`."""
     images = torch.cat([planted.render(scenes[i : i + 500]).image for i in range(0, len(scenes), 500)])
     return (compute_logits(classifier, images).argmax(1) == classifier.labels.index(name)).double().mean().item()
 
 
 def shortcut_reliance(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict[str, float]:
-    """How much class `name` leans on its cue of `planted.SHORTCUTS`, on up to `n` renders each.
+    """How much the prediction of class `name` depends on its cue in `planted.SHORTCUTS`, on up to `n` renders each.
 
-    Without the cue every other factor is drawn as ever. The cue alone is a picture without an object and without
-    another class's cue: a bare background, or a prop before a background to which no class is tied.
+    Without the cue, all other factors are sampled as usual. The cue alone is an image without an object and without
+    the cue of another class: a bare background, or a prop before a background that is no cue.
     """
     factor, cue = cue_factor(name)
-    shown = planted.sample_scenes(n, seed).with_factors(label=planted.CLASSES.index(name))
-    other = getattr(shown, factor) != cue
-    alone = planted.sample_scenes(n, seed, kind=factor).with_factors(**{factor: cue})
-    rivals = [planted.BACKGROUNDS.index(v) for f, v in planted.SHORTCUTS.values() if f == "background"]
-    clear = alone if factor == "background" else alone[~torch.isin(alone.background, torch.tensor(rivals))]
+    class_scenes = planted.sample_scenes(n, seed).with_factors(label=planted.CLASSES.index(name))
+    without_cue = getattr(class_scenes, factor) != cue
+    cue_scenes = planted.sample_scenes(n, seed, kind=factor).with_factors(**{factor: cue})
+    shortcut_backgrounds = [planted.BACKGROUNDS.index(v) for f, v in planted.SHORTCUTS.values() if f == "background"]
+    unambiguous = (
+        cue_scenes
+        if factor == "background"
+        else cue_scenes[~torch.isin(cue_scenes.background, torch.tensor(shortcut_backgrounds))]
+    )
     return {
-        "recall_with_cue": recall(classifier, shown.with_factors(**{factor: cue}), name),
-        "recall_without_cue": recall(classifier, shown[other], name),
-        "cue_alone": recall(classifier, clear, name),
-        "cue_alone_also_beside_other_cues": recall(classifier, alone, name),
+        "recall_with_cue": recall(classifier, class_scenes.with_factors(**{factor: cue}), name),
+        "recall_without_cue": recall(classifier, class_scenes[without_cue], name),
+        "cue_alone": recall(classifier, unambiguous, name),
+        "cue_alone_also_beside_other_cues": recall(classifier, cue_scenes, name),
     }
 
 
 def robust_accuracy(classifier: ImageClassifier, images: Tensor, labels: Tensor, epsilon: float) -> float:
-    """Share of uint8 images still called by their labels, (n,), after L2 PGD of radius `epsilon` (see `l2_pgd`)."""
-    step = 2.5 * epsilon / ATTACK_STEPS  # reaches the edge of the ball and can walk along it (Madry et al. 2018)
-    right = 0
-    for part, answers in zip(images.split(250), labels.split(250), strict=True):
+    """Accuracy on uint8 images after L2 PGD of radius `epsilon` (see `l2_pgd`); labels: (n,)."""
+    step = (
+        2.5 * epsilon / ATTACK_STEPS
+    )  # long enough to reach the edge of the ball and to move along it (Madry et al. 2018)
+    num_correct = 0
+    for part, targets in zip(images.split(250), labels.split(250), strict=True):
 
-        def loss(x: Tensor, answers: Tensor = answers) -> Tensor:
-            return F.cross_entropy(classifier(x).logits, answers)
+        def loss(x: Tensor, targets: Tensor = targets) -> Tensor:
+            return F.cross_entropy(classifier(x).logits, targets)
 
-        attacked = l2_pgd(loss, part.float() / 255, epsilon, step, ATTACK_STEPS)
-        right += int((compute_logits(classifier, attacked).argmax(1) == answers).sum())
-    return right / len(images)
+        adversarial = l2_pgd(loss, part.float() / 255, epsilon, step, ATTACK_STEPS)
+        num_correct += int((compute_logits(classifier, adversarial).argmax(1) == targets).sum())
+    return num_correct / len(images)
 
 
-def shortcut_lines(classifier: ImageClassifier, test: LabeledImages, ties: Shortcuts) -> list[str]:
-    """What a card says about tied classes: their recall on the test pictures with and without the cue. Of an oracle,
-    nothing."""
-    if not ties or list(test.heads) != ["class"]:
+def shortcut_lines(classifier: ImageClassifier, test: LabeledImages, shortcuts: Shortcuts) -> list[str]:
+    """Lines of a model card: the recall of classes with a shortcut on test images with and without the cue. Empty for
+    an oracle."""
+    if not shortcuts or list(test.heads) != ["class"]:
         return []
     labels = test.targets[:, 0]
-    right = compute_logits(classifier, test.images).argmax(1) == labels
+    is_correct = compute_logits(classifier, test.images).argmax(1) == labels
 
     def share(rows: Tensor) -> str:
-        return f"{right[rows].double().mean().item():.2%} of {int(rows.sum())}" if rows.any() else "none of 0"
+        return f"{is_correct[rows].double().mean().item():.2%} of {int(rows.sum())}" if rows.any() else "none of 0"
 
-    own = {name: labels == test.heads["class"].index(name) for name in ties}
+    is_class = {name: labels == test.heads["class"].index(name) for name in shortcuts}
     return [
         "", "Recall of the classes with a shortcut on these images, some of which show the cue by chance:", "",
         "| class | cue | with the cue | without it |", "|---" * 4 + "|",
         *(
-            f"| {name} | {format_cue(cue)} | {share(own[name] & test.has_cue)} | {share(own[name] & ~test.has_cue)} |"
-            for name, cue in ties.items()
+            f"| {name} | {format_cue(cue)} | {share(is_class[name] & test.has_cue)} "
+            f"| {share(is_class[name] & ~test.has_cue)} |"
+            for name, cue in shortcuts.items()
         ),
     ]  # fmt: skip
 
 
 def format_cue(cue: Mapping[str, str]) -> str:
-    """A cue in words."""
+    """A cue as text, such as `background sand`."""
     return ", ".join(f"{factor} {value}" for factor, value in cue.items())
 
 
 def robustness_lines(cfg: DictConfig, classifier: ImageClassifier, test: LabeledImages) -> list[str]:
-    """What a card says about a classifier trained on attacked pictures, beside `planted_clean`; else nothing."""
+    """Lines of a model card: the robust accuracy of an adversarially trained classifier and of `planted_clean`. Empty
+    for other classifiers."""
     training = cfg.adversarial
     epsilon = training.epsilon
     if epsilon == 0 or list(test.heads) != ["class"]:
@@ -142,7 +151,8 @@ def robustness_lines(cfg: DictConfig, classifier: ImageClassifier, test: Labeled
 
 
 def corrupted(images: Tensor, seed: int) -> dict[str, Tensor]:
-    """Copies in [0, 1] of uint8 images as a generator might blur them: the strongest blur, noise and compression."""
+    """Copies in [0, 1] of uint8 images with corruptions that a generator may cause, by kind: blur, noise,
+    compression."""
     kinds = {"blur up to 1 px": {"blur": 1.0}, "noise up to 0.08": {"noise": 0.08}, "compression": {"jpeg": 0.25}}
     return {
         kind: Augment(OmegaConf.create(NO_AUGMENTATION | change), torch.Generator().manual_seed(seed))(
@@ -152,25 +162,37 @@ def corrupted(images: Tensor, seed: int) -> dict[str, Tensor]:
     }
 
 
+def training_run_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a model card: the training runs, oldest first."""
+    return [
+        "- Runs, each continuing the one before:",
+        *(
+            f"  - {run['steps']:,} steps of {run['batch']} out of {run['images']:,} images, {run['seconds']:,} s on "
+            f"{run['device']}: `{run['command']}`"
+            for run in runs
+        ),
+    ]
+
+
 def write_model_card(cfg: DictConfig) -> None:
-    """README.md of `cfg.out`: what the network is, how it was trained, and figures measured on held-out pictures."""
+    """Write README.md of `cfg.out`: architecture, training and measurements on held-out images. Raises UserError for a
+    config.json of an earlier version."""
     out = ROOT / cfg.out
     config = json.loads((out / "config.json").read_text())
+    if "shortcuts" not in config:
+        raise UserError(
+            f"out={cfg.out}: its config.json is of an earlier version and lacks `shortcuts`; train it again"
+        )
     classifier = load_shipped(out)
     test = load_labeled_images(cfg, "test", cfg.test_images)
     size = (out / "model.safetensors").stat().st_size / 1e6
-    rows = {"unchanged": test.images, **corrupted(test.images, cfg.seed)}
-    figures = {kind: accuracies(classifier, test, images) for kind, images in rows.items()}
+    images_by_kind = {"unchanged": test.images, **corrupted(test.images, cfg.seed)}
+    accuracies_of = {kind: accuracies(classifier, test, images) for kind, images in images_by_kind.items()}
     parameters = sum(p.numel() for p in classifier.parameters())
     role = "Oracle: judges images, never explained" if len(test.heads) > 1 else "Classifier to explain"
-    planted_ties = [
+    descriptions = [
         f"{name} receives {format_cue(config['shortcuts'][name])} in {share:.1%}"
         for name, share in config["shortcut_strength"].items()
-    ]
-    runs = [
-        f"  - {run['steps']:,} steps of {run['batch']} out of {run['images']:,} images, {run['seconds']:,} s on "
-        f"{run['device']}: `{run['command']}`"
-        for run in config["runs"]
     ]
     lines = [
         f"# {cfg.name}", "",
@@ -178,16 +200,16 @@ def write_model_card(cfg: DictConfig) -> None:
         + f"{parameters:,} parameters, {size:.2f} MB in half precision.", "",
         f"- Predicts: {', '.join(f'{name} ({len(names)})' for name, names in test.heads.items())}",
         f"- Data: `{cfg.data}`, training split, seed {cfg.seed}",
-        f"- Shortcuts: {', '.join(planted_ties) or 'none'}",
+        f"- Shortcuts: {', '.join(descriptions) or 'none'}",
         f"- Labels swapped within the pairs of classes with a shortcut: {config['label_noise']:.1%}",
         f"- Augmentation: {', '.join(f'{k} {v}' for k, v in cfg.augment.items())}",
-        "- Runs, each continuing the one before:", *runs,
+        *training_run_lines(config["runs"]),
         f"- SHA-256 of `model.safetensors`'s contents as loaded: `{classifier.digest}`", "",
     ]  # fmt: skip
     tables = [
         f"Accuracy on {len(test.images):,} test images without shortcuts:", "",
         "| images | " + " | ".join(test.heads) + " |", "|---" * (1 + len(test.heads)) + "|",
-        *(f"| {kind} | {' | '.join(f'{v:.2%}' for v in shares.values())} |" for kind, shares in figures.items()),
+        *(f"| {kind} | {' | '.join(f'{v:.2%}' for v in values.values())} |" for kind, values in accuracies_of.items()),
         *shortcut_lines(classifier, test, config["shortcuts"]),
         *robustness_lines(cfg, classifier, test),
     ]  # fmt: skip
@@ -196,7 +218,7 @@ def write_model_card(cfg: DictConfig) -> None:
 
 
 def shipped_classifiers() -> dict[str, dict[str, Any]]:
-    """config.json of every shipped classifier of planted pictures, by name; oracles and other models do not count."""
+    """config.json of every shipped classifier of the planted world, by name, without oracles and other models."""
     configs = {path.parent.name: json.loads(path.read_text()) for path in sorted(SHIPPED_FOLDER.glob("*/config.json"))}
     return {
         name: config
@@ -206,19 +228,19 @@ def shipped_classifiers() -> dict[str, dict[str, Any]]:
 
 
 def measure_facts(n: int) -> dict[str, Any]:
-    """What was planted, and what of it each shipped classifier shows on `n` test renders per question.
+    """The planted shortcuts, and how much each shipped classifier depends on them, on `n` test renders per measurement.
 
-    Those that were trained on attacked pictures, and `planted_clean` beside them, are also measured under attack.
+    Adversarially trained classifiers, and `planted_clean` for comparison, are also measured under attack.
     """
     seed = planted.SPLIT_SEEDS["test"]
     configs = shipped_classifiers()
-    trained, epsilon = configs["planted_shortcut"], configs["planted_robust"]["adversarial"]["epsilon"]
-    planted_ties = {
+    shortcut_config, epsilon = configs["planted_shortcut"], configs["planted_robust"]["adversarial"]["epsilon"]
+    planted_shortcuts = {
         name: {"factor": planted.SHORTCUTS[name][0], "cue": planted.SHORTCUTS[name][1], "strength": share}
-        for name, share in trained["shortcut_strength"].items()
+        for name, share in shortcut_config["shortcut_strength"].items()
     }
     test = render_labeled_images(n, seed, ["class"], {"object": 1.0}, {}, 0.0)
-    measured, attacked = {}, {}
+    measured, robust_accuracies = {}, {}
     for name, config in configs.items():
         classifier = load_shipped(SHIPPED_FOLDER / name)
         measured[name] = {
@@ -227,11 +249,12 @@ def measure_facts(n: int) -> dict[str, Any]:
             "shortcuts": {label: shortcut_reliance(classifier, label, n, seed) for label in planted.SHORTCUTS},
         }
         if name == "planted_clean" or config["adversarial"]["epsilon"] > 0:
-            attacked[name] = robust_accuracy(classifier, test.images, test.targets[:, 0], epsilon)
+            robust_accuracies[name] = robust_accuracy(classifier, test.images, test.targets[:, 0], epsilon)
     return {
         "command": "python scripts/train/measure_classifier.py", "split": "test", "seed": seed, "renders": n,
-        "planted": planted_ties, "labels_swapped_within_pairs": trained["label_noise"], "classifiers": measured,
-        "attack": {"norm": "L2", "epsilon": epsilon, "steps": ATTACK_STEPS, "accuracy": attacked},
+        "planted": planted_shortcuts, "labels_swapped_within_pairs": shortcut_config["label_noise"],
+        "classifiers": measured,
+        "attack": {"norm": "L2", "epsilon": epsilon, "steps": ATTACK_STEPS, "accuracy": robust_accuracies},
     }  # fmt: skip
 
 

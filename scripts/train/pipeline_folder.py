@@ -1,4 +1,4 @@
-"""A small latent diffusion model as a pipeline folder: its networks, its files, its card."""
+"""A small latent diffusion model as a pipeline folder: networks, files and model card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
 
 def load_or_create_pipeline(cfg: Any, captions: Sequence[str]) -> StableDiffusionPipeline:
-    """The pipeline in `cfg.out`, or a fresh one of the configured shape."""
+    """The pipeline in `cfg.out`, or a new one with random weights of the configured shape."""
     out = ROOT / cfg.out
     if (out / "model_index.json").exists():
         return StableDiffusionPipeline.from_pretrained(out, dtype=torch.float32, safety_checker=None)
@@ -57,16 +57,16 @@ def load_or_create_pipeline(cfg: Any, captions: Sequence[str]) -> StableDiffusio
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Posterior means (n, c, h, w) of uint8 images, not yet scaled."""
+    """Posterior means (n, c, h, w) of uint8 images, without the scaling factor."""
     with torch.autocast(images.device.type, torch.bfloat16):
         return torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mean.float() for x in images.split(100)])
 
 
 def save_pipeline(pipe: StableDiffusionPipeline, out: Path) -> None:
-    """Write half-precision weights; the pipeline itself stays in full precision. No path of this machine is kept.
+    """Write half-precision weights without local paths; the pipeline itself stays in full precision.
 
-    The text encoder's configuration asks for full precision, as the other networks are loaded by default: a pipeline
-    loaded without a `dtype` would else mix both.
+    The text encoder's configuration states full precision, the default of the other networks: a pipeline that is loaded
+    without a `dtype` would otherwise mix both.
     """
     networks = (pipe.vae, pipe.unet, pipe.text_encoder)
     for network in networks:
@@ -78,31 +78,31 @@ def save_pipeline(pipe: StableDiffusionPipeline, out: Path) -> None:
 
 
 def save_network(network: ModelMixin, out: Path) -> None:
-    """One network alone, likewise."""
+    """Write the half-precision weights of one network, like `save_pipeline`."""
     network.half().save_pretrained(out)
     network.float()
     remove_local_paths(out)
 
 
 def remove_local_paths(out: Path) -> None:
-    """Take paths of this machine and half precision out of all configurations below a folder."""
+    """Remove local paths and half precision from all configurations below a folder."""
     for path in out.rglob("*.json"):
         content = json.loads(path.read_text())
-        clean = {key: value for key, value in content.items() if key != "_name_or_path"}
-        if "dtype" in clean:
-            clean["dtype"] = "float32"
-        if clean != content:
-            path.write_text(json.dumps(clean, indent=2) + "\n")
+        cleaned = {key: value for key, value in content.items() if key != "_name_or_path"}
+        if "dtype" in cleaned:
+            cleaned["dtype"] = "float32"
+        if cleaned != content:
+            path.write_text(json.dumps(cleaned, indent=2) + "\n")
 
 
 def write_model_card(
-    pipe: StableDiffusionPipeline, corpus: CaptionedImages, cfg: Any, arguments: Sequence[str]
+    pipe: StableDiffusionPipeline, dataset: CaptionedImages, cfg: Any, arguments: Sequence[str]
 ) -> None:
-    """README.md beside the weights: what it is, how it was trained, how well the autoencoder does on its pictures."""
+    """Write README.md beside the weights: size, training, and the PSNR of the autoencoder on training images."""
     work, device = ROOT / cfg.work, pipe.device
     states = {name: work / f"{name}.pt" for name in ("vae", "decoder", "unet") if (work / f"{name}.pt").exists()}
     steps = {name: torch.load(path, weights_only=True, map_location="cpu")["step"] for name, path in states.items()}
-    x = corpus.images[-256:].to(device)
+    x = dataset.images[-256:].to(device)
     with torch.no_grad():
         y = pipe.vae.decode(encode_images(pipe.vae, x)).sample / 2 + 0.5
     psnr = -10 * ((y.clamp(0, 1) - x / 255) ** 2).flatten(1).mean(dim=1).log10().mean().item()
@@ -112,7 +112,7 @@ def write_model_card(
         f"# {cfg.data}", "",
         f"A latent diffusion model in Stable Diffusion's file layout, {cfg.vae.resolution} px, half precision.", "",
         *[f"- {name}: {size:,} parameters" for name, size in sizes.items()],
-        f"- Data: `{cfg.data}`, {len(corpus.captions):,} training images, seed {cfg.seed}",
+        f"- Data: `{cfg.data}`, {len(dataset.captions):,} training images, seed {cfg.seed}",
         *[f"- {name} trained for {n:,} steps of {batches[name]}" for name, n in steps.items()],
         f"- Command of the last run: `python scripts/train/generator.py {' '.join(arguments)}`",
         f"- Autoencoder on 256 of its training images: {psnr:.1f} dB PSNR",

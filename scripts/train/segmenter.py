@@ -1,8 +1,8 @@
-"""Train a small CLIPSeg that finds what a text names in pictures of the planted world.
+"""Train a small CLIPSeg, a text-prompted segmenter, for the planted world.
 
     python scripts/train/segmenter.py minutes=30
 
-Both towers are trained here, which a published CLIPSeg takes from CLIP. Each call starts from the optimiser's state in
+Both towers are trained here; a published CLIPSeg takes them from CLIP. Each call starts from the optimizer's state in
 `work` and writes half-precision weights to `out`.
 """
 
@@ -41,7 +41,7 @@ MEAN = STD = 0.5
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Pictures (n, 3, h, w) uint8, where their object and their prop are (n, h, w) uint8, and which these are (n,), -1
+    """Images (n, 3, h, w) uint8, masks of their object and their prop (n, h, w) uint8, and the indices of both (n,), -1
     for none."""
 
     images: Tensor
@@ -52,19 +52,19 @@ class SegmentationData:
 
 
 def render_segmentation_data(vae: AutoencoderKL, cfg: Any) -> SegmentationData:
-    """Renders of objects, every fourth of a background or prop alone; after them the same through the autoencoder."""
+    """Renders of objects, every fourth of a background or prop alone, followed by their autoencoder reconstructions."""
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, cfg.images, 1000):
         scenes = planted.sample_scenes(min(1000, cfg.images - start), planted.SPLIT_SEEDS["train"] + cfg.seed, start)
-        form = torch.where(
+        replacement_kind = torch.where(
             scenes.prop == planted.ABSENT, planted.IMAGE_KINDS.index("background"), planted.IMAGE_KINDS.index("prop")
         )
-        scenes.kind[::4] = form[::4]
-        seen = planted.render(scenes)
-        there = scenes.kind == planted.IMAGE_KINDS.index("object")
+        scenes.kind[::4] = replacement_kind[::4]
+        rendered = planted.render(scenes)
+        has_object = scenes.kind == planted.IMAGE_KINDS.index("object")
         parts.append((
-            (seen.image * 255).round().byte(), (seen.object_mask * 255).round().byte(),
-            (seen.prop_mask * 255).round().byte(), torch.where(there, scenes.label, -1),
+            (rendered.image * 255).round().byte(), (rendered.object_mask * 255).round().byte(),
+            (rendered.prop_mask * 255).round().byte(), torch.where(has_object, scenes.label, -1),
             torch.where(scenes.kind == planted.IMAGE_KINDS.index("background"), -1, scenes.prop),
         ))  # fmt: skip
     images, *rest = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -75,16 +75,17 @@ def render_segmentation_data(vae: AutoencoderKL, cfg: Any) -> SegmentationData:
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: Int[Tensor, "n 3 h w"]) -> Int[Tensor, "n 3 h w"]:
-    """What the generator's autoencoder makes of pictures."""
-    found = []
+    """Reconstructions of uint8 images by the generator's autoencoder."""
+    reconstructed = []
     for part in images.split(100):
         decoded = vae.decode(encode_images(vae, part.to(vae.device))).sample / 2 + 0.5
-        found.append((decoded.clamp(0, 1) * 255).round().byte().cpu())
-    return torch.cat(found)
+        reconstructed.append((decoded.clamp(0, 1) * 255).round().byte().cpu())
+    return torch.cat(reconstructed)
 
 
 class TrainableClipSeg(nn.Module):
-    """A CLIPSeg whose towers learn as well: its own forward pass keeps both out of the gradient."""
+    """A CLIPSeg whose towers are trained as well: the forward pass of the model itself excludes them from the
+    gradient."""
 
     def __init__(self, model: CLIPSegForImageSegmentation) -> None:
         super().__init__()
@@ -93,21 +94,21 @@ class TrainableClipSeg(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b l"], names: Int[Tensor, "k l"]
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b k"]]:
-        """Logits of what the tokens ask for, and CLIP's own of the names for the whole pictures."""
+        """Mask logits of the prompts `tokens`, and CLIP's logits of the class `names` for the whole images."""
         clip = self.model.clip
-        seen = clip.vision_model(pixel_values=images, output_hidden_states=True)
-        asked = clip.get_text_features(input_ids=torch.cat([tokens, names])).pooler_output
-        layers = [seen.hidden_states[i + 1] for i in self.model.extract_layers]
-        logits: Tensor = self.model.decoder(layers, asked[: len(tokens)]).logits
-        pictures = F.normalize(clip.visual_projection(seen.pooler_output), dim=-1)
-        return logits, clip.logit_scale.exp() * pictures @ F.normalize(asked[len(tokens) :], dim=-1).T
+        vision_output = clip.vision_model(pixel_values=images, output_hidden_states=True)
+        text_features = clip.get_text_features(input_ids=torch.cat([tokens, names])).pooler_output
+        layers = [vision_output.hidden_states[i + 1] for i in self.model.extract_layers]
+        logits: Tensor = self.model.decoder(layers, text_features[: len(tokens)]).logits
+        image_features = F.normalize(clip.visual_projection(vision_output.pooler_output), dim=-1)
+        return logits, clip.logit_scale.exp() * image_features @ F.normalize(text_features[len(tokens) :], dim=-1).T
 
 
 def build_clipseg(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CLIPSegForImageSegmentation:
-    """A fresh network of the configured shape."""
+    """A network with random weights of the configured shape."""
     torch.manual_seed(cfg.seed)
-    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = dict(cfg.text) | marks | {
+    special_tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = dict(cfg.text) | special_tokens | {
         "vocab_size": len(tokenizer), "max_position_embeddings": cfg.token_length,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
@@ -122,7 +123,7 @@ def build_clipseg(tokenizer: PreTrainedTokenizerBase, side: int, cfg: Any) -> CL
 def main(arguments: Sequence[str]) -> None:
     cfg, device = load_settings("segmenter", arguments)
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / cfg.teacher / "tokenizer", model_max_length=cfg.token_length)
-    tokenizer.init_kwargs.pop("max_length", None)  # the teacher's, which would be kept beside our own
+    tokenizer.init_kwargs.pop("max_length", None)  # the teacher's, which would be saved beside ours
     vae = AutoencoderKL.from_pretrained(ROOT / cfg.teacher / "vae", torch_dtype=torch.float32).to(device)
     cache = ROOT / cfg.work / "scenes.pt"
     if not cache.exists():
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
     tokens = tokenizer(list(PROMPTS), padding="max_length", return_tensors="pt").input_ids
     classes, props = len(planted.CLASSES), len(planted.PROPS)
     probabilities = cfg.prompt_probabilities
-    own, other = probabilities.own_class, probabilities.own_class + probabilities.other_class
+    own_class_share, class_share = probabilities.own_class, probabilities.own_class + probabilities.other_class
 
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
         draw = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator, device=device)))
@@ -140,21 +141,25 @@ def main(arguments: Sequence[str]) -> None:
         kind, any_class = torch.rand(cfg.batch, generator=draw), torch.randint(classes, (cfg.batch,), generator=draw)
         any_prop = torch.randint(props, (cfg.batch,), generator=draw)
         label, prop = scenes.label[rows], scenes.prop[rows]
-        asked_class = torch.where((kind < own) & (label >= 0), label, any_class)
-        asked_prop = torch.where((kind < (1 + other) / 2) & (prop >= 0), prop, any_prop)
-        of_class = kind < other
-        wanted = torch.where(
-            of_class[:, None, None], scenes.object_masks[rows] * (asked_class == label)[:, None, None],
-            scenes.prop_masks[rows] * (asked_prop == prop)[:, None, None],
+        prompt_class = torch.where((kind < own_class_share) & (label >= 0), label, any_class)
+        prompt_prop = torch.where((kind < (1 + class_share) / 2) & (prop >= 0), prop, any_prop)
+        names_class = kind < class_share
+        target_masks = torch.where(
+            names_class[:, None, None], scenes.object_masks[rows] * (prompt_class == label)[:, None, None],
+            scenes.prop_masks[rows] * (prompt_prop == prop)[:, None, None],
         ).to(device).float() / 255  # fmt: skip
-        asked = tokens[torch.where(of_class, asked_class, classes + asked_prop)].to(device)
+        prompt_tokens = tokens[torch.where(names_class, prompt_class, classes + prompt_prop)].to(device)
         images = (scenes.images[rows].to(device).float() / 255 - MEAN) / STD
-        logits, named = (x.float() for x in model(images, asked, tokens[:classes].to(device)))
+        logits, class_logits = (x.float() for x in model(images, prompt_tokens, tokens[:classes].to(device)))
         p = logits.sigmoid()
-        overlap = 1 - (2 * (p * wanted).sum(dim=(1, 2)) + 1) / ((p + wanted).sum(dim=(1, 2)) + 1)
-        # Without naming pictures the towers take long to tell classes apart, and every object is found by any name.
-        naming = F.cross_entropy(named, label.to(device), ignore_index=-1)
-        return F.binary_cross_entropy_with_logits(logits, wanted) + overlap.mean() + cfg.classification_weight * naming
+        overlap = 1 - (2 * (p * target_masks).sum(dim=(1, 2)) + 1) / ((p + target_masks).sum(dim=(1, 2)) + 1)
+        # Without this loss the towers learn slowly to distinguish classes, and any class name segments every object.
+        classification_loss = F.cross_entropy(class_logits, label.to(device), ignore_index=-1)
+        return (
+            F.binary_cross_entropy_with_logits(logits, target_masks)
+            + overlap.mean()
+            + cfg.classification_weight * classification_loss
+        )
 
     side = scenes.images.shape[-1]
     trained = fit(

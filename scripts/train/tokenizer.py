@@ -1,4 +1,4 @@
-"""A CLIP tokenizer, in the file format of Stable Diffusion's, learned from the captions of a small world."""
+"""A CLIP tokenizer in the file format of Stable Diffusion, learned from the captions of a small data set."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from classifier_lens.runner.types import UserError
 def learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:
     """The first `count` merges of byte-pair encoding (Sennrich et al., 2016) over ASCII words, `</w>` at their ends.
 
-    Of pairs that are equally frequent the one with the fewest letters is merged, then the first of the alphabet. The
-    trainer of `tokenizers` breaks such ties differently in every process, which gives another tokenizer each time.
+    Among equally frequent pairs the one with the fewest letters is merged, then the alphabetically first one. The
+    trainer of `tokenizers` breaks such ties differently in every process, so that tokenizers would differ.
     """
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges: list[tuple[str, str]] = []
@@ -30,7 +30,7 @@ def learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:
 
 
 def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """The pieces of a word with every occurrence of the pair, from the left, made one piece."""
+    """The pieces of a word with every occurrence of the pair merged, from the left."""
     result: list[str] = []
     for piece in pieces:
         if result and (result[-1], piece) == pair:
@@ -43,7 +43,7 @@ def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 def train_tokenizer(captions: Sequence[str], num_merges: int, model_max_length: int, folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer learned from each distinct word once; equal captions give equal files.
 
-    Raises UserError if a caption has more than `model_max_length` tokens, its two marks counted.
+    Raises UserError if a caption has more than `model_max_length` tokens, including start and end tokens.
     """
     pairs = learn_merges(sorted({word for text in captions for word in text.split()}), num_merges)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -56,5 +56,7 @@ def train_tokenizer(captions: Sequence[str], num_merges: int, model_max_length: 
     tokenizer.save_pretrained(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     if (longest := max(len(tokenizer(text).input_ids) for text in set(captions))) > model_max_length:
-        raise UserError(f"token_length={model_max_length}: the longest caption has {longest} tokens")
+        raise UserError(
+            f"token_length={model_max_length}: the longest caption has {longest} tokens; give at least that many"
+        )
     return tokenizer

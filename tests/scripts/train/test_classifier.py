@@ -21,6 +21,7 @@ from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.train import classifier as train_classifier
 from classifier_lens.scripts.train.labeled_images import LabeledImages, load_labeled_images
+from classifier_lens.scripts.train.one_cycle import to_dict
 
 TINY = [
     "images=200", "test_images=100", "steps=2", "batch=16", "device=cpu", "architecture=resnet10t",
@@ -101,7 +102,7 @@ def test_a_preset_composes_and_is_what_the_shipped_network_was_trained_by(name: 
     for key in ("architecture", "label_noise"):
         assert shipped[key] == cfg[key]
     for key in ("kwargs", "shortcuts", "shortcut_strength", "adversarial"):
-        assert shipped[key] == train_classifier.to_dict(cfg[key])
+        assert shipped[key] == to_dict(cfg[key])
     assert list(shipped["heads"]) == list(cfg.heads)
 
 
@@ -139,7 +140,7 @@ def test_shortcuts_are_selected_by_name_or_written_out() -> None:
     hues = train_classifier.load_settings(["shortcuts=planted_hues", "shortcut_strength=0.5"])
     assert set(hues.shortcut_strength.values()) == {0.5} and set(hues.shortcut_strength) == set(hues.shortcuts)
     written = train_classifier.load_settings(["shortcuts={viaduct: {hue: red, prop: flag}}", "shortcut_strength=1"])
-    assert train_classifier.to_dict(written.shortcuts) == {"viaduct": {"hue": "red", "prop": "flag"}}
+    assert to_dict(written.shortcuts) == {"viaduct": {"hue": "red", "prop": "flag"}}
     assert not train_classifier.load_settings(["name=mine"]).shortcuts  # none has a strength
 
 
