@@ -74,8 +74,8 @@ format: $(STAMP) ## Format the code and mend what the linter can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-evaluate: $(STAMP) ## Measure the rows of the results table: ROWS=planted.vae,cifar10.uvce_flips N=64 SEED=1
-	$(PY) scripts/evaluate/evaluate.py $(if $(ROWS),metrics=$(ROWS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
+evaluate: $(STAMP) ## Measure the metrics of the results tables: METRICS=planted.vae,cifar10.uvce N=64 SEED=1
+	$(PY) scripts/evaluate/evaluate.py $(if $(METRICS),metrics=$(METRICS)) $(if $(N),n=$(N)) $(if $(SEED),seed=$(SEED))
 
 bench: $(STAMP) ## Time the runner beside a plain loop, an hour: ONLY=uvce,memory REPEATS=1
 	$(PY) scripts/bench/bench.py $(if $(ONLY),only=$(ONLY)) $(if $(REPEATS),repeats=$(REPEATS))

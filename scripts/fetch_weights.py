@@ -1,15 +1,15 @@
-"""Get the published weights that this repository does not ship. `python run.py` alone needs none of them.
+"""Download the published weights that this repository does not ship. `python run.py` alone needs none of them.
 
     python scripts/fetch_weights.py list
-    python scripts/fetch_weights.py fetch task=uvce classifier=vit_b   # whatever `python run.py` of these words loads
+    python scripts/fetch_weights.py fetch task=uvce classifier=vit_b   # all that `python run.py` of these words loads
     python scripts/fetch_weights.py fetch cifar10_resnet20 timm/resnet50.a1_in1k hub/facebook/sam-vit-base
     python scripts/fetch_weights.py check
 
 Files come from where their authors publish them. The CIFAR-10 checkpoints go to $CIFAR10_RESNETS (or
 ../shared/data/cifar10), Grounded SAM's original files to $GROUNDED_SAM (or ../shared/data/grounded_sam), hub weights to
-the hub's cache ($HF_HOME). What is pinned by SHA-256 is checked before it takes its name; what is pinned by revision is
-checked by the hub client. A transfer that was cut short continues. What was fetched is noted in outputs/weights.json,
-file by file with its SHA-256, which `check` compares. Afterwards HF_HUB_OFFLINE=1 python run.py … needs no network.
+the hub's cache ($HF_HOME). Files that are pinned by SHA-256 are checked before they get their name; the hub client
+checks those pinned by revision. An interrupted transfer continues. outputs/weights.json records every downloaded file
+with its SHA-256, which `check` compares. Afterwards HF_HUB_OFFLINE=1 python run.py … needs no network.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def resolve_sources(words: Sequence[str]) -> list[Source]:
-    """What is to be fetched: sources by their names, and all that `python run.py` of the words with a `=` would load,
-    in every run of an experiment.
+def resolve_sources(arguments: Sequence[str]) -> list[Source]:
+    """The sources to fetch: those of names, and all that `python run.py` with the arguments `key=value` would load, in
+    every run of an experiment.
 
-    Raises UserError with one line for an unknown name.
+    Raises UserError for an unknown name.
     """
-    overrides = [word for word in words if "=" in word]
-    named = [find_source(word) for word in words if "=" not in word]
+    overrides = [argument for argument in arguments if "=" in argument]
+    by_name = [find_source(argument) for argument in arguments if "=" not in argument]
     runs = [compose_config(job) for job in expand_sweep(overrides)] if overrides else []
-    return list(dict.fromkeys([*named, *(source for config in runs for source in required_sources(config))]))
+    return list(dict.fromkeys([*by_name, *(source for config in runs for source in required_sources(config))]))
 
 
 def fetch_file(source: WeightFile) -> Path:
-    """Download one file, from where an earlier try was cut short; it takes its name only once its SHA-256 is right. A
-    right one that is there is kept.
+    """Download one file, or the rest of an interrupted download; it gets its name after its SHA-256 is verified. An
+    existing correct file is used.
 
-    Raises SystemExit with one line if it cannot be had or differs.
+    Raises SystemExit with one line if the download fails or the SHA-256 differs.
     """
     path = source.path
     if path.is_file() and sha256_of(path).startswith(source.sha256):
@@ -77,40 +77,40 @@ def fetch_file(source: WeightFile) -> Path:
     try:
         _download(source.url, partial)
     except UrlError as error:
-        raise SystemExit(f"{source.url}: cannot be had (HTTP {error.code})") from error
+        raise SystemExit(f"{source.url}: cannot be downloaded (HTTP {error.code})") from error
     except URLError as error:
         raise SystemExit(f"{source.url}: cannot be reached ({error.reason})") from error
     except OSError as error:
-        kept = f"; {partial} is kept, and the same command continues"
-        raise SystemExit(f"{source.url}: cut short ({error}){kept if partial.exists() else ''}") from error
-    if not (found := sha256_of(partial)).startswith(source.sha256):
+        hint = f"; {partial} is kept, and the same command continues"
+        raise SystemExit(f"{source.url}: interrupted ({error}){hint if partial.exists() else ''}") from error
+    if not (digest := sha256_of(partial)).startswith(source.sha256):
         partial.unlink()
-        raise SystemExit(f"{source.url}: SHA-256 is {found}, expected {source.sha256}; nothing was kept")
+        raise SystemExit(f"{source.url}: SHA-256 is {digest}, expected {source.sha256}; the file was deleted")
     partial.replace(path)
     return path
 
 
 def _download(url: str, partial: Path) -> None:
-    """Write what is missing of a file behind what is there, or all of it where the server gives no parts."""
-    there = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
+    """Append the missing part of a file, or write all of it if the server does not support ranges."""
+    num_downloaded = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={num_downloaded}-"} if num_downloaded else {})
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.urlopen(request, timeout=60)
     except UrlError as error:
-        if error.code != 416:  # nothing is missing
+        if error.code != 416:  # the file is complete
             raise
         return
-    with answer, partial.open("ab" if answer.status == 206 else "wb") as file:
-        wanted, received = int(answer.headers["Content-Length"] or 0), 0
-        while piece := answer.read(CHUNK_SIZE):
-            file.write(piece)
-            received += len(piece)
-    if received < wanted:
-        raise OSError(f"{received} of {wanted} bytes")
+    with response, partial.open("ab" if response.status == 206 else "wb") as file:
+        expected, received = int(response.headers["Content-Length"] or 0), 0
+        while chunk := response.read(CHUNK_SIZE):
+            file.write(chunk)
+            received += len(chunk)
+    if received < expected:
+        raise OSError(f"{received} of {expected} bytes")
 
 
 def fetch_repository(source: HubRepository) -> Path:
-    """Bring a repository's files into the hub's cache. Raises SystemExit with one line if that fails."""
+    """Download a repository's files to the hub's cache. Raises SystemExit with one line if it fails."""
     try:
         folder = snapshot_download(source.name, revision=source.revision, allow_patterns=list(source.files))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, HTTPError, OSError) as error:
@@ -119,21 +119,21 @@ def fetch_repository(source: HubRepository) -> Path:
     return Path(folder)
 
 
-def record_download(source: Source, place: Path, manifest: Path) -> None:
-    """Write into the manifest what was fetched: its files with their sizes and SHA-256, by source."""
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+def record_download(source: Source, path: Path, manifest: Path) -> None:
+    """Add a download to the manifest: its files with sizes and SHA-256, by source. path: file or folder."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     entry = {
         "from": source.url if isinstance(source, WeightFile) else f"hub {source.name}",
-        "revision": place.name if isinstance(source, HubRepository) else None,  # the cache names its folders so
-        "licence": source.license,
+        "revision": path.name if isinstance(source, HubRepository) else None,  # the name of the folder in the cache
+        "license": source.license,
         "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {str(path): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files},
+        "files": {str(file): {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
     }
     write_durable(manifest, json.dumps(read_manifest(manifest) | {_key(source): entry}, indent=1))
 
 
 def read_manifest(manifest: Path) -> dict[str, Any]:
-    """What was fetched so far, by source."""
+    """The recorded downloads, by source."""
     return dict(json.loads(manifest.read_text())) if manifest.is_file() else {}
 
 
@@ -142,7 +142,7 @@ def _key(source: Source) -> str:
 
 
 def source_status(source: Source) -> str:
-    """`here`, `missing`, or what is wrong; reads local files only."""
+    """`here`, `missing` or `damaged: <file>`; reads local files only."""
     if isinstance(source, WeightFile):
         if not source.path.is_file():
             return "missing"
@@ -157,48 +157,48 @@ def source_status(source: Source) -> str:
 
 
 def manifest_entry_status(entry: Mapping[str, Any]) -> str:
-    """The same of what the manifest says, by its own SHA-256."""
-    for name, noted in entry["files"].items():
+    """The same for an entry of the manifest, by its recorded SHA-256."""
+    for name, recorded in entry["files"].items():
         path = Path(name)
         if not path.is_file():
             return f"missing: {path}"
-        if path.stat().st_size != noted["size"] or sha256_of(path) != noted["sha256"]:
+        if path.stat().st_size != recorded["size"] or sha256_of(path) != recorded["sha256"]:
             return f"damaged: {path}"
     return "here"
 
 
 def describe(name: str, source: Source) -> str:
-    """One line: name, size, licence, where it comes from, what pins it, what it is for."""
+    """Name, size, license and use of a source, its origin, and what pins it."""
     if isinstance(source, WeightFile):
         origin, pin = source.url, f"sha256 {source.sha256}"
     else:
-        origin, pin = f"hub {source.name}", f"revision {source.revision or 'not pinned: the newest'}"
+        origin, pin = f"hub {source.name}", f"revision {source.revision or 'not pinned: the newest one'}"
     return f"{name:19} {source.size / 1e6:8.1f} MB  {source.license:21}  {source.used_by}\n    {origin}\n    {pin}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code: 0, or 1 if `check` finds a damaged file, or 2 for words that no run could have."""
-    parser = argparse.ArgumentParser(description="Get published weights.")
+    """The command line. Exit code: 0, 1 if `check` finds a damaged file, 2 for invalid arguments."""
+    parser = argparse.ArgumentParser(description="Download published weights.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what there is, from where, under which licence")
+    commands.add_parser("list", help="list all sources with origin and license")
     commands.add_parser("fetch", help="download and verify").add_argument("names", nargs="+")
-    commands.add_parser("check", help="what is here")
-    chosen = parser.parse_args(arguments)
-    if chosen.command == "list":
+    commands.add_parser("check", help="check the downloaded files")
+    options = parser.parse_args(arguments)
+    if options.command == "list":
         print("\n".join(describe(name, source) for name, source in SOURCES.items()))
         return 0
-    if chosen.command == "fetch":
+    if options.command == "fetch":
         try:
-            sources = resolve_sources(chosen.names)
+            sources = resolve_sources(options.names)
         except UserError as error:
             print(error, file=sys.stderr)
             return 2
         for source in sources:
-            place = fetch_file(source) if isinstance(source, WeightFile) else fetch_repository(source)
-            record_download(source, place, MANIFEST)
-            print(place, flush=True)
+            path = fetch_file(source) if isinstance(source, WeightFile) else fetch_repository(source)
+            record_download(source, path, MANIFEST)
+            print(path, flush=True)
         if not sources:
-            print("nothing: all that these words load is shipped, or named by files of yours")
+            print("nothing to fetch: all weights of this run are shipped or are files of yours")
         return 0
     states = {name: source_status(source) for name, source in SOURCES.items()}
     states |= {name: manifest_entry_status(entry) for name, entry in read_manifest(MANIFEST).items()}

@@ -4,8 +4,8 @@
     python scripts/make_figures.py only=fig06,fig19
     python scripts/make_figures.py only=fig06 figures=/tmp/figures limit=2 optimizer.steps=5
 
-Each is `python run.py experiment=planted/<name>` with the further words of the command, so that finished runs are not
-repeated; the runs of an experiment's own sweep make one figure together. Without `only` all figures and tables of the
+Each is `python run.py experiment=planted/<name>` with the other arguments, so that finished runs are not repeated; the
+runs of an experiment's sweep make one figure. Without `only` all figures and tables of the
 papers are made; it may name any file of the folder. `max_blocks`, `max_columns`, `image_size` and `pdf` are those of
 scripts/figure.py. Figures are `<figures>/<name>.png` and `.pdf`. Exit code: the highest of the runs'.
 """
@@ -15,11 +15,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import chdir
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from classifier_lens.runner.cluster.signals import is_stop_code
-from classifier_lens.runner.configuration.command_line import parse_options
+from classifier_lens.runner.configuration.command_line import split_options
 from classifier_lens.runner.configuration.compose import CONFIG_FOLDER, build, compose_config, expand_sweep
 from classifier_lens.runner.configuration.value_ranges import Count
 from classifier_lens.runner.paths import ROOT
@@ -96,16 +96,14 @@ def make_figures(names: Sequence[str], options: Options, overrides: Sequence[str
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    keys = {field.name for field in fields(Options)}
-    words = [argument for argument in arguments if argument.partition("=")[0] in keys]
     with chdir(ROOT):
         try:
-            options = parse_options(Options, words)
+            options, overrides = split_options(Options, arguments)
             names = select_experiments(options.only)
         except UserError as error:
             print(error, file=sys.stderr)
             return BAD_INPUT
-        return make_figures(names, options, [argument for argument in arguments if argument not in words])
+        return make_figures(names, options, overrides)
 
 
 if __name__ == "__main__":

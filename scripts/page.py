@@ -1,4 +1,4 @@
-"""Write a run folder's page again: `python scripts/page.py <run folder>`."""
+"""Write the page of a run folder again: `python scripts/page.py <run folder>`."""
 
 import sys
 

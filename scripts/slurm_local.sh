@@ -4,8 +4,8 @@
 #     scripts/slurm_local.sh start     # prints the `export SLURM_CONF=…` that sbatch, squeue and submitit need
 #     scripts/slurm_local.sh stop
 #
-# Needs root and Debian's packages slurm-wlm and munge. State, logs and configuration lie in $SLURM_LOCAL (default
-# /tmp/slurm_local); controller and node listen on ports of their own, on the loopback address.
+# Needs root and Debian's packages slurm-wlm and munge. State, logs and configuration are in $SLURM_LOCAL (default
+# /tmp/slurm_local); controller and node listen on separate ports of the loopback address.
 set -euo pipefail
 
 HOME_FOLDER="${SLURM_LOCAL:-/tmp/slurm_local}"
@@ -13,22 +13,22 @@ CONF="$HOME_FOLDER/slurm.conf"
 CONTROLLER_PORT="${SLURM_LOCAL_PORT:-26817}"
 NODE_PORT=$((CONTROLLER_PORT + 1))
 SECONDS_TO_WAIT=30
-# What goes back into the queue rests until its credentials have expired; begun earlier, it may fail as "revoked".
+# A requeued job waits until its credentials have expired; if it starts earlier, it may fail as "revoked".
 REST=10
 
 fail() { echo "slurm_local.sh: $*" >&2; exit 2; }
 
-# The pid that a file holds, if a process of that name has it.
+# The pid in a file, if a process of that name has it.
 alive() { # file, name
   local pid
   pid=$(cat "$1" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ] && echo "$pid"
 }
 
-wait_until() { # what is waited for, command…
+wait_until() { # description, command…
   local what=$1 deadline=$((SECONDS + SECONDS_TO_WAIT))
   shift
   until "$@" >/dev/null 2>&1; do
-    [ $SECONDS -lt $deadline ] || fail "$what: not so after $SECONDS_TO_WAIT s; its log lies in $HOME_FOLDER"
+    [ $SECONDS -lt $deadline ] || fail "$what: still waiting after $SECONDS_TO_WAIT s; logs are in $HOME_FOLDER"
     sleep 0.2
   done
 }
@@ -79,11 +79,11 @@ END
 
 start() {
   local program
-  [ "$(id -u)" = 0 ] || fail "has to be run as root"
+  [ "$(id -u)" = 0 ] || fail "needs root; run it as root"
   for program in munged slurmctld slurmd sbatch; do
-    command -v $program >/dev/null || fail "$program: not installed; apt-get install slurm-wlm munge"
+    command -v $program >/dev/null || fail "$program: not installed; run apt-get install slurm-wlm munge"
   done
-  ! alive "$HOME_FOLDER/slurmctld.pid" slurmctld >/dev/null || fail "runs already; scripts/slurm_local.sh stop ends it"
+  ! alive "$HOME_FOLDER/slurmctld.pid" slurmctld >/dev/null || fail "is running already; scripts/slurm_local.sh stop ends it"
   configure
   if [ ! -s "$HOME_FOLDER/munge/key" ]; then head --bytes=1024 /dev/urandom > "$HOME_FOLDER/munge/key"; fi
   chmod 400 "$HOME_FOLDER/munge/key"

@@ -1,4 +1,4 @@
-"""Hand a run, or a sweep, to a cluster's queue and look at it later: `python scripts/submit.py --help`."""
+"""Submit a run, or a sweep, to a cluster's queue and show its status: `python scripts/submit.py --help`."""
 
 import sys
 

@@ -26,9 +26,17 @@ def parse_options(options_type: type[T], arguments: Sequence[str]) -> T:
     return options
 
 
+def split_options(options_type: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]:
+    """An instance of a dataclass of options, and the arguments with other keys. Raises UserError as `parse_options`
+    does."""
+    names = set(_hints(options_type))
+    own = [argument for argument in arguments if argument.partition("=")[1] and argument.partition("=")[0] in names]
+    return parse_options(options_type, own), [argument for argument in arguments if argument not in own]
+
+
 def parse_paths_and_options(options_type: type[T], arguments: Sequence[str]) -> tuple[list[str], T]:
     """The paths among the arguments, and an instance of a dataclass of options. Raises UserError as `parse_options`
-    does."""
+    does for keys and values."""
     words = {argument: argument.partition("=") for argument in arguments}
     paths = [argument for argument, (key, sign, _) in words.items() if not (sign and key.isidentifier())]
     values = {

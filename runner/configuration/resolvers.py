@@ -1,14 +1,15 @@
-"""OmegaConf resolvers of conf/: `${project:…}`, `${training_set:…}` and `${run_data:…}`."""
+"""OmegaConf resolvers of conf/: `${project:…}`, `${training_set:…}`, `${run_data:…}` and `${submit_default:…}`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from classifier_lens.runner.paths import ROOT
+from classifier_lens.runner.paths import CONFIG_FOLDER, ROOT
 
 WITHOUT_TRAINING_IMAGES = ("image", "none")  # data options without training images
 
@@ -37,7 +38,15 @@ def run_data(key: str, default: object = None, *, _root_: DictConfig, _parent_: 
     return default if OmegaConf.is_missing(data, key) else data.get(key)
 
 
+def submit_default(key: str) -> object:
+    """`${submit_default:<key>}`: the default of `submit.<key>` in conf/submit.yaml, for Hydra's launcher."""
+    return OmegaConf.select(OmegaConf.load(CONFIG_FOLDER / "submit.yaml"), key)
+
+
 def register_resolvers() -> None:
     """Register the resolvers with OmegaConf."""
-    for name, resolver in (("project", project_path), ("training_set", training_set), ("run_data", run_data)):
+    resolvers: dict[str, Callable[..., object]] = {
+        "project": project_path, "training_set": training_set, "run_data": run_data, "submit_default": submit_default,
+    }  # fmt: skip
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

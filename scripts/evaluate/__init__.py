@@ -1,2 +1,2 @@
-"""Metrics of the results table, measured against the known truth of the planted world and on CIFAR-10.
+"""Metrics of the results tables, measured against the ground truth of the planted world and on CIFAR-10.
 Times are measured in scripts/bench/."""

@@ -1,8 +1,8 @@
-"""bfloat16 as a GPU computes it, on processors that have no instructions for it.
+"""Emulation of a GPU's bfloat16 arithmetic on processors without bfloat16 instructions.
 
-Tensor cores multiply bfloat16 values and sum in float32; the result is rounded once. A CPU without such instructions
-takes hundreds of times as long for a product in bfloat16 as in float32. `Bfloat16Emulation` therefore gives the
-products of bfloat16 tensors to the float32 kernels and rounds what they return. The order of the sums is not a GPU's.
+Tensor cores multiply bfloat16 values, sum in float32 and round the result once. A CPU without such instructions takes
+hundreds of times as long for a product in bfloat16 as in float32. `Bfloat16Emulation` therefore computes products of
+bfloat16 tensors with the float32 kernels and rounds the results. The order of the sums differs from a GPU's.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ MATMUL_OPS = {
 
 
 class Bfloat16Emulation(TorchDispatchMode):
-    """Within it, products of bfloat16 tensors, and their gradients, are summed in float32."""
+    """Dispatch mode in which products of bfloat16 tensors, and their gradients, are summed in float32."""
 
     def __torch_dispatch__(
         self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         named = kwargs or {}
-        given = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
-        if function not in MATMUL_OPS or all(x.dtype != torch.bfloat16 for x in given):
+        tensors = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
+        if function not in MATMUL_OPS or all(x.dtype != torch.bfloat16 for x in tensors):
             return function(*args, **named)
-        wide = tree_map_only(Tensor, _widened, (tuple(args), dict(named)))
-        found = function(*wide[0], **wide[1])
+        float32_args = tree_map_only(Tensor, _widened, (tuple(args), dict(named)))
+        output = function(*float32_args[0], **float32_args[1])
         if function is aten._scaled_dot_product_flash_attention_for_cpu.default:
-            attended, log_sums = found
-            return _rounded(attended), log_sums  # the sums of exponentials are float32 in any case
-        return tree_map_only(Tensor, _rounded, found)
+            attended, log_sums = output
+            return _rounded(attended), log_sums  # the log-sum-exp values are float32 anyway
+        return tree_map_only(Tensor, _rounded, output)
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of real photographs: CIFAR-10, the published ResNet-20 explained, ResNet-56 as a judge that takes no part."""
+"""Metrics on photographs: CIFAR-10, counterfactuals of the published ResNet-20, and ResNet-56 as independent judge."""
 
 from __future__ import annotations
 
@@ -33,78 +33,80 @@ CLASSIFIER, TRANSFER_CLASSIFIER = "cifar10_resnet20", "cifar10_resnet56"
 
 @cache
 def transfer_classifier(setting: Setting) -> ImageClassifier:
-    """ResNet-56, on the generator's device."""
-    shared = domain_parts(setting, CLASSIFIER)
-    found = build(
-        compose_config([f"classifier={TRANSFER_CLASSIFIER}"]), generator=shared.diffusion, data=shared.data
+    """ResNet-56 on the generator's device."""
+    parts = domain_parts(setting, CLASSIFIER)
+    classifier = build(
+        compose_config([f"classifier={TRANSFER_CLASSIFIER}"]), generator=parts.diffusion, data=parts.data
     ).classifier
-    assert isinstance(found, ImageClassifier)
-    return found.to(shared.diffusion.device)
+    assert isinstance(classifier, ImageClassifier)
+    return classifier.to(parts.diffusion.device)
 
 
 @torch.no_grad()
 def predicted_classes(setting: Setting, images: Float[Tensor, "b 3 h w"]) -> list[int]:
-    """The class that ResNet-56 gives each picture."""
+    """The class index that ResNet-56 predicts per image."""
     device = domain_parts(setting, CLASSIFIER).diffusion.device
     return [
-        i
+        label
         for part in images.split(4 * BATCH_SIZE)
-        for i in transfer_classifier(setting)(part.to(device)).logits.argmax(dim=1).tolist()
+        for label in transfer_classifier(setting)(part.to(device)).logits.argmax(dim=1).tolist()
     ]
 
 
 def vae_psnr(setting: Setting, n: int) -> Estimate:
-    """PSNR of autoencoded test photographs, the first in the seed's order."""
-    shared = domain_parts(setting, CLASSIFIER)
-    images = torch.stack([center_crop_resize(shared.data[i].image, shared.diffusion.resolution) for i in range(n)])
-    return estimates.mean(estimates.psnr(images, reconstruct(shared.diffusion, images)).tolist())
+    """Mean PSNR of autoencoded test photographs, the first `n` in the seed's order."""
+    parts = domain_parts(setting, CLASSIFIER)
+    images = torch.stack([center_crop_resize(parts.data[i].image, parts.diffusion.resolution) for i in range(n)])
+    return estimates.mean(estimates.psnr(images, reconstruct(parts.diffusion, images)).tolist())
 
 
 def prompt_class_accuracy(setting: Setting, n: int, overrides: tuple[str, ...] = ()) -> Estimate:
-    """How often ResNet-56 gives a sampled picture the class of its prompt, the classes taken in turn; overrides: choose
+    """How often ResNet-56 predicts the class in the prompt of a generated image, the classes in turn; overrides: select
     the generator."""
-    shared = configure_run(setting, CLASSIFIER, overrides, 1)[0] if overrides else domain_parts(setting, CLASSIFIER)
-    assert isinstance(shared.task, Uvce)
-    labels = shared.classifier.labels
-    wanted = [i % len(labels) for i in range(n)]
-    blank = torch.zeros(3, shared.diffusion.resolution, shared.diffusion.resolution)
-    prompts = [shared.task.captioner.caption(Example("prompt", blank.clone, labels[c])) for c in wanted]
-    images = sample_images(shared.diffusion, prompts, [setting.image_seed(i) for i in range(n)])
-    return estimates.proportion([a == b for a, b in zip(predicted_classes(setting, images), wanted, strict=True)])
+    parts = configure_run(setting, CLASSIFIER, overrides, 1)[0] if overrides else domain_parts(setting, CLASSIFIER)
+    assert isinstance(parts.task, Uvce)
+    labels = parts.classifier.labels
+    prompt_classes = [i % len(labels) for i in range(n)]
+    blank = torch.zeros(3, parts.diffusion.resolution, parts.diffusion.resolution)
+    prompts = [parts.task.captioner.caption(Example("prompt", blank.clone, labels[c])) for c in prompt_classes]
+    images = sample_images(parts.diffusion, prompts, [setting.image_seed(i) for i in range(n)])
+    return estimates.proportion(
+        [a == b for a, b in zip(predicted_classes(setting, images), prompt_classes, strict=True)]
+    )
 
 
 def counterfactuals(setting: Setting, n: int, baseline: str) -> tuple[Result, ...]:
-    """Answers to the first test photographs of the seed's order, each towards the strongest wrong class."""
+    """Counterfactuals of the first `n` test photographs in the seed's order, each towards the strongest wrong class."""
     return compute_results(setting, CLASSIFIER, (f"task.baseline={baseline}", f"seed={setting.seed}"), n)
 
 
-def flip_rate(setting: Setting, n: int, baseline: str) -> Estimate:
+def target_rate(setting: Setting, n: int, baseline: str) -> Estimate:
     """How often the explained classifier predicts the target."""
     return target_prediction_rate(counterfactuals(setting, n, baseline))
 
 
 def transfer_hits(setting: Setting, n: int, baseline: str) -> list[bool]:
-    """Per question, whether ResNet-56 predicts the target; not where there is no answer."""
-    given = counterfactuals(setting, n, baseline)
-    images = [a.best for a in given if a.best is not None]
-    seen = iter(predicted_classes(setting, torch.stack(images)) if images else [])
-    return [a.best is not None and next(seen) == a.problem.target for a in given]
+    """Per problem, whether ResNet-56 predicts the target; false without a result."""
+    results = counterfactuals(setting, n, baseline)
+    images = [result.best for result in results if result.best is not None]
+    predictions = iter(predicted_classes(setting, torch.stack(images)) if images else [])
+    return [result.best is not None and next(predictions) == result.problem.target for result in results]
 
 
-def transfer_gain(setting: Setting, n: int, rival: str) -> Estimate:
-    """How much more often ResNet-56 predicts the target than for the rival's pictures, over the same questions."""
-    own, other = transfer_hits(setting, n, "none"), transfer_hits(setting, n, rival)
-    note = f"{100 * sum(own) / n:.1f} % against {100 * sum(other) / n:.1f} % for {rival}"
-    return estimates.paired_difference(own, other, note)
+def transfer_gain(setting: Setting, n: int, baseline: str) -> Estimate:
+    """How much more often ResNet-56 predicts the target than for the images of a baseline, over the same problems."""
+    hits, baseline_hits = transfer_hits(setting, n, "none"), transfer_hits(setting, n, baseline)
+    note = f"{100 * sum(hits) / n:.1f} % against {100 * sum(baseline_hits) / n:.1f} % for {baseline}"
+    return estimates.paired_difference(hits, baseline_hits, note)
 
 
-ROWS = (
+METRICS = (
     Metric("cifar10.vae_psnr", vae_psnr, 512, "dB", 24.0),
     Metric("cifar10.prompt_class", prompt_class_accuracy, 500, "%", 0.65),
     Metric("cifar10.lcm_class", partial(prompt_class_accuracy, overrides=("sampler=lcm",)), 500, "%"),
-    Metric("cifar10.uvce_flips", partial(flip_rate, baseline="none"), 64, "%", 0.95),
-    Metric("cifar10.uvce_flips.start_only", partial(flip_rate, baseline="start_only"), 64, "%"),
-    Metric("cifar10.uvce_flips.pixels", partial(flip_rate, baseline="pixels"), 64, "%"),
-    Metric("cifar10.uvce_transfer", partial(transfer_gain, rival="pixels"), 64, "%", 0.20, interval_threshold=0.0),
-    Metric("cifar10.uvce_transfer.start_only", partial(transfer_gain, rival="start_only"), 64, "%"),
+    Metric("cifar10.uvce_target_rate", partial(target_rate, baseline="none"), 64, "%", 0.95),
+    Metric("cifar10.uvce_target_rate.start_only", partial(target_rate, baseline="start_only"), 64, "%"),
+    Metric("cifar10.uvce_target_rate.pixels", partial(target_rate, baseline="pixels"), 64, "%"),
+    Metric("cifar10.uvce_transfer", partial(transfer_gain, baseline="pixels"), 64, "%", 0.20, interval_threshold=0.0),
+    Metric("cifar10.uvce_transfer.start_only", partial(transfer_gain, baseline="start_only"), 64, "%"),
 )

@@ -1,4 +1,5 @@
-"""Rows of prompts that stand for classes: how often their pictures are called so, and what is seen in them."""
+"""Metrics of class explanations: how often images of optimized prompts are predicted as the class, and their
+content."""
 
 from __future__ import annotations
 
@@ -20,86 +21,101 @@ from classifier_lens.scripts.evaluate.oracles import (
 
 CLEAN, SHORTCUT = "planted_clean", "planted_shortcut"
 NUM_RESTARTS = 3
-SCORE_THRESHOLD = 0.9  # an activation score
+SCORE_THRESHOLD = 0.9  # of the activation score
 NUM_FREE_TOKENS = 2  # of a hard prompt
-OTHER_CAPTION_WORDS = (*planted.CAPTION_PREFIXES, "a texture of", "the shape of a", "with")  # what else captions say
+OTHER_CAPTION_WORDS = (*planted.CAPTION_PREFIXES, "a texture of", "the shape of a", "with")
 CLASSES_WITHOUT_SHORTCUT = tuple(name for name in planted.CLASSES if name not in SHORTCUT_CLASSES)
 
 
 def explain_classes(setting: Setting, n: int, network: str) -> list[Result]:
-    """Of the first `n` classes the answer of the restart with the lowest loss."""
+    """For each of the first `n` classes the result of the restart with the lowest loss."""
     overrides = ("task=diffexplainer_class", f"task.num_seeds={NUM_RESTARTS}", f"seed={setting.seed}")
-    given = [a for a in compute_results(setting, network, overrides, n * NUM_RESTARTS) if a.record is not None]
-    return best_restarts(given)
+    results = [
+        result for result in compute_results(setting, network, overrides, n * NUM_RESTARTS) if result.record is not None
+    ]
+    return best_restarts(results)
 
 
-def best_restarts(given: Sequence[Result]) -> list[Result]:
-    """Of each class the answer with the lowest loss."""
-    by_class = {a.problem.target: [b for b in given if b.problem.target == a.problem.target] for a in given}
-    return [min(own, key=_loss) for own in by_class.values()]
+def best_restarts(results: Sequence[Result]) -> list[Result]:
+    """For each class the result with the lowest loss."""
+    by_class = {
+        result.problem.target: [other for other in results if other.problem.target == result.problem.target]
+        for result in results
+    }
+    return [min(restarts, key=_loss) for restarts in by_class.values()]
 
 
-def _loss(given: Result) -> float:
-    assert given.record is not None
-    return float(given.record["loss"]["total"])
+def _loss(results: Result) -> float:
+    assert results.record is not None
+    return float(results.record["loss"]["total"])
 
 
-def class_of(given: Result) -> str:
-    """The class of a portrait."""
-    return planted.CLASSES[given.problem.target]
+def class_of(results: Result) -> str:
+    """The class of a class explanation."""
+    return planted.CLASSES[results.problem.target]
 
 
-def activation_scores(given: Sequence[Result], plain_prompt: str | None = None) -> list[float]:
-    """The activation scores of portraits, or of a plain prompt beside them."""
-    records = [a.record or {} for a in given]
+def activation_scores(results: Sequence[Result], plain_prompt: str | None = None) -> list[float]:
+    """Activation scores of class explanations, or of the plain prompt that they are compared with."""
+    records = [result.record or {} for result in results]
     return [
-        r["activation_score"] if plain_prompt is None else r["rivals"][plain_prompt]["activation_score"]
-        for r in records
+        record["activation_score"] if plain_prompt is None else record["rivals"][plain_prompt]["activation_score"]
+        for record in records
     ]
 
 
 def prompt_activation_score(setting: Setting, n: int, network: str) -> Estimate:
-    """How many classes have a score of 0.9 or more."""
-    given = explain_classes(setting, n, network)
-    own = activation_scores(given)
-    lowest = min(zip(own, map(class_of, given), strict=True))
-    note = f"mean {100 * sum(own) / len(own):.1f} %, lowest {100 * lowest[0]:.1f} % ({lowest[1]})"
-    return estimates.proportion([score >= SCORE_THRESHOLD for score in own] + [False] * (n - len(own)), note)
+    """Share of classes with an activation score of at least 0.9."""
+    results = explain_classes(setting, n, network)
+    scores = activation_scores(results)
+    lowest = min(zip(scores, map(class_of, results), strict=True))
+    note = f"mean {100 * sum(scores) / len(scores):.1f} %, lowest {100 * lowest[0]:.1f} % ({lowest[1]})"
+    return estimates.proportion([score >= SCORE_THRESHOLD for score in scores] + [False] * (n - len(scores)), note)
 
 
 def prompt_score_gain(setting: Setting, n: int, network: str, rival: str) -> Estimate:
-    """The activation score less that of a plain prompt, mean over classes."""
-    given = explain_classes(setting, n, network)
-    own, other = activation_scores(given), activation_scores(given, rival)
-    low = sum(a < b for a, b in zip(own, other, strict=True))
-    note = f"{rival}: {100 * sum(other) / len(other):.1f} %; {low} of {len(own)} classes below it"
-    return estimates.mean([a - b for a, b in zip(own, other, strict=True)], note)
+    """The activation score minus that of a plain prompt, mean over classes."""
+    results = explain_classes(setting, n, network)
+    scores, plain_scores = activation_scores(results), activation_scores(results, rival)
+    num_below = sum(a < b for a, b in zip(scores, plain_scores, strict=True))
+    note = (
+        f"{rival}: {100 * sum(plain_scores) / len(plain_scores):.1f} %; {num_below} of {len(scores)} classes below it"
+    )
+    return estimates.mean([a - b for a, b in zip(scores, plain_scores, strict=True)], note)
 
 
 def prompt_cue(setting: Setting, n: int) -> Estimate:
-    """In how many pictures of the tied classes' prompts both oracles see the cue; the note has the share in which the
-    segmenter finds nothing of the class."""
-    given = [a for a in explain_classes(setting, n, SHORTCUT) if class_of(a) in SHORTCUT_CLASSES]
-    seen: list[bool] = []
-    empty: list[bool] = []
-    for a in given:
-        assert a.samples is not None
-        factor, value = planted.SHORTCUTS[class_of(a)]
-        seen += oracles_confirm(setting, factor, a.samples, [value] * len(a.samples))
-        empty += [not there for there in contains_object(setting, a.samples, [class_of(a)] * len(a.samples))]
-    return proportion_or_nan(seen, f"without the object: {100 * sum(empty) / max(len(empty), 1):.1f} %")
+    """Share of the images for classes with a shortcut in which both oracles see the cue; the note has the share in
+    which the segmenter finds nothing of the class."""
+    results = [result for result in explain_classes(setting, n, SHORTCUT) if class_of(result) in SHORTCUT_CLASSES]
+    confirmed: list[bool] = []
+    without_object: list[bool] = []
+    for result in results:
+        assert result.samples is not None
+        factor, value = planted.SHORTCUTS[class_of(result)]
+        confirmed += oracles_confirm(setting, factor, result.samples, [value] * len(result.samples))
+        without_object += [
+            not contains_class
+            for contains_class in contains_object(setting, result.samples, [class_of(result)] * len(result.samples))
+        ]
+    return proportion_or_nan(
+        confirmed, f"without the object: {100 * sum(without_object) / max(len(without_object), 1):.1f} %"
+    )
 
 
 def prompt_object(setting: Setting, n: int, network: str, classes: Sequence[str]) -> Estimate:
-    """In how many pictures of the prompts of these classes the segmenter finds the class and both oracles read it."""
-    seen: list[bool] = []
-    for a in explain_classes(setting, n, network):
-        if class_of(a) in classes:
-            assert a.samples is not None
-            wanted = [class_of(a)] * len(a.samples)
-            there = contains_object(setting, a.samples, wanted)
-            seen += [x and y for x, y in zip(oracles_confirm(setting, "class", a.samples, wanted), there, strict=True)]
-    return proportion_or_nan(seen, "")
+    """Share of the images for these classes in which the segmenter finds the class and both oracles predict it."""
+    confirmed: list[bool] = []
+    for result in explain_classes(setting, n, network):
+        if class_of(result) in classes:
+            assert result.samples is not None
+            names = [class_of(result)] * len(result.samples)
+            contains_class = contains_object(setting, result.samples, names)
+            confirmed += [
+                x and y
+                for x, y in zip(oracles_confirm(setting, "class", result.samples, names), contains_class, strict=True)
+            ]
+    return proportion_or_nan(confirmed, "")
 
 
 # --- words ---------------------------------------------------------------------------------------------------
@@ -107,7 +123,7 @@ def prompt_object(setting: Setting, n: int, network: str, classes: Sequence[str]
 
 @cache
 def cue_tokens(tokenizer: Any, cue: str) -> frozenset[int]:
-    """The tokens of a cue's words that no other word of the planted world's captions has."""
+    """Tokens of the words of a cue that no other word in the captions of the planted world has."""
 
     def tokens(words: Iterable[str]) -> set[int]:
         return {i for word in words for i in tokenizer(word, add_special_tokens=False).input_ids}
@@ -124,7 +140,7 @@ def cue_tokens(tokenizer: Any, cue: str) -> frozenset[int]:
 
 
 def hard_prompt_results(setting: Setting, n: int, network: str) -> list[Result]:
-    """Hard prompts of the tied classes, `n` restarts in all, without any token of a class's name."""
+    """Hard prompts for the classes with a shortcut, `n` restarts in total, without tokens of class names."""
     overrides = (
         "task=diffexplainer_class",
         "parametrization=hard_prompt",
@@ -135,31 +151,35 @@ def hard_prompt_results(setting: Setting, n: int, network: str) -> list[Result]:
         "parametrization.images_per_result=8",
         f"seed={setting.seed}",
     )
-    return [a for a in compute_results(setting, network, overrides, n) if a.record is not None]
+    return [result for result in compute_results(setting, network, overrides, n) if result.record is not None]
 
 
 def hard_prompt_cue_token(setting: Setting, n: int, network: str) -> Estimate:
-    """For how many tied classes the prompt of the restart with the lowest loss holds a token of its cue, tokenised
-    as it is written. The note has the prompts, and the share of random prompts of as many tokens that do by chance."""
-    given = best_restarts(hard_prompt_results(setting, n, network))
+    """Share of classes with a shortcut whose prompt, of the restart with the lowest loss, has a token of the cue when
+    it is tokenized as text. The note has the prompts, and the share of random prompts of equal length with such a
+    token."""
+    results = best_restarts(hard_prompt_results(setting, n, network))
     networks = domain_parts(setting, CLEAN).diffusion.networks
     tokenizer, excluded = (
         networks.tokenizer,
         HardPrompt(None, planted.CLASSES, 1.0, (1.0, 1.0), 1.0).allowed_tokens(networks),
     )
-    named, said, chances = [], [], []
-    for a in given:
-        assert a.record is not None
-        own = cue_tokens(tokenizer, planted.SHORTCUTS[class_of(a)][1])
-        prompt = a.record["prompt"]
-        named.append(bool(own & set(tokenizer(prompt, add_special_tokens=False).input_ids)))
-        words, score = prompt.removeprefix("a picture of "), 100 * a.record["activation_score"]
-        said.append(f"{class_of(a)}: {words} ({score:.0f} %)")
-        chances.append(1 - (1 - len(own & set(excluded)) / len(excluded)) ** NUM_FREE_TOKENS)
-    return proportion_or_nan(named, f"{'; '.join(said)}; by chance {100 * sum(chances) / max(len(chances), 1):.1f} %")
+    has_cue_token, descriptions, chance_rates = [], [], []
+    for result in results:
+        assert result.record is not None
+        tokens_of_cue = cue_tokens(tokenizer, planted.SHORTCUTS[class_of(result)][1])
+        prompt = result.record["prompt"]
+        has_cue_token.append(bool(tokens_of_cue & set(tokenizer(prompt, add_special_tokens=False).input_ids)))
+        words, score = prompt.removeprefix("a picture of "), 100 * result.record["activation_score"]
+        descriptions.append(f"{class_of(result)}: {words} ({score:.0f} %)")
+        chance_rates.append(1 - (1 - len(tokens_of_cue & set(excluded)) / len(excluded)) ** NUM_FREE_TOKENS)
+    return proportion_or_nan(
+        has_cue_token,
+        f"{'; '.join(descriptions)}; by chance {100 * sum(chance_rates) / max(len(chance_rates), 1):.1f} %",
+    )
 
 
-ROWS = (
+METRICS = (
     *(
         Metric(f"planted.prompt_score.{network}", partial(prompt_activation_score, network=network), 10, "%", 1.0)
         for network in (CLEAN, SHORTCUT)

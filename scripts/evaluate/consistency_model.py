@@ -1,4 +1,4 @@
-"""Rows of the planted world's consistency model: sampled pictures, inversions, counterfactuals and their seconds."""
+"""Metrics of the consistency model of the planted world: generated images, inversion, counterfactuals and time."""
 
 from __future__ import annotations
 
@@ -28,77 +28,79 @@ LCM = ("sampler=lcm",)
 
 @cache
 def lcm_generator(setting: Setting) -> LatentDiffusion:
-    """The consistency model with its own settings."""
+    """The consistency model with its default settings."""
     return configure_run(setting, CLASSIFIER, LCM, 1)[0].diffusion
 
 
 def lcm_prompt_accuracy(setting: Setting, n: int, factor: str) -> Estimate:
-    """How often a picture sampled in four steps shows the class or the background that its caption names."""
+    """How often an image generated in four steps shows the class or the background in its caption."""
     return prompt_factor_accuracy(setting, n, factor, lcm_generator(setting))
 
 
 def lcm_inversion_exact(setting: Setting, n: int) -> Estimate:
-    """How often the picture rendered from an inversion is the autoencoder's own reconstruction, to a hundredth of one
-    of 255 levels; in 8 bits either may be rounded to the other side of a level's edge."""
+    """How often the image rendered from an inversion equals the autoencoder's reconstruction, to 0.01 of 255 levels; in
+    8 bits the two may be rounded differently."""
     model = lcm_generator(setting)
     same: list[bool] = []
-    furthest = 0.0
+    max_difference = 0.0
     for overrides, count in problem_sets(setting, n):
         problems = prepare_problems(setting, CLASSIFIER, (*LCM, *overrides), count)[2]
         for problem in problems:
             image, prompt = problem.image[None].to(model.device), [problem.edit.source]
-            course, networks = model.invert(image, prompt, [problem.seed]), model.networks
+            context, networks = model.invert(image, prompt, [problem.seed]), model.networks
             with torch.no_grad():
-                rendered = networks.decode(model.record_attention(course, networks.embed(prompt), 0)[2])
+                rendered = networks.decode(model.record_attention(context, networks.embed(prompt), 0)[2])
                 levels = 255 * (rendered - networks.decode(networks.encode(image))).abs().max().item()
-            furthest = max(furthest, levels)
+            max_difference = max(max_difference, levels)
             same.append(levels < 0.01)
-    return estimates.proportion(same, f"largest difference {furthest:.4f} of 255 levels")
+    return estimates.proportion(same, f"largest difference {max_difference:.4f} of 255 levels")
 
 
 def counterfactuals(setting: Setting, n: int) -> list[Result]:
-    """The answers to the questions of the rows of `planted.uvce`."""
+    """Results for the problems of the metrics `planted.uvce_*`."""
     return [
-        a
+        result
         for overrides, count in problem_sets(setting, n)
-        for a in compute_results(setting, CLASSIFIER, (*LCM, *overrides), count)
+        for result in compute_results(setting, CLASSIFIER, (*LCM, *overrides), count)
     ]
 
 
-def lcm_uvce_flip_rate(setting: Setting, n: int) -> Estimate:
-    """How often the classifier calls the answer as asked."""
+def lcm_uvce_target_rate(setting: Setting, n: int) -> Estimate:
+    """How often the classifier predicts the target."""
     return target_prediction_rate(counterfactuals(setting, n))
 
 
 def lcm_uvce_oracle_score(setting: Setting, n: int) -> Estimate:
-    """How often both oracles name the target."""
+    """How often both oracles predict the target."""
     return oracle_score(setting, counterfactuals(setting, n))
 
 
 def lcm_uvce_time_ratio(setting: Setting, n: int) -> Estimate:
-    """Seconds per counterfactual over those of DDIM with 20 steps for the same questions, one after the other in this
-    process, each with inversions of its own."""
+    """Seconds per counterfactual over those of DDIM with 20 steps for the same problems, one after the other in this
+    process, each with its own inversions."""
     pairs = []
     for overrides, count in problem_sets(setting, n):
-        both = []
+        results_by_sampler = []
         for name, sampler in (("ddim", ()), ("lcm", LCM)):
-            own = replace(setting, outputs=f"{setting.outputs}/timed/{name}")
-            both.append(compute_results(own, CLASSIFIER, (*sampler, *overrides, "task.baseline=none"), count))
+            timed_setting = replace(setting, outputs=f"{setting.outputs}/timed/{name}")
+            results_by_sampler.append(
+                compute_results(timed_setting, CLASSIFIER, (*sampler, *overrides, "task.baseline=none"), count)
+            )
         pairs += [
             (float(d.record["seconds"]), float(c.record["seconds"]))
-            for d, c in zip(*both, strict=True) if d.record is not None and c.record is not None
+            for d, c in zip(*results_by_sampler, strict=True) if d.record is not None and c.record is not None
         ]  # fmt: skip
     if not pairs:
-        return Estimate(float("nan"), float("nan"), float("nan"), f"0 of {n} answered")
+        return estimates.undefined(f"0 of {n} problems have a result")
     slow, fast = (median(column) for column in zip(*pairs, strict=True))
     return estimates.median([c / d for d, c in pairs], f"DDIM-20 {slow:.1f} s, LCM-4 {fast:.1f} s")
 
 
-ROWS = (
+METRICS = (
     Metric("planted.lcm_class", partial(lcm_prompt_accuracy, factor="class"), 512, "%", 0.85),
     Metric("planted.lcm_background", partial(lcm_prompt_accuracy, factor="background"), 512, "%", 0.90),
     Metric("planted.lcm_inversion", lcm_inversion_exact, 64, "%", 1.0),
-    Metric("planted.lcm_uvce_flips", lcm_uvce_flip_rate, 64, "%", 0.90),
+    Metric("planted.lcm_uvce_target_rate", lcm_uvce_target_rate, 64, "%", 0.90),
     Metric("planted.lcm_uvce_oracles", lcm_uvce_oracle_score, 64, "%", 0.70),
-    Metric("planted.lcm_uvce_ratio", lcm_uvce_time_ratio, 8, "×", 0.25, False),
+    Metric("planted.lcm_uvce_time_ratio", lcm_uvce_time_ratio, 8, "×", 0.25, False),
 )

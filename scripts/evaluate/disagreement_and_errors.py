@@ -1,4 +1,4 @@
-"""Rows of the planted world that check disagreement, errors and attributes against what was planted."""
+"""Metrics that check disagreement, error correction and attributes against the planted shortcuts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from classifier_lens.scripts.evaluate.metric import Metric, Result, Setting, com
 from classifier_lens.scripts.evaluate.oracles import (
     SHORTCUT_CLASSES,
     all_true,
+    cues_confirmed,
     oracles_confirm,
     predicted_labels,
     proportion_or_nan,
@@ -20,7 +21,7 @@ from classifier_lens.scripts.evaluate.oracles import (
     successful_results,
 )
 
-# The zero-shot classifier's confused names: class -> what its pictures show instead (class, background).
+# Confused names of the zero-shot classifier: class -> what its images show instead (class, background).
 CONFUSED_SCENES = {"rock crab": ("fiddler crab", "sand"), "partridge": ("prairie chicken", "snow")}
 
 
@@ -30,7 +31,7 @@ CONFUSED_SCENES = {"rock crab": ("fiddler crab", "sand"), "partridge": ("prairie
 def disagreement_overrides(
     setting: Setting, n: int, classes: Sequence[str], experiment: str = "disagreement"
 ) -> tuple[str, ...]:
-    """The overrides of a disagreement over `planted_clean`, as many pictures of each of the classes."""
+    """The overrides of a disagreement with `planted_clean`, with the same number of images per class."""
     return (
         f"experiment=planted/{experiment}", f"task.classes=[{','.join(classes)}]",
         f"task.num_seeds={-(-n // len(classes))}", f"seed={setting.seed}",
@@ -38,61 +39,62 @@ def disagreement_overrides(
 
 
 def disagreement_results(setting: Setting, n: int, classes: Sequence[str]) -> tuple[Result, ...]:
-    """Pictures that `planted_shortcut` is to call each of the classes while `planted_clean` is not."""
+    """Images optimized for a class of `planted_shortcut` and against the same class of `planted_clean`."""
     return compute_results(setting, "planted_shortcut", disagreement_overrides(setting, n, classes), n)
 
 
 def disagreement_success(setting: Setting, n: int, classes: Sequence[str]) -> Estimate:
-    """How often p_f − p_g reaches the gap, `planted_shortcut` over `planted_clean`."""
-    given = disagreement_results(setting, n, classes)
-    hits = [a.success for a in given]
-    by_class = ", ".join(
-        f"{c} {sum(a.success for a in own)} of {len(own)}"
-        for c in classes if (own := [a for a in given if planted.CLASSES[a.problem.target] == c])
-    )  # fmt: skip
-    return estimates.proportion(hits, by_class)
+    """How often p_f − p_g reaches the gap, f `planted_shortcut` and g `planted_clean`."""
+    results = disagreement_results(setting, n, classes)
+    hits = [result.success for result in results]
+    hits_of = {name: [r.success for r in results if planted.CLASSES[r.problem.target] == name] for name in classes}
+    note = ", ".join(f"{name} {sum(own)} of {len(own)}" for name, own in hits_of.items() if own)
+    return estimates.proportion(hits, note)
 
 
 def disagreement_cue(setting: Setting, n: int) -> Estimate:
-    """In how many of the successes both oracles see the cue of the class."""
-    own, images = successful_results(disagreement_results(setting, n, SHORTCUT_CLASSES))
-    seen = [
-        oracles_confirm(setting, factor, images[i : i + 1], [value])[0]
-        for i, a in enumerate(own) for factor, value in [planted.SHORTCUTS[planted.CLASSES[a.problem.target]]]
-    ]  # fmt: skip
-    return proportion_or_nan(seen, f"{len(own)} of {n} succeeded")
+    """Share of the successes in which both oracles see the cue of the class."""
+    successes, images = successful_results(disagreement_results(setting, n, SHORTCUT_CLASSES))
+    confirmed = cues_confirmed(setting, successes, images)
+    return proportion_or_nan(confirmed, f"{len(successes)} of {n} succeeded")
 
 
 def disagreement_transfer(setting: Setting, n: int) -> Estimate:
-    """How many of the successes the second shortcut network calls the class, and the second clean one does not."""
-    own, images = successful_results(disagreement_results(setting, n, SHORTCUT_CLASSES))
-    if not own:
+    """Share of the successes that the second shortcut network predicts as the class and the second clean one does
+    not."""
+    successes, images = successful_results(disagreement_results(setting, n, SHORTCUT_CLASSES))
+    if not successes:
         return proportion_or_nan([], "none succeeded")
-    wanted = [planted.CLASSES[a.problem.target] for a in own]
-    fooled = [a == b for a, b in zip(predicted_labels(setting, "planted_shortcut2", images), wanted, strict=True)]
-    spared = [a != b for a, b in zip(predicted_labels(setting, "planted_clean2", images), wanted, strict=True)]
-    note = f"shortcut2 fooled in {sum(fooled)}, clean2 not in {sum(spared)} of {len(own)}"
-    return proportion_or_nan(all_true(fooled, spared), note)
+    target_labels = [planted.CLASSES[a.problem.target] for a in successes]
+    predicted_by_shortcut2 = [
+        a == b for a, b in zip(predicted_labels(setting, "planted_shortcut2", images), target_labels, strict=True)
+    ]
+    not_predicted_by_clean2 = [
+        a != b for a, b in zip(predicted_labels(setting, "planted_clean2", images), target_labels, strict=True)
+    ]
+    note = f"predicted by shortcut2 {sum(predicted_by_shortcut2)}, not by clean2 {sum(not_predicted_by_clean2)}"
+    note += f" of {len(successes)}"
+    return proportion_or_nan(all_true(predicted_by_shortcut2, not_predicted_by_clean2), note)
 
 
 def disagreement_clip_confusion(setting: Setting, n: int) -> Estimate:
-    """In how many of the zero-shot classifier's successes over `planted_clean` both oracles see the confused thing: a
-    crab, or such a bird, of the wrong kind on the ground that its name speaks of."""
+    """Share of the zero-shot classifier's successes against `planted_clean` in which both oracles see the confused
+    scene: the other crab on sand, or the other bird in snow."""
     overrides = (
         *disagreement_overrides(setting, n, tuple(CONFUSED_SCENES), "fig05"),
         "task/retrieval=none",
         "~task.retrieval.dataset",
     )
-    own, images = successful_results(compute_results(setting, "planted_clip", overrides, n))
-    seen = []
-    for i, a in enumerate(own):
-        kind, ground = CONFUSED_SCENES[planted.CLASSES[a.problem.target]]
-        picture = images[i : i + 1]
-        seen.append(
-            oracles_confirm(setting, "class", picture, [kind])[0]
-            and oracles_confirm(setting, "background", picture, [ground])[0]
+    successes, images = successful_results(compute_results(setting, "planted_clip", overrides, n))
+    confirmed = []
+    for i, result in enumerate(successes):
+        kind, ground = CONFUSED_SCENES[planted.CLASSES[result.problem.target]]
+        image = images[i : i + 1]
+        confirmed.append(
+            oracles_confirm(setting, "class", image, [kind])[0]
+            and oracles_confirm(setting, "background", image, [ground])[0]
         )
-    return proportion_or_nan(seen, f"{len(own)} of {n} succeeded")
+    return proportion_or_nan(confirmed, f"{len(successes)} of {n} succeeded")
 
 
 # --- counterfactuals of errors and attributes ----------------------------------------------------------------
@@ -100,7 +102,7 @@ def disagreement_clip_confusion(setting: Setting, n: int) -> Estimate:
 
 @dataclass(frozen=True)
 class ErrorCorrection:
-    """Misclassified pictures towards their labels: of which classifier, and with which settings."""
+    """Counterfactuals of misclassified images towards their labels: the classifier and the settings."""
 
     classifier: str
     base_overrides: tuple[str, ...]
@@ -118,66 +120,71 @@ BACKGROUND_PRESERVED = ErrorCorrection("planted_shortcut", ("experiment=planted/
 
 
 def error_corrected(setting: Setting, n: int, errors: ErrorCorrection) -> Estimate:
-    """How many errors are predicted as their label afterwards."""
-    return estimates.proportion([a.success for a in errors.results(setting, n)])
+    """Share of the errors that are predicted as their label afterwards."""
+    return estimates.proportion([result.success for result in errors.results(setting, n)])
 
 
 def error_oracle_score(setting: Setting, n: int) -> Estimate:
-    """How many of the weak network's pictures show their label to both oracles."""
-    given = WEAK_CLASSIFIER.results(setting, n)
-    rows, images = result_images(given)
-    seen = oracles_confirm(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
-    return estimates.proportion(seen + [False] * (n - len(rows)))
+    """Share of the weak network's counterfactuals that both oracles predict as the label."""
+    results = WEAK_CLASSIFIER.results(setting, n)
+    rows, images = result_images(results)
+    confirmed = oracles_confirm(setting, "class", images, [planted.CLASSES[results[i].problem.target] for i in rows])
+    return estimates.proportion(confirmed + [False] * (n - len(rows)))
 
 
 def error_cue(setting: Setting, n: int) -> Estimate:
-    """In how many of the corrected errors of tied classes, their object kept, both oracles see the cue."""
-    given = [a for a in OBJECT_PRESERVED.results(setting, n) if planted.CLASSES[a.problem.target] in SHORTCUT_CLASSES]
-    own, images = successful_results(given)
-    seen = [
-        oracles_confirm(setting, factor, images[i : i + 1], [value])[0]
-        for i, a in enumerate(own) for factor, value in [planted.SHORTCUTS[planted.CLASSES[a.problem.target]]]
-    ]  # fmt: skip
-    return proportion_or_nan(seen, f"{len(given)} of {n} errors are of tied classes, {len(own)} of these corrected")
+    """Share of the corrected errors of classes with a shortcut, their object preserved, in which both oracles see the
+    cue."""
+    results = [
+        result
+        for result in OBJECT_PRESERVED.results(setting, n)
+        if planted.CLASSES[result.problem.target] in SHORTCUT_CLASSES
+    ]
+    successes, images = successful_results(results)
+    confirmed = cues_confirmed(setting, successes, images)
+    return proportion_or_nan(
+        confirmed, f"{len(results)} of {n} errors are of classes with a shortcut, {len(successes)} of them corrected"
+    )
 
 
 def attribute_results(setting: Setting, n: int) -> tuple[Result, ...]:
-    """Pictures in snow towards sand, judged by the zero-shot classifier."""
+    """Counterfactuals of images in snow towards sand for the zero-shot classifier."""
     overrides = ("experiment=planted/attribute", "data.count=2000", f"seed={setting.seed}")
     return compute_results(setting, "planted_clip", overrides, n)
 
 
 def attribute_success(setting: Setting, n: int) -> Estimate:
-    """How often the zero-shot classifier finds the new prompt more likely."""
-    return estimates.proportion([a.success for a in attribute_results(setting, n)])
+    """How often the zero-shot classifier prefers the new prompt."""
+    return estimates.proportion([result.success for result in attribute_results(setting, n)])
 
 
 def attribute_oracle_score(setting: Setting, n: int) -> Estimate:
-    """How often both oracles see the new background; how often the class stayed is in the note."""
-    given = attribute_results(setting, n)
-    rows, images = result_images(given)
+    """How often both oracles see the new background; the note has how often the class is preserved."""
+    results = attribute_results(setting, n)
+    rows, images = result_images(results)
     data = planted.PlantedDataset("test", 2000, setting.seed, "chance")
-    labels = [planted.CLASSES[int(data.scenes.label[int(given[i].problem.image_name.split("-")[1])])] for i in rows]
-    seen, stayed = (
+    labels = [planted.CLASSES[int(data.scenes.label[int(results[i].problem.image_name.split("-")[1])])] for i in rows]
+    confirmed, class_preserved = (
         oracles_confirm(setting, "background", images, ["sand"] * len(rows)),
         oracles_confirm(setting, "class", images, labels),
     )
-    note = f"the class stays in {100 * sum(stayed) / n:.1f} %"
-    return estimates.proportion(seen + [False] * (n - len(rows)), note)
+    note = f"class preserved in {100 * sum(class_preserved) / n:.1f} %"
+    return estimates.proportion(confirmed + [False] * (n - len(rows)), note)
 
 
-ROWS = (
+METRICS = (
     Metric("planted.disagreement", partial(disagreement_success, classes=SHORTCUT_CLASSES), 32, "%", 0.90),
     Metric("planted.disagreement_cue", disagreement_cue, 32, "%", 0.80),
     Metric("planted.disagreement_transfer", disagreement_transfer, 32, "%", 0.70),
-    Metric("planted.disagreement_others",
+    Metric("planted.disagreement_other_classes",
         partial(disagreement_success, classes=tuple(c for c in planted.CLASSES if c not in SHORTCUT_CLASSES)), 24, "%"),
     Metric("planted.disagreement_clip", disagreement_clip_confusion, 16, "%", 0.80),
     Metric("planted.error_corrected", partial(error_corrected, errors=WEAK_CLASSIFIER), 64, "%", 0.90),
     Metric("planted.error_oracles", error_oracle_score, 64, "%", 0.70),
-    Metric("planted.error_shortcut.object_kept", partial(error_corrected, errors=OBJECT_PRESERVED), 32, "%", 0.90),
-    Metric("planted.error_shortcut_cue.object_kept", error_cue, 32, "%", 0.80),
-    Metric("planted.error_shortcut.background_kept", partial(error_corrected, errors=BACKGROUND_PRESERVED), 32, "%"),
+    Metric("planted.error_shortcut.object_preserved", partial(error_corrected, errors=OBJECT_PRESERVED), 32, "%", 0.90),
+    Metric("planted.error_shortcut_cue.object_preserved", error_cue, 32, "%", 0.80),
+    Metric("planted.error_shortcut.background_preserved",
+        partial(error_corrected, errors=BACKGROUND_PRESERVED), 32, "%"),
     Metric("planted.attribute_clip", attribute_success, 64, "%", 0.90),
     Metric("planted.attribute_oracles", attribute_oracle_score, 64, "%", 0.70),
 )  # fmt: skip

@@ -1,6 +1,5 @@
-"""Statistics of an evaluation: what is measured on pictures, and 95 % intervals. Pure functions; the same input, the
-same output.
-"""
+"""Statistics of an evaluation: image distances and 95 % intervals. Pure functions: the same input gives the same
+output."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import bootstrap
+from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import polynomial_kernel
 from torch import Tensor
 
@@ -22,12 +22,17 @@ EPSILON = 1e-12
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value and the ends of its 95 % interval; `note` says in a few words what else was seen."""
+    """A measured value and the ends of its 95 % interval; note: further observations, a few words."""
 
     value: float
     low: float
     high: float
     note: str = ""
+
+
+def undefined(note: str) -> Estimate:
+    """The estimate of a metric that cannot be computed."""
+    return Estimate(float("nan"), float("nan"), float("nan"), note)
 
 
 # --- intervals -----------------------------------------------------------------------------------------------
@@ -40,20 +45,20 @@ def proportion(hits: Sequence[bool], note: str = "") -> Estimate:
 
 
 def paired_difference(hits: Sequence[bool], others: Sequence[bool], note: str = "") -> Estimate:
-    """How much larger the first share is, over the same questions, with the interval of Bonett and Price (2012).
+    """The difference of two shares over the same problems, with the interval of Bonett and Price (2012).
 
-    Unlike a bootstrap it does not shrink to a point where the two never differ.
+    Unlike a bootstrap interval it does not shrink to a point if the two never differ.
     """
     n, z = len(hits), 1.959964
     gained = sum(a and not b for a, b in zip(hits, others, strict=True))
     lost = sum(b and not a for a, b in zip(hits, others, strict=True))
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = z * ((up + down - (up - down) ** 2) / (n + 2)) ** 0.5
-    return Estimate((gained - lost) / n, max(up - down - half, -1.0), min(up - down + half, 1.0), note)
+    margin = z * ((up + down - (up - down) ** 2) / (n + 2)) ** 0.5
+    return Estimate((gained - lost) / n, max(up - down - margin, -1.0), min(up - down + margin, 1.0), note)
 
 
 def mean(values: Sequence[float], note: str = "") -> Estimate:
-    """The mean of at least two values, with its bootstrap interval. Of paired differences, the paired interval."""
+    """The mean of at least two values, with its bootstrap interval; for paired differences the paired interval."""
     return bootstrap_estimate(lambda rows: float(np.mean(np.asarray(values)[rows])), (len(values),), note)
 
 
@@ -65,8 +70,8 @@ def median(values: Sequence[float], note: str = "") -> Estimate:
 def bootstrap_estimate(statistic: Callable[..., float], sizes: Sequence[int], note: str = "") -> Estimate:
     """A statistic of one or more independent sets and its percentile bootstrap interval (Efron 1979).
 
-    statistic: takes, per set, the positions of the members that a resample holds, repeated ones repeatedly;
-    sizes: of the sets, each at least 2. The resamples are drawn from a fixed seed.
+    statistic: takes, per set, the indices of a resample, with repetitions; sizes: of the sets, each at least 2. The
+    resamples have a fixed seed.
     """
     sets = tuple(np.arange(size) for size in sizes)
     with np.errstate(invalid="ignore"):  # a resample may be infinite
@@ -77,16 +82,16 @@ def bootstrap_estimate(statistic: Callable[..., float], sizes: Sequence[int], no
     return Estimate(statistic(*sets), float(interval.low), float(interval.high), note)
 
 
-# --- pictures ------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------
 
 
 def psnr(images: Float[Tensor, "b 3 h w"], others: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio per picture in dB, pictures in [0, 1]; equal pictures count as 100 dB."""
+    """Peak signal-to-noise ratio per image in dB, for images in [0, 1]; equal images count as 100 dB."""
     return -10 * (images - others).square().flatten(1).mean(dim=1).clamp(min=1e-10).log10()
 
 
 def iou(masks: Bool[Tensor, "b h w"], others: Bool[Tensor, "b h w"]) -> Float[Tensor, " b"]:
-    """Intersection over union per pair of masks, in [0, 1]; two empty masks agree."""
+    """Intersection over union per pair of masks, in [0, 1]; 1 for two empty masks."""
     union = (masks | others).flatten(1).sum(dim=1)
     common = (masks & others).flatten(1).sum(dim=1)
     return torch.where(union == 0, 1.0, common / union.clamp(min=1))
@@ -101,32 +106,27 @@ def rmse_outside(
     return ((squares * outside).sum(dim=1) / outside.sum(dim=1).clamp(min=1)).sqrt()
 
 
-def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
-    """The area under the ROC curve with which a value tells positives (high) from negatives; both are resampled.
-    Undefined where either is empty."""
-    note = f"{len(positives)} against {len(negatives)}"
+def roc_auc(positives: Sequence[float], negatives: Sequence[float], note: str) -> Estimate:
+    """The area under the ROC curve of a value that should be higher for positives; both are resampled. Undefined if
+    either is empty."""
     if not positives or not negatives:
-        return Estimate(float("nan"), float("nan"), float("nan"), note)
+        return undefined(note)
     high, low = np.array(positives), np.array(negatives)
 
     def area(rows: np.ndarray, columns: np.ndarray) -> float:
-        above, below = high[rows][:, None], low[columns][None]
-        return float(((above > below) + 0.5 * (above == below)).mean())
+        labels = np.repeat([1, 0], [len(rows), len(columns)])
+        return float(roc_auc_score(labels, np.concatenate([high[rows], low[columns]])))
 
-    return bootstrap_estimate(
-        area, (len(high), len(low)), f"{note}; medians {np.median(high):.2f}, {np.median(low):.2f}"
-    )
+    return bootstrap_estimate(area, (len(high), len(low)), note)
 
 
-# --- sets of pictures ----------------------------------------------------------------------------------------
+# --- sets of images ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class KernelInceptionDistance:
-    """The kernel inception distance between two sets of features (Binkowski et al. 2018, "Demystifying MMD GANs").
-
-    It is the squared maximum mean discrepancy with the kernel (x·y / d + 1)³ over the whole sets.
-    """
+    """Kernel inception distance between two sets of features (Binkowski et al. 2018, "Demystifying MMD GANs"): the
+    squared maximum mean discrepancy with the kernel (x·y / d + 1)³ over the whole sets."""
 
     kernel_xx: np.ndarray  # (n, n) kernel of the first set
     kernel_yy: np.ndarray  # (m, m) of the second
@@ -134,29 +134,30 @@ class KernelInceptionDistance:
 
     @staticmethod
     def from_features(features: Float[Tensor, "n f"], others: Float[Tensor, "m f"]) -> KernelInceptionDistance:
-        """Kernels of two sets of at least two members each."""
+        """The kernels of two sets of at least two members each."""
         x, y = (f.double().cpu().numpy() for f in (features, others))
         return KernelInceptionDistance(
             *(polynomial_kernel(a, b, degree=3, coef0=1.0) for a, b in ((x, x), (y, y), (x, y)))
         )
 
     def unbiased(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
-        """The distance without pairs of a member and itself, between the members at these positions, all by default:
-        what the usual average over random subsets estimates. It is below 0 for half of the sets of one distribution.
+        """The distance between the members with these indices, all by default, without pairs of a member and itself;
+        the usual average over random subsets estimates it. It is negative for half of the sets of one distribution.
 
-        A member that stands there twice is not compared with itself, so resampling keeps the estimate unbiased.
+        A member that is sampled twice is not compared with itself, so that resampling keeps the estimate unbiased.
         """
         x, y = self._counts(rows, columns)
         return float(_pairs(self.kernel_xx, x) + _pairs(self.kernel_yy, y) - 2 * self._cross(x, y))
 
     def biased(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> float:
-        """The distance with these pairs, 0 or more: it has what the sets' sizes alone put between two samples of one
-        distribution, so that a ratio of two distances at equal sizes exists. A repeated member counts as another."""
+        """The distance with pairs of a member and itself, 0 or more: two samples of one distribution have a distance
+        that depends on their sizes, so that a ratio of two distances at equal sizes exists. A repeated member counts as
+        another one."""
         x, y = self._counts(rows, columns)
         return float(_all(self.kernel_xx, x) + _all(self.kernel_yy, y) - 2 * self._cross(x, y))
 
     def _counts(self, rows: np.ndarray | None, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """How often each member of the two sets stands at the positions."""
+        """How often each member of the two sets is in the indices."""
         n, m = self.kernel_xy.shape
         x = np.ones(n) if rows is None else np.bincount(rows, minlength=n).astype(float)
         return x, np.ones(m) if columns is None else np.bincount(columns, minlength=m).astype(float)
@@ -166,7 +167,7 @@ class KernelInceptionDistance:
 
 
 def _pairs(kernel: np.ndarray, counts: np.ndarray) -> float:
-    """Mean of the kernel over pairs of different members; of a single member, its own value."""
+    """Mean of the kernel over pairs of different members; for a single member, its own value."""
     pairs = counts.sum() ** 2 - counts @ counts
     if pairs == 0:
         return float(counts @ np.diag(kernel) / counts.sum())
@@ -174,26 +175,27 @@ def _pairs(kernel: np.ndarray, counts: np.ndarray) -> float:
 
 
 def _all(kernel: np.ndarray, counts: np.ndarray) -> float:
-    """Mean of the kernel over all pairs, a share 1 / n of them of a member and itself."""
-    own = counts @ np.diag(kernel) / counts.sum()
-    return float(own / counts.sum() + (1 - 1 / counts.sum()) * _pairs(kernel, counts))
+    """Mean of the kernel over all pairs, of which a share 1 / n is a member and itself."""
+    diagonal_mean = counts @ np.diag(kernel) / counts.sum()
+    return float(diagonal_mean / counts.sum() + (1 - 1 / counts.sum()) * _pairs(kernel, counts))
 
 
 def kid_ratio(
     features: Float[Tensor, "n f"], baseline_features: Float[Tensor, "n f"], reference: Float[Tensor, "m f"]
 ) -> Estimate:
-    """KID(features, reference) over KID(rivals, reference), row i of both answering the same question.
+    """KID(features, reference) over KID(baseline_features, reference); row i of both belongs to the same problem.
 
-    Rows are resampled in pairs and the reference by itself. Pairs of a picture and itself count, see
-    `KernelInceptionDistance.value`; the note has the distances without them.
+    Rows are resampled in pairs, the reference separately. Pairs of an image and itself count, see
+    `KernelInceptionDistance.biased`; the note has the distances without them.
     """
-    own, rival = (
+    kid, baseline_kid = (
         KernelInceptionDistance.from_features(features, reference),
         KernelInceptionDistance.from_features(baseline_features, reference),
     )
 
     def ratio(rows: np.ndarray, columns: np.ndarray) -> float:
-        return own.biased(rows, columns) / max(rival.biased(rows, columns), EPSILON)
+        return kid.biased(rows, columns) / max(baseline_kid.biased(rows, columns), EPSILON)
 
-    note = f"KID {own.biased():.3f} against {rival.biased():.3f}; unbiased {own.unbiased():.3f}, {rival.unbiased():.3f}"
+    note = f"KID {kid.biased():.3f} against {baseline_kid.biased():.3f}"
+    note += f"; unbiased {kid.unbiased():.3f}, {baseline_kid.unbiased():.3f}"
     return bootstrap_estimate(ratio, (len(features), len(reference)), note)

@@ -1,12 +1,12 @@
-"""Measure the rows of the results table and say which of them are short of their bar.
+"""Measure the metrics of the results tables and compare them with their thresholds.
 
-    python scripts/evaluate/evaluate.py                                  # every row at full size, hours on 2 cores
+    python scripts/evaluate/evaluate.py                                  # every metric at full size, hours on 2 cores
     python scripts/evaluate/evaluate.py metrics=planted.vae,planted.prompt n=32
     python scripts/evaluate/evaluate.py metrics=cifar10 seed=1 write=true
 
-Keys and defaults are those of `Options`. Prints `row  value  [95 % interval]  bar  ok|short  seconds`, a line each.
-Exit code 0: every row with a bar is ok; 1: one is short or had to be skipped; 2: bad input; 143: told to stop.
-"""
+`Options` has the keys and defaults. Prints `metric  value  [95 % interval]  threshold  pass|fail  seconds`, a line
+each. Exit code 0: every metric with a threshold passes; 1: one fails or is skipped; 2: invalid input; 143: stopped by a
+signal."""
 
 from __future__ import annotations
 
@@ -50,24 +50,22 @@ from classifier_lens.scripts.evaluate.estimates import Estimate
 from classifier_lens.scripts.evaluate.metric import DTYPE_OVERRIDES, Metric, Setting
 
 METRICS: tuple[Metric, ...] = (
-    *planted_world.ROWS, *consistency_model.ROWS, *disagreement_and_errors.ROWS,
-    *units_and_components.ROWS, *sanity_checks.ROWS, *class_explanations.ROWS,
-    *text_segmenter.ROWS, *feature_audit.ROWS, *shortcut_strength.ROWS, *cifar10.ROWS,
+    *planted_world.METRICS, *consistency_model.METRICS, *disagreement_and_errors.METRICS,
+    *units_and_components.METRICS, *sanity_checks.METRICS, *class_explanations.METRICS,
+    *text_segmenter.METRICS, *feature_audit.METRICS, *shortcut_strength.METRICS, *cifar10.METRICS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
-PASSED, FAILED, NO_THRESHOLD, UNDEFINED = "ok", "short", "-", "undefined"
+PASSED, FAILED, NO_THRESHOLD, UNDEFINED = "pass", "fail", "-", "undefined"
 
 
 @dataclass
 class Options:
-    """What the command line may say.
+    """Options of the command line.
 
-    metrics: names or beginnings of names, by commas, or `all`; n: sample size of every row, None for each one's own;
-    seed: of the held-out draw; write: whether docs/results is brought up to date, at full size only;
-    device: auto | cpu | cuda; outputs: where the runs lie; dtype: float32, or bfloat16 for the generator's networks and
-    classifiers while they are descended on; without a GPU that is computed as one would
-    (scripts/evaluate/bfloat16_emulation.py).
-    """
+    metrics: names or prefixes of names, separated by commas, or `all`; n: sample size of every metric, None for its
+    full size; seed: of the held-out images; write: whether to update docs/results, at full size only; device: auto |
+    cpu | cuda; outputs: folder of the runs; dtype: float32, or bfloat16 for the generator's networks, and for
+    classifiers during optimization; without a GPU bfloat16 is emulated (scripts/evaluate/bfloat16_emulation.py)."""
 
     metrics: str = "all"
     n: Annotated[int, Ge(2), Le(1_000_000)] | None = None
@@ -80,7 +78,7 @@ class Options:
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A measured row, in plain values; `command` to `date` say how it came about."""
+    """A measured metric, in plain values; `command` to `date` are its provenance."""
 
     metric: str
     value: float
@@ -99,20 +97,21 @@ class MetricResult:
     date: str
 
 
-# --- judging -------------------------------------------------------------------------------------------------
+# --- verdicts ------------------------------------------------------------------------------------------------
 
 
-def check_threshold(row: Metric, estimate: Estimate, n: int) -> str:
-    """At full size by the value, and by the interval where it has to lie above something; at a smaller one by the
-    favourable end of the interval: short then means that the bar is out of reach."""
-    if row.threshold is None:
+def check_threshold(metric: Metric, estimate: Estimate, n: int) -> str:
+    """The verdict on an estimate. At full size the value has to reach the threshold, and the lower end of the interval
+    the interval threshold; at a smaller size the favorable end of the interval, so that a failure says that the
+    threshold is out of reach."""
+    if metric.threshold is None:
         return NO_THRESHOLD
-    high = row.higher_is_better
-    judged = estimate.value if n >= row.sample_size else estimate.high if high else estimate.low
-    reached = judged >= row.threshold if high else judged <= row.threshold
-    if row.interval_threshold is not None:
-        reached = reached and (estimate.low if n >= row.sample_size else estimate.high) > row.interval_threshold
-    return PASSED if reached else FAILED
+    higher_is_better = metric.higher_is_better
+    value = estimate.value if n >= metric.sample_size else estimate.high if higher_is_better else estimate.low
+    passed = value >= metric.threshold if higher_is_better else value <= metric.threshold
+    if metric.interval_threshold is not None:
+        passed = passed and (estimate.low if n >= metric.sample_size else estimate.high) > metric.interval_threshold
+    return PASSED if passed else FAILED
 
 
 def format_value(value: float | None, unit: str) -> str:
@@ -128,43 +127,45 @@ def format_number(value: float | None, unit: str) -> str:
     return f"{100 * value:.1f}" if unit == "%" else f"{value:.2f}"
 
 
-def format_threshold(row: Metric) -> str:
-    """What a row has to reach, in words."""
-    if row.threshold is None:
+def format_threshold(metric: Metric) -> str:
+    """The threshold of a metric as text."""
+    if metric.threshold is None:
         return NO_THRESHOLD
-    text = f"{'≥' if row.higher_is_better else '≤'} {format_value(row.threshold, row.unit)}"
+    text = f"{'≥' if metric.higher_is_better else '≤'} {format_value(metric.threshold, metric.unit)}"
     return (
-        text if row.interval_threshold is None else f"{text}, all > {format_number(row.interval_threshold, row.unit)}"
+        text
+        if metric.interval_threshold is None
+        else f"{text}, all > {format_number(metric.interval_threshold, metric.unit)}"
     )
 
 
-def measure_metric(row: Metric, chosen: Options, context: Mapping[str, Any]) -> MetricResult:
-    """Measure and judge a row. Raises UserError if what it needs is not there."""
-    n = row.sample_size if chosen.n is None else min(chosen.n, row.sample_size)
+def measure_metric(metric: Metric, options: Options, context: Mapping[str, Any]) -> MetricResult:
+    """Measure a metric and compare it with its threshold. Raises UserError if data or weights are missing."""
+    n = metric.sample_size if options.n is None else min(options.n, metric.sample_size)
     clock = time.monotonic()
-    estimate = row.function(Setting(chosen.seed, chosen.device, chosen.outputs, chosen.dtype), n)
+    estimate = metric.function(Setting(options.seed, options.device, options.outputs, options.dtype), n)
     seconds = round(time.monotonic() - clock, 1)
     return MetricResult(
-        metric=row.name,
+        metric=metric.name,
         value=estimate.value,
         low=estimate.low,
         high=estimate.high,
-        unit=row.unit,
-        threshold=format_threshold(row),
-        verdict=check_threshold(row, estimate, n),
+        unit=metric.unit,
+        threshold=format_threshold(metric),
+        verdict=check_threshold(metric, estimate, n),
         n=n,
         seconds=seconds,
         note=estimate.note,
-        weights=weights_digest(row.name.partition(".")[0]),
+        weights=weights_digest(metric.name.partition(".")[0]),
         **context,
     )
 
 
-# --- telling -------------------------------------------------------------------------------------------------
+# --- console -------------------------------------------------------------------------------------------------
 
 
 def format_result(result: MetricResult) -> str:
-    """A row of the console's table."""
+    """A line of the console's table."""
     interval = f"[{format_number(result.low, result.unit)}, {format_number(result.high, result.unit)}]"
     seconds = f"{result.seconds:.1f} s"
     return format_columns(
@@ -178,37 +179,40 @@ def format_result(result: MetricResult) -> str:
     )
 
 
-def format_columns(row: str, value: str, interval: str, bar: str, verdict: str, seconds: str, note: str) -> str:
+def format_columns(
+    metric: str, value: str, interval: str, threshold: str, verdict: str, seconds: str, note: str
+) -> str:
     """The console's columns."""
-    return f"{row:<38}  {value:>9}  {interval:<16}  {bar:<10}  {verdict:<5}  {seconds:>9}  {note}".rstrip()
+    return f"{metric:<38}  {value:>9}  {interval:<16}  {threshold:<10}  {verdict:<5}  {seconds:>9}  {note}".rstrip()
 
 
 def format_summary(verdicts: Sequence[str], skipped: Sequence[str]) -> str:
-    """The last line: how many rows came out how."""
+    """The last line: the number of metrics per verdict."""
     counts = [
         (verdicts.count(PASSED), PASSED),
         (verdicts.count(FAILED), FAILED),
-        (verdicts.count(NO_THRESHOLD), "shown without a bar"),
+        (verdicts.count(NO_THRESHOLD), "without a threshold"),
     ]
     return ", ".join(f"{count} {what}" for count, what in [*counts, (len(skipped), "skipped")] if count)
 
 
-def describe_machine(chosen: Options) -> str:
-    """Processor, threads, torch's version and, where one is used, the GPU, or that its arithmetic is computed."""
+def describe_machine(options: Options) -> str:
+    """Processor, threads, version of torch and, if it is used, the GPU or the emulation of its arithmetic."""
     parts = [cpu_name(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
-    if _on_gpu(chosen):
+    if _on_gpu(options):
         parts.append(torch.cuda.get_device_name())
-    elif chosen.dtype == "bfloat16":
-        parts.append("a GPU's bfloat16 by scripts/evaluate/bfloat16_emulation.py")
+    elif options.dtype == "bfloat16":
+        parts.append("bfloat16 emulated by scripts/evaluate/bfloat16_emulation.py")
     return ", ".join(parts)
 
 
-def _on_gpu(chosen: Options) -> bool:
-    return chosen.device == "cuda" or (chosen.device == "auto" and torch.cuda.is_available())
+def _on_gpu(options: Options) -> bool:
+    return options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
 
 
 def weights_digest(domain: str) -> str:
-    """Ten letters that change with the weights of the domain's shipped generator or of any shipped classifier."""
+    """Ten hexadecimal digits of a hash over the weights of the domain's shipped generator and all shipped
+    classifiers."""
     sha = hashlib.sha256()
     for folder in (domain, "classifiers"):
         for path in sorted((ROOT / "models" / "pretrained" / folder).rglob("*.safetensors")):
@@ -217,25 +221,28 @@ def weights_digest(domain: str) -> str:
     return sha.hexdigest()[:10]
 
 
-# --- the committed tables ------------------------------------------------------------------------------------
+# --- results tables ------------------------------------------------------------------------------------------
 
 
 def update_tables(results: Sequence[MetricResult], folder: Path, suffix: str = "") -> None:
-    """Bring `<domain><suffix>.json` and `.md` up to date: a row measured anew replaces its former self, and one that no
-    longer exists goes."""
-    order = [row.name for row in METRICS]
+    """Update `<domain><suffix>.json` and `.md`: new results replace previous ones, and those of metrics that no longer
+    exist are removed."""
+    order = [metric.name for metric in METRICS]
     for domain in dict.fromkeys(result.metric.partition(".")[0] for result in results):
         path = folder / f"{domain}{suffix}.json"
-        former = json.loads(path.read_text()) if path.exists() else []
-        known = {old["metric"]: old for old in former if old["metric"] in order}
-        known |= {r.metric: json_safe(asdict(r)) for r in results if r.metric.startswith(f"{domain}.")}
-        kept = [known[name] for name in sorted(known, key=lambda x: order.index(x) if x in order else len(order))]
-        write_durable(path, json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        write_durable(path.with_suffix(".md"), format_page(path.stem, kept))
+        previous = json.loads(path.read_text()) if path.exists() else []
+        results_by_name = {result["metric"]: result for result in previous if result["metric"] in order}
+        results_by_name |= {r.metric: json_safe(asdict(r)) for r in results if r.metric.startswith(f"{domain}.")}
+        updated = [
+            results_by_name[name]
+            for name in sorted(results_by_name, key=lambda x: order.index(x) if x in order else len(order))
+        ]
+        write_durable(path, json.dumps(updated, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_durable(path.with_suffix(".md"), format_page(path.stem, updated))
 
 
 def json_safe(value: Any) -> Any:
-    """Numbers that JSON has no word for become null: what a row could not estimate."""
+    """A value with numbers that JSON does not have, such as undefined estimates, replaced by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -244,10 +251,10 @@ def json_safe(value: Any) -> Any:
 
 
 def format_page(title: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a domain, and how each of its rows came about."""
+    """The table of a domain, and the provenance of each metric."""
     keys = ("command", "seed", "machine", "weights", "date")
     runs = list(dict.fromkeys(tuple(result[key] for key in keys) for result in results))
-    head = ["row", "value", "95 % interval", "bar", "", "n", "seconds", "seen besides", "run"]
+    head = ["metric", "value", "95 % interval", "threshold", "verdict", "n", "seconds", "note", "run"]
     table = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
     for result in results:
         value = format_value(result["value"], result["unit"])
@@ -258,57 +265,64 @@ def format_page(title: str, results: Sequence[Mapping[str, Any]]) -> str:
             str(1 + runs.index(tuple(result[key] for key in keys))),
         ]  # fmt: skip
         table.append("| " + " | ".join(cells) + " |")
-    how = [
-        f"{i}. `{command}`: seed {seed}, {date}, {on}, shipped weights {digest}"
-        for i, (command, seed, on, digest, date) in enumerate(runs, start=1)
+    run_lines = [
+        f"{i}. `{command}`: seed {seed}, {date}, {machine}, shipped weights {digest}"
+        for i, (command, seed, machine, digest, date) in enumerate(runs, start=1)
     ]
-    lines = [f"# Results: {title}", "", "Written by `scripts/evaluate/evaluate.py`; README.md says how to read it.", ""]
-    return "\n".join([*lines, *table, "", "Runs:", "", *how, ""])
+    lines = [
+        f"# Results: {title}",
+        "",
+        "Written by `scripts/evaluate/evaluate.py`; [Results](README.md) explains it.",
+        "",
+    ]
+    return "\n".join([*lines, *table, "", "Runs:", "", *run_lines, ""])
 
 
-# --- all of it -----------------------------------------------------------------------------------------------
+# --- command line --------------------------------------------------------------------------------------------
 
 
-def evaluate(chosen: Options, rows: Sequence[Metric], command: str, folder: Path = RESULTS) -> int:
-    """Measure, print and, if asked, record the rows; returns the exit code."""
-    computing = Bfloat16Emulation() if chosen.dtype == "bfloat16" and not _on_gpu(chosen) else nullcontext()
+def evaluate(options: Options, metrics: Sequence[Metric], command: str, folder: Path = RESULTS) -> int:
+    """Measure and print the metrics, and write them if `options.write`; returns the exit code."""
+    emulation = Bfloat16Emulation() if options.dtype == "bfloat16" and not _on_gpu(options) else nullcontext()
     context = {
-        "command": command, "seed": chosen.seed, "machine": describe_machine(chosen),
+        "command": command, "seed": options.seed, "machine": describe_machine(options),
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
-    print(format_columns("row", "value", "[95 % interval]", "bar", "", "seconds", ""))
+    print(format_columns("metric", "value", "[95 % interval]", "threshold", "", "seconds", ""))
     verdicts, skipped = [], []
-    for row in rows:
+    for metric in metrics:
         try:
-            with computing:
-                result = measure_metric(row, chosen, context)
+            with emulation:
+                result = measure_metric(metric, options, context)
         except UserError as error:
-            print(f"{row.name:<38}  skipped: {error}", flush=True)
-            skipped.append(row)
+            print(f"{metric.name:<38}  skipped: {error}", flush=True)
+            skipped.append(metric)
             continue
         print(format_result(result), flush=True)
         verdicts.append(result.verdict)
-        if chosen.write:
-            update_tables([result], folder, "" if chosen.dtype == "float32" else f"_{chosen.dtype}")
-    print(format_summary(verdicts, [row.name for row in skipped]), flush=True)
-    return int(FAILED in verdicts or any(row.threshold is not None for row in skipped))
+        if options.write:
+            update_tables([result], folder, "" if options.dtype == "float32" else f"_{options.dtype}")
+    print(format_summary(verdicts, [metric.name for metric in skipped]), flush=True)
+    return int(FAILED in verdicts or any(metric.threshold is not None for metric in skipped))
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     try:
-        chosen = parse_options(Options, arguments)
-        names = select_names("metrics", chosen.metrics, [row.name for row in METRICS])
-        rows = [row for row in METRICS if row.name in names]
-        if small := [row for row in rows if chosen.write and chosen.n is not None and chosen.n < row.sample_size]:
+        options = parse_options(Options, arguments)
+        names = select_names("metrics", options.metrics, [metric.name for metric in METRICS])
+        metrics = [metric for metric in METRICS if metric.name in names]
+        if small := [
+            metric for metric in metrics if options.write and options.n is not None and options.n < metric.sample_size
+        ]:
             raise UserError(
-                f"write=true n={chosen.n}: {small[0].name} is written at its full size {small[0].sample_size} only"
+                f"write=true n={options.n}: {small[0].name} is written at its full size of {small[0].sample_size} only"
             )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     with chdir(ROOT):
-        return evaluate(chosen, rows, shlex.join(["python", "scripts/evaluate/evaluate.py", *arguments]))
+        return evaluate(options, metrics, shlex.join(["python", "scripts/evaluate/evaluate.py", *arguments]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Say of a planted classifier's features what they look at, by rendering, as people would say it in Salient ImageNet's
-columns.
+"""Label the features of a planted classifier as core or spurious, by rendering, in Salient ImageNet's columns.
 
     python scripts/evaluate/label_features.py classifier=planted_shortcut out=labels.csv
 
-Every class, hue, background and prop is rendered with every other. A feature is spurious where background and prop
-explain more of its variance than class and hue do. Between two fifths and three fifths it is left out. Keys and
-defaults are those of `Options`.
+All combinations of class, hue, background and prop are rendered. A feature is spurious if background and prop explain
+more of its variance than class and hue do. A feature with a share between two fifths and three fifths is ambiguous and
+left out. `Options` has the keys and defaults.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.units.activation_ranking import choose_units, rank_units
 from classifier_lens.tasks.units.addressing import FEATURES
 
-AMBIGUOUS_SHARES = (0.4, 0.6)  # shares of the explained variance between which a feature is left out
+AMBIGUOUS_SHARES = (0.4, 0.6)  # features with a share of explained variance in this interval are left out
 NUM_ANNOTATORS = 5  # rows per feature
-SEED = 4_000  # of the renders; no split has it
+SEED = 4_000  # of the renders; of no split
 
 
 @dataclass
 class Options:
-    """What the command line may say: classifier: as for run.py; features_per_class: per class; out: the CSV file."""
+    """Options of the command line. classifier: as for run.py; out: the CSV file."""
 
     classifier: str = "planted_shortcut"
     features_per_class: PerProblemCount = 5
@@ -48,9 +47,9 @@ class Options:
 
 @torch.no_grad()
 def spurious_variance_shares(classifier: Classifier) -> Float[Tensor, " f"]:
-    """Per feature: of the variance that class and hue explain or background and prop do, the share of the latter.
+    """Per feature the variance explained by background and prop, as a share of that and the one by class and hue.
 
-    All 2,400 combinations are rendered once, so the sums of squares of both pairs are orthogonal.
+    All 2,400 combinations are rendered once, so that the sums of squares of both pairs are orthogonal.
     """
     factors = (len(planted.CLASSES), len(planted.HUES), len(planted.BACKGROUNDS), len(planted.PROPS) + 1)
     grid = torch.tensor(list(product(*map(range, factors))))
@@ -62,20 +61,22 @@ def spurious_variance_shares(classifier: Classifier) -> Float[Tensor, " f"]:
         prop=grid[:, 3] - 1,
     )  # a prop of -1 is none
     parts = [slice(first, first + 200) for first in range(0, len(grid), 200)]
-    found = [classifier(planted.render(scenes[part]).image).features for part in parts]
-    values = torch.cat([features for features in found if features is not None]).double()
+    outputs = [classifier(planted.render(scenes[part]).image).features for part in parts]
+    values = torch.cat([features for features in outputs if features is not None]).double()
     if len(values) != len(grid):
-        raise UserError("classifier: shows no features")
+        raise UserError(
+            "classifier: has no features (no linear last layer was found); label the features of another classifier"
+        )
     table = values.unflatten(0, (factors[0] * factors[1], factors[2] * factors[3]))
-    of_object, of_rest = (table.mean(dim=other).var(dim=0, correction=0) for other in (1, 0))
-    return (of_rest / (of_object + of_rest).clamp(min=1e-12)).float()
+    object_variance, context_variance = (table.mean(dim=other).var(dim=0, correction=0) for other in (1, 0))
+    return (context_variance / (object_variance + context_variance).clamp(min=1e-12)).float()
 
 
 def label_features(
     classifier: Classifier, training: Dataset, resolution: int, cache: Cache, features_per_class: int, out: Path
 ) -> int:
-    """Write the labels of each class's `features_per_class` most contributing features; returns how many are left
-    out."""
+    """Write labels of the `features_per_class` features that contribute most to each class; returns the number of
+    features left out."""
     shares, left_out = spurious_variance_shares(classifier), 0
     ranking = rank_units(classifier, FEATURES, training, resolution, cache)
     rows: list[tuple[object, ...]] = []
@@ -86,8 +87,8 @@ def label_features(
             if AMBIGUOUS_SHARES[0] <= share <= AMBIGUOUS_SHARES[1]:
                 left_out += 1
             else:
-                said = CORE if share < AMBIGUOUS_SHARES[0] else "background"
-                rows += [(label, unit.index, place, said)] * NUM_ANNOTATORS
+                value = CORE if share < AMBIGUOUS_SHARES[0] else "background"
+                rows += [(label, unit.index, place, value)] * NUM_ANNOTATORS
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"saved {options.out}; {left_out} features are unclear and left out")
+    print(f"saved {options.out}; {left_out} features are ambiguous and left out")
     return 0
 
 

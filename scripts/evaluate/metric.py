@@ -1,6 +1,6 @@
-"""What the rows of the results table share: what a row is, sampled pictures, and counterfactuals by way of the runner.
+"""What all metrics share: their definition, generated images, and results of the runner.
 
-Everything heavy is built once per process and setting.
+Networks and results are cached per process and setting.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from classifier_lens.runner.run import Parts, run
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.evaluate.estimates import Estimate, proportion
 
-BATCH_SIZE = 16  # pictures that are sampled, encoded or judged together
+BATCH_SIZE = 16  # images that are generated, encoded or classified together
 DTYPE_OVERRIDES = {"float32": (), "bfloat16": ("generator.dtype=bfloat16", "optimizer.autocast=bfloat16")}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """seed: of the held-out draw; device: auto | cpu | cuda; outputs: where the runs lie; dtype: float32 | bfloat16,
-    what the generator's networks compute in, and classifiers while they are descended on."""
+    """seed: of the held-out images; device: auto | cpu | cuda; outputs: folder of the runs; dtype: float32 | bfloat16,
+    of the generator's networks, and of classifiers during optimization."""
 
     seed: int
     device: str
@@ -42,18 +42,18 @@ class Setting:
     dtype: str = "float32"
 
     def image_seed(self, i: int) -> int:
-        """The seed of picture `i`: no two pictures and seeds of an evaluation share one."""
+        """The random seed of image `i`: different for all images and evaluation seeds."""
         return self.seed * 1_000_003 + i
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One line of the table.
+    """One line of a results table.
 
-    name: `<domain>.<what>`, with `.<baseline>` where a baseline answers; function: takes the setting and n >= 2;
-    sample_size: the n at which the value itself is judged; unit: `%` (of a share), dB, × or s; threshold: what the
-    value has to reach, None where it is only shown; higher_is_better: whether values above it are the good ones;
-    interval_threshold: what the interval must lie above besides."""
+    name: `<domain>.<metric>`, with `.<baseline>` for results of a baseline; function: takes the setting and n >= 2;
+    sample_size: the n at which the value itself is compared with the threshold; unit: `%` (of a share), dB, × or s;
+    threshold: which the value has to reach, None for a metric without verdict; higher_is_better: whether the value has
+    to be above the threshold; interval_threshold: which the lower end of the interval has to exceed in addition."""
 
     name: str
     function: Callable[[Setting, int], Estimate]
@@ -66,9 +66,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class Result:
-    """A problem and what the runner made of it: its line of results.jsonl, its saved picture (3, h, w), its mask (1, h,
-    w), 1 where it was free, and all pictures of a prompt (n, 3, h, w), the saved one first; None where the runner gave
-    it up, or there is no mask."""
+    """A problem and the runner's result: its line of results.jsonl, its saved image (3, h, w), its mask (1, h, w), 1 in
+    the editable region, and all images of a prompt (n, 3, h, w), the saved one first; None if the problem failed, or if
+    there is no mask."""
 
     problem: Any
     record: Mapping[str, Any] | None
@@ -78,29 +78,33 @@ class Result:
 
     @property
     def confidence(self) -> float:
-        """The classifier's confidence in the target, 0 where there is no answer."""
+        """The classifier's confidence in the target, 0 without a result."""
         return 0.0 if self.record is None else float(self.record["confidence_after"][self.record["target"]])
 
     @property
     def success(self) -> bool:
-        """Whether the task calls the answer a success."""
+        """Whether the task counts the result as a success."""
         return self.record is not None and bool(self.record["success"])
 
     @property
     def is_target_predicted(self) -> bool:
-        """Whether the saved picture is predicted as the target, be it that its original was so already."""
+        """Whether the saved image is predicted as the target, even if the original already was."""
         return self.record is not None and self.record["predicted_after"] == self.record["target"]
 
 
-def target_prediction_rate(given: Sequence[Result]) -> Estimate:
-    """How often the saved pictures are predicted as the target; beside it how often their originals were already."""
-    already = sum(a.record is not None and a.record["predicted_before"] == a.record["target"] for a in given)
-    return proportion([a.is_target_predicted for a in given], f"{already} of {len(given)} before anything changes")
+def target_prediction_rate(results: Sequence[Result]) -> Estimate:
+    """How often the saved images are predicted as the target; the note has how often their originals already were."""
+    already = sum(
+        result.record is not None and result.record["predicted_before"] == result.record["target"] for result in results
+    )
+    return proportion(
+        [result.is_target_predicted for result in results], f"{already} of {len(results)} originals already"
+    )
 
 
 @cache
 def domain_parts(setting: Setting, classifier: str) -> Parts:
-    """A classifier's own domain: its generator and data, as `python run.py classifier=<classifier>` builds them."""
+    """The generator and data of a classifier's domain, as `python run.py classifier=<classifier>` builds them."""
     return build_parts(compose_config(_overrides(setting, classifier, ())))
 
 
@@ -121,12 +125,12 @@ def configure_run(setting: Setting, classifier: str, overrides: Sequence[str], n
 
 def list_problems(parts: Parts, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """The problems of a run."""
-    given = TaskInputs(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
-    return tuple(parts.task.problems(given)[0])
+    results = TaskInputs(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
+    return tuple(parts.task.problems(results)[0])
 
 
 def build_parts(config: Mapping[str, Any]) -> Parts:
-    """The parts of a run. Generators and classifiers are loaded once for all runs whose settings of them are equal."""
+    """The parts of a run. Generators and classifiers with equal settings are loaded once."""
     keys = {part: (part, json.dumps(config[part], sort_keys=True)) for part in ("generator", "classifier")}
     parts = build(config, **{part: _networks[key] for part, key in keys.items() if key in _networks})
     _networks.update({key: getattr(parts, part) for part, key in keys.items()})
@@ -138,12 +142,12 @@ _networks: dict[tuple[str, str], Any] = {}
 
 @dataclass(frozen=True)
 class FixedProblemsTask:
-    """A task whose problems are known: what was searched for to pose them is not searched for again."""
+    """A task with known problems, so that the searches for them are not repeated."""
 
     task: Any
     fixed_problems: Sequence[Any]
 
-    def problems(self, world: TaskInputs) -> tuple[list[Any], int]:
+    def problems(self, task_inputs: TaskInputs) -> tuple[list[Any], int]:
         return list(self.fixed_problems), len(self.fixed_problems)
 
     def __getattr__(self, name: str) -> Any:
@@ -152,14 +156,14 @@ class FixedProblemsTask:
 
 @cache
 def compute_results(setting: Setting, classifier: str, overrides: tuple[str, ...], n: int) -> tuple[Result, ...]:
-    """The runner's answers to the first `n` problems of a run."""
+    """The runner's results for the first `n` problems of a run."""
     return run_problems(*prepare_problems(setting, classifier, overrides, n))
 
 
 def run_problems(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tuple[Result, ...]:
-    """The runner's answers to problems; what it answered in an earlier process is read, not repeated.
+    """The runner's results for problems; results of an earlier process are read, not computed again.
 
-    Exits with the run's code if it is asked to stop. Raises UserError if problems stay unanswered, as on a full disk.
+    Exits with the run's code if it is told to stop. Raises UserError if problems have no result, as on a full disk.
     """
     with redirect_stdout(sys.stderr):
         code = run(replace(parts, task=FixedProblemsTask(parts.task, problems)), config)
@@ -167,40 +171,42 @@ def run_problems(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) 
         raise SystemExit(code)
     folder = RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests))
     if pending := [p.name for p in problems if not folder.is_done(p.name)]:
-        raise UserError(f"{folder.path}: {len(pending)} of {len(problems)} problems have no answer")
+        raise UserError(
+            f"{folder.path}: {len(pending)} of {len(problems)} problems have no result; the same command continues"
+        )
     records = {record["name"]: record for record in folder.results([problem.name for problem in problems])}
-    return tuple(_answer(problem, records.get(problem.name), folder.path) for problem in problems)
+    return tuple(_result(problem, records.get(problem.name), folder.path) for problem in problems)
 
 
-def _answer(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Result:
+def _result(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Result:
     if record is None:
         return Result(problem, None, None, None, None)
     paths = record["images"]
     best, mask = (read_png(folder / paths[key]) if key in paths else None for key in ("best", "mask"))
-    shown = ["best", *sorted(key for key in paths if key.startswith("sample_"))]
-    gallery = torch.stack([read_png(folder / paths[key]) for key in shown])
-    return Result(problem, record, best, None if mask is None else mask[:1], gallery)
+    keys = ["best", *sorted(key for key in paths if key.startswith("sample_"))]
+    samples = torch.stack([read_png(folder / paths[key]) for key in keys])
+    return Result(problem, record, best, None if mask is None else mask[:1], samples)
 
 
 def _overrides(setting: Setting, classifier: str, more: Sequence[str]) -> list[str]:
-    own = (f"device={setting.device}", f"outputs={setting.outputs}", "logger=none", "batch=8")
-    return [f"classifier={classifier}", *own, *DTYPE_OVERRIDES[setting.dtype], *more]
+    common_overrides = (f"device={setting.device}", f"outputs={setting.outputs}", "logger=none", "batch=8")
+    return [f"classifier={classifier}", *common_overrides, *DTYPE_OVERRIDES[setting.dtype], *more]
 
 
-# --- pictures ------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------
 
 
 def sample_images(
     generator: LatentDiffusion, prompts: Sequence[str], seeds: Sequence[int], batch: int = BATCH_SIZE
 ) -> Float[Tensor, "b 3 h w"]:
-    """Pictures of prompts, without any edit, as files would hold them; each start latent is drawn from its own seed."""
+    """Images of prompts without an edit, in 8 bits; each initial latent is sampled with its own seed."""
     parts = [slice(first, first + batch) for first in range(0, len(prompts), batch)]
     return torch.cat([quantize_8bit(generator.sample(prompts[part], seeds[part])).cpu() for part in parts])
 
 
 @torch.no_grad()
 def reconstruct(generator: LatentDiffusion, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """What the VAE makes of pictures, as files would hold it."""
+    """Reconstructions of images by the autoencoder, in 8 bits."""
     networks = generator.networks
     parts = [networks.decode(networks.encode(part.to(generator.device))) for part in images.split(BATCH_SIZE)]
     return quantize_8bit(torch.cat(parts)).cpu()

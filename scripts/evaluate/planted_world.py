@@ -1,4 +1,4 @@
-"""Rows of the planted world: the generator against the renderer's truth, and counterfactuals of `planted_clean`."""
+"""Metrics of the planted world: the generator against the renderer, and counterfactuals of `planted_clean`."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from classifier_lens.tasks.problems.counterfactual_problems import Counterfactua
 
 BASELINES = ("start_only", "pixels", "classifier_guidance")
 MIN_CONFIDENCE = 0.8  # confidence in the target
-MAX_BACKGROUND_RATIO = 1.3  # error of the background, as a multiple of the reconstruction's
-RENDERS_PER_RESULT = 8  # reference pictures per counterfactual for KID
+MAX_BACKGROUND_RATIO = 1.3  # background error, as a multiple of the reconstruction's
+RENDERS_PER_RESULT = 8  # reference images per counterfactual for KID
 
 
 # --- the generator -------------------------------------------------------------------------------------------
 
 
 def held_out_images(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[str], planted.SceneFactors]:
-    """The first pictures of the test split, at the generator's resolution, with their captions and factors."""
+    """The first images of the test split, at the generator's resolution, with their captions and factors."""
     data = planted.PlantedDataset("test", n, setting.seed, "chance")
     examples = [data[i] for i in range(n)]
     resolution = domain_parts(setting, CLASSIFIER).diffusion.resolution
@@ -54,7 +54,7 @@ def held_out_images(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"],
 
 
 def vae_psnr(setting: Setting, n: int) -> Estimate:
-    """PSNR of autoencoded pictures."""
+    """Mean PSNR of autoencoded images."""
     images = held_out_images(setting, n)[0]
     return estimates.mean(
         estimates.psnr(images, reconstruct(domain_parts(setting, CLASSIFIER).diffusion, images)).tolist()
@@ -65,27 +65,27 @@ def vae_psnr(setting: Setting, n: int) -> Estimate:
 def images_from_captions(
     setting: Setting, n: int, generator: LatentDiffusion | None = None
 ) -> tuple[Float[Tensor, "b 3 h w"], planted.SceneFactors]:
-    """Pictures sampled from the full captions of held-out scenes, and these scenes; generator: None for the world's
-    own."""
+    """Images generated from the full captions of held-out scenes, and the scenes; generator: None for the one of the
+    domain."""
     _, captions, scenes = held_out_images(setting, n)
     seeds = [setting.image_seed(i) for i in range(n)]
     return sample_images(generator or domain_parts(setting, CLASSIFIER).diffusion, captions, seeds), scenes
 
 
 def prompt_factor_accuracy(setting: Setting, n: int, factor: str, generator: LatentDiffusion | None = None) -> Estimate:
-    """How often a sampled picture shows the class or the background that its caption names: the stricter oracle's
-    word, the other one's in the note."""
+    """How often an oracle sees the class or the background in the caption of a generated image; the lower value of both
+    oracles, the note has both."""
     images, scenes = images_from_captions(setting, n, generator)
-    names, wanted = {
+    names, indices = {
         "class": (planted.CLASSES, scenes.label), "background": (planted.BACKGROUNDS, scenes.background),
     }[factor]  # fmt: skip
-    truth = [names[i] for i in wanted.tolist()]
-    shares = {o: estimates.proportion(_equal(predict_factor(setting, o, factor, images), truth)) for o in ORACLES}
+    expected = [names[i] for i in indices.tolist()]
+    shares = {o: estimates.proportion(_equal(predict_factor(setting, o, factor, images), expected)) for o in ORACLES}
     return _lowest(shares)
 
 
 def oracle_agreement(setting: Setting, n: int) -> Estimate:
-    """How often the two oracles name the same class on sampled pictures."""
+    """How often the two oracles predict the same class on generated images."""
     images, _ = images_from_captions(setting, n)
     return estimates.proportion(_equal(*(predict_factor(setting, o, "class", images) for o in ORACLES)))
 
@@ -95,19 +95,19 @@ def _equal(names: Sequence[str], others: Sequence[str]) -> list[bool]:
 
 
 def _lowest(shares: dict[str, Estimate]) -> Estimate:
-    """The lowest of several shares, with all of them in its note."""
+    """The lowest share, with all shares in its note."""
     note = ", ".join(f"{name} {100 * s.value:.1f} %" for name, s in shares.items())
     lowest = min(shares.values(), key=lambda s: s.value)
     return Estimate(lowest.value, lowest.low, lowest.high, note)
 
 
-# --- the pictures that are asked about -----------------------------------------------------------------------
+# --- held-out images and their reconstructions ---------------------------------------------------------------
 
 
 def problem_sets(setting: Setting, n: int) -> list[tuple[tuple[str, ...], int]]:
-    """Overrides and number of pictures of the two halves: within pairs, and towards any other class.
+    """Overrides and number of problems of the two halves: within pairs, and towards any other class.
 
-    They take different pictures: evaluation seed s draws them with the run seeds 2s and 2s + 1.
+    They have different images: evaluation seed s selects them with the run seeds 2s and 2s + 1.
     """
     return [
         (("task.target=nearest", f"seed={2 * setting.seed}"), n - n // 2),
@@ -117,10 +117,10 @@ def problem_sets(setting: Setting, n: int) -> list[tuple[tuple[str, ...], int]]:
 
 @dataclass(frozen=True)
 class ReconstructedImages:
-    """Held-out pictures, what becomes of them without an edit, and where the object is; row i belongs together.
+    """Held-out images, their reconstructions without an edit, and masks of their objects; row i belongs together.
 
-    original, decoded (by the VAE), inverted (rendered from null-text inversion): in [0, 1], 8 bits;
-    predicted_mask: the segmenter's mask before it is softened; object_mask: the true one; both cut at 0.5.
+    original, vae_reconstruction, inversion_reconstruction (rendered from null-text inversion): in [0, 1], 8 bits;
+    predicted_mask: the segmenter's mask before post-processing; object_mask: the true one; both at threshold 0.5.
     """
 
     original: Float[Tensor, "b 3 h w"]
@@ -132,7 +132,7 @@ class ReconstructedImages:
 
 @cache
 def reconstructed_images(setting: Setting, n: int) -> ReconstructedImages:
-    """The pictures of both halves, inverted in the runner's own batches so that both use the same inversions."""
+    """The images of both halves, inverted in the runner's batches so that both use the same cached inversions."""
     rows: list[tuple[Tensor, ...]] = []
     for overrides, count in problem_sets(setting, n):
         parts, config, problems = prepare_problems(setting, CLASSIFIER, overrides, count)
@@ -140,12 +140,12 @@ def reconstructed_images(setting: Setting, n: int) -> ReconstructedImages:
         assert isinstance(data, planted.PlantedDataset)
         for first in range(0, count, config["batch"]):
             batch = problems[first : first + config["batch"]]
-            inverted, region = invert_and_segment(setting, batch)
+            inversion_reconstruction, region = invert_and_segment(setting, batch)
             original = torch.stack([p.image for p in batch])
-            truth = torch.cat([data.ground_truth(image_index(p.name))[1].object_mask for p in batch])
-            truth = F.interpolate(truth[:, None], size=original.shape[-2:], mode="area")[:, 0]
-            decoded = reconstruct(parts.diffusion, original)
-            rows.append((original, decoded, inverted, region[:, 0] > 0.5, truth > 0.5))
+            true_mask = torch.cat([data.ground_truth(image_index(p.name))[1].object_mask for p in batch])
+            true_mask = F.interpolate(true_mask[:, None], size=original.shape[-2:], mode="area")[:, 0]
+            vae_reconstruction = reconstruct(parts.diffusion, original)
+            rows.append((original, vae_reconstruction, inversion_reconstruction, region[:, 0] > 0.5, true_mask > 0.5))
     return ReconstructedImages(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
@@ -153,81 +153,83 @@ def reconstructed_images(setting: Setting, n: int) -> ReconstructedImages:
 def invert_and_segment(
     setting: Setting, problems: Sequence[CounterfactualProblem]
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
-    """Pictures rendered from their null-text inversions, 8 bits, and the segmenter's masks of their objects."""
+    """Images rendered from their null-text inversions, 8 bits, and the segmenter's masks of their objects."""
     generator = domain_parts(setting, CLASSIFIER).diffusion
     images = torch.stack([p.image for p in problems if p.image is not None]).to(generator.device)
     prompts = [p.edit.source for p in problems]
-    course = generator.invert(images, prompts, [p.seed for p in problems])
-    needed = generator.attention_maps.steps(len(generator)).stop
-    maps, _, inverted = generator.record_attention(course, generator.networks.embed(prompts), needed)
+    context = generator.invert(images, prompts, [p.seed for p in problems])
+    num_steps = generator.attention_maps.steps(len(generator)).stop
+    maps, _, inverted = generator.record_attention(context, generator.networks.embed(prompts), num_steps)
     return quantize_8bit(generator.networks.decode(inverted)).cpu(), generator.segment(images, maps, problems).cpu()
 
 
 def image_index(name: str) -> int:
-    """The position in its split of the picture that a problem asks about: `test-00012-rock-crab` -> 12."""
+    """The index in its split of a problem's image: `test-00012-rock-crab` -> 12."""
     return int(name.split("-")[1])
 
 
 def null_text_psnr_drop(setting: Setting, n: int) -> Estimate:
-    """How much lower the PSNR of the inverted picture is than that of the autoencoded one, in pairs."""
-    p = reconstructed_images(setting, n)
-    decoded, inverted = (
-        estimates.psnr(p.original, p.vae_reconstruction),
-        estimates.psnr(p.original, p.inversion_reconstruction),
+    """PSNR of the autoencoded image minus PSNR of the image rendered from the inversion, in pairs."""
+    images = reconstructed_images(setting, n)
+    vae_psnr_values, inversion_psnr_values = (
+        estimates.psnr(images.original, images.vae_reconstruction),
+        estimates.psnr(images.original, images.inversion_reconstruction),
     )
-    note = f"VAE {decoded.mean():.2f} dB, null-text {inverted.mean():.2f} dB"
-    return estimates.mean((decoded - inverted).tolist(), note)
+    note = f"VAE {vae_psnr_values.mean():.2f} dB, null-text {inversion_psnr_values.mean():.2f} dB"
+    return estimates.mean((vae_psnr_values - inversion_psnr_values).tolist(), note)
 
 
 def mask_iou(setting: Setting, n: int) -> Estimate:
-    """Overlap of the segmenter's mask with the true object."""
-    p = reconstructed_images(setting, n)
-    return estimates.mean(estimates.iou(p.predicted_mask, p.object_mask).tolist())
+    """Mean intersection over union of the segmenter's mask and the true object."""
+    images = reconstructed_images(setting, n)
+    return estimates.mean(estimates.iou(images.predicted_mask, images.object_mask).tolist())
 
 
 # --- counterfactuals -----------------------------------------------------------------------------------------
 
 
 def counterfactuals(setting: Setting, n: int, baseline: str) -> list[Result]:
-    """The answers of both halves, in the order of `pictures`."""
-    chosen = f"task.baseline={baseline}"
-    return [a for overrides, count in problem_sets(setting, n)
-            for a in compute_results(setting, CLASSIFIER, (*overrides, chosen), count)]  # fmt: skip
+    """The results of both halves, in the order of `reconstructed_images`."""
+    baseline_override = f"task.baseline={baseline}"
+    return [result for overrides, count in problem_sets(setting, n)
+            for result in compute_results(setting, CLASSIFIER, (*overrides, baseline_override), count)]  # fmt: skip
 
 
-def target_class(answer: Result) -> str:
-    """The class that was asked for."""
-    return planted.CLASSES[answer.problem.target]
+def target_class(result: Result) -> str:
+    """The label of the target class."""
+    return planted.CLASSES[result.problem.target]
 
 
 def uvce_confident(setting: Setting, n: int, baseline: str) -> Estimate:
-    """How often the classifier is confident of the target."""
-    given = counterfactuals(setting, n, baseline)
-    flips = sum(a.success for a in given)
-    return estimates.proportion([a.confidence >= MIN_CONFIDENCE for a in given], f"{flips} of {n} flip")
+    """How often the classifier's confidence in the target is at least `MIN_CONFIDENCE`."""
+    results = counterfactuals(setting, n, baseline)
+    successes = sum(result.success for result in results)
+    return estimates.proportion(
+        [result.confidence >= MIN_CONFIDENCE for result in results], f"{successes} of {n} predicted as the target"
+    )
 
 
 def uvce_oracle_score(setting: Setting, n: int, baseline: str) -> Estimate:
-    """How often both oracles name the target."""
+    """How often both oracles predict the target."""
     return oracle_score(setting, counterfactuals(setting, n, baseline))
 
 
-def oracle_score(setting: Setting, given: Sequence[Result]) -> Estimate:
-    """The same of given answers, those that there are not counted as misses."""
-    n, (rows, images) = len(given), result_images(given)
-    wanted = [target_class(given[i]) for i in rows]
-    hits = [_equal(predict_factor(setting, o, "class", images), wanted) if rows else [] for o in ORACLES]
-    both = [all(pair) for pair in zip(*hits, strict=True)] + [False] * (n - len(rows))
+def oracle_score(setting: Setting, results: Sequence[Result]) -> Estimate:
+    """How often both oracles predict the target in results; a problem without a result counts as a failure."""
+    n, (indices, images) = len(results), result_images(results)
+    targets = [target_class(results[i]) for i in indices]
+    hits = [_equal(predict_factor(setting, o, "class", images), targets) if indices else [] for o in ORACLES]
+    both = [all(pair) for pair in zip(*hits, strict=True)] + [False] * (n - len(indices))
     note = ", ".join(f"{o} {100 * sum(h) / n:.1f} %" for o, h in zip(ORACLES, hits, strict=True))
     return estimates.proportion(both, note)
 
 
 def masked_render_oracle_score(setting: Setting, n: int, dilation: int) -> Estimate:
-    """How often both oracles name the target in the renderer's own answer: the question's scene with the target's
-    class, seen through the true object grown by so many pixels, and through the autoencoder, as every picture of the
-    method is. The note has both halves and how often such an answer keeps the background."""
+    """How often both oracles predict the target in a counterfactual by the renderer: the scene of the problem with the
+    target class, visible inside the true object dilated by `dilation` pixels, and passed through the autoencoder like
+    every image of the method. The note has both halves and how often such an image preserves the background."""
     hits: list[list[bool]] = []
-    kept: list[bool] = []
+    is_background_preserved: list[bool] = []
     for overrides, count in problem_sets(setting, n):
         parts, _, problems = prepare_problems(setting, CLASSIFIER, overrides, count)
         data = parts.data
@@ -236,53 +238,57 @@ def masked_render_oracle_score(setting: Setting, n: int, dilation: int) -> Estim
         before = planted.render(scenes)
         after = planted.render(replace(scenes, label=torch.tensor([p.target for p in problems]))).image
         inside = before.object_mask > 0.5
-        seen = F.max_pool2d(inside[:, None].float(), 2 * dilation + 1, stride=1, padding=dilation) > 0.5
-        images = reconstruct(parts.diffusion, torch.where(seen, after, before.image))
-        wanted = [planted.CLASSES[p.target] for p in problems]
-        verdicts = [_equal(predict_factor(setting, o, "class", images), wanted) for o in ORACLES]
+        visible = F.max_pool2d(inside[:, None].float(), 2 * dilation + 1, stride=1, padding=dilation) > 0.5
+        images = reconstruct(parts.diffusion, torch.where(visible, after, before.image))
+        targets = [planted.CLASSES[p.target] for p in problems]
+        verdicts = [_equal(predict_factor(setting, o, "class", images), targets) for o in ORACLES]
         hits.append([all(pair) for pair in zip(*verdicts, strict=True)])
-        own = estimates.rmse_outside(before.image, images, inside)
-        least = estimates.rmse_outside(before.image, reconstruct(parts.diffusion, before.image), inside)
-        kept += (own <= MAX_BACKGROUND_RATIO * least).tolist()
+        error = estimates.rmse_outside(before.image, images, inside)
+        reconstruction_error = estimates.rmse_outside(before.image, reconstruct(parts.diffusion, before.image), inside)
+        is_background_preserved += (error <= MAX_BACKGROUND_RATIO * reconstruction_error).tolist()
     within, others = (100 * sum(h) / len(h) for h in hits)
-    note = f"within pairs {within:.1f} %, others {others:.1f} %; background kept in {100 * sum(kept) / n:.1f} %"
+    preserved = 100 * sum(is_background_preserved) / n
+    note = f"within pairs {within:.1f} %, others {others:.1f} %; background preserved in {preserved:.1f} %"
     return estimates.proportion([*hits[0], *hits[1]], note)
 
 
 def background_errors(setting: Setting, n: int, baseline: str) -> list[tuple[float, float]]:
-    """Per question the error outside the true object, against the original, of the counterfactual and of the
-    reconstruction; infinite where there is no answer."""
-    p, given = reconstructed_images(setting, n), counterfactuals(setting, n, baseline)
-    rows, images = result_images(given)
+    """Per problem the error against the original outside the true object, of the counterfactual and of the
+    reconstruction; infinite without a result."""
+    inputs, results = reconstructed_images(setting, n), counterfactuals(setting, n, baseline)
+    indices, images = result_images(results)
     errors = torch.full((n,), torch.inf)
-    errors[rows] = estimates.rmse_outside(p.original[rows], images, p.object_mask[rows])
-    least = estimates.rmse_outside(p.original, p.inversion_reconstruction, p.object_mask).clamp(min=1e-6)
-    return list(zip(errors.tolist(), least.tolist(), strict=True))
+    errors[indices] = estimates.rmse_outside(inputs.original[indices], images, inputs.object_mask[indices])
+    reconstruction_errors = estimates.rmse_outside(
+        inputs.original, inputs.inversion_reconstruction, inputs.object_mask
+    ).clamp(min=1e-6)
+    return list(zip(errors.tolist(), reconstruction_errors.tolist(), strict=True))
 
 
 def uvce_background_preserved(setting: Setting, n: int, baseline: str) -> Estimate:
-    """How often the background is as near to the original as a reconstruction's, nearly."""
+    """How often the background error is at most `MAX_BACKGROUND_RATIO` times that of the reconstruction."""
     errors = background_errors(setting, n, baseline)
-    own, least = (median(column) for column in zip(*errors, strict=True))
+    median_error, median_reconstruction_error = (median(column) for column in zip(*errors, strict=True))
     return estimates.proportion(
-        [e <= MAX_BACKGROUND_RATIO * r for e, r in errors], f"median RMS {own:.3f}, reconstruction {least:.3f}"
+        [e <= MAX_BACKGROUND_RATIO * r for e, r in errors],
+        f"median RMS {median_error:.3f}, reconstruction {median_reconstruction_error:.3f}",
     )
 
 
 def uvce_background_error_ratio(setting: Setting, n: int, baseline: str) -> Estimate:
-    """The median ratio of the two errors, over all and, in the note, per half."""
-    ratios = [error / least for error, least in background_errors(setting, n, baseline)]
-    cut = problem_sets(setting, n)[0][1]
-    return estimates.median(ratios, f"within pairs {median(ratios[:cut]):.2f}, others {median(ratios[cut:]):.2f}")
+    """The median ratio of the two errors; the note has it per half."""
+    ratios = [error / reconstruction_error for error, reconstruction_error in background_errors(setting, n, baseline)]
+    split = problem_sets(setting, n)[0][1]
+    return estimates.median(ratios, f"within pairs {median(ratios[:split]):.2f}, others {median(ratios[split:]):.2f}")
 
 
 @cache
 def unedited_images(setting: Setting, n: int) -> Float[Tensor, "b 3 h w"]:
-    """Pictures sampled from the target captions of the counterfactuals, without any edit."""
+    """Images generated from the target captions of the counterfactuals, without an edit."""
     prompts = [
-        p.edit.target
-        for o, count in problem_sets(setting, n)
-        for p in prepare_problems(setting, CLASSIFIER, o, count)[2]
+        problem.edit.target
+        for overrides, count in problem_sets(setting, n)
+        for problem in prepare_problems(setting, CLASSIFIER, overrides, count)[2]
     ]
     return sample_images(
         domain_parts(setting, CLASSIFIER).diffusion, prompts, [setting.image_seed(i) for i in range(n)]
@@ -290,66 +296,72 @@ def unedited_images(setting: Setting, n: int) -> Float[Tensor, "b 3 h w"]:
 
 
 def target_renders(setting: Setting, labels: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-    """Pictures of the validation split with the classes set, every other factor as drawn; 8 bits."""
+    """Renders of the validation split with these classes and all other factors as sampled; 8 bits."""
     scenes = planted.sample_scenes(len(labels), planted.split_seed("validation", setting.seed))
     scenes.label.copy_(torch.tensor(labels))
     return quantize_8bit(planted.render(scenes).image)
 
 
 def uvce_kid_ratio(setting: Setting, n: int, baseline: str) -> Estimate:
-    """KID of the counterfactuals against renders of the target classes, over that of plain prompts."""
-    given = counterfactuals(setting, n, baseline)
-    rows, images = result_images(given)
-    if len(rows) < 2:
-        return Estimate(float("nan"), float("nan"), float("nan"), f"{len(rows)} of {n} answered")
-    reference = target_renders(setting, [given[i].problem.target for i in rows] * RENDERS_PER_RESULT)
+    """KID of the counterfactuals against renders of the target classes, over that of images of plain prompts."""
+    results = counterfactuals(setting, n, baseline)
+    indices, images = result_images(results)
+    if len(indices) < 2:
+        return estimates.undefined(f"{len(indices)} of {n} problems have a result")
+    reference = target_renders(setting, [results[i].problem.target for i in indices] * RENDERS_PER_RESULT)
     return estimates.kid_ratio(
-        *(oracle_features(setting, x) for x in (images, unedited_images(setting, n)[rows], reference))
+        *(oracle_features(setting, x) for x in (images, unedited_images(setting, n)[indices], reference))
     )
 
 
 def uvce_seconds(setting: Setting, n: int, baseline: str) -> Estimate:
-    """Median seconds per counterfactual, those of its batch over the batch's size: inversion, search, descent and
-    measurement, as the runner saw them. Every method has a folder of its own, so that none finds the inversions of
+    """Median seconds per counterfactual, those of its batch over the batch size, as measured by the runner: inversion,
+    search, optimization and measurement. Every method has its own folder, so that none uses cached inversions of
     another."""
-    own = replace(setting, outputs=f"{setting.outputs}/timed/{baseline}")
-    seconds = [float(a.record["seconds"]) for a in counterfactuals(own, n, baseline) if a.record is not None]
+    timed_setting = replace(setting, outputs=f"{setting.outputs}/timed/{baseline}")
+    seconds = [
+        float(result.record["seconds"])
+        for result in counterfactuals(timed_setting, n, baseline)
+        if result.record is not None
+    ]
     if not seconds:
-        return Estimate(float("nan"), float("nan"), float("nan"), f"0 of {n} answered")
+        return estimates.undefined(f"0 of {n} problems have a result")
     return estimates.median(seconds)
 
 
 class BaselineMetric(Protocol):
-    """Measures the answers of the method (baseline `none`) or of a baseline."""
+    """Measures the results of the method (baseline `none`) or of a baseline."""
 
     def __call__(self, setting: Setting, n: int, baseline: str) -> Estimate: ...
 
 
 def with_baselines(
-    name: str, measure: BaselineMetric, unit: str, bar: float | None = None,
-    higher_is_better: bool = True, full: int = 64,
+    name: str, measure: BaselineMetric, unit: str, threshold: float | None = None,
+    higher_is_better: bool = True, sample_size: int = 64,
 ) -> list[Metric]:  # fmt: skip
-    """The method's row, and below it those of the baselines, which have no bar."""
+    """The metric of the method, and those of the baselines, which have no threshold."""
     name = f"planted.{name}"
-    rows = [Metric(name, partial(measure, baseline="none"), full, unit, bar, higher_is_better)]
-    return rows + [Metric(f"{name}.{b}", partial(measure, baseline=b), full, unit) for b in BASELINES]
+    metrics = [Metric(name, partial(measure, baseline="none"), sample_size, unit, threshold, higher_is_better)]
+    return metrics + [
+        Metric(f"{name}.{baseline}", partial(measure, baseline=baseline), sample_size, unit) for baseline in BASELINES
+    ]
 
 
-ROWS = (
+METRICS = (
     Metric("planted.vae_psnr", vae_psnr, 512, "dB", 27.0),
     Metric("planted.prompt_class", partial(prompt_factor_accuracy, factor="class"), 512, "%", 0.90),
     Metric("planted.prompt_background", partial(prompt_factor_accuracy, factor="background"), 512, "%", 0.95),
-    Metric("planted.oracles_agree", oracle_agreement, 512, "%", 0.95),
-    Metric("planted.null_text", null_text_psnr_drop, 64, "dB", 1.0, False),
+    Metric("planted.oracle_agreement", oracle_agreement, 512, "%", 0.95),
+    Metric("planted.null_text_psnr_drop", null_text_psnr_drop, 64, "dB", 1.0, False),
     Metric("planted.mask_iou", mask_iou, 64, "", 0.5),
     *with_baselines("uvce_confidence", uvce_confident, "%", 0.95),
     *with_baselines("uvce_oracles", uvce_oracle_score, "%", 0.75),
     *(
-        Metric(f"planted.cut_renders.{d}px", partial(masked_render_oracle_score, dilation=d), 512, "%")
+        Metric(f"planted.masked_renders.{d}px", partial(masked_render_oracle_score, dilation=d), 512, "%")
         for d in (0, 1, 2, 4)
     ),
     *with_baselines("uvce_background", uvce_background_preserved, "%", 0.90),
     *with_baselines("uvce_background_ratio", uvce_background_error_ratio, "×"),
     *with_baselines("uvce_kid", uvce_kid_ratio, "×", 1.5, False),
-    *with_baselines("uvce_seconds", uvce_seconds, "s", full=8),
+    *with_baselines("uvce_seconds", uvce_seconds, "s", sample_size=8),
 )

@@ -1,5 +1,5 @@
-"""Rows that check the explanations themselves: what is made for a network that knows nothing must not be what another
-one knows (Adebayo et al., 2018)."""
+"""Sanity checks of explanations: results for a randomized network must not show what the trained network has learned
+(Adebayo et al., 2018)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from classifier_lens.scripts.evaluate.oracles import SHORTCUT_CLASSES, result_im
 from classifier_lens.tasks.problems.image_problems import probabilities
 
 TRAINED_CLASSIFIER = "planted_shortcut"
-RANDOMIZED_LAYERS = ("layer4", "fc")  # the layers that lose what they learned
-LABEL_SHIFT = 3  # places that labels move on: no class keeps its own, and none gets its pair's or another tied one's
+RANDOMIZED_LAYERS = ("layer4", "fc")
+# No class keeps its label or gets that of its pair, and none gets that of another class with a shortcut.
+LABEL_SHIFT = 3
 
 
 def permute_labels(network: nn.Module) -> None:
-    """Every class gets the logit of another one."""
+    """Give every class the logit of another one."""
     linear = network.get_submodule(RANDOMIZED_LAYERS[-1])
     for value in linear.parameters():
         value.copy_(value.roll(LABEL_SHIFT, dims=0))
 
 
 def randomize_weights(network: nn.Module) -> None:
-    """The last layers' weights stand in random order, so that logits keep their size."""
+    """Shuffle the weights of the last layers, so that the scale of logits stays."""
     generator = torch.Generator().manual_seed(0)
     for layer in RANDOMIZED_LAYERS:
         for value in network.get_submodule(layer).parameters():
@@ -44,7 +45,7 @@ def randomize_weights(network: nn.Module) -> None:
 
 @torch.no_grad()
 def modified_classifier(classifier: Classifier, change: Callable[[nn.Module], None]) -> ImageClassifier:
-    """A changed copy of a classifier."""
+    """A copy of a classifier with a changed network."""
     assert isinstance(classifier, ImageClassifier)
     network = deepcopy(classifier.network)
     change(network)
@@ -64,22 +65,26 @@ def modified_classifier(classifier: Classifier, change: Callable[[nn.Module], No
 
 
 def sanity_disagreement(setting: Setting, n: int, change: Callable[[nn.Module], None]) -> Estimate:
-    """The questions of `planted.disagreement`, answered for a stranger: how often p_f − p_g of the unchanged networks
-    reaches the gap in the answers; the note says how often it does for the stranger."""
+    """The problems of `planted.disagreement`, solved for a modified classifier: how often p_f − p_g of the unmodified
+    networks reaches the gap on the results; the note has how often it does for the modified classifier."""
     parts, config = configure_run(setting, TRAINED_CLASSIFIER, disagreement_overrides(setting, n, SHORTCUT_CLASSES), n)
     task: Any = parts.task
-    strange = replace(parts, classifier=modified_classifier(parts.classifier, change))
-    given = run_problems(strange, config, list_problems(strange, config))
-    rows, images = result_images(given)
-    pictures, hits = list(images), [False] * n
-    if rows:
-        gaps = probabilities(parts.classifier, pictures) - probabilities(task.rival, pictures)
-        for row, gap in zip(rows, gaps, strict=True):
-            hits[row] = gap[given[row].problem.target].item() >= config["task"]["min_confidence_gap"]
-    return estimates.proportion(hits, f"to the changed network {100 * sum(a.success for a in given) / n:.1f} %")
+    modified_parts = replace(parts, classifier=modified_classifier(parts.classifier, change))
+    results = run_problems(modified_parts, config, list_problems(modified_parts, config))
+    indices, images = result_images(results)
+    image_list, hits = list(images), [False] * n
+    if indices:
+        gaps = probabilities(parts.classifier, image_list) - probabilities(task.rival, image_list)
+        for row, gap in zip(indices, gaps, strict=True):
+            hits[row] = gap[results[row].problem.target].item() >= config["task"]["min_confidence_gap"]
+    return estimates.proportion(
+        hits, f"for the modified network {100 * sum(result.success for result in results) / n:.1f} %"
+    )
 
 
-ROWS = (
-    Metric("planted.sanity_permuted", partial(sanity_disagreement, change=permute_labels), 8, "%", 0.20, False),
-    Metric("planted.sanity_forgotten", partial(sanity_disagreement, change=randomize_weights), 8, "%", 0.20, False),
+METRICS = (
+    Metric("planted.sanity_permuted_labels", partial(sanity_disagreement, change=permute_labels), 8, "%", 0.20, False),
+    Metric(
+        "planted.sanity_randomized_weights", partial(sanity_disagreement, change=randomize_weights), 8, "%", 0.20, False
+    ),
 )

@@ -1,4 +1,4 @@
-"""Rows of the shipped segmenter that goes by words, on renders and on sampled pictures."""
+"""Metrics of the shipped text-prompted segmenter, on renders and on generated images."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from classifier_lens.scripts.evaluate.planted_world import held_out_images, imag
 
 
 def segmenter_iou(setting: Setting, n: int) -> Estimate:
-    """Intersection over union of what the class's name finds in held-out renders with the true object, cut at 0.5; the
-    note has how often the name of the pair's other class finds anything."""
+    """Mean intersection over union of the mask for the class name and the true object in held-out renders, at threshold
+    0.5; the note has how often the name of the other class of the pair finds anything."""
     images, _, scenes = held_out_images(setting, n)
     device = domain_parts(setting, CLASSIFIER).generator.device
     names = [planted.CLASSES[i] for i in scenes.label.tolist()]
     masks = load_text_segmenter().segment(images.to(device), names)[:, 0].cpu() > 0.5
-    truth = torch.cat([planted.render(part).object_mask for part in (scenes[i : i + 64] for i in range(0, n, 64))])
-    truth = F.interpolate(truth[:, None], size=images.shape[-2:], mode="area")[:, 0] > 0.5
-    both, either = (masks & truth).flatten(1).sum(dim=1), (masks | truth).flatten(1).sum(dim=1)
-    wrong = contains_object(setting, images, [paired_class(name) for name in names])
-    note = f"the pair's other name finds something in {100 * sum(wrong) / n:.1f} %"
-    return estimates.mean((both / either.clamp(min=1)).tolist(), note)
+    true_masks = torch.cat([planted.render(part).object_mask for part in (scenes[i : i + 64] for i in range(0, n, 64))])
+    true_masks = F.interpolate(true_masks[:, None], size=images.shape[-2:], mode="area")[:, 0] > 0.5
+    finds_other_class = contains_object(setting, images, [paired_class(name) for name in names])
+    note = f"the other class of the pair finds something in {100 * sum(finds_other_class) / n:.1f} %"
+    return estimates.mean(estimates.iou(masks, true_masks).tolist(), note)
 
 
 def segmenter_generated_accuracy(setting: Setting, n: int) -> Estimate:
-    """How often a picture that the consistency model samples from a full caption holds something for the name of its
-    class and nothing for that of the pair's other class."""
+    """How often, in an image that the consistency model generates from a full caption, the name of its class finds
+    something and that of the other class of the pair finds nothing."""
     images, scenes = images_from_captions(setting, n, lcm_generator(setting))
     names = [planted.CLASSES[i] for i in scenes.label.tolist()]
-    own, wrong = (
+    finds_class, finds_other_class = (
         contains_object(setting, images, names),
         contains_object(setting, images, [paired_class(name) for name in names]),
     )
-    note = f"own name {100 * sum(own) / n:.1f} %, the other's {100 * sum(wrong) / n:.1f} %"
-    return estimates.proportion([a and not b for a, b in zip(own, wrong, strict=True)], note)
+    found, found_other = (100 * sum(finds) / n for finds in (finds_class, finds_other_class))
+    note = f"class name {found:.1f} %, other class of the pair {found_other:.1f} %"
+    return estimates.proportion([a and not b for a, b in zip(finds_class, finds_other_class, strict=True)], note)
 
 
 def paired_class(name: str) -> str:
@@ -47,7 +47,7 @@ def paired_class(name: str) -> str:
     return next(b if name == a else a for a, b in planted.PAIRS if name in (a, b))
 
 
-ROWS = (
+METRICS = (
     Metric("planted.segmenter_iou", segmenter_iou, 256, "", 0.80),
-    Metric("planted.segmenter_sampled", segmenter_generated_accuracy, 256, "%"),
+    Metric("planted.segmenter_generated", segmenter_generated_accuracy, 256, "%"),
 )

@@ -1,4 +1,4 @@
-"""What a unit of a classifier really prefers, by rendering: one factor of the planted world is varied at a time."""
+"""Ground truth about units of a classifier, by rendering: one factor of the planted world is varied at a time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FACTORS = {
     "class": ("label", planted.CLASSES), "background": ("background", planted.BACKGROUNDS),
     "prop": ("prop", (*planted.PROPS, "none")), "hue": ("hue", planted.HUES),
 }  # fmt: skip
-NUM_SCENES = 48  # renders whose factors are varied
-CLEAR_RATIO = 2.0  # times the other, of what a unit hangs on beyond doubt
+NUM_SCENES = 48  # rendered scenes whose factors are varied
+CLEAR_RATIO = 2.0  # of the larger to the smaller drop, for an unambiguous role
 
 
 @dataclass(frozen=True)
 class Preference:
-    """factor: the one that explains most of a unit's variance; value: the one of it that excites the unit most;
+    """factor: which explains most of a unit's variance; value: of that factor, with the highest activation;
     explained_variance: the variance along each factor, as a share of the sum over the factors."""
 
     factor: str
@@ -33,45 +33,46 @@ class Preference:
 
 @torch.no_grad()
 def factor_activations(classifier: ImageClassifier, module: str) -> dict[str, Float[Tensor, "n v u"]]:
-    """Per factor the activations of a module's units in the same scenes with each of the factor's values."""
+    """Per factor the activations of a module's units in the same scenes with each value of the factor."""
     scenes = planted.sample_scenes(NUM_SCENES, planted.SPLIT_SEEDS["validation"])
-    found = {}
+    activations = {}
     for factor, (field, values) in FACTORS.items():
         columns = []
         for i, value in enumerate(values):
             varied = scenes.with_factors(**{field: planted.ABSENT if value == "none" else i})
             columns.append(pooled_outputs(classifier, planted.render(varied).image, [module])[module].cpu())
-        found[factor] = torch.stack(columns, dim=1)
-    return found
+        activations[factor] = torch.stack(columns, dim=1)
+    return activations
 
 
 @cache
 def unit_preferences(classifier: ImageClassifier, module: str = FEATURES) -> list[Preference]:
-    """Of every unit of a module. A factor explains the variance over its values, averaged over the scenes."""
-    found = factor_activations(classifier, module)
-    variance = {factor: values.var(dim=1).mean(dim=0) for factor, values in found.items()}
+    """The preference of every unit of a module. A factor explains the variance over its values, mean over the
+    scenes."""
+    activations = factor_activations(classifier, module)
+    variance = {factor: values.var(dim=1).mean(dim=0) for factor, values in activations.items()}
     total = torch.stack(list(variance.values())).sum(dim=0).clamp(min=1e-12)
-    result = []
+    preferences = []
     for unit in range(len(total)):
         explained = {factor: (v[unit] / total[unit]).item() for factor, v in variance.items()}
         factor = max(explained, key=lambda name: explained[name])
-        best = int(found[factor][:, :, unit].mean(dim=0).argmax())
-        result.append(Preference(factor, FACTORS[factor][1][best], explained))
-    return result
+        best = int(activations[factor][:, :, unit].mean(dim=0).argmax())
+        preferences.append(Preference(factor, FACTORS[factor][1][best], explained))
+    return preferences
 
 
 def unit_preference(classifier: ImageClassifier, unit: Unit) -> Preference:
-    """Of one unit."""
+    """The preference of one unit."""
     return unit_preferences(classifier, unit.module)[unit.index]
 
 
 @dataclass(frozen=True)
 class UnitRole:
-    """What lowers a unit in pictures of a class: object_drop: its drop when the object becomes its pair's other class;
-    context_drop: when the most exciting background or prop, `value` of `factor`, gives way to others; activation:
-    before. The unit is spurious for the class where the context counts for more than the object, whichever way that
-    counts, core where the object counts for more and speaks for the class, and neither elsewhere; clearly so where it
-    counts for `CLEAR_RATIO` times as much."""
+    """What lowers a unit's activation in images of a class. object_drop: the drop if the object becomes the other class
+    of its pair; context_drop: the drop if the background or prop with the highest activation, `value` of `factor`, is
+    replaced by others; activation: before. The unit is spurious for the class if the context drop exceeds the absolute
+    object drop, core if the object drop exceeds the context drop, and neither otherwise; the role is clear if the
+    larger drop is at least `CLEAR_RATIO` times the smaller."""
 
     object_drop: float
     context_drop: float
@@ -95,7 +96,7 @@ class UnitRole:
 
 @cache
 def unit_roles(classifier: ImageClassifier, label: str, module: str = FEATURES) -> list[UnitRole]:
-    """Of every unit of a module, for one class."""
+    """The role of every unit of a module for one class."""
     partners = dict(planted.PAIRS) | {b: a for a, b in planted.PAIRS}
     scenes = planted.sample_scenes(NUM_SCENES, planted.SPLIT_SEEDS["validation"]).with_factors(
         label=planted.CLASSES.index(label)
@@ -105,7 +106,7 @@ def unit_roles(classifier: ImageClassifier, label: str, module: str = FEATURES) 
         field, values = FACTORS[factor]
         varied = [scenes.with_factors(**{field: planted.ABSENT if v == "none" else i}) for i, v in enumerate(values)]
         contexts[factor] = torch.stack([_mean(classifier, s, module) for s in varied])
-    found = []
+    class_roles = []
     for unit in range(len(contexts["prop"][0])):
         drops = {f: _drop(means[:, unit]) for f, means in contexts.items()}
         factor = max(drops, key=lambda name: drops[name][0])
@@ -114,13 +115,15 @@ def unit_roles(classifier: ImageClassifier, label: str, module: str = FEATURES) 
             **{FACTORS[factor][0]: planted.ABSENT if FACTORS[factor][1][best] == "none" else best}
         )
         partner = exciting.with_factors(label=planted.CLASSES.index(partners[label]))
-        own, other = (_mean(classifier, s, module)[unit].item() for s in (exciting, partner))
-        found.append(UnitRole(own - other, context, factor, FACTORS[factor][1][best], own))
-    return found
+        activation, partner_activation = (_mean(classifier, s, module)[unit].item() for s in (exciting, partner))
+        class_roles.append(
+            UnitRole(activation - partner_activation, context, factor, FACTORS[factor][1][best], activation)
+        )
+    return class_roles
 
 
 def _drop(means: Float[Tensor, " v"]) -> tuple[float, int]:
-    """How far the highest of several values lies above the mean of the others, and its position."""
+    """How far the highest value is above the mean of the others, and its index."""
     best = int(means.argmax())
     others = torch.cat([means[:best], means[best + 1 :]])
     return (means[best] - others.mean()).item(), best

@@ -1,2 +1,2 @@
-"""User studies: pages that ask participants, and statistics of their responses.
+"""User studies: pages with questions for participants, and statistics of their responses.
 The command is scripts/user_study.py."""

@@ -1,16 +1,13 @@
-"""What all user studies share: pages that ask, the key to what they show, and answers; see `scripts/user_study.py`.
+"""Pages of user studies, their images and the key; see `scripts/user_study.py`.
 
-A page is made of boxes, in an order of its participant's own. Nothing on it or beside it tells which run a picture
-comes from: that stands in the key.
-"""
+A page consists of boxes, in a random order per participant. Neither the page nor its images tell which run an image
+comes from; the key has this."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,23 +18,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Seed
-from classifier_lens.runner.files.atomic import DamagedFileError, write_durable
+from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.report.page import TEMPLATES
-from classifier_lens.runner.report.totals import SuccessRate
-from classifier_lens.runner.results.integrity import parse_object
 from classifier_lens.runner.results.reader import Record, RunResults, read_run
 from classifier_lens.runner.results.run_folder import read_png, write_png
 from classifier_lens.runner.types import UserError
 
-METHODS = ("A", "B")  # two runs that are compared, in the order in which they are given
-SMALL_IMAGE_SIDE = 160  # px; narrower images are enlarged with hard pixel edges
+METHODS = ("A", "B")  # the two compared runs, in the order of the command line
+SMALL_IMAGE_SIDE = 160  # px; smaller images are enlarged without smoothing
 YES_OR_NO = ((True, "yes"), (False, "no"))
 
 
 @dataclass
 class MakeOptions:
-    """study: its kind; out: folder of the pages; participants: how many pages; max_items: problems, features or classes
-    at most; seed: of every choice."""
+    """Options of `make`. study: kind of study; out: folder of the pages; participants: number of pages; max_items:
+    largest number of problems, features or classes; seed: of all random choices."""
 
     study: str
     out: str = "outputs/study"
@@ -46,14 +41,13 @@ class MakeOptions:
     seed: Seed = 0
 
 
-# --- what a page shows ---------------------------------------------------------------------------------------
+# --- content of a page ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Question:
-    """name: in answers; choices: what an answer may be, and how that reads; image: which one is asked about, None for a
-    question about the box; multiple_choice: whether several choices may be ticked, of which the last excludes the
-    others."""
+    """name: in responses; choices: values and their labels; image: name of the image in question, None for a question
+    about the box; multiple_choice: whether several choices may be ticked, of which the last excludes the others."""
 
     name: str
     text: str
@@ -64,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Panel:
-    """Pictures under a heading, with the questions about them. images: neutral names and what they are called."""
+    """Images under a heading, with questions about them. images: neutral names and alternative texts."""
 
     heading: str
     images: Sequence[tuple[str, str]]
@@ -73,8 +67,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Box:
-    """What is seen together. image_size: of its pictures in pixels; rows: panels beside each other; questions: below
-    them."""
+    """Panels that are shown together. image_size: side of the images in pixels; rows: panels side by side; questions:
+    below them."""
 
     title: str
     image_size: int
@@ -88,38 +82,38 @@ class Box:
 
 @dataclass
 class Gallery:
-    """Pictures under names that say nothing of them. images: each is read when it is copied; metadata: what the key
-    says of those that are asked about."""
+    """Images under neutral names. images: read when they are copied; metadata: entries of the key for images with
+    questions."""
 
     random: Random
     images: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     metadata: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def add(self, picture: Callable[[], Tensor], **known: Any) -> str:
-        """The name that a picture gets."""
+    def add(self, image: Callable[[], Tensor], **metadata: Any) -> str:
+        """Add an image; returns its neutral name."""
         name = f"{self.random.getrandbits(48):012x}"
-        self.images[name] = picture
-        if known:
-            self.metadata[name] = known
+        self.images[name] = image
+        if metadata:
+            self.metadata[name] = metadata
         return name
 
-    def add_results(self, runs: Sequence[RunResults], both: Sequence[Record]) -> dict[str, str]:
-        """Two runs' answers to one problem, names by method."""
+    def add_results(self, runs: Sequence[RunResults], record_pair: Sequence[Record]) -> dict[str, str]:
+        """Add the results of two runs for one problem; returns the names by method."""
         return {
-            method: self.add(partial(read_png, run.image_path(r, "best")), problem=r["name"], method=method)
-            for method, run, r in zip(METHODS, runs, both, strict=True)
+            method: self.add(partial(read_png, run.image_path(record, "best")), problem=record["name"], method=method)
+            for method, run, record in zip(METHODS, runs, record_pair, strict=True)
         }
 
     def write(self, folder: Path) -> None:
-        """Copy the pictures; neither the names nor the order of the copies tell runs apart."""
+        """Copy the images; neither the names nor the order of the copies tell the runs apart."""
         for name in sorted(self.images):
             write_png(folder / f"{name}.png", self.images[name]())
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked of people. title, introduction: at the head of a page; runs: by what the key calls them; boxes: a
-    page's, in an order that is drawn without a look at the pictures."""
+    """The content of a study. title, introduction: at the top of a page; runs: by their names in the key; boxes: of a
+    page, in an order that does not depend on the images."""
 
     title: str
     introduction: str
@@ -132,32 +126,32 @@ class Study:
 
 
 def make_pages(
-    build_study: Callable[[Sequence[RunResults], Any], Study], folders: Sequence[Path], chosen: MakeOptions
+    build_study: Callable[[Sequence[RunResults], Any], Study], folders: Sequence[Path], options: MakeOptions
 ) -> list[Path]:
-    """Write the pages of a study, the pictures they show and the key; returns the pages and, last, the key.
+    """Write the pages of a study, their images and the key; returns the paths of the pages and, last, of the key.
 
-    Raises UserError where pages could not be told from older ones, and whatever `build_study` raises.
+    Raises UserError if the folder is not empty, and the errors of `build_study`.
     """
-    out = Path(chosen.out)
+    out = Path(options.out)
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"out={out}: is not empty; give a new folder, or the key would no longer fit")
-    study = build_study([read_run(folder) for folder in folders], chosen)
-    study.gallery.write(out / "pictures")
+        raise UserError(f"out={out}: is not empty, and its pages would not match the new key; give a new folder")
+    study = build_study([read_run(folder) for folder in folders], options)
+    study.gallery.write(out / "images")
     key = {
-        "kind": chosen.study, "seed": chosen.seed, "runs": {name: str(run.folder) for name, run in study.runs.items()},
-        "pictures": study.gallery.metadata,
+        "kind": options.study, "seed": options.seed,
+        "runs": {name: str(run.folder) for name, run in study.runs.items()}, "images": study.gallery.metadata,
     }  # fmt: skip
-    number = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
-    pages = [out / f"study-{page + 1}.html" for page in range(chosen.participants)]
+    study_id = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
+    pages = [out / f"study-{page + 1}.html" for page in range(options.participants)]
     for i, page in enumerate(pages, start=1):
-        write_durable(page, render_page(study, number, i, Random(f"{chosen.seed} page {i}")))
+        write_durable(page, render_page(study, study_id, i, Random(f"{options.seed} page {i}")))
     key_file = out.with_name(f"{out.name}-key.json")
-    write_durable(key_file, json.dumps({"study": number, **key}, indent=1))
+    write_durable(key_file, json.dumps({"study": study_id, **key}, indent=1))
     return [*pages, key_file]
 
 
 def render_page(study: Study, study_id: str, page: int, random: Random) -> str:
-    """A participant's page. study_id: of the study, which answers name."""
+    """The HTML of a participant's page. study_id: saved with the responses."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -168,156 +162,44 @@ def render_page(study: Study, study_id: str, page: int, random: Random) -> str:
     )
 
 
-def sample_items(asked: Sequence[Any], most: int, random: Random) -> list[Any]:
-    """So many at most, in an order of chance."""
-    return random.sample(list(asked), min(most, len(asked)))
+def sample_items(items: Sequence[Any], max_items: int, random: Random) -> list[Any]:
+    """At most `max_items` items, in random order."""
+    return random.sample(list(items), min(max_items, len(items)))
 
 
 def check_task(run: RunResults, task: str, study: str) -> None:
-    """Raises UserError if a run is of another task."""
+    """Raise UserError if a run is of another task."""
     if run.task != task:
-        raise UserError(f"{run.folder}: task={run.task}; study={study} takes a run of task={task} here")
+        raise UserError(f"{run.folder}: task={run.task}; study={study} needs a run of task={task} here")
 
 
 def primary_records(run: RunResults) -> list[Record]:
-    """The records of an audit's first objective, which decides. Raises UserError if there are none."""
+    """The records of the first objective of an audit. Raises UserError if there are none."""
     objective = run.config["task"]["objectives"][0]
     records = [r for r in run.records if r["objective"] == objective]
     if not records:
-        raise UserError(f"{run.folder}: holds no answer of objective {objective} yet; the same command continues it")
+        raise UserError(f"{run.folder}: has no result of objective {objective} yet; the same command continues the run")
     return records
 
 
 def matching_records(
-    runs: Sequence[RunResults], records: Sequence[Sequence[Record]], keys: Sequence[str], pictures: Sequence[str]
+    runs: Sequence[RunResults], records: Sequence[Sequence[Record]], keys: Sequence[str], image_names: Sequence[str]
 ) -> list[tuple[Record, ...]]:
-    """The records of all runs that have the same name, by name. keys, pictures: what these have to agree in.
+    """The records with the same name in all runs, sorted by name. keys, image_names: entries and images in which they
+    have to agree.
 
-    Raises UserError where they do not.
+    Raises UserError if they do not.
     """
-    named = [{r["name"]: r for r in own} for own in records]
-    found = [tuple(own[name] for own in named) for name in sorted(set.intersection(*map(set, named)))]
-    for same in found:
-        files = zip(runs, same, strict=True)
-        seen = [[r[key] for key in keys] + [run.image_path(r, p).read_bytes() for p in pictures] for run, r in files]
-        if any(other != seen[0] for other in seen):
-            raise UserError(f"{same[0]['name']}: the runs do not answer the same question; give runs of the same one")
-    return found
-
-
-# --- scoring -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """image: which one was asked about, None where the whole box was."""
-
-    question: str
-    image: str | None
-    value: Any
-
-
-@dataclass(frozen=True)
-class AllowedAnswers:
-    """What answers a question may have. description: in words; per_image: whether it is about pictures of the key."""
-
-    description: str
-    is_allowed: Callable[[Any], bool]
-    per_image: bool = True
-
-
-TRUE_OR_FALSE = AllowedAnswers("true or false", lambda value: isinstance(value, bool))
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the answers say, as rows of a table and as lines for the console."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    lines: Sequence[str]
-
-    def table(self) -> str:
-        """The rows as CSV."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
-        return text.getvalue()
-
-
-@dataclass(frozen=True)
-class AnswerCount:
-    """How often a question was answered with yes. group: a method, or a group of classes."""
-
-    question: str
-    group: str
-    rate: SuccessRate
-
-
-def summarize_counts(counts: Sequence[AnswerCount], group_name: str) -> Scores:
-    """Shares with their 95 % Wilson intervals. group_name: what the counts are of, as the column's name."""
-    rows, lines = [], []
-    for c in counts:
-        (low, high), known = c.rate.interval, c.rate.total > 0
-        share = f"{c.rate.value:.4f}" if known else ""
-        rows.append([c.question, c.group, c.rate.successes, c.rate.total, share, f"{low:.4f}", f"{high:.4f}"])
-        share = f"{100 * c.rate.value:5.1f} %" if known else "      –"
-        ends = f"[{100 * low:.1f}, {100 * high:.1f}]"
-        lines.append(f"{c.question:<10} {c.group:<9} {share}  {ends}  {c.rate.successes} of {c.rate.total}")
-    return Scores(["question", group_name, "yes", "answers", "share", "low", "high"], rows, lines)
-
-
-def read_answers(
-    files: Sequence[Path], key: Mapping[str, Any], asked: Mapping[str, AllowedAnswers]
-) -> list[list[Answer]]:
-    """The answers of every file, one file per participant; questions that were left out are not among them.
-
-    Raises UserError for a file given twice or of another study, a question that was not asked, a picture that the key
-    does not know or that is answered twice, and a value that is not allowed.
-    """
-    if len({file.resolve() for file in files}) < len(files):
-        raise UserError("an answer file is given twice")
-    return [list(_answers(file, key, asked)) for file in files]
-
-
-def _answers(file: Path, key: Mapping[str, Any], asked: Mapping[str, AllowedAnswers]) -> Iterator[Answer]:
-    content = read_object(file)
-    if content.get("study") != key["study"]:
-        raise UserError(f"{file}: answers the study {content.get('study')}, the key is that of {key['study']}")
-    boxes = content.get("answers")
-    if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
-        raise UserError(f"{file}: answers: wanted is a list with an object per box, as a page saves it")
-    seen: set[tuple[str, str | None]] = set()
-    for question, given in (item for box in boxes for item in box.items()):
-        if question not in asked:
-            raise UserError(f"{file}: {question}: was not asked; asked were {', '.join(asked)}")
-        known = asked[question]
-        if known.per_image != isinstance(given, dict):
-            wanted = "an answer per picture" if known.per_image else known.description
-            raise UserError(f"{file}: {question}={given}; wanted is {wanted}")
-        for picture, value in given.items() if known.per_image else [(None, given)]:
-            if picture is not None and picture not in key["pictures"]:
-                raise UserError(f"{file}: {question}={given}; wanted is a picture of the key, not {picture}")
-            if not known.is_allowed(value):
-                raise UserError(f"{file}: {question}={given}; wanted is {known.description}")
-            if picture is not None and (question, picture) in seen:
-                raise UserError(f"{file}: {question}: {picture} is answered twice")
-            seen.add((question, picture))
-            yield Answer(question, picture, value)
-
-
-def read_key(file: Path) -> dict[str, Any]:
-    """The key that `make` wrote. Raises UserError if the file is none."""
-    key = read_object(file)
-    if missing := {"study", "kind", "runs", "pictures"} - key.keys():
-        raise UserError(f"key={file}: is no key, {', '.join(sorted(missing))} is missing")
-    return key
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A file that holds a JSON object. Raises UserError if there is none."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        return parse_object(file.read_bytes())
-    except DamagedFileError as error:
-        raise UserError(f"{file}: {error}") from error
+    named = [{r["name"]: r for r in run_records} for run_records in records]
+    matches = [tuple(run_records[name] for run_records in named) for name in sorted(set.intersection(*map(set, named)))]
+    for group in matches:
+        files = zip(runs, group, strict=True)
+        values = [
+            [r[key] for key in keys] + [run.image_path(r, image_name).read_bytes() for image_name in image_names]
+            for run, r in files
+        ]
+        if any(value != values[0] for value in values):
+            raise UserError(
+                f"{group[0]['name']}: the runs have different problems of this name; give runs with the same problems"
+            )
+    return matches

@@ -1,4 +1,4 @@
-"""Which of two runs' counterfactuals is the better (DiG-IN, App. E, Table 1)."""
+"""Study of which of two runs' counterfactuals is better (DiG-IN, App. E, Table 1)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.types import UserError, indefinite_article
 from classifier_lens.scripts.study.pages import (
     METHODS,
-    TRUE_OR_FALSE,
     YES_OR_NO,
-    AllowedAnswers,
-    AnswerCount,
     Box,
     Gallery,
     MakeOptions,
@@ -33,30 +30,34 @@ from classifier_lens.scripts.study.pages import (
     Study,
     check_task,
     matching_records,
-    read_answers,
     sample_items,
 )
-
-TITLE = "Which picture is better?"
-INTRODUCTION = (
-    "Each box below begins with an original picture. Two programs were asked to change what it shows into something "
-    "else, and to leave the rest as it was. Judge what they made of it; four pictures show what the wanted thing looks "
-    "like."
+from classifier_lens.scripts.study.responses import (
+    TRUE_OR_FALSE,
+    AllowedResponses,
+    ResponseCount,
+    read_responses,
 )
-NUM_REFERENCES = 4  # pictures of the target class beside each question
-# Asked of each of the two pictures; `{target}` is the wanted class with its article.
+
+TITLE = "Which image is better?"
+INTRODUCTION = (
+    "Each box below starts with an original image. Two programs changed the object in it into another one, and should "
+    "have left the rest unchanged. Judge their results. Four example images show the other object."
+)
+NUM_REFERENCES = 4  # example images of the target class per problem
+# For each of the two images; `{target}` is the target class with its article.
 QUESTIONS = {
-    "realistic": "Could this picture be real?",
+    "realistic": "Could this image be a real photograph?",
     "features": "Does it show what is typical of {target}?",
     "object": "Was mainly the object changed, and little else?",
 }
-BETTER, EQUAL = "better", "equal"  # the question about both, and the answer that neither is
+BETTER, EQUAL = "better", "equal"  # the question about both images, and the response that neither is better
 
 
 @dataclass
 class PreferenceOptions(MakeOptions):
-    """references: a folder <class>/<picture> of pictures that show the classes, None for the run's own training
-    pictures; min_confidence: confidence in the target that both runs must have reached."""
+    """references: a folder <class>/<image> with example images of the classes, None for the training images of the run;
+    min_confidence: smallest confidence in the target, which both runs must have reached."""
 
     study: str = "preference"
     references: str | None = None
@@ -65,8 +66,8 @@ class PreferenceOptions(MakeOptions):
 
 @dataclass(frozen=True)
 class Pair:
-    """A problem that both runs answered, its pictures' side in pixels and their neutral names: of the original,
-    the references and the answers by method."""
+    """A problem with results of both runs, the side of its images in pixels and their neutral names: of the original,
+    the references and the results by method."""
 
     source: str
     target: str
@@ -76,111 +77,123 @@ class Pair:
     results: Mapping[str, str]
 
 
-# --- making --------------------------------------------------------------------------------------------------
+# --- pages ---------------------------------------------------------------------------------------------------
 
 
-def ask(runs: Sequence[RunResults], chosen: PreferenceOptions) -> Study:
-    """Both runs' answers, beside the original and pictures of the wanted class."""
-    random = Random(f"{chosen.seed} problems")
-    asked = sample_items(comparable_results(runs, chosen.min_confidence), chosen.max_items, random)
-    shown = reference_images(chosen.references, runs[0], chosen.seed)
+def build_study(runs: Sequence[RunResults], options: PreferenceOptions) -> Study:
+    """A study of the results of both runs, with the original and example images of the target class."""
+    random = Random(f"{options.seed} problems")
+    problems = sample_items(comparable_results(runs, options.min_confidence), options.max_items, random)
+    reference_dataset = reference_images(options.references, runs[0], options.seed)
     gallery = Gallery(random)
-    pairs = [_pair(runs, both, shown, gallery) for both in asked]
-    return Study(TITLE, INTRODUCTION, dict(zip(METHODS, runs, strict=True)), gallery, partial(boxes, pairs))
+    pairs = [_pair(runs, record_pair, reference_dataset, gallery) for record_pair in problems]
+    return Study(TITLE, INTRODUCTION, dict(zip(METHODS, runs, strict=True)), gallery, partial(make_boxes, pairs))
 
 
-def comparable_results(runs: Sequence[RunResults], least: float) -> list[tuple[Record, ...]]:
-    """Both runs' answers to the problems that both answered with at least this confidence in the target, by name.
+def comparable_results(runs: Sequence[RunResults], min_confidence: float) -> list[tuple[Record, ...]]:
+    """The results of both runs for the problems in which both reach this confidence in the target, sorted by name.
 
-    Raises UserError if a run is of another task, the runs began with other pictures, or none is left.
+    Raises UserError if a run is of another task, the original images differ, or no problem is left.
     """
     for run in runs:
         check_task(run, "uvce", "preference")
-    both = matching_records(runs, [run.records for run in runs], ["source", "target"], ["original"])
-    found = [same for same in both if min(r["confidence_after"][r["target"]] for r in same) >= least]
-    if not found:
+    matches = matching_records(runs, [run.records for run in runs], ["source", "target"], ["original"])
+    confident = [
+        record_pair
+        for record_pair in matches
+        if min(r["confidence_after"][r["target"]] for r in record_pair) >= min_confidence
+    ]
+    if not confident:
         raise UserError(
-            f"min_confidence={least}: no problem that both runs answered so; {runs[0].folder}, {runs[1].folder}"
+            f"min_confidence={min_confidence}: reached by {runs[0].folder} and {runs[1].folder} in no common problem; "
+            "give a lower value"
         )
-    return found
+    return confident
 
 
 def reference_images(references: str | None, run: RunResults, seed: int) -> Dataset:
-    """Where the pictures come from that show the classes: a folder, or what the run calls its training pictures."""
+    """The data set of the example images: a folder, or the training images in the run's configuration."""
     if references is not None:
         if not Path(references).is_dir():
-            raise UserError(f"references={references}: no such folder; wanted is a folder of <class>/<picture>")
+            raise UserError(f"references={references}: no such folder; give a folder of <class>/<image>")
         return ImageFolder(references, seed)
     if "training" not in run.config:
-        raise UserError(f"{run.folder}: names no training pictures; give references=<folder of <class>/<picture>>")
+        raise UserError(
+            f"{run.folder}: has no training images for examples; give references=<folder of <class>/<image>>"
+        )
     try:
         return load_recorded_dataset(run.config["training"], str(run.folder / "config.yaml"))
     except UserError as error:
-        raise UserError(f"{error}; give references=<folder of <class>/<picture>>") from error
+        raise UserError(f"{error}; give references=<folder of <class>/<image>>") from error
 
 
-def _pair(runs: Sequence[RunResults], both: Sequence[Record], shown: Dataset, gallery: Gallery) -> Pair:
-    """A problem, its pictures added to the gallery. Raises UserError if too few pictures show the target."""
-    source, target = both[0]["source"], both[0]["target"]
-    original = runs[0].image_path(both[0], "original")
+def _pair(
+    runs: Sequence[RunResults], record_pair: Sequence[Record], reference_dataset: Dataset, gallery: Gallery
+) -> Pair:
+    """A problem, with its images added to the gallery. Raises UserError if there are too few images of the target."""
+    source, target = record_pair[0]["source"], record_pair[0]["target"]
+    original = runs[0].image_path(record_pair[0], "original")
     side = read_png(original).shape[-1]
-    rows = shown.indices(target)
-    if len(rows) < NUM_REFERENCES:
-        raise UserError(f"references: {len(rows)} pictures of '{target}'; at least {NUM_REFERENCES} are needed")
-    examples = gallery.random.sample(rows, NUM_REFERENCES)
-    references = [gallery.add(partial(_example, shown, row, side)) for row in examples]
-    named = gallery.add(partial(read_png, original))
-    return Pair(source, target, side, named, references, gallery.add_results(runs, both))
+    indices = reference_dataset.indices(target)
+    if len(indices) < NUM_REFERENCES:
+        raise UserError(f"references: {len(indices)} images of '{target}'; at least {NUM_REFERENCES} are needed")
+    examples = gallery.random.sample(indices, NUM_REFERENCES)
+    references = [gallery.add(partial(_example, reference_dataset, row, side)) for row in examples]
+    original_name = gallery.add(partial(read_png, original))
+    return Pair(source, target, side, original_name, references, gallery.add_results(runs, record_pair))
 
 
-def _example(shown: Dataset, row: int, side: int) -> Tensor:
-    return center_crop_resize(shown[row].image, side)
+def _example(reference_dataset: Dataset, index: int, side: int) -> Tensor:
+    return center_crop_resize(reference_dataset[index].image, side)
 
 
-def boxes(pairs: Sequence[Pair], random: Random) -> list[Box]:
-    """A page's problems, and the two pictures of each, in the order that `random` draws."""
+def make_boxes(pairs: Sequence[Pair], random: Random) -> list[Box]:
+    """The boxes of a page: problems, and the two results of each, in random order."""
     return [_box(pair, random.sample(METHODS, len(METHODS))) for pair in random.sample(list(pairs), len(pairs))]
 
 
-def _box(pair: Pair, sides: Sequence[str]) -> Box:
+def _box(pair: Pair, order: Sequence[str]) -> Box:
     target = f"{indefinite_article(pair.target)} {pair.target}"
-    pictures = {f"Picture {i}": pair.results[method] for i, method in enumerate(sides, start=1)}
-    wanted = [(name, f"Example {i} of: {pair.target}") for i, name in enumerate(pair.references, start=1)]
-    given = [
+    images = {f"Image {i}": pair.results[method] for i, method in enumerate(order, start=1)}
+    examples = [(name, f"Example {i} of the target: {pair.target}") for i, name in enumerate(pair.references, start=1)]
+    context_panels = [
         Panel(f"Original: {pair.source}", [(pair.original, f"Original: {pair.source}")]),
-        Panel(f"What was wanted: {pair.target}", wanted),
+        Panel(f"Target: {pair.target}", examples),
     ]
-    judged = [
+    rated_panels = [
         Panel(
             heading, [(name, heading)],
             [Question(key, text.format(target=target), YES_OR_NO, name) for key, text in QUESTIONS.items()],
         )
-        for heading, name in pictures.items()
+        for heading, name in images.items()
     ]  # fmt: skip
-    choices = [*((name, heading.lower()) for heading, name in pictures.items()), (EQUAL, "both equally")]
-    better = Question(BETTER, "Which of the two is better, all in all?", choices, None)
-    return Box(f"from “{pair.source}” to “{pair.target}”", pair.side, [given, judged], [better])
+    choices = [*((name, heading.lower()) for heading, name in images.items()), (EQUAL, "both equally")]
+    better = Question(BETTER, "Which of the two is better overall?", choices, None)
+    return Box(f"from “{pair.source}” to “{pair.target}”", pair.side, [context_panels, rated_panels], [better])
 
 
-# --- scoring -------------------------------------------------------------------------------------------------
+# --- scores --------------------------------------------------------------------------------------------------
 
 
-def score(files: Sequence[Path], key: Mapping[str, Any]) -> list[AnswerCount]:
-    """Per question and method how often it was answered with yes, and how often each method, or neither, was called the
-    better; the answers of all participants are pooled, as in Table 1."""
-    method = {picture: known["method"] for picture, known in key["pictures"].items()}
-    better = AllowedAnswers(
-        f"a picture of the key, or {EQUAL}", lambda value: value in [*method, EQUAL], per_image=False
+def score(files: Sequence[Path], key: Mapping[str, Any]) -> list[ResponseCount]:
+    """Per question and method how often the response is yes, and how often each method, or neither, is preferred. The
+    responses of all participants are pooled, as in Table 1."""
+    method_of = {image: metadata["method"] for image, metadata in key["images"].items()}
+    better = AllowedResponses(
+        f"an image of the key, or {EQUAL}", lambda value: value in [*method_of, EQUAL], per_image=False
     )
-    answers = read_answers(files, key, {**dict.fromkeys(QUESTIONS, TRUE_OR_FALSE), BETTER: better})
-    verdicts: dict[tuple[str, str], list[bool]] = {(question, who): [] for question in QUESTIONS for who in METHODS}
-    verdicts |= {(BETTER, who): [] for who in (*METHODS, EQUAL)}
-    for answer in (answer for own in answers for answer in own):
-        if answer.image is not None:
-            verdicts[answer.question, method[answer.image]].append(answer.value)
+    responses = read_responses(files, key, {**dict.fromkeys(QUESTIONS, TRUE_OR_FALSE), BETTER: better})
+    verdicts: dict[tuple[str, str], list[bool]] = {
+        (question, method): [] for question in QUESTIONS for method in METHODS
+    }
+    verdicts |= {(BETTER, method): [] for method in (*METHODS, EQUAL)}
+    for response in (response for participant_responses in responses for response in participant_responses):
+        if response.image is not None:
+            verdicts[response.question, method_of[response.image]].append(response.value)
             continue
-        for who in (*METHODS, EQUAL):
-            verdicts[BETTER, who].append(method.get(answer.value, EQUAL) == who)
+        for name in (*METHODS, EQUAL):
+            verdicts[BETTER, name].append(method_of.get(response.value, EQUAL) == name)
     return [
-        AnswerCount(question, who, SuccessRate(sum(given), len(given))) for (question, who), given in verdicts.items()
+        ResponseCount(question, method, SuccessRate(sum(values), len(values)))
+        for (question, method), values in verdicts.items()
     ]

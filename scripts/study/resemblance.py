@@ -1,4 +1,5 @@
-"""How well explanations of features resemble what these look at in real pictures (DiffExplainer, Section 4.3).
+"""Study of how well explanations of features resemble the highlighted parts of real images (DiffExplainer, Section
+4.3).
 
 Published: 3.08 for DiffExplainer and 2.40 for the feature attack, t = 10.32, by 100 students.
 """
@@ -23,27 +24,25 @@ from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study.pages import (
     METHODS,
-    AllowedAnswers,
     Box,
     Gallery,
     MakeOptions,
     Panel,
     Question,
-    Scores,
     Study,
     check_task,
     matching_records,
     primary_records,
-    read_answers,
     sample_items,
 )
+from classifier_lens.scripts.study.responses import AllowedResponses, Scores, read_responses
 from classifier_lens.tasks.analysis.activation_score import gray_outside_mask
 
-TITLE = "How alike are they?"
+TITLE = "How similar are they?"
 INTRODUCTION = (
-    "Each box below shows a real picture of which parts are highlighted: there it has its colours, elsewhere it is "
-    "grey. Beside it stands a picture that a program made to explain what is in those parts. Say how well the "
-    "explanation resembles them."
+    "Each box below shows a real image in which some parts are highlighted: they have their colors, the rest is gray. "
+    "The image on the right was generated to explain what these parts show. Say how well the explanation resembles the "
+    "highlighted parts."
 )
 RESEMBLANCE = "resemblance"
 SCALE = ((1, "1: no resemblance"), (2, "2"), (3, "3"), (4, "4"), (5, "5: strong resemblance"))
@@ -52,78 +51,84 @@ CAM_IMAGE = "cam-training"
 
 @dataclass
 class ResemblanceOptions(MakeOptions):
-    """What `MakeOptions` says."""
+    """The options of `MakeOptions`."""
 
     study: str = "resemblance"
 
 
 @dataclass(frozen=True)
 class FeatureImages:
-    """Its pictures' side in pixels and their neutral names: of the highlighted one, and of the explanations by
-    method."""
+    """The side of a feature's images in pixels and their neutral names: of the highlighted image, and of the
+    explanations by method."""
 
     side: int
     highlighted: str
     explanations: Mapping[str, str]
 
 
-# --- making --------------------------------------------------------------------------------------------------
+# --- pages ---------------------------------------------------------------------------------------------------
 
 
-def ask(runs: Sequence[RunResults], chosen: ResemblanceOptions) -> Study:
-    """Every feature that both audits explained, once with each explanation: the picture that counts, as another method
-    may have no more. Raises UserError for other tasks, features or training pictures, and where there is no map."""
-    random = Random(f"{chosen.seed} problems")
+def build_study(runs: Sequence[RunResults], options: ResemblanceOptions) -> Study:
+    """A study of every feature that both audits explain, once with each explanation, of which the saved image is shown.
+    Raises UserError for other tasks, features or training images, and without activation maps."""
+    random = Random(f"{options.seed} problems")
     gallery = Gallery(random)
-    features = [_feature(runs, both, gallery) for both in sample_items(_explained(runs), chosen.max_items, random)]
-    return Study(TITLE, INTRODUCTION, dict(zip(METHODS, runs, strict=True)), gallery, partial(boxes, features))
+    features = [
+        _feature(runs, record_pair, gallery)
+        for record_pair in sample_items(_explained(runs), options.max_items, random)
+    ]
+    return Study(TITLE, INTRODUCTION, dict(zip(METHODS, runs, strict=True)), gallery, partial(make_boxes, features))
 
 
 def _explained(runs: Sequence[RunResults]) -> list[tuple[Record, ...]]:
     for run in runs:
         check_task(run, "spurious_audit", "resemblance")
     records = [primary_records(run) for run in runs]
-    for run, own in zip(runs, records, strict=True):
-        if mapless := [r["name"] for r in own if CAM_IMAGE not in r["images"]]:
-            raise UserError(f"{run.folder}: {mapless[0]} has no map of where the feature looks; the network has none")
-    found = matching_records(runs, records, ["target", "unit"], ["training", CAM_IMAGE])
-    if not found:
+    for run, run_records in zip(runs, records, strict=True):
+        if names_without_map := [r["name"] for r in run_records if CAM_IMAGE not in r["images"]]:
+            raise UserError(
+                f"{run.folder}: {names_without_map[0]} has no activation map of the feature; give runs of a network "
+                "with maps"
+            )
+    matches = matching_records(runs, records, ["target", "unit"], ["training", CAM_IMAGE])
+    if not matches:
         raise UserError(f"{runs[0].folder}, {runs[1].folder}: explain no feature in common; give audits of one network")
-    return found
+    return matches
 
 
-def _feature(runs: Sequence[RunResults], both: Sequence[Record], gallery: Gallery) -> FeatureImages:
-    picture, cam = (runs[0].image_path(both[0], name) for name in ("training", CAM_IMAGE))
-    named = gallery.add(partial(_highlighted, picture, cam))
-    return FeatureImages(read_png(picture).shape[-1], named, gallery.add_results(runs, both))
+def _feature(runs: Sequence[RunResults], record_pair: Sequence[Record], gallery: Gallery) -> FeatureImages:
+    training_image, cam = (runs[0].image_path(record_pair[0], name) for name in ("training", CAM_IMAGE))
+    highlighted = gallery.add(partial(_highlighted, training_image, cam))
+    return FeatureImages(read_png(training_image).shape[-1], highlighted, gallery.add_results(runs, record_pair))
 
 
-def _highlighted(picture: Path, cam: Path) -> Float[Tensor, "3 h w"]:
-    """A picture in its colours where its map is bright, in grey elsewhere."""
-    return gray_outside_mask(read_png(picture)[None], read_png(cam)[None, :1])[0]
+def _highlighted(image: Path, cam: Path) -> Float[Tensor, "3 h w"]:
+    """An image in its colors where its map is bright, in gray elsewhere."""
+    return gray_outside_mask(read_png(image)[None], read_png(cam)[None, :1])[0]
 
 
-def boxes(features: Sequence[FeatureImages], random: Random) -> list[Box]:
-    """A page's explanations, each in a box of its own, in the order that `random` draws."""
-    asked = [(feature, method) for feature in features for method in METHODS]
-    return [_box(feature, feature.explanations[method]) for feature, method in random.sample(asked, len(asked))]
+def make_boxes(features: Sequence[FeatureImages], random: Random) -> list[Box]:
+    """The boxes of a page, one per explanation, in random order."""
+    ratings = [(feature, method) for feature in features for method in METHODS]
+    return [_box(feature, feature.explanations[method]) for feature, method in random.sample(ratings, len(ratings))]
 
 
 def _box(feature: FeatureImages, explanation: str) -> Box:
     row = [
-        Panel("Real picture", [(feature.highlighted, "Real picture, parts of it highlighted")]),
-        Panel("Explanation", [(explanation, "Explanation")]),
+        Panel("Real image", [(feature.highlighted, "Real image with highlighted parts")]),
+        Panel("Explanation", [(explanation, "Generated explanation")]),
     ]
-    text = "How well does the explanation resemble the highlighted parts of the real picture?"
+    text = "How well does the explanation resemble the highlighted parts of the real image?"
     return Box("", feature.side, [row], [Question(RESEMBLANCE, text, SCALE, explanation)])
 
 
-# --- scoring -------------------------------------------------------------------------------------------------
+# --- scores --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rating:
-    """participant: the position of the file of answers; value: from 1, no resemblance, to 5, a strong one."""
+    """participant: index of the file of responses; value: from 1, no resemblance, to 5, strong resemblance."""
 
     participant: int
     problem: str
@@ -133,9 +138,9 @@ class Rating:
 
 @dataclass(frozen=True)
 class MeanRating:
-    """A mean rating, or how much larger A's is than B's. group: a method, or how the difference was tested; n: values
-    that it is the mean of; low, high: ends of its 95 % interval by Student's t; t, df, p: two-sided test of the
-    difference against 0. None: undefined, as too few or only equal values were given."""
+    """A mean rating, or the difference of A's and B's. group: a method, or the type of the test; n: number of values;
+    low, high: ends of the 95 % interval by Student's t; t, df, p: two-sided test of the difference against 0. None:
+    undefined, with too few or only equal values."""
 
     group: str
     n: int
@@ -150,54 +155,58 @@ class MeanRating:
 def read_ratings(files: Sequence[Path], key: Mapping[str, Any]) -> list[Rating]:
     """All ratings, one file per participant."""
     allowed = [value for value, _ in SCALE]
-    asked = AllowedAnswers("a whole number from 1 to 5", lambda value: type(value) is int and value in allowed)
-    given = read_answers(files, key, {RESEMBLANCE: asked})
-    known = key["pictures"]
+    allowed_ratings = AllowedResponses(
+        "a whole number from 1 to 5", lambda value: type(value) is int and value in allowed
+    )
+    responses = read_responses(files, key, {RESEMBLANCE: allowed_ratings})
+    metadata = key["images"]
     return [
-        Rating(i, known[answer.image]["problem"], known[answer.image]["method"], answer.value)
-        for i, own in enumerate(given) for answer in own
+        Rating(i, metadata[response.image]["problem"], metadata[response.image]["method"], response.value)
+        for i, participant_responses in enumerate(responses) for response in participant_responses
     ]  # fmt: skip
 
 
 def score_ratings(ratings: Sequence[Rating]) -> list[MeanRating]:
-    """Each method's mean, and the difference between them: over the features that one participant rated with both
-    methods and, as ratings of one participant are alike, over the participants' own mean differences; where there are
-    fewer than two such features, by Welch's test over all ratings."""
+    """The mean of each method, and the difference between them: over the features that one participant rated with both
+    methods and, since ratings of one participant are correlated, over the mean differences of participants. With fewer
+    than two such features, by Welch's test over all ratings."""
     first, second = (
         {(r.participant, r.problem): r.value for r in ratings if r.method == method} for method in METHODS
     )  # fmt: skip
     values = [[*first.values()], [*second.values()]]
-    means = [mean_rating(method, own) for method, own in zip(METHODS, values, strict=True)]
-    pairs = {asked: first[asked] - second[asked] for asked in first if asked in second}
+    means = [mean_rating(method, method_values) for method, method_values in zip(METHODS, values, strict=True)]
+    pairs = {rating_key: first[rating_key] - second[rating_key] for rating_key in first if rating_key in second}
     if len(pairs) < 2:
         return [*means, welch_t_test(*values)]
-    people = sorted({participant for participant, _ in pairs})
-    own = [fmean(d for (participant, _), d in pairs.items() if participant == person) for person in people]
-    return [*means, paired_t_test("pairs", [*pairs.values()]), paired_t_test("participants", own)]
+    participants = sorted({participant for participant, _ in pairs})
+    method_values = [
+        fmean(d for (participant, _), d in pairs.items() if participant == person) for person in participants
+    ]
+    return [*means, paired_t_test("pairs", [*pairs.values()]), paired_t_test("participants", method_values)]
 
 
-def mean_rating(of: str, values: Sequence[float]) -> MeanRating:
-    """The mean of values, with its interval."""
+def mean_rating(group: str, values: Sequence[float]) -> MeanRating:
+    """The mean of values with its interval."""
     if not values:
-        return MeanRating(of, 0)
+        return MeanRating(group, 0)
     value, n = fmean(values), len(values)
     if n < 2:
-        return MeanRating(of, n, value)
-    half = float(stats.t.ppf(0.975, n - 1)) * stdev(values) / sqrt(n)
-    return MeanRating(of, n, value, value - half, value + half)
+        return MeanRating(group, n, value)
+    margin = float(stats.t.ppf(0.975, n - 1)) * stdev(values) / sqrt(n)
+    return MeanRating(group, n, value, value - margin, value + margin)
 
 
-def paired_t_test(of: str, differences: Sequence[float]) -> MeanRating:
-    """The mean difference within pairs, with the paired t-test."""
-    found = mean_rating(of, differences)
+def paired_t_test(group: str, differences: Sequence[float]) -> MeanRating:
+    """The mean difference within pairs with the paired t-test."""
+    rating = mean_rating(group, differences)
     if len(set(differences)) < 2:  # t would be 0 / 0, or infinite
-        return found
+        return rating
     test = stats.ttest_1samp(differences, 0)
-    return replace(found, t=float(test.statistic), df=float(test.df), p=float(test.pvalue))
+    return replace(rating, t=float(test.statistic), df=float(test.df), p=float(test.pvalue))
 
 
 def welch_t_test(values: Sequence[float], others: Sequence[float]) -> MeanRating:
-    """The difference between the means of independent values, with Welch's t-test."""
+    """The difference of the means of independent values with Welch's t-test."""
     n = len(values) + len(others)
     if not values or not others:
         return MeanRating("Welch", n)

@@ -1,2 +1,2 @@
-"""Tables that are generated: options in docs/, ImageNet's classes and their kinds.
+"""Generated tables: configuration keys in docs/, ImageNet's classes and their hypernyms.
 Tables of results are written by scripts/evaluate/."""

@@ -1,4 +1,4 @@
-"""Write the table of ImageNet's classes and of what they are kinds of, data/imagenet_hierarchy.csv.
+"""Write the table of ImageNet's classes and their hypernyms, data/imagenet_hierarchy.csv.
 
     python scripts/tables/imagenet_hierarchy.py /usr/share/wordnet data/imagenet_hierarchy.csv
 
@@ -20,7 +20,7 @@ from timm.data import ImageNetInfo
 from classifier_lens.data.imagenet_hierarchy import COLUMNS, COMMENT
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
 
-HYPERNYMS = ("@", "@i")  # pointers to the kind, and of single things to theirs; wninput(5WN)
+HYPERNYMS = ("@", "@i")  # pointers of synsets, and of instances, to their hypernyms; wninput(5WN)
 HEADER = """ImageNet's 1000 classes in the order of their numbers and, without a number, all that they are kinds of.
 id: ImageNet's, `n` and the offset in WordNet 3.0's data.noun; name: of a class open_clip's, else WordNet's first word;
 kinds: ids of the hypernyms. Written by scripts/tables/imagenet_hierarchy.py from WordNet 3.0, whose notice follows.
@@ -36,32 +36,32 @@ class Synset:
 
 
 def read_nouns(lines: Iterable[str]) -> dict[str, Synset]:
-    """The synsets of `data.noun` by offset (wndb(5WN)); lines of its notice begin with blanks."""
-    found = {}
+    """The synsets of `data.noun` by offset (wndb(5WN)); lines of the license start with two spaces."""
+    synsets = {}
     for line in lines:
         if line.startswith("  "):
             continue
         fields = line.split(" | ")[0].split()
-        first = 4 + 2 * int(fields[3], 16)  # behind the words, of which each has a number
+        first = 4 + 2 * int(fields[3], 16)  # after the words, each with a number
         pointers = [fields[i : i + 4] for i in range(first + 1, first + 1 + 4 * int(fields[first]), 4)]
         kinds = tuple(target for symbol, target, _, _ in pointers if symbol in HYPERNYMS)
-        found[fields[0]] = Synset(fields[4].replace("_", " "), kinds)
-    return found
+        synsets[fields[0]] = Synset(fields[4].replace("_", " "), kinds)
+    return synsets
 
 
 def hypernym_closure(classes: Iterable[str], nouns: Mapping[str, Synset]) -> list[str]:
-    """The offsets of everything that the classes are kinds of, sorted, without themselves."""
-    reached, waiting = set(), list(classes)
-    while waiting:
-        offset = waiting.pop()
-        if offset not in reached:
-            reached.add(offset)
-            waiting += nouns[offset].hypernyms
-    return sorted(reached - set(classes))
+    """The offsets of all direct and indirect hypernyms of the classes, sorted, without the classes."""
+    visited, queue = set(), list(classes)
+    while queue:
+        offset = queue.pop()
+        if offset not in visited:
+            visited.add(offset)
+            queue += nouns[offset].hypernyms
+    return sorted(visited - set(classes))
 
 
 def hierarchy_table(ids: Sequence[str], names: Sequence[str], nouns: Mapping[str, Synset]) -> list[tuple[str, ...]]:
-    """The rows in `COLUMNS`: the classes in their order, then what is above them."""
+    """The rows in `COLUMNS`: the classes in their order, then their hypernyms."""
 
     def row(index: str, offset: str, name: str) -> tuple[str, ...]:
         return index, f"n{offset}", name, " ".join(f"n{kind}" for kind in nouns[offset].hypernyms)
@@ -72,16 +72,16 @@ def hierarchy_table(ids: Sequence[str], names: Sequence[str], nouns: Mapping[str
 
 
 def wordnet_license(lines: Iterable[str]) -> str:
-    """WordNet's licence, which its files begin with; their numbers of lines are left out."""
-    own = (re.sub(r"^\s+\d+ ?", "", line).rstrip() for line in lines if line.startswith("  "))
-    return "\n".join(own) + "\n"
+    """WordNet's license, at the start of its files, without line numbers."""
+    license_lines = (re.sub(r"^\s+\d+ ?", "", line).rstrip() for line in lines if line.startswith("  "))
+    return "\n".join(license_lines) + "\n"
 
 
 def main(wordnet: str, out: str) -> None:
-    """Raises SystemExit where there is no WordNet."""
+    """Write the table. Raises SystemExit if WordNet is missing."""
     source = Path(wordnet) / "data.noun"
     if not source.is_file():
-        raise SystemExit(f"{source}: no such file; wanted is WordNet 3.0's, of Debian's package wordnet-base")
+        raise SystemExit(f"{source}: no such file; install WordNet 3.0, Debian's package wordnet-base")
     lines = source.read_text(encoding="ascii").splitlines()
     rows = hierarchy_table(ImageNetInfo("imagenet-1k").label_names(), imagenet_labels(), read_nouns(lines))
     with open(out, "w", newline="", encoding="utf-8") as file:
@@ -92,5 +92,5 @@ def main(wordnet: str, out: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        raise SystemExit("two arguments are needed: the folder of data.noun, and the table to write")
+        raise SystemExit("usage: imagenet_hierarchy.py <folder of data.noun> <table to write>")
     main(sys.argv[1], sys.argv[2])

@@ -2,9 +2,9 @@
 
     python scripts/tables/option_tables.py
 
-Between `<!-- options: task=uvce -->` and `<!-- end -->` of a page is a table of conf/task/uvce.yaml: each key with its
+Between `<!-- options: task=uvce -->` and `<!-- end -->` a page has a table of conf/task/uvce.yaml: each key with its
 default and its comment. docs/reference/keys.md has such a table for every file of conf/ except the experiments. A test
-checks that the pages are as this script writes them.
+checks that the pages are up to date.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PAGES = ROOT / "docs" / "tasks"
 KEYS_PAGE = ROOT / "docs" / "reference" / "keys.md"
 TABLE_BLOCK = re.compile(r"(<!-- options: ([a-z_]+)=([a-z0-9_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEY_LINE = re.compile(r"""^(?P<indent> *)(?P<key>"?[a-z_]\w*"?):(?: (?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?$""")
-REFERENCE = re.compile(r"\$\{\w+\}$|[>|]-?$")  # to another part of the configuration, or a text on the lines below
+REFERENCE = re.compile(r"\$\{\w+\}$|[>|]-?$")  # reference to another key, or text on the lines below
 HEAD = re.compile(r"\A(#.*\n)+")
-# What says how an option is put together, not what it does.
+# Keys that construct an option and have no meaning for a user.
 SKIPPED_KEYS = ("defaults", "_target_", "_partial_", "cache", "presets")
 CONSTRUCTION_KEYS = ("_target_", "_partial_")
 
@@ -64,7 +64,7 @@ keys of a command with their values. [Reproduce the papers](../guides/reproduce_
 
 @dataclass(frozen=True)
 class Option:
-    """A key of a configuration file, its default as it is written, and its comment."""
+    """A key of a configuration file, its default as written there, and its comment."""
 
     key: str
     default: str
@@ -72,11 +72,10 @@ class Option:
 
 
 def parse_options(group: str, text: str, undocumented: bool = False) -> list[Option]:
-    """The keys of an option's file that have a comment, with the key of a mapping before its inner ones; undocumented:
-    also keys without one, if they have a value of their own.
+    """The documented keys of an option's file, a mapping's key before its inner keys; undocumented: also keys without a
+    comment that have a value.
 
-    Lines of comment right above a key belong to it, as do one behind it and those right below it that are indented
-    deeper.
+    A key's comment is on the lines right above it, on the same line, or on more deeply indented lines right below it.
     """
     parents: list[str] = []
     preceding_comments: list[str] = []
@@ -107,7 +106,7 @@ def parse_options(group: str, text: str, undocumented: bool = False) -> list[Opt
 
 
 def _written(value: str) -> str:
-    """A default as the file has it, without what says how an object is built; of one over several lines the first."""
+    """A default as written in the file, without construction keys; of several lines the first one."""
     if value.startswith(("[", "{")) and not value.endswith(("]", "}")):
         return f"{value} …"
     if not value.startswith("{") or "_target_" not in value:
@@ -119,7 +118,8 @@ def _written(value: str) -> str:
 
 
 def options_table(group: str, text: str, undocumented: bool = False) -> str:
-    """The options of a file as a table of Markdown, empty without any; the head of the file is no option's comment."""
+    """The options of a file as a Markdown table, empty without options; the head of the file is no comment of an
+    option."""
     rows = [_row(option) for option in parse_options(group, HEAD.sub("", text), undocumented)]
     return "\n".join(["| key | default | description |", "|---|---|---|", *rows, ""]) if rows else ""
 
@@ -130,19 +130,19 @@ def _row(option: Option) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text as a cell of Markdown."""
+    """A text as a cell of a Markdown table."""
     return text.replace("|", r"\|")
 
 
 def _plain(text: str) -> str:
-    """A comment as text of Markdown: what would be markup is escaped, except in spans of code."""
+    """A comment as Markdown text, with markup characters escaped outside code spans."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([*<])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)
 
 
 def update_page(text: str) -> str:
-    """A page with its tables as conf/ has them now."""
+    """A page with up-to-date tables."""
 
     def table(match: re.Match[str]) -> str:
         file = ROOT / "conf" / match[2] / f"{match[3]}.yaml"
@@ -168,7 +168,7 @@ def _sections() -> Iterator[str]:
 
 
 def _option_section(group: str, file: Path) -> str:
-    """The head, the ancestor and the keys of one option."""
+    """Title, comment, ancestors and keys of one option."""
     text = file.read_text()
     head = HEAD.match(text)
     comments = [line.removeprefix("#").strip() for line in head[0].splitlines()] if head else []
@@ -181,18 +181,18 @@ def _option_section(group: str, file: Path) -> str:
 
 
 def _key_of(group: str, option: str) -> str:
-    """Where an option's keys are in the configuration."""
+    """The prefix of an option's keys in the configuration."""
     return f"baseline.{option}" if group == "baseline" else group.replace("/", ".")
 
 
 def _ancestors(content: Any) -> list[str]:
-    """The options of the same group that a file inherits from."""
+    """The options of the same group from which a file inherits."""
     defaults = content.get("defaults", []) if isinstance(content, dict) else []
     return [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write all pages again."""
+    """Write all pages."""
     pages = {path: update_page(path.read_text()) for path in sorted(PAGES.glob("*.md"))}
     for path, text in {**pages, KEYS_PAGE: keys_page()}.items():
         path.write_text(text)

@@ -1,2 +1,2 @@
-"""Where published weights come from, and pipelines with random weights for tests of their layout.
+"""Sources of published weights, and pipelines with random weights for tests of their layout.
 The command is scripts/fetch_weights.py."""

@@ -1,4 +1,4 @@
-"""A pipeline of Stable Diffusion 1.5's architecture with random weights, at its own size or a smaller one."""
+"""A pipeline with Stable Diffusion 1.5's architecture and random weights, of full or smaller size."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MODEL_MAX_LENGTH = 77  # tokens of a prompt
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Widths and depths. unet_channels, vae_channels: channels of their four levels; hidden_size, num_hidden_layers,
-    num_attention_heads: of the text encoder, whose feed-forward layers are `intermediate_size` wide; unet_kwargs:
-    further settings of the UNet, text_encoder_kwargs: of the text encoder."""
+    """Widths and depths. unet_channels, vae_channels: channels of the four levels; hidden_size, intermediate_size (of
+    the feed-forward layers), num_hidden_layers, num_attention_heads: of the text encoder; unet_kwargs,
+    text_encoder_kwargs: further settings."""
 
     unet_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
     vae_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
@@ -36,10 +36,10 @@ class ModelSize:
 def write_pipeline(
     folder: Path, size: ModelSize, scheduler: Any, dtype: torch.dtype, pad_token: str | None = None
 ) -> None:
-    """The folder of a pipeline whose weights are drawn with a fixed seed, and which has no safety checker.
+    """Write a pipeline folder with random weights of a fixed seed and without a safety checker.
 
-    scheduler: an object of diffusers; dtype: of the weights' files; pad_token: the token that fills prompts up, None
-    for the mark at their end. The tokenizer knows the planted world's words and any other letter by letter."""
+    scheduler: of diffusers; dtype: of the weight files; pad_token: the padding token, None for the end token. The
+    tokenizer has the words of the planted world, and splits other words into letters."""
     torch.manual_seed(0)
     captions = planted.sample_captioned_scenes(300, seed=1)[1]
     tokenizer = train_tokenizer(captions, 100, MODEL_MAX_LENGTH, folder.with_name("learned tokenizer"))

@@ -244,8 +244,8 @@ def find_source(name: str) -> Source:
         repository, _, revision = name.removeprefix("hub/").partition("@")
         return hub_repository(repository, revision or None, CLASSIFIER_FILES, "its hub id")
     names = "timm/<name>[@<commit>], torchvision/<name>.<weights>, hub/<owner>/<name>[@<commit>]"
-    more = f"{names} and words of run.py such as classifier=vit_b"
-    raise UserError(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {more}")
+    allowed = f"{names} and words of run.py such as classifier=vit_b"
+    raise UserError(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {allowed}")
 
 
 def hub_repository(name: str, revision: str | None, files: tuple[str, ...], used_by: str) -> HubRepository:
@@ -298,11 +298,13 @@ def _hub(path: str | None, revision: str | None, files: tuple[str, ...], used_by
 
 
 def _pipeline(node: Mapping[str, Any]) -> list[Source]:
-    found = _hub(node["path"], node["revision"], PIPELINE_FILES, "generator.path")
+    sources = _hub(node["path"], node["revision"], PIPELINE_FILES, "generator.path")
     if node["variant"] == "fp16":
-        found = [replace(source, files=FP16_PIPELINE_FILES) for source in found if isinstance(source, HubRepository)]
+        sources = [
+            replace(source, files=FP16_PIPELINE_FILES) for source in sources if isinstance(source, HubRepository)
+        ]
     unet = _hub(node["unet"], None, PIPELINE_FILES, "generator.unet")
-    return [*found, *unet, *_hub(node["lora"], None, NETWORK_FILES, "generator.lora")]
+    return [*sources, *unet, *_hub(node["lora"], None, NETWORK_FILES, "generator.lora")]
 
 
 def _timm(node: Mapping[str, Any]) -> list[Source]:
@@ -323,10 +325,10 @@ def _torchvision_file(name: str, tag: str) -> WeightFile:
         weights = torchvision.models.get_model_weights(name)[tag]
     except (KeyError, ValueError) as error:
         raise UserError(f"torchvision/{name}.{tag}: torchvision has no such weights ({first_line(error)})") from error
-    place, size = Path(torch.hub.get_dir()) / "checkpoints", int(weights.meta["_file_size"] * 2**20)
+    folder, size = Path(torch.hub.get_dir()) / "checkpoints", int(weights.meta["_file_size"] * 2**20)
     sha256 = weights.url.rpartition("-")[2].partition(".")[0]
     used_by = f"classifier.name={name} classifier.weights={tag}"
-    return WeightFile((None, str(place)), weights.url, size, sha256, "BSD-3-Clause", used_by)
+    return WeightFile((None, str(folder)), weights.url, size, sha256, "BSD-3-Clause", used_by)
 
 
 def _transformers(node: Mapping[str, Any]) -> list[Source]:
@@ -337,15 +339,15 @@ def _open_clip(node: Mapping[str, Any]) -> list[Source]:
     if node["pretrained"] is None or Path(node["pretrained"]).exists():
         return []
     config = open_clip.get_pretrained_cfg(node["name"], node["pretrained"])
-    place = config.get("hf_hub", "").rstrip("/")
-    words = (open_clip.get_model_config(node["name"]) or {}).get("text_cfg", {}).get("hf_tokenizer_name")
-    network = _hub(place or None, node["revision"], NETWORK_FILES, f"clip.name={node['name']}")
-    return [*network, *_hub(words, None, TOKENIZER_FILES, f"the texts of clip.name={node['name']}")]
+    repository = config.get("hf_hub", "").rstrip("/")
+    tokenizer_name = (open_clip.get_model_config(node["name"]) or {}).get("text_cfg", {}).get("hf_tokenizer_name")
+    network = _hub(repository or None, node["revision"], NETWORK_FILES, f"clip.name={node['name']}")
+    return [*network, *_hub(tokenizer_name, None, TOKENIZER_FILES, f"the texts of clip.name={node['name']}")]
 
 
 def _network(node: Mapping[str, Any]) -> list[Source]:
-    found = _hub(node["path"], node["revision"], NETWORK_FILES, node["_target_"])
-    return [*found, *_hub(node.get("detector"), node.get("detector_revision"), NETWORK_FILES, node["_target_"])]
+    sources = _hub(node["path"], node["revision"], NETWORK_FILES, node["_target_"])
+    return [*sources, *_hub(node.get("detector"), node.get("detector_revision"), NETWORK_FILES, node["_target_"])]
 
 
 def _cifar10_checkpoint(node: Mapping[str, Any]) -> list[Source]:
@@ -353,8 +355,8 @@ def _cifar10_checkpoint(node: Mapping[str, Any]) -> list[Source]:
 
 
 def _grounded_sam_files(node: Mapping[str, Any]) -> list[Source]:
-    wanted = (Path(node["detector_weights"]), Path(node["sam_weights"]))
-    files = [source for source in SOURCES.values() if isinstance(source, WeightFile) and source.path in wanted]
+    paths = (Path(node["detector_weights"]), Path(node["sam_weights"]))
+    files = [source for source in SOURCES.values() if isinstance(source, WeightFile) and source.path in paths]
     return [*files, *_hub(node["text_encoder"], node["text_encoder_revision"], NETWORK_FILES, node["_target_"])]
 
 

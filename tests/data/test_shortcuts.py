@@ -155,5 +155,5 @@ def test_a_stronger_tie_leaves_out_more_of_the_same_order() -> None:
 
 
 def test_a_class_without_a_picture_of_its_cue_is_refused() -> None:
-    with pytest.raises(UserError, match=r"ties.a: none of the 2 images"):
+    with pytest.raises(UserError, match=r"shortcuts.a: none of the 2 images"):
         subsample_to_strength(torch.tensor([0, 0, 1]), torch.tensor([False, False, True]), ("a", "b"), {"a": 0.5}, 0)

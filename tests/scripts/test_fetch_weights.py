@@ -75,7 +75,7 @@ def test_hub_weights_are_fetched_at_their_revision(monkeypatch: pytest.MonkeyPat
         find_source("resnet")
 
 
-def test_list_names_licence_and_pin_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_license_and_pin_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     fetch_weights.main(["list"])
     text = capsys.readouterr().out
     files = [source for source in SOURCES.values() if isinstance(source, WeightFile)]
@@ -116,7 +116,7 @@ def names(*words: str) -> list[str]:
 def test_the_planted_world_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for task in ("uvce", "spurious_audit", "disagreement", "diffexplainer_class", "neuron_vis"):
         assert names(f"task={task}") == []
-    assert fetch_weights.main(["fetch", "task=uvce"]) == 0 and capsys.readouterr().out.startswith("nothing:")
+    assert fetch_weights.main(["fetch", "task=uvce"]) == 0 and capsys.readouterr().out.startswith("nothing to fetch:")
     assert not fetch_weights.MANIFEST.exists()
 
 
@@ -227,7 +227,7 @@ def url() -> Iterator[str]:
 def test_a_transfer_that_was_cut_short_continues(url: str, tmp_path: Path) -> None:
     source = WeightFile(CIFAR10, url, len(WEIGHTS), SHA256, "x", "y")
     Server.most = 3
-    with pytest.raises(SystemExit, match="cut short"):
+    with pytest.raises(SystemExit, match="interrupted"):
         fetch_weights.fetch_file(source)
     assert (tmp_path / "here" / "net.th.part").read_bytes() == WEIGHTS[:3] and not source.path.exists()
     Server.most = None

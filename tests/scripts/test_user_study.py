@@ -57,8 +57,8 @@ every_kind = pytest.mark.parametrize("kind", STUDIES)
 def test_a_page_shows_every_picture_that_lies_beside_it_and_no_other(tmp_path: Path, kind: str) -> None:
     made = study(tmp_path, kind)
     page = Page(made.pages[0])
-    files = {path.stem: path for path in (made.out / "pictures").iterdir()}
-    assert set(page.pictures) == set(files) and made.key["pictures"].keys() <= files.keys()
+    files = {path.stem: path for path in (made.out / "images").iterdir()}
+    assert set(page.pictures) == set(files) and made.key["images"].keys() <= files.keys()
     for name, path in files.items():
         assert re.fullmatch(r"[0-9a-f]{12}\.png", path.name), name
         with Image.open(path) as picture:
@@ -75,9 +75,9 @@ def test_a_page_needs_no_network_and_tells_nothing_of_the_runs(tmp_path: Path, k
     secrets += ["biased", *made.key["runs"].values(), *(f"“{name}”" for name in made.key["runs"])]
     for secret in secrets:
         assert secret not in text, secret
-    assert {path.name for path in made.out.iterdir()} == {"pictures", "study-1.html"}
+    assert {path.name for path in made.out.iterdir()} == {"images", "study-1.html"}
     assert (tmp_path / "out-key.json").is_file()
-    times = [path.stat().st_mtime_ns for path in sorted((made.out / "pictures").iterdir())]
+    times = [path.stat().st_mtime_ns for path in sorted((made.out / "images").iterdir())]
     assert times == sorted(times)  # copied by neutral name, so that times tell no runs apart either
 
 
@@ -108,14 +108,14 @@ def test_participants_see_orders_of_their_own_and_a_seed_makes_the_same_study(tm
     assert again.key == made.key
     other = study(tmp_path, kind, out="other", seed=1)
     assert other.key["study"] != made.key["study"]
-    assert other.key["pictures"].keys().isdisjoint(made.key["pictures"])
+    assert other.key["images"].keys().isdisjoint(made.key["images"])
 
 
 @every_kind
 def test_runs_of_other_tasks_and_used_folders_are_refused(tmp_path: Path, kind: str) -> None:
     wrong = FOLDERS["resemblance" if kind == "preference" else "preference"](tmp_path)
     options: Any = STUDIES[kind].options
-    with pytest.raises(UserError, match=f"study={kind} takes a run of task="):
+    with pytest.raises(UserError, match=f"study={kind} needs a run of task="):
         make_pages(STUDIES[kind].build_study, wrong, options(out=str(tmp_path / "out")))
     study(tmp_path, kind)
     with pytest.raises(UserError, match="is not empty"):
@@ -132,7 +132,7 @@ def test_what_a_page_saves_can_be_scored(tmp_path: Path, kind: str) -> None:
     found = STUDIES[kind].score([save(tmp_path, "1", filled)], made.key)
     assert found.rows and len(found.lines) == len(found.rows)
     assert all(len(row) == len(found.columns) for row in found.rows)
-    nothing = STUDIES[kind].score([save(tmp_path, "2", {**filled, "answers": []})], made.key)
+    nothing = STUDIES[kind].score([save(tmp_path, "2", {**filled, "responses": []})], made.key)
     assert nothing.rows[0] != found.rows[0]
 
 
@@ -140,17 +140,17 @@ def test_what_a_page_saves_can_be_scored(tmp_path: Path, kind: str) -> None:
 def test_wrong_answers_are_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     made = study(tmp_path, kind)
     filled = Page(made.pages[0]).filled(first)
-    question, given = next(item for box in filled["answers"] for item in box.items() if isinstance(item[1], dict))
+    question, given = next(item for box in filled["responses"] for item in box.items() if isinstance(item[1], dict))
     value = next(iter(given.values()))
     for changes, said in (
-        ({"study": "t"}, f"answers the study t, the key is that of {made.key['study']}"),
-        ({"answers": [{"beauty": {}}]}, "beauty: was not asked; asked were"),
-        ({"answers": [{question: {"z9": value}}]}, "wanted is a picture of the key, not z9"),
-        ({"answers": [{question: value}]}, "wanted is an answer per picture"),
-        ({"answers": filled["answers"] * 2}, "is answered twice"),
-        ({"answers": 3}, "wanted is a list with an object per box"),
+        ({"study": "t"}, f"belongs to study t, the key to study {made.key['study']}"),
+        ({"responses": [{"beauty": {}}]}, "beauty: unknown question; questions are"),
+        ({"responses": [{question: {"z9": value}}]}, "expected an image of the key, not z9"),
+        ({"responses": [{question: value}]}, "expected a response per image"),
+        ({"responses": filled["responses"] * 2}, "has two responses"),
+        ({"responses": 3}, "expected a list with an object per box"),
     ):
-        file = save(tmp_path, "answers", filled | changes)
+        file = save(tmp_path, "responses", filled | changes)
         with pytest.raises(UserError, match=re.escape(said)) as error:
             STUDIES[kind].score([file], made.key)
         assert "\n" not in str(error.value) and str(file) in str(error.value)
@@ -179,14 +179,14 @@ def test_command_line(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[s
     assert table == scores.table() and all(line in printed for line in scores.lines)
     other = "content" if kind == "preference" else "preference"
     assert main(["score", str(file), f"key={key}", f"study={other}"]) == 2
-    assert capsys.readouterr().err == f"study={other}: the key {key} is of study={kind}\n"
+    assert capsys.readouterr().err == f"study={other}: the key {key} belongs to study={kind}; leave study out\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "usage:"), (["judge"], "usage:"), (["make", "one"], "1 run folders: wanted are 2"),
-        (["score", "a.json"], "score: wanted are files of answers and key="),
+        ([], "usage:"), (["judge"], "usage:"), (["make", "one"], "1 run folders: make needs 2"),
+        (["score", "a.json"], "score: give files of responses and key="),
         (["score", "a", "key=b"], "b: no such file"),
         (["make", "a", "b", "size=3"], "size=3: unknown key; allowed are study, out"),
         (["make", "a", "b", "study=taste"], "study=taste: allowed are preference, resemblance, content"),
@@ -202,9 +202,12 @@ def test_bad_arguments_are_told_in_one_line(
 
 
 def test_a_file_that_is_no_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = save(tmp_path, "1", {"study": "s", "answers": []})
+    file = save(tmp_path, "1", {"study": "s", "responses": []})
     assert main(["score", str(file), f"key={file}"]) == 2
-    assert capsys.readouterr().err == f"key={file}: is no key, kind, pictures, runs is missing\n"
+    assert (
+        capsys.readouterr().err
+        == f"key={file}: is no key, images, kind, runs is missing; give the file that `make` wrote\n"
+    )
 
 
 def test_documented_commands_run(
@@ -223,6 +226,6 @@ def test_documented_commands_run(
         else:
             key = Path(words[-1].removeprefix("key="))
             page = Page(key.with_name(key.name.removesuffix("-key.json")) / "study-1.html")
-            words[1:-1] = [str(save(tmp_path, "answers", page.filled(first)))]
+            words[1:-1] = [str(save(tmp_path, "responses", page.filled(first)))]
         assert main(words) == 0, capsys.readouterr().err
     assert kinds == list(STUDIES) and len(commands) == 2 * len(STUDIES)

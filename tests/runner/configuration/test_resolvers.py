@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from classifier_lens.data.planted import CLASSES
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.cluster import submit
 from classifier_lens.runner.configuration.compose import compose_config, expand_sweep
+from classifier_lens.runner.paths import CONFIG_FOLDER
 from classifier_lens.runner.results.run_folder import run_key
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.units.activation_ranking import check_training_images
@@ -143,3 +146,11 @@ def test_small_generators_say_what_they_draw() -> None:
     assert compose_config([])["generator"]["known_classes"] == list(CLASSES)
     assert compose_config(["domain=cifar10", "sampler=lcm"])["generator"]["known_classes"] == list(cifar10.CLASSES)
     assert LatentDiffusion.known_classes is None
+
+
+def test_a_job_of_hydras_launcher_has_the_limits_of_submit_yaml() -> None:
+    defaults = OmegaConf.load(CONFIG_FOLDER / "submit.yaml")
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
+        launcher = compose("config", overrides=["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    assert (launcher.timeout_min, launcher.signal_delay_s) == (defaults.minutes, defaults.signal)
+    assert (launcher.mem_gb, launcher.cpus_per_task, launcher.name) == (defaults.mem_gb, defaults.cpus, defaults.name)

@@ -48,8 +48,8 @@ def row(name: str = "planted.a", estimate: Estimate | None = None, **changes: An
 @pytest.mark.parametrize(
     ("higher", "threshold", "n", "verdict"),
     [
-        (True, 0.9, 64, "short"), (True, 0.9, 63, "ok"), (True, 0.96, 63, "short"), (True, 0.8, 64, "ok"),
-        (False, 0.75, 64, "short"), (False, 0.75, 63, "ok"), (False, 0.6, 63, "short"), (False, 0.8, 64, "ok"),
+        (True, 0.9, 64, "fail"), (True, 0.9, 63, "pass"), (True, 0.96, 63, "fail"), (True, 0.8, 64, "pass"),
+        (False, 0.75, 64, "fail"), (False, 0.75, 63, "pass"), (False, 0.6, 63, "fail"), (False, 0.8, 64, "pass"),
     ],
 )  # fmt: skip
 def test_full_size_is_judged_by_the_value_and_a_smaller_one_by_the_favourable_end(
@@ -61,14 +61,14 @@ def test_full_size_is_judged_by_the_value_and_a_smaller_one_by_the_favourable_en
     )
 
 
-@pytest.mark.parametrize(("low", "n", "verdict"), [(0.1, 64, "ok"), (0.0, 64, "short"), (-0.1, 8, "ok")])
+@pytest.mark.parametrize(("low", "n", "verdict"), [(0.1, 64, "pass"), (0.0, 64, "fail"), (-0.1, 8, "pass")])
 def test_an_interval_may_have_to_lie_above_something(low: float, n: int, verdict: str) -> None:
     assert evaluate.check_threshold(row(threshold=0.2, interval_threshold=0.0), Estimate(0.3, low, 0.5), n) == verdict
 
 
 def test_no_bar_no_verdict_and_undefined_is_short() -> None:
     assert evaluate.check_threshold(row(threshold=None), Estimate(0.0, 0.0, 0.0), 64) == evaluate.NO_THRESHOLD
-    assert evaluate.check_threshold(row(higher_is_better=False), Estimate(math.nan, math.nan, math.nan), 64) == "short"
+    assert evaluate.check_threshold(row(higher_is_better=False), Estimate(math.nan, math.nan, math.nan), 64) == "fail"
 
 
 def test_the_table_has_every_row_once() -> None:
@@ -96,8 +96,8 @@ def test_the_table_has_every_row_once() -> None:
         (["size=3"], "size=3: unknown key; allowed are metrics, n, "),
         (["verbose"], "verbose: allowed are"),
         (
-            ["metrics=planted.null_text", "n=8", "write=true"],
-            "write=true n=8: planted.null_text is written at its full",
+            ["metrics=planted.null_text_psnr_drop", "n=8", "write=true"],
+            "write=true n=8: planted.null_text_psnr_drop is written at its full",
         ),
     ],
 )
@@ -117,13 +117,13 @@ def test_printed_lines_and_exit_codes(capsys: pytest.CaptureFixture[str], tmp_pa
     lack = row("cifar10.c", function=_lacking)
     assert evaluate.evaluate(evaluate.Options(), [row(), kid, row("planted.d", threshold=None)], "", tmp_path) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == "planted.a 80.0 % [70.0, 95.0] ≥ 90.0 % short 0.0 s a note".split()
-    assert lines[2].split() == "planted.b 1.20 × [0.50, 2.00] ≤ 1.50 × ok 0.0 s".split()
-    assert lines[4] == "1 ok, 1 short, 1 shown without a bar"
+    assert lines[1].split() == "planted.a 80.0 % [70.0, 95.0] ≥ 90.0 % fail 0.0 s a note".split()
+    assert lines[2].split() == "planted.b 1.20 × [0.50, 2.00] ≤ 1.50 × pass 0.0 s".split()
+    assert lines[4] == "1 pass, 1 fail, 1 without a threshold"
     assert evaluate.evaluate(evaluate.Options(), [kid], "", tmp_path) == 0
     assert evaluate.evaluate(evaluate.Options(), [kid, lack], "", tmp_path) == 1
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "cifar10.c                               skipped: data.path=x: not there", "1 ok, 1 skipped",
+        "cifar10.c                               skipped: data.path=x: not there", "1 pass, 1 skipped",
     ]  # fmt: skip
     assert not list(tmp_path.iterdir())
 
@@ -151,10 +151,17 @@ def test_results_are_merged_by_row_and_say_how_they_came_about(tmp_path: Path) -
         (second, "again", None),
     ]
     page = (tmp_path / "planted.md").read_text()
-    assert "| `planted.vae_psnr` | 0.80 dB | 0.70 … 0.95 | ≥ 0.90 dB | short | 64 | 0 | a note | 1 |" in page
-    assert "| `planted.mask_iou` | undefined | 70.0 … 90.0 | ≥ 50.0 % | short |" in page
+    assert "| `planted.vae_psnr` | 0.80 dB | 0.70 … 0.95 | ≥ 0.90 dB | fail | 64 | 0 | a note | 1 |" in page
+    assert "| `planted.mask_iou` | undefined | 70.0 … 90.0 | ≥ 50.0 % | fail |" in page
     assert "2. `again`: seed 0, 20" in page and f"torch {torch.__version__}" in page
     assert evaluate.weights_digest("planted") in page and not (tmp_path / "cifar10.md").exists()
+
+
+@pytest.mark.parametrize("name", ["planted", "planted_bfloat16", "cifar10"])
+def test_a_committed_page_shows_the_committed_numbers_of_known_metrics(name: str) -> None:
+    results = json.loads((evaluate.RESULTS / f"{name}.json").read_text())
+    assert {r["metric"] for r in results} <= {m.name for m in evaluate.METRICS}
+    assert (evaluate.RESULTS / f"{name}.md").read_text() == evaluate.format_page(name, results)
 
 
 def test_bfloat16_is_measured_as_a_gpu_computes_it_and_written_beside(tmp_path: Path) -> None:
@@ -206,7 +213,7 @@ def test_confidence_counts_missing_answers_as_misses(monkeypatch: pytest.MonkeyP
     given = [answer(0, True), answer(1, True), answer(2, False), answer(3, None)]
     monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given)
     found = planted_world.uvce_confident(SETTING, 4, "none")
-    assert found.value == 0.5 and found.note == "2 of 4 flip"
+    assert found.value == 0.5 and found.note == "2 of 4 predicted as the target"
 
 
 def test_seconds_are_those_of_the_answers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +223,7 @@ def test_seconds_are_those_of_the_answers_there_are(monkeypatch: pytest.MonkeyPa
     assert planted_world.uvce_seconds(SETTING, 3, "none").value == 3.0
     monkeypatch.setattr(planted_world, "counterfactuals", lambda *_: given[2:])
     nothing = planted_world.uvce_seconds(SETTING, 1, "none")
-    assert math.isnan(nothing.value) and nothing.note == "0 of 1 answered"
+    assert math.isnan(nothing.value) and nothing.note == "0 of 1 problems have a result"
 
 
 def test_background_is_compared_with_the_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +279,7 @@ def test_rows_without_their_data_are_skipped(
         monkeypatch.setenv(name, str(tmp_path / "absent"))
     monkeypatch.setattr(metric, "_networks", {})
     monkeypatch.setattr(metric, "build", lambda config, **given: build(config, **{"generator": None, **given}))
-    assert evaluate.main(["metrics=cifar10.vae,cifar10.uvce_flips", "n=2", f"outputs={tmp_path}"]) == 1
+    assert evaluate.main(["metrics=cifar10.vae,cifar10.uvce_target_rate", "n=2", f"outputs={tmp_path}"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert all("skipped: " in line and "absent" in line for line in lines[1:-1])
     assert lines[-1] == "2 skipped" and not (tmp_path / "uvce").exists()
@@ -314,9 +321,9 @@ def tiny_world(
 def test_all_planted_rows_by_way_of_the_runner(
     tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.evaluate(evaluate.Options(n=4, outputs=str(tmp_path)), planted_world.ROWS, "") in (0, 1)
+    assert evaluate.evaluate(evaluate.Options(n=4, outputs=str(tmp_path)), planted_world.METRICS, "") in (0, 1)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == [r.name for r in planted_world.ROWS]
+    assert [line.split()[0] for line in lines[1:-1]] == [r.name for r in planted_world.METRICS]
     folders = list((tmp_path / "uvce" / "planted_ddim-planted_clean").iterdir())
     records = [json.loads(text) for f in folders for text in (f / "results.jsonl").read_text().splitlines()]
     assert len(folders) == 8 and len(records) == 16
@@ -370,7 +377,7 @@ def test_a_stopped_run_ends_the_evaluation(tiny_world: None, tmp_path: Path, mon
 
 def test_unanswered_questions_are_no_result(tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric, "run", lambda parts, config: 1)
-    with pytest.raises(UserError, match="2 of 2 problems have no answer"):
+    with pytest.raises(UserError, match="2 of 2 problems have no result"):
         metric.compute_results(Setting(0, "cpu", str(tmp_path)), "planted_clean", (), 2)
 
 
@@ -378,7 +385,7 @@ def test_unanswered_questions_are_no_result(tiny_world: None, tmp_path: Path, mo
 def test_two_cheap_rows_on_the_shipped_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = evaluate.main(["metrics=planted.vae_psnr,planted.prompt_class", "n=2", f"outputs={tmp_path}"])
     lines = capsys.readouterr().out.splitlines()
-    assert code == int("short" in lines[-1]) and len(lines) == 4 and "skipped" not in lines[-1]
+    assert code == int("fail" in lines[-1]) and len(lines) == 4 and "skipped" not in lines[-1]
 
 
 def test_numbers_that_json_lacks_become_null() -> None:
@@ -391,4 +398,4 @@ def test_what_is_predicted_as_asked_counts_whatever_it_was_before() -> None:
     records = [{"target": "x", "predicted_before": b, "predicted_after": a} for b, a in ("yx", "xx", "yy", "xy")]
     given = [Result(None, record, None, None, None) for record in (*records, None)]
     estimate = target_prediction_rate(given)
-    assert estimate.value == 0.4 and estimate.note == "2 of 5 before anything changes"
+    assert estimate.value == 0.4 and estimate.note == "2 of 5 originals already"

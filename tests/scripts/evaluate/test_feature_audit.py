@@ -45,7 +45,7 @@ def test_the_auc_is_over_all_pairs_of_kinds(audited: dict[str, list[dict[str, An
     # Core 0.2, 0.3, 0.3, 0.4 against 0.0, 0.05, 0.1, 0.2, 0.4: 3 lie below all core ones, 0.2 and 0.4 tie once each.
     assert found.value == pytest.approx((3 * 4 + 3.5 + 0.5) / 20)
     assert found.low <= found.value <= found.high
-    assert found.note == "9 features, 5 of them spurious; 7 unclear and left out"
+    assert found.note == "9 features, 5 of them spurious; 7 ambiguous and left out"
     audited["planted_clean"], audited["planted_background_shortcut"] = features([0.3], [], "viaduct"), []
     assert math.isnan(audit_auc(SETTING, 9, NETWORKS).value)
 
@@ -69,9 +69,11 @@ def test_features_that_were_not_reached_are_neither_right_nor_flagged(audited: d
     assert audit_auc(SETTING, 9, NETWORKS).value == pytest.approx((3 * 4 + 3.5 + 0.5) / 20), "of all"
 
 
-def test_every_tied_class_should_have_a_flagged_feature(audited: dict[str, list[dict[str, Any]]]) -> None:
+def test_every_class_with_a_shortcut_should_have_a_flagged_feature(audited: dict[str, list[dict[str, Any]]]) -> None:
     found = audit_shortcut_recall(SETTING, 9, NETWORKS)
-    assert found.value == 0.5 and found.note == "not: planted_background_shortcut, rock crab", "its one feature has 0.4"
+    assert found.value == 0.5 and found.note == "not flagged: planted_background_shortcut, rock crab", (
+        "its one feature has 0.4"
+    )
 
 
 def test_ties_are_read_from_the_networks_own_file() -> None:

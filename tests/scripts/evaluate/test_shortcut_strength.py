@@ -83,4 +83,4 @@ def portrait(label: str, shades: Sequence[float]) -> Result:
 
 
 def test_rows_are_named_after_the_strength() -> None:
-    assert [row.name for row in shortcut_strength.ROWS] == [f"planted.bias_{s}" for s in (0, 50, 90, 99)]
+    assert [row.name for row in shortcut_strength.METRICS] == [f"planted.bias_{s}" for s in (0, 50, 90, 99)]

@@ -138,7 +138,7 @@ class Page(HTMLParser):
         elif tag == "img":
             self.boxes[-1].append((Path(str(given["src"])).stem, str(given["alt"])))
         elif tag == "fieldset":
-            picture, several = given.get("data-picture"), "data-several" in given
+            picture, several = given.get("data-image"), "data-multiple" in given
             self.questions.append(Fieldset(len(self.boxes) - 1, str(given["data-question"]), picture, several))
         elif tag == "input":
             assert self.open[-1] == "label", "an input without a label"
@@ -167,7 +167,7 @@ class Page(HTMLParser):
                 answers[asked.box][asked.question] = value
             else:
                 answers[asked.box].setdefault(asked.question, {})[asked.picture] = value
-        return {"study": self.form["data-study"], "page": int(str(self.form["data-page"])), "answers": answers}
+        return {"study": self.form["data-study"], "page": int(str(self.form["data-page"])), "responses": answers}
 
 
 def save(folder: Path, name: str, content: Mapping[str, Any]) -> Path:

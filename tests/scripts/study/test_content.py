@@ -13,7 +13,7 @@ from PIL import Image
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study import pages
 from classifier_lens.scripts.study.content import CHOICES, CONTENTS, CORE, ContentOptions, build_study, score
-from classifier_lens.scripts.study.pages import AnswerCount
+from classifier_lens.scripts.study.responses import ResponseCount
 from tests.scripts.study.studies import COLOURS, GROUPS, Page, audit, portraits, save
 
 
@@ -29,25 +29,25 @@ def study(tmp_path: Path, out: str = "out", audited: Path | None = None, **chang
 
 def test_a_class_stands_above_its_features(tmp_path: Path) -> None:
     page, key = study(tmp_path)
-    alternatives = [f"The class, picture {i}" for i in (1, 2, 3)]
-    alternatives += [f"Feature {k}, picture {i}" for k in (1, 2) for i in (1, 2)]
+    alternatives = [f"The class, image {i}" for i in (1, 2, 3)]
+    alternatives += [f"Feature {k}, image {i}" for k in (1, 2) for i in (1, 2)]
     assert [[alt for _, alt in box] for box in page.boxes] == [alternatives] * len(GROUPS)
-    assert {known["class"]: known["group"] for known in key["pictures"].values()} == GROUPS
+    assert {known["class"]: known["group"] for known in key["images"].values()} == GROUPS
     for box in page.boxes:
         for name, alt in box:
-            with Image.open(tmp_path / "out" / "pictures" / f"{name}.png") as picture:
+            with Image.open(tmp_path / "out" / "images" / f"{name}.png") as picture:
                 best = (250, 250, 0) if alt.startswith("The class") else COLOURS["A"]
                 assert picture.getpixel((0, 0)) == best  # the better restart, the objective that decides
     for core, contents in zip(page.questions[::2], page.questions[1::2], strict=True):
         assert (core.question, contents.question) == (CORE, CONTENTS) and core.values == [True, False]
         assert contents.several and contents.values == [name for name, _ in CHOICES]
         assert core.picture == contents.picture == page.boxes[core.box][0][0]
-        assert key["pictures"][core.picture]["class"] in core.legend
+        assert key["images"][core.picture]["class"] in core.legend
 
 
 def test_so_many_classes_and_pictures_are_shown_and_five_features(tmp_path: Path) -> None:
     page, key = study(tmp_path, audited=audit(tmp_path, features=7, samples=3), max_items=2, images_per_prompt=1)
-    assert len(page.boxes) == len(key["pictures"]) == 2
+    assert len(page.boxes) == len(key["images"]) == 2
     assert [[alt.split(",")[0] for _, alt in box] for box in page.boxes] == [
         ["The class", *(f"Feature {k}" for k in range(1, 6))]
     ] * 2
@@ -64,7 +64,7 @@ def test_the_first_five_features_are_those_of_the_lowest_ranks(tmp_path: Path) -
     for box in page.boxes:
         seen: Counter[Any] = Counter()
         for name, _ in box[3:]:
-            with Image.open(tmp_path / "out" / "pictures" / f"{name}.png") as picture:
+            with Image.open(tmp_path / "out" / "images" / f"{name}.png") as picture:
                 seen[picture.getpixel((0, 0))] += 1
         assert seen == {(rank,) * 3: 2 for rank in range(1, 6)}
 
@@ -72,7 +72,7 @@ def test_the_first_five_features_are_those_of_the_lowest_ranks(tmp_path: Path) -
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     classes, features = portraits(tmp_path), audit(tmp_path)
     wrong = [
-        ([features, classes], "task=spurious_audit; study=content takes a run of task=diffexplainer_class here"),
+        ([features, classes], "task=spurious_audit; study=content needs a run of task=diffexplainer_class here"),
         ([classes, audit(tmp_path / "1", network="planted_vit")], "explain planted_clean and planted_vit"),
         ([portraits(tmp_path / "2", ["lifeboat"]), features], "explain no class in common"),
     ]
@@ -85,14 +85,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 KEY = {
     "study": "s",
-    "pictures": {
+    "images": {
         "b1": {"class": "x", "group": "biased"}, "b2": {"class": "y", "group": "biased"},
         "u1": {"class": "z", "group": "unbiased"},
     },
 }  # fmt: skip
 
 
-def by_name(counts: list[AnswerCount]) -> dict[tuple[str, str], tuple[int, int]]:
+def by_name(counts: list[ResponseCount]) -> dict[tuple[str, str], tuple[int, int]]:
     return {(c.question, c.group): (c.rate.successes, c.rate.total) for c in counts}
 
 
@@ -104,7 +104,7 @@ def test_contents_are_counted_by_group_and_in_all(tmp_path: Path) -> None:
         ],
         [{CORE: {"b1": False}, CONTENTS: {"b1": ["none"]}}, {CORE: {"b2": False}}, {}],
     ]  # fmt: skip
-    files = [save(tmp_path, str(i), {"study": "s", "answers": own}) for i, own in enumerate(boxes)]
+    files = [save(tmp_path, str(i), {"study": "s", "responses": own}) for i, own in enumerate(boxes)]
     counts = score(files, KEY)
     found = by_name(counts)
     assert len(found) == len(counts) == 3 * (1 + len(CHOICES))
@@ -132,7 +132,7 @@ def test_answers_of_a_page_reach_their_groups(tmp_path: Path) -> None:
     page, key = study(tmp_path)
 
     def seen(picture: str | None) -> list[str]:
-        return ["context", "shape"] if key["pictures"][picture]["group"] == "biased" else ["object"]
+        return ["context", "shape"] if key["images"][picture]["group"] == "biased" else ["object"]
 
     file = save(tmp_path, "1", page.filled(lambda asked: seen(asked.picture) if asked.several else None))
     found = by_name(score([file], key))
@@ -143,6 +143,6 @@ def test_answers_of_a_page_reach_their_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [[], ["context", "context"], ["none", "object"], ["colour"], "object", True, [3]])
 def test_other_values_are_refused(tmp_path: Path, value: Any) -> None:
-    file = save(tmp_path, "1", {"study": "s", "answers": [{CONTENTS: {"b1": value}}]})
-    with pytest.raises(UserError, match="wanted is a list of object, parts, shape, texture, context, none"):
+    file = save(tmp_path, "1", {"study": "s", "responses": [{CONTENTS: {"b1": value}}]})
+    with pytest.raises(UserError, match="expected a list of object, parts, shape, texture, context, none"):
         score([file], KEY)

@@ -14,13 +14,22 @@ from PIL import Image
 
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study import pages
-from classifier_lens.scripts.study.pages import METHODS, AnswerCount, Gallery, Study, summarize_counts
-from classifier_lens.scripts.study.preference import BETTER, EQUAL, Pair, PreferenceOptions, ask, boxes, score
+from classifier_lens.scripts.study.pages import METHODS, Gallery, Study
+from classifier_lens.scripts.study.preference import (
+    BETTER,
+    EQUAL,
+    Pair,
+    PreferenceOptions,
+    build_study,
+    make_boxes,
+    score,
+)
+from classifier_lens.scripts.study.responses import ResponseCount, summarize_counts
 from tests.scripts.study.studies import COLOURS, class_folder, counterfactuals, save
 
 
 def make(first: Path, second: Path, chosen: PreferenceOptions) -> list[Path]:
-    return pages.make_pages(ask, [first, second], chosen)
+    return pages.make_pages(build_study, [first, second], chosen)
 
 
 def study(tmp_path: Path, out: str = "out", **changes: Any) -> tuple[list[Path], dict[str, Any]]:
@@ -36,14 +45,14 @@ def pairs(n: int) -> list[Pair]:
 
 
 def render(pairs: list[Pair], random: Random) -> str:
-    return pages.render_page(Study("t", "i", {}, Gallery(Random(0)), partial(boxes, pairs)), "s", 1, random)
+    return pages.render_page(Study("t", "i", {}, Gallery(Random(0)), partial(make_boxes, pairs)), "s", 1, random)
 
 
 def shown(page: str) -> list[tuple[str, str, str]]:
     """Original, first and second picture of each problem."""
-    found = re.findall(r'pictures/(\w+)\.png" alt="(Original|Picture [12])', page)
+    found = re.findall(r'images/(\w+)\.png" alt="(Original|Image [12])', page)
     flat = [name for name, _ in found]
-    assert [alt for _, alt in found] == ["Original", "Picture 1", "Picture 2"] * (len(found) // 3)
+    assert [alt for _, alt in found] == ["Original", "Image 1", "Image 2"] * (len(found) // 3)
     return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)]
 
 
@@ -57,9 +66,9 @@ def test_a_page_shows_every_problem_that_both_answered_well(tmp_path: Path) -> N
     assert text.count('alt="Example') == 8
     assert text.count('type="radio"') == 2 * (2 * 3 * 2 + 3)
     assert "Does it show what is typical of a viaduct?" in text
-    named = set(re.findall(r"pictures/(\w+)\.png", text))
-    assert {path.stem for path in (tmp_path / "out" / "pictures").iterdir()} == named and len(named) == 2 * 7
-    assert set(key["pictures"]) <= named
+    named = set(re.findall(r"images/(\w+)\.png", text))
+    assert {path.stem for path in (tmp_path / "out" / "images").iterdir()} == named and len(named) == 2 * 7
+    assert set(key["images"]) <= named
 
 
 def test_a_page_needs_no_network_and_does_not_tell_the_methods_apart(tmp_path: Path) -> None:
@@ -68,11 +77,11 @@ def test_a_page_needs_no_network_and_does_not_tell_the_methods_apart(tmp_path: P
     assert "http:" not in text and "https:" not in text and "url(" not in text
     for secret in ("secretA", "secretB", "planted", "uvce", "method", "test-0", str(tmp_path)):
         assert secret not in text, secret
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"pictures", "study-1.html"}
-    assert all(re.fullmatch(r"[0-9a-f]{12}", path.stem) for path in (tmp_path / "out" / "pictures").iterdir())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "study-1.html"}
+    assert all(re.fullmatch(r"[0-9a-f]{12}", path.stem) for path in (tmp_path / "out" / "images").iterdir())
     assert (tmp_path / "out-key.json").is_file()
-    for name, known in key["pictures"].items():
-        with Image.open(tmp_path / "out" / "pictures" / f"{name}.png") as picture:
+    for name, known in key["images"].items():
+        with Image.open(tmp_path / "out" / "images" / f"{name}.png") as picture:
             assert picture.getpixel((0, 0)) == COLOURS[known["method"]]
             assert not picture.info
 
@@ -89,7 +98,7 @@ def test_the_order_depends_on_the_seed_alone() -> None:
 
 def test_at_most_so_many_problems_are_asked(tmp_path: Path) -> None:
     (page,), key = study(tmp_path, max_items=1)
-    assert len(shown(page.read_text())) == 1 and len(key["pictures"]) == 2
+    assert len(shown(page.read_text())) == 1 and len(key["images"]) == 2
 
 
 def test_names_are_escaped_and_large_pictures_are_smooth() -> None:
@@ -101,11 +110,11 @@ def test_names_are_escaped_and_large_pictures_are_smooth() -> None:
 
 def test_references_come_from_a_folder(tmp_path: Path) -> None:
     (page,), _ = study(tmp_path, references=str(class_folder(tmp_path / "shown", 4)))
-    for name in re.findall(r'pictures/(\w+)\.png" alt="Example', page.read_text()):
-        with Image.open(tmp_path / "out" / "pictures" / f"{name}.png") as picture:
+    for name in re.findall(r'images/(\w+)\.png" alt="Example', page.read_text()):
+        with Image.open(tmp_path / "out" / "images" / f"{name}.png") as picture:
             assert picture.size == (8, 8) and picture.getpixel((4, 4)) == (0, 250, 250)
     (tmp_path / "shown" / "viaduct" / "0.png").unlink()
-    with pytest.raises(UserError, match="references: 3 pictures of 'viaduct'; at least 4 are needed"):
+    with pytest.raises(UserError, match="references: 3 images of 'viaduct'; at least 4 are needed"):
         study(tmp_path, out="other", references=str(tmp_path / "shown"))
     assert not (tmp_path / "other").exists()
 
@@ -113,12 +122,12 @@ def test_references_come_from_a_folder(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     first, second = (counterfactuals(tmp_path, method) for method in METHODS)
     for changes, said in (
-        ({"min_confidence": 0.99}, "min_confidence=0.99: no problem"),
+        ({"min_confidence": 0.99}, "min_confidence=0.99: reached by"),
         ({"references": "absent"}, "references=absent: no such folder"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             make(first, second, PreferenceOptions(out=str(tmp_path / "x"), **changes))
-    with pytest.raises(UserError, match="names no training pictures; give references="):
+    with pytest.raises(UserError, match="has no training images for examples; give references="):
         make(
             counterfactuals(tmp_path / "x", "A", trained=False),
             second,
@@ -128,7 +137,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         old = (first / "config.yaml").read_text().replace("seed: 0", "seed: 0, colour: 1")
         (first / "config.yaml").write_text(old)
         make(first, second, PreferenceOptions(out=str(tmp_path / "out")))
-    with pytest.raises(UserError, match="do not answer the same question"):
+    with pytest.raises(UserError, match="have different problems of this name"):
         make(
             first,
             counterfactuals(tmp_path / "y", "B", source="partridge"),
@@ -140,15 +149,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 KEY = {
     "study": "s", "kind": "preference", "runs": {"A": "one", "B": "two"},
-    "pictures": {f"{m.lower()}{i}": {"problem": f"p{i}", "method": m} for i in range(3) for m in METHODS},
+    "images": {f"{m.lower()}{i}": {"problem": f"p{i}", "method": m} for i in range(3) for m in METHODS},
 }  # fmt: skip
 
 
 def answered(tmp_path: Path, name: str, answers: list[dict[str, Any]], **changes: Any) -> Path:
-    return save(tmp_path, name, {"study": "s", "page": 1, "answers": answers, **changes})
+    return save(tmp_path, name, {"study": "s", "page": 1, "responses": answers, **changes})
 
 
-def by_name(counts: list[AnswerCount]) -> dict[tuple[str, str], tuple[int, int]]:
+def by_name(counts: list[ResponseCount]) -> dict[tuple[str, str], tuple[int, int]]:
     return {(c.question, c.group): (c.rate.successes, c.rate.total) for c in counts}
 
 
@@ -177,7 +186,7 @@ def test_a_swapped_order_is_undone(tmp_path: Path) -> None:
     for i, page in enumerate(pages):
         answers = []
         for _, *both in shown(page.read_text()):
-            methods = [key["pictures"][picture]["method"] for picture in both]
+            methods = [key["images"][picture]["method"] for picture in both]
             first.append(methods[0])
             answers.append({
                 "realistic": {p: m == "A" for p, m in zip(both, methods, strict=True)},
@@ -193,11 +202,11 @@ def test_a_swapped_order_is_undone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "changes", "said"),
     [
-        ([], {"study": "t"}, "answers the study t, the key is that of s"),
-        ([{"realistic": {"z9": True}}], {}, "wanted is a picture of the key"),
+        ([], {"study": "t"}, "belongs to study t, the key to study s"),
+        ([{"realistic": {"z9": True}}], {}, "expected an image of the key"),
         ([{"object": {"a0": "yes"}}], {}, "true or false"),
         ([{BETTER: "z9"}], {}, "better=z9"),
-        ([{BETTER: {"a0": "a0"}}], {}, "wanted is a picture of the key, or equal"),
+        ([{BETTER: {"a0": "a0"}}], {}, "expected an image of the key, or equal"),
     ],
 )
 def test_wrong_answers_are_refused(tmp_path: Path, answers: list[Any], changes: dict[str, Any], said: str) -> None:

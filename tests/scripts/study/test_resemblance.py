@@ -20,7 +20,7 @@ from classifier_lens.scripts.study.resemblance import (
     MeanRating,
     Rating,
     ResemblanceOptions,
-    ask,
+    build_study,
     format_scores,
     read_ratings,
     score_ratings,
@@ -33,32 +33,32 @@ from tests.scripts.study.studies import COLOURS, REAL, SIDE, Page, audit, save
 def study(tmp_path: Path, out: str = "out", **changes: Any) -> tuple[list[Page], dict[str, Any]]:
     """Pages and key of a study of two audits: of three pictures an answer, and of one."""
     runs = [audit(tmp_path, "A", samples=3), audit(tmp_path, "B", samples=1)]
-    *pages, key = study_pages.make_pages(ask, runs, ResemblanceOptions(out=str(tmp_path / out), **changes))
+    *pages, key = study_pages.make_pages(build_study, runs, ResemblanceOptions(out=str(tmp_path / out), **changes))
     return [Page(page) for page in pages], json.loads(key.read_text())
 
 
 def test_every_feature_stands_beside_either_explanation(tmp_path: Path) -> None:
     (page,), key = study(tmp_path)
     assert len(page.boxes) == 3 * 2 * 2
-    alternatives = ["Real picture, parts of it highlighted", "Explanation"]
+    alternatives = ["Real image with highlighted parts", "Generated explanation"]
     assert all([alt for _, alt in box] == alternatives for box in page.boxes)
     assert Counter(Counter(box[0][0] for box in page.boxes).values()) == {2: 6}
-    assert {box[1][0] for box in page.boxes} == key["pictures"].keys()
+    assert {box[1][0] for box in page.boxes} == key["images"].keys()
     for real, pair in {
         box[0][0]: [b[1][0] for b in page.boxes if b[0] == box[0]] for box in page.boxes
     }.items():  # fmt: skip
-        assert {key["pictures"][name]["method"] for name in pair} == set(METHODS)
-        assert len({key["pictures"][name]["problem"] for name in pair}) == 1, real
-    for name, known in key["pictures"].items():
+        assert {key["images"][name]["method"] for name in pair} == set(METHODS)
+        assert len({key["images"][name]["problem"] for name in pair}) == 1, real
+    for name, known in key["images"].items():
         assert known["problem"].endswith("-both")  # the objective that decides
-        with Image.open(tmp_path / "out" / "pictures" / f"{name}.png") as picture:
+        with Image.open(tmp_path / "out" / "images" / f"{name}.png") as picture:
             assert picture.getpixel((0, 0)) == COLOURS[known["method"]] and picture.size == (SIDE, SIDE)
 
 
 def test_the_highlighted_part_keeps_its_colours_and_the_rest_loses_them(tmp_path: Path) -> None:
     (page,), _ = study(tmp_path)
     for box in page.boxes:
-        with Image.open(tmp_path / "out" / "pictures" / f"{box[0][0]}.png") as picture:
+        with Image.open(tmp_path / "out" / "images" / f"{box[0][0]}.png") as picture:
             assert picture.getpixel((SIDE - 1, 0)) == REAL
             grey = picture.getpixel((0, 0))
     assert isinstance(grey, tuple) and len(set(grey)) == 1
@@ -72,20 +72,20 @@ def test_a_rating_is_a_whole_number_from_1_to_5(tmp_path: Path) -> None:
 
 def test_at_most_so_many_features_are_asked(tmp_path: Path) -> None:
     (page,), key = study(tmp_path, max_items=1)
-    assert len(page.boxes) == len(key["pictures"]) == 2
+    assert len(page.boxes) == len(key["images"]) == 2
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     first = audit(tmp_path, "A")
     for other, said in (
-        (audit(tmp_path / "1", "B", unit="u9"), "do not answer the same question"),
-        (audit(tmp_path / "2", "B", without="cam-training"), "has no map of where the feature looks"),
+        (audit(tmp_path / "1", "B", unit="u9"), "have different problems of this name"),
+        (audit(tmp_path / "2", "B", without="cam-training"), "has no activation map of the feature"),
         (audit(tmp_path / "3", "B", features=0), "holds no results"),
-        (audit(tmp_path / "4", "B", objective="class"), "holds no answer of objective both"),
+        (audit(tmp_path / "4", "B", objective="class"), "has no result of objective both"),
         (audit(tmp_path / "5", "B", name="other"), "explain no feature in common"),
     ):
         with pytest.raises(UserError, match=said):
-            study_pages.make_pages(ask, [first, other], ResemblanceOptions(out=str(tmp_path / "out")))
+            study_pages.make_pages(build_study, [first, other], ResemblanceOptions(out=str(tmp_path / "out")))
         assert not (tmp_path / "out").exists()
 
 
@@ -136,7 +136,7 @@ def test_ratings_of_different_people_are_compared_by_welch() -> None:
 
 def test_equal_answers_everywhere_differ_by_nothing(tmp_path: Path) -> None:
     (page,), key = study(tmp_path)
-    file = save(tmp_path, "answers", page.filled(lambda asked: 4))
+    file = save(tmp_path, "responses", page.filled(lambda asked: 4))
     a, b, pairs, participants = score_ratings(read_ratings([file], key))
     assert a == MeanRating("A", 6, 4.0, 4.0, 4.0) and b == MeanRating("B", 6, 4.0, 4.0, 4.0)
     assert pairs == MeanRating("pairs", 6, 0.0, 0.0, 0.0)  # t = 0 / 0 is no number
@@ -160,7 +160,7 @@ def test_nothing_answered_says_nothing() -> None:
 def test_answers_of_pages_reach_the_table(tmp_path: Path) -> None:
     """Two participants who rate A by 4 and 5, B by 2 and 1, wherever they stand."""
     pages, key = study(tmp_path, participants=2)
-    method = {name: known["method"] for name, known in key["pictures"].items()}
+    method = {name: known["method"] for name, known in key["images"].items()}
     values = [{"A": 4, "B": 2}, {"A": 5, "B": 1}]
     files = [
         save(tmp_path, str(i), page.filled(lambda asked, own=own: own[method[str(asked.picture)]]))  # type: ignore[misc]
@@ -179,7 +179,7 @@ def test_answers_of_pages_reach_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0, 6, 3.0, True, "3", None, [3]])
 def test_other_values_are_refused(tmp_path: Path, value: Any) -> None:
-    key = {"study": "s", "pictures": {"a": {"problem": "p", "method": "A"}}}
-    file = save(tmp_path, "1", {"study": "s", "answers": [{RESEMBLANCE: {"a": value}}]})
-    with pytest.raises(UserError, match="wanted is a whole number from 1 to 5"):
+    key = {"study": "s", "images": {"a": {"problem": "p", "method": "A"}}}
+    file = save(tmp_path, "1", {"study": "s", "responses": [{RESEMBLANCE: {"a": value}}]})
+    with pytest.raises(UserError, match="expected a whole number from 1 to 5"):
         read_ratings([file], key)

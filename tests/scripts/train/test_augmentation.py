@@ -10,7 +10,7 @@ from classifier_lens.data import planted
 from classifier_lens.scripts.train.augmentation import NO_AUGMENTATION, Augment
 
 
-@pytest.mark.parametrize("kind", ["crop", "blur", "noise", "colour", "jpeg", "erase"])
+@pytest.mark.parametrize("kind", ["crop", "blur", "noise", "color_jitter", "jpeg", "erase"])
 def test_augmentation_is_seeded_bounded_and_per_sample(kind: str) -> None:
     cfg = OmegaConf.create(NO_AUGMENTATION | {kind: 0.5})
     image = planted.render(planted.sample_scenes(1, 3)).image.expand(4, -1, -1, -1)

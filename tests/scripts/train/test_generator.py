@@ -56,7 +56,7 @@ def test_no_path_of_this_machine_is_kept(trained: Path) -> None:
 def test_the_card_counts_the_steps_of_all_calls(trained: Path) -> None:
     steps = torch.load(trained / "work" / "unet.pt", weights_only=True)["step"]
     card = (trained / "out" / "README.md").read_text()
-    assert f"unet trained for {steps:,} steps of 4" in card and "64 training pictures" in card
+    assert f"unet trained for {steps:,} steps of 4" in card and "64 training images" in card
 
 
 def test_unknown_data_is_refused_in_one_line() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -17,6 +19,7 @@ from classifier_lens.scripts.train.settings import (
     SegmenterSettings,
 )
 
+TRAIN = CONFIG_FOLDER / "train"
 FILES = {
     ClassifierSettings: ["classifier"], ClipSettings: ["clip"], SegmenterSettings: ["segmenter_planted"],
     GeneratorSettings: ["generator_planted", "generator_cifar10"], LcmSettings: ["lcm_planted", "lcm_cifar10"],
@@ -25,9 +28,9 @@ FILES = {
 
 @pytest.mark.parametrize("settings_type", RENAMED_KEYS, ids=lambda settings_type: settings_type.__name__)
 def test_every_new_name_is_a_key_and_no_old_name_is(settings_type: type) -> None:
-    keys = set()
+    keys: set[str] = set()
     for file in FILES[settings_type]:
-        stack = [("", OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "train" / f"{file}.yaml")))]
+        stack: list[tuple[str, Any]] = [("", OmegaConf.to_container(OmegaConf.load(TRAIN / f"{file}.yaml")))]
         while stack:
             prefix, value = stack.pop()
             for key, inner in value.items() if isinstance(value, dict) else ():
