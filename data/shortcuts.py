@@ -31,7 +31,9 @@ def check_shortcuts(shortcuts: Shortcuts, factors: FactorValues) -> None:
     for name, cue in shortcuts.items():
         check_choice("shortcuts: class", name, factors.classes)
         if not isinstance(cue, Mapping) or not cue:
-            raise UserError(f"shortcuts.{name}={cue}: expected factor: value, with a factor of {', '.join(factors.values)}")
+            raise UserError(
+                f"shortcuts.{name}={cue}: expected factor: value, with a factor of {', '.join(factors.values)}"
+            )
         for factor, value in cue.items():
             check_choice(f"shortcuts.{name}: factor", factor, factors.values)
             check_choice(f"shortcuts.{name}.{factor}", value, factors.values[factor])

@@ -170,7 +170,9 @@ def _fields(signature: _Signature, values: Mapping[str, Any], prefix: str, viola
     for name, value in values.items():
         if name not in signature.annotations and not signature.open:
             unknown = f"{prefix}{name}={format_value(value)}: unknown key; {suggest(str(name), names)}"
-            violations.append(Violation(f"{prefix}{name}", renamed_key(f"{prefix}{name}", violations.renamed) or unknown))
+            violations.append(
+                Violation(f"{prefix}{name}", renamed_key(f"{prefix}{name}", violations.renamed) or unknown)
+            )
         else:
             checked[name] = _value(value, signature.annotations.get(name, Any), f"{prefix}{name}", violations)
     return checked

@@ -53,7 +53,7 @@ def test_the_auc_is_over_all_pairs_of_kinds(audited: dict[str, list[dict[str, An
 def test_delta_is_chosen_on_the_other_networks(audited: dict[str, list[dict[str, Any]]]) -> None:
     """With 0.15 for the clean network its 0.2 is missed; with 0.25 for the tied one its 0.2 is flagged."""
     found = audit_balanced_accuracy(SETTING, 9, NETWORKS)
-    assert found.note == "3 of 4 core ones right, 3 of 5 spurious ones; 0 not reached"
+    assert found.note == "3 of 4 core features correct, 3 of 5 spurious ones; 0 not activated"
     assert found.value == pytest.approx((3 / 4 + 3 / 5) / 2)
     alarms = audit_false_positive_rate(SETTING, 9, NETWORKS)
     assert alarms.value == pytest.approx(1 / 4), "what is flagged on the clean network, whatever it is"
@@ -64,7 +64,7 @@ def test_features_that_were_not_reached_are_neither_right_nor_flagged(audited: d
     for record in audited["planted_clean"]:
         record["reached"] = record["r"] not in (0.4, 0.05)
     found = audit_balanced_accuracy(SETTING, 9, NETWORKS)
-    assert found.note == "2 of 4 core ones right, 2 of 5 spurious ones; 2 not reached"
+    assert found.note == "2 of 4 core features correct, 2 of 5 spurious ones; 2 not activated"
     assert audit_false_positive_rate(SETTING, 9, NETWORKS).value == 0
     assert audit_auc(SETTING, 9, NETWORKS).value == pytest.approx((3 * 4 + 3.5 + 0.5) / 20), "of all"
 

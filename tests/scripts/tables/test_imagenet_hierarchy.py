@@ -48,7 +48,7 @@ def test_a_table_has_classes_first_and_then_what_is_above_them() -> None:
 
 
 def test_the_script_needs_wordnet(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="data.noun: no such file; wanted is WordNet 3.0's"):
+    with pytest.raises(SystemExit, match="data.noun: no such file; install WordNet 3.0"):
         main(str(tmp_path), str(tmp_path / "out.csv"))
 
 
