@@ -127,25 +127,25 @@ def _answered(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any],
     answer.check(problems)
     if parts.generator.gradient_checkpointing == "auto":
         plan_batch(parts, answer, 1, 1)
-    controls, anchor, notes, origin = answer.initialize(problems)
-    state = loop.initial_state(controls, origin)
-    for latest in answer.optimize(problems, anchor, state):
+    batch = answer.initialize(problems)
+    state = loop.initial_state(batch.controls, batch.choice)
+    for latest in answer.optimize(batch, state):
         state = latest
         if state.failures[0] is not None:
             raise RuntimeError(state.failures[0])
-        report_progress(state, problems, answer.descent.steps, bar, parts.logger)
-    found = answer.results(problems, controls, anchor, state, notes)
-    shown = (anchor.original, found.start_images[:, 0], found.best_images[:, 0])
+        report_progress(state, problems, answer.settings.steps, bar, parts.logger)
+    found, reference = answer.results(batch, state), batch.reference
+    shown = (reference.original, found.start_images[:, 0], found.best_images[:, 0])
     original, start, best = (quantize_8bit(pictures[0]) for pictures in shown)
-    pictures = {"before": original, "start": start, "best": best, "mask": anchor.mask[0]}
+    pictures = {"before": original, "start": start, "best": best, "mask": reference.mask[0]}
     pictures |= parts.task.illustrate(problems[0], pictures, parts.classifier)
     measured = parts.task.measure(problems[0], pictures, parts.classifier)
     check_finite({**measured, "loss": found.losses[0]})
     bar.advance(1)
     return Counterfactual(
-        image=best, original=original, mask=anchor.mask[0], success=measured["success"],
+        image=best, original=original, mask=reference.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
-        loss=dict(found.losses[0]), warnings=list(found.notes[0]),
+        loss=dict(found.losses[0]), warnings=list(found.warnings[0]),
     )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from classifier_lens.runner.types import (
+    Context,
     Controls,
-    EditContext,
     Example,
     Head,
     Images,
@@ -24,6 +24,7 @@ from classifier_lens.runner.types import (
     Problem,
     PromptToPrompt,
     PromptToPromptOverrides,
+    Reference,
     Response,
     Scene,
 )
@@ -156,9 +157,10 @@ class SafetyFilter(Protocol):
         """Pictures in [0, 1], those that are flagged made unrecognisable, and which these are."""
 
 
-class Generator(Protocol):
+class Generator(Protocol[Context]):
     """A differentiable image generator. Calling it is pure: the same arguments give the same scenes.
 
+    Context: the type of its constants of a batch, which others pass on and do not read.
     saved_controls: the controls that are saved with a result, since its images can be rendered from them again;
     images_per_result: how many images a result has; images_in_graph: how many images of a problem the gradient of one
     step passes through.
@@ -173,31 +175,31 @@ class Generator(Protocol):
 
     def initialize(
         self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
-    ) -> Initialization:
+    ) -> Initialization[Context]:
         """The batch before its optimization. precomputed: of an earlier initialization of the same problems, which
         takes less time then and gives the same bits."""
 
-    def render_candidates(self, initialization: Initialization) -> Iterable[Scene]:
+    def render_candidates(self, initialization: Initialization[Context]) -> Iterable[Scene]:
         """One scene per candidate, in their order: the scene of its controls and context."""
 
-    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+    def select(self, initialization: Initialization[Context], indices: Sequence[int]) -> tuple[Controls, Context]:
         """The controls and the context of a batch in which sample i takes the candidate `indices[i]`."""
 
-    def step_context(self, context: EditContext, k: int) -> EditContext:
+    def step_context(self, context: Context, k: int) -> Context:
         """The constants of optimization step k: the context itself, unless every step has new random numbers. The best
         iterate is chosen with the context itself."""
 
-    def evaluation_context(self, context: EditContext) -> EditContext:
+    def evaluation_context(self, context: Context) -> Context:
         """The constants that the loss of a result is measured with: the context itself, unless it holds the random
         numbers that the best iterate was chosen by."""
 
-    def __call__(self, controls: Controls, context: EditContext) -> Sequence[Scene]:
+    def __call__(self, controls: Controls, context: Context) -> Sequence[Scene]:
         """The last x0-predictions as scenes; the last one is the image of the result."""
 
-    def images(self, controls: Controls, context: EditContext) -> Float[Tensor, "b n 3 h w"]:
+    def images(self, controls: Controls, context: Context) -> Float[Tensor, "b n 3 h w"]:
         """The images of each sample's result, in [0, 1], the most important one first."""
 
-    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str] | None:
+    def decode_prompts(self, controls: Controls, context: Context) -> list[str] | None:
         """The prompt of each sample in words where prompts are optimized, else None."""
 
 
@@ -257,7 +259,7 @@ class Task(Protocol):
     def problems(self, world: TaskInputs) -> tuple[list[Any], int | None]:
         """The first `world.limit` problems, and how many there are in all, None if only asking would tell."""
 
-    def objective(self, problems: Sequence[Any], anchor: EditContext, classifier: Classifier) -> Objective: ...
+    def objective(self, problems: Sequence[Any], reference: Reference, classifier: Classifier) -> Objective: ...
 
     def illustrate(self, problem: Any, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
         """Further pictures that belong to an answer, each (c, h, w) in [0, 1]."""

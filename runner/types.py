@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -182,28 +183,17 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class EditContext:
-    """A batch's constants: what a chain needs beside its controls, and what distances are measured against.
+class Reference:
+    """What the images of a batch are compared with.
 
-    embeddings: the embeddings C_t and N_t of each sampler step, `text` and `null`; controls of these names are added;
-    variance_noise: what each sampler step adds (0 with DDIM); latent_norm: length of each start latent; mask,
-    latent_mask: soft region S in [0, 1] that is free to change, in pixels and latents; original, original_latent: the
-    pictures and their scaled latents, of drawn pictures what the chain gives at its start; attention_maps:
-    cross-attention maps to inject, layer -> (b, t', heads, pixels, l), t' the recorded steps; original_trajectory:
-    latents of the original's chain before each step; cross_replace_steps, background_blend_steps: per sample, the share
-    of the chain in which maps are injected, and in which what lies outside the mask is set to the template."""
+    original: the given images, and those that the generator makes of the unedited prompts where none are given;
+    original_latent: their scaled latents; mask, latent_mask: editable region S in [0, 1], of pixels and of latents.
+    """
 
-    embeddings: Mapping[str, Float[Tensor, "b t l d"]]
-    variance_noise: Float[Tensor, "b t c y x"]
-    latent_norm: Float[Tensor, " b"]
-    mask: Float[Tensor, "b 1 h w"]
-    latent_mask: Float[Tensor, "b 1 y x"]
     original: Float[Tensor, "b 3 h w"]
     original_latent: Float[Tensor, "b c y x"]
-    original_trajectory: Float[Tensor, "b t c y x"]
-    attention_maps: Mapping[str, Tensor]
-    cross_replace_steps: Float[Tensor, " b"]
-    background_blend_steps: Float[Tensor, " b"]
+    mask: Float[Tensor, "b 1 h w"]
+    latent_mask: Float[Tensor, "b 1 y x"]
 
 
 @dataclass(frozen=True)
@@ -298,19 +288,29 @@ class PromptToPrompt:
         return [Candidate(cross_replace_steps=maps, background_blend_steps=blend) for maps, blend in pairs]
 
 
+# The constants of a batch that a generator needs beside its controls. Only the generator reads them.
+Context = TypeVar("Context")
+OtherContext = TypeVar("OtherContext")
+
+
 @dataclass(frozen=True)
-class Initialization:
+class Initialization(Generic[Context]):
     """A batch before the choice among its candidates.
 
-    controls, context: those of the first candidate; candidates: the same for every sample; warnings: per problem;
-    precomputed: what `Generator.initialize` takes after a resume.
+    controls, context: those of the first candidate; reference: of all candidates; candidates: the same for every
+    sample; warnings: per problem; precomputed: what `Generator.initialize` takes after a resume.
     """
 
     controls: Controls
-    context: EditContext
+    context: Context
+    reference: Reference
     candidates: Sequence[Candidate]
     warnings: Sequence[Sequence[str]]
     precomputed: Precomputed
+
+    def with_context(self, context: OtherContext) -> Initialization[OtherContext]:
+        """The same with the context of another generator, for one that is built on this one's."""
+        return Initialization(self.controls, context, self.reference, self.candidates, self.warnings, self.precomputed)
 
 
 # The saved images of a result by name: `before` (the original; the start of what is generated with unchanged words),

@@ -17,11 +17,11 @@ from classifier_lens.runner.configuration.value_ranges import DistanceWeights, O
 from classifier_lens.runner.protocols import Captioner, Classifier, Dataset, TaskInputs, TextToImage
 from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,
-    EditContext,
     Example,
     Images,
     Objective,
     Problem,
+    Reference,
     UserError,
 )
 from classifier_lens.tasks.analysis.cam_share import PRESERVE_WITH_OBJECT_MASK, mean_by_key, object_region, share_inside
@@ -89,10 +89,10 @@ class AttentionMaps:
         )]  # fmt: skip
 
     def objective(
-        self, problems: Sequence[AttentionMapProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[AttentionMapProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         """The two distances: how well the inversion keeps what is to be kept."""
-        return distances(anchor, self.weights)
+        return distances(reference, self.weights)
 
     def illustrate(self, problem: AttentionMapProblem, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
         """A map per word, named by `word_map_names`, and that of the class's words together, `class`; bilinear at the

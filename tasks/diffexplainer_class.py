@@ -15,7 +15,7 @@ from torch import Tensor
 from classifier_lens.data.image_selection import check_choice, hash_example
 from classifier_lens.runner.configuration.value_ranges import Names, OneOf, PerProblemCount, PromptWeights
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, EditContext, Images, Objective
+from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, Images, Objective, Reference
 from classifier_lens.tasks.analysis.activation_score import (
     BaselinePrompt,
     best_restarts,
@@ -135,7 +135,7 @@ class DiffExplainerClass:
         )[-1]
 
     def objective(
-        self, problems: Sequence[ClassPromptProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[ClassPromptProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         return prompt_objective(problems, classifier, self.weights)
 

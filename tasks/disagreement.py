@@ -18,10 +18,10 @@ from classifier_lens.runner.protocols import Classifier, Dataset, TaskInputs
 from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,
     CaptionEdit,
-    EditContext,
     Images,
     Objective,
     Problem,
+    Reference,
     UserError,
 )
 from classifier_lens.tasks.analysis.retrieval import Retrieval, count_disagreeing_neighbors
@@ -120,7 +120,7 @@ class Disagreement:
         return list(found), len(asked)
 
     def objective(
-        self, problems: Sequence[DisagreementProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[DisagreementProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         targets = torch.tensor([p.target for p in problems])
         signs = torch.tensor([DIRECTION_SIGNS[p.direction] for p in problems])

@@ -13,7 +13,7 @@ from torch import Tensor
 from classifier_lens.data.image_folder import center_crop_resize
 from classifier_lens.runner.configuration.value_ranges import DistanceWeights, OneOf
 from classifier_lens.runner.protocols import Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, EditContext, Example, Images, Objective, UserError
+from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, Example, Images, Objective, Reference, UserError
 from classifier_lens.tasks.analysis.cam_share import PRESERVE_WITH_OBJECT_MASK, mean_by_key, object_region, share_inside
 from classifier_lens.tasks.analysis.class_gradient import Augmentation, gradient_image, input_gradient, no_augmentation
 from classifier_lens.tasks.objectives.distances import distances
@@ -88,10 +88,10 @@ class InputGradients:
             )  # fmt: skip
 
     def objective(
-        self, problems: Sequence[CounterfactualProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[CounterfactualProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         """The distances: a generator only finds the object."""
-        return distances(anchor, self.weights)
+        return distances(reference, self.weights)
 
     def gradients(
         self, problem: CounterfactualProblem, pictures: Images, classifier: Classifier

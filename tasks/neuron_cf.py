@@ -23,7 +23,7 @@ from classifier_lens.runner.configuration.value_ranges import (
     UnitWeights,
 )
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import EditContext, Example, Images, Objective, Problem
+from classifier_lens.runner.types import Example, Images, Objective, Problem, Reference
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.objectives.loss_terms import saturation_levels, unit_activation
 from classifier_lens.tasks.problems.image_problems import (
@@ -142,15 +142,15 @@ class NeuronCf:
         return list(islice(problems_of_images(world.dataset, rows, asked), world.limit)), len(rows) * len(changes)
 
     def objective(
-        self, problems: Sequence[NeuronCounterfactualProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[NeuronCounterfactualProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         """∓ φ_n(x) and the two distances."""
         signs = torch.tensor([DIRECTION_SIGNS[p.direction] for p in problems])
-        shown = zip(anchor.original, problems, strict=True)
+        shown = zip(reference.original, problems, strict=True)
         before = (activation(classifier, original[None], p.unit).item() for original, p in shown)
         enough = saturation_levels(self.saturation_std, before, signs, [p.std for p in problems])
         term = unit_activation(classifier, [p.unit for p in problems], signs, enough)
-        return {"unit_activation": (self.weights["unit_activation"], term), **distances(anchor, self.weights)}
+        return {"unit_activation": (self.weights["unit_activation"], term), **distances(reference, self.weights)}
 
     def illustrate(
         self, problem: NeuronCounterfactualProblem, pictures: Images, classifier: Classifier

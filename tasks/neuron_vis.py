@@ -16,7 +16,7 @@ from torch import Tensor
 from classifier_lens.data.image_selection import hash_example
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Positive, UnitAddresses
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, EditContext, Images, Objective, Problem
+from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, Images, Objective, Problem, Reference
 from classifier_lens.tasks.objectives.loss_terms import unit_activation
 from classifier_lens.tasks.problems.image_problems import (
     comparison_text,
@@ -141,7 +141,7 @@ class NeuronVis:
         )
 
     def objective(
-        self, problems: Sequence[NeuronVisualizationProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[NeuronVisualizationProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         best = torch.stack([p.ranking.top_values[0, p.unit.index] for p in problems])
         enough = None if self.saturation_ratio is None else self.saturation_ratio * best

@@ -24,7 +24,7 @@ from classifier_lens.runner.configuration.value_ranges import (
     PromptToPromptSteps,
 )
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import CaptionEdit, EditContext, Example, Images, Objective, Problem, matching_indices
+from classifier_lens.runner.types import CaptionEdit, Example, Images, Objective, Problem, Reference, matching_indices
 from classifier_lens.tasks.neuron_cf import DIRECTION_SIGNS
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.objectives.loss_terms import npca_contribution, saturation_levels
@@ -187,16 +187,16 @@ class NpcaCf:
         return {"edit": edit, **generated_image_fields(f"drawn-{k}", side, self.preserve, self.mask)}
 
     def objective(
-        self, problems: Sequence[ComponentCounterfactualProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[ComponentCounterfactualProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         """∓ α_l(x) and the two distances."""
         signs = torch.tensor([DIRECTION_SIGNS[p.direction] for p in problems])
         asked = [(p.components(), p.component) for p in problems]
-        shown = zip(anchor.original, asked, strict=True)
+        shown = zip(reference.original, asked, strict=True)
         before = (contribution(classifier, own, number, x[None]).item() for x, (own, number) in shown)
         enough = saturation_levels(self.saturation_std, before, signs, [own.std(number) for own, number in asked])
         term = npca_contribution(classifier, asked, signs, enough)
-        return {"npca_contribution": (self.weights["npca_contribution"], term), **distances(anchor, self.weights)}
+        return {"npca_contribution": (self.weights["npca_contribution"], term), **distances(reference, self.weights)}
 
     def illustrate(
         self, problem: ComponentCounterfactualProblem, pictures: Images, classifier: Classifier

@@ -28,9 +28,9 @@ from classifier_lens.runner.protocols import Cache, Classifier, Dataset, TaskInp
 from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,
     CaptionEdit,
-    EditContext,
     Images,
     Objective,
+    Reference,
     UserError,
 )
 from classifier_lens.tasks.analysis.activation_score import (
@@ -161,7 +161,7 @@ class SpuriousAudit:
         return found, len(asked)
 
     def objective(
-        self, problems: Sequence[FeatureAuditProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[FeatureAuditProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         return prompt_objective(problems, classifier, self.weights)
 

@@ -24,7 +24,7 @@ from classifier_lens.runner.configuration.value_ranges import (
     Preserve,
 )
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, Embedder, TaskInputs
-from classifier_lens.runner.types import EditContext, Example, Images, Objective, UserError
+from classifier_lens.runner.types import Example, Images, Objective, Reference, UserError
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob, text_log_prob
 from classifier_lens.tasks.problems.counterfactual_problems import (
@@ -132,7 +132,7 @@ class Uvce:
                 )
 
     def objective(
-        self, problems: Sequence[CounterfactualProblem], anchor: EditContext, classifier: Classifier
+        self, problems: Sequence[CounterfactualProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         """−log p(y|x), of the classifier's classes or of the two prompts, and the two distances of Eq. 4."""
         wanted = torch.tensor([p.target for p in problems])
@@ -141,7 +141,7 @@ class Uvce:
             clip = clip_of(classifier)
             texts = torch.stack([clip.embed_texts([p.edit.source, p.edit.target]) for p in problems])
             term = text_log_prob(clip, texts, wanted, self._temperature(clip))
-        return {"class_log_prob": (self.weights["class_log_prob"], term), **distances(anchor, self.weights)}
+        return {"class_log_prob": (self.weights["class_log_prob"], term), **distances(reference, self.weights)}
 
     def _temperature(self, clip: Embedder) -> float:
         return 1 / clip.logit_scale if self.temperature is None else self.temperature

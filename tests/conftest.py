@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from classifier_lens.data import planted
 from classifier_lens.models.captioner.captioner import TemplateCaptioner
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.latent_diffusion import AttentionMapWindow, LatentDiffusion
 from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.samplers import NullTextInversion, ddim, lcm
@@ -30,13 +31,14 @@ from classifier_lens.runner.protocols import Generator
 from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,
     CaptionEdit,
+    Context,
     Controls,
-    EditContext,
     Head,
     Initialization,
     Precomputed,
     Problem,
     PromptToPrompt,
+    Reference,
     Response,
     Scene,
     UserError,
@@ -259,46 +261,57 @@ def uvce(**changes: Any) -> Uvce:
     return Uvce(**(settings | changes))
 
 
-def anchor_of(n: int, inject: float = 0.0, norm: float = 1.0) -> EditContext:
-    """A batch's constants at their smallest: one step, one token, 1 x 1 pixels; everything is free to change."""
-    return EditContext(
-        embeddings={"text": torch.zeros(n, 1, 1, 1), "null": torch.zeros(n, 1, 1, 1)},
-        variance_noise=torch.zeros(n, 1, 1, 1, 1),
-        latent_norm=torch.full((n,), norm),
-        mask=torch.ones(n, 1, 1, 1),
-        latent_mask=torch.ones(n, 1, 1, 1),
+def reference_of(n: int) -> Reference:
+    """A batch's reference at its smallest: 1 x 1 pixels; everything is editable."""
+    return Reference(
         original=torch.zeros(n, 3, 1, 1),
         original_latent=torch.zeros(n, 1, 1, 1),
+        mask=torch.ones(n, 1, 1, 1),
+        latent_mask=torch.ones(n, 1, 1, 1),
+    )
+
+
+def context_of(n: int, cross_replace_steps: float = 0.0) -> DiffusionContext:
+    """A batch's context at its smallest: one step, one token, 1 x 1 pixels; everything is editable."""
+    return DiffusionContext(
+        embeddings={"text": torch.zeros(n, 1, 1, 1), "null": torch.zeros(n, 1, 1, 1)},
+        variance_noise=torch.zeros(n, 1, 1, 1, 1),
+        latent_mask=torch.ones(n, 1, 1, 1),
         original_trajectory=torch.zeros(n, 1, 1, 1, 1),
         attention_maps={},
-        cross_replace_steps=torch.full((n,), inject),
+        cross_replace_steps=torch.full((n,), cross_replace_steps),
         background_blend_steps=torch.zeros(n),
     )
 
 
 def initialize(
     generator: Any, problems: Sequence[Problem], precomputed: Precomputed | None = None, /, **shares: Any
-) -> Initialization:
+) -> Initialization[Any]:
     """The initialization with the generator's own settings of Prompt-to-Prompt, `shares` in the place of some."""
     settings = getattr(generator, "prompt_to_prompt", PromptToPrompt(**DISABLED_PROMPT_TO_PROMPT))
-    start: Initialization = generator.initialize(problems, settings.with_overrides(shares), precomputed)
+    start: Initialization[Any] = generator.initialize(problems, settings.with_overrides(shares), precomputed)
     return start
 
 
-def candidates_of(generator: Generator, start: Initialization) -> list[tuple[Controls, EditContext]]:
+def candidates_of(generator: Generator[Context], start: Initialization[Context]) -> list[tuple[Controls, Context]]:
     """The controls and the context of each candidate."""
     return [generator.select(start, [j] * len(start.warnings)) for j in range(len(start.candidates))]
 
 
-def contexts_of(generator: Generator, start: Initialization) -> list[EditContext]:
+def contexts_of(generator: Generator[Context], start: Initialization[Context]) -> list[Context]:
     """The context of each candidate."""
     return [context for _, context in candidates_of(generator, start)]
 
 
-def doubled(anchor: EditContext) -> EditContext:
-    """The constants in double precision, the recorded maps apart: these take the network's."""
-    tensors: dict[str, Any] = {k: v.double() for k, v in vars(anchor).items() if isinstance(v, torch.Tensor)}
-    return replace(anchor, **tensors, embeddings={name: values.double() for name, values in anchor.embeddings.items()})
+Record = TypeVar("Record", DiffusionContext, Reference)
+
+
+def doubled(record: Record) -> Record:
+    """A record's tensors in double precision, the recorded maps apart: they take the network's precision."""
+    tensors: dict[str, Any] = {k: v.double() for k, v in vars(record).items() if isinstance(v, torch.Tensor)}
+    if isinstance(record, DiffusionContext):
+        tensors["embeddings"] = {name: values.double() for name, values in record.embeddings.items()}
+    return replace(record, **tensors)
 
 
 @contextmanager
@@ -314,16 +327,16 @@ def double_precision(generator: LatentDiffusion) -> Iterator[None]:
             network.float()
 
 
-def rows_of(anchor: EditContext, rows: slice) -> EditContext:
-    """The constants of some of a batch's samples."""
-    cut: dict[str, Any] = {key: value[rows] for key, value in vars(anchor).items() if isinstance(value, torch.Tensor)}
-    cut |= {
-        key: {name: v[rows] for name, v in getattr(anchor, key).items()} for key in ("embeddings", "attention_maps")
-    }
-    return replace(anchor, **cut)
+def rows_of(record: Record, rows: slice) -> Record:
+    """A record of some of a batch's samples."""
+
+    def cut(value: Any) -> Any:
+        return {name: v[rows] for name, v in value.items()} if isinstance(value, Mapping) else value[rows]
+
+    return type(record)(**{key: cut(value) for key, value in vars(record).items()})
 
 
-class Identity(SingleImageGenerator):
+class Identity(SingleImageGenerator[DiffusionContext]):
     """A generator without networks: the picture is the control `latent` itself, "b 3 1 1", once per scene.
 
     The i-th of `scenes` shows (i + 1) times the control, the last one the control itself plus the context's
@@ -342,10 +355,12 @@ class Identity(SingleImageGenerator):
 
     def initialize(
         self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
-    ) -> Initialization:
+    ) -> Initialization[DiffusionContext]:
         raise NotImplementedError
 
-    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+    def select(
+        self, initialization: Initialization[DiffusionContext], indices: Sequence[int]
+    ) -> tuple[Controls, DiffusionContext]:
         """`initial_prompt` is added to the controls, `cross_replace_steps` is the context's."""
         chosen = [initialization.candidates[j] for j in indices]
         added = torch.tensor([float(c.initial_prompt) for c in chosen])[:, None, None, None]
@@ -362,7 +377,7 @@ class Identity(SingleImageGenerator):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
 
-    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+    def __call__(self, controls: Controls, context: DiffusionContext) -> list[Scene]:
         latent = controls["latent"] + controls.get("shift", torch.zeros(()))
         pictures = [(i + 1) * latent for i in range(self.scenes - 1)]
         pictures.append(latent + context.cross_replace_steps[:, None, None, None])

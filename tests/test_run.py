@@ -547,8 +547,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
     original, calls = distances.pixel_distance, [0]
 
-    def pixel_distance(anchor: Any) -> Callable[[Any], torch.Tensor]:
-        term = original(anchor)
+    def pixel_distance(reference: Any) -> Callable[[Any], torch.Tensor]:
+        term = original(reference)
 
         def spoilt(scene: Any) -> torch.Tensor:
             calls[0] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
 
@@ -10,17 +11,36 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from classifier_lens.models.generator import cross_attention
+from classifier_lens.models.generator.cross_attention import AttentionControl
 from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.recomputation import checkpointed
 from classifier_lens.models.generator.samplers import Sampler, SamplerInputs
 from classifier_lens.models.generator.single_image import SingleImageGenerator
-from classifier_lens.runner.types import Controls, EditContext, Scene, UserError
+from classifier_lens.runner.types import Controls, Scene, UserError
 
 GRADIENT_CHECKPOINTING_MODES = ("none", "step", "block", "auto")
 
 
-class Chain(SingleImageGenerator):
+@dataclass(frozen=True)
+class DiffusionContext:
+    """The constants of a batch's chain.
+
+    embeddings: C_t and N_t of each sampler step, `text` and `null`; controls of these names are added to them;
+    variance_noise: what each sampler step adds (0 with DDIM); latent_mask: editable region of latents, in [0, 1];
+    original_trajectory: the original's latents before each step; attention_maps: cross-attention maps to inject, layer
+    -> (b, t', heads, pixels, l), t' the recorded steps; cross_replace_steps, background_blend_steps: per sample, the
+    share of the chain in which maps are injected, and in which the preserved region is set to the trajectory."""
+
+    embeddings: Mapping[str, Float[Tensor, "b t l d"]]
+    variance_noise: Float[Tensor, "b t c y x"]
+    latent_mask: Float[Tensor, "b 1 y x"]
+    original_trajectory: Float[Tensor, "b t c y x"]
+    attention_maps: Mapping[str, Tensor]
+    cross_replace_steps: Float[Tensor, " b"]
+    background_blend_steps: Float[Tensor, " b"]
+
+
+class Chain(SingleImageGenerator[DiffusionContext]):
     """Frozen networks and their sampler; a call renders controls.
 
     resolution: side of the images in pixels; last_x0_predictions: how many of the last x0-predictions are decoded;
@@ -90,37 +110,37 @@ class Chain(SingleImageGenerator):
             self.networks.unet.disable_gradient_checkpointing()
 
     def predict(
-        self, z: Tensor, embeddings: Mapping[str, Tensor], i: int, context: EditContext | None = None,
+        self, z: Tensor, embeddings: Mapping[str, Tensor], i: int, context: DiffusionContext | None = None,
         recorded_maps: dict[str, Tensor] | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
         """The network's prediction at step i, with the context's attention maps injected; embeddings: "b l d" by name;
         recorded_maps: filled with the step's attention maps."""
         maps = None
         if recorded_maps is not None:
-            maps = cross_attention.AttentionControl(recorded_maps=recorded_maps, num_recorded=len(z))
+            maps = AttentionControl(recorded_maps=recorded_maps, num_recorded=len(z))
         elif context is not None:
             maps = self.attention_control([context], i)
         return self.sampler.predict(self.networks, z, embeddings, i, maps)
 
-    def attention_control(self, contexts: Sequence[EditContext], i: int) -> cross_attention.AttentionControl | None:
+    def attention_control(self, contexts: Sequence[DiffusionContext], i: int) -> AttentionControl | None:
         """The maps that are injected at step i into the samples of all contexts, one context after the other; None for
         no maps."""
         is_injected = concatenate([context.cross_replace_steps for context in contexts]) > i / len(self)
         if not bool(is_injected.any()):
             return None
         layers = [layer for layer, maps in contexts[0].attention_maps.items() if i < maps.shape[1]]
-        return cross_attention.AttentionControl(
+        return AttentionControl(
             {layer: concatenate([context.attention_maps[layer][:, i] for context in contexts]) for layer in layers},
             is_injected,
         )
 
-    def is_blended(self, context: EditContext, i: int) -> Bool[Tensor, " b"]:
+    def is_blended(self, context: DiffusionContext, i: int) -> Bool[Tensor, " b"]:
         """For which samples the preserved region of step i's input is set to the original's. The shares of the chain
         count from the first latent that can be."""
         position = i - self.background_blend_start
         return (context.background_blend_steps > position / len(self)) & (position >= 0)
 
-    def blend_background(self, z: Tensor, i: int, context: EditContext | None) -> Float[Tensor, "b c y x"]:
+    def blend_background(self, z: Tensor, i: int, context: DiffusionContext | None) -> Float[Tensor, "b c y x"]:
         """The input of step i, its preserved region set to the original's latents where `is_blended`."""
         if context is None or not bool((blended := self.is_blended(context, i)).any()):
             return z
@@ -128,15 +148,21 @@ class Chain(SingleImageGenerator):
         return mask * z + (1 - mask) * context.original_trajectory[:, i]
 
     def step(
-        self, z: Tensor, embeddings: Mapping[str, Tensor], noise: Tensor, i: int, context: EditContext | None = None,
-        recorded_maps: dict[str, Tensor] | None = None,
+        self, z: Tensor, embeddings: Mapping[str, Tensor], noise: Tensor, i: int,
+        context: DiffusionContext | None = None, recorded_maps: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Sampler step i with blending -> (next latent, x0-prediction). recorded_maps: see `predict`."""
         z = self.blend_background(z, i, context)
         return self.sampler.advance(z, self.predict(z, embeddings, i, context, recorded_maps), noise, i)
 
     def _step_with_sums(
-        self, names: Sequence[str], noise: Tensor, i: int, context: EditContext | None, z: Tensor, *summands: Tensor
+        self,
+        names: Sequence[str],
+        noise: Tensor,
+        i: int,
+        context: DiffusionContext | None,
+        z: Tensor,
+        *summands: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """`step` with embeddings given as summands: one of every name, then the next one of every name."""
         embeddings = {name: reduce(add, summands[j :: len(names)]) for j, name in enumerate(names)}
@@ -144,7 +170,7 @@ class Chain(SingleImageGenerator):
 
     def denoise(
         self, latent: Float[Tensor, "b c y x"], embeddings: Mapping[str, Tensor], noise: Float[Tensor, "b t c y x"],
-        context: EditContext | None = None, offsets: Mapping[str, Tensor] | None = None,
+        context: DiffusionContext | None = None, offsets: Mapping[str, Tensor] | None = None,
     ) -> list[Float[Tensor, "b c y x"]]:  # fmt: skip
         """The x0-predictions of all steps. embeddings: "b t l d" by name; offsets: of the same names, added to them.
         Gradients pass through the last `backprop_steps` steps."""
@@ -162,7 +188,7 @@ class Chain(SingleImageGenerator):
             predictions.append(x0)
         return predictions
 
-    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+    def __call__(self, controls: Controls, context: DiffusionContext) -> list[Scene]:
         """Scenes of the last `last_x0_predictions` x0-predictions; the last one is the image of the result."""
         latents = self.denoise(controls["latent"], context.embeddings, context.variance_noise, context, controls)[
             -self.last_x0_predictions :

@@ -1,4 +1,4 @@
-"""Sampling-time guidance: one sampling, steered by the gradient at its x0-predictions, in the place of a descent."""
+"""Classifier guidance: one sampling, guided by the gradient at its x0-predictions, instead of an optimization."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.runner.types import Controls, EditContext, Scene, UserError
+from classifier_lens.runner.types import Controls, Scene, UserError
 
 
 def check_guidance(generator: LatentDiffusion) -> None:
-    """Raise UserError for a step that begins at ᾱ = 0: no shift of ε has an effect on x0 there that is finite."""
+    """Raise UserError for a step that begins at ᾱ = 0: there, no shift of ε has a finite effect on x0."""
     if (time := generator.sampler.schedule.zero_snr_timestep) is not None:
         raise UserError(
             f"task.baseline=classifier_guidance: shifts the predicted noise, and the generator's scheduler has no "
@@ -23,30 +24,32 @@ def check_guidance(generator: LatentDiffusion) -> None:
 
 
 def guided_sampling(
-    generator: LatentDiffusion, controls: Controls, context: EditContext, loss: Callable[[Scene], Float[Tensor, " b"]],
-    strength: float,
+    generator: LatentDiffusion, controls: Controls, context: DiffusionContext,
+    loss: Callable[[Scene], Float[Tensor, " b"]], strength: float,
 ) -> Float[Tensor, "b 3 h w"]:  # fmt: skip
-    """Pictures of one pass through the chain, the predicted noise of every step moved along the gradient of the loss.
+    """Images of one pass through the chain in which the predicted noise of every step is shifted along the gradient of
+    the loss.
 
     The gradient is that of the loss at the decoded x0-prediction of the step alone, as in DVCE (Augustin et al., 2022)
-    and LDCE (Farid et al., 2023), normalised per sample: ε̂ = ε + strength √d ∇L / |∇L|, d the number of a latent's
-    values, √d the expected length of the noise.
+    and LDCE (Farid et al., 2023), normalized per sample: ε̂ = ε + strength √d ∇L / |∇L|, d the number of a latent's
+    values, √d the expected norm of the noise.
     """
     z = controls["latent"].detach()
     latent = z
     embeddings = {name: (base + controls[name]).detach() for name, base in context.embeddings.items()}
     for i in range(len(generator)):
-        now, noise = {name: values[:, i] for name, values in embeddings.items()}, context.variance_noise[:, i]
+        step_embeddings = {name: values[:, i] for name, values in embeddings.items()}
+        noise = context.variance_noise[:, i]
         with torch.enable_grad():
             leaf = generator.blend_background(z, i, context).clone().requires_grad_()
-            predicted = generator.predict(leaf, now, i, context)
+            predicted = generator.predict(leaf, step_embeddings, i, context)
             x0 = generator.sampler.advance(leaf, predicted, noise, i)[1]
             image = generator.networks.decode(x0)
             total = loss(Scene(image, x0, image.unsqueeze(1))).sum()
             gradient = torch.autograd.grad(total, leaf)[0]
-        length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
-        moved = strength * gradient[0].numel() ** 0.5 * gradient / length[:, None, None, None]
-        shifted = generator.sampler.schedule.shift_noise(predicted.detach(), moved, i)
-        z, latent = generator.sampler.advance(leaf.detach(), shifted, noise, i)
+        norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+        shift = strength * gradient[0].numel() ** 0.5 * gradient / norm[:, None, None, None]
+        guided = generator.sampler.schedule.shift_noise(predicted.detach(), shift, i)
+        z, latent = generator.sampler.advance(leaf.detach(), guided, noise, i)
     with torch.no_grad():
         return generator.networks.decode(latent)

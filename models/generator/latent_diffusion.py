@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.models.generator import cross_attention, prompt_tuning
-from classifier_lens.models.generator.chain import GRADIENT_CHECKPOINTING_MODES, Chain
+from classifier_lens.models.generator.chain import GRADIENT_CHECKPOINTING_MODES, Chain, DiffusionContext
 from classifier_lens.models.generator.editable_region import (
     editable_region,
     mask_warnings,
@@ -45,11 +45,11 @@ from classifier_lens.runner.protocols import Segmenter
 from classifier_lens.runner.types import (
     CaptionEdit,
     Controls,
-    EditContext,
     Initialization,
     Precomputed,
     Problem,
     PromptToPrompt,
+    Reference,
     Scene,
     UserError,
 )
@@ -225,7 +225,7 @@ class LatentDiffusion(Chain):
     @torch.no_grad()
     def initialize(
         self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
-    ) -> Initialization:
+    ) -> Initialization[DiffusionContext]:
         """Invert or generate the images, find the editable region, replace the words (DiG-IN, Algorithm 2, before the
         loop)."""
         edits = [p.edit for p in problems]
@@ -251,14 +251,10 @@ class LatentDiffusion(Chain):
             inputs["latent"][rows] = new * sampled["latent"][rows] + old * inputs["latent"][rows]
             inputs["noise"][rows] = new[:, None] * sampled["noise"][rows] + old[:, None] * inputs["noise"][rows]
         candidates = prompt_to_prompt.candidates
-        context = EditContext(
+        context = DiffusionContext(
             embeddings=self.step_embeddings(target_text, inputs),
             variance_noise=inputs["noise"],
-            latent_norm=inputs["latent"].flatten(1).norm(dim=1),
-            mask=region["pixels"],
             latent_mask=latent_mask,
-            original=precomputed["images"],
-            original_latent=precomputed["latents"],
             original_trajectory=precomputed["trajectory"],
             attention_maps=self._aligned_maps(
                 recorded, injected_steps, self._alignment_matrices(edits, source_text, target_text)
@@ -270,12 +266,14 @@ class LatentDiffusion(Chain):
         )
         offsets = {name: torch.zeros_like(values) for name, values in context.embeddings.items()}
         controls = {"latent": inputs["latent"], **offsets}
-        return Initialization(controls, context, candidates, mask_warnings(masks, problems), precomputed)
+        reference = Reference(precomputed["images"], precomputed["latents"], region["pixels"], latent_mask)
+        return Initialization(controls, context, reference, candidates, mask_warnings(masks, problems), precomputed)
 
-    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
+    def select(
+        self, initialization: Initialization[DiffusionContext], indices: Sequence[int]
+    ) -> tuple[Controls, DiffusionContext]:
         """The controls, which all candidates share, and the context with the shares of each sample's candidate."""
-        chosen = [initialization.candidates[j] for j in indices]
-        context = initialization.context
+        chosen, context = [initialization.candidates[j] for j in indices], initialization.context
         return initialization.controls, replace(
             context,
             cross_replace_steps=context.cross_replace_steps.new_tensor([c.cross_replace_steps for c in chosen]),
@@ -284,7 +282,7 @@ class LatentDiffusion(Chain):
             ),
         )
 
-    def render_candidates(self, initialization: Initialization) -> list[Scene]:
+    def render_candidates(self, initialization: Initialization[DiffusionContext]) -> list[Scene]:
         count = len(initialization.warnings)
         contexts = [self.select(initialization, [j] * count)[1] for j in range(len(initialization.candidates))]
         return compare_schedules(self, contexts, initialization.controls)

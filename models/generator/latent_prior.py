@@ -1,4 +1,4 @@
-"""The generator as a prior alone: of it only the start latent is optimised, and no words are said (Nguyen et al., 2016,
+"""The generator as a prior alone: only its start latent is optimized, without a prompt (Nguyen et al., 2016,
 "Synthesizing the preferred inputs for neurons in neural networks via deep generator networks")."""
 
 from __future__ import annotations
@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.editable_region import needs_segmenter
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.single_image import SingleImageGenerator
 from classifier_lens.runner.types import (
     CaptionEdit,
     Controls,
-    EditContext,
     Initialization,
     Precomputed,
     Problem,
@@ -21,22 +21,24 @@ from classifier_lens.runner.types import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptedContext(EditContext):
-    """prompts: what each picture is asked with, "" for no words."""
+@dataclass(frozen=True)
+class LatentPriorContext:
+    """diffusion: of the chain; prompts: of each image, "" for the empty prompt."""
 
+    diffusion: DiffusionContext
     prompts: tuple[str, ...]
 
 
 def with_empty_prompt(problem: Problem) -> Problem:
-    """The problem under the empty prompt, where its picture is drawn and no words are needed to find a mask."""
+    """The problem with the empty prompt, where its image is generated and no mask is found by words."""
     if problem.load is not None or needs_segmenter(problem):
         return problem
     return replace(problem, edit=CaptionEdit.unchanged("", ""))
 
 
-class LatentPrior(SingleImageGenerator):
-    """A diffusion model under the empty prompt; where a picture is given or a mask has to be found, under its own."""
+class LatentPrior(SingleImageGenerator[LatentPriorContext]):
+    """A diffusion model with the empty prompt; with the problem's own prompt where an image is given or a mask has to
+    be found."""
 
     def __init__(self, generator: LatentDiffusion) -> None:
         self.generator = generator
@@ -46,21 +48,24 @@ class LatentPrior(SingleImageGenerator):
 
     def initialize(
         self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
-    ) -> Initialization:
+    ) -> Initialization[LatentPriorContext]:
         prompted = [with_empty_prompt(problem) for problem in problems]
-        initialization = self.generator.initialize(prompted, prompt_to_prompt, precomputed)
-        prompts = tuple(problem.edit.target for problem in prompted)
-        return replace(initialization, context=PromptedContext(**vars(initialization.context), prompts=prompts))
+        start = self.generator.initialize(prompted, prompt_to_prompt, precomputed)
+        context = LatentPriorContext(start.context, tuple(problem.edit.target for problem in prompted))
+        return start.with_context(context)
 
-    def render_candidates(self, initialization: Initialization) -> list[Scene]:
-        return self.generator.render_candidates(initialization)
+    def render_candidates(self, initialization: Initialization[LatentPriorContext]) -> list[Scene]:
+        return self.generator.render_candidates(initialization.with_context(initialization.context.diffusion))
 
-    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
-        return self.generator.select(initialization, indices)
+    def select(
+        self, initialization: Initialization[LatentPriorContext], indices: Sequence[int]
+    ) -> tuple[Controls, LatentPriorContext]:
+        context = initialization.context
+        controls, diffusion = self.generator.select(initialization.with_context(context.diffusion), indices)
+        return controls, replace(context, diffusion=diffusion)
 
-    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
-        return self.generator(controls, context)
+    def __call__(self, controls: Controls, context: LatentPriorContext) -> list[Scene]:
+        return self.generator(controls, context.diffusion)
 
-    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str]:
-        assert isinstance(context, PromptedContext)
+    def decode_prompts(self, controls: Controls, context: LatentPriorContext) -> list[str]:
         return list(context.prompts)

@@ -1,4 +1,5 @@
-"""Images without a generator: what optimizes their pixels, or only looks at them, needs no diffusion model."""
+"""Images without a generator: tasks and baselines that optimize pixels, or only look at images, need no diffusion
+model."""
 
 from __future__ import annotations
 
@@ -27,23 +28,23 @@ from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,
     Candidate,
     Controls,
-    EditContext,
     Initialization,
     Precomputed,
     Problem,
     PromptToPrompt,
+    Reference,
     Scene,
     UserError,
 )
 
 
-class NoGenerator(SingleImageGenerator):
-    """Given images as they are, and where none is given noise about gray. It draws nothing of words, has no latents and
-    no attention: masks are the problems' own, or a segmenter's that needs no attention map, and of the two distances to
-    the original that of pixels remains.
+class NoGenerator(SingleImageGenerator[None]):
+    """The given images as they are, and noise about gray where none is given. There are no latents and no attention
+    maps: masks are the problems' own, or those of a segmenter that needs no attention map; of the two distances to the
+    original the one of pixels remains.
 
-    resolution: side of the images in pixels; mask_postprocess: of the masks; lr_scale: what rates are multiplied by;
-    noise_std: of the noise about gray, images in [0, 1]."""
+    resolution: side of the images in pixels; mask_postprocess: of the masks; lr_scale: factor of the learning rate, by
+    control; noise_std: of the noise about gray, images in [0, 1]."""
 
     can_generate = False
     gradient_checkpointing = "none"
@@ -54,58 +55,48 @@ class NoGenerator(SingleImageGenerator):
         self, resolution: Pixels, mask_postprocess: MaskPostprocess, lr_scale: LearningRates, noise_std: NonNegative,
         segmenter: Segmenter | LazySegmenter, device: str,
     ) -> None:  # fmt: skip
-        self.resolution, self.mask_postprocess, self.lr_scale, self.noise_std = (
-            resolution,
-            mask_postprocess,
-            lr_scale,
-            noise_std,
-        )
-        self.segmenter, self.device = segmenter, parse_device("generator.device", device)
+        self.resolution, self.mask_postprocess, self.lr_scale = resolution, mask_postprocess, lr_scale
+        self.noise_std, self.segmenter = noise_std, segmenter
+        self.device = parse_device("generator.device", device)
         self.fingerprint = repr(("images", resolution, noise_std))
         self.digest = hashlib.sha256(self.fingerprint.encode()).hexdigest()
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Load the segmenter if a mask has to be found. Raise UserError where it would have to follow attention."""
+        """Load the segmenter if a problem needs it. Raise UserError for one that needs attention maps."""
         if not any(map(needs_segmenter, problems)):
             return
         self.segmenter = load_if_lazy(self.segmenter)
         if self.segmenter.needs_attention_map:
             raise UserError(
-                "generator=none: this segmenter follows a generator's attention map; give a mask by task.mask or "
+                "generator=none: this segmenter needs a generator's attention map; give a mask by task.mask or "
                 "segmenter=file, a segmenter that finds words (planted, clipseg, grounded_sam), or task.preserve=none"
             )
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> NoReturn:
-        """Raises UserError: nothing is drawn."""
-        raise UserError(f"generator=none: an image of '{prompts[0]}' is asked for, which only a generator draws")
+        """Raises UserError: there is nothing that generates images."""
+        raise UserError(f"generator=none: an image of '{prompts[0]}' is needed, which only a generator can make")
 
     def word_attention_maps(self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int) -> NoReturn:
-        """Raises UserError: nothing attends to words."""
-        raise UserError(f"generator=none: asked for is where a generator attends to '{phrase}', and there is none")
+        """Raises UserError: there are no attention maps."""
+        raise UserError(f"generator=none: the attention map of '{phrase}' is needed, which only a generator has")
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 0 1 1"]:
-        """No latents."""
+        """Empty latents."""
         return images.new_zeros(len(images), 0, 1, 1)
 
     @torch.no_grad()
     def initialize(
         self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
-    ) -> Initialization:
-        """The images and the editable region, which Prompt-to-Prompt has no influence on."""
+    ) -> Initialization[None]:
+        """The images and the editable region. Prompt-to-Prompt has no effect."""
         if precomputed is None:
             images = torch.stack([self._image(problem) for problem in problems]).to(self.device)
             precomputed = {"images": images, "masks": object_masks(images, problems, self._segment)}
         images, masks = precomputed["images"], precomputed["masks"]
-        nothing = self.encode(images)
-        context = EditContext(
-            embeddings={}, variance_noise=nothing[:, None], latent_norm=images.flatten(1).norm(dim=1),
-            mask=editable_region(self.mask_postprocess(masks), masks, [problem.preserve for problem in problems]),
-            latent_mask=images.new_ones(len(images), 1, 1, 1), original=images, original_latent=nothing,
-            original_trajectory=nothing[:, None], attention_maps={}, cross_replace_steps=images.new_zeros(len(images)),
-            background_blend_steps=images.new_zeros(len(images)),
-        )  # fmt: skip
+        mask = editable_region(self.mask_postprocess(masks), masks, [problem.preserve for problem in problems])
+        reference = Reference(images, self.encode(images), mask, images.new_ones(len(images), 1, 1, 1))
         controls, warnings = {"pixels": images.clone()}, mask_warnings(masks, problems)
-        return Initialization(controls, context, [Candidate()], warnings, precomputed)
+        return Initialization(controls, None, reference, [Candidate()], warnings, precomputed)
 
     def _image(self, problem: Problem) -> Float[Tensor, "3 h w"]:
         if problem.load is not None:
@@ -115,17 +106,17 @@ class NoGenerator(SingleImageGenerator):
     def _segment(
         self, images: Float[Tensor, "b 3 h w"], problems: Sequence[Problem], rows: Sequence[int]
     ) -> Float[Tensor, "b 1 h w"]:
-        """The segmenter's masks, with no attention anywhere."""
+        """The segmenter's masks, with attention maps of 0."""
         maps = torch.zeros_like(images[:, :1])
         return load_if_lazy(self.segmenter)(
             images, maps, [p.words_to_segment for p in problems], [p.image_name for p in problems]
         )
 
-    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+    def __call__(self, controls: Controls, context: None) -> list[Scene]:
         """The images as they are."""
         image = controls["pixels"]
         return [Scene(image, self.encode(image), image.unsqueeze(1))]
 
-    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str]:
-        """No words are said."""
-        return [""] * len(context.original)
+    def decode_prompts(self, controls: Controls, context: None) -> list[str]:
+        """Empty prompts."""
+        return [""] * len(controls["pixels"])

@@ -1,4 +1,4 @@
-"""A diffusion model whose prompt is what is optimised, for any start latent (DiffExplainer, Section 3.2)."""
+"""A diffusion model whose prompt is optimized, for any start latent (DiffExplainer, Section 3.2)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from classifier_lens.runner.types import (
     Candidate,
     CaptionEdit,
     Controls,
-    EditContext,
     Initialization,
     Precomputed,
     Problem,
@@ -35,15 +34,17 @@ from classifier_lens.runner.types import (
 
 
 def embedding_controls(generator: LatentDiffusion) -> LatentDiffusion:
-    """The model as it is: its own start latent and embeddings are optimised."""
+    """The model as it is: its start latent and embeddings are optimized."""
     return generator
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptTuningContext(EditContext):
-    """image_seeds, prompt_templates: per problem; init_seeds: of the random initial prompts, per problem;
-    initial_values: of the free tokens, by initial prompt; token_ids, token_embeddings: of the padded prompts;
-    step_inputs: of m images per problem, "b m" flattened; gumbel_sample: of the tokens, None for none."""
+@dataclass(frozen=True)
+class PromptTuningContext:
+    """The constants of a batch of prompts.
+
+    image_seeds, prompt_templates: per problem; init_seeds: of the random initial prompts, per problem; initial_values:
+    of the free tokens, by initial prompt; token_ids, token_embeddings: of the padded prompts; step_inputs: of m images
+    per problem, "b m" flattened; gumbel_sample: of the tokens, None for none."""
 
     image_seeds: tuple[int, ...]
     init_seeds: tuple[int, ...]
@@ -56,12 +57,12 @@ class PromptTuningContext(EditContext):
 
 
 class PromptDiffusion:
-    """Pictures of prompts with free tokens. Every step meets new z, the best iterate is chosen on the same ones each
-    time, its loss is measured on as many others, and what is reported is drawn from a fourth set.
+    """Images of prompts with free tokens. Every step samples new z; the best iterate is chosen on a fixed set of z, its
+    loss is measured on a second one of the same size, and the images of the result are generated from a third one.
 
-    tokens: what stands in the free places; num_initializations: how many random ones are compared, the best of which is
-    begun with: equal prompts of equal `init_seed` share them and what they show, which is kept in the generator's
-    cache; images_per_step, validation_images, images_per_result: how many z of these kinds."""
+    tokens: what is optimized in the free places; num_initializations: how many random initial prompts are compared;
+    problems of equal prompt and `init_seed` share them and their images, which are cached; images_per_step,
+    validation_images, images_per_result: the sizes of the sets of z."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class PromptDiffusion:
     ) -> None:
         self.num_initializations = num_initializations
         self.generator, self.tokens, self.networks = generator, tokens, generator.networks
+        # The names are part of the images' seeds.
         self.counts = {
             "fresh": images_per_step,
             "validation": validation_images,
@@ -90,108 +92,111 @@ class PromptDiffusion:
 
     def initialize(
         self, problems: Sequence[Problem], prompt_to_prompt: PromptToPrompt, precomputed: Precomputed | None = None
-    ) -> Initialization:
-        """The prompts' tokens; everything is free, no map is injected."""
+    ) -> Initialization[PromptTuningContext]:
+        """The initial tokens of the prompts. Everything is editable, no map is injected."""
         start = self.generator.initialize(
             [without_free_tokens(problem) for problem in problems],
             PromptToPrompt(**DISABLED_PROMPT_TO_PROMPT),
             precomputed,
         )
         templates = tuple(parse_prompt(self.networks.tokenizer, p.edit.source) for p in problems)
-        seeds = tuple(p.seed for p in problems)
-        ids = self.networks.pad_tokens([list(t.token_ids) for t in templates])
+        image_seeds = tuple(p.seed for p in problems)
         init_seeds = tuple(p.seed if p.init_seed is None else p.init_seed for p in problems)
-        initial_values = [
-            self.tokens.initialize(self.networks, templates, [derive_seed(seed, "start", j) for seed in init_seeds])
-            for j in range(self.num_initializations)
-        ]
-        if all(torch.equal(values, initial_values[0]) for values in initial_values):
-            initial_values = initial_values[:1]  # they have no random tokens
+        initial_values = self._initial_values(templates, init_seeds)
+        token_ids = self.networks.pad_tokens([list(t.token_ids) for t in templates])
         context = PromptTuningContext(
-            **vars(start.context),
-            image_seeds=seeds,
+            image_seeds=image_seeds,
             init_seeds=init_seeds,
-            initial_values=torch.stack(initial_values),
+            initial_values=initial_values,
             prompt_templates=templates,
-            token_ids=ids,
-            token_embeddings=self.networks.token_embeddings(ids),
-            step_inputs=self.step_inputs(seeds, "validation", 0),
+            token_ids=token_ids,
+            token_embeddings=self.networks.token_embeddings(token_ids),
+            step_inputs=self.step_inputs(image_seeds, "validation", 0),
             gumbel_sample=None,
         )
         return replace(
-            start,
+            start.with_context(context),
             controls={self.tokens.control_name: initial_values[0]},
-            context=context,
             candidates=[Candidate(initial_prompt=j) for j in range(len(initial_values))],
         )
 
-    def select(self, initialization: Initialization, indices: Sequence[int]) -> tuple[Controls, EditContext]:
-        """The initial tokens of each sample's candidate."""
+    def _initial_values(
+        self, templates: Sequence[PromptTemplate], init_seeds: Sequence[int]
+    ) -> Float[Tensor, "s b n d"]:
+        """The values of the free tokens in each random initial prompt; one where nothing in them is random."""
+        values = [
+            self.tokens.initialize(self.networks, templates, [derive_seed(seed, "start", j) for seed in init_seeds])
+            for j in range(self.num_initializations)
+        ]
+        return torch.stack(values[:1] if all(torch.equal(v, values[0]) for v in values) else values)
+
+    def select(
+        self, initialization: Initialization[PromptTuningContext], indices: Sequence[int]
+    ) -> tuple[Controls, PromptTuningContext]:
+        """The initial tokens of each sample's candidate, and the context, which all candidates share."""
         context = initialization.context
-        assert isinstance(context, PromptTuningContext)
         chosen = [initialization.candidates[j].initial_prompt for j in indices]
         return {self.tokens.control_name: context.initial_values[chosen, list(range(len(chosen)))]}, context
 
-    def render_candidates(self, initialization: Initialization) -> Iterator[Scene]:
-        """Few images for many prompts: of other z than those that steps are judged by; no token is sampled."""
+    def render_candidates(self, initialization: Initialization[PromptTuningContext]) -> Iterator[Scene]:
+        """Few images for many prompts: of other z than those that iterates are chosen by; no token is sampled."""
         context = initialization.context
-        assert isinstance(context, PromptTuningContext)
-        keys = list(zip(context.prompt_templates, context.init_seeds, strict=True))
-        distinct = list(dict.fromkeys(keys))
-        whose = [distinct.index(key) for key in keys]
-        pools = [self._pool(context, i) for i in map(keys.index, distinct)]
-        for latents in zip(*pools, strict=True):
-            z = torch.stack(latents)
+        prompts = list(zip(context.prompt_templates, context.init_seeds, strict=True))
+        distinct = list(dict.fromkeys(prompts))
+        positions = [distinct.index(prompt) for prompt in prompts]
+        latents = [self._candidate_latents(context, i) for i in map(prompts.index, distinct)]
+        for of_candidate in zip(*latents, strict=True):
+            z = torch.stack(of_candidate)
             images = self.networks.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-            yield Scene(images[whose, 0], z[whose, 0], images[whose])
+            yield Scene(images[positions, 0], z[positions, 0], images[positions])
 
-    def _pool(self, context: PromptTuningContext, i: int) -> Float[Tensor, "s m c y x"]:
-        """The latents that the i-th prompt's starts lead to, on the `images_per_step` z of their draw; from the cache,
-        if there. Always of this prompt alone and as many at once, so that they do not depend on the batch."""
+    def _candidate_latents(self, context: PromptTuningContext, i: int) -> Float[Tensor, "s m c y x"]:
+        """The latents of the i-th problem's initial prompts, on the `images_per_step` z of their seed; from the cache,
+        if there. They are computed without other problems and always as many together, so that they do not depend on
+        the batch."""
         count = len(context.prompt_templates[i].free_positions)
         values, seeds = context.initial_values[:, i, :count], self.seeds(context.init_seeds[i], "fresh", 0)
         text = self.prompt_embeddings(
             {self.tokens.control_name: values}, self._repeated(context, i, len(values), context.step_inputs), 1
         )
         key = self.generator.cache.key("starts", self.generator.fingerprint, text, seeds)
-        if (found := self.generator.cache.load([key])) is None:
+        if (cached := self.generator.cache.load([key])) is None:
             parts = []
             for part in text.split(max(1, self.counts["validation"] // len(seeds))):
-                course = self.sample_inputs(seeds * len(part))
-                chain = self._chain(part.repeat_interleave(len(seeds), dim=0), course)
-                parts.append(chain[-1].unflatten(0, (len(part), len(seeds))))
-            found = {"latents": torch.cat(parts)[None]}
-            self.generator.cache.save([key], **found)
-        return found["latents"][0].to(self.networks.device)
+                inputs = self.sample_inputs(seeds * len(part))
+                predictions = self._denoise(part.repeat_interleave(len(seeds), dim=0), inputs)
+                parts.append(predictions[-1].unflatten(0, (len(part), len(seeds))))
+            cached = {"latents": torch.cat(parts)[None]}
+            self.generator.cache.save([key], **cached)
+        return cached["latents"][0].to(self.networks.device)
 
     def seeds(self, seed: int, kind: str, k: int) -> list[int]:
-        """The seeds of a problem's pictures of step k, of one of the four kinds."""
+        """The seeds of the images of a problem's seed at step k, of one of the kinds in `counts`."""
         return [derive_seed(seed, kind, k, j) for j in range(self.counts[kind])]
 
     def sample_inputs(self, seeds: Sequence[int]) -> SamplerInputs:
         return self.generator.sampler.sample_inputs(self.networks, seeds, self.generator.latent_size)
 
     def step_inputs(self, seeds: Sequence[int], kind: str, k: int) -> SamplerInputs:
-        """The courses of a step's pictures, those of one problem next to each other."""
-        return self.sample_inputs([own for seed in seeds for own in self.seeds(seed, kind, k)])
+        """The sampler's inputs for the images of step k, those of one problem next to each other."""
+        return self.sample_inputs([image_seed for seed in seeds for image_seed in self.seeds(seed, kind, k)])
 
-    def step_context(self, context: EditContext, k: int) -> EditContext:
-        """The constants of step k: z and what is random about the tokens, from each problem's seed and the step."""
-        assert isinstance(context, PromptTuningContext)
+    def step_context(self, context: PromptTuningContext, k: int) -> PromptTuningContext:
+        """The constants of step k: z and the random part of the tokens, from each problem's seed and the step."""
         shape = (self.counts["fresh"], max(len(t.free_positions) for t in context.prompt_templates))
-        random = self.tokens.sample_gumbel(
+        gumbel_sample = self.tokens.sample_gumbel(
             self.networks, shape, [derive_seed(seed, "tokens", k) for seed in context.image_seeds], k
         )
-        return replace(context, step_inputs=self.step_inputs(context.image_seeds, "fresh", k), gumbel_sample=random)
+        step_inputs = self.step_inputs(context.image_seeds, "fresh", k)
+        return replace(context, step_inputs=step_inputs, gumbel_sample=gumbel_sample)
 
-    def evaluation_context(self, context: EditContext) -> EditContext:
-        """z that no step was judged on: the best of many losses on the same few z is lower than on others."""
-        assert isinstance(context, PromptTuningContext)
+    def evaluation_context(self, context: PromptTuningContext) -> PromptTuningContext:
+        """With z that no iterate was chosen by: the lowest of many losses on the same few z is biased."""
         return replace(context, step_inputs=self.step_inputs(context.image_seeds, "final", 0))
 
     def prompt_embeddings(self, controls: Controls, context: PromptTuningContext, m: int) -> Float[Tensor, "bm l d"]:
-        """The prompts' embeddings, each m times. Words that nothing is drawn for are tokenised anew, as if a user had
-        typed them: the tokens that they were chosen by need not come back."""
+        """The embeddings of the prompts, each m times. Discrete prompts without a sample are tokenized from their
+        words, as if a user had typed them: this need not give the tokens that were optimized."""
         if self.tokens.is_discrete() and context.gumbel_sample is None:
             return self.networks.embed(self.decode_prompts(controls, context)).repeat_interleave(m, dim=0)
         free = self.tokens.token_embeddings(self.networks, controls[self.tokens.control_name], context.gumbel_sample)
@@ -199,60 +204,60 @@ class PromptDiffusion:
         rows = []
         for i, template in enumerate(context.prompt_templates):
             # Position 0 is the start token.
-            places = torch.tensor(template.free_positions, device=free.device) + 1
+            positions = torch.tensor(template.free_positions, device=free.device) + 1
             row = context.token_embeddings[i].expand(m, -1, -1)
-            rows.append(row.index_copy(1, places, free[i, :, : len(places)].to(row)))
+            rows.append(row.index_copy(1, positions, free[i, :, : len(positions)].to(row)))
         return self.networks.encode_token_embeddings(context.token_ids.repeat_interleave(m, dim=0), torch.cat(rows))
 
-    def _chain(self, text: Float[Tensor, "n l d"], course: SamplerInputs) -> list[Tensor]:
-        """The x0-predictions of embeddings and their courses."""
-        return self.generator.denoise(course["latent"], self.generator.step_embeddings(text, course), course["noise"])
+    def _denoise(self, text: Float[Tensor, "n l d"], inputs: SamplerInputs) -> list[Float[Tensor, "n c y x"]]:
+        """The x0-predictions of all steps."""
+        return self.generator.denoise(inputs["latent"], self.generator.step_embeddings(text, inputs), inputs["noise"])
 
-    def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
-        """Scenes whose views are the m pictures of a prompt; `image` is the first of them."""
-        assert isinstance(context, PromptTuningContext)
+    def __call__(self, controls: Controls, context: PromptTuningContext) -> list[Scene]:
+        """Scenes whose views are the m images of a prompt; `image` is the first one."""
         b = len(context.image_seeds)
         text = self.prompt_embeddings(controls, context, len(context.step_inputs["latent"]) // b)
-        latents = self._chain(text, context.step_inputs)[-self.generator.last_x0_predictions :]
+        latents = self._denoise(text, context.step_inputs)[-self.generator.last_x0_predictions :]
         decoded = self.networks.decode(torch.cat(latents)).chunk(len(latents))
-        folded = [
-            (image.unflatten(0, (b, -1)), z.unflatten(0, (b, -1))) for image, z in zip(decoded, latents, strict=True)
+        by_problem = [
+            (images.unflatten(0, (b, -1)), z.unflatten(0, (b, -1))) for images, z in zip(decoded, latents, strict=True)
         ]
-        left = reversed(range(len(folded)))
-        return [Scene(image[:, 0], z[:, 0], image, n) for (image, z), n in zip(folded, left, strict=True)]
+        steps_left = reversed(range(len(by_problem)))
+        return [Scene(images[:, 0], z[:, 0], images, n) for (images, z), n in zip(by_problem, steps_left, strict=True)]
 
     @torch.no_grad()
-    def images(self, controls: Controls, context: EditContext) -> Float[Tensor, "b n 3 h w"]:
-        """The `images_per_result` pictures of each prompt."""
-        assert isinstance(context, PromptTuningContext)
-        rows, at_once = [], self.counts["validation"]
+    def images(self, controls: Controls, context: PromptTuningContext) -> Float[Tensor, "b n 3 h w"]:
+        """The `images_per_result` images of each prompt."""
+        rows, images_per_call = [], self.counts["validation"]
         for i, seed in enumerate(context.image_seeds):
             seeds = self.seeds(seed, "report", 0)
-            parts = [seeds[first : first + at_once] for first in range(0, len(seeds), at_once)]
-            rows.append(torch.cat([self._shown(controls, context, i, part) for part in parts]))
+            parts = [seeds[first : first + images_per_call] for first in range(0, len(seeds), images_per_call)]
+            rows.append(torch.cat([self._images_of(controls, context, i, part) for part in parts]))
         return torch.stack(rows)
 
-    def _shown(
+    def _images_of(
         self, controls: Controls, context: PromptTuningContext, i: int, seeds: Sequence[int]
     ) -> Float[Tensor, "m 3 h w"]:
-        """Pictures of the i-th prompt."""
-        own = self._repeated(context, i, 1, self.sample_inputs(seeds))
-        return self({name: values[i : i + 1] for name, values in controls.items()}, own)[-1].views[0]
+        """The images of the i-th prompt for the seeds."""
+        single = self._repeated(context, i, 1, self.sample_inputs(seeds))
+        return self({name: values[i : i + 1] for name, values in controls.items()}, single)[-1].views[0]
 
-    def _repeated(self, context: PromptTuningContext, i: int, n: int, course: SamplerInputs) -> PromptTuningContext:
-        """The i-th prompt's constants n times, with another course and no token drawn at random."""
-        return replace(
-            context,
+    def _repeated(
+        self, context: PromptTuningContext, i: int, n: int, step_inputs: SamplerInputs
+    ) -> PromptTuningContext:
+        """The i-th prompt's constants n times, with other inputs of the sampler and without a sample of tokens."""
+        return PromptTuningContext(
             image_seeds=context.image_seeds[i : i + 1] * n,
+            init_seeds=context.init_seeds[i : i + 1] * n,
+            initial_values=context.initial_values[:, [i] * n],
             prompt_templates=context.prompt_templates[i : i + 1] * n,
             token_ids=context.token_ids[[i] * n],
             token_embeddings=context.token_embeddings[[i] * n],
-            step_inputs=course,
+            step_inputs=step_inputs,
             gumbel_sample=None,
         )
 
-    def decode_prompts(self, controls: Controls, context: EditContext) -> list[str]:
-        assert isinstance(context, PromptTuningContext)
+    def decode_prompts(self, controls: Controls, context: PromptTuningContext) -> list[str]:
         return self.tokens.decode(self.networks, controls[self.tokens.control_name], context.prompt_templates)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from classifier_lens.models.generator.chain import Chain
-from classifier_lens.runner.types import Controls, EditContext, Scene
+from classifier_lens.models.generator.chain import Chain, DiffusionContext
+from classifier_lens.runner.types import Controls, Scene
 
 MAX_IMAGES_PER_CALL = 8  # images in one call of the UNet: more are not faster per image
 
@@ -17,7 +17,7 @@ BranchKey = tuple[int, tuple[bool, ...]]
 
 
 @torch.no_grad()
-def compare_schedules(chain: Chain, contexts: Sequence[EditContext], controls: Controls) -> list[Scene]:
+def compare_schedules(chain: Chain, contexts: Sequence[DiffusionContext], controls: Controls) -> list[Scene]:
     """One scene per context; contexts differ in `cross_replace_steps` and `background_blend_steps` alone.
 
     A step that is the same for several contexts is computed once; the others' are computed together, up to
@@ -51,7 +51,7 @@ def _predictions(
     latents: Sequence[Tensor],
     embeddings: Mapping[str, Tensor],
     i: int,
-    branches: Mapping[BranchKey, EditContext],
+    branches: Mapping[BranchKey, DiffusionContext],
 ) -> dict[BranchKey, Tensor]:
     """The network's predictions at step i, by branch; the maps are those of the branch's context."""
     keys, predicted = list(branches), dict[BranchKey, Tensor]()

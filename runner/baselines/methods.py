@@ -1,18 +1,26 @@
-"""What may answer a task's questions in the method's place, for comparison: `conf/baseline/`."""
+"""Baselines that solve a task's problems instead of the method, for comparison: `conf/baseline/`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.guidance import check_guidance, guided_sampling
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.latent_prior import LatentPrior
-from classifier_lens.models.generator.multi_image import MultiImageContext, MultiImageGenerator
+from classifier_lens.models.generator.multi_image import MultiImageGenerator
 from classifier_lens.models.generator.no_generator import NoGenerator
-from classifier_lens.models.generator.pixel_space import ImageInitialization, PixelGenerator, init_from_generated
+from classifier_lens.models.generator.pixel_space import (
+    ImageInitialization,
+    PixelContext,
+    PixelGenerator,
+    init_from_generated,
+)
 from classifier_lens.runner.baselines.regularizers import Regularizer, Update
 from classifier_lens.runner.configuration.value_ranges import (
     LearningRate,
@@ -24,19 +32,19 @@ from classifier_lens.runner.configuration.value_ranges import (
 from classifier_lens.runner.optimization.loop import OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import Generator
-from classifier_lens.runner.types import Controls, EditContext, Objective, Term, UserError
+from classifier_lens.runner.types import Context, Controls, Objective, Scene, Term, UserError
 
-# From where a batch starts to where its descent begins.
-PrepareControls = Callable[[Controls, EditContext, Objective], Controls]
-
-
-# What of a diffusion model is optimised: `conf/controls/`.
-Parametrization = Callable[[LatentDiffusion], Generator]
+# From the controls and the context of the initializer, and the objective, to those of the generator that is optimized.
+Prepare = Callable[[Controls, Any, Objective], tuple[Controls, Any]]
 
 
-def identity_controls(controls: Controls, anchor: EditContext, objective: Objective) -> Controls:
-    """The start is where the descent begins."""
-    return controls
+# What of a diffusion model is optimized: `conf/parametrization/`.
+Parametrization = Callable[[LatentDiffusion], Generator[Any]]
+
+
+def prepare_nothing(controls: Controls, context: Any, objective: Objective) -> tuple[Controls, Any]:
+    """The controls and the context of the initializer."""
+    return controls, context
 
 
 def identity_objective(objective: Objective) -> Objective:
@@ -46,38 +54,42 @@ def identity_objective(objective: Objective) -> Objective:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What answers: what begins, what is done with its controls then, whose controls they become, how to descend, and
-    on what; uses_augmentation: whether the classifier is shown the run's crops or the pictures themselves."""
+    """How a task's problems are solved.
 
-    initializer: Generator
-    generator: Generator
+    initializer, prepare: what the controls and the context come from; generator: whose they are then; optimizer: how
+    the controls are optimized; adapt_objective: changes of the task's objective; uses_augmentation: whether the
+    classifier sees random crops, or the images themselves."""
+
+    initializer: Generator[Any]
+    generator: Generator[Any]
     optimizer: OptimizerSettings
-    prepare_controls: PrepareControls = identity_controls
+    prepare: Prepare = prepare_nothing
     adapt_objective: Callable[[Objective], Objective] = identity_objective
     uses_augmentation: bool = True
 
 
-# What makes a run's images: a diffusion model, or nothing, `generator=none`.
+# What generates a run's images: a diffusion model, or nothing, `generator=none`.
 ImageModel = LatentDiffusion | NoGenerator
-# The contestant of what makes images, of what the method would optimise of it and how, with the rates in its own scale.
+# From what generates images, what the method optimizes of it and how, with the learning rates in the generator's scale.
 BaselineFactory = Callable[[ImageModel, Parametrization, OptimizerSettings], Baseline]
 
 
-def no_baseline(generator: ImageModel, controls: Parametrization, descent: OptimizerSettings) -> Baseline:
-    """The method itself; where nothing is optimized, given images may be looked at without a generator."""
-    if isinstance(generator, NoGenerator) and not (descent.steps and any(descent.lr.values())):
-        return Baseline(generator, generator, descent)
-    asked = controls(require_diffusion(generator, "task.baseline=none"))
-    return Baseline(asked, asked, descent)
+def no_baseline(generator: ImageModel, parametrization: Parametrization, settings: OptimizerSettings) -> Baseline:
+    """The method itself. Where nothing is optimized, it can look at given images without a generator."""
+    if isinstance(generator, NoGenerator) and not (settings.steps and any(settings.lr.values())):
+        return Baseline(generator, generator, settings)
+    parametrized = parametrization(require_diffusion(generator, "task.baseline=none"))
+    return Baseline(parametrized, parametrized, settings)
 
 
-def start_only(generator: ImageModel, controls: Parametrization, descent: OptimizerSettings) -> Baseline:
-    """The start alone: the words exchanged by Prompt-to-Prompt, nothing optimised."""
-    return no_baseline(require_diffusion(generator, "task.baseline=start_only"), controls, replace(descent, steps=0))
+def start_only(generator: ImageModel, parametrization: Parametrization, settings: OptimizerSettings) -> Baseline:
+    """The initialization alone: words replaced by Prompt-to-Prompt, nothing optimized."""
+    diffusion = require_diffusion(generator, "task.baseline=start_only")
+    return no_baseline(diffusion, parametrization, replace(settings, steps=0))
 
 
 def require_diffusion(generator: ImageModel, purpose: str) -> LatentDiffusion:
-    """The diffusion model that what is asked for needs. Raises UserError if there is none."""
+    """The diffusion model. Raises UserError if there is none."""
     if isinstance(generator, NoGenerator):
         raise UserError(
             f"generator=none: {purpose} needs a generator; without one allowed are pixels, yosinski, "
@@ -86,46 +98,44 @@ def require_diffusion(generator: ImageModel, purpose: str) -> LatentDiffusion:
     return generator
 
 
-def _images_per_result(generator: ImageModel, controls: Parametrization) -> int:
-    """How many images an answer of the method is; without a generator one."""
-    return 1 if isinstance(generator, NoGenerator) else controls(generator).images_per_result
-
-
 def pixels(
     generator: ImageModel,
-    controls: Parametrization,
-    descent: OptimizerSettings,
+    parametrization: Parametrization,
+    settings: OptimizerSettings,
     initialization: ImageInitialization,
     max_images: PerProblemCount,
 ) -> Baseline:
-    """The same loss by descent on the picture's pixels. initialization: where a picture begins that is not given;
-    max_images: pictures per answer at most, where the method's is several."""
-    shown = multi_image(
-        PixelGenerator(generator, initialization, max_jitter=0), _images_per_result(generator, controls), max_images
+    """The same loss, optimized over the pixels of the image. initialization: of problems without an image; max_images:
+    images per result at most, where a result of the method has several."""
+    pixel_generator = multi_image(
+        PixelGenerator(generator, initialization, max_jitter=0),
+        _images_per_result(generator, parametrization),
+        max_images,
     )
-    return Baseline(shown, shown, descent)
+    return Baseline(pixel_generator, pixel_generator, settings)
 
 
-def guidance(generator: ImageModel, controls: Parametrization, descent: OptimizerSettings) -> Baseline:
-    """The same loss as a guide of one sampling: no controls are optimised, see `models.generator.guidance`."""
-    sampled = require_diffusion(generator, "task.baseline=classifier_guidance")
-    check_guidance(sampled)
+def guidance(generator: ImageModel, parametrization: Parametrization, settings: OptimizerSettings) -> Baseline:
+    """The same loss as the guidance of one sampling: nothing is optimized, see `models.generator.guidance`."""
+    diffusion = require_diffusion(generator, "task.baseline=classifier_guidance")
+    check_guidance(diffusion)
 
-    def finish(controls: Controls, anchor: EditContext, objective: Objective) -> Controls:
-        image = guided_sampling(
-            sampled, controls, anchor, lambda scene: evaluate(objective, scene).total, descent.lr["classifier_guidance"]
-        )
-        return {"pixels": image}
+    def prepare(controls: Controls, context: DiffusionContext, objective: Objective) -> tuple[Controls, PixelContext]:
+        def loss(scene: Scene) -> Tensor:
+            return evaluate(objective, scene).total
+
+        images = guided_sampling(diffusion, controls, context, loss, settings.lr["classifier_guidance"])
+        return {"pixels": images}, PixelContext()
 
     return Baseline(
-        sampled, PixelGenerator(sampled, init_from_generated, max_jitter=0), replace(descent, steps=0), finish
+        diffusion, PixelGenerator(diffusion, init_from_generated, max_jitter=0), replace(settings, steps=0), prepare
     )
 
 
 def activation_maximization(
     generator: ImageModel,
-    controls: Parametrization,
-    descent: OptimizerSettings,
+    parametrization: Parametrization,
+    settings: OptimizerSettings,
     initialization: ImageInitialization,
     max_images: PerProblemCount,
     jitter: PixelDistance,
@@ -137,60 +147,58 @@ def activation_maximization(
     penalty_weights: TermWeights,
     excluded_terms: Sequence[str],
 ) -> Baseline:
-    """Pixels by another paper's descent, on the task's terms at the pictures themselves, without crops.
+    """The task's terms, optimized over pixels by the method of another paper, on the images themselves without crops.
 
-    initialization, max_images: see `pixels`; jitter: reach in pixels, see `models.generator.pixel_space`; method,
-    steps, lr: an optimiser of torch, the number of its steps and their constant rate; regularizers: what is done with
-    the picture after every update, in this order, before it is cut to [0, 1]; penalties, penalty_weights: terms beside
-    the task's, with their weights; excluded_terms: terms of the task that these take the place of."""
-    shown = multi_image(
-        PixelGenerator(generator, initialization, jitter), _images_per_result(generator, controls), max_images
+    initialization, max_images: see `pixels`; jitter: largest shift in pixels, see `models.generator.pixel_space`;
+    method, steps, lr: a torch optimizer, its number of steps and their constant learning rate; regularizers: applied to
+    the images after every update, in this order, before they are clipped to [0, 1]; penalties, penalty_weights: terms
+    beside the task's; excluded_terms: terms of the task that the penalties replace."""
+    pixel_generator = multi_image(
+        PixelGenerator(generator, initialization, jitter), _images_per_result(generator, parametrization), max_images
     )
 
-    def project(after: Controls, gradients: Controls, anchor: EditContext, step: int) -> Controls:
-        x, own = after["pixels"], anchor.per_image if isinstance(anchor, MultiImageContext) else anchor
-        update = Update(gradients["pixels"], own.original.view_as(x), step)
-        for regularise in regularizers.values():
-            x = regularise(x, update)
+    def project(updated: Controls, gradients: Controls, initial: Controls, step: int) -> Controls:
+        x, update = updated["pixels"], Update(gradients["pixels"], initial["pixels"], step)
+        for regularizer in regularizers.values():
+            x = regularizer(x, update)
         return {"pixels": x.clamp(0, 1)}
 
-    def objective(task_objective: Objective) -> Objective:
-        kept = {name: term for name, term in task_objective.items() if name not in excluded_terms}
-        return kept | {name: (penalty_weights[name], term) for name, term in penalties.items()}
+    def adapt_objective(objective: Objective) -> Objective:
+        included = {name: term for name, term in objective.items() if name not in excluded_terms}
+        return included | {name: (penalty_weights[name], term) for name, term in penalties.items()}
 
-    own = replace(
-        descent,
-        method=method,
-        steps=steps,
-        lr={"pixels": lr},
-        min_lr=None,
-        gradient_clipping=None,
-        early_stopping=None,
+    settings = replace(_with_method(settings, method, steps, {"pixels": lr}), project=project)
+    return Baseline(
+        pixel_generator, pixel_generator, settings, adapt_objective=adapt_objective, uses_augmentation=False
     )
-    return Baseline(shown, shown, replace(own, project=project), adapt_objective=objective, uses_augmentation=False)
 
 
 def generator_prior(
-    generator: ImageModel, controls: Parametrization, descent: OptimizerSettings, max_images: PerProblemCount,
+    generator: ImageModel, parametrization: Parametrization, settings: OptimizerSettings, max_images: PerProblemCount,
     method: Callable[..., torch.optim.Optimizer], steps: Steps, lr: LearningRate,
 ) -> Baseline:  # fmt: skip
-    """The start latent alone, see `models.generator.latent_prior`, at the pictures themselves, without crops;
-    max_images, method, steps, lr: see `activation_maximization`."""
-    model = require_diffusion(generator, "task.baseline=generator_prior")
-    prior = multi_image(LatentPrior(model), controls(model).images_per_result, max_images)
-    own = replace(
-        descent,
-        method=method,
-        steps=steps,
-        lr={"latent": lr},
-        min_lr=None,
-        gradient_clipping=None,
-        early_stopping=None,
+    """The start latent alone, see `models.generator.latent_prior`, on the images themselves without crops; max_images,
+    method, steps, lr: see `activation_maximization`."""
+    diffusion = require_diffusion(generator, "task.baseline=generator_prior")
+    prior = multi_image(LatentPrior(diffusion), parametrization(diffusion).images_per_result, max_images)
+    return Baseline(prior, prior, _with_method(settings, method, steps, {"latent": lr}), uses_augmentation=False)
+
+
+def _with_method(
+    settings: OptimizerSettings, method: Callable[..., torch.optim.Optimizer], steps: int, lr: Mapping[str, float]
+) -> OptimizerSettings:
+    """The settings with another method at constant rates, without clipping and early stopping."""
+    return replace(
+        settings, method=method, steps=steps, lr=lr, min_lr=None, gradient_clipping=None, early_stopping=None
     )
-    return Baseline(prior, prior, own, uses_augmentation=False)
 
 
-def multi_image(generator: Generator, reported: int, max_images: int) -> Generator:
-    """A generator whose answers are as many pictures as the method's, `max_images` at most."""
-    count = min(reported, max_images)
+def _images_per_result(generator: ImageModel, parametrization: Parametrization) -> int:
+    """How many images a result of the method has; without a generator one."""
+    return 1 if isinstance(generator, NoGenerator) else parametrization(generator).images_per_result
+
+
+def multi_image(generator: Generator[Context], images_per_result: int, max_images: int) -> Generator[Context]:
+    """A generator whose results have as many images as those of the method, `max_images` at most."""
+    count = min(images_per_result, max_images)
     return generator if count == 1 else MultiImageGenerator(generator, count)

@@ -1,4 +1,4 @@
-"""The loop: descend on the controls of a batch, each sample for itself."""
+"""The optimization loop over the controls of a batch, each sample by itself."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from classifier_lens.runner.configuration.value_ranges import (
 from classifier_lens.runner.optimization.objective import Loss, evaluate
 from classifier_lens.runner.protocols import Generator
 from classifier_lens.runner.types import (
+    Context,
     Controls,
-    EditContext,
     Initialization,
     Objective,
     Precomputed,
@@ -31,24 +31,25 @@ from classifier_lens.runner.types import (
     first_line,
 )
 
-# (scene, step) -> the scene with the views that the classifier is shown at this step
+# (scene, step) -> the scene with the augmented views that the classifier sees at this step
 Augment = Callable[[Scene, int], Scene]
-# gradients by control -> the same tensors, made shorter in place, for each sample on its own
+# gradients by control -> the same tensors, clipped in place, for each sample by itself
 Clip = Callable[[Controls], None]
-# (controls after an update, the gradients that led there, the anchor, the update's number) -> controls that it changes
-Project = Callable[[Controls, Controls, EditContext, int], Controls]
+# (controls after an update, the update's gradients, initial controls, the update's number) -> projected controls, those
+# that change
+Project = Callable[[Controls, Controls, Controls, int], Controls]
 
 
-def no_projection(after: Controls, gradients: Controls, anchor: EditContext, step: int) -> Controls:
-    """Controls stay as the update left them."""
+def no_projection(updated: Controls, gradients: Controls, initial: Controls, step: int) -> Controls:
+    """No control changes."""
     return {}
 
 
 def clip_joint_norm(gradients: Controls, max_norm: Positive) -> None:
-    """Scale each sample's gradients, all controls together, to an L2 norm of `max_norm` where it is larger. The
-    controls keep their proportions to each other."""
-    length = torch.stack([_norms(g) ** 2 for g in gradients.values()]).sum(dim=0).sqrt()
-    scale = (max_norm / length.clamp(min=1e-12)).clamp(max=1.0)
+    """Scale each sample's gradients, all controls together, to an L2 norm of `max_norm` where it is larger. Their
+    proportions do not change."""
+    norm = torch.stack([_norms(g) ** 2 for g in gradients.values()]).sum(dim=0).sqrt()
+    scale = (max_norm / norm.clamp(min=1e-12)).clamp(max=1.0)
     for gradient in gradients.values():
         gradient.mul_(_rows(scale, gradient))
 
@@ -58,36 +59,37 @@ def clip_largest_element(gradients: Controls, max_norm: Positive) -> None:
     (max-norm; DiG-IN, B.1)."""
     for gradient in gradients.values():
         largest = gradient.abs().flatten(1).amax(dim=1)
-        # The small number is that of PyTorch's own clipping.
+        # PyTorch's gradient clipping adds the same small number.
         gradient.mul_(_rows((max_norm / (largest + 1e-6)).clamp(max=1.0), gradient))
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Enough is reached when in `patience` evaluations in a row each term of the objective was under its bound in
-    `thresholds`; an objective with a term that has no bound never has enough."""
+    """Whether in `patience` evaluations in a row each term of the objective was below its bound in `thresholds`; never
+    for an objective that has a term without a bound."""
 
     patience: PerProblemCount
     thresholds: Mapping[str, Threshold]
 
     def __call__(self, history: Sequence[Mapping[str, Sequence[float]]], i: int) -> bool:
-        """Whether sample i has enough, by its last evaluations."""
+        """Whether the last evaluations of sample i meet the criterion."""
         recent = history[-self.patience :]
-        low = [
+        below = [
             all(values[name][i] < self.thresholds.get(name, -math.inf) for name in values if name != "total")
             for values in recent
         ]
-        return len(recent) == self.patience and all(low)
+        return len(recent) == self.patience and all(below)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How to descend. method: a torch optimiser; steps: K; lr: a rate per control, absent or 0 keeps it fixed; min_lr:
-    where the cosine ends, per control (equal to lr: constant, above it: the rate grows); gradient_clipping: what
-    shortens gradients, None for nothing; keep_norm: whether the start latent and each free token are scaled back to
-    their length after every update; early_stopping: when a sample has reached enough, None for never; project: what a
-    baseline does after every update; autocast: the number format of the networks that see augmented views, None for
-    their own."""
+    """How controls are optimized.
+
+    method: a torch optimizer; steps: K; lr: learning rate by control, a control without one or with 0 is fixed; min_lr:
+    final rate of the cosine schedule by control (equal to lr: constant; above it: the rate grows), None for constant
+    rates; gradient_clipping: None for none; keep_norm: whether the start latent and each free token are rescaled to
+    their initial norm after every update; early_stopping: None for none; project: what a baseline does after every
+    update; autocast: number format of the networks that see augmented views, None for their own."""
 
     method: Callable[..., torch.optim.Optimizer]
     steps: Steps
@@ -106,22 +108,24 @@ class OptimizerSettings:
             raise UserError(f"optimizer.method: {first_line(error)}") from error
 
     def autocast_context(self, device: torch.device) -> torch.autocast:
-        """Within which augmented views are judged."""
+        """The context in which the losses of augmented views are computed."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast is not None)
 
     def lr_at(self, name: str, k: int) -> float:
-        """The rate of a control at step k: constant, or a cosine from lr to min_lr over the K steps."""
+        """The learning rate of a control at step k: constant, or a cosine from lr to min_lr over the K steps."""
         if self.min_lr is None:
             return self.lr[name]
-        low = self.min_lr.get(name, 0.0)
-        return low + (self.lr[name] - low) * (1 + math.cos(math.pi * k / max(self.steps, 1))) / 2
+        final = self.min_lr.get(name, 0.0)
+        return final + (self.lr[name] - final) * (1 + math.cos(math.pi * k / max(self.steps, 1))) / 2
 
 
 @dataclass
 class OptimizationState:
-    """Where a batch stands before evaluation `step`: controls, the method's moments, the best iterate per sample
-    (its controls, un-augmented total and step), the history of every evaluation, why a sample was given up, and what
-    the samples began with, None where it is not to be begun again."""
+    """The state of a batch before evaluation `step`.
+
+    optimizer_state: moments of the optimizer; best_controls, best_loss, best_step: of the best iterate per sample, by
+    its total loss without augmentation; history: the terms of every evaluation; failures: why a sample was given up;
+    initial_choice: None where the batch is not initialized again after a resume."""
 
     controls: Controls
     best_controls: Controls
@@ -136,16 +140,19 @@ class OptimizationState:
     seconds: float = 0.0
 
 
-def initial_state(controls: Controls, origin: InitialChoice | None = None) -> OptimizationState:
+def initial_state(controls: Controls, choice: InitialChoice | None = None) -> OptimizationState:
     """The state before the first evaluation. Its tensors are contiguous, as those of a checkpoint are: sums would
     otherwise run in another order after a resume."""
     controls = {name: value.contiguous() for name, value in controls.items()}
-    n = len(next(iter(controls.values())))
-    device = next(iter(controls.values())).device
-    best = {name: value.clone() for name, value in controls.items()}
-    infinite = torch.full((n,), math.inf, device=device)
+    first = next(iter(controls.values()))
+    count, device = len(first), first.device
     return OptimizationState(
-        dict(controls), best, infinite, torch.zeros(n, dtype=torch.long, device=device), [None] * n, origin
+        controls=controls,
+        best_controls={name: value.clone() for name, value in controls.items()},
+        best_loss=torch.full((count,), math.inf, device=device),
+        best_step=torch.zeros(count, dtype=torch.long, device=device),
+        failures=[None] * count,
+        initial_choice=choice,
     )
 
 
@@ -159,7 +166,9 @@ class InitialChoice:
 
 
 @torch.no_grad()
-def choose_initialization(generator: Generator, initialization: Initialization, objective: Objective) -> InitialChoice:
+def choose_initialization(
+    generator: Generator[Context], initialization: Initialization[Context], objective: Objective
+) -> InitialChoice:
     """Per sample the candidate with the lowest total loss without augmentation."""
     indices = [0] * len(initialization.warnings)
     if len(initialization.candidates) > 1:
@@ -169,59 +178,62 @@ def choose_initialization(generator: Generator, initialization: Initialization, 
 
 
 def optimize(
-    generator: Generator,
-    anchor: EditContext,
+    generator: Generator[Context],
+    context: Context,
+    initial: Controls,
     objective: Objective,
     augment: Augment,
-    descent: OptimizerSettings,
+    settings: OptimizerSettings,
     state: OptimizationState,
 ) -> Iterator[OptimizationState]:
-    """Evaluate and update until K updates are done or every sample has enough; yields the state after each evaluation.
+    """Evaluate and update until K updates are done or every sample stops early; yields the state after each evaluation.
 
-    The loss averages the last x0-predictions with weights growing linearly; the best iterate is the one with the
-    lowest un-augmented total of the last prediction, made with the anchor itself where steps meet constants of their
-    own. A sample whose loss is not finite is given up and stands still, as does one that has enough.
+    The loss averages the last x0-predictions with weights growing linearly. The best iterate is the one with the lowest
+    total of the last prediction without augmentation; where steps have contexts of their own, it is rendered with
+    `context`. A sample whose loss is not finite is given up; it does not change any more, like one that stops early.
+    initial: the controls of step 0, after a resume as well.
     """
-    names = [name for name in state.controls if descent.lr.get(name)]
+    names = [name for name in state.controls if settings.lr.get(name)]
     leaves = {name: state.controls[name].detach().clone().requires_grad_() for name in names}
-    method = descent.method([{"params": [leaves[name]], "lr": descent.lr[name]} for name in names] or [torch.zeros(0)])
-    method.state.update({leaves[name]: dict(moments) for name, moments in state.optimizer_state.items()})
+    groups = [{"params": [leaves[name]], "lr": settings.lr[name]} for name in names]
+    optimizer = settings.method(groups or [torch.zeros(0)])
+    optimizer.state.update({leaves[name]: dict(moments) for name, moments in state.optimizer_state.items()})
     while not state.finished:
-        controls, now = {**state.controls, **leaves}, generator.step_context(anchor, state.step)
-        last = state.step == descent.steps or not names
+        controls, step_context = {**state.controls, **leaves}, generator.step_context(context, state.step)
+        last = state.step == settings.steps or not names
         with torch.set_grad_enabled(not last):
-            scenes = generator(controls, anchor if last else now)
-            views = [] if last else [augment(scene, state.step) for scene in scenes]
-            with descent.autocast_context(state.best_loss.device):
-                losses = [evaluate(objective, scene) for scene in views]
+            scenes = generator(controls, context if last else step_context)
+            augmented = [] if last else [augment(scene, state.step) for scene in scenes]
+            with settings.autocast_context(state.best_loss.device):
+                losses = [evaluate(objective, scene) for scene in augmented]
         with torch.no_grad():
-            judged = scenes[-1] if last or now is anchor else generator(controls, anchor)[-1]
-            _record(state, evaluate(objective, judged), leaves)
+            scene = scenes[-1] if last or step_context is context else generator(controls, context)[-1]
+            _record(state, evaluate(objective, scene), leaves)
             for loss in losses:
-                _note_failures(state, loss)
-        moving = _moving(state, descent)
-        last = last or not any(moving)
+                _record_failures(state, loss)
+        active = _active(state, settings)
+        last = last or not any(active)
         if not last:
-            shares = [(i + 1) / sum(range(len(losses) + 1)) for i in range(len(losses))]
-            total = torch.stack([share * loss.total for share, loss in zip(shares, losses, strict=True)]).sum()
+            weights = [(i + 1) / sum(range(len(losses) + 1)) for i in range(len(losses))]
+            total = torch.stack([w * loss.total for w, loss in zip(weights, losses, strict=True)]).sum()
             gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
             for leaf, gradient in zip(leaves.values(), gradients, strict=True):
                 leaf.grad = gradient
-            _give_up(state, leaves)
-            _update(method, leaves, descent, state, anchor, moving)
+            _drop_failed(state, leaves)
+            _update(optimizer, leaves, settings, state, initial, active)
             state.step += 1
         state.finished = last
         state.controls = {**state.controls, **{name: leaf.detach() for name, leaf in leaves.items()}}
         state.optimizer_state = {
-            name: dict(method.state[leaf]) for name, leaf in leaves.items() if leaf in method.state
+            name: dict(optimizer.state[leaf]) for name, leaf in leaves.items() if leaf in optimizer.state
         }
         yield state
 
 
 def _record(state: OptimizationState, loss: Loss, leaves: Controls) -> None:
-    """Append to the history and keep the controls of those samples that are better than ever."""
+    """Append to the history and keep the controls of those samples whose loss is their lowest."""
     state.history.append({name: v.tolist() for name, v in {**loss.terms, "total": loss.total}.items()})
-    _note_failures(state, loss)
+    _record_failures(state, loss)
     better = loss.total < state.best_loss
     state.best_loss = torch.where(better, loss.total, state.best_loss)
     state.best_step = torch.where(better, state.step, state.best_step)
@@ -229,15 +241,15 @@ def _record(state: OptimizationState, loss: Loss, leaves: Controls) -> None:
         state.best_controls[name] = torch.where(_rows(better, value), value.detach(), state.best_controls[name])
 
 
-def _note_failures(state: OptimizationState, loss: Loss) -> None:
-    """Name the term of every sample whose loss is not finite."""
+def _record_failures(state: OptimizationState, loss: Loss) -> None:
+    """Record the term of every sample whose loss is not finite."""
     for i, finite in enumerate(torch.isfinite(loss.total).tolist()):
         if not finite and state.failures[i] is None:
             state.failures[i] = f"step {state.step}: the term {loss.non_finite_term(i)} is not finite"
 
 
-def _give_up(state: OptimizationState, leaves: Controls) -> None:
-    """Take failed samples out of the descent; a gradient that is not finite fails its sample."""
+def _drop_failed(state: OptimizationState, leaves: Controls) -> None:
+    """Set the gradients of failed samples to 0; a gradient that is not finite fails its sample."""
     for name, leaf in leaves.items():
         gradient = leaf.grad
         assert gradient is not None
@@ -250,46 +262,46 @@ def _give_up(state: OptimizationState, leaves: Controls) -> None:
             leaf.grad = torch.where(_rows(alive, leaf), leaf.grad, torch.zeros_like(leaf))
 
 
-def _moving(state: OptimizationState, descent: OptimizerSettings) -> list[bool]:
-    """Which samples neither were given up nor have enough."""
-    enough = descent.early_stopping or (lambda history, i: False)
-    return [reason is None and not enough(state.history, i) for i, reason in enumerate(state.failures)]
+def _active(state: OptimizationState, settings: OptimizerSettings) -> list[bool]:
+    """Which samples neither have failed nor stop early."""
+    stops = settings.early_stopping or (lambda history, i: False)
+    return [reason is None and not stops(state.history, i) for i, reason in enumerate(state.failures)]
 
 
 @torch.no_grad()
 def _update(
-    method: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     leaves: Controls,
-    descent: OptimizerSettings,
+    settings: OptimizerSettings,
     state: OptimizationState,
-    anchor: EditContext,
-    moving: Sequence[bool],
+    initial: Controls,
+    active: Sequence[bool],
 ) -> None:
-    """One step of the method, with clipping, rates and the latent's length per sample; no momentum moves a sample on
-    that is not `moving` or that has just failed."""
+    """One step of the optimizer, with clipping, learning rates, norms and projection per sample. Samples that are not
+    `active` or have just failed do not change, whatever their momentum."""
     before = {name: leaf.clone() for name, leaf in leaves.items()}
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    if descent.gradient_clipping is not None:
-        descent.gradient_clipping(gradients)
-    for group, name in zip(method.param_groups, leaves, strict=False):
-        group["lr"] = descent.lr_at(name, state.step)
-    method.step()
-    if descent.keep_norm and "latent" in leaves:
-        latent = leaves["latent"]
-        latent.mul_((anchor.latent_norm / latent.flatten(-3).norm(dim=-1))[..., None, None, None])
-    if descent.keep_norm and "tokens" in leaves:
-        lengths = (values["tokens"].norm(dim=-1, keepdim=True) for values in (before, leaves))
-        leaves["tokens"].mul_(next(lengths) / next(lengths).clamp(min=1e-12))
-    for name, changed in descent.project(leaves, gradients, anchor, state.step).items():
-        leaves[name].copy_(changed)
+    if settings.gradient_clipping is not None:
+        settings.gradient_clipping(gradients)
+    for group, name in zip(optimizer.param_groups, leaves, strict=False):
+        group["lr"] = settings.lr_at(name, state.step)
+    optimizer.step()
+    if settings.keep_norm and "latent" in leaves:
+        norm, initial_norm = (latents.flatten(-3).norm(dim=-1) for latents in (leaves["latent"], initial["latent"]))
+        leaves["latent"].mul_((initial_norm / norm)[..., None, None, None])
+    if settings.keep_norm and "tokens" in leaves:
+        norm_before, norm = (values["tokens"].norm(dim=-1, keepdim=True) for values in (before, leaves))
+        leaves["tokens"].mul_(norm_before / norm.clamp(min=1e-12))
+    for name, projected in settings.project(leaves, gradients, initial, state.step).items():
+        leaves[name].copy_(projected)
     for name, leaf in leaves.items():
-        on = torch.tensor([m and f is None for m, f in zip(moving, state.failures, strict=True)], device=leaf.device)
-        leaf.copy_(torch.where(_rows(on, leaf), leaf, before[name]))
+        changes = [on and f is None for on, f in zip(active, state.failures, strict=True)]
+        leaf.copy_(torch.where(_rows(torch.tensor(changes, device=leaf.device), leaf), leaf, before[name]))
 
 
 class NormalizedGradient(torch.optim.Optimizer):
-    """Steps of length `lr`, a key of each group of params, down each picture's own gradient, whatever its length;
-    pictures are "... c h w"."""
+    """Steps of length `lr`, a key of each group of params, along each image's own negative gradient; images are
+    "... c h w"."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {})
@@ -298,8 +310,8 @@ class NormalizedGradient(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for leaf in group["params"]:
-                length = leaf.grad.flatten(-3).norm(dim=-1).clamp(min=1e-12)
-                leaf.sub_(group["lr"] * leaf.grad / length[..., None, None, None])
+                norm = leaf.grad.flatten(-3).norm(dim=-1).clamp(min=1e-12)
+                leaf.sub_(group["lr"] * leaf.grad / norm[..., None, None, None])
 
 
 def _norms(values: Tensor) -> Tensor:

@@ -18,18 +18,20 @@ from classifier_lens.runner.logging.logger import Logger
 from classifier_lens.runner.optimization.loop import OptimizationState
 from classifier_lens.runner.protocols import Classifier, Task
 from classifier_lens.runner.results.run_folder import RunFolder, quantize_8bit, write_png
-from classifier_lens.runner.types import EditContext, NonFiniteError, Problem, ensure_finite
+from classifier_lens.runner.types import Candidate, NonFiniteError, Problem, Reference, ensure_finite
 
 
 @dataclass(frozen=True)
 class BatchResults:
-    """What was found for a batch. max_steps: K, those that were allowed; lasting: names of the controls that are kept;
+    """What was found for a batch. candidates: what each sample was initialized with;
+    max_steps: K, those that were allowed; lasting: names of the controls that are kept;
     start_images, best_images: what the first controls and the best ones show, of each problem's pictures the one that
     counts first; prompts: the words that each was found under; losses: the terms at the best step; notes: per problem,
     what the reader has to know."""
 
     problems: Sequence[Problem]
-    anchor: EditContext
+    reference: Reference
+    candidates: Sequence[Candidate]
     state: OptimizationState
     max_steps: int
     lasting: Sequence[str]
@@ -37,16 +39,16 @@ class BatchResults:
     best_images: Float[Tensor, "b n 3 h w"]
     prompts: Sequence[str]
     losses: Sequence[Mapping[str, float]]
-    notes: Sequence[Sequence[str]]
+    warnings: Sequence[Sequence[str]]
 
     def pictures(self, i: int) -> dict[str, Float[Tensor, "c h w"]]:
         """Those of problem i, in [0, 1], by their names."""
         problem, pictures = self.problems[i], {"start": self.start_images[i, 0], "best": self.best_images[i, 0]}
         pictures |= {f"sample_{j:02}": picture for j, picture in enumerate(self.best_images[i, 1:], start=1)}
         if problem.load is not None or problem.edit.source != problem.edit.target:
-            pictures = {"original": self.anchor.original[i], **pictures}  # drawn with the first words if not given
+            pictures = {"original": self.reference.original[i], **pictures}  # drawn with the first words if not given
         if problem.preserve in ("background", "foreground"):
-            pictures["mask"] = self.anchor.mask[i]
+            pictures["mask"] = self.reference.mask[i]
         return pictures
 
 
@@ -94,7 +96,7 @@ def save_result(
 ) -> None:
     """Save the pictures of problem i and what they can be made again from, measure the saved ones and write its result.
     Raises NonFiniteError for what was given up, and for a picture or a measured value that is not finite."""
-    problem, anchor, state, clock = answers.problems[i], answers.anchor, answers.state, time.monotonic()
+    problem, state, clock = answers.problems[i], answers.state, time.monotonic()
     if (reason := state.failures[i]) is not None:
         raise NonFiniteError(reason)
     saved = ImageWriter(folder.problem_folder(problem.name), writers)
@@ -105,7 +107,7 @@ def save_result(
     before = "original" if "original" in saved.images else "start"
     shown = {**saved.images, "before": saved.images[before]}
     saved.add({"difference": (shown["best"] - shown["before"]).abs()})
-    device = anchor.original.device
+    device = answers.reference.original.device
     shown = {name: picture.to(device) for name, picture in shown.items()}
     saved.add(task.illustrate(problem, shown, classifier))
     shown |= {name: picture.to(device) for name, picture in saved.images.items()}
@@ -118,11 +120,11 @@ def save_result(
         "loss": dict(answers.losses[i]),
         "steps": answers.max_steps,
         "best_step": int(state.best_step[i]),
-        "inject": round(anchor.cross_replace_steps[i].item(), 6),
-        "blend": round(anchor.background_blend_steps[i].item(), 6),
+        "inject": round(answers.candidates[i].cross_replace_steps, 6),
+        "blend": round(answers.candidates[i].background_blend_steps, 6),
         "seconds": round(state.seconds / len(answers.problems) + time.monotonic() - clock, 2),
         "seed": problem.seed,
-        "warnings": list(answers.notes[i]),
+        "warnings": list(answers.warnings[i]),
         "keep": problem.preserve,
         "images": {name: str(path.relative_to(folder.path)) for name, path in saved.paths.items()},
         **({"controls": str(controls.relative_to(folder.path))} if lasting else {}),

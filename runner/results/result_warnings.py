@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classifier_lens.runner.optimization.loop import OptimizationState
 from classifier_lens.runner.protocols import Classifier, TextToImage
-from classifier_lens.runner.types import EditContext, Problem
+from classifier_lens.runner.types import Problem, Reference
 
 MAX_START_RMS = (
     0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
@@ -31,12 +31,12 @@ class ResultWarnings:
     def __call__(
         self,
         problems: Sequence[Problem],
-        anchor: EditContext,
+        reference: Reference,
         starts: Float[Tensor, "b 3 h w"],
         state: OptimizationState,
     ) -> list[list[str]]:
         """One list per problem, empty where nothing is odd."""
-        away, unlike = preserved_distance(starts, anchor), self._unlike(problems, anchor)
+        away, unlike = preserved_distance(starts, reference), self._unlike(problems, reference)
         found: list[list[str]] = []
         for i, problem in enumerate(problems):
             own = unlike[i]
@@ -54,13 +54,13 @@ class ResultWarnings:
         return found
 
     @torch.no_grad()
-    def _unlike(self, problems: Sequence[Problem], anchor: EditContext) -> list[list[str]]:
+    def _unlike(self, problems: Sequence[Problem], reference: Reference) -> list[list[str]]:
         """Of each problem whose image is said to show a class, what is predicted instead, if anything is."""
         found: list[list[str]] = [[] for _ in problems]
         rows = [i for i, problem in enumerate(problems) if problem.load is not None and problem.label_index is not None]
         if not rows:
             return found
-        shares = self.classifier(anchor.original[rows]).logits.float().softmax(dim=1)
+        shares = self.classifier(reference.original[rows]).logits.float().softmax(dim=1)
         for i, share in zip(rows, shares, strict=True):
             shows, predicted, labels = problems[i].label_index, int(share.argmax()), self.classifier.labels
             if shows is not None and predicted != shows and share.isfinite().all():
@@ -87,10 +87,10 @@ class ResultWarnings:
         return self._tried[claim]
 
 
-def preserved_distance(images: Float[Tensor, "b 3 h w"], anchor: EditContext) -> list[float]:
-    """Root mean square difference from the originals where the anchor's region is not free; 0 where all of it is."""
-    kept = 1 - anchor.mask
-    squares = (kept * (images - anchor.original).square()).mean(dim=1, keepdim=True).flatten(1).sum(dim=1)
+def preserved_distance(images: Float[Tensor, "b 3 h w"], reference: Reference) -> list[float]:
+    """Root mean square difference from the originals outside the editable region; 0 where all of it is."""
+    kept = 1 - reference.mask
+    squares = (kept * (images - reference.original).square()).mean(dim=1, keepdim=True).flatten(1).sum(dim=1)
     values: list[float] = (squares / kept.flatten(1).sum(dim=1).clamp(min=1e-12)).sqrt().tolist()
     return values
 

@@ -14,10 +14,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.pipeline.networks import Networks
-from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, PromptTuningContext
+from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion
 from classifier_lens.models.tensor_cache import TensorCache
-from classifier_lens.runner.batch import Solver
+from classifier_lens.runner.batch import InitializedBatch, Solver
 from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.optimization import loop
 from classifier_lens.runner.optimization.loop import InitialChoice, OptimizationState
@@ -25,7 +26,7 @@ from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import TaskInputs
 from classifier_lens.runner.run import Parts as RunParts
 from classifier_lens.runner.run import make_solver, plan_batch
-from classifier_lens.runner.types import Controls, EditContext, Initialization, Objective, Scene
+from classifier_lens.runner.types import Controls, Initialization, Objective, Scene
 from classifier_lens.scripts.bench import plain_loop
 from classifier_lens.scripts.bench.timing import PartSeconds, seconds
 
@@ -86,19 +87,22 @@ def time_inversion(own: TimedRun) -> float:
 def time_explanation(own: TimedRun) -> PartSeconds:
     """Seconds per picture of the runner's parts: inversion, beginning, search, an optimisation step, the end."""
     found: PartSeconds = {"inversion": time_inversion(own) if own.images is not None else 0.0}
-    begin, start = own.solver.baseline.initializer, _Captured()
-    begin.initialize(own.problems, own.solver.prompt_to_prompt)  # the inversion is in the cache from here on
+    initializer, start, choice = own.solver.baseline.initializer, _Captured(), _Captured()
+    initializer.initialize(own.problems, own.solver.prompt_to_prompt)  # the inversion is in the cache from here on
     found["begin"] = (
-        seconds(lambda: start.keep(begin.initialize(own.problems, own.solver.prompt_to_prompt))) / own.batch_size
+        seconds(lambda: start.keep(initializer.initialize(own.problems, own.solver.prompt_to_prompt))) / own.batch_size
     )
-    objective, origin = own.solver.objective(own.problems, start.value.context), _Captured()
+    objective = own.solver.objective(own.problems, start.value.reference)
     found["search"] = (
-        seconds(lambda: origin.keep(loop.choose_initialization(begin, start.value, objective))) / own.batch_size
+        seconds(lambda: choice.keep(loop.choose_initialization(initializer, start.value, objective))) / own.batch_size
     )
-    controls, anchor = begin.select(start.value, origin.value.candidate_indices)
-    found["step"], state = time_steps(own, controls, anchor, origin.value)
+    batch = own.solver.initialize(own.problems, choice.value)
+    found["step"], state = time_steps(own, batch)
     found["end"] = seconds(
-        lambda: (own.solver.render(controls, anchor), own.solver.render(state.best_controls, anchor))
+        lambda: (
+            own.solver.render(batch.controls, batch.context),
+            own.solver.render(state.best_controls, batch.context),
+        )
     )
     found["end"] /= own.batch_size
     return with_total(found, own.num_steps)
@@ -113,11 +117,9 @@ class _Captured:
         self.value = value
 
 
-def time_steps(
-    own: TimedRun, controls: Controls, anchor: EditContext, origin: InitialChoice | None
-) -> tuple[float, OptimizationState]:
-    """Seconds per picture and optimisation step, and where they lead."""
-    states = own.solver.optimize(own.problems, anchor, loop.initial_state(controls, origin))
+def time_steps(own: TimedRun, batch: InitializedBatch) -> tuple[float, OptimizationState]:
+    """Seconds per image and optimization step, and the state after the last timed one."""
+    states = own.solver.optimize(batch, loop.initial_state(batch.controls, batch.choice))
     state, times = _Captured(), []
     for _ in range(min(TIMED_STEPS, own.num_steps)):
         times.append(seconds(lambda: state.keep(next(states))) / own.batch_size)
@@ -138,18 +140,18 @@ def time_plain_explanation(own: TimedRun) -> PartSeconds:
         image = problem.image[None].to(own.parts.diffusion.device)
         found["inversion"] = seconds(lambda: plain_loop.invert(plain, image, problem.edit.source))
     start = own.solver.baseline.initializer.initialize(own.problems[:1], own.solver.prompt_to_prompt)
-    controls, anchors = start.controls, candidate_contexts(own, start)
+    controls, contexts = start.controls, candidate_contexts(own, start)
     text = plain.networks.embed([problem.edit.source])
     # What is found in the maps costs no call of a network, and is not timed: the plain loop is not made slower by it.
-    null = anchors[0].embeddings["null"]
+    null = contexts[0].embeddings["null"]
     if problem.image is not None:
         found["begin"] = seconds(lambda: plain_loop.record_attention_maps(plain, controls["latent"], text, null))
-    objective = own.solver.objective(own.problems[:1], anchors[0])
+    objective = own.solver.objective(own.problems[:1], start.reference)
     found["search"] = 0.0
-    if len(anchors) > 1:
-        found["search"] = seconds(lambda: plain_loop.select_schedule(plain, controls, anchors, objective))
+    if len(contexts) > 1:
+        found["search"] = seconds(lambda: plain_loop.select_schedule(plain, controls, contexts, objective))
     step = partial(
-        plain_loop.optimize, plain, controls, anchors[-1], objective, first_problem_crops(own), own.solver.descent.lr,
+        plain_loop.optimize, plain, controls, contexts[-1], objective, first_problem_crops(own), own.solver.settings.lr,
         classifiers=own.num_classifiers,
     )  # fmt: skip
     step(steps=1)
@@ -158,7 +160,7 @@ def time_plain_explanation(own: TimedRun) -> PartSeconds:
     @torch.no_grad()
     def end() -> None:
         for _ in ("start", "best"):
-            plain_loop.render_latent(plain, plain_loop.chain(plain, controls, anchors[-1])[-1])
+            plain_loop.render_latent(plain, plain_loop.chain(plain, controls, contexts[-1])[-1])
 
     found["end"] = seconds(end)
     return with_total(found, own.num_steps)
@@ -172,26 +174,36 @@ def first_problem_crops(own: TimedRun) -> Callable[[Scene, int], Scene]:
 # --- the networks alone --------------------------------------------------------------------------------------
 
 
-def candidate_contexts(own: TimedRun, start: Initialization) -> list[EditContext]:
+def candidate_contexts(own: TimedRun, start: Initialization[DiffusionContext]) -> list[DiffusionContext]:
     """The context of each candidate."""
-    every, count = range(len(start.candidates)), len(start.warnings)
-    return [own.solver.baseline.initializer.select(start, [j] * count)[1] for j in every]
+    count, positions = len(start.warnings), range(len(start.candidates))
+    return [own.solver.baseline.initializer.select(start, [j] * count)[1] for j in positions]
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """A batch before its first step."""
+    """A batch before its first step, and its objective."""
 
     run: TimedRun
-    controls: Controls
-    anchor: EditContext
+    batch: InitializedBatch
     objective: Objective
+
+    @property
+    def controls(self) -> Controls:
+        return self.batch.controls
+
+    @property
+    def context(self) -> DiffusionContext:
+        context: DiffusionContext = self.batch.context
+        return context
 
 
 def prepare_step(own: TimedRun) -> StepInputs:
+    """The batch with the last candidate for every sample."""
     start = own.solver.baseline.initializer.initialize(own.problems, own.solver.prompt_to_prompt)
-    anchor = candidate_contexts(own, start)[-1]
-    return StepInputs(own, start.controls, anchor, own.solver.objective(own.problems, anchor))
+    choice = InitialChoice([len(start.candidates) - 1] * len(own.problems), start.precomputed)
+    batch = own.solver.initialize(own.problems, choice)
+    return StepInputs(own, batch, own.solver.objective(own.problems, batch.reference))
 
 
 def time_networks(r: StepInputs, networks: Networks) -> PartSeconds:
@@ -203,15 +215,15 @@ def time_networks(r: StepInputs, networks: Networks) -> PartSeconds:
     z = r.controls["latent"].detach().requires_grad_()
     unet = 0.0
     for i in range(len(generator)):
-        now = {name: base[:, i].detach().clone().requires_grad_() for name, base in r.anchor.embeddings.items()}
-        maps = generator.attention_control([r.anchor], i)
+        now = {name: base[:, i].detach().clone().requires_grad_() for name, base in r.context.embeddings.items()}
+        maps = generator.attention_control([r.context], i)
         call = partial(generator.sampler.predict, networks, z, now, i, maps)
         unet += seconds(partial(_both_ways, call, [z, *now.values()]))
-    image = networks.decode(r.anchor.original_latent).detach().requires_grad_()
+    image = networks.decode(r.batch.reference.original_latent).detach().requires_grad_()
     crops = own.augment(Scene(image, z, image.unsqueeze(1)), 0).views.flatten(0, 1).detach().requires_grad_()
     decode = generator.last_x0_predictions * seconds(lambda: _both_ways(lambda: networks.decode(z), [z]))
 
-    descent = own.solver.descent
+    descent = own.solver.settings
     if networks is not generator.networks:
         descent = replace(descent, autocast=None)  # the plain loop has float32 throughout
 
@@ -251,13 +263,15 @@ def time_step_parts(r: StepInputs) -> PartSeconds:
     found = {
         "chain": seconds(
             lambda: kept[0].keep(
-                generator.denoise(leaves["latent"], r.anchor.embeddings, r.anchor.variance_noise, r.anchor, leaves)[-1]
+                generator.denoise(leaves["latent"], r.context.embeddings, r.context.variance_noise, r.context, leaves)[
+                    -1
+                ]
             )
         ),
         "decode": seconds(lambda: kept[1].keep(generator.networks.decode(kept[0].value))),
     }
     scene = Scene(kept[1].value, kept[0].value, kept[1].value.unsqueeze(1))
-    with own.solver.descent.autocast_context(scene.image.device):
+    with own.solver.settings.autocast_context(scene.image.device):
         found["classify"] = seconds(lambda: kept[2].keep(evaluate(r.objective, own.augment(scene, 0)).total.sum()))
     found["backward"] = seconds(lambda: torch.autograd.grad(kept[2].value, list(leaves.values())))
     return {name: value / own.batch_size for name, value in found.items()}
@@ -271,7 +285,7 @@ def time_step(r: StepInputs, plain: plain_loop.PlainModel | None = None) -> Part
 
 def optimization_states(r: StepInputs) -> Iterator[OptimizationState]:
     """The descent, a whole optimisation step at a time."""
-    return r.run.solver.optimize(r.run.problems, r.anchor, loop.initial_state(r.controls))
+    return r.run.solver.optimize(r.batch, loop.initial_state(r.controls))
 
 
 def run_step(r: StepInputs) -> None:
@@ -284,10 +298,10 @@ def run_plain_step(plain: plain_loop.PlainModel, r: StepInputs) -> None:
     plain_loop.optimize(
         plain,
         r.controls,
-        r.anchor,
+        r.context,
         r.objective,
         first_problem_crops(r.run),
-        r.run.solver.descent.lr,
+        r.run.solver.settings.lr,
         1,
         r.run.num_classifiers,
     )
@@ -301,12 +315,12 @@ def time_prompt(own: TimedRun) -> PartSeconds:
     begin = own.solver.baseline.initializer
     assert isinstance(begin, PromptDiffusion)
     own.parts.diffusion.cache = TensorCache(None)  # what random starts show is computed in every repetition
-    start = begin.initialize(own.problems, own.solver.prompt_to_prompt)
-    objective, origin = own.solver.objective(own.problems, start.context), _Captured()
-    search = seconds(lambda: origin.keep(loop.choose_initialization(begin, start, objective))) / own.batch_size
-    controls, anchor = begin.select(start, origin.value.candidate_indices)
-    step, state = time_steps(own, controls, anchor, origin.value)
-    end = seconds(lambda: own.solver.render(state.best_controls, anchor)) / own.batch_size
+    start, choice = begin.initialize(own.problems, own.solver.prompt_to_prompt), _Captured()
+    objective = own.solver.objective(own.problems, start.reference)
+    search = seconds(lambda: choice.keep(loop.choose_initialization(begin, start, objective))) / own.batch_size
+    batch = own.solver.initialize(own.problems, choice.value)
+    step, state = time_steps(own, batch)
+    end = seconds(lambda: own.solver.render(state.best_controls, batch.context)) / own.batch_size
     return with_total({"search": search, "step": step, "end": end}, own.num_steps)
 
 
@@ -315,11 +329,9 @@ def time_plain_prompt(own: TimedRun) -> PartSeconds:
     begin = own.solver.baseline.initializer
     assert isinstance(begin, PromptDiffusion)
     start = begin.initialize(own.problems[:1], own.solver.prompt_to_prompt)
-    anchor = start.context
-    assert isinstance(anchor, PromptTuningContext)
-    objective, name = own.solver.objective(own.problems[:1], anchor), begin.tokens.control_name
-    fresh = begin.step_context(anchor, 0)
-    assert isinstance(fresh, PromptTuningContext)
+    context = start.context
+    objective, name = own.solver.objective(own.problems[:1], start.reference), begin.tokens.control_name
+    step_context = begin.step_context(context, 0)
     few = [begin.select(start, [j])[0] for j in range(min(2, len(start.candidates)))]
     augment = first_problem_crops(own)
 
@@ -329,19 +341,19 @@ def time_plain_prompt(own: TimedRun) -> PartSeconds:
     @torch.no_grad()
     def search() -> None:
         for controls in few:
-            plain_loop.prompt_loss(plain_loop.single_image_scenes(begin, controls, fresh), objective)
+            plain_loop.prompt_loss(plain_loop.single_image_scenes(begin, controls, step_context), objective)
 
     def step() -> None:
         leaf = start.controls[name].detach().clone().requires_grad_()
-        scenes = plain_loop.single_image_scenes(begin, {name: leaf}, fresh)
+        scenes = plain_loop.single_image_scenes(begin, {name: leaf}, step_context)
         plain_loop.prompt_loss([partial(cropped, scene) for scene in scenes], objective)
         with torch.no_grad():
-            plain_loop.prompt_loss(plain_loop.single_image_scenes(begin, {name: leaf}, anchor), objective)
+            plain_loop.prompt_loss(plain_loop.single_image_scenes(begin, {name: leaf}, context), objective)
 
     @torch.no_grad()
     def end() -> None:
-        course = begin.step_inputs(anchor.image_seeds, "report", 0)
-        for scene in plain_loop.single_image_scenes(begin, start.controls, replace(anchor, step_inputs=course)):
+        course = begin.step_inputs(context.image_seeds, "report", 0)
+        for scene in plain_loop.single_image_scenes(begin, start.controls, replace(context, step_inputs=course)):
             scene()
 
     plain_loop.enable_gradient_checkpointing(begin.networks)

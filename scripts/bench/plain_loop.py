@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.cross_attention import AttentionControl, CrossAttnProcessor
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.noise_schedule import classifier_free_guidance, ddim_step
@@ -26,7 +27,7 @@ from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, PromptTuningContext
 from classifier_lens.models.generator.samplers import DdimSampler
 from classifier_lens.runner.optimization.objective import evaluate
-from classifier_lens.runner.types import Controls, EditContext, Objective, Scene
+from classifier_lens.runner.types import Controls, Objective, Scene
 
 # (scene, step) -> the scene with the crops that classifiers are shown at this step
 Augment = Callable[[Scene, int], Scene]
@@ -136,26 +137,28 @@ def record_attention_maps(
 
 
 @torch.no_grad()
-def select_schedule(own: PlainModel, controls: Controls, anchors: Sequence[EditContext], objective: Objective) -> int:
+def select_schedule(
+    own: PlainModel, controls: Controls, contexts: Sequence[DiffusionContext], objective: Objective
+) -> int:
     """Which of the schedules has the lowest loss."""
-    totals = [float(evaluate(objective, render_latent(own, chain(own, controls, a)[-1])).total) for a in anchors]
+    totals = [float(evaluate(objective, render_latent(own, chain(own, controls, c)[-1])).total) for c in contexts]
     return totals.index(min(totals))
 
 
 # --- the loop ------------------------------------------------------------------------------------------------
 
 
-def chain(own: PlainModel, controls: Controls, anchor: EditContext) -> list[Tensor]:
+def chain(own: PlainModel, controls: Controls, context: DiffusionContext) -> list[Tensor]:
     """The x0-predictions of the last steps of one picture's chain."""
     z, predictions = controls["latent"], []
     steps = len(own.sampler.schedule)
     for i in range(steps):
-        embeddings = {name: (base + controls[name])[:, i] for name, base in anchor.embeddings.items()}
-        if 0 <= i - own.blend_from < float(anchor.background_blend_steps) * steps - 1e-4:
-            z = anchor.latent_mask * z + (1 - anchor.latent_mask) * anchor.original_trajectory[:, i]
+        embeddings = {name: (base + controls[name])[:, i] for name, base in context.embeddings.items()}
+        if 0 <= i - own.blend_from < float(context.background_blend_steps) * steps - 1e-4:
+            z = context.latent_mask * z + (1 - context.latent_mask) * context.original_trajectory[:, i]
         maps = None
-        if float(anchor.cross_replace_steps) > i / steps:
-            injected = {layer: m[:, i] for layer, m in anchor.attention_maps.items() if i < m.shape[1]}
+        if float(context.cross_replace_steps) > i / steps:
+            injected = {layer: m[:, i] for layer, m in context.attention_maps.items() if i < m.shape[1]}
             maps = AttentionControl(injected, torch.ones(1, dtype=torch.bool, device=z.device))
         eps = own.sampler.predict(own.networks, z, embeddings, i, maps)
         z, x0 = own.sampler.advance(z, eps, torch.zeros_like(z), i)
@@ -172,7 +175,7 @@ def render_latent(own: PlainModel, latent: Tensor) -> Scene:
 def loss_and_gradient(
     own: PlainModel,
     controls: Controls,
-    anchor: EditContext,
+    context: DiffusionContext,
     objective: Objective,
     augment: Augment,
     k: int,
@@ -181,7 +184,7 @@ def loss_and_gradient(
     """The loss of step k, by the weighted mean of the last x0-predictions, and its gradient; classifiers: how many have
     crops of their own."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in controls.items()}
-    latents = chain(own, leaves, anchor)
+    latents = chain(own, leaves, context)
     total = torch.zeros((), device=latents[-1].device)
     for i, latent in enumerate(latents):
         scene = render_latent(own, latent)
@@ -195,18 +198,19 @@ def loss_and_gradient(
 
 
 def optimize(
-    own: PlainModel, controls: Controls, anchor: EditContext, objective: Objective, augment: Augment,
+    own: PlainModel, controls: Controls, context: DiffusionContext, objective: Objective, augment: Augment,
     rates: Mapping[str, float], steps: int, classifiers: int,
 ) -> Controls:  # fmt: skip
     """Adam for so many steps; z_T keeps its length."""
     values = {name: value.detach().clone() for name, value in controls.items()}
     adam = torch.optim.Adam([{"params": [value], "lr": rates[name]} for name, value in values.items()])
+    latent_norm = controls["latent"].norm()
     for k in range(steps):
-        _, gradients = loss_and_gradient(own, values, anchor, objective, augment, k, classifiers)
+        _, gradients = loss_and_gradient(own, values, context, objective, augment, k, classifiers)
         for name, value in values.items():
             value.grad = gradients[name]
         adam.step()
-        values["latent"].mul_(anchor.latent_norm / values["latent"].norm())
+        values["latent"].mul_(latent_norm / values["latent"].norm())
     return values
 
 
@@ -214,15 +218,15 @@ def optimize(
 
 
 def single_image_scenes(
-    prompts: PromptDiffusion, controls: Controls, anchor: PromptTuningContext
+    prompts: PromptDiffusion, controls: Controls, context: PromptTuningContext
 ) -> Sequence[Callable[[], Scene]]:
     """The pictures of one prompt, each as a scene of its own that is drawn when it is asked for."""
 
     def drawn(j: int) -> Scene:
-        course = {name: values[j : j + 1] for name, values in anchor.step_inputs.items()}
-        return prompts(controls, replace(anchor, step_inputs=course))[-1]
+        course = {name: values[j : j + 1] for name, values in context.step_inputs.items()}
+        return prompts(controls, replace(context, step_inputs=course))[-1]
 
-    return [partial(drawn, j) for j in range(len(anchor.step_inputs["latent"]))]
+    return [partial(drawn, j) for j in range(len(context.step_inputs["latent"]))]
 
 
 def prompt_loss(scenes: Sequence[Callable[[], Scene]], objective: Objective) -> float:

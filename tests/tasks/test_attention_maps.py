@@ -18,10 +18,10 @@ from tests.tasks.tiny import (
     Colours,
     Maker,
     Pictures,
-    anchored,
     classifier_of,
     colour,
     noise,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -83,11 +83,11 @@ def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
 
 
 def test_its_value_is_how_far_the_reconstruction_is() -> None:
-    anchor = anchored(torch.stack([colour(0.5, 0, 0)]))
-    objective = task().objective(pose(task())[0][:1], anchor, eye())
+    reference = preserved_reference(torch.stack([colour(0.5, 0, 0)]))
+    objective = task().objective(pose(task())[0][:1], reference, eye())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
-    assert [term(same_scene(anchor)).item() for _, term in objective.values()] == [0, 0]
-    moved = Scene(anchor.original + 0.1, anchor.original_latent, anchor.original[:, None])
+    assert [term(same_scene(reference)).item() for _, term in objective.values()] == [0, 0]
+    moved = Scene(reference.original + 0.1, reference.original_latent, reference.original[:, None])
     assert objective["pixel_distance"][1](moved).item() == pytest.approx(0.01)
 
 

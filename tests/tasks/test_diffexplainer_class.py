@@ -19,10 +19,10 @@ from tests.tasks.tiny import (
     Colours,
     Maker,
     Pictures,
-    anchored,
     classifier_of,
     colour,
     noise,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -114,8 +114,8 @@ def test_the_objective_is_the_sum_of_its_terms_before_their_weights(objective: s
     own = task(objective=objective, class_name_prompt="{label} urn")
     problems, _ = pose(own, limit=3)
     images = torch.stack([colour(0.3, 0.6, 0.1), colour(0.9, 0.2, 0.2), colour(0.1, 0.1, 0.8)])
-    anchor = anchored(images)
-    found = own.objective(problems, anchor, eye())
+    reference = preserved_reference(images)
+    found = own.objective(problems, reference, eye())
     assert {name: weight for name, (weight, _) in found.items()} == {
         name: own.weights[name] for name in OBJECTIVES[objective]
     }
@@ -126,7 +126,7 @@ def test_the_objective_is_the_sum_of_its_terms_before_their_weights(objective: s
         "class_log_prob": -means.log_softmax(dim=1)[range(3), targets], "unit_activation": -means[range(3), targets],
     }  # fmt: skip
     for name, (_, term) in found.items():
-        torch.testing.assert_close(term(same_scene(anchor)), wanted[name])
+        torch.testing.assert_close(term(same_scene(reference)), wanted[name])
     units = [None if objective == "class" else Unit(FEATURES, t) for t in targets]
     assert [p.unit for p in problems] == units
 

@@ -23,11 +23,11 @@ from tests.tasks.tiny import (
     Maker,
     Maps,
     Pictures,
-    anchored,
     cache_in,
     classifier_of,
     colour,
     noise,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -230,10 +230,12 @@ def test_the_objective_pulls_each_direction_its_own_way(mode: str) -> None:
     """On red our confidence in the first class is 8/10 and the other's 1/10; lower is better."""
     own = task(mode=mode, classes=["rock crab"], num_seeds=1)
     over_under, _ = pose(own)
-    objective = own.objective(over_under, anchored(torch.stack([RED, RED])), of_red(0))
+    objective = own.objective(over_under, preserved_reference(torch.stack([RED, RED])), of_red(0))
     ((weight, term),) = objective.values()
     gap = {"confidence": 0.7, "log_confidence": E, "margin": 2 * E}[mode]
-    assert weight == 1 and term(same_scene(anchored(torch.stack([RED, RED])))).tolist() == pytest.approx([-gap, gap])
+    assert weight == 1 and term(same_scene(preserved_reference(torch.stack([RED, RED])))).tolist() == pytest.approx(
+        [-gap, gap]
+    )
 
 
 def measured(own: Disagreement, classifier: ImageClassifier, name: str, pictures: dict[str, Tensor]) -> dict[str, Any]:
@@ -296,11 +298,11 @@ def test_swapping_the_classifiers_swaps_the_directions(k: int) -> None:
         assert found[key] == turned[key], key
     assert found["predicted_after"] == turned["rival_predicted_after"]
     assert found["confidence_after"] == {found["target"]: turned["rival_confidence_after"]}
-    anchor = anchored(pictures["best"][None])
+    reference = preserved_reference(pictures["best"][None])
     (_, term), (_, other) = (
-        *first.objective([problem], anchor, ours).values(), *second.objective([twin], anchor, theirs).values(),
+        *first.objective([problem], reference, ours).values(), *second.objective([twin], reference, theirs).values(),
     )  # fmt: skip
-    torch.testing.assert_close(term(same_scene(anchor)), other(same_scene(anchor)))
+    torch.testing.assert_close(term(same_scene(reference)), other(same_scene(reference)))
 
 
 def test_nearest_pictures_are_shown_where_they_are_asked_for(tmp_path: Any) -> None:

@@ -24,10 +24,10 @@ from tests.tasks.tiny import (
     Colours,
     Maps,
     Pictures,
-    anchored,
     classifier_of,
     colour,
     noise,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -154,10 +154,10 @@ def test_the_picture_itself_is_no_augmentation() -> None:
 
 
 def test_its_value_is_how_far_the_reconstruction_is() -> None:
-    anchor = anchored(torch.stack([colour(0.5, 0, 0)]))
-    objective = task().objective([crab()], anchor, linear())
+    reference = preserved_reference(torch.stack([colour(0.5, 0, 0)]))
+    objective = task().objective([crab()], reference, linear())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
-    assert [term(same_scene(anchor)).item() for _, term in objective.values()] == [0, 0]
+    assert [term(same_scene(reference)).item() for _, term in objective.values()] == [0, 0]
 
 
 # --- what is shown and measured ------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ from tests.tasks.tiny import (
     Maps,
     OnGrass,
     Pictures,
-    anchored,
     classifier_of,
     colour,
     noise,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -192,13 +192,15 @@ def push(direction: str, unit: Unit = Unit(FEATURES, 0), preserve: str = "foregr
 
 def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
     image = colour(0.8, 0.1, 0)
-    anchor = anchored(torch.stack([image, image]))
-    objective = task().objective([push("max"), push("min")], anchor, eye())
+    reference = preserved_reference(torch.stack([image, image]))
+    objective = task().objective([push("max"), push("min")], reference, eye())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
-    assert objective["unit_activation"][1](same_scene(anchor)).tolist() == pytest.approx([-0.8, 0.8]), "lower is better"
+    assert objective["unit_activation"][1](same_scene(reference)).tolist() == pytest.approx([-0.8, 0.8]), (
+        "lower is better"
+    )
     for name in ("latent_distance", "pixel_distance"):
-        assert objective[name][1](same_scene(anchor)).tolist() == [0, 0]
-    moved = Scene(anchor.original + 0.1, anchor.original_latent, anchor.original[:, None] + 0.1)
+        assert objective[name][1](same_scene(reference)).tolist() == [0, 0]
+    moved = Scene(reference.original + 0.1, reference.original_latent, reference.original[:, None] + 0.1)
     assert objective["pixel_distance"][1](moved).tolist() == pytest.approx([0.01, 0.01])
 
 
@@ -208,8 +210,8 @@ def scene_of(images: Tensor) -> Scene:
 
 def test_what_is_beyond_enough_counts_no_more() -> None:
     """Red was 0.4, its deviation is 0.2: 0.6 is enough upwards, 0.2 downwards."""
-    anchor = anchored(torch.stack([colour(0.4, 0, 0)] * 2))
-    _, term = task(saturation_std=1.0).objective([push("max"), push("min")], anchor, eye())["unit_activation"]
+    reference = preserved_reference(torch.stack([colour(0.4, 0, 0)] * 2))
+    _, term = task(saturation_std=1.0).objective([push("max"), push("min")], reference, eye())["unit_activation"]
     for red, expected in ((0.5, [-0.5, 0.5]), (0.7, [-0.6, 0.7]), (0.1, [-0.1, 0.2])):
         images = torch.stack([colour(red, 0, 0)] * 2).requires_grad_()
         found = term(scene_of(images))

@@ -22,10 +22,10 @@ from tests.tasks.tiny import (
     Maker,
     Maps,
     Pictures,
-    anchored,
     classifier_of,
     colour,
     noise,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -153,20 +153,20 @@ def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: s
 
 def test_the_objective_is_the_activation_itself() -> None:
     found, _ = pose(task(num_seeds=1))
-    anchor = anchored(torch.stack([colour(0.8, 0.1, 0), colour(0.8, 0.1, 0)]))
-    objective = task().objective(found, anchor, eye())
+    reference = preserved_reference(torch.stack([colour(0.8, 0.1, 0), colour(0.8, 0.1, 0)]))
+    objective = task().objective(found, reference, eye())
     assert list(objective) == ["unit_activation"]
     weight, term = objective["unit_activation"]
-    assert weight == 1 and term(same_scene(anchor)).tolist() == pytest.approx([-0.8, -0.1]), "lower is better"
+    assert weight == 1 and term(same_scene(reference)).tolist() == pytest.approx([-0.8, -0.1]), "lower is better"
 
 
 def test_beyond_enough_an_activation_counts_no_more() -> None:
     """Enough is 0.8 of the best training picture's 0.7, for either unit."""
     found, _ = pose(task(num_seeds=1))
     assert [p.ranking.top_values[0, p.unit.index].item() for p in found] == pytest.approx([0.7, 0.7])
-    anchor = anchored(torch.stack([colour(0.9, 0, 0), colour(0, 0.5, 0)]))
-    _, term = task(saturation_ratio=0.8).objective(found, anchor, eye())["unit_activation"]
-    assert term(same_scene(anchor)).tolist() == pytest.approx([-0.56, -0.5])
+    reference = preserved_reference(torch.stack([colour(0.9, 0, 0), colour(0, 0.5, 0)]))
+    _, term = task(saturation_ratio=0.8).objective(found, reference, eye())["unit_activation"]
+    assert term(same_scene(reference)).tolist() == pytest.approx([-0.56, -0.5])
 
 
 def test_what_is_measured_by_hand() -> None:

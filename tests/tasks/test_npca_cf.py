@@ -26,11 +26,11 @@ from tests.tasks.tiny import (
     Maps,
     OnGrass,
     Pictures,
-    anchored,
     classifier_of,
     colour,
     noise,
     plain,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -228,20 +228,20 @@ def shift(direction: str, component: int = 0) -> ComponentCounterfactualProblem:
 def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
     """At red 0.5 and green 1, α_0 = 1.4 · 1.4 and α_1 = −0.2 · −0.2."""
     asked = [shift("max"), shift("min"), shift("max", 1), shift("min", 1)]
-    anchor = anchored(torch.stack([colour(0.5, 1, 0)] * 4))
-    objective = task().objective(asked, anchor, eye())
+    reference = preserved_reference(torch.stack([colour(0.5, 1, 0)] * 4))
+    objective = task().objective(asked, reference, eye())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
-    found = objective["npca_contribution"][1](same_scene(anchor)).tolist()
+    found = objective["npca_contribution"][1](same_scene(reference)).tolist()
     assert found == pytest.approx([-1.96, 1.96, -0.04, 0.04]), "lower is better"
     for name in ("latent_distance", "pixel_distance"):
-        assert objective[name][1](same_scene(anchor)).tolist() == [0] * 4
+        assert objective[name][1](same_scene(reference)).tolist() == [0] * 4
 
 
 def test_what_is_beyond_enough_counts_no_more() -> None:
     """α_0 was 1.4 · 0.6 and deviates by 1.4 · 0.2: at 1.4 · 1.4 it has gone too far upwards, and not come downwards."""
-    anchor = anchored(torch.stack([colour(0.5, 0, 0)] * 2))
-    _, term = task(saturation_std=2.0).objective([shift("max"), shift("min")], anchor, eye())["npca_contribution"]
-    found = term(same_scene(anchored(torch.stack([colour(0.5, 1, 0)] * 2)))).tolist()
+    reference = preserved_reference(torch.stack([colour(0.5, 0, 0)] * 2))
+    _, term = task(saturation_std=2.0).objective([shift("max"), shift("min")], reference, eye())["npca_contribution"]
+    found = term(same_scene(preserved_reference(torch.stack([colour(0.5, 1, 0)] * 2)))).tolist()
     assert found == pytest.approx([-1.4 * (0.6 + 2 * 0.2), 1.96])
 
 

@@ -23,10 +23,10 @@ from tests.tasks.tiny import (
     Maker,
     Maps,
     Pictures,
-    anchored,
     classifier_of,
     colour,
     noise,
+    preserved_reference,
     same_scene,
     world,
 )
@@ -128,14 +128,14 @@ def test_each_problem_is_asked_for_its_own_terms() -> None:
     problems, _ = pose(own)
     assert [p.objective for p in problems] == ["both", "unit", "class"]
     images = torch.stack([colour(0.3, 0.6, 0.1), colour(0.9, 0.2, 0.2), colour(0.1, 0.1, 0.8)])
-    anchor, classifier = anchored(images), classifier_of(Colours(WEIGHTS))
-    found = own.objective(problems, anchor, classifier)
+    reference, classifier = preserved_reference(images), classifier_of(Colours(WEIGHTS))
+    found = own.objective(problems, reference, classifier)
     greens, log_prob = images[:, 1, 0, 0], classifier(images).logits.log_softmax(dim=1)[:, 1]
     wanted = {"class_log_prob": -log_prob, "unit_activation": -greens}
     assert {name: weight for name, (weight, _) in found.items()} == own.weights
     for name, (_, term) in found.items():
         asked = torch.tensor([name in OBJECTIVES[p.objective] for p in problems])
-        torch.testing.assert_close(term(same_scene(anchor)), torch.where(asked, wanted[name], 0))
+        torch.testing.assert_close(term(same_scene(reference)), torch.where(asked, wanted[name], 0))
 
 
 DIM = (0.45, 0.4, 0.0)  # does to both features more than half of what class 0 often does, and is not found
@@ -148,9 +148,9 @@ def test_a_feature_with_a_negative_weight_is_lowered() -> None:
     problems, _ = own.problems(world(noise(2), classifier, 2, Maker({})))
     assert [p.unit.index for p in problems] == [0, 1]
     images = torch.stack([colour(0.5, 0.2, 0.3)] * 2)
-    anchor = anchored(images)
-    term = own.objective(problems, anchor, classifier)["unit_activation"][1]
-    torch.testing.assert_close(term(same_scene(anchor)), torch.tensor([-0.5, 0.2]))
+    reference = preserved_reference(images)
+    term = own.objective(problems, reference, classifier)["unit_activation"][1]
+    torch.testing.assert_close(term(same_scene(reference)), torch.tensor([-0.5, 0.2]))
     for green, reached in ((0.1, True), (0.44, True), (0.46, False)):
         found = own.measure(problems[1], pictures(0.0, 0.0, rest=(0.9, green, 0.0)), classifier)
         assert found["reached"] is reached, "0.3 and half of it more, at the most"

@@ -21,7 +21,7 @@ from classifier_lens.tasks.problems.counterfactual_problems import MODES, Counte
 from classifier_lens.tasks.problems.image_problems import confidences_by_stage, prediction_success, problem_seed
 from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.uvce import Uvce
-from tests.conftest import Identity, TinyClassifier, anchor_of, initialize, uvce
+from tests.conftest import Identity, TinyClassifier, initialize, reference_of, uvce
 from tests.tasks.tiny import Pictures
 
 WEIGHTS = {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0}
@@ -305,7 +305,7 @@ def test_an_attribute_needs_a_classifier_with_texts() -> None:
 def test_an_attribute_is_a_softmax_over_the_two_prompts(temperature: float | None, used: float) -> None:
     task = uvce(mode="attribute", temperature=temperature)
     problems, _ = pose(task, Given(example("viaduct", SNOW)), classifier=ZeroShot())
-    weight, term = task.objective(problems, anchor_of(1), ZeroShot())["class_log_prob"]
+    weight, term = task.objective(problems, reference_of(1), ZeroShot())["class_log_prob"]
     image = coloured(0.6, 0.8)[None]  # similarities 0.8 to the source and 0.6 to the target
     expected = -torch.log_softmax(torch.tensor([0.8, 0.6]) / used, 0)[1]
     assert weight == 1.0 and term(Scene(image, image, image[:, None])).tolist() == pytest.approx([expected.item()])
@@ -346,7 +346,7 @@ def test_the_objective_has_the_three_weighted_terms(
     problems = make_problems(2)
     generator = make_generator()
     start = initialize(generator, problems)
-    objective = uvce().objective(problems, start.context, TinyClassifier())
+    objective = uvce().objective(problems, start.reference, TinyClassifier())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
     scene = generator(start.controls, start.context)[-1]
     for _, term in objective.values():

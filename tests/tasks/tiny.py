@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from classifier_lens.models.classifier.image_classifier import ImageClassifier, forward_logits
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.protocols import Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import EditContext, Example, Scene, indefinite_article
-from tests.conftest import anchor_of
+from classifier_lens.runner.types import Example, Reference, Scene, indefinite_article
+from tests.conftest import reference_of
 
 NAMES = ("rock crab", "viaduct", "urn")
 SIDE = 8
@@ -192,12 +192,12 @@ def cache_in(folder: Path) -> TensorCache:
     return TensorCache(str(folder / "cache"))
 
 
-def same_scene(anchor: EditContext) -> Scene:
+def same_scene(reference: Reference) -> Scene:
     """The originals themselves, as one view each."""
-    return Scene(anchor.original, anchor.original_latent, anchor.original[:, None])
+    return Scene(reference.original, reference.original_latent, reference.original[:, None])
 
 
-def anchored(images: Tensor) -> EditContext:
-    """Constants of pictures of which everything is to be kept."""
+def preserved_reference(images: Tensor) -> Reference:
+    """The reference of images of which everything is preserved."""
     blocked = torch.zeros_like(images[:, :1])
-    return replace(anchor_of(len(images)), original=images, mask=blocked)
+    return replace(reference_of(len(images)), original=images, mask=blocked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_the_generator_injects_per_sample_and_only_in_its_share_of_the_chain(
     make_generator: Callable[..., LatentDiffusion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With inject = 0.25 and 0.75 of four steps, sample 0 takes maps at the first step and sample 1 at three."""
-    from tests.conftest import anchor_of
+    from tests.conftest import context_of
 
     generator = make_generator()
     seen: list[list[bool]] = []
@@ -159,11 +160,11 @@ def test_the_generator_injects_per_sample_and_only_in_its_share_of_the_chain(
         return z
 
     monkeypatch.setattr(generator.networks, "predict", predict)
-    anchor = anchor_of(2)
-    anchor = type(anchor)(**{**vars(anchor), "cross_replace_steps": torch.tensor([0.25, 0.75])})
+    context = context_of(2)
+    context = replace(context, cross_replace_steps=torch.tensor([0.25, 0.75]))
     z, text = torch.zeros(2, 4, 8, 8), torch.zeros(2, 32, 16)
     for i in range(4):
-        generator.step(z, {"text": text, "null": text}, anchor.variance_noise[:, 0], i, anchor)
+        generator.step(z, {"text": text, "null": text}, context.variance_noise[:, 0], i, context)
     assert seen == [[True, True], [False, True], [False, True], [False, False]]
 
 

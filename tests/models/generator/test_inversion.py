@@ -185,6 +185,7 @@ def test_a_kept_inversion_gives_the_same_bits(
     for start in (second, plain):
         for name, value in first.controls.items():
             assert torch.equal(start.controls[name], value)
+        assert all(torch.equal(getattr(start.reference, key), value) for key, value in vars(first.reference).items())
         for mine, theirs in zip(contexts_of(generator, start), contexts_of(generator, first), strict=True):
             for name, value in vars(theirs).items():
                 if isinstance(value, Tensor):

@@ -13,12 +13,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from classifier_lens.models.generator import noise_schedule
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.editable_region import editable_region
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.pipeline.networks import Networks, load_networks
 from classifier_lens.models.generator.samplers import NullTextInversion, ddim
 from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
-from classifier_lens.runner.types import PRESERVE_OPTIONS, CaptionEdit, Controls, EditContext, Problem, UserError
+from classifier_lens.runner.types import PRESERVE_OPTIONS, CaptionEdit, Controls, Problem, UserError
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.conftest import contexts_of, double_precision, doubled, initialize, rows_of
 
@@ -26,16 +27,16 @@ Make = Callable[..., LatentDiffusion]
 Problems = Callable[[int], list[CounterfactualProblem]]
 
 
-def gradients(generator: LatentDiffusion, controls: Controls, anchor: EditContext) -> dict[str, torch.Tensor]:
+def gradients(generator: LatentDiffusion, controls: Controls, context: DiffusionContext) -> dict[str, torch.Tensor]:
     leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
-    (generator(leaves, anchor)[-1].image ** 2).sum().backward()
+    (generator(leaves, context)[-1].image ** 2).sum().backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def chained(generator: LatentDiffusion, controls: Controls, anchor: EditContext) -> torch.Tensor:
+def chained(generator: LatentDiffusion, controls: Controls, context: DiffusionContext) -> torch.Tensor:
     """The last x0-prediction."""
-    embeddings = {name: base + controls[name] for name, base in anchor.embeddings.items()}
-    return generator.denoise(controls["latent"], embeddings, anchor.variance_noise, anchor)[-1]
+    embeddings = {name: base + controls[name] for name, base in context.embeddings.items()}
+    return generator.denoise(controls["latent"], embeddings, context.variance_noise, context)[-1]
 
 
 def test_a_ddim_step_equals_diffusers() -> None:
@@ -73,10 +74,10 @@ def test_guidance_one_is_the_text_and_zero_the_null_prediction() -> None:
 @pytest.mark.parametrize("mode", ["step", "block"])
 def test_recomputed_gradient_equals_plain_gradient(mode: str, make_either: Make, make_problems: Problems) -> None:
     start = initialize(make_either(), make_problems(2))
-    anchor = contexts_of(make_either(), start)[-1]  # with injection and blending
-    plain = gradients(make_either(), start.controls, anchor)
+    context = contexts_of(make_either(), start)[-1]  # with injection and blending
+    plain = gradients(make_either(), start.controls, context)
     generator = make_either(gradient_checkpointing=mode)
-    again = gradients(generator, start.controls, anchor)
+    again = gradients(generator, start.controls, context)
     generator.networks.unet.disable_gradient_checkpointing()
     assert set(plain) == set(start.controls) == {"latent", *generator.sampler.embedding_names}
     for name, value in plain.items():
@@ -99,7 +100,7 @@ def test_schedules_compared_at_once_show_what_each_shows(make_either: Make, make
         seen += len(given[0])
 
     with torch.no_grad():
-        wanted = [generator(controls, anchor)[-1] for anchor in contexts_of(generator, start)]
+        wanted = [generator(controls, context)[-1] for context in contexts_of(generator, start)]
     counting = generator.networks.unet.register_forward_pre_hook(count)
     found = generator.render_candidates(replace(start, controls=controls))
     counting.remove()
@@ -133,13 +134,13 @@ def test_changed_networks_give_the_same_picture_and_gradient(
 def test_a_gradient_through_the_last_steps_alone(make_either: Make, make_problems: Problems) -> None:
     """Of the embeddings it is the whole one's part, of the start latent there is none; pictures are the same."""
     start = initialize(make_either(), make_problems(2))
-    anchor = start.context
-    whole, cut = (gradients(make_either(backprop_steps=k), start.controls, anchor) for k in (None, 2))
+    context = start.context
+    whole, cut = (gradients(make_either(backprop_steps=k), start.controls, context) for k in (None, 2))
     assert "latent" not in cut and whole["latent"].abs().sum() > 0
     torch.testing.assert_close(cut["text"][:, 2:], whole["text"][:, 2:])
     assert cut["text"][:, :2].abs().sum() == 0 and whole["text"][:, :2].abs().sum() > 0
     with torch.no_grad():
-        pictures = [make_either(backprop_steps=k)(start.controls, anchor)[-1].image for k in (None, 2)]
+        pictures = [make_either(backprop_steps=k)(start.controls, context)[-1].image for k in (None, 2)]
     assert torch.equal(*pictures)
 
 
@@ -163,12 +164,12 @@ def test_steps_without_guidance_have_the_text_branch_alone(
 def test_gradient_agrees_with_finite_differences(make_either: Make, make_problems: Problems) -> None:
     generator = make_either(steps=2)
     start = initialize(generator, make_problems(1))
-    anchor = doubled(contexts_of(generator, start)[-1])
+    context = doubled(contexts_of(generator, start)[-1])
     controls = {name: value.double() for name, value in start.controls.items()}
 
     def value(leaves: Controls) -> torch.Tensor:
         """Before the cut to [0, 1], which lets gradients pass on purpose."""
-        return (generator.networks.vae.decode(chained(generator, leaves, anchor)).sample ** 2).sum()
+        return (generator.networks.vae.decode(chained(generator, leaves, context)).sample ** 2).sum()
 
     with double_precision(generator):
         leaves = {name: x.clone().requires_grad_() for name, x in controls.items()}
@@ -206,13 +207,13 @@ def test_the_same_batch_gives_the_same_bits(make_either: Make, make_problems: Pr
     assert torch.equal(*images)
 
 
-def test_gradient_does_not_reach_the_networks_or_the_anchor(make_either: Make, make_problems: Problems) -> None:
+def test_gradient_does_not_reach_the_networks_or_the_context(make_either: Make, make_problems: Problems) -> None:
     generator = make_either()
     start = initialize(generator, make_problems(1))
     gradients(generator, start.controls, start.context)
     for network in (generator.networks.vae, generator.networks.unet, generator.networks.text_encoder):
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
-    assert not start.context.embeddings["text"].requires_grad and not start.context.original_latent.requires_grad
+    assert not start.context.embeddings["text"].requires_grad and not start.reference.original_latent.requires_grad
 
 
 def test_null_text_inversion_reproduces_the_recorded_latents(make_generator: Make, make_problems: Problems) -> None:
@@ -255,12 +256,12 @@ def test_words_are_only_looked_for_where_they_are_used(make_generator: Make, mak
 def test_blending_holds_the_background(make_either: Make, make_problems: Problems) -> None:
     generator = make_either(prompt_to_prompt={"cross_replace_steps": [1.0], "background_blend_steps": [1.0]})
     start = initialize(generator, make_problems(2))
-    anchor = replace(start.context, latent_mask=torch.zeros_like(start.context.latent_mask))
+    context = replace(start.context, latent_mask=torch.zeros_like(start.context.latent_mask))
     for i in range(len(generator)):
         torch.testing.assert_close(
-            generator.blend_background(start.controls["latent"] + 1.0, i, anchor), anchor.original_trajectory[:, i]
+            generator.blend_background(start.controls["latent"] + 1.0, i, context), context.original_trajectory[:, i]
         )
-    torch.testing.assert_close(anchor.original_trajectory[:, 0], start.controls["latent"])  # z_T is held, too
+    torch.testing.assert_close(context.original_trajectory[:, 0], start.controls["latent"])  # z_T is held, too
 
 
 @pytest.mark.parametrize(("first", "held"), [(0, [0, 1]), (1, [1, 2]), (3, [3])])
@@ -271,12 +272,13 @@ def test_blending_holds_a_share_of_the_chain_from_its_first_latent_on(
     generator = make_generator(
         prompt_to_prompt={"cross_replace_steps": [0.0], "background_blend_steps": [0.5]}, background_blend_start=first
     )
-    anchor = initialize(generator, make_problems(1)).context
-    assert [i for i in range(4) if generator.is_blended(anchor, i).all()] == held
+    start = initialize(generator, make_problems(1))
+    context = start.context
+    assert [i for i in range(4) if generator.is_blended(context, i).all()] == held
     for i in range(4):
-        assert (generator.blend_background(anchor.original_latent, i, anchor) is anchor.original_latent) == (
-            i not in held
-        )
+        assert (
+            generator.blend_background(start.reference.original_latent, i, context) is start.reference.original_latent
+        ) == (i not in held)
 
 
 def test_where_z_t_is_held_its_changes_have_no_effect(make_generator: Make, make_problems: Problems) -> None:
@@ -284,9 +286,9 @@ def test_where_z_t_is_held_its_changes_have_no_effect(make_generator: Make, make
     start = initialize(generator, make_problems(1))
     half = torch.zeros_like(start.context.latent_mask)
     half[..., :4] = 1.0
-    anchor = replace(start.context, latent_mask=half)
+    context = replace(start.context, latent_mask=half)
     latent = start.controls["latent"].clone().requires_grad_()
-    generator({**start.controls, "latent": latent}, anchor)[-1].latent.square().sum().backward()
+    generator({**start.controls, "latent": latent}, context)[-1].latent.square().sum().backward()
     assert latent.grad is not None and latent.grad[..., :4].any() and not latent.grad[..., 4:].any()
 
 
@@ -345,11 +347,11 @@ def test_a_drawn_picture_is_the_sample_of_its_prompt_and_seed(make_either: Make)
         generator, [drawn(3), drawn(4)], cross_replace_steps=[0.0, 1.0], background_blend_steps=[0.0, 1.0]
     )
     assert len(start.candidates) == 4 and start.warnings == [[], []]
-    for anchor in contexts_of(generator, start):
-        torch.testing.assert_close(anchor.original, generator.sample([PROMPT] * 2, [3, 4]))
-        scene = generator(start.controls, anchor)[-1]
-        torch.testing.assert_close(scene.image, anchor.original)
-        torch.testing.assert_close(scene.latent, anchor.original_latent)
+    for context in contexts_of(generator, start):
+        torch.testing.assert_close(start.reference.original, generator.sample([PROMPT] * 2, [3, 4]))
+        scene = generator(start.controls, context)[-1]
+        torch.testing.assert_close(scene.image, start.reference.original)
+        torch.testing.assert_close(scene.latent, start.reference.original_latent)
     assert torch.equal(start.controls["latent"], generator.networks.sample_noise([3, 4], 8, 1)[:, 0])
 
 
@@ -359,7 +361,7 @@ def test_held_by_its_own_chain_a_picture_stays_itself(make_either: Make, make_pr
     own = replace(problem, edit=CaptionEdit.unchanged(problem.edit.source, problem.edit.source_words))
     generator = make_either()
     start = initialize(generator, [own], cross_replace_steps=[0.0, 1.0], background_blend_steps=[0.0, 1.0])
-    plain, *others = (generator(start.controls, anchor)[-1].image for anchor in contexts_of(generator, start))
+    plain, *others = (generator(start.controls, context)[-1].image for context in contexts_of(generator, start))
     for other in others:
         torch.testing.assert_close(other, plain, rtol=0, atol=1e-4)
 
@@ -373,15 +375,16 @@ def test_drawn_and_given_pictures_share_a_batch(make_either: Make, make_problems
         for name, value in alone.controls.items():
             torch.testing.assert_close(value[0], together.controls[name][i], rtol=1e-4, atol=1e-4)
         for mine, theirs in zip(contexts_of(generator, alone), contexts_of(generator, together), strict=True):
-            for name in ("original", "original_latent", "mask", "latent_mask", "variance_noise"):
-                torch.testing.assert_close(getattr(mine, name)[0], getattr(theirs, name)[i], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(mine.variance_noise[0], theirs.variance_noise[i], rtol=1e-4, atol=1e-4)
             for name, base in mine.embeddings.items():
                 torch.testing.assert_close(base[0], theirs.embeddings[name][i], rtol=1e-4, atol=1e-4)
+        for name, value in vars(alone.reference).items():
+            torch.testing.assert_close(value[0], getattr(together.reference, name)[i], rtol=1e-4, atol=1e-4)
         assert list(together.warnings[i]) == list(alone.warnings[0])
-    given = together.context.original[1]
+    given = together.reference.original[1]
     assert problems[1].image is not None and torch.equal(given, problems[1].image)
     torch.testing.assert_close(
-        together.context.original_latent[1], generator.networks.encode(problems[1].image[None])[0]
+        together.reference.original_latent[1], generator.networks.encode(problems[1].image[None])[0]
     )
 
 
@@ -410,18 +413,10 @@ def test_what_was_found_is_not_found_again(
     assert again.candidates == first.candidates
     assert all(maps.shape[1] == len(calls) for maps in same.attention_maps.values())
     assert same.attention_maps.keys() == (one.attention_maps.keys() if calls else set())
-    for name in (
-        "original",
-        "original_latent",
-        "mask",
-        "latent_mask",
-        "variance_noise",
-        "latent_norm",
-        "original_trajectory",
-        "cross_replace_steps",
-        "background_blend_steps",
-    ):
-        assert torch.equal(getattr(same, name), getattr(one, name)), name
+    for name, value in vars(first.reference).items():
+        assert torch.equal(getattr(again.reference, name), value), name
+    for name, value in vars(one).items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(getattr(same, name), value), name
     assert all(torch.equal(base, one.embeddings[name]) for name, base in same.embeddings.items())
     assert all(
         torch.equal(maps, one.attention_maps[layer][:, : len(calls)]) for layer, maps in same.attention_maps.items()
@@ -439,17 +434,16 @@ def test_what_is_free_may_start_from_noise(make_either: Make, make_problems: Pro
     free = plain.context.latent_mask
     assert free.min() == 0 and free.max() == 1 and (free == 0.25).any()
     torch.testing.assert_close(again.controls["latent"], free.sqrt() * noise + (1 - free).sqrt() * inverted)
-    torch.testing.assert_close(again.context.latent_norm, again.controls["latent"].flatten(1).norm(dim=1))
     assert torch.equal(again.context.original_trajectory, plain.context.original_trajectory), (
         "what is held is the original's"
     )
-    assert torch.equal(initialize(generator, [given]).context.original, again.context.original)
+    assert torch.equal(initialize(generator, [given]).reference.original, again.reference.original)
 
 
 def test_drawn_pictures_need_no_inversion_and_so_no_guidance(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator(guidance_scale=1.0)
     generator.check([drawn(3)])
-    torch.testing.assert_close(initialize(generator, [drawn(3)]).context.original, generator.sample([PROMPT], [3]))
+    torch.testing.assert_close(initialize(generator, [drawn(3)]).reference.original, generator.sample([PROMPT], [3]))
     with pytest.raises(UserError, match=r"guidance_scale=1"):
         generator.check([drawn(3), *make_problems(1)])
 
@@ -504,7 +498,7 @@ def test_masks_are_made_where_something_has_to_be_found(make_either: Make, make_
         kind: editable_region(soften(masks), masks, [p.preserve for p in problems])
         for kind, soften in SOFTENING.items()
     }
-    torch.testing.assert_close(start.context.mask, region["pixels"])
+    torch.testing.assert_close(start.reference.mask, region["pixels"])
     torch.testing.assert_close(start.context.latent_mask, torch.nn.functional.avg_pool2d(region["latents"], 2))
     assert list(map(list, start.warnings)) == [[]] * 5
 
@@ -522,7 +516,7 @@ def test_an_empty_mask_is_told(make_generator: Make, make_problems: Problems) ->
     generator = make_generator(segmenter=Halves())
     problems = make_problems(2)
     start = initialize(generator, [replace(problems[0], image_name="nothing"), problems[1]])
-    assert start.context.mask[0].eq(1).all() and start.context.latent_mask[0].eq(1).all()
+    assert start.reference.mask[0].eq(1).all() and start.context.latent_mask[0].eq(1).all()
     assert [len(notes) for notes in start.warnings] == [1, 0] and "was empty" in start.warnings[0][0]
 
 
@@ -530,8 +524,8 @@ def test_a_tasks_schedules_replace_the_generators_own(make_generator: Make, make
     generator, problems = make_generator(), make_problems(1)
 
     def candidates(**schedules: list[float]) -> list[tuple[float, float]]:
-        anchors = contexts_of(generator, initialize(generator, problems, **schedules))
-        return [(round(a.cross_replace_steps.item(), 6), round(a.background_blend_steps.item(), 6)) for a in anchors]
+        contexts = contexts_of(generator, initialize(generator, problems, **schedules))
+        return [(round(a.cross_replace_steps.item(), 6), round(a.background_blend_steps.item(), 6)) for a in contexts]
 
     assert candidates() == [(0.3, 0.0), (0.3, 0.5), (0.5, 0.0), (0.5, 0.5)]
     assert candidates(cross_replace_steps=[0.0]) == [(0.0, 0.0), (0.0, 0.5)]

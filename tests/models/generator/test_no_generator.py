@@ -64,31 +64,31 @@ def test_given_images_begin_as_they_are_and_are_their_own_originals(make_problem
     problems = [replace(problem, preserve="all") for problem in make_problems(3)]
     start = initialize(space(), problems)
     images = torch.stack([problem.load() for problem in problems if problem.load is not None])
-    anchor = start.context
-    assert torch.equal(start.controls["pixels"], images) and torch.equal(anchor.original, images)
-    assert not anchor.mask.any(), "keep=all frees nothing"
-    assert space().decode_prompts(start.controls, anchor) == ["", "", ""]
+    reference = start.reference
+    assert torch.equal(start.controls["pixels"], images) and torch.equal(reference.original, images)
+    assert not reference.mask.any(), "keep=all frees nothing"
+    assert space().decode_prompts(start.controls, None) == ["", "", ""]
 
 
 def test_where_no_image_is_given_it_is_noise_about_gray_of_the_problems_seed(make_problems: Problems) -> None:
     problems = [undrawn(problem) for problem in make_problems(3)]
-    anchor = initialize(space(), problems).context
-    alone = initialize(space(), problems[1:2]).context
-    assert torch.equal(anchor.original[1:2], alone.original), "as in a batch of its own"
-    assert not torch.equal(anchor.original[0], anchor.original[1])
-    assert anchor.original.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert anchor.original.std().item() == pytest.approx(0.04, rel=0.1)
+    reference = initialize(space(), problems).reference
+    alone = initialize(space(), problems[1:2]).reference
+    assert torch.equal(reference.original[1:2], alone.original), "as in a batch of its own"
+    assert not torch.equal(reference.original[0], reference.original[1])
+    assert reference.original.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert reference.original.std().item() == pytest.approx(0.04, rel=0.1)
 
 
 def test_the_distance_is_that_of_pixels_alone(make_problems: Problems) -> None:
     problems = [replace(problem, preserve="all") for problem in make_problems(2)]
     start = initialize(space(), problems)
-    anchor = start.context
-    terms = distances(anchor, WEIGHTS)
+    reference = start.reference
+    terms = distances(reference, WEIGHTS)
     assert terms.keys() == {"pixel_distance"}
-    (scene,) = space()({"pixels": anchor.original + 0.1}, anchor)
+    (scene,) = space()({"pixels": reference.original + 0.1}, None)
     assert evaluate(terms, scene).total.tolist() == pytest.approx([250 * 0.01] * 2, rel=1e-4)
-    (same,) = space()(start.controls, anchor)
+    (same,) = space()(start.controls, None)
     assert evaluate(terms, same).total.tolist() == [0.0, 0.0]
 
 
@@ -97,28 +97,28 @@ def test_masks_are_the_problems_own_or_of_what_finds_words(make_problems: Proble
     given[:, :8] = 1.0
     first, second = make_problems(2)
     space().check([replace(first, mask=given)])
-    anchor = initialize(space(), [replace(first, mask=given)]).context
-    assert anchor.mask[0, 0, :6].mean() > 0.99 and anchor.mask[0, 0, 10:].max() < 0.01
+    reference = initialize(space(), [replace(first, mask=given)]).reference
+    assert reference.mask[0, 0, :6].mean() > 0.99 and reference.mask[0, 0, 10:].max() < 0.01
     finds = space(Dark())
     finds.check([second])
     found = initialize(finds, [second])
     assert second.load is not None
     assert torch.equal(found.precomputed["masks"][0], Dark().mask(second.load(), second.words_to_segment))
     again = initialize(finds, [second], found.precomputed)
-    assert torch.equal(again.context.mask, found.context.mask)
+    assert torch.equal(again.reference.mask, found.reference.mask)
 
 
 def test_a_segmenter_that_follows_attention_is_refused_where_a_mask_is_needed(make_problems: Problems) -> None:
     (problem,) = make_problems(1)
-    with pytest.raises(UserError, match=r"generator=none: this segmenter follows .*task\.mask or segmenter=file"):
+    with pytest.raises(UserError, match=r"generator=none: this segmenter needs .*task\.mask or segmenter=file"):
         space().check([problem])
     space().check([replace(problem, preserve="none")])
 
 
 def test_nothing_is_drawn_and_nothing_attends() -> None:
-    with pytest.raises(UserError, match="generator=none: an image of 'a crab' is asked for"):
+    with pytest.raises(UserError, match="generator=none: an image of 'a crab' is needed"):
         space().sample(["a crab"], [0])
-    with pytest.raises(UserError, match="generator=none: asked for is where a generator attends to 'crab'"):
+    with pytest.raises(UserError, match="generator=none: the attention map of .crab. is needed"):
         space().word_attention_maps(torch.zeros(3, 16, 16), "a crab", "crab", 0)
 
 
@@ -127,15 +127,21 @@ def test_pixels_descend(make_problems: Problems) -> None:
     one = pixels(space(), embedding_controls, DESCENT, partial(init_from_prompt, std=0.04), 8)
     assert isinstance(one.generator, PixelGenerator)
     start = initialize(one.initializer, problems)
-    anchor = start.context
+    context = start.context
     classifier, targets = TinyClassifier(), torch.tensor([p.target for p in problems])
     classifier.weight *= 0.05
-    objective = {"class_log_prob": (1.0, class_log_prob(classifier, targets)), **distances(anchor, WEIGHTS)}
+    objective = {"class_log_prob": (1.0, class_log_prob(classifier, targets)), **distances(start.reference, WEIGHTS)}
     *_, state = loop.optimize(
-        one.generator, anchor, objective, lambda scene, k: scene, one.optimizer, loop.initial_state(start.controls)
+        one.generator,
+        context,
+        start.controls,
+        objective,
+        lambda scene, k: scene,
+        one.optimizer,
+        loop.initial_state(start.controls),
     )
     assert (state.best_loss < torch.tensor(state.history[0]["total"])).all()
-    assert one.generator.decode_prompts(state.best_controls, anchor) == ["", ""], "no words are said"
+    assert one.generator.decode_prompts(state.best_controls, context) == ["", ""], "no words are said"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
-from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion, PromptTuningContext
+from classifier_lens.models.generator.prompt_diffusion import PromptDiffusion
 from classifier_lens.models.generator.prompt_tuning import (
     HardPrompt,
     SoftPrompt,
@@ -71,9 +71,9 @@ def report_seeds(seed: int, count: int = 2) -> list[int]:
 
 
 def gradient(prompts: PromptDiffusion, controls: Controls, problem: Problem, k: int = 0) -> dict[str, Tensor]:
-    anchor = prompts.step_context(initialize(prompts, [problem]).context, k)
+    context = prompts.step_context(initialize(prompts, [problem]).context, k)
     leaves = {name: values.clone().requires_grad_() for name, values in controls.items()}
-    prompts(leaves, anchor)[-1].views.square().sum().backward()
+    prompts(leaves, context)[-1].views.square().sum().backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
@@ -132,7 +132,7 @@ def test_begun_from_words_a_soft_prompt_gives_exactly_their_pictures(marked: str
     expected = generator.sample([PROMPT] * 2, report_seeds(3))
     assert torch.equal(prompts.images(start.controls, start.context)[0], expected)
     assert prompts.decode_prompts(start.controls, start.context) == [PROMPT]
-    text = prompts.prompt_embeddings(start.controls, start.context, 1)  # type: ignore[arg-type]
+    text = prompts.prompt_embeddings(start.controls, start.context, 1)
     assert torch.equal(text, generator.networks.embed([PROMPT]))
 
 
@@ -152,11 +152,11 @@ def test_gradients_reach_the_free_tokens_and_nothing_else(make_either: Make) -> 
 def test_the_gradient_agrees_with_finite_differences(make_generator: Make) -> None:
     prompts, problem = soft(make_generator("lcm", steps=2)), asked("a picture of *2 on sand")
     start = initialize(prompts, [problem])
-    anchor = prompts.step_context(start.context, 0)
+    context = prompts.step_context(start.context, 0)
 
     def value(tokens: Tensor) -> Tensor:
         """A latent, which nothing is cut from."""
-        return prompts({"tokens": tokens}, anchor)[-1].latent.square().mean()
+        return prompts({"tokens": tokens}, context)[-1].latent.square().mean()
 
     tokens = start.controls["tokens"].clone().requires_grad_()
     found = torch.autograd.grad(value(tokens), tokens)[0]
@@ -169,16 +169,16 @@ def test_the_gradient_agrees_with_finite_differences(make_generator: Make) -> No
 def test_every_step_meets_other_pictures_that_its_seed_and_number_decide(make_generator: Make) -> None:
     prompts = soft(make_generator("lcm"))
     problems = [asked("a picture of *2", seed) for seed in (3, 4)]
-    anchor = initialize(prompts, problems).context
+    context = initialize(prompts, problems).context
 
     def latents(k: int | None) -> Tensor:
-        met: Any = anchor if k is None else prompts.step_context(anchor, k)
+        met: Any = context if k is None else prompts.step_context(context, k)
         return met.step_inputs["latent"]
 
     assert latents(None).shape == (6, 4, 8, 8) and latents(0).shape == (4, 4, 8, 8)
     assert torch.equal(latents(1), latents(1)) and torch.equal(latents(None), latents(None))
     every = torch.cat([latents(None), latents(0), latents(1), prompts.step_inputs((3, 4), "report", 0)["latent"]])
-    final: Any = prompts.evaluation_context(anchor)
+    final: Any = prompts.evaluation_context(context)
     every = torch.cat([every, final.step_inputs["latent"]])
     assert len(every.flatten(1).unique(dim=0)) == len(every) == 24, "four kinds of z, none of them alike"
     alone: Any = prompts.step_context(initialize(prompts, problems[1:]).context, 1)
@@ -265,10 +265,9 @@ def test_what_starts_show_is_what_the_generator_shows_of_them(make: Any, make_ei
         alone = initialize(prompts, [problem])
         own = torch.stack([scene.views[0] for scene in prompts.render_candidates(alone)])
         torch.testing.assert_close(own, shown[:, i], rtol=0, atol=1e-5)  # decoded beside other pictures
-        assert isinstance(alone.context, PromptTuningContext)
-        anchor = replace(alone.context, step_inputs=prompts.step_inputs([problem.seed], "fresh", 0))
+        context = replace(alone.context, step_inputs=prompts.step_inputs([problem.seed], "fresh", 0))
         for (candidate, _), views in zip(candidates_of(prompts, alone), own, strict=True):
-            torch.testing.assert_close(prompts(candidate, anchor)[-1].views[0], views, rtol=0, atol=1e-4)
+            torch.testing.assert_close(prompts(candidate, context)[-1].views[0], views, rtol=0, atol=1e-4)
 
 
 def test_problems_of_equal_draw_share_their_starts(
@@ -315,11 +314,11 @@ def test_tokens_that_do_not_come_back_are_judged_as_they_are_typed(make_generato
     start = initialize(prompts, [asked("*2")])
     logits = torch.zeros_like(start.controls["logits"])
     logits[0, [0, 1], [known.index(token) for token in pair]] = 1.0
-    anchor = start.context
-    (words,) = prompts.decode_prompts({"logits": logits}, anchor)
+    context = start.context
+    (words,) = prompts.decode_prompts({"logits": logits}, context)
     expected = generator.sample([words] * 3, prompts.seeds(3, "validation", 0))
-    torch.testing.assert_close(prompts({"logits": logits}, anchor)[-1].views[0], expected, rtol=0, atol=1e-5)
-    drawn = prompts({"logits": 1e6 * logits}, prompts.step_context(anchor, 0))[-1].views[0]
+    torch.testing.assert_close(prompts({"logits": logits}, context)[-1].views[0], expected, rtol=0, atol=1e-5)
+    drawn = prompts({"logits": 1e6 * logits}, prompts.step_context(context, 0))[-1].views[0]
     typed = generator.sample([words] * 2, prompts.seeds(3, "fresh", 0))
     assert (drawn - typed).abs().max() > 1e-3, "descent goes by the tokens"
 
@@ -333,7 +332,7 @@ def test_a_hard_prompts_pictures_are_those_of_its_words(make_either: Make) -> No
     assert words == "a photograph of a viaduct"
     expected = generator.sample([words] * 2, report_seeds(3))
     assert torch.equal(prompts.images(start.controls, start.context)[0], expected)
-    text = prompts.prompt_embeddings(start.controls, start.context, 1)  # type: ignore[arg-type]
+    text = prompts.prompt_embeddings(start.controls, start.context, 1)
     torch.testing.assert_close(text, generator.networks.embed([words]))
 
 

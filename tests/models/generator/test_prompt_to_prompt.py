@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.prompt_to_prompt import (
     find_words,
@@ -22,7 +23,7 @@ from classifier_lens.models.generator.prompt_to_prompt import (
     word_token_positions,
     word_weights,
 )
-from classifier_lens.runner.types import CaptionEdit, EditContext, Problem, UserError
+from classifier_lens.runner.types import CaptionEdit, Problem, UserError
 from tests.conftest import initialize
 
 OLD = ("partridge", "rock crab", "steel arch bridge")
@@ -191,9 +192,9 @@ class Attended(nn.Module):
         return torch.zeros(*out.shape[:2], self.width)
 
 
-def at(anchor: EditContext, i: int) -> dict[str, Tensor]:
+def at(context: DiffusionContext, i: int) -> dict[str, Tensor]:
     """The embeddings of a step."""
-    return {name: base[:, i] for name, base in anchor.embeddings.items()}
+    return {name: base[:, i] for name, base in context.embeddings.items()}
 
 
 Readable = tuple[LatentDiffusion, dict[str, Attended]]
@@ -214,7 +215,7 @@ def readable(make_generator: Callable[..., LatentDiffusion]) -> Readable:
 
 def edited(
     generator: LatentDiffusion, seen: dict[str, Attended], old: str, new: str
-) -> tuple[EditContext, dict[str, Tensor]]:
+) -> tuple[DiffusionContext, dict[str, Tensor]]:
     """The constants of an exchange of names, with maps in the original's place that tell all heads, pixels and tokens
     apart: (b, steps, heads, pixels, tokens) by layer."""
     edit = CaptionEdit(CAPTION.format(old), CAPTION.format(new), old, new)
@@ -238,7 +239,7 @@ def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
     readable: Readable, old: str, new: str
 ) -> None:
     generator, seen = readable
-    anchor, known = edited(generator, seen, old, new)
+    context, known = edited(generator, seen, old, new)
     before = token_spans(generator.networks.tokenizer, CAPTION.format(old))
     after = token_spans(generator.networks.tokenizer, CAPTION.format(new))
     first, m, n = 5, len(old.split()), len(new.split())  # "a photograph of a red" stands before the name
@@ -251,7 +252,7 @@ def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
 
     z = generator.networks.sample_noise([5], 8, 1)[:, 0]
     for i in range(2):  # the half of the four steps in which maps are injected
-        generator.step(z, at(anchor, i), anchor.variance_noise[:, i], i, anchor)
+        generator.step(z, at(context, i), context.variance_noise[:, i], i, context)
         for layer, attended in seen.items():
             null, found = attended.seen
             theirs = known[layer][0, i]
@@ -284,12 +285,12 @@ def test_every_head_attends_to_the_new_names_where_it_attended_to_the_old_ones(
 @torch.no_grad()
 def test_after_its_share_of_the_chain_a_prompt_attends_for_itself(readable: Readable) -> None:
     generator, seen = readable
-    anchor, _ = edited(generator, seen, "rock crab", "great white shark")
-    z, free = generator.networks.sample_noise([5], 8, 1)[:, 0], replace(anchor, cross_replace_steps=torch.zeros(1))
+    context, _ = edited(generator, seen, "rock crab", "great white shark")
+    z, free = generator.networks.sample_noise([5], 8, 1)[:, 0], replace(context, cross_replace_steps=torch.zeros(1))
     for i in range(4):
-        generator.step(z, at(anchor, i), anchor.variance_noise[:, i], i, free)
+        generator.step(z, at(context, i), context.variance_noise[:, i], i, free)
         own = {layer: attended.seen for layer, attended in seen.items()}
-        generator.step(z, at(anchor, i), anchor.variance_noise[:, i], i, anchor)
+        generator.step(z, at(context, i), context.variance_noise[:, i], i, context)
         for layer, attended in seen.items():
             assert torch.allclose(attended.seen[1], own[layer][1], atol=1e-5) is (i >= 2), (i, layer)
             torch.testing.assert_close(attended.seen[0], own[layer][0])

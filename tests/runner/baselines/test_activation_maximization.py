@@ -26,7 +26,6 @@ from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,
     CaptionEdit,
     Controls,
-    EditContext,
     Objective,
     Problem,
     UserError,
@@ -88,16 +87,16 @@ def made(name: str, generator: LatentDiffusion, *more: str, several: bool = True
     return contestant
 
 
-def begun(one: Baseline, asked: list[Problem]) -> tuple[Controls, EditContext]:
+def begun(one: Baseline, asked: list[Problem]) -> tuple[Controls, Any]:
     start = initialize(one.initializer, asked, **DISABLED_PROMPT_TO_PROMPT)
     return start.controls, start.context
 
 
 def descended(one: Baseline, asked: list[Problem], targets: tuple[int, ...] = TARGETS) -> OptimizationState:
-    controls, anchor = begun(one, asked)
+    controls, context = begun(one, asked)
     *_, state = loop.optimize(
-        one.generator, anchor, one.adapt_objective(objective(targets)), lambda scene, k: scene, one.optimizer,
-        loop.initial_state(controls),
+        one.generator, context, controls, one.adapt_objective(objective(targets)), lambda scene, k: scene,
+        one.optimizer, loop.initial_state(controls),
     )  # fmt: skip
     return state
 
@@ -126,16 +125,16 @@ def test_a_resumed_descent_is_an_undisturbed_one(name: str, make_generator: Make
     """To the last bit: jitter, blur and momentum go on where they were."""
     one, asked = made(name, make_generator("lcm")), problems()
     whole = descended(one, asked)
-    controls, anchor = begun(one, asked)
+    controls, context = begun(one, asked)
     terms = one.adapt_objective(objective())
     states = loop.optimize(
-        one.generator, anchor, terms, lambda scene, k: scene, one.optimizer, loop.initial_state(controls)
+        one.generator, context, controls, terms, lambda scene, k: scene, one.optimizer, loop.initial_state(controls)
     )
     for _ in range(3):
         checkpoint.save(tmp_path / "state", next(states), {})
     state = checkpoint.load(tmp_path / "state", torch.device("cpu"), {}, 4)
     assert state.step == 3
-    *_, state = loop.optimize(one.generator, anchor, terms, lambda scene, k: scene, one.optimizer, state)
+    *_, state = loop.optimize(one.generator, context, controls, terms, lambda scene, k: scene, one.optimizer, state)
     assert state.history == whole.history
     assert all(torch.equal(state.best_controls[key], values) for key, values in whole.best_controls.items())
 
@@ -154,15 +153,15 @@ def test_only_its_own_control_is_moved(name: str, make_generator: Make) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_is_as_many_pictures_as_the_methods_or_fewer(name: str, make_generator: Make) -> None:
     one = made(name, make_generator("lcm"))
-    controls, anchor = begun(one, problems())
-    pictures = one.generator.images(controls, anchor)
+    controls, context = begun(one, problems())
+    pictures = one.generator.images(controls, context)
     count = 1 if name == "feature_attack" else 2
     assert pictures.shape == (2, count, 3, 16, 16) and 0 <= pictures.min() and pictures.max() <= 1
     assert isinstance(one.generator, MultiImageGenerator) == (count > 1)
     assert len({tuple(picture.flatten().tolist()) for picture in pictures.flatten(0, 1)}) == 2 * count, "all differ"
     single = made(name, make_generator("lcm"), several=False)
-    controls, anchor = begun(single, problems())
-    assert single.generator.images(controls, anchor).shape == (2, 1, 3, 16, 16)
+    controls, context = begun(single, problems())
+    assert single.generator.images(controls, context).shape == (2, 1, 3, 16, 16)
     assert one.generator.decode_prompts(*begun(one, problems())) == ["", ""], "no words took part"
 
 
@@ -171,9 +170,9 @@ def test_pixels_of_words_are_drawn_of_them(make_generator: Make) -> None:
     drawn = generator.sample([asked.edit.source], [asked.seed])
     for name in ("pixels", "yosinski"):
         one = made(name, generator, several=False)
-        controls, anchor = begun(one, [asked])
+        controls, context = begun(one, [asked])
         assert torch.equal(controls["pixels"], drawn) == (name == "pixels")
-        assert one.generator.decode_prompts(controls, anchor) == [asked.edit.target if name == "pixels" else ""]
+        assert one.generator.decode_prompts(controls, context) == [asked.edit.target if name == "pixels" else ""]
 
 
 def test_a_given_picture_is_started_from_by_all(make_generator: Make) -> None:
@@ -182,18 +181,20 @@ def test_a_given_picture_is_started_from_by_all(make_generator: Make) -> None:
     )
     assert asked.image is not None
     for name in set(NAMES) - {"generator_prior"}:
-        controls, anchor = begun(made(name, make_generator("lcm"), several=False), [asked])
-        assert torch.equal(controls["pixels"][0], asked.image) and torch.equal(anchor.original[0], asked.image)
+        start = initialize(made(name, make_generator("lcm"), several=False).initializer, [asked])
+        assert torch.equal(start.controls["pixels"][0], asked.image)
+        assert torch.equal(start.reference.original[0], asked.image)
 
 
 def test_an_attack_starts_from_the_example_and_from_noise_without_one(make_generator: Make) -> None:
     asked = problems()
-    controls, anchor = begun(made("feature_attack", make_generator("lcm")), asked)
+    start = initialize(made("feature_attack", make_generator("lcm")).initializer, asked)
+    controls, reference = start.controls, start.reference
     assert asked[1].load_top_example is not None and torch.equal(controls["pixels"][1], asked[1].load_top_example())
     assert 0.01 < (controls["pixels"][0] - GRAY).std() < 0.1
-    assert torch.equal(anchor.original, controls["pixels"])
+    assert torch.equal(reference.original, controls["pixels"])
     encoded = make_generator("lcm").networks.encode(controls["pixels"])
-    torch.testing.assert_close(anchor.original_latent, encoded)
+    torch.testing.assert_close(reference.original_latent, encoded)
 
 
 @pytest.mark.parametrize("radius", [0.5, 50.0])
@@ -206,10 +207,11 @@ def test_an_attack_is_the_feature_attack(radius: float, make_generator: Make) ->
         "pixel_distance": (1e6, lambda scene: scene.image.square().flatten(1).sum(dim=1)),
     }
     assert set(one.adapt_objective(terms)) == {"unit_activation"}
-    controls, anchor = begun(one, [asked])
+    controls, context = begun(one, [asked])
     *_, state = loop.optimize(
         one.generator,
-        anchor,
+        context,
+        controls,
         one.adapt_objective(terms),
         lambda scene, k: scene,
         one.optimizer,
@@ -246,21 +248,21 @@ def test_start_latents_keep_their_lengths(make_generator: Make) -> None:
 def test_a_prior_draws_under_the_empty_prompt(make_generator: Make) -> None:
     generator, asked = make_generator("lcm"), problems(1)
     one = made("generator_prior", generator, several=False)
-    controls, anchor = begun(one, asked)
-    assert torch.equal(one.generator.images(controls, anchor)[:, 0], generator.sample([""], [asked[0].seed]))
+    controls, context = begun(one, asked)
+    assert torch.equal(one.generator.images(controls, context)[:, 0], generator.sample([""], [asked[0].seed]))
 
 
 def test_jitter_moves_what_is_descended_on_and_not_what_is_judged(make_generator: Make) -> None:
     one = made("mahendran_vedaldi", make_generator("lcm"), "baseline.mahendran_vedaldi.jitter=3")
-    controls, anchor = begun(one, problems())
-    scenes = [one.generator(controls, one.generator.step_context(anchor, k))[-1] for k in (0, 0, 1)]
+    controls, context = begun(one, problems())
+    scenes = [one.generator(controls, one.generator.step_context(context, k))[-1] for k in (0, 0, 1)]
     assert torch.equal(scenes[0].views, scenes[1].views) and not torch.equal(scenes[0].views, scenes[2].views)
-    plain = one.generator(controls, anchor)[-1]
+    plain = one.generator(controls, context)[-1]
     assert torch.equal(plain.views, controls["pixels"]) and torch.equal(scenes[0].image, plain.image)
     assert not torch.equal(scenes[0].views, plain.views)
     still = made("yosinski", make_generator("lcm"))
-    _, anchor = begun(still, problems())
-    assert still.generator.step_context(anchor, 1) is anchor
+    _, context = begun(still, problems())
+    assert still.generator.step_context(context, 1) is context
 
 
 def test_the_papers_are_shown_whole_pictures_and_have_penalties_of_their_own(make_generator: Make) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.guidance import guided_sampling
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.pixel_space import PixelGenerator, init_from_generated
@@ -22,7 +23,7 @@ from classifier_lens.runner.optimization.augmentation import RandomCrops
 from classifier_lens.runner.optimization.loop import OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.results.result_warnings import ResultWarnings
-from classifier_lens.runner.types import Controls, EditContext, Objective, UserError
+from classifier_lens.runner.types import Controls, Objective, UserError
 from classifier_lens.tasks.objectives.distances import pixel_distance
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
@@ -44,7 +45,7 @@ def objective_of(problems: list[CounterfactualProblem], sharpness: float = 1.0) 
 
 def shifted(
     generator: LatentDiffusion, problems: list[CounterfactualProblem]
-) -> tuple[Controls, EditContext, Objective]:
+) -> tuple[Controls, DiffusionContext, Objective]:
     """A batch's start, with offsets to the embeddings and with maps and background held for half of the chain."""
     start = initialize(generator, problems, cross_replace_steps=[0.5], background_blend_steps=[0.5])
     draw = torch.Generator().manual_seed(0)
@@ -72,7 +73,8 @@ def test_what_descends_begins_where_it_starts(
 ) -> None:
     one = baseline(make_generator(), embedding_controls, DESCENT)
     start = initialize(one.initializer, make_problems(1))
-    assert one.prepare_controls(start.controls, start.context, {}) is start.controls
+    controls, context = one.prepare(start.controls, start.context, {})
+    assert controls is start.controls and context is start.context
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:
@@ -98,15 +100,16 @@ def test_pixels_start_at_the_original_and_descend(make_generator: Make, make_pro
     pictures = [(p, p.image) for p in make_problems(3) if p.image is not None]
     problems = [p for p, image in pictures if p.target != int(TinyClassifier()(image[None]).logits.argmax())]
     start = initialize(generator, problems)
-    anchor = start.context
+    reference = start.reference
     assert torch.equal(start.controls["pixels"], torch.stack([p.image for p in problems if p.image is not None]))
-    assert start.controls["pixels"].data_ptr() != anchor.original.data_ptr()
+    assert start.controls["pixels"].data_ptr() != reference.original.data_ptr()
     with torch.no_grad():
-        (scene,) = generator(start.controls, anchor)
-        torch.testing.assert_close(scene.latent, anchor.original_latent)
+        (scene,) = generator(start.controls, start.context)
+        torch.testing.assert_close(scene.latent, reference.original_latent)
     *_, state = loop.optimize(
         generator,
-        anchor,
+        start.context,
+        start.controls,
         objective_of(problems),
         lambda scene, k: scene,
         one.optimizer,
@@ -119,9 +122,9 @@ def test_pixels_outside_the_range_are_cut_and_keep_their_gradient(
     make_generator: Make, make_problems: Problems
 ) -> None:
     generator = pixels(make_generator(), embedding_controls, DESCENT, init_from_generated, 1).generator
-    anchor = initialize(generator, make_problems(1)).context
+    context = initialize(generator, make_problems(1)).context
     bright = torch.full((1, 3, 16, 16), 1.5, requires_grad=True)
-    (scene,) = generator({"pixels": bright}, anchor)
+    (scene,) = generator({"pixels": bright}, context)
     assert scene.image.max() == 1 and torch.autograd.grad(scene.image.sum(), bright)[0].eq(1).all()
 
 
@@ -131,24 +134,24 @@ def test_pixels_outside_the_range_are_cut_and_keep_their_gradient(
 def test_guidance_without_strength_is_the_start(make_generator: Make, make_problems: Problems) -> None:
     """To the last bit: with maps injected, background held and embeddings shifted."""
     generator = make_generator()
-    controls, anchor, objective = shifted(generator, make_problems(2))
+    controls, context, objective = shifted(generator, make_problems(2))
     with torch.no_grad():
-        start = generator(controls, anchor)[-1].image
-    found = guided_sampling(generator, controls, anchor, lambda scene: evaluate(objective, scene).total, 0.0)
+        start = generator(controls, context)[-1].image
+    found = guided_sampling(generator, controls, context, lambda scene: evaluate(objective, scene).total, 0.0)
     assert torch.equal(found, start)
     one = guidance(generator, embedding_controls, replace(DESCENT, lr={"classifier_guidance": 0.0}))
-    assert torch.equal(one.prepare_controls(controls, anchor, objective)["pixels"], start)
+    assert torch.equal(one.prepare(controls, context, objective)[0]["pixels"], start)
 
 
 def test_guidance_lowers_the_loss_and_more_of_it_lowers_it_more(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(3)
-    controls, anchor, objective = shifted(generator, problems)
-    anchor = replace(anchor, latent_mask=torch.ones_like(anchor.latent_mask))
+    controls, context, objective = shifted(generator, problems)
+    context = replace(context, latent_mask=torch.ones_like(context.latent_mask))
 
     def loss(strength: float) -> torch.Tensor:
         one = guidance(generator, embedding_controls, replace(DESCENT, lr={"classifier_guidance": strength}))
         with torch.no_grad():
-            scene = one.generator(one.prepare_controls(controls, anchor, objective), anchor)[-1]
+            scene = one.generator(*one.prepare(controls, context, objective))[-1]
         return evaluate(objective, scene).total
 
     losses = [loss(strength) for strength in (0.0, 0.1, 0.4)]
@@ -157,13 +160,13 @@ def test_guidance_lowers_the_loss_and_more_of_it_lowers_it_more(make_generator: 
 
 def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, make_problems: Problems) -> None:
     generator = make_generator()
-    controls, anchor, objective = shifted(generator, make_problems(2))
+    controls, context, objective = shifted(generator, make_problems(2))
     values = []
     for sign in (1.0, -1.0):
         turned = {name: (sign * weight, term) for name, (weight, term) in objective.items()}
         one = guidance(generator, embedding_controls, DESCENT)
         with torch.no_grad():
-            scene = one.generator(one.prepare_controls(controls, anchor, turned), anchor)[-1]
+            scene = one.generator(*one.prepare(controls, context, turned))[-1]
         values.append(evaluate(objective, scene).total)
     assert (values[0] < values[1]).all()
 
@@ -171,23 +174,23 @@ def test_guidance_climbs_where_the_loss_is_turned_round(make_generator: Make, ma
 def test_guided_samples_do_not_know_of_each_other(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(3)
     together = guidance(generator, embedding_controls, DESCENT)
-    controls, anchor, objective = shifted(generator, problems)
+    controls, context, objective = shifted(generator, problems)
     loud = {
         "class_log_prob": (1.0, lambda scene: torch.tensor([1.0, 1e3, 1e-3]) * objective["class_log_prob"][1](scene))
     }
-    plain, scaled = (together.prepare_controls(controls, anchor, o)["pixels"] for o in (objective, loud))
+    plain, scaled = (together.prepare(controls, context, o)[0]["pixels"] for o in (objective, loud))
     torch.testing.assert_close(plain, scaled, rtol=0, atol=1e-4)
 
 
 def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problems) -> None:
     """With nothing free and the background held to the end, every latent but the last prediction is the template's."""
     generator = make_generator()
-    controls, anchor, objective = shifted(generator, make_problems(1))
+    controls, context, objective = shifted(generator, make_problems(1))
     last = len(generator.sampler.schedule) - 1
     held = replace(
-        anchor,
-        background_blend_steps=torch.ones_like(anchor.background_blend_steps),
-        latent_mask=torch.zeros_like(anchor.latent_mask),
+        context,
+        background_blend_steps=torch.ones_like(context.background_blend_steps),
+        latent_mask=torch.zeros_like(context.latent_mask),
     )
     seen: list[torch.Tensor] = []
     predict = generator.predict
@@ -200,7 +203,7 @@ def test_what_is_held_is_not_guided(make_generator: Make, make_problems: Problem
     guided_sampling(generator, controls, held, lambda scene: evaluate(objective, scene).total, 0.5)
     assert len(seen) == last + 1
     for i in range(last + 1):
-        torch.testing.assert_close(seen[i], anchor.original_trajectory[:, i])
+        torch.testing.assert_close(seen[i], context.original_trajectory[:, i])
 
 
 def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Problems) -> None:
@@ -219,15 +222,16 @@ def test_guidance_by_way_of_the_solver(make_generator: Make, make_problems: Prob
         generator.device,
         generator.prompt_to_prompt,
     )
-    controls, anchor, notes, _ = answer.initialize(problems)
-    assert set(controls) == {"pixels"} and len(notes) == 2
-    (state,) = answer.optimize(problems, anchor, loop.initial_state(controls))
+    batch = answer.initialize(problems)
+    controls = batch.controls
+    assert set(controls) == {"pixels"} and len(batch.warnings) == 2
+    (state,) = answer.optimize(batch, loop.initial_state(controls))
     assert state.finished and torch.equal(state.best_controls["pixels"], controls["pixels"])
-    picture = answer.render(state.best_controls, anchor)[0][:, 0]
-    assert torch.equal(picture, controls["pixels"]) and 0 <= picture.min() and picture.max() <= 1
+    image = answer.render(state.best_controls, batch.context)[0][:, 0]
+    assert torch.equal(image, controls["pixels"]) and 0 <= image.min() and image.max() <= 1
     with torch.no_grad():
-        (scene,) = one.generator(controls, anchor)
-    assert state.history[0]["pixel_distance"] == pytest.approx(pixel_distance(anchor)(scene).tolist())
+        (scene,) = one.generator(controls, batch.context)
+    assert state.history[0]["pixel_distance"] == pytest.approx(pixel_distance(batch.reference)(scene).tolist())
 
 
 def test_what_was_chosen_is_not_chosen_again(
@@ -247,14 +251,15 @@ def test_what_was_chosen_is_not_chosen_again(
         generator.device,
         generator.prompt_to_prompt,
     )
-    controls, anchor, notes, origin = answer.initialize(problems)
+    batch = answer.initialize(problems)
     monkeypatch.setattr(loop, "choose_initialization", None)
     monkeypatch.setattr(generator, "record_originals", None)
-    again, same, noted, _ = answer.initialize(problems, origin)
-    assert all(torch.equal(again[name], controls[name]) for name in controls) and noted == notes
-    assert torch.equal(same.cross_replace_steps, anchor.cross_replace_steps) and torch.equal(
-        same.background_blend_steps, anchor.background_blend_steps
-    )
-    _, other, _, _ = answer.initialize(problems, replace(origin, candidate_indices=[1, 2]))
-    assert other.cross_replace_steps.tolist() == pytest.approx([0.3, 0.5])
-    assert other.background_blend_steps.tolist() == [0.5, 0.0]
+    again = answer.initialize(problems, batch.choice)
+    assert all(torch.equal(again.controls[name], batch.controls[name]) for name in batch.controls)
+    assert again.warnings == batch.warnings and again.candidates == batch.candidates
+    for name in ("cross_replace_steps", "background_blend_steps"):
+        assert torch.equal(getattr(again.context, name), getattr(batch.context, name))
+    other = answer.initialize(problems, replace(batch.choice, candidate_indices=[1, 2]))
+    assert [c.cross_replace_steps for c in other.candidates] == [0.3, 0.5]
+    assert other.context.cross_replace_steps.tolist() == pytest.approx([0.3, 0.5])
+    assert other.context.background_blend_steps.tolist() == [0.5, 0.0]

@@ -12,23 +12,34 @@ import pytest
 import torch
 from torch import Tensor
 
+from classifier_lens.models.generator.chain import DiffusionContext
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.optimization import checkpoint, loop
 from classifier_lens.runner.optimization.loop import EarlyStopping, InitialChoice, OptimizationState, OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import Generator
-from classifier_lens.runner.types import Candidate, Controls, EditContext, Initialization, Objective, Scene, UserError
+from classifier_lens.runner.types import (
+    Candidate,
+    Context,
+    Controls,
+    Initialization,
+    Objective,
+    Reference,
+    Scene,
+    UserError,
+)
 from classifier_lens.tasks.objectives.distances import latent_distance, pixel_distance
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.conftest import (
     Identity,
     TinyClassifier,
-    anchor_of,
+    context_of,
     contexts_of,
     double_precision,
     doubled,
     initialize,
+    reference_of,
     rows_of,
 )
 
@@ -51,9 +62,9 @@ def unchanged(scene: Scene, step: int) -> Scene:
 
 
 def last_state(
-    generator: Generator, anchor: EditContext, objective: Objective, how: OptimizerSettings, controls: Controls
+    generator: Generator[Context], context: Context, objective: Objective, how: OptimizerSettings, controls: Controls
 ) -> OptimizationState:  # fmt: skip
-    *_, state = loop.optimize(generator, anchor, objective, unchanged, how, loop.initial_state(controls))
+    *_, state = loop.optimize(generator, context, controls, objective, unchanged, how, loop.initial_state(controls))
     return state
 
 
@@ -64,48 +75,47 @@ def soft_classifier() -> TinyClassifier:
     return classifier
 
 
-def objective_of(anchor: EditContext, problems: list[CounterfactualProblem], *names: str) -> Objective:
+def objective_of(reference: Reference, problems: list[CounterfactualProblem], *names: str) -> Objective:
     """The named terms, or the whole objective, with weights of the paper's order."""
     targets = torch.tensor([p.target for p in problems])
     terms: dict[str, Any] = {
         "class_log_prob": (1.0, class_log_prob(soft_classifier(), targets)),
-        "latent_distance": (25.0, latent_distance(anchor)),
-        "pixel_distance": (250.0, pixel_distance(anchor)),
+        "latent_distance": (25.0, latent_distance(reference)),
+        "pixel_distance": (250.0, pixel_distance(reference)),
     }
     return {name: terms[name] for name in names or TERMS}
 
 
-def held(anchor: EditContext) -> EditContext:
-    """The same constants with nothing free to change, so that both distances see every pixel."""
-    return replace(anchor, mask=torch.zeros_like(anchor.mask), latent_mask=torch.zeros_like(anchor.latent_mask))
+def held(reference: Reference) -> Reference:
+    """The same with nothing editable, so that both distances see every pixel."""
+    masks = {name: torch.zeros_like(getattr(reference, name)) for name in ("mask", "latent_mask")}
+    return replace(reference, **masks)
+
+
+Batch = tuple[LatentDiffusion, Controls, DiffusionContext, Reference, list[CounterfactualProblem]]
 
 
 @pytest.fixture
-def batch(
-    make_generator: Make, make_problems: Problems
-) -> tuple[LatentDiffusion, Controls, EditContext, list[CounterfactualProblem]]:
+def batch(make_generator: Make, make_problems: Problems) -> Batch:
     generator, problems = make_generator(), make_problems(3)
     start = initialize(generator, problems)
-    return generator, start.controls, held(start.context), problems
-
-
-Batch = tuple[LatentDiffusion, Controls, EditContext, list[CounterfactualProblem]]
+    return generator, start.controls, start.context, held(start.reference), problems
 
 
 @pytest.mark.parametrize(("method", "rate"), [(torch.optim.Adam, 0.01), (torch.optim.SGD, 0.1)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_falls_within_five_steps(batch: Batch, term: str, method: Any, rate: float) -> None:
-    generator, controls, anchor, problems = batch
+    generator, controls, context, reference, problems = batch
     how = descent(method=method, lr={name: rate for name in controls}, gradient_clipping=JOINT)
-    state = last_state(generator, anchor, objective_of(anchor, problems, term), how, controls)
+    state = last_state(generator, context, objective_of(reference, problems, term), how, controls)
     first, best = torch.tensor(state.history[0][term]), state.best_loss / {TERMS[0]: 1, TERMS[1]: 25}.get(term, 250)
     assert (best < first).all() and (state.best_step > 0).all()
 
 
 def test_a_step_moves_every_control_that_has_a_rate_and_no_other(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
+    generator, controls, context, reference, problems = batch
     how = descent(steps=1, lr={"latent": 0.01, "text": 0.0})
-    state = last_state(generator, anchor, objective_of(anchor, problems), how, controls)
+    state = last_state(generator, context, objective_of(reference, problems), how, controls)
     assert not torch.equal(state.controls["latent"], controls["latent"])
     assert torch.equal(state.controls["text"], controls["text"])
     assert torch.equal(state.controls["null"], controls["null"])
@@ -113,16 +123,16 @@ def test_a_step_moves_every_control_that_has_a_rate_and_no_other(batch: Batch) -
 
 
 def test_the_best_iterate_is_the_argmin_per_sample(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
-    objective = objective_of(anchor, problems)
+    generator, controls, context, reference, problems = batch
+    objective = objective_of(reference, problems)
     how = descent()
-    state = last_state(generator, anchor, objective, how, controls)
+    state = last_state(generator, context, objective, how, controls)
     totals = torch.tensor([h["total"] for h in state.history])
     assert len(totals) == how.steps + 1
     assert torch.equal(state.best_loss, totals.min(dim=0).values)
     assert torch.equal(state.best_step, totals.argmin(dim=0))
     with torch.no_grad():
-        again = evaluate(objective, generator(state.best_controls, anchor)[-1]).total
+        again = evaluate(objective, generator(state.best_controls, context)[-1]).total
     assert torch.equal(again, state.best_loss)
 
 
@@ -131,7 +141,7 @@ def test_a_sample_that_only_gets_worse_keeps_its_start() -> None:
     steepness = torch.tensor([1.0, 60.0])
     objective: Objective = {"bowl": (1.0, lambda s: steepness * s.image.square().flatten(1).mean(dim=1))}
     how = descent(method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
-    state = last_state(Identity(), anchor_of(2), objective, how, {"latent": torch.ones(2, 3, 1, 1)})
+    state = last_state(Identity(), context_of(2), objective, how, {"latent": torch.ones(2, 3, 1, 1)})
     assert state.best_step.tolist() == [5, 0] and state.best_loss.tolist() == pytest.approx([(14 / 15) ** 10, 60.0])
     assert state.controls["latent"][1, 0].item() == pytest.approx(-(3.0**5), rel=1e-4)
     assert torch.equal(state.best_controls["latent"][1], torch.ones(3, 1, 1))
@@ -147,22 +157,20 @@ def test_the_best_iterate_is_judged_without_augmentation() -> None:
     objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
     state = loop.initial_state({"latent": torch.ones(2, 3, 1, 1)})
     how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
-    *_, state = loop.optimize(Identity(), anchor_of(2), objective, augment, how, state)
+    *_, state = loop.optimize(Identity(), context_of(2), state.controls, objective, augment, how, state)
     assert shown == [0, 1] and (state.best_loss < 1).all()
 
 
 def test_the_start_latent_keeps_its_norm_per_sample(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
+    generator, controls, context, reference, problems = batch
     controls = {**controls, "latent": controls["latent"] * torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]}
     norms = controls["latent"].flatten(1).norm(dim=1)
-    anchor = replace(anchor, latent_norm=norms)
-    objective = objective_of(anchor, problems)
-    for state in loop.optimize(
-        generator, anchor, objective, unchanged, descent(steps=3, lr={"latent": 0.5}), loop.initial_state(controls)
-    ):
+    objective = objective_of(reference, problems)
+    how = descent(steps=3, lr={"latent": 0.5})
+    for state in loop.optimize(generator, context, controls, objective, unchanged, how, loop.initial_state(controls)):
         torch.testing.assert_close(state.controls["latent"].flatten(1).norm(dim=1), norms)
     assert not torch.allclose(state.controls["latent"], controls["latent"], atol=0.1)
-    free = last_state(generator, anchor, objective, descent(lr={"latent": 0.5}, keep_norm=False), controls)
+    free = last_state(generator, context, objective, descent(lr={"latent": 0.5}, keep_norm=False), controls)
     assert not torch.allclose(free.controls["latent"].flatten(1).norm(dim=1), norms, rtol=1e-3)
 
 
@@ -192,11 +200,11 @@ def kink(scene: Scene) -> Tensor:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_sample_is_given_up_and_the_others_do_not_notice(batch: Batch, bad: float) -> None:
-    generator, controls, anchor, problems = batch
+    generator, controls, context, reference, problems = batch
     states = []
     for factor in (0.0, bad):
-        objective: Objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(factor, at=2))}
-        states.append(last_state(generator, anchor, objective, descent(), controls))
+        objective: Objective = {**objective_of(reference, problems), "trap": (1.0, Trap(factor, at=2))}
+        states.append(last_state(generator, context, objective, descent(), controls))
     good, spoilt = states
     assert good.failures == [None] * 3
     assert spoilt.failures == [None, "step 2: the term trap is not finite", None]
@@ -210,20 +218,22 @@ def test_a_bad_sample_is_given_up_and_the_others_do_not_notice(batch: Batch, bad
 
 
 def test_a_sample_that_was_given_up_stands_still(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
-    objective: Objective = {**objective_of(anchor, problems), "trap": (1.0, Trap(math.nan, at=2))}
+    generator, controls, context, reference, problems = batch
+    objective: Objective = {**objective_of(reference, problems), "trap": (1.0, Trap(math.nan, at=2))}
     seen = [
         state.controls["text"][1].clone()
-        for state in loop.optimize(generator, anchor, objective, unchanged, descent(), loop.initial_state(controls))
+        for state in loop.optimize(
+            generator, context, controls, objective, unchanged, descent(), loop.initial_state(controls)
+        )
     ]
     assert not torch.equal(seen[0], seen[1]), "it moved before"
     assert all(torch.equal(later, seen[1]) for later in seen[2:])
 
 
 def test_a_gradient_that_is_not_finite_fails_its_sample(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
-    objective: Objective = {**objective_of(anchor, problems), "kink": (1.0, kink)}
-    state = last_state(generator, anchor, objective, descent(steps=2), controls)
+    generator, controls, context, reference, problems = batch
+    objective: Objective = {**objective_of(reference, problems), "kink": (1.0, kink)}
+    state = last_state(generator, context, objective, descent(steps=2), controls)
     assert state.failures == [None, "step 0: the gradient of latent is not finite", None]
     assert state.controls["latent"].isfinite().all() and state.best_controls["latent"].isfinite().all()
 
@@ -235,7 +245,7 @@ def test_a_term_that_only_the_crops_spoil_is_named() -> None:
     objective: Objective = {"views": (1.0, lambda s: s.views.flatten(1).mean(dim=1))}
     how = descent(steps=2, method=torch.optim.SGD, lr={"latent": 0.1}, keep_norm=False)
     start = loop.initial_state({"latent": torch.ones(2, 3, 1, 1)})
-    *_, state = loop.optimize(Identity(), anchor_of(2), objective, augment, how, start)
+    *_, state = loop.optimize(Identity(), context_of(2), start.controls, objective, augment, how, start)
     assert state.failures == [None, "step 0: the term views is not finite"]
 
 
@@ -260,7 +270,7 @@ def test_steps_follow_the_rates() -> None:
         steps=2, method=torch.optim.SGD, lr={"latent": 0.4, "shift": 0.1}, min_lr={"shift": 0.1}, keep_norm=False
     )
     start = {"latent": torch.zeros(1, 3, 1, 1), "shift": torch.zeros(1, 3, 1, 1)}
-    state = last_state(Identity(), anchor_of(1), objective, how, start)
+    state = last_state(Identity(), context_of(1), objective, how, start)
     torch.testing.assert_close(state.controls["latent"], torch.full((1, 3, 1, 1), -(0.4 + 0.2)))  # 0.4 -> 0 by a cosine
     torch.testing.assert_close(state.controls["shift"], torch.full((1, 3, 1, 1), -(0.1 + 0.1)))
 
@@ -273,7 +283,7 @@ def test_clipping_is_per_sample_and_over_all_controls() -> None:
         gradient_clipping=partial(loop.clip_joint_norm, max_norm=1.5 * math.sqrt(2)), keep_norm=False,
     )  # fmt: skip
     start = {name: torch.zeros(2, 3, 1, 1) for name in ("latent", "shift")}
-    state = last_state(Identity(), anchor_of(2), objective, how, start)
+    state = last_state(Identity(), context_of(2), objective, how, start)
     for name in start:  # both controls have the gradient: (3, 3) has length 3 √2 and is halved, (0.03, 0.03) is short
         torch.testing.assert_close(state.controls[name].flatten(1)[:, 0], torch.tensor([-1.5, -0.03]))
 
@@ -318,16 +328,24 @@ def test_the_last_predictions_are_averaged_with_growing_weights() -> None:
     """The three scenes show 1, 2 and 1 times the control: the gradient is 1/6 + 2 · 2/6 + 3/6 = 4/3."""
     objective: Objective = {"red": (1.0, lambda s: s.image[:, 0].flatten(1).sum(dim=1))}
     how = descent(steps=1, method=torch.optim.SGD, lr={"latent": 1.0}, keep_norm=False)
-    state = last_state(Identity(scenes=3), anchor_of(1), objective, how, {"latent": torch.ones(1, 3, 1, 1)})
+    state = last_state(Identity(scenes=3), context_of(1), objective, how, {"latent": torch.ones(1, 3, 1, 1)})
     torch.testing.assert_close(state.controls["latent"].flatten(), torch.tensor([1 - 4 / 3, 1.0, 1.0]))
     assert state.history[0]["total"] == [1.0], "what counts is the last prediction alone"
 
 
 def test_no_steps_give_the_start(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
+    generator, controls, context, reference, problems = batch
     how = descent(steps=0)
     states = list(
-        loop.optimize(generator, anchor, objective_of(anchor, problems), unchanged, how, loop.initial_state(controls))
+        loop.optimize(
+            generator,
+            context,
+            controls,
+            objective_of(reference, problems),
+            unchanged,
+            how,
+            loop.initial_state(controls),
+        )
     )
     assert len(states) == 1 and states[0].finished and states[0].best_step.tolist() == [0, 0, 0]
     assert all(torch.equal(states[0].best_controls[name], controls[name]) for name in controls)
@@ -336,7 +354,7 @@ def test_no_steps_give_the_start(batch: Batch) -> None:
 def test_nothing_to_descend_on_gives_the_start() -> None:
     objective: Objective = {"red": (1.0, lambda s: s.image[:, 0].flatten(1).sum(dim=1))}
     start = {"latent": torch.ones(2, 3, 1, 1)}
-    state = last_state(Identity(), anchor_of(2), objective, descent(steps=2, lr={"latent": 0.0}), start)
+    state = last_state(Identity(), context_of(2), objective, descent(steps=2, lr={"latent": 0.0}), start)
     assert state.finished and torch.equal(state.best_controls["latent"], start["latent"])
 
 
@@ -346,7 +364,7 @@ def test_the_schedule_is_chosen_per_sample() -> None:
     objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
     controls = {"latent": torch.zeros(2, 3, 1, 1)}
     candidates = [Candidate(cross_replace_steps=value) for value in (1.0, 0.0, 2.0)]
-    start = Initialization(controls, anchor_of(2, inject=1.0), candidates, [[], []], {})
+    start = Initialization(controls, context_of(2, 1.0), reference_of(2), candidates, [[], []], {})
     choice = loop.choose_initialization(Identity(), start, objective)
     assert choice == InitialChoice([1, 2], {})
     same, chosen = Identity().select(start, choice.candidate_indices)
@@ -358,7 +376,9 @@ def test_each_sample_begins_from_its_best_candidate() -> None:
     sign = torch.tensor([1.0, -1.0])
     objective: Objective = {"signed": (1.0, lambda s: sign * s.image[:, 0].flatten(1).sum(dim=1))}
     candidates = [Candidate(initial_prompt=value) for value in (2, 1, 5, 1, 5)]
-    start = Initialization({"latent": torch.zeros(2, 3, 1, 1)}, anchor_of(2), candidates, [[], []], {})
+    start = Initialization(
+        {"latent": torch.zeros(2, 3, 1, 1)}, context_of(2), reference_of(2), candidates, [[], []], {}
+    )
     assert loop.choose_initialization(Identity(), start, objective).candidate_indices == [1, 2]
 
 
@@ -373,7 +393,9 @@ def test_a_sample_that_has_enough_stands_still_and_all_of_them_end_the_descent()
         keep_norm=False,
         early_stopping=EarlyStopping(2, {"sum": 22.0, "other": -1e9}),
     )
-    *_, last = loop.optimize(Identity(), anchor_of(2), objective, unchanged, how, loop.initial_state(controls))
+    *_, last = loop.optimize(
+        Identity(), context_of(2), controls, objective, unchanged, how, loop.initial_state(controls)
+    )
     sums = [evaluation["sum"] for evaluation in last.history]
     assert [first for first, _ in sums] == [0.0, -3.0, -3.0, -3.0], "two hits in a row, at steps 0 and 1"
     assert [second for _, second in sums] == [27.0, 24.0, 21.0, 18.0] and last.finished
@@ -391,17 +413,20 @@ def test_tokens_keep_their_lengths() -> None:
     tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
     class Sums(Identity):
-        def __call__(self, controls: Controls, context: EditContext) -> list[Scene]:
+        def __call__(self, controls: Controls, context: DiffusionContext) -> list[Scene]:
             picture = controls["tokens"].sum(dim=(1, 2))[:, None, None, None]
             return [Scene(picture, picture, picture[:, None])]
 
     how = descent(lr={"tokens": 0.1})
-    *_, last = loop.optimize(Sums(), anchor_of(2), objective, unchanged, how, loop.initial_state({"tokens": tokens}))
+    *_, last = loop.optimize(
+        Sums(), context_of(2), {"tokens": tokens}, objective, unchanged, how, loop.initial_state({"tokens": tokens})
+    )
     torch.testing.assert_close(last.controls["tokens"].norm(dim=-1), tokens.norm(dim=-1))
     assert last.history[-1]["sum"] < last.history[0]["sum"]
     *_, free = loop.optimize(
         Sums(),
-        anchor_of(2),
+        context_of(2),
+        {"tokens": tokens},
         objective,
         unchanged,
         replace(how, keep_norm=False),
@@ -413,11 +438,11 @@ def test_tokens_keep_their_lengths() -> None:
 class Noisy(Identity):
     """Every step meets a number of its own, which the picture is moved by."""
 
-    def step_context(self, anchor: EditContext, k: int) -> EditContext:
-        return replace(anchor, cross_replace_steps=torch.full_like(anchor.cross_replace_steps, float(k + 1)))
+    def step_context(self, context: DiffusionContext, k: int) -> DiffusionContext:
+        return replace(context, cross_replace_steps=torch.full_like(context.cross_replace_steps, float(k + 1)))
 
 
-def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
+def test_an_iterate_is_judged_with_the_context_itself() -> None:
     """And descended on with what its step meets: the gradient of a square shows which."""
     seen: list[float] = []
 
@@ -428,7 +453,9 @@ def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
     controls = {"latent": torch.zeros(1, 3, 1, 1)}
     how = descent(method=torch.optim.SGD, lr={"latent": 0.25}, steps=2, keep_norm=False)
     states = list(
-        loop.optimize(Noisy(), anchor_of(1), {"square": (1.0, square)}, unchanged, how, loop.initial_state(controls))
+        loop.optimize(
+            Noisy(), context_of(1), controls, {"square": (1.0, square)}, unchanged, how, loop.initial_state(controls)
+        )
     )
     # Step 0 meets 1: 0 - 0.25 · 2 · 1 = -0.5; step 1 meets 2: -0.5 - 0.25 · 2 · 1.5 = -1.25.
     assert seen == [1.0, 0.0, 1.5, -0.5, -1.25]
@@ -441,22 +468,22 @@ def test_an_iterate_is_judged_with_the_anchor_itself() -> None:
 def test_a_batch_of_eight_gives_the_verdicts_of_eight_runs(make_generator: Make, make_problems: Problems) -> None:
     generator, problems = make_generator(), make_problems(8)
     start = initialize(generator, problems)
-    anchor = held(start.context)
+    context, reference = start.context, held(start.reference)
     how = descent(steps=3, lr={"latent": 0.1, "text": 0.1, "null": 0.1})
     targets = torch.tensor([p.target for p in problems])
 
-    def verdicts(state: OptimizationState, anchor: EditContext) -> tuple[list[int], list[int]]:
+    def verdicts(state: OptimizationState, context: DiffusionContext) -> tuple[list[int], list[int]]:
         with torch.no_grad():
-            image = generator(state.best_controls, anchor)[-1].image
+            image = generator(state.best_controls, context)[-1].image
         return state.best_step.tolist(), TinyClassifier()(image).logits.argmax(dim=1).tolist()
 
-    together = last_state(generator, anchor, objective_of(anchor, problems), how, start.controls)
-    steps, predicted = verdicts(together, anchor)
+    together = last_state(generator, context, objective_of(reference, problems), how, start.controls)
+    steps, predicted = verdicts(together, context)
     assert len(set(steps)) > 1 or len(set(predicted)) > 1, "the samples must differ for this to say anything"
     for i in range(8):
         row = slice(i, i + 1)
-        own, controls = rows_of(anchor, row), {name: value[row] for name, value in start.controls.items()}
-        alone = last_state(generator, own, objective_of(own, problems[row]), how, controls)
+        own, controls = rows_of(context, row), {name: value[row] for name, value in start.controls.items()}
+        alone = last_state(generator, own, objective_of(rows_of(reference, row), problems[row]), how, controls)
         assert verdicts(alone, own) == (steps[row], predicted[row]), (i, targets[i])
 
 
@@ -465,30 +492,33 @@ def test_a_sample_has_the_same_gradient_alone_and_among_eight(make_generator: Ma
     generator, problems = make_generator(), make_problems(8)
     start = initialize(generator, problems)
     everyone = {name: value.double() for name, value in start.controls.items()}
-    anchor = doubled(contexts_of(generator, start)[-1])
+    context, reference = doubled(contexts_of(generator, start)[-1]), doubled(start.reference)
 
-    def gradients(anchor: EditContext, controls: Controls, problems: list[CounterfactualProblem]) -> dict[str, Tensor]:
+    def gradients(
+        context: DiffusionContext, reference: Reference, controls: Controls, problems: list[CounterfactualProblem]
+    ) -> dict[str, Tensor]:
         leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
-        total = evaluate(objective_of(anchor, problems), generator(leaves, anchor)[-1]).total.sum()
+        total = evaluate(objective_of(reference, problems), generator(leaves, context)[-1]).total.sum()
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
     with double_precision(generator):
-        together = gradients(anchor, everyone, problems)
+        together = gradients(context, reference, everyone, problems)
         for i in (0, 3, 7):
             row = slice(i, i + 1)
             own = {name: value[row] for name, value in everyone.items()}
-            for name, value in gradients(rows_of(anchor, row), own, problems[row]).items():
+            alone = gradients(rows_of(context, row), rows_of(reference, row), own, problems[row])
+            for name, value in alone.items():
                 assert (value - together[name][row]).norm() <= 1e-9 * value.norm(), (i, name)
 
 
 def test_views_in_bfloat16_change_the_descent_a_little_and_nothing_that_is_reported(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
-    objective = objective_of(anchor, problems, "class_log_prob")
+    generator, controls, context, reference, problems = batch
+    objective = objective_of(reference, problems, "class_log_prob")
     settings: dict[str, Any] = {
         "method": torch.optim.SGD, "steps": 1, "lr": dict.fromkeys(controls, 10.0), "keep_norm": False
     }  # fmt: skip
     full, half = (
-        last_state(generator, anchor, objective, descent(**settings, autocast=word), controls)
+        last_state(generator, context, objective, descent(**settings, autocast=word), controls)
         for word in (None, "bfloat16")
     )
     assert half.history[0] == full.history[0]
@@ -504,9 +534,9 @@ def test_settings_that_torch_refuses_are_refused_at_once(wrong: dict[str, Any]) 
 
 
 def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
-    generator, controls, anchor, problems = batch
+    generator, controls, context, reference, problems = batch
     first, second = (
-        last_state(generator, anchor, objective_of(anchor, problems), descent(steps=3), controls) for _ in range(2)
+        last_state(generator, context, objective_of(reference, problems), descent(steps=3), controls) for _ in range(2)
     )
     assert first.history == second.history
     assert all(torch.equal(first.best_controls[name], second.best_controls[name]) for name in controls)
@@ -518,17 +548,17 @@ def test_the_same_batch_gives_the_same_bits(batch: Batch) -> None:
     ids=["adam", "momentum", "sgd"],
 )
 def test_resuming_at_any_step_gives_the_bits_of_an_undisturbed_run(batch: Batch, method: Any, tmp_path: Any) -> None:
-    generator, controls, anchor, problems = batch
-    objective = objective_of(anchor, problems)
+    generator, controls, context, reference, problems = batch
+    objective = objective_of(reference, problems)
     how = descent(method=method, steps=3, min_lr={"latent": 0.001}, gradient_clipping=JOINT)
     for k, state in enumerate(
-        loop.optimize(generator, anchor, objective, unchanged, how, loop.initial_state(controls))
+        loop.optimize(generator, context, controls, objective, unchanged, how, loop.initial_state(controls))
     ):
         checkpoint.save(tmp_path / f"{k}.safetensors", state, {})
     for k in range(how.steps + 1):
         again = checkpoint.load(tmp_path / f"{k}.safetensors", torch.device("cpu"), {}, 4)
         assert again.step == min(k + 1, how.steps) and again.finished == (k == how.steps)
-        *_, again = again, *loop.optimize(generator, anchor, objective, unchanged, how, again)
+        *_, again = again, *loop.optimize(generator, context, controls, objective, unchanged, how, again)
         assert again.finished and again.history == state.history and again.failures == state.failures
         assert torch.equal(again.best_loss, state.best_loss) and torch.equal(again.best_step, state.best_step)
         for name in controls:

@@ -18,8 +18,8 @@ from classifier_lens.runner.results.result_warnings import (
     optimization_warnings,
     preserved_distance,
 )
-from classifier_lens.runner.types import CaptionEdit, EditContext, Problem
-from tests.conftest import Identity, TinyClassifier, anchor_of
+from classifier_lens.runner.types import CaptionEdit, Problem, Reference
+from tests.conftest import Identity, TinyClassifier, reference_of
 
 LABELS = TinyClassifier.labels
 
@@ -71,11 +71,11 @@ def called(level: float) -> int:
 # --- the start -----------------------------------------------------------------------------------------------
 
 
-def half_kept(n: int) -> EditContext:
+def half_kept(n: int) -> Reference:
     """Originals of 4 x 4 black pixels, of which the left half is free."""
     mask = torch.zeros(n, 1, 4, 4)
     mask[..., :2] = 1.0
-    return replace(anchor_of(n), mask=mask, original=torch.zeros(n, 3, 4, 4))
+    return replace(reference_of(n), mask=mask, original=torch.zeros(n, 3, 4, 4))
 
 
 def test_the_distance_is_the_rms_over_what_is_kept() -> None:
@@ -87,13 +87,13 @@ def test_the_distance_is_the_rms_over_what_is_kept() -> None:
 
 
 def test_a_soft_mask_weighs_the_squares() -> None:
-    anchor = replace(half_kept(1), mask=torch.full((1, 1, 4, 4), 0.25))
-    assert preserved_distance(torch.full((1, 3, 4, 4), 0.2), anchor) == pytest.approx([0.2])
+    reference = replace(half_kept(1), mask=torch.full((1, 1, 4, 4), 0.25))
+    assert preserved_distance(torch.full((1, 3, 4, 4), 0.2), reference) == pytest.approx([0.2])
 
 
 def test_where_all_is_free_nothing_is_far() -> None:
-    anchor = replace(half_kept(1), mask=torch.ones(1, 1, 4, 4))
-    assert preserved_distance(torch.ones(1, 3, 4, 4), anchor) == [0.0]
+    reference = replace(half_kept(1), mask=torch.ones(1, 1, 4, 4))
+    assert preserved_distance(torch.ones(1, 3, 4, 4), reference) == [0.0]
 
 
 def test_a_start_far_from_the_original_is_doubted() -> None:
@@ -109,12 +109,17 @@ def test_a_start_far_from_the_original_is_doubted() -> None:
 
 def test_an_image_that_is_not_predicted_as_its_class_is_doubted() -> None:
     """Labels in another order, a wrong normalization or a weak network: the question is about something else then."""
-    anchor = half_kept(4)
-    predicted = int(TinyClassifier()(anchor.original[:1]).logits.argmax())
+    reference = half_kept(4)
+    predicted = int(TinyClassifier()(reference.original[:1]).logits.argmax())
     other = (predicted + 1) % len(LABELS)
-    asked = [problem(anchor.original[0]), problem(anchor.original[0]), problem(None), problem(anchor.original[0])]
+    asked = [
+        problem(reference.original[0]),
+        problem(reference.original[0]),
+        problem(None),
+        problem(reference.original[0]),
+    ]
     shown = [replace(p, label_index=shows) for p, shows in zip(asked, (other, predicted, other, None), strict=True)]
-    wrong, *others = doubts()(shown, anchor, torch.zeros(4, 3, 4, 4), good(4))
+    wrong, *others = doubts()(shown, reference, torch.zeros(4, 3, 4, 4), good(4))
     assert len(wrong) == 1 and others == [[], [], []]
     assert f"the classifier predicts {LABELS[predicted]} (" in wrong[0] and f"not {LABELS[other]} (" in wrong[0]
 

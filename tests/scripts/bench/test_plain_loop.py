@@ -14,7 +14,7 @@ from classifier_lens.runner.optimization import loop
 from classifier_lens.runner.optimization.augmentation import RandomCrops
 from classifier_lens.runner.optimization.loop import OptimizerSettings
 from classifier_lens.runner.optimization.objective import evaluate
-from classifier_lens.runner.types import EditContext, Objective, Scene
+from classifier_lens.runner.types import Objective, Reference, Scene
 from classifier_lens.scripts.bench import plain_loop
 from classifier_lens.tasks.objectives.distances import distances
 from classifier_lens.tasks.objectives.loss_terms import class_log_prob
@@ -26,9 +26,9 @@ Problems = Callable[[int], list[CounterfactualProblem]]
 AUGMENT = RandomCrops(crops=4, noise_std=0.05, power=0.3, min_crop_fraction=0.75, new_crops_per_prediction=False)
 
 
-def asked(anchor: EditContext, problems: list[CounterfactualProblem], classifier: TinyClassifier) -> Objective:
+def asked(reference: Reference, problems: list[CounterfactualProblem], classifier: TinyClassifier) -> Objective:
     term = class_log_prob(classifier, torch.tensor([p.target for p in problems]))
-    return {"class_log_prob": (1.0, term), **distances(anchor, {"latent_distance": 25.0, "pixel_distance": 250.0})}
+    return {"class_log_prob": (1.0, term), **distances(reference, {"latent_distance": 25.0, "pixel_distance": 250.0})}
 
 
 def halved(make_problems: Problems) -> list[CounterfactualProblem]:
@@ -49,16 +49,16 @@ def test_equal_controls_give_the_same_loss_and_gradient(
     """With injection and blending; the bar of the relative error is 1e-4."""
     generator, problems = make_generator(last_x0_predictions=last), halved(make_problems)
     start = initialize(generator, problems)
-    anchor = contexts_of(generator, start)[-1]
-    assert float(anchor.cross_replace_steps) > 0 and float(anchor.background_blend_steps) > 0
+    context = contexts_of(generator, start)[-1]
+    assert float(context.cross_replace_steps) > 0 and float(context.background_blend_steps) > 0
     controls = {name: value + 0.05 * torch.randn_like(value) for name, value in start.controls.items()}
-    objective, augment = asked(anchor, problems, tiny_classifier), crops(problems, tiny_classifier)
+    objective, augment = asked(start.reference, problems, tiny_classifier), crops(problems, tiny_classifier)
     leaves = {name: value.clone().requires_grad_() for name, value in controls.items()}
-    losses = [evaluate(objective, augment(scene, 2)).total for scene in generator(leaves, anchor)]
+    losses = [evaluate(objective, augment(scene, 2)).total for scene in generator(leaves, context)]
     total = torch.stack([(i + 1) / sum(range(last + 1)) * loss.sum() for i, loss in enumerate(losses)]).sum()
     ours = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
     value, theirs = plain_loop.loss_and_gradient(
-        plain_loop.plain_model(generator), controls, anchor, objective, augment, 2, 2
+        plain_loop.plain_model(generator), controls, context, objective, augment, 2, 2
     )
     assert value == pytest.approx(float(total.detach()), rel=1e-5)
     for name, gradient in ours.items():
@@ -81,16 +81,16 @@ def test_the_same_inversion_schedule_and_descent(
     text = generator.networks.embed([problems[0].edit.source])
     for layer, maps in generator.record_attention(course, text, 2)[0].items():
         torch.testing.assert_close(recorded[1][layer], maps[:, 1], rtol=1e-3, atol=1e-4)
-    objective = asked(start.context, problems, tiny_classifier)
+    objective = asked(start.reference, problems, tiny_classifier)
     origin = loop.choose_initialization(generator, start, objective)
     best = plain_loop.select_schedule(own, start.controls, contexts_of(generator, start), objective)
     assert origin.candidate_indices == [best]
-    controls, anchor = generator.select(start, origin.candidate_indices)
+    controls, context = generator.select(start, origin.candidate_indices)
     rates = {"latent": 0.01, "text": 0.01, "null": 0.01}
     descent = OptimizerSettings(torch.optim.Adam, 2, rates, None, None, True, None)
     augment, begun = crops(problems, tiny_classifier), loop.initial_state(controls)
-    *_, state = loop.optimize(generator, anchor, objective, augment, descent, begun)
-    found = plain_loop.optimize(own, controls, anchor, objective, augment, rates, 2, 1)
+    *_, state = loop.optimize(generator, context, controls, objective, augment, descent, begun)
+    found = plain_loop.optimize(own, controls, context, objective, augment, rates, 2, 1)
     for name, value in state.controls.items():
         assert (found[name] - value).norm() < 1e-3 * (value - controls[name]).norm(), name
 

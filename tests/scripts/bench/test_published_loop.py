@@ -14,11 +14,11 @@ from torch import Tensor
 
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.samplers import DdimSampler
-from classifier_lens.runner.batch import Solver
+from classifier_lens.runner.batch import InitializedBatch, Solver
 from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.optimization import loop
 from classifier_lens.runner.run import Parts, make_problems, make_solver
-from classifier_lens.runner.types import Controls, EditContext, Problem, Scene
+from classifier_lens.runner.types import Controls, Problem, Reference, Scene
 from classifier_lens.scripts.bench.published_loop import PublishedLoop, SamplerInputs
 from tests.conftest import double_precision, doubled, initialize
 
@@ -67,8 +67,14 @@ def precise(parts: Parts, *networks: Any) -> Iterator[None]:
         yield
 
 
-def descended(answer: Solver, problems: list[Any], controls: Controls, anchor: EditContext) -> Controls:
-    *_, state = answer.optimize(problems, anchor, loop.initial_state(controls))
+def doubled_batch(batch: InitializedBatch) -> InitializedBatch:
+    """A batch in double precision."""
+    controls = {name: value.double() for name, value in batch.controls.items()}
+    return replace(batch, controls=controls, context=doubled(batch.context), reference=doubled(batch.reference))
+
+
+def descended(answer: Solver, batch: InitializedBatch) -> Controls:
+    *_, state = answer.optimize(batch, loop.initial_state(batch.controls))
     assert state.step == 5
     return state.controls
 
@@ -109,12 +115,12 @@ def test_five_steps_of_a_disagreement() -> None:
     parts, answer, problems = asked("task=disagreement", "classifier=planted_shortcut", *ends, "task.directions=[over]")
     task: Any = parts.task
     task.rival.size = 48
-    controls, anchor, _, _ = answer.initialize(problems)
-    controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
+    batch = doubled_batch(answer.initialize(problems))
+    controls, context = batch.controls, batch.context
     with precise(parts, parts.classifier, task.rival):
-        found = descended(answer, problems, controls, anchor)
+        found = descended(answer, batch)
         published = PublishedLoop(parts.diffusion.networks, STEPS, 3.0)
-        course = SamplerInputs(anchor.embeddings["null"][0], anchor.embeddings["text"][0])
+        course = SamplerInputs(context.embeddings["null"][0], context.embeddings["text"][0])
         loss = gap(parts, problems[0], task.rival)
         wanted = published.optimize(controls["latent"], course, loss, (0.00025, 0.025), 5, cosine=True, clip=0.05)
     agree(found, wanted, controls)
@@ -139,29 +145,29 @@ def test_five_steps_of_a_counterfactual() -> None:
     parts, answer, problems = asked("task=uvce", "task.target=fireboat", "select.classes=[partridge]")
     (problem,), generator = problems, parts.diffusion
     start = initialize(generator, problems)
-    objective = answer.objective(problems, start.context)
+    objective = answer.objective(problems, start.reference)
     origin = loop.choose_initialization(generator, start, objective)
-    controls, anchor = generator.select(start, origin.candidate_indices)
+    controls, context = generator.select(start, origin.candidate_indices)
 
     published = PublishedLoop(generator.networks, STEPS, 3.0)
     latent, nulls = published.invert(problem.image[None], problem.edit.source)
     torch.testing.assert_close(latent, start.controls["latent"], rtol=1e-4, atol=1e-4)
-    base = anchor.embeddings["null"][0]
+    base = context.embeddings["null"][0]
     assert (nulls - base).norm() < 1e-3 * (base - published.embed([""])).norm()
     source, target = (
         published.embed([prompt])[0].expand(STEPS, -1, -1) for prompt in (problem.edit.source, problem.edit.target)
     )
     templates = published.record_attention_maps(latent, SamplerInputs(nulls, source))
-    torch.testing.assert_close(torch.stack(templates, dim=1), anchor.original_trajectory, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.stack(templates, dim=1), context.original_trajectory, rtol=1e-3, atol=1e-3)
     for replay in published.replays:
         replay.maps = [
             moved(maps, *map(published.token_ids, (problem.edit.source, problem.edit.target))) for maps in replay.maps
         ]
         torch.testing.assert_close(
-            torch.stack(replay.maps[:5]), anchor.attention_maps[replay.layer][0], rtol=1e-3, atol=1e-4
+            torch.stack(replay.maps[:5]), context.attention_maps[replay.layer][0], rtol=1e-3, atol=1e-4
         )
 
-    def total(image: Tensor, z: Tensor, seen: Tensor, at: EditContext) -> Tensor:
+    def total(image: Tensor, z: Tensor, seen: Tensor, at: Reference) -> Tensor:
         wanted = torch.full((len(seen),), problem.target)
         return (
             F.cross_entropy(parts.classifier(seen).logits, wanted)
@@ -169,7 +175,7 @@ def test_five_steps_of_a_counterfactual() -> None:
             + 250 * distance(1 - at.mask, image, at.original)
         )
 
-    course = SamplerInputs(nulls, target, templates, 1 - anchor.latent_mask)
+    course = SamplerInputs(nulls, target, templates, 1 - context.latent_mask)
     starts = [
         replace(course, cross_replace_steps=inject, background_blend_steps=blend)
         for inject in (3, 4, 5)
@@ -177,7 +183,7 @@ def test_five_steps_of_a_counterfactual() -> None:
     ]
     with torch.no_grad():
         ends = [published.chain(latent, one)[-1] for one in starts]
-        totals = [total(image, z, image, anchor) for z in ends for image in [published.decode(z)]]
+        totals = [total(image, z, image, start.reference) for z in ends for image in [published.decode(z)]]
     compared = [loop.evaluate(objective, scene).total for scene in generator.render_candidates(start)]
     torch.testing.assert_close(torch.stack(totals), torch.cat(compared), rtol=1e-3, atol=1e-4)
     best = starts[totals.index(min(totals))]
@@ -187,22 +193,23 @@ def test_five_steps_of_a_counterfactual() -> None:
         best.background_blend_steps,
     )
 
-    controls, anchor = {name: value.double() for name, value in controls.items()}, doubled(anchor)
+    batch = doubled_batch(answer.initialize(problems, origin))
+    controls, context = batch.controls, batch.context
     with precise(parts, parts.classifier):
-        found = descended(answer, problems, controls, anchor)
+        found = descended(answer, batch)
         published = PublishedLoop(generator.networks, STEPS, 3.0)
         for replay in published.replays:
-            replay.maps = list(anchor.attention_maps[replay.layer][0].double())
+            replay.maps = list(context.attention_maps[replay.layer][0].double())
         held = replace(
             best,
-            null_embeddings=anchor.embeddings["null"][0],
-            text_embeddings=anchor.embeddings["text"][0],
-            background_latents=anchor.original_trajectory.unbind(1),
-            background_mask=1 - anchor.latent_mask,
+            null_embeddings=context.embeddings["null"][0],
+            text_embeddings=context.embeddings["text"][0],
+            background_latents=context.original_trajectory.unbind(1),
+            background_mask=1 - context.latent_mask,
         )
 
         def loss(image: Tensor, z: Tensor, k: int, left: int) -> Tensor:
-            return total(image, z, crops(parts, problem, image, k, left).views[0], anchor)
+            return total(image, z, crops(parts, problem, image, k, left).views[0], batch.reference)
 
         wanted = published.optimize(controls["latent"], held, loss, (0.001, 0.01), 5, cosine=False, clip=None)
     agree(found, wanted, controls)
