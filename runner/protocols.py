@@ -1,4 +1,4 @@
-"""What the parts of a run offer each other: whatever has these attributes and methods can take the part.
+"""Interfaces between the parts of a run: an object with these attributes and methods can be used as the part.
 
 Shape letters as in `runner.types`. Images are RGB in [0, 1].
 """
@@ -31,7 +31,7 @@ from classifier_lens.runner.types import (
 
 
 class Dataset(Protocol):
-    """Pictures by position, in an order that the run's seed sets. digest: of what decides all of them."""
+    """Images by position, in an order that depends on the run's seed. digest: of everything that determines them."""
 
     labels: tuple[str, ...]
 
@@ -43,21 +43,21 @@ class Dataset(Protocol):
     def __getitem__(self, i: int) -> Example: ...
 
     def indices(self, label: str) -> list[int]:
-        """The positions of the pictures of a class, letter case aside."""
+        """The positions of the images of a class, without regard to letter case."""
 
     def nearest_class(self, label: str) -> str | None:
-        """The class most easily confused with `label`, where the data set knows one."""
+        """The class that is most easily confused with `label`, None if the data set knows none."""
 
     def similar_classes(self, label: str) -> list[str]:
-        """Other classes of the same kind as `label`, the nearest among them; none where the data set knows none."""
+        """Other classes of the same kind as `label`, with the nearest one; empty if the data set knows none."""
 
 
 class Classifier(Protocol):
-    """Images in [0, 1] of any size to a `Response`; resizing and normalisation lie inside.
+    """From images in [0, 1] of any size to a `Response`; it resizes and normalizes.
 
-    fingerprint: everything that an answer follows from beside the images;
-    domain: the kind of pictures it knows, None if not known; head: None where the network does not show it;
-    cam_module: the last module with a feature map or tokens that the features depend on, None where there is none.
+    fingerprint: everything that a response depends on beside the images; domain: of its training images, None if
+    unknown; head: None if the network has no linear last layer; cam_module: the last module with a feature map or
+    tokens that the features depend on, None if there is none.
     """
 
     labels: tuple[str, ...]
@@ -77,19 +77,19 @@ class Classifier(Protocol):
     def forward_with_activations(
         self, images: Float[Tensor, "b 3 h w"], modules: Sequence[str]
     ) -> tuple[Response, dict[str, Tensor]]:
-        """The answer, and what the named modules of the network give; `<module>.in` is what a module is given."""
+        """The response, and the outputs of the named modules; `<module>.in` is the input of a module."""
 
 
 class HasDigest(Protocol):
-    """Whatever answers follow from beside the classifier; digest: of its weights and settings, or of its content."""
+    """Something that results depend on beside the classifier; digest: of its weights and settings, or content."""
 
     @property
     def digest(self) -> str: ...
 
 
 class Embedder(Protocol):
-    """A CLIP model: pictures and texts as unit vectors of one space; logit_scale: what their products are multiplied
-    by; fingerprint: everything that the vector of a picture follows from."""
+    """A CLIP model: images and texts as unit vectors of one space; logit_scale: factor of their dot products;
+    fingerprint: everything that the embedding of an image depends on."""
 
     fingerprint: str
     logit_scale: float
@@ -100,33 +100,33 @@ class Embedder(Protocol):
 
 
 class Cache(Protocol):
-    """Tensors by a key that is the hash of whatever decides them."""
+    """Tensors by a key, the hash of everything that determines them."""
 
     def key(self, *parts: object) -> str: ...
 
     def load(self, keys: Sequence[str]) -> dict[str, Tensor] | None:
-        """The stacked tensors of all keys, or None if one of them is missing."""
+        """The stacked tensors of all keys, None if one of them is missing."""
 
     def save(self, keys: Sequence[str], **tensors: Tensor) -> None:
-        """Keep row i of each tensor under keys[i]."""
+        """Save row i of each tensor under keys[i]."""
 
 
 class Captioner(Protocol):
-    """Words for pictures. notes: by picture name, what the reader has to know of a caption."""
+    """Captions of images. notes: warnings about captions, by image name."""
 
     notes: Mapping[str, str]
 
     def caption(self, example: Example) -> str:
-        """What the picture shows, in words that contain its class name."""
+        """A caption of the image that contains its class name."""
 
     def objects(self, example: Example) -> list[str]:
-        """Names of what the picture shows, with their articles, the most prominent first."""
+        """Names of the objects in the image, with their articles, the most prominent first."""
 
 
 class Segmenter(Protocol):
-    """Pictures in [0, 1], the cross-attention maps of the words that are looked for, in [0, 1], these words and the
-    pictures' names to masks of what the words name, 0 or 1. One whose masks follow from more than these and its
-    settings, as from weights, has a `digest` of it. needs_attention_map: whether masks follow from the maps."""
+    """From images in [0, 1], the attention maps of words in [0, 1], these words and the images' names to masks of the
+    objects that the words name, 0 or 1. A segmenter whose masks depend on more than these and its settings, such as
+    weights, has a `digest`. needs_attention_map: whether masks depend on the maps."""
 
     @property
     def needs_attention_map(self) -> bool: ...
@@ -138,23 +138,23 @@ class Segmenter(Protocol):
 
 
 class TextSegmenter(Protocol):
-    """Finds in pictures what words name. digest: of the weights and settings that its masks follow from."""
+    """Segments objects that words name. digest: of the weights and settings that its masks depend on."""
 
     @property
     def digest(self) -> str: ...
 
     def segment(self, images: Float[Tensor, "b 3 h w"], words: Sequence[str]) -> Float[Tensor, "b 1 h w"]:
-        """1 where a picture in [0, 1] shows what its words name, else 0; 0 everywhere where nothing is found."""
+        """1 where an image in [0, 1] shows the object of its words, else 0; 0 everywhere if it is not found."""
 
 
 class SafetyFilter(Protocol):
-    """Keeps pictures from being seen. digest: of the weights and settings that it goes by."""
+    """Blurs unsafe images. digest: of the weights and settings that it depends on."""
 
     @property
     def digest(self) -> str: ...
 
     def __call__(self, images: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, " n"]]:
-        """Pictures in [0, 1], those that are flagged made unrecognisable, and which these are."""
+        """The images in [0, 1], flagged ones blurred, and which are flagged."""
 
 
 class Generator(Protocol[Context]):
@@ -204,9 +204,9 @@ class Generator(Protocol[Context]):
 
 
 class TextToImage(Protocol):
-    """Pictures of prompts. fingerprint: everything that one follows from beside its prompt and seed; known_classes: the
-    classes that it draws, in lower case, None where it draws anything; can_generate: whether it draws at all: without a
-    generator nothing does, and `sample` and `word_attention_maps` raise UserError."""
+    """Images of prompts. fingerprint: everything that an image depends on beside its prompt and seed; known_classes:
+    the classes that it can generate, in lower case, None for any; can_generate: False without a generator, where
+    `sample` and `word_attention_maps` raise UserError."""
 
     known_classes: Sequence[str] | None
     can_generate: bool
@@ -215,18 +215,18 @@ class TextToImage(Protocol):
     fingerprint: str
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures of prompts, in [0, 1]; each start latent is drawn from its own seed."""
+        """Images of prompts in [0, 1]; each start latent is sampled from its own seed."""
 
     def word_attention_maps(
         self, image: Float[Tensor, "3 h w"], prompt: str, phrase: str, seed: int
     ) -> tuple[Float[Tensor, "n y x"], Float[Tensor, "y x"]]:
-        """Where a picture attends to each word of its prompt (split at blanks), and to a phrase that stands in it; each
-        map divided by its maximum. seed: of what an inversion draws."""
+        """The attention map of each word of an image's prompt (split at blanks), and of a phrase in it; each divided by
+        its maximum. seed: of the inversion's random numbers."""
 
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a task makes its problems of. limit: how many problems are wanted, None for all."""
+    """What a task creates its problems from. limit: number of problems, None for all."""
 
     dataset: Dataset
     classifier: Classifier
@@ -236,7 +236,7 @@ class TaskInputs:
 
 
 class Task(Protocol):
-    """Which questions are asked, what an answer is optimised for, and what is reported of it."""
+    """Problems, their objective, and the measurements of their results."""
 
     baseline: str
 
@@ -246,26 +246,27 @@ class Task(Protocol):
 
     @property
     def dependencies(self) -> Sequence[HasDigest]:
-        """What answers depend on beside the classifier that is explained: other networks, and images and files that
-        are read after the problems are made, or of which nothing but numbers goes into them."""
+        """What results depend on beside the explained classifier: other networks, and images and files that are read
+        after the problems are created, or that determine numbers in them."""
 
     @property
     def captioner(self) -> Captioner | None:
-        """Who wrote the problems' captions, if anybody did."""
+        """The captioner of the problems, None if they have no captions."""
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
-        """Raise UserError for what can be seen to fail without a generator, such as classes that are not there."""
+        """Raise UserError for mistakes that are known without a generator, such as unknown classes."""
 
     def problems(self, world: TaskInputs) -> tuple[list[Any], int | None]:
-        """The first `world.limit` problems, and how many there are in all, None if only asking would tell."""
+        """The first `world.limit` problems, and the number of all, None if it is not known beforehand."""
 
-    def objective(self, problems: Sequence[Any], reference: Reference, classifier: Classifier) -> Objective: ...
+    def objective(self, problems: Sequence[Any], reference: Reference, classifier: Classifier) -> Objective:
+        """The terms and weights of a batch."""
 
     def illustrate(self, problem: Any, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
-        """Further pictures that belong to an answer, each (c, h, w) in [0, 1]."""
+        """Further images of a result, each (c, h, w) in [0, 1]."""
 
     def measure(self, problem: Any, pictures: Images, classifier: Classifier) -> dict[str, Any]:
-        """Plain JSON values about one answer, measured on the saved 8-bit pictures; `success` is among them."""
+        """JSON values of one result, measured on the saved 8-bit images; `success` is among them."""
 
     def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Plain JSON values about all answers of a run together. records: the results without their `history`."""
+        """JSON values of all results of a run together. records: the results without their `history`."""

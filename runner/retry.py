@@ -1,4 +1,4 @@
-"""A batch whose computation raises an error is tried again in parts: only problems that raise it alone fail."""
+"""Retries of a batch whose computation raises an error, in parts: only problems that raise it alone fail."""
 
 from __future__ import annotations
 
@@ -24,93 +24,97 @@ MEMORY_HINT = (
 )
 
 
+# Solves the problems from one position to before another, with warnings for their records.
+Attempt = Callable[[int, int, Sequence[str]], None]
+
+
 @dataclass(frozen=True)
 class Failure:
-    """What an error leaves. error: one line, with the file and line where it was raised; traceback: all of it;
-    out_of_memory: whether there was too little."""
+    """A failed computation. error: one line, with the file and line that raised it; traceback: complete; out_of_memory:
+    whether that is the reason."""
 
     error: str
     traceback: str
     out_of_memory: bool
 
     @staticmethod
-    def from_error(error: Exception, formats: str = "") -> Failure:
-        """formats: what is said of number formats where a value is not finite."""
-        whole = "".join(traceback.format_exception(error))
+    def from_error(error: Exception, dtype_hint: str = "") -> Failure:
+        """dtype_hint: what the line says about number formats if a value is not finite."""
+        text = "".join(traceback.format_exception(error))
         if isinstance(error, (UnreadableImageError, NonFiniteError)):
-            return Failure(f"{error}{formats if isinstance(error, NonFiniteError) else ''}", whole, out_of_memory=False)
-        memory = is_out_of_memory(error)
-        line = f"{type(error).__name__}: {first_line(error)}{_place(error)}"
-        return Failure(f"out of memory: {MEMORY_HINT} ({line})" if memory else line, whole, memory)
+            hint = dtype_hint if isinstance(error, NonFiniteError) else ""
+            return Failure(f"{error}{hint}", text, out_of_memory=False)
+        out_of_memory = is_out_of_memory(error)
+        line = f"{type(error).__name__}: {first_line(error)}{_location(error)}"
+        return Failure(f"out of memory: {MEMORY_HINT} ({line})" if out_of_memory else line, text, out_of_memory)
 
 
 class DeviceLostError(Exception):
-    """The GPU computes nothing more in this process; the message is one line."""
+    """The GPU does not work any more in this process; the message is one line."""
 
 
-def _place(error: BaseException) -> str:
-    """The innermost line of the user's own code, else of ours."""
+def _location(error: BaseException) -> str:
+    """The innermost line of the user's code, else of this project's, else of a library."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    known = [f for f in frames if not any(Path(f.filename).is_relative_to(place) for place in LIBRARY_FOLDERS)]
-    own = [f for f in known if not any(Path(f.filename).is_relative_to(place) for place in CODE_FOLDERS)]
-    found = own or known or frames
-    return f" ({found[-1].filename}:{found[-1].lineno})" if found else ""
+    no_library = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in LIBRARY_FOLDERS)]
+    user_code = [f for f in no_library if not any(Path(f.filename).is_relative_to(folder) for folder in CODE_FOLDERS)]
+    candidates = user_code or no_library or frames
+    return f" ({candidates[-1].filename}:{candidates[-1].lineno})" if candidates else ""
 
 
 class BatchRetry:
-    """Solves batches. One that raises an error is solved in parts, halves where memory was short and else problem by
-    problem; what raises it alone fails. After memory was short, further batches are solved in parts of that size.
+    """Solves batches. A batch that raises an error is solved in parts, in halves if it ran out of memory, else problem
+    by problem; a problem that raises the error alone fails. After a batch ran out of memory, later batches are solved
+    in parts of the size that fitted.
 
-    folder: where results and failures are noted; device: where it is computed; formats: see `Failure.from_error`; by:
-    the name of this process.
+    folder: of results and failures; dtype_hint: see `Failure.from_error`; process: name of this process.
     """
 
-    def __init__(self, folder: RunFolder, bar: Progress, device: torch.device, formats: str, by: str) -> None:
-        self._folder, self._bar, self._device, self._formats, self._by = folder, bar, device, formats, by
-        self._most: int | None = None
+    def __init__(self, folder: RunFolder, bar: Progress, device: torch.device, dtype_hint: str, process: str) -> None:
+        self._folder, self._bar, self._device = folder, bar, device
+        self._dtype_hint, self._process = dtype_hint, process
+        self._largest_size: int | None = None
 
-    def __call__(self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None]) -> None:
-        """attempt: solves the problems from one position to before another, with notes for their records.
+    def __call__(self, problems: Sequence[Problem], attempt: Attempt) -> None:
+        """Solve the problems by attempts.
 
-        Raises DeviceLostError, and what is nobody's problem: mistakes of the user's, a full disk, a batch that was
-        lost.
+        Raises DeviceLostError, and errors that belong to no problem: mistakes of the user, a full disk, a lost lease.
         """
-        size = max(min(self._most or len(problems), len(problems)), 1)
-        note = [] if size == len(problems) else [_note(len(problems), "ran out of memory", size)]
-        for start, stop in _cut(0, len(problems), size):
-            self._part(problems, attempt, start, stop, note)
+        size = max(min(self._largest_size or len(problems), len(problems)), 1)
+        warnings = [] if size == len(problems) else [_size_warning(len(problems), "ran out of memory", size)]
+        for start, stop in _parts(0, len(problems), size):
+            self._solve(problems, attempt, start, stop, warnings)
 
     def drop_failed(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Fail those that could not be asked; returns the others."""
+        """Record the failure of problems that could not be created; returns the others."""
         for problem in problems:
             if problem.error is not None:
-                self._fail([problem], Failure.from_error(problem.error, self._formats))
+                self._fail([problem], Failure.from_error(problem.error, self._dtype_hint))
         return [problem for problem in problems if problem.error is None]
 
-    def _part(
-        self, problems: Sequence[Problem], attempt: Callable[[int, int, Sequence[str]], None], start: int, stop: int,
-        note: Sequence[str],
-    ) -> None:  # fmt: skip
-        failure = _tried(lambda: attempt(start, stop, note), self._formats)
+    def _solve(
+        self, problems: Sequence[Problem], attempt: Attempt, start: int, stop: int, warnings: Sequence[str]
+    ) -> None:
+        failure = _failure_of(lambda: attempt(start, stop, warnings), self._dtype_hint)
         if failure is None:
             return
         gc.collect()
         if not device_works(self._device):
             self._fail(problems[start:stop], failure)
-            raise DeviceLostError(f"{self._device} computes nothing more: {failure.error}")
+            raise DeviceLostError(f"{self._device} does not work any more: {failure.error}")
         if stop - start == 1:
             self._fail(problems[start:stop], failure)
             return
         size = (stop - start + 1) // 2 if failure.out_of_memory else 1
-        self._most = size if failure.out_of_memory else self._most
-        why = "ran out of memory" if failure.out_of_memory else f"failed ({failure.error})"
-        advice = f"; {MEMORY_HINT}" if failure.out_of_memory else ""
-        self._bar.message(f"a batch of {stop - start} {why}: {size} at once are tried{advice}")
-        for first, last in _cut(start, stop, size):
+        self._largest_size = size if failure.out_of_memory else self._largest_size
+        reason = "ran out of memory" if failure.out_of_memory else f"failed ({failure.error})"
+        hint = f"; {MEMORY_HINT}" if failure.out_of_memory else ""
+        self._bar.message(f"a batch of {stop - start} {reason}: it is solved with {size} at once{hint}")
+        for first, last in _parts(start, stop, size):
             if all(map(self._done, problems[first:last])):
                 self._bar.advance(last - first)
             else:
-                self._part(problems, attempt, first, last, [_note(stop - start, why, size)])
+                self._solve(problems, attempt, first, last, [_size_warning(stop - start, reason, size)])
 
     def _done(self, problem: Problem) -> bool:
         return self._folder.is_done(problem.name)
@@ -118,12 +122,12 @@ class BatchRetry:
     def _fail(self, problems: Sequence[Problem], failure: Failure) -> None:
         for problem in problems:
             if not self._done(problem):
-                self._folder.write_failure(problem.name, failure.error, failure.traceback, self._by)
+                self._folder.write_failure(problem.name, failure.error, failure.traceback, self._process)
         self._bar.advance(len(problems))
 
 
 def device_works(device: torch.device) -> bool:
-    """Whether a device still computes: some errors end that for a process. Its unused memory is given back."""
+    """Whether a device still works: some errors of CUDA end that for the process. Frees its unused memory."""
     if device.type != "cuda":
         return True
     try:
@@ -133,8 +137,9 @@ def device_works(device: torch.device) -> bool:
         return False
 
 
-def _tried(attempt: Callable[[], None], formats: str) -> Failure | None:
-    """What an attempt's error leaves: not the error itself, which would hold on to the memory of what raised it."""
+def _failure_of(attempt: Callable[[], None], dtype_hint: str) -> Failure | None:
+    """The failure of an attempt, None if it succeeds. It does not hold the error, which would keep the memory of its
+    frames."""
     try:
         attempt()
     except LeaseLostError:
@@ -142,14 +147,14 @@ def _tried(attempt: Callable[[], None], formats: str) -> Failure | None:
     except Exception as error:
         if not is_problem_error(error):
             raise
-        return Failure.from_error(error, formats)
+        return Failure.from_error(error, dtype_hint)
     return None
 
 
-def _cut(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+def _parts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
 
-def _note(count: int, why: str, size: int) -> str:
-    return f"its batch of {count} {why}; it was solved with {size} at once, which may differ by rounding"
+def _size_warning(count: int, reason: str, size: int) -> str:
+    return f"its batch of {count} {reason}; it was solved with {size} at once, so that results may differ by rounding"

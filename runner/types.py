@@ -1,4 +1,4 @@
-"""The small records that the parts of the runner hand to each other.
+"""Records that the parts of a run pass to each other.
 
 Shape letters: b batch, c latent channels, y x latent rows and columns, h w image rows and columns, t sampler
 steps, l text tokens, d text width, k classes, n views. Images are RGB in [0, 1].
@@ -19,39 +19,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# What is optimised: leaf tensors by name, batch first. Diffusion generators use `latent` "b c y x" (the start
-# latent z_T) and `text`, `null` "b t l d" (offsets to the embeddings C_t and N_t, zero at the start; no `null` with
-# samplers that have one branch).
+# What is optimized: leaf tensors by name, batch first. Diffusion generators have `latent` "b c y x" (the start latent
+# z_T) and `text`, `null` "b t l d" (offsets to the embeddings C_t and N_t, initially 0; no `null` with samplers that
+# have one branch).
 Controls = dict[str, Tensor]
 
-# Control characters, ends of lines, and what stands for bytes of names of files that are no text.
+# Control characters, line ends, and the surrogates of bytes in file names that are not valid text.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(ValueError):
-    """Something the user can put right: one line that names the key or file, the value and what is allowed. Ends of
-    lines and other control characters in a name or a value are written as their codes."""
+    """A mistake that the user can correct: one line with the key or file, the value and what is allowed. Line ends and
+    other control characters in a name or a value are written as their codes."""
 
     def __init__(self, line: object = "") -> None:
         super().__init__(printable(str(line)))
 
 
 class UnreadableImageError(UserError):
-    """An image that is gone, broken, too small, too large or not the one that it was; others go on without it."""
+    """An image that is missing, broken, too small, too large or has changed; other images are not affected."""
 
 
 class NonFiniteError(UserError):
-    """A measured value is not a number: one line that names it. It is never repaired."""
+    """A value that is not finite: one line that names it. It is never repaired."""
 
 
 def printable(text: str) -> str:
-    """A text without control characters, which a terminal would obey: each is written as its code."""
-    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """The text with control characters, which a terminal would execute, written as their codes."""
+    return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def ensure_finite(values: Tensor, what: str) -> Tensor:
-    """The values, if all are finite. Raises NonFiniteError that names what they are, and the first row that is not,
-    of several."""
+    """The values, if all are finite. Raises NonFiniteError with `what` they are and the position of the first row that
+    is not finite, if there are several rows."""
     rows = torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
     if not rows.all():
         place = f" in image {int(rows.long().argmin()) + 1} of {len(rows)}" if len(rows) > 1 else ""
@@ -60,17 +60,16 @@ def ensure_finite(values: Tensor, what: str) -> Tensor:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's message cut to one line, or its kind where it has none."""
+    """The first line of an exception's message, the name of its class if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image that a data set offers, decoded when it is asked for. `label` is a class name, `caption` None where
-    nobody wrote one.
+    """An image of a data set, decoded at its first use.
 
-    load: decodes it; origin: what its pixels follow from, the file that they are read from or words that decide them;
-    None: nothing that is shorter than themselves.
+    label: class name; caption: None if the data set has none; load: decodes the image; origin: what determines the
+    pixels, their file or a description; None if only the pixels do.
     """
 
     name: str
@@ -81,32 +80,32 @@ class Example:
 
     @cached_property
     def image(self) -> Float[Tensor, "3 h w"]:
-        """RGB in [0, 1], decoded once and held as long as this. Raises UnreadableImageError where it is gone or
-        broken."""
+        """RGB in [0, 1], decoded once and held in memory. Raises UnreadableImageError if it is missing or broken."""
         return self.load()
 
 
 def matching_names(name: str, names: Iterable[str]) -> list[str]:
-    """Those of different names that are meant by a name: the one that equals it; where none does, those that differ
-    from it by letter case alone, or by how an accent is written: macOS takes names of files apart."""
-    known = list(dict.fromkeys(names))
-    return [name] if name in known else [other for other in known if _folded(other) == _folded(name)]
+    """The names that match a name: the equal one, else those that differ from it by letter case alone or by the Unicode
+    form of accents, which macOS changes in file names."""
+    distinct = list(dict.fromkeys(names))
+    return [name] if name in distinct else [other for other in distinct if _case_folded(other) == _case_folded(name)]
 
 
-def _folded(name: str) -> str:
-    """A name without letter case, in one way of writing accents."""
+def _case_folded(name: str) -> str:
+    """A name without letter case, in one Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def matching_indices(key: str, name: str, labels: Sequence[str]) -> list[int]:
-    """The positions of the labels that a name means.
+    """The positions of the labels that match a name.
 
-    key: where the name stands, for errors. Raises UserError if several labels differ from it by letter case alone.
+    key: configuration key of the name, for errors. Raises UserError if several labels differ from it by letter case
+    alone.
     """
-    meant = matching_names(name, labels)
-    if len(meant) > 1:
-        raise UserError(f"{key}: {' and '.join(meant)} differ from {name} by letter case alone; write one of them")
-    return [i for i, label in enumerate(labels) if label in meant]
+    matching = matching_names(name, labels)
+    if len(matching) > 1:
+        raise UserError(f"{key}: {' and '.join(matching)} differ from {name} by letter case alone; write one of them")
+    return [i for i, label in enumerate(labels) if label in matching]
 
 
 def indefinite_article(name: str) -> str:
@@ -116,10 +115,10 @@ def indefinite_article(name: str) -> str:
 
 @dataclass(frozen=True)
 class CaptionEdit:
-    """How a prompt changes: `source` describes the picture, `target` the wanted one.
+    """A replacement of words in a prompt.
 
-    `source_words` stand in `source`, `target_words` take their place in `target`. Where no word changes, source and
-    target are equal and so are the words.
+    source, target: the prompts of the original and of the edited image; source_words, target_words: the words of
+    `source` and those that replace them in `target`. Without a replacement both prompts are equal, and both words.
     """
 
     source: str
@@ -129,30 +128,30 @@ class CaptionEdit:
 
     @staticmethod
     def unchanged(prompt: str, words: str) -> CaptionEdit:
-        """A prompt that stays as it is."""
+        """A prompt without a replacement; words: of the prompt, those that a mask is found by."""
         return CaptionEdit(prompt, prompt, words, words)
 
 
-# Which part of a picture is to stay as it is: what the problem's words do not cover, what they do, all of it, nothing.
+# The preserved region of an image: all but the object of the problem's words, that object, everything, nothing.
 PRESERVE_OPTIONS = ("background", "foreground", "all", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question about a picture; each task adds what it asks for.
+    """One problem of a run; each task adds fields of its own.
 
-    name: unique in the run and fit for a folder; seed: of everything random about it; init_seed: the seed of the random
-    prompts that are compared at the start, which problems may share, None for `seed`; load: reads the image at the
-    generator's size, so that a run holds no images but its batch's; None where it is generated from the seed and
-    `edit.source`; image_name: the image's own name; content_digest: digest of what the image was made from, the same on
-    every machine, None where nobody took one; preserve: one of `PRESERVE_OPTIONS`; mask_words: those whose place
-    is looked for, None for the edit's own; mask: where they are, in [0, 1], None where the segmenter has to find it;
-    editable_from_noise: whether what is free of a picture starts from noise, not from its inversion, which remembers
-    what was there; prompt_check: a prompt and the class that its picture should have: where it has another, the class's
-    name means something else to the generator than to the classifier; load_top_example: reads the real image that shows
-    most surely what is asked for, at the generator's size; None where none is known; label_index: index of the class
-    that the given image is said to show, where the classifier should predict it; error: what kept the question from
-    being asked: such a problem asks nothing, and fails with it."""
+    name: unique in the run and valid as a folder name; seed: of all random numbers of the problem; init_seed: seed of
+    the random initial prompts, which problems may share, None for `seed`; load: reads the image at the generator's
+    resolution, so that a run holds the images of one batch only; None if the image is generated from the seed and
+    `edit.source`; image_name: name of the image; content_digest: digest of what determines the image, the same on every
+    machine, None if there is none; preserve: one of `PRESERVE_OPTIONS`; mask_words: words of the object in the mask,
+    None for the edit's; mask: in [0, 1], None if the segmenter finds it; editable_from_noise: whether the editable
+    region of a given image starts from noise instead of its inversion, which encodes the object; prompt_check: a prompt
+    and the class that its image should be predicted as: another prediction means that the generator and the classifier
+    do not agree on the class name; load_top_example: reads the real image with the highest activation at the
+    generator's resolution, None if none is known; label_index: index of the class that the given image is labeled with,
+    and that the classifier should predict; error: why the problem could not be created: it then fails with this
+    error."""
 
     name: str
     seed: int
@@ -172,13 +171,13 @@ class Problem:
 
     @property
     def image(self) -> Float[Tensor, "3 h w"] | None:
-        """The image that is changed, read anew; None where it is generated. Raises UserError where it cannot be read,
-        or is not the one that it was when the problem was made."""
+        """The given image, read at every call; None if it is generated. Raises UserError if it cannot be read or has
+        changed since the problem was created."""
         return None if self.load is None else self.load()
 
     @property
     def words_to_segment(self) -> str:
-        """The words whose place the mask shows."""
+        """The words of the object in the mask."""
         return self.edit.source_words if self.mask_words is None else self.mask_words
 
 
@@ -198,10 +197,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one render shows. `views` are what a classifier looks at: crops of the image, or the image itself.
+    """One render of a batch.
 
-    steps_left: sampler steps between the x0-prediction that is shown and the last one; crops_at: the same crops of the
-    image at any size in pixels, None where the views are the image itself.
+    views: what a classifier sees: crops of the image, the image itself, or several images of the problem; steps_left:
+    sampler steps between this x0-prediction and the last one; crops_at: the same crops at any size in pixels, None if
+    the views are not crops.
     """
 
     image: Float[Tensor, "b 3 h w"]
@@ -211,13 +211,13 @@ class Scene:
     crops_at: Callable[[int], Float[Tensor, "b n 3 s s"]] | None = None
 
     def views_at(self, size: int) -> Float[Tensor, "b n 3 s s"]:
-        """The views for a classifier whose images have this size: crops of that size, of the same regions."""
+        """The views for a classifier of this input size: crops of the same regions at that size."""
         return self.views if self.crops_at is None or size == self.views.shape[-1] else self.crops_at(size)
 
 
 @dataclass(frozen=True)
 class Response:
-    """A classifier's answer: logits, and the features before its last linear layer where it has one."""
+    """The output of a classifier; features: inputs of its last linear layer, None if it has none."""
 
     logits: Float[Tensor, "b k"]
     features: Float[Tensor, "b f"] | None

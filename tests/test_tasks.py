@@ -310,7 +310,7 @@ BAD = {
     "no such objective": (("diffexplainer_class", "task.objective=all"), "task.objective=all: allowed are class, unit"),
     "a scale that nobody is told": (
         ("uvce", "sampler=lcm", "generator.unet=null"),
-        "generator.guidance_scale=3.0: this UNet is not told any",
+        "generator.guidance_scale=3.0: this UNet has no guidance scale",
     ),
 }
 

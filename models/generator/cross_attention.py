@@ -23,10 +23,10 @@ from classifier_lens.runner.types import UserError
 
 @dataclass
 class AttentionControl:
-    """What one UNet call does with its XA maps of the text half (the last rows of the batch).
+    """What one UNet call does with its cross-attention maps of the text branch (the last rows of the batch).
 
-    injected_maps: layer -> (b, heads, q, l) maps that replace the network's own where `is_injected`;
-    recorded_maps: filled by the call with layer -> (b, heads, q, l), for the last `num_recorded` rows of the batch.
+    injected_maps: layer -> (b, heads, q, l) maps that replace the network's own where `is_injected`; recorded_maps:
+    filled by the call with layer -> (b, heads, q, l), for the last `num_recorded` rows of the batch.
     """
 
     injected_maps: Mapping[str, Tensor] = field(default_factory=dict)
@@ -36,14 +36,14 @@ class AttentionControl:
 
 
 class SelfAttnProcessor(AttnProcessor2_0):
-    """diffusers' fused attention, which takes and ignores the map control that every layer is handed."""
+    """diffusers' fused attention, which ignores the `maps` that every layer gets."""
 
     def __call__(self, *args: Any, maps: AttentionControl | None = None, **kwargs: Any) -> Tensor:
         return super().__call__(*args, **kwargs)
 
 
 class CrossAttnProcessor:
-    """Text attention that is fused unless its maps are recorded or replaced."""
+    """Attention to the text, fused unless its maps are recorded or replaced."""
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
@@ -66,32 +66,33 @@ class CrossAttnProcessor:
                 maps.recorded_maps[self.layer] = probabilities[-maps.num_recorded :].detach()
             if injected is not None and maps.is_injected is not None:
                 rows = len(injected)
-                chosen = torch.where(
+                replaced = torch.where(
                     maps.is_injected[:, None, None, None], injected.to(probabilities.dtype), probabilities[-rows:]
                 )
-                probabilities = torch.cat([probabilities[:-rows], chosen])
+                probabilities = torch.cat([probabilities[:-rows], replaced])
             out = probabilities @ v
         out = out.transpose(1, 2).flatten(-2)
         return attn.to_out[1](attn.to_out[0](out))
 
 
 def set_attention_processors(unet: UNet2DConditionModel) -> list[str]:
-    """Give every layer its processor; returns the names of the text layers in the order of the forward pass."""
+    """Set the processor of every layer; returns the names of the cross-attention layers in the order of the forward
+    pass."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
-    text = [name for name in names if name.endswith("attn2")]
-    unet.set_attn_processor(
-        {f"{name}.processor": CrossAttnProcessor(name) if name in text else SelfAttnProcessor() for name in names}
-    )
-    return text
+    cross_attention = [name for name in names if name.endswith("attn2")]
+    processors = {name: CrossAttnProcessor(name) if name in cross_attention else SelfAttnProcessor() for name in names}
+    unet.set_attn_processor({f"{name}.processor": processor for name, processor in processors.items()})
+    return cross_attention
 
 
 def word_attention_map(
     recorded: Mapping[str, Tensor], positions: list[list[int]], side: int, window: slice
 ) -> Float[Tensor, "b 1 side side"]:
-    """Where the picture attends to a word: the XA maps of one resolution, averaged and divided by their maximum.
+    """The attention map of a word: the cross-attention maps of one resolution, averaged over layers, steps, heads and
+    tokens, and divided by their maximum.
 
-    recorded: layer -> (b, t, heads, q, l); positions: per sample the word's tokens; side: the maps' height and
-    width; window: the sampler steps that count. Raises UserError if no layer has maps of that size.
+    recorded: layer -> (b, t, heads, q, l); positions: of the word's tokens, per sample; side: height and width of the
+    maps; window: the sampler steps of the average. Raises UserError if no layer has maps of that size.
     """
     layers = [m for m in recorded.values() if m.shape[3] == side * side]
     if not layers:
@@ -103,7 +104,7 @@ def word_attention_map(
     return maps.view(-1, 1, side, side)
 
 
-def min_max_normalize(control: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 y x"]:
-    """Maps whose values range from 0 to 1, each; a flat one becomes 0."""
-    low, high = control.amin(dim=(2, 3), keepdim=True), control.amax(dim=(2, 3), keepdim=True)
-    return (control - low) / (high - low).clamp(min=1e-12)
+def min_max_normalize(maps: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 y x"]:
+    """Each map shifted and scaled to the range 0 … 1; a constant map becomes 0."""
+    low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Which part of a picture is free to change, and what the reader has to know about it."""
+"""The editable region of an image, and warnings about its mask."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 from classifier_lens.runner.types import Problem
 
 LARGE_MASK_FRACTION = (
-    0.6  # share of the picture above which a mask is reported: the object is then rarely all that it covers
+    0.6  # share of the image above which there is a warning: the mask then rarely covers the object alone
 )
 
 
-# The masks of rows' words: from their images, the problems that they belong to, and their positions in the batch.
+# Segments the objects of some of a batch's problems: from their images, the problems, and their positions in the batch.
 SegmentFn = Callable[[Float[Tensor, "b 3 h w"], Sequence[Problem], Sequence[int]], Float[Tensor, "b 1 h w"]]
 
 
 def needs_segmenter(problem: Problem) -> bool:
-    """Whether the segmenter has to find where a problem's words are."""
+    """Whether a problem needs a mask from the segmenter."""
     return problem.preserve in ("background", "foreground") and problem.mask is None
 
 
 def object_masks(
     images: Float[Tensor, "b 3 h w"], problems: Sequence[Problem], segment: SegmentFn
 ) -> Float[Tensor, "b 1 h w"]:
-    """Where each problem's words are: the mask that it brings, or the segmenter's; 0 where none is needed."""
+    """The mask of each problem's object: its own, else the segmenter's; 0 where none is needed."""
     masks = torch.zeros_like(images[:, :1])
     if rows := [i for i, problem in enumerate(problems) if needs_segmenter(problem)]:
         masks[rows] = segment(images[rows], [problems[i] for i in rows], rows)
@@ -38,10 +38,12 @@ def object_masks(
 
 
 def editable_region(
-    soft: Float[Tensor, "b 1 h w"], masks: Float[Tensor, "b 1 h w"], keeps: Sequence[str]
+    soft: Float[Tensor, "b 1 h w"], masks: Float[Tensor, "b 1 h w"], preserve: Sequence[str]
 ) -> Float[Tensor, "b 1 h w"]:
-    """The region S in [0, 1] that is free: the softened mask for `background`, what it leaves for `foreground`, nothing
-    for `all`, everything for `none`. Where there should be a mask and it is empty, everything is free."""
+    """The editable region S in [0, 1] by what is preserved: the postprocessed mask for `background`, the rest for
+    `foreground`, nothing for `all`, everything for `none`. With an empty mask everything is editable.
+
+    soft: postprocessed masks; masks: as segmented."""
     ones = torch.ones_like(soft[0])
     regions = {
         "all": lambda _: 0 * ones,
@@ -50,24 +52,24 @@ def editable_region(
         "foreground": lambda s: 1 - s,
     }
     return torch.stack([
-        ones if keep in ("background", "foreground") and not mask.any() else regions[keep](s)
-        for s, mask, keep in zip(soft, masks, keeps, strict=True)
+        ones if region in ("background", "foreground") and not mask.any() else regions[region](s)
+        for s, mask, region in zip(soft, masks, preserve, strict=True)
     ])  # fmt: skip
 
 
 def mask_warnings(masks: Float[Tensor, "b 1 h w"], problems: Sequence[Problem]) -> list[list[str]]:
-    """Per problem what is odd about its mask: empty, everything, or more than `LARGE` of the picture."""
+    """Warnings per problem about its mask: empty, everything, or more than `LARGE_MASK_FRACTION` of the image."""
     return [
-        _described(share, p) if p.preserve in ("background", "foreground") else []
+        _mask_warnings(share, p) if p.preserve in ("background", "foreground") else []
         for share, p in zip(masks.flatten(1).mean(dim=1).tolist(), problems, strict=True)
     ]
 
 
-def _described(share: float, problem: Problem) -> list[str]:
+def _mask_warnings(share: float, problem: Problem) -> list[str]:
     words = problem.words_to_segment
     if share == 0:
-        return [f"the mask of '{words}' was empty: the whole picture is free to change"]
+        return [f"the mask of '{words}' was empty: the whole image is editable"]
     if share == 1:
-        whole = "free to change" if problem.preserve == "background" else "kept"
-        return [f"the mask of '{words}' covers everything: the whole picture is {whole}"]
-    return [f"the mask of '{words}' covers {share:.0%} of the picture"] if share > LARGE_MASK_FRACTION else []
+        whole = "editable" if problem.preserve == "background" else "preserved"
+        return [f"the mask of '{words}' covers everything: the whole image is {whole}"]
+    return [f"the mask of '{words}' covers {share:.0%} of the image"] if share > LARGE_MASK_FRACTION else []

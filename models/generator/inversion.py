@@ -1,4 +1,4 @@
-"""From a picture's latent to a start latent and null embeddings that reproduce it (null-text inversion)."""
+"""Inversion: from an image's latent to inputs of the sampler that reproduce it (null-text and edit-friendly)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from classifier_lens.models.generator.noise_schedule import (
 )
 from classifier_lens.runner.logging.loop_progress import track_progress
 
-# (latents, timestep, text embeddings) -> prediction, of what the schedule says
+# (latents, timestep, text embeddings) -> prediction, ε or v as the schedule says
 PredictFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -24,9 +24,10 @@ PredictFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 def ddim_invert(
     predict: PredictFn, z0: Float[Tensor, "b c y x"], text: Float[Tensor, "b l d"], schedule: NoiseSchedule
 ) -> Float[Tensor, "b t1 c y x"]:
-    """DDIM inversion with the text branch alone (guidance 1): all latents from noisy to clean, z_T first, z_0 last.
+    """DDIM inversion with the text branch alone (guidance 1): the latents of all levels from noisy to clean, z_T first,
+    z_0 last.
 
-    The noise at each level is predicted with the timestep of the level it leads to (Mokady et al., 2022).
+    The noise at each level is predicted with the timestep of the next, noisier level (Mokady et al., 2022).
     """
     trajectory = [z0]
     for i in reversed(range(len(schedule))):
@@ -43,83 +44,83 @@ def null_text_inversion(
     tolerance: float = 1e-5, tolerance_growth: float = 2e-5, guidance_interval: Container[int] | None = None,
     last_update: bool = False,
 ) -> Float[Tensor, "b t l d"]:  # fmt: skip
-    """Per sampler step an N_t with which the guided chain lands on the recorded latents (Mokady et al., 2022).
+    """Null embeddings N_t per sampler step with which the guided chain follows the recorded latents (Mokady et al.,
+    2022).
 
-    From noisy to clean, each N_t starts from the one before and is fitted by Adam at `lr * (1 - i / 100)`, at
-    most `inner_steps` times. A sample stops for itself below `tolerance + i * tolerance_growth` (mean square), and is
-    not computed further; last_update: whether the update that follows that loss is still made. Steps that are not
-    among the `guidance_interval` ones, None for all, keep the N_t of the one before.
+    From noisy to clean, each N_t starts from the previous one and is optimized by Adam at `lr * (1 - i / 100)`, in at
+    most `inner_steps` steps. Each sample stops by itself at an error below `tolerance + i * tolerance_growth` (mean
+    square), and is not computed further; last_update: whether the update with the gradient of that error is still made.
+    Steps outside `guidance_interval`, None for all steps, have the N_t of the previous one.
     """
-    z, found = trajectory[:, 0], []
+    z, null_embeddings = trajectory[:, 0], []
     for i in track_progress(range(len(schedule)), "steps are inverted"):
         t, levels = (
             schedule.timesteps[i],
             (schedule.alphas_cumprod[i], schedule.alphas_cumprod_next[i], schedule.v_prediction),
         )
         with torch.no_grad():
-            own = predict(z, t, text)
+            text_prediction = predict(z, t, text)
         if guidance_interval is not None and i not in guidance_interval:
-            found.append(null.detach())
-            z, _ = ddim_step(z, own, *levels)
+            null_embeddings.append(null.detach())
+            z, _ = ddim_step(z, text_prediction, *levels)
             continue
-        wanted, landed = trajectory[:, i + 1], torch.empty_like(z)
+        target, z_next = trajectory[:, i + 1], torch.empty_like(z)
         null = null.detach().clone().requires_grad_()
         adam = torch.optim.Adam([null], lr=lr * (1 - i / 100))
         rows = torch.arange(len(z), device=z.device)  # the samples that have not stopped
         for _ in range(inner_steps):
-            step, _ = ddim_step(
-                z[rows], classifier_free_guidance(predict(z[rows], t, null[rows]), own[rows], w), *levels
-            )
-            landed[rows] = step.detach()
-            error = ((step - wanted[rows]) ** 2).flatten(1).mean(dim=1)
-            going = error.detach() >= tolerance + i * tolerance_growth
-            moving = going | last_update
-            if not moving.any():
-                rows = rows[going]
+            guided = classifier_free_guidance(predict(z[rows], t, null[rows]), text_prediction[rows], w)
+            step, _ = ddim_step(z[rows], guided, *levels)
+            z_next[rows] = step.detach()
+            error = ((step - target[rows]) ** 2).flatten(1).mean(dim=1)
+            continues = error.detach() >= tolerance + i * tolerance_growth
+            updated = continues | last_update
+            if not updated.any():
+                rows = rows[continues]
                 break
             adam.zero_grad()
-            error[moving].sum().backward()
-            before = null.detach().clone()
+            error[updated].sum().backward()
+            null_after = null.detach().clone()
             adam.step()
             with torch.no_grad():
-                before[rows[moving]] = null[rows[moving]]
-                null.copy_(before)
-            rows = rows[going]
+                null_after[rows[updated]] = null[rows[updated]]
+                null.copy_(null_after)
+            rows = rows[continues]
             if not len(rows):
                 break
-        found.append(null.detach())
-        unseen = torch.arange(len(z), device=z.device) if last_update else rows
-        if len(unseen):  # their last update has not been looked at
+        null_embeddings.append(null.detach())
+        rows = torch.arange(len(z), device=z.device) if last_update else rows
+        if len(rows):  # z_next does not have the effect of their last update
             with torch.no_grad():
-                guided_by = classifier_free_guidance(predict(z[unseen], t, null[unseen]), own[unseen], w)
-                landed[unseen], _ = ddim_step(z[unseen], guided_by, *levels)
-        z = landed
-    return torch.stack(found, dim=1)
+                guided = classifier_free_guidance(predict(z[rows], t, null[rows]), text_prediction[rows], w)
+                z_next[rows], _ = ddim_step(z[rows], guided, *levels)
+        z = z_next
+    return torch.stack(null_embeddings, dim=1)
 
 
 @torch.no_grad()
 def edit_friendly_inversion(
-    end: Callable[[Tensor, int], Tensor], z0: Float[Tensor, "b c y x"], noise: Float[Tensor, "b t c y x"],
+    predict_x0: Callable[[Tensor, int], Tensor], z0: Float[Tensor, "b c y x"], noise: Float[Tensor, "b t c y x"],
     schedule: NoiseSchedule,
 ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b t c y x"]]:  # fmt: skip
-    """Start latent and per-step constants with which consistency sampling returns to z0.
+    """Start latent and noise of each step with which consistency sampling returns to z0.
 
-    As edit-friendly DDPM inversion (Huberman-Spiegelglas et al., 2024): the latents z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε_t of
-    independent noises ε_t are taken for the chain's own, and what each step has to add to get to the next one,
-    n_t = (z_{t−1} − √ᾱ_{t−1} x̂0) / √(1 − ᾱ_{t−1}), is kept; of the last step the offset z_0 − x̂0.
+    As in edit-friendly DDPM inversion (Huberman-Spiegelglas et al., 2024): the chain is given the latents
+    z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε_t of independent noises ε_t, by the noise of each step that leads to the next one,
+    n_t = (z_{t−1} − √ᾱ_{t−1} x̂0) / √(1 − ᾱ_{t−1}); for the last step it is the offset z_0 − x̂0.
 
-    end: (latents, step) -> x0-prediction; noise: ε of every step.
+    predict_x0: (latents, step) -> x0-prediction; noise: ε_t of every step.
     """
     levels = [(alpha.sqrt(), (1 - alpha).sqrt()) for alpha in schedule.alphas_cumprod]
     noisy = [a * z0 + s * noise[:, i] for i, (a, s) in enumerate(levels)]
     constants, z = [], noisy[0]
     for i in range(len(noisy)):
-        x0 = end(z, i)
+        x0 = predict_x0(z, i)
         if i + 1 < len(noisy):
             a, s = levels[i + 1]
             constants.append((noisy[i + 1] - a * x0) / s)
-            # As the chain computes it: noisy[i + 1] may differ in its last digit, and then round to another number in
-            # a network of half precision.
+            # Computed as in the chain: noisy[i + 1] may differ in the last digit, which a network in half precision may
+            # round to another number.
             z = a * x0 + s * constants[-1]
         else:
             constants.append(z0 - x0)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from classifier_lens.runner.types import UserError
 
-# Of the boundary condition of consistency models, as all published latent ones have it: the spread of the data, and
-# what timesteps are multiplied by.
+# Of the boundary condition of consistency models, as in all published latent ones: the standard deviation of the data,
+# and the factor of timesteps.
 SIGMA_DATA, TIMESTEP_SCALE = 0.5, 10.0
 
 
@@ -35,16 +35,16 @@ class NoiseSchedule:
 
     @property
     def zero_snr_timestep(self) -> int | None:
-        """The time of the step that begins at ᾱ = 0, where nothing but noise is left; None where there is none."""
-        empty = self.timesteps[(self.alphas_cumprod > 0).logical_not()]
-        return int(empty[0]) if len(empty) else None
+        """The timestep at ᾱ = 0, where the latent is noise alone; None if the schedule has none."""
+        timesteps = self.timesteps[(self.alphas_cumprod > 0).logical_not()]
+        return int(timesteps[0]) if len(timesteps) else None
 
     def shift_noise(self, predicted: Tensor, noise: Tensor, i: int) -> Tensor:
-        """The prediction of step i whose ε is `noise` further than that of another one."""
+        """The prediction of step i whose ε is that of `predicted` plus `noise`."""
         return predicted + (noise / self.alphas_cumprod[i].sqrt() if self.v_prediction else noise)
 
     def as_plain_values(self) -> tuple[object, ...]:
-        """Times, levels and what is predicted as plain values."""
+        """Timesteps, levels and the kind of prediction, as plain values."""
         return (
             self.timesteps.tolist(),
             self.alphas_cumprod.tolist(),
@@ -54,7 +54,7 @@ class NoiseSchedule:
 
 
 def leading(trained: int, steps: int, offset: int) -> Int[Tensor, " t"]:
-    """Even distances from the clean end, moved by `offset`: T = 20 of 1000 with offset 1 gives 951, 901, …, 1."""
+    """Even distances from the clean end, plus `offset`: T = 20 of 1000 with offset 1 gives 951, 901, …, 1."""
     return torch.arange(steps).flip(0) * (trained // steps) + offset
 
 
@@ -75,11 +75,11 @@ def ddim_schedule(
     alphas_cumprod: Float[Tensor, " train_steps"], steps: int, offset: int = 1, final_alpha: float | None = None,
     spacing: str = "leading",
 ) -> NoiseSchedule:  # fmt: skip
-    """The times of DDIM, as diffusers' scheduler has them; by default those of Stable Diffusion.
+    """The schedule of DDIM, as in diffusers' scheduler; by default that of Stable Diffusion.
 
-    `final_alpha` is the level after the last step; by default the first training level (`set_alpha_to_one` off);
-    spacing: one of `TIMESTEP_SPACINGS`. Every step leads as far as T even ones would, also where the times are rounded.
-    Raises UserError if `steps` is not in 1 … number of training steps, and for times that were not trained.
+    final_alpha: the level after the last step; by default the first training level (`set_alpha_to_one` off); spacing:
+    one of `TIMESTEP_SPACINGS`. Every step is as long as one of T even steps, also where timesteps are rounded. Raises
+    UserError if `steps` is not in 1 … number of training steps, and for timesteps outside the trained ones.
     """
     trained = len(alphas_cumprod)
     if not 1 <= steps <= trained:
@@ -96,7 +96,7 @@ def ddim_schedule(
 
 
 def predict_eps(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: bool) -> Tensor:
-    """ε of a latent z at level ᾱ, from what is predicted, v or ε itself."""
+    """ε of a latent z at level ᾱ, from a prediction of v or of ε itself."""
     alpha = torch.as_tensor(alpha)
     return alpha.sqrt() * predicted + (1 - alpha).sqrt() * z if velocity else predicted
 
@@ -104,10 +104,11 @@ def predict_eps(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: b
 def lcm_schedule(
     alphas_cumprod: Float[Tensor, " train_steps"], steps: int, original_inference_steps: int = 50
 ) -> NoiseSchedule:
-    """The times of a latent consistency model: T = 4 of 50 gives 999, 759, 499, 259; the last step leads to ᾱ = 1.
+    """The schedule of a latent consistency model: T = 4 of 50 gives 999, 759, 499, 259; the last step leads to ᾱ = 1.
 
-    original_inference_steps: of the solver that the model was distilled from, whose times are the only ones it knows; T
-    of them are taken at even distances. Raises UserError if `steps` or `original_inference_steps` is out of its range.
+    original_inference_steps: number of steps of the solver that the model was distilled from. The model was trained on
+    its timesteps alone, of which T at even distances are used. Raises UserError if `steps` or
+    `original_inference_steps` is out of range.
     """
     trained = len(alphas_cumprod)
     if not 1 <= original_inference_steps <= trained:
@@ -116,14 +117,14 @@ def lcm_schedule(
         )
     if not 1 <= steps <= original_inference_steps:
         raise UserError(f"generator.steps={steps}: allowed are 1 … {original_inference_steps}")
-    known = torch.arange(original_inference_steps, 0, -1) * (trained // original_inference_steps) - 1
-    timesteps = known[torch.arange(steps) * original_inference_steps // steps]
+    distilled = torch.arange(original_inference_steps, 0, -1) * (trained // original_inference_steps) - 1
+    timesteps = distilled[torch.arange(steps) * original_inference_steps // steps]
     alphas = alphas_cumprod[timesteps]
     return NoiseSchedule(timesteps, alphas, torch.cat([alphas[1:], torch.ones(1)]))
 
 
 def predict_x0(z: Tensor, predicted: Tensor, alpha: Tensor | float, velocity: bool = False) -> Tensor:
-    """The clean latent that a prediction of ε, or of v, implies (DDIM, Eq. 9). From ε alone none follows at ᾱ = 0."""
+    """The x0-prediction that follows from a prediction of ε, or of v (DDIM, Eq. 9). At ᾱ = 0 none follows from ε."""
     alpha = torch.as_tensor(alpha)
     if velocity:
         return alpha.sqrt() * z - (1 - alpha).sqrt() * predicted
@@ -135,7 +136,7 @@ def ddim_step(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One deterministic DDIM step (η = 0) between two noise levels -> (next latent, x0-prediction). predicted: ε, or v.
 
-    With `alpha_next < alpha` the same formula walks back towards noise (DDIM inversion).
+    With `alpha_next < alpha` the step leads towards noise (DDIM inversion).
     """
     x0, eps = predict_x0(z, predicted, alpha, velocity), predict_eps(z, predicted, alpha, velocity)
     alpha_next = torch.as_tensor(alpha_next)
@@ -152,7 +153,7 @@ def boundary_scalings(t: Tensor | int) -> tuple[Tensor, Tensor]:
 def consistency_function(
     z: Tensor, predicted: Tensor, t: Tensor | int, alpha: Tensor | float, velocity: bool = False
 ) -> Tensor:  # fmt: skip
-    """The consistency function f(z, t) = c_skip z + c_out x̂0(z, ε): where the trajectory through z ends (Luo et al.,
+    """The consistency function f(z, t) = c_skip z + c_out x̂0(z, ε): the end of the trajectory through z (Luo et al.,
     2023, Eq. 9). predicted: ε, or v."""
     c_skip, c_out = (c.to(z) for c in boundary_scalings(t))
     return c_skip * z + c_out * predict_x0(z, predicted, alpha, velocity)
@@ -167,16 +168,16 @@ def lcm_step(
     alpha_next: Tensor | float,
     velocity: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One step of multistep consistency sampling -> (next latent, x0-prediction): the end of the trajectory, noised
-    again to the next level (Luo et al., 2023, Algorithm 3). At `alpha_next` = 1 the noise has no effect.
-    predicted: ε, or v."""
+    """One step of multistep consistency sampling -> (next latent, x0-prediction): the end of the trajectory, with noise
+    of the next level (Luo et al., 2023, Algorithm 3). At `alpha_next` = 1 the noise has no effect. predicted: ε, or
+    v."""
     x0 = consistency_function(z, predicted, t, alpha, velocity)
     alpha_next = torch.as_tensor(alpha_next)
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * noise, x0
 
 
 def guidance_embedding(w: Float[Tensor, " b"], width: int) -> Float[Tensor, "b width"]:
-    """What a consistency model is told of the guidance scale that it imitates: sines, then cosines, of 1000 (w − 1) at
+    """The embedding of the guidance scale, an input of consistency models: sines, then cosines, of 1000 (w − 1) at
     `width` / 2 frequencies from 1 down to 1e-4."""
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=w.device) / (half - 1))
@@ -185,6 +186,6 @@ def guidance_embedding(w: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w
 
 
 def classifier_free_guidance(null: Tensor, text: Tensor, w: float | Tensor) -> Tensor:
-    """Classifier-free guidance of predictions, ε_null + w (ε_text − ε_null): w = 1 is the text prediction alone. That
-    of v gives the same, since ε depends on it linearly."""
+    """Classifier-free guidance of predictions, ε_null + w (ε_text − ε_null): w = 1 is the text prediction alone. It is
+    the same for v, since ε is a linear function of v."""
     return null + w * (text - null)

@@ -1,4 +1,4 @@
-"""Words and tokens of prompts: which tokens belong to a word, and how XA maps move to a changed prompt."""
+"""Words and tokens of prompts: the tokens of a word, and the alignment of attention maps with an edited prompt."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from classifier_lens.runner.types import UserError
 
 
 def find_words(prompt: str, words: str) -> range:
-    """Positions of `words` among the prompt's words, letter case and punctuation at words' edges aside.
+    """Positions of `words` among the words of the prompt, without regard to letter case and punctuation around words.
 
-    Raises UserError if they do not stand there in this order.
+    Raises UserError if the prompt does not contain them next to each other in this order.
     """
-    plain, wanted = ([w.strip(".,;:!?\"'()").lower() for w in text.split()] for text in (prompt, words))
-    for start in range(len(plain) - len(wanted) + 1):
-        if wanted and plain[start : start + len(wanted)] == wanted:
-            return range(start, start + len(wanted))
-    raise UserError(f"caption '{prompt}' does not contain '{words}': the words that change must stand in it")
+    plain, searched = ([w.strip(".,;:!?\"'()").lower() for w in text.split()] for text in (prompt, words))
+    for start in range(len(plain) - len(searched) + 1):
+        if searched and plain[start : start + len(searched)] == searched:
+            return range(start, start + len(searched))
+    raise UserError(f"caption '{prompt}' does not contain '{words}': it has to contain the words that are replaced")
 
 
 def token_spans(tokenizer: Any, prompt: str) -> list[list[int]]:
-    """For each word of the prompt the positions of its tokens, the start token at position 0 counted.
+    """The positions of the tokens of each word of the prompt; position 0 is the start token.
 
-    Byte-pair encoding never crosses a blank, so the words' own tokens joined are the prompt's tokens.
-    Raises UserError if the prompt is longer than the tokenizer allows, and for a part of a learned word.
+    Byte-pair encoding never crosses a blank, so that the prompt's tokens are those of its words. Raises UserError if
+    the prompt is longer than the tokenizer allows, and for a part of a learned word.
     """
     _check_learned(tokenizer, prompt)
     spans, position = [], 1
@@ -42,13 +42,13 @@ def token_spans(tokenizer: Any, prompt: str) -> list[list[int]]:
 
 
 def _check_learned(tokenizer: Any, prompt: str) -> None:
-    """Raise UserError for a learned word of several rows (`<it>`, `<it>_1`, …) that does not stand there whole: the
-    first row alone means something else."""
-    learned, said = tokenizer.get_added_vocab(), prompt.split()
-    for word in (word for word in said if f"{word}_1" in learned):
+    """Raise UserError for an incomplete learned word of several rows (`<it>`, `<it>_1`, …): its first row alone has
+    another meaning."""
+    learned, words = tokenizer.get_added_vocab(), prompt.split()
+    for word in (word for word in words if f"{word}_1" in learned):
         rows = [word, *(name for i in range(1, len(learned)) if (name := f"{word}_{i}") in learned)]
-        start = said.index(word)
-        if said[start : start + len(rows)] != rows:
+        start = words.index(word)
+        if words[start : start + len(rows)] != rows:
             raise UserError(f"prompt '{prompt}': the learned word {word} has {len(rows)} rows; write {' '.join(rows)}")
 
 
@@ -59,10 +59,10 @@ def word_token_positions(tokenizer: Any, prompt: str, words: str) -> list[int]:
 
 
 def word_weights(source: Float[Tensor, "n d"], target: Float[Tensor, "m d"]) -> Float[Tensor, "m n"]:
-    """How much of each old word's map a new word takes; rows sum to 1.
+    """The weights of the source words' maps in the map of each target word; rows sum to 1.
 
-    Equal counts are assigned one to one with the greatest total cosine similarity; otherwise the weights are
-    the similarities themselves, negative ones cut off (all alike if none is positive).
+    Equal numbers of words are assigned one to one with the largest total cosine similarity; otherwise the weights are
+    the positive similarities, normalized (equal weights if none is positive).
     """
     similarity = torch.nn.functional.cosine_similarity(target[:, None], source[None], dim=-1)
     if len(source) == len(target):
@@ -76,20 +76,20 @@ def word_weights(source: Float[Tensor, "n d"], target: Float[Tensor, "m d"]) -> 
     return positive / positive.sum(dim=1, keepdim=True)
 
 
-def _others(prompt: str, kept: list[int]) -> list[str]:
-    """The words that stay, articles made alike."""
-    return ["a" if word.lower() in ("a", "an") else word for word in (prompt.split()[i] for i in kept)]
+def _words_at(prompt: str, positions: list[int]) -> list[str]:
+    """The words at some positions of the prompt, "an" as "a"."""
+    return ["a" if word.lower() in ("a", "an") else word for word in (prompt.split()[i] for i in positions)]
 
 
 def map_alignment_matrix(
     tokenizer: Any, source: str, target: str, source_words: str, target_words: str,
     source_embedding: Float[Tensor, "l d"], target_embedding: Float[Tensor, "l d"],
 ) -> Float[Tensor, "l l"]:  # fmt: skip
-    """The matrix A with `new_maps = old_maps @ A` (Prompt-to-Prompt for unequal word counts).
+    """The matrix A with `target_maps = source_maps @ A` (Prompt-to-Prompt for unequal word counts).
 
-    Every token of a new word takes the weighted mean of the old words' maps, a word's map being the mean over its
-    tokens; all other words, the start token and the padding keep theirs at their shifted positions. "a" and "an" count
-    as the same word.
+    Every token of a target word gets the weighted mean of the source words' maps, the map of a word being the mean over
+    its tokens; all other words, the start token and the padding keep their maps at shifted positions. "a" and "an" are
+    the same word.
     """
     old_spans, new_spans = token_spans(tokenizer, source), token_spans(tokenizer, target)
     old_words, new_words = find_words(source, source_words), find_words(target, target_words)
@@ -108,11 +108,11 @@ def map_alignment_matrix(
             for weight, old_word in zip(row, old_words, strict=True):
                 matrix[old_spans[old_word], new] = weight.item() / len(old_spans[old_word])
 
-    kept_old = [i for i in range(len(old_spans)) if i not in old_words]
-    kept_new = [i for i in range(len(new_spans)) if i not in new_words]
-    if _others(source, kept_old) != _others(target, kept_new):
+    unchanged_old = [i for i in range(len(old_spans)) if i not in old_words]
+    unchanged_new = [i for i in range(len(new_spans)) if i not in new_words]
+    if _words_at(source, unchanged_old) != _words_at(target, unchanged_new):
         raise ValueError(f"'{source}' and '{target}' differ in more than '{source_words}' -> '{target_words}'")
-    for i, j in zip(kept_old, kept_new, strict=True):
+    for i, j in zip(unchanged_old, unchanged_new, strict=True):
         for k, new in enumerate(new_spans[j]):
             matrix[old_spans[i][min(k, len(old_spans[i]) - 1)], new] = 1.0
     matrix[0, 0] = 1.0

@@ -1,4 +1,4 @@
-"""A computation that is done again in the backward pass, of which nothing but its inputs is kept in between."""
+"""Gradient checkpointing that keeps nothing but the inputs of a computation, which the backward pass repeats."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 
 
 def checkpointed(compute: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """`compute(*inputs)`, whose gradient reaches the inputs alone: weights that `compute` uses have to be frozen.
+    """`compute(*inputs)`, with gradients of the inputs alone: weights that `compute` uses have to be frozen.
 
-    Unlike `torch.utils.checkpoint`, which keeps the emptied graph of the forward pass (5 MB of nodes for a step of a
-    small UNet), this keeps no graph at all, so that memory does not grow with the number of steps.
+    `torch.utils.checkpoint` keeps the empty graph of the forward pass (5 MB of nodes for a step of a small UNet). This
+    keeps no graph, so that memory does not grow with the number of steps.
     """
     outputs: tuple[Tensor, ...] = _Recomputed.apply(compute, *inputs)
     return outputs
@@ -31,10 +31,10 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
-        wanted = [x for x in inputs if x.requires_grad]
+        differentiable = [x for x in inputs if x.requires_grad]
         with torch.enable_grad():
             outputs = ctx.compute(*inputs)
-        reached = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
-        ends, weights = zip(*reached, strict=True)
-        found = iter(torch.autograd.grad(ends, wanted, weights, allow_unused=True))
-        return None, *(next(found) if x.requires_grad else None for x in inputs)
+        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
+        outputs, output_gradients = zip(*pairs, strict=True)
+        input_gradients = iter(torch.autograd.grad(outputs, differentiable, output_gradients, allow_unused=True))
+        return None, *(next(input_gradients) if x.requires_grad else None for x in inputs)

@@ -1,4 +1,4 @@
-"""How a chain goes from noise to a picture, and where the chain of a given picture begins: DDIM and the LCM's."""
+"""Samplers: the steps of a chain from noise to an image, and its inversion; DDIM and consistency sampling (LCM)."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from classifier_lens.models.generator.pipeline.noise_levels import check_nonzero
 from classifier_lens.runner.configuration.value_ranges import ChainSteps, LearningRate, NonNegative, Steps
 from classifier_lens.runner.types import UserError
 
-# What a chain follows from beside its text, batch first: `latent` "b c y x", z_T; `noise` "b t c y x", what each step
-# adds; `null` "b t l d", N_t of samplers with a null branch.
+# The inputs of a chain beside its text, batch first: `latent` "b c y x", z_T; `noise` "b t c y x", added by each step;
+# `null` "b t l d", N_t of samplers with a null branch.
 SamplerInputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class NullTextInversion:
-    """Settings of null-text inversion: see `models.generator.inversion.null_text`."""
+    """Settings of null-text inversion, see `models.generator.inversion.null_text_inversion`."""
 
     lr: LearningRate
     inner_steps: Steps
@@ -43,8 +43,8 @@ class NullTextInversion:
 
 
 class Sampler(Protocol):
-    """T steps from noise to a picture. embedding_names: what the UNet is called with at every step, by name;
-    fingerprint: everything beside the networks that a chain follows from."""
+    """T steps from noise to an image. embedding_names: names of the embeddings that the UNet gets at every step;
+    fingerprint: all settings that the chain depends on, beside the networks."""
 
     embedding_names: ClassVar[tuple[str, ...]]
 
@@ -55,31 +55,30 @@ class Sampler(Protocol):
     def fingerprint(self) -> object: ...
 
     def inversion_fingerprint(self, seed: int) -> object:
-        """Everything beside the networks and `fingerprint` that a picture's course follows from."""
+        """All settings that an image's inversion depends on, beside the networks and `fingerprint`."""
 
     def check_inversion(self) -> None:
-        """Raise UserError where pictures cannot be inverted."""
+        """Raise UserError if images cannot be inverted."""
 
     def predict(
         self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: AttentionControl | None
     ) -> Float[Tensor, "b c y x"]:
-        """What step i takes, ε or v as the schedule says; embeddings "b l d" by name."""
+        """The prediction of step i, ε or v as the schedule says; embeddings: "b l d" by name; maps: None for none."""
 
     def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """Step i with a prediction -> (next latent, x0-prediction). noise: what this step adds."""
+        """Step i with a prediction -> (next latent, x0-prediction). noise: that this step adds."""
 
     def sample_inputs(self, networks: Networks, seeds: Sequence[int], side: int) -> SamplerInputs:
-        """The courses of drawn pictures, each from its own seed."""
+        """The inputs of chains that generate images, each sampled from its own seed. side: of the latents."""
 
     def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> SamplerInputs:
-        """The parts of courses whose chains return to the latents z0 of pictures with these prompts; what is missing is
-        as drawn."""
+        """Inputs with which the chains of these prompts return to the latents z0; missing ones are the sampled ones."""
 
 
 @dataclass(frozen=True)
 class DdimSampler:
-    """DDIM with classifier-free guidance, in the other steps by the text branch alone; pictures are found by null-text
-    inversion. guidance_interval: the steps that are guided."""
+    """DDIM with classifier-free guidance, and null-text inversion. guidance_interval: the steps with guidance; other
+    steps have the text branch alone."""
 
     schedule: NoiseSchedule
     guidance_scale: float
@@ -145,14 +144,14 @@ class DdimSampler:
             self.guidance_interval,
             settings.update_before_stop,
         )
-        # Contiguous, as what a cache gives back: kernels may round by a tensor's layout.
+        # Contiguous, as the cache returns it: kernels may round by the layout of a tensor.
         return {"latent": trajectory[:, 0].contiguous(), "null": nulls}
 
 
 @dataclass(frozen=True)
 class LcmSampler:
-    """Multistep consistency sampling, one branch (Luo et al., 2023): the noise of every step belongs to the course, and
-    that of the last one is an offset. guidance_scale: what the UNet is told, None for one that is not told any."""
+    """Multistep consistency sampling with one branch (Luo et al., 2023): the noise of every step is an input, that of
+    the last step an offset. guidance_scale: input of the UNet, None for a UNet without it."""
 
     schedule: NoiseSchedule
     guidance_scale: float | None
@@ -166,7 +165,7 @@ class LcmSampler:
         return ("edit-friendly", seed)
 
     def check_inversion(self) -> None:
-        """Every picture can be inverted."""
+        """Every image can be inverted."""
 
     def predict(
         self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: AttentionControl | None
@@ -175,26 +174,26 @@ class LcmSampler:
 
     def advance(self, z: Tensor, predicted: Tensor, noise: Tensor, i: int) -> tuple[Tensor, Tensor]:
         s = self.schedule
-        following, x0 = lcm_step(
+        z_next, x0 = lcm_step(
             z, predicted, noise, s.timesteps[i], s.alphas_cumprod[i], s.alphas_cumprod_next[i], s.v_prediction
         )
-        return (following, x0) if i < len(s) - 1 else (x0 + noise, x0 + noise)
+        return (z_next, x0) if i < len(s) - 1 else (x0 + noise, x0 + noise)
 
     def sample_inputs(self, networks: Networks, seeds: Sequence[int], side: int) -> SamplerInputs:
-        drawn = networks.sample_noise(seeds, side, len(self.schedule))
-        return {"latent": drawn[:, 0], "noise": torch.cat([drawn[:, 1:], torch.zeros_like(drawn[:, :1])], dim=1)}
+        noise = networks.sample_noise(seeds, side, len(self.schedule))
+        return {"latent": noise[:, 0], "noise": torch.cat([noise[:, 1:], torch.zeros_like(noise[:, :1])], dim=1)}
 
     @torch.no_grad()
     def invert(self, networks: Networks, z0: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> SamplerInputs:
         text = networks.embed(prompts)
         noise = networks.sample_noise(seeds, z0.shape[-1], len(self.schedule)).to(z0)
 
-        def end(z: Tensor, i: int) -> Tensor:
+        def predict_x0(z: Tensor, i: int) -> Tensor:
             predicted = self.predict(networks, z, {"text": text}, i, None)
             return self.advance(z, predicted, torch.zeros_like(z), i)[1]
 
-        latent, constants = inversion.edit_friendly_inversion(end, z0, noise, self.schedule)
-        return {"latent": latent, "noise": constants}
+        latent, step_noise = inversion.edit_friendly_inversion(predict_x0, z0, noise, self.schedule)
+        return {"latent": latent, "noise": step_noise}
 
 
 def ddim(
@@ -204,8 +203,8 @@ def ddim(
     null_text: NullTextInversion | None,
     guidance_interval: Sequence[float],
 ) -> DdimSampler:
-    """DDIM with the noise levels and times of the pipeline's scheduler. guidance_interval: from which share of the
-    chain to which it is guided (Kynkäänniemi et al., 2024). Raises UserError for shares that are none, and see
+    """DDIM with the noise levels and timesteps of the pipeline's scheduler. guidance_interval: start and end of the
+    guidance as shares of the chain (Kynkäänniemi et al., 2024). Raises UserError for other numbers, and see
     `check_nonzero_snr`."""
     first, last = guidance_interval
     if not 0 <= first < last <= 1:
@@ -233,7 +232,7 @@ def lcm(
 ) -> LcmSampler:
     """Consistency sampling; original_inference_steps: of the solver that the model was distilled from.
 
-    Raises UserError for settings that have no effect with it.
+    Raises UserError for settings that have no effect.
     """
     if null_text is not None:
         raise UserError("generator.null_text: has no effect with a consistency model, set it to null")
@@ -241,7 +240,7 @@ def lcm(
         raise UserError("generator.guidance_interval: has no effect with a consistency model, set it to [0.0, 1.0]")
     if guidance_scale != 1 and not networks.has_guidance_embedding:
         raise UserError(
-            f"generator.guidance_scale={guidance_scale}: this UNet is not told any guidance scale, allowed is 1"
+            f"generator.guidance_scale={guidance_scale}: this UNet has no guidance scale as input, allowed is 1"
         )
     schedule = replace(
         lcm_schedule(networks.scheduler.alphas_cumprod, steps, original_inference_steps),

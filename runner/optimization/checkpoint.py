@@ -14,8 +14,8 @@ from classifier_lens.runner.optimization.loop import InitialChoice, Optimization
 
 
 def save(path: Path, state: OptimizationState, run_identity: Mapping[str, str]) -> None:
-    """Write a state; the old file stays until the new one is complete. run_identity: what it belongs to, which `load`
-    asks for."""
+    """Write a state; the old file stays until the new one is complete. run_identity: what the state belongs to, which
+    `load` compares."""
     tensors = {f"controls.{k}": v for k, v in state.controls.items()}
     tensors |= {f"best.{k}": v for k, v in state.best_controls.items()}
     tensors |= {f"moments.{k}.{m}": v for k, moments in state.optimizer_state.items() for m, v in moments.items()}
@@ -28,13 +28,13 @@ def save(path: Path, state: OptimizationState, run_identity: Mapping[str, str]) 
 
 
 def load(path: Path, device: torch.device, run_identity: Mapping[str, str], steps: int) -> OptimizationState:
-    """Read a state back, bit for bit. steps: the most that its batch can have taken.
+    """The saved state, bit for bit. steps: the largest number of steps of the batch.
 
-    Raises FileNotFoundError, and DamagedFileError if the file is not what was saved or was saved for another owner.
+    Raises FileNotFoundError, and DamagedFileError if the file is damaged or belongs to another run or other problems.
     """
     file = read_tensors(path)
-    if foreign := [name for name, text in run_identity.items() if file.metadata.get(name) != text]:
-        raise DamagedFileError(f"belongs to another {foreign[0]}")
+    if different := [name for name, text in run_identity.items() if file.metadata.get(name) != text]:
+        raise DamagedFileError(f"belongs to another {different[0]}")
     tensors = {name: value.to(device) for name, value in file.tensors.items()}
     plain = json.loads(file.metadata["state"])
     if plain["step"] > steps:

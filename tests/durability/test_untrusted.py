@@ -157,7 +157,7 @@ def test_an_adapter(name: str, kind: str, tmp_path: Path, tiny_folder: Path) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_of_an_earlier_answer(kind: str, tmp_path: Path) -> None:
     load = str(pickled(tmp_path / "controls.safetensors", kind))
-    assert refused(lambda: SoftPrompt(load_path=load)._loaded(1, 4))
+    assert refused(lambda: SoftPrompt(load_path=load)._load(1, 4))
 
 
 # --- data ----------------------------------------------------------------------------------------------------

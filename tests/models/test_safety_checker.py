@@ -103,6 +103,6 @@ def test_a_run_says_what_it_hides(folder: Path, cli: Cli, capfd: pytest.CaptureF
     assert outcome.code == 0, outcome
     (screened,) = [path for path in plain.parent.iterdir() if path != plain]
     read = lambda run: json.loads((run / "results.jsonl").read_text().splitlines()[0])  # noqa: E731
-    said = "3 of 3 pictures were flagged as unsafe and are blurred"
+    said = "3 of 3 images were flagged as unsafe and are blurred"
     assert said in read(screened)["warnings"] and said not in read(plain)["warnings"]
     assert said in (screened / "index.html").read_text()

@@ -182,7 +182,7 @@ def test_a_device_that_is_lost_ends_the_process(monkeypatch: pytest.MonkeyPatch)
     """Nothing else of it is blamed on a problem."""
     monkeypatch.setattr("classifier_lens.runner.retry.device_works", lambda device: False)
     work = Work(on("c", RuntimeError("CUDA error: device-side assert triggered")))
-    with pytest.raises(DeviceLostError, match="cpu computes nothing more: RuntimeError: CUDA error"):
+    with pytest.raises(DeviceLostError, match="cpu does not work any more: RuntimeError: CUDA error"):
         work("abc")
     assert work.tried == ["abc"] and set(work.failed) == set("abc")
 

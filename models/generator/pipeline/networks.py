@@ -1,4 +1,4 @@
-"""The networks of a latent diffusion model, frozen, and where they are loaded from."""
+"""The frozen networks of a latent diffusion model, and their loading."""
 
 from __future__ import annotations
 
@@ -32,17 +32,14 @@ from classifier_lens.models.hub import as_user_error, local_folder
 from classifier_lens.runner.types import UserError
 
 NETWORK_CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-IGNORED_CONFIG_KEYS = (
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-)  # what a configuration says of the library that wrote it
+# Keys of configurations that depend on the library that wrote them.
+IGNORED_CONFIG_KEYS = ("transformers_version", "dtype", "torch_dtype")
 
 
 class Networks:
-    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and times; v_prediction:
-    whether the UNet predicts v, not ε; digest: of their weights and configurations; straight_through_clamp: whether the
-    gradient of a decoded image passes where it is cut to [0, 1]."""
+    """Autoencoder, UNet, text encoder and tokenizer of a pipeline; scheduler: its noise levels and timesteps;
+    v_prediction: whether the UNet predicts v, not ε; digest: of the weights and configurations; straight_through_clamp:
+    whether the gradient of a decoded image passes where the image is clipped to [0, 1]."""
 
     def __init__(self, pipe: StableDiffusionPipeline, digest: str) -> None:
         self.scheduler = to_ddim_scheduler("generator.path", pipe.scheduler)
@@ -60,7 +57,7 @@ class Networks:
 
     @property
     def vae_scale_factor(self) -> int:
-        """How many pixels of a picture one latent pixel stands for, along each side."""
+        """Pixels of the image per latent pixel, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -71,16 +68,16 @@ class Networks:
 
     @property
     def has_guidance_embedding(self) -> bool:
-        """Whether the UNet is told a guidance scale (`timestep_cond`)."""
+        """Whether the guidance scale is an input of the UNet (`timestep_cond`)."""
         return self.unet.config.time_cond_proj_dim is not None
 
     def compile(self) -> None:
-        """Have UNet and decoder compiled when they are first called, for each size of batch anew."""
+        """Compile UNet and decoder at their first call with each batch size."""
         self.unet.compile()
         self.vae.decoder.compile()
 
     def to_channels_last(self) -> None:
-        """Have UNet and autoencoder keep a pixel's channels side by side, as the tensor cores of GPUs read them."""
+        """Store a pixel's channels of UNet and autoencoder next to each other, for the tensor cores of GPUs."""
         for network in (self.unet, self.vae):
             network.to(memory_format=torch.channels_last)
 
@@ -90,13 +87,13 @@ class Networks:
         return mean.to(images.dtype) * self.vae.config.scaling_factor
 
     def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
-        """Images of scaled latents, cut to [0, 1]."""
+        """Images of scaled latents, clipped to [0, 1]."""
         decoded = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         image = decoded.to(latents.dtype) / 2 + 0.5
         return image + (image.clamp(0, 1) - image).detach() if self.straight_through_clamp else image.clamp(0, 1)
 
     def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
-        """Token numbers of prompts, padded to the model's length."""
+        """Token ids of prompts, padded to the model's length."""
         length = self.tokenizer.model_max_length
         encoded = self.tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt")
         return encoded.input_ids.to(self.device)
@@ -107,14 +104,14 @@ class Networks:
             return self.text_encoder(self.tokenize(prompts))[0].float()
 
     def pad_tokens(self, tokens: Sequence[Sequence[int]]) -> Int[Tensor, "b l"]:
-        """Token numbers between the first and the last mark, padded as `tokens` pads prompts."""
-        own = self.tokenizer
-        rows = [[own.bos_token_id, *row, own.eos_token_id] for row in tokens]
-        rows = [row + [own.pad_token_id] * (own.model_max_length - len(row)) for row in rows]
+        """Token ids with start and end token, padded as `tokenize` pads prompts."""
+        tokenizer = self.tokenizer
+        rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in tokens]
+        rows = [row + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row)) for row in rows]
         return torch.tensor(rows, device=self.device)
 
     def token_embeddings(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """What the text encoder looks up for tokens, before their positions are added."""
+        """The text encoder's embeddings of tokens, before those of positions are added."""
         with torch.no_grad():
             vectors: Tensor = self.text_encoder.get_input_embeddings()(tokens)
             return vectors.float()
@@ -122,38 +119,40 @@ class Networks:
     def encode_token_embeddings(
         self, tokens: Int[Tensor, "b l"], vectors: Float[Tensor, "b l d"]
     ) -> Float[Tensor, "b l d"]:
-        """Text embeddings of given token vectors, with gradients; tokens: what stands in their places by number."""
+        """Text embeddings from token embeddings, with gradients; tokens: ids at their positions."""
         lookup = self.text_encoder.get_input_embeddings()
-        given = lookup.register_forward_hook(lambda module, arguments, found: vectors.to(found.dtype))
+        hook = lookup.register_forward_hook(lambda module, arguments, output: vectors.to(output.dtype))
         try:
             embedded: Tensor = self.text_encoder(tokens)[0]
         finally:
-            given.remove()
+            hook.remove()
         return embedded.float()
 
     def predict(
         self, z: Float[Tensor, "b c y x"], t: Tensor, text: Float[Tensor, "b l d"],
         maps: cross_attention.AttentionControl | None = None, guidance: float | None = None,
     ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """What the UNet predicts, ε or v; guidance: the scale that it is told, None where it is not told any."""
+        """The UNet's prediction, ε or v; guidance: scale that is its input, None for a UNet without it."""
         dtype = self.unet.dtype
         kwargs = None if maps is None else {"maps": maps}
-        told = None
+        condition = None
         if guidance is not None:
             scales = torch.full((len(z),), guidance, device=z.device)
-            told = guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(dtype)
-        predicted = self.unet(z.to(dtype), t, text.to(dtype), timestep_cond=told, cross_attention_kwargs=kwargs).sample
+            condition = guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(dtype)
+        predicted = self.unet(
+            z.to(dtype), t, text.to(dtype), timestep_cond=condition, cross_attention_kwargs=kwargs
+        ).sample
         return predicted.to(z.dtype)
 
     def sample_noise(self, seeds: Sequence[int], side: int, count: int) -> Float[Tensor, "b n c y x"]:
-        """`count` latents of noise per seed; the same on every device, and the first ones whatever the count."""
+        """`count` latents of noise per seed; equal on all devices, the first ones for every count."""
         shape = (self.unet.config.in_channels, side, side)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         draws = [torch.stack([torch.randn(shape, generator=g) for _ in range(count)]) for g in generators]
         return torch.stack(draws).to(self.device)
 
     def attention_map_sides(self, side: int) -> list[int]:
-        """The sides of the XA maps that the UNet has for latents of this side, in latent pixels."""
+        """The sides of the UNet's cross-attention maps for latents of this side, in latent pixels."""
         kinds = self.unet.config.down_block_types
         levels = [-(-side // 2**i) for i in range(len(kinds))]
         crossed = [level for level, kind in zip(levels, kinds, strict=True) if "CrossAttn" in kind]
@@ -166,11 +165,11 @@ def load_networks(
 ) -> Networks:  # fmt: skip
     """The networks of a pipeline's folder, or of a hub id whose files are in the hub's cache.
 
-    unet: a folder or hub id whose UNet takes the place of the pipeline's own; lora: one whose adapter is fused with it;
-    variant: which of the pipeline's files are read, such as fp16, None for those without such a word in their names;
-    download_hint: says how to get them. Raises UserError in one line if weights are not there, if the folder holds
-    another kind of pipeline, and unless an adapter fits whole; where small files tell, before any weight is read."""
-    number, place = parse_dtype("generator.dtype", dtype), parse_device("generator.device", device)
+    unet: a folder or hub id whose UNet replaces the pipeline's; lora: of an adapter that is fused with it; variant: of
+    the files that are read, such as fp16, None for files without a variant; download_hint: how to get them. Raises
+    UserError if weights are missing, if the folder holds another kind of pipeline, and if an adapter does not fit;
+    before any weight is read, where small files tell."""
+    number_format, target = parse_dtype("generator.dtype", dtype), parse_device("generator.device", device)
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
@@ -184,23 +183,25 @@ def load_networks(
         keys["unet"] = f"generator.unet={unet}"
         parts["unet"] = local_folder(keys["unet"], unet, None, download_hint) / "unet"
         check_unet(keys["unet"], "UNet", parts["unet"], folder)
-    chosen = choose_variants(keys, parts, variant, download_hint)
-    networks = {name: _read(keys[name], NETWORK_CLASSES[name], parts[name], chosen[name], number) for name in parts}
+    variants = choose_variants(keys, parts, variant, download_hint)
+    networks = {
+        name: _read(keys[name], NETWORK_CLASSES[name], parts[name], variants[name], number_format) for name in parts
+    }
     with as_user_error(key, WANTED):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     pipe = StableDiffusionPipeline(
         **networks, tokenizer=tokenizer, scheduler=None, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
-    pipe.register_modules(scheduler=scheduler)  # the pipeline would have set steps_offset to 1, whatever its file says
-    _check_words(key, pipe)
+    pipe.register_modules(scheduler=scheduler)  # the pipeline's constructor would set steps_offset to 1
+    _check_vocabulary(key, pipe)
     if lora is not None:
         fuse_lora(pipe, lora, download_hint)
-    return Networks(pipe.to(place), pipeline_digest(pipe))
+    return Networks(pipe.to(target), pipeline_digest(pipe))
 
 
 def _read(key: str, model_class: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
-    """A network with all its weights. Raises UserError if its files are broken or leave weights out."""
+    """A network with all its weights. Raises UserError if its files are broken or weights are missing."""
     with as_user_error(key, WANTED):
         network, info = model_class.from_pretrained(folder, variant=variant, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
@@ -210,8 +211,8 @@ def _read(key: str, model_class: Any, folder: Path, variant: str | None, dtype: 
     return network
 
 
-def _check_words(key: str, pipe: StableDiffusionPipeline) -> None:
-    """Raise UserError for words that the tokenizer knows and the text encoder has no embedding of."""
+def _check_vocabulary(key: str, pipe: StableDiffusionPipeline) -> None:
+    """Raise UserError for words of the tokenizer without an embedding in the text encoder."""
     rows = pipe.text_encoder.get_input_embeddings().num_embeddings
     words = sorted(word for word, number in pipe.tokenizer.get_vocab().items() if number >= rows)
     if words:
@@ -227,11 +228,11 @@ def pipeline_digest(pipe: StableDiffusionPipeline) -> str:
     sha = hashlib.sha256()
     for part in (pipe.vae, pipe.text_encoder, pipe.unet, pipe.scheduler):
         config = part.config if isinstance(part.config, dict) else part.config.to_dict()
-        told = {k: v for k, v in config.items() if not k.startswith("_") and k not in IGNORED_CONFIG_KEYS}
-        sha.update(json.dumps(told, sort_keys=True, default=str).encode())
-    words = json.loads(pipe.tokenizer.backend_tokenizer.to_str())
-    words |= {"padding": None, "truncation": None}  # of the last call
-    sha.update(json.dumps([words, pipe.tokenizer.model_max_length], sort_keys=True).encode())
+        settings = {k: v for k, v in config.items() if not k.startswith("_") and k not in IGNORED_CONFIG_KEYS}
+        sha.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    vocabulary = json.loads(pipe.tokenizer.backend_tokenizer.to_str())
+    vocabulary |= {"padding": None, "truncation": None}  # of the last call
+    sha.update(json.dumps([vocabulary, pipe.tokenizer.model_max_length], sort_keys=True).encode())
     for network in (pipe.vae, pipe.text_encoder, pipe.unet):
         for name, value in sorted(network.state_dict().items()):
             sha.update(name.encode())

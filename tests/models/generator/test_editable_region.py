@@ -1,4 +1,4 @@
-"""What is free to change, by what is to be kept; and what is said of a mask."""
+"""The editable region by the preserved one, and warnings about masks."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_only_odd_masks_are_described(keep: str) -> None:
         [mask(share) for share in (0.0, 0.01, LARGE_MASK_FRACTION - 0.01, LARGE_MASK_FRACTION + 0.01, 1.0)]
     )
     notes = mask_warnings(masks, [problem(keep) for _ in masks])
-    whole = "free to change" if keep == "background" else "kept"
+    whole = "editable" if keep == "background" else "preserved"
     assert notes == [
-        ["the mask of 'rock crab' was empty: the whole picture is free to change"], [], [],
-        ["the mask of 'rock crab' covers 61% of the picture"],
-        [f"the mask of 'rock crab' covers everything: the whole picture is {whole}"],
+        ["the mask of 'rock crab' was empty: the whole image is editable"], [], [],
+        ["the mask of 'rock crab' covers 61% of the image"],
+        [f"the mask of 'rock crab' covers everything: the whole image is {whole}"],
     ]  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def test_settings_without_effect_are_refused(
 ) -> None:
     untold = Networks(tiny_pipe, "x")
     assert lcm(untold, 4, 1.0, None, [0.0, 1.0], 50).guidance_scale is None
-    with pytest.raises(UserError, match=r"guidance_scale=3.0: this UNet is not told any"):
+    with pytest.raises(UserError, match=r"guidance_scale=3.0: this UNet has no guidance scale"):
         lcm(untold, 4, 3.0, None, [0.0, 1.0], 50)
     with pytest.raises(UserError, match="null_text"):
         lcm(Networks(tiny_lcm_pipe, "x"), 4, 3.0, NullTextInversion(0.01, 3, 1e-5, 2e-5, False), [0.0, 1.0], 50)

@@ -387,7 +387,7 @@ def test_only_allowed_tokens_are_chosen(make_generator: Make) -> None:
     assert chosen(vocabulary=["sand"]) == sand and chosen(exclude=["sand"]) == everything - sand
     with pytest.raises(UserError, match="no token left"):
         chosen(vocabulary=["sand"], exclude=["sand"])
-    with pytest.raises(UserError, match="is not among the tokens"):
+    with pytest.raises(UserError, match="is not among the allowed tokens"):
         initialize(hard(make_generator(), exclude=["sand"]), [asked("a *sand")])
 
 
