@@ -1,2 +1,2 @@
-"""Data sets, the renderer of the planted world, and the selection of images and masks.
-Small classifiers trained on them are in models/pretrained/."""
+"""Data sets, decoding and selection of images, masks from files, and shortcuts in training images.
+planted/ renders the planted world; classifiers that are trained on the data sets are in models/pretrained/."""

@@ -1,4 +1,4 @@
-"""Pickles of plain values and NumPy arrays, as CIFAR-10's batches are; one that calls anything else is refused."""
+"""Unpickling of plain values and NumPy arrays, as in the batches of CIFAR-10, without running other code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import io
 import pickle
 from typing import Any
 
-# What NumPy's own pickles call, under its names before and since version 2; `encode` is how Python 3 writes bytes for
-# Python 2 to read.
+# Functions in pickles of NumPy, under their names before and since version 2; Python 3 uses `encode` when it writes
+# bytes for Python 2.
 NUMPY_GLOBALS = frozenset(
     {
         *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
@@ -18,18 +18,18 @@ NUMPY_GLOBALS = frozenset(
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads nothing but containers of plain values and arrays."""
+    """An unpickler that refuses everything except plain values, containers and arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NUMPY_GLOBALS:
-            raise pickle.UnpicklingError(f"holds code ({module}.{name}), which is never run")
+            raise pickle.UnpicklingError(f"contains code ({module}.{name}), which is never run")
         return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
 
 
 def unpickle_arrays(content: bytes) -> Any:
-    """What a pickle of plain values and arrays holds, texts of Python 2 read as Latin-1.
+    """The content of a pickle of plain values and arrays; texts of Python 2 are decoded as Latin-1.
 
-    Raises pickle.UnpicklingError, in words, if it is damaged or would call anything but NumPy's own constructors.
+    Raises pickle.UnpicklingError if it is damaged or contains code other than NumPy's constructors.
     """
     try:
         return ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()

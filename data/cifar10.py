@@ -1,4 +1,4 @@
-"""CIFAR-10 photographs, from torchvision's folder or from zips of JPEG files."""
+"""CIFAR-10, from torchvision's folder or from zip files of JPEG files."""
 
 from __future__ import annotations
 
@@ -16,39 +16,42 @@ from PIL import Image
 from torch import Tensor
 
 from classifier_lens.data.array_pickle import unpickle_arrays
-from classifier_lens.data.image_folder import DECODE_ERRORS
-from classifier_lens.data.image_selection import check_choice, check_count, check_index, hash_values, shuffled_indices
+from classifier_lens.data.digests import hash_values
+from classifier_lens.data.image_selection import check_choice, check_count, check_index, shuffled_indices
+from classifier_lens.data.images import DECODE_ERRORS
+from classifier_lens.data.similar_classes import PairedClasses
 from classifier_lens.runner.configuration.value_ranges import Count, OneOf, Seed
 from classifier_lens.runner.types import Example, UserError, first_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Classes that look similar or have similar backgrounds.
 PAIRS = (("airplane", "ship"), ("automobile", "truck"), ("bird", "frog"), ("cat", "dog"), ("deer", "horse"))
 
 
 def read_split(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
-    """All photographs of a split: images (n, 3, 32, 32) uint8, labels (n,) long, and a name for each.
+    """All images of a split (n, 3, 32, 32) in uint8, their labels (n,), and their names.
 
-    `path` holds `cifar-10-batches-py` as torchvision unpacks it, or `train.zip` and `test.zip` with files
-    `<split>/<class>/<number>.jpg`. Raises FileNotFoundError if it holds neither.
+    path: a folder with `cifar-10-batches-py` as unpacked by torchvision, or with `train.zip` and `test.zip` of files
+    `<split>/<class>/<number>.jpg`. Raises FileNotFoundError if it has neither.
     """
     path = Path(path)
     if (folder := path / "cifar-10-batches-py").is_dir():
         return _load_batches(folder, split)
     if (archive := path / f"{split}.zip").is_file():
         return _load_zip(archive, split)
-    raise FileNotFoundError(f"data.path={path}: neither cifar-10-batches-py/ (torchvision) nor {split}.zip is there")
+    raise FileNotFoundError(f"data.path={path}: has neither cifar-10-batches-py/ (torchvision) nor {split}.zip")
 
 
 def _load_batches(folder: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
     files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    batches = [_batch(folder / name) for name in files]
+    batches = [_load_batch(folder / name) for name in files]
     images = torch.from_numpy(np.concatenate([data for data, _ in batches]).reshape(-1, 3, 32, 32))
-    labels = torch.tensor([label for _, own in batches for label in own])
+    labels = torch.tensor([label for _, batch_labels in batches for label in batch_labels])
     return images, labels, [f"{split}-{i:05d}" for i in range(len(labels))]
 
 
-def _batch(path: Path) -> tuple[np.ndarray, list[int]]:
-    """Photographs (n, 3072) uint8 and their classes. Raises ValueError or UnpicklingError if the file is no batch."""
+def _load_batch(path: Path) -> tuple[np.ndarray, list[int]]:
+    """Images (n, 3072) in uint8 and their labels. Raises ValueError or UnpicklingError for another content."""
     try:
         batch = unpickle_arrays(path.read_bytes())
     except pickle.UnpicklingError as error:
@@ -56,9 +59,9 @@ def _batch(path: Path) -> tuple[np.ndarray, list[int]]:
     data, labels = (batch.get(key) if isinstance(batch, dict) else None for key in ("data", "labels"))
     size = 3 * 32 * 32
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == size):
-        raise ValueError(f"{path.name} has no `data` of {size} bytes a photograph")
+        raise ValueError(f"{path.name} has no `data` of {size} bytes per image")
     if not (isinstance(labels, list) and len(labels) == len(data) and set(labels) <= set(range(len(CLASSES)))):
-        raise ValueError(f"{path.name} has no `labels` from 0 to {len(CLASSES) - 1}, one for each photograph")
+        raise ValueError(f"{path.name} has no `labels` from 0 to {len(CLASSES) - 1}, one per image")
     return data, labels
 
 
@@ -67,20 +70,25 @@ def _load_zip(archive: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
     with zipfile.ZipFile(archive) as files:
         for entry in sorted(n for n in files.namelist() if n.endswith(".jpg") and n.startswith(f"{split}/")):
             _, label, file = entry.split("/")
-            picture = Image.open(io.BytesIO(files.read(entry)), formats=["JPEG"]).convert("RGB")
-            images.append(np.asarray(picture).transpose(2, 0, 1))
+            image = Image.open(io.BytesIO(files.read(entry)), formats=["JPEG"]).convert("RGB")
+            images.append(np.asarray(image).transpose(2, 0, 1))
             labels.append(CLASSES.index(label))
             names.append(f"{split}-{label}-{Path(file).stem}")
     return torch.from_numpy(np.stack(images)), torch.tensor(labels), names
 
 
-class Cifar10:
-    """CIFAR-10 photographs as a `runner.types.Dataset`; nobody captioned them.
+class Cifar10(PairedClasses):
+    """CIFAR-10 as a `runner.types.Dataset` without captions.
 
-    path: as for `load`; split: train | test; count: how many, None for all; seed: of their order.
+    Args:
+        path: see `read_split`.
+        split: train | test.
+        count: number of images, None for all.
+        seed: of their order.
     """
 
     labels: tuple[str, ...] = CLASSES
+    pairs = PAIRS
 
     def __init__(
         self, path: str | Path, split: Annotated[str, OneOf(("train", "test"))], count: Count | None, seed: Seed
@@ -101,19 +109,10 @@ class Cifar10:
         return len(self._order)
 
     def __getitem__(self, i: int) -> Example:
-        """Photograph `i` of the seed's order, (3, 32, 32), named after its file."""
+        """Image `i` in the order of the seed, (3, 32, 32), with the name of its file."""
         row = self._order[check_index(i, len(self))]
         return Example(self._names[row], lambda: self._images[row].float() / 255, CLASSES[int(self._labels[row])])
 
     def indices(self, label: str) -> list[int]:
-        """The positions of a class's photographs."""
+        """The positions of the images of a class."""
         return [i for i, row in enumerate(self._order) if CLASSES[int(self._labels[row])] == label.lower()]
-
-    def nearest_class(self, label: str) -> str | None:
-        """The other class of the pair in `PAIRS`: such as look alike, or stand before a like ground."""
-        return next((b if label == a else a for a, b in PAIRS if label in (a, b)), None)
-
-    def similar_classes(self, label: str) -> list[str]:
-        """The other class of the pair alone."""
-        other = self.nearest_class(label)
-        return [] if other is None else [other]

@@ -9,8 +9,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from classifier_lens.data import cifar10
+from classifier_lens.data.planted.uniform_numbers import uniform_numbers
 from classifier_lens.data.shortcuts import FactorValues, Shortcuts, ShortcutStrength, apply_shortcuts
-from classifier_lens.data.uniform_numbers import uniform_numbers
 from classifier_lens.runner.types import UserError
 
 # Clearly different colors, as many as CIFAR-10 has classes; RGB from 0 to 255.

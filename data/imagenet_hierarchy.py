@@ -1,4 +1,4 @@
-"""ImageNet's classes and what they are kinds of, from WordNet: a table that is shipped."""
+"""The hierarchy of ImageNet's classes in WordNet, from a shipped table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pathlib import Path
 
 HIERARCHY_FILE = Path(__file__).with_name("imagenet_hierarchy.csv")  # scripts/tables/imagenet_hierarchy.py writes it
 COMMENT = "#"
-ROOT_WNID = "n00001740"  # entity: everything is a kind of it
+ROOT_WNID = "n00001740"  # entity, the hypernym of all synsets
 COLUMNS = ("index", "id", "name", "kinds")
 
 
 @dataclass(frozen=True)
 class Synset:
-    """What pictures show. index: the class's number, None for what is no class but only stands above some;
-    hypernyms: ids of what it is a kind of directly, mostly one, none for the root."""
+    """A synset of WordNet.
+
+    Args:
+        index: number of the class, None for a hypernym of classes.
+        hypernyms: ids of the direct hypernyms, usually one; none for the root.
+    """
 
     index: int | None
     name: str
@@ -26,7 +30,7 @@ class Synset:
 
 @cache
 def read_synsets() -> Mapping[str, Synset]:
-    """The table by WordNet id (`n01440764`), classes first and in the order of their numbers."""
+    """The synsets by WordNet id (`n01440764`); classes come first, in the order of their numbers."""
     with HIERARCHY_FILE.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith(COMMENT))
         return {
@@ -38,52 +42,57 @@ def read_synsets() -> Mapping[str, Synset]:
 @cache
 def class_names() -> Mapping[str, str]:
     """The names of the 1000 classes by WordNet id, in the order of their numbers."""
-    return {wnid: kind.name for wnid, kind in read_synsets().items() if kind.index is not None}
+    return {wnid: synset.name for wnid, synset in read_synsets().items() if synset.index is not None}
 
 
 def hypernym_distances(wnid: str) -> dict[str, int]:
-    """Everything that `wnid` is a kind of, itself with 0 steps, and the fewest steps up to each."""
-    steps, level, kinds = {wnid: 0}, [wnid], read_synsets()
+    """The number of steps from a synset to each of its direct and indirect hypernyms; 0 to itself."""
+    distances, level, synsets = {wnid: 0}, [wnid], read_synsets()
     while level:
-        above = {kind for one in level for kind in kinds[one].hypernyms if kind not in steps}
-        steps |= dict.fromkeys(above, steps[level[0]] + 1)
-        level = sorted(above)
-    return steps
+        next_level = {above for current in level for above in synsets[current].hypernyms if above not in distances}
+        distances |= dict.fromkeys(next_level, distances[level[0]] + 1)
+        level = sorted(next_level)
+    return distances
 
 
 @cache
-def _below() -> Mapping[str, Mapping[str, int]]:
-    """By id: the classes below it, and the fewest steps down to each."""
-    found: dict[str, dict[str, int]] = {}
+def _classes_below() -> Mapping[str, Mapping[str, int]]:
+    """For each synset the classes below it and the number of steps to them."""
+    classes_below: dict[str, dict[str, int]] = {}
     for wnid in class_names():
-        for above, steps in hypernym_distances(wnid).items():
-            found.setdefault(above, {})[wnid] = steps
-    return found
+        for hypernym, distance in hypernym_distances(wnid).items():
+            classes_below.setdefault(hypernym, {})[wnid] = distance
+    return classes_below
 
 
 @cache
-def _meeting(name: str) -> tuple[str, str] | None:
-    """The nearest other class and the kind under which both meet, by id; None for a name that no class has."""
-    wnid = next((wnid for wnid, own in class_names().items() if own.lower() == name.lower()), None)
+def _nearest_with_hypernym(name: str) -> tuple[str, str] | None:
+    """The ids of the nearest other class and of their common hypernym; None for an unknown class."""
+    wnid = next((wnid for wnid, class_name in class_names().items() if class_name.lower() == name.lower()), None)
     if wnid is None:
         return None
-    ways = [
-        (up + down, -hypernym_distances(kind)[ROOT_WNID], read_synsets()[other].index, other, kind)
-        for kind, up in hypernym_distances(wnid).items() for other, down in _below()[kind].items() if other != wnid
+    paths = [
+        (up + down, -hypernym_distances(hypernym)[ROOT_WNID], read_synsets()[other].index, other, hypernym)
+        for hypernym, up in hypernym_distances(wnid).items()
+        for other, down in _classes_below()[hypernym].items() if other != wnid
     ]  # fmt: skip
-    return min(ways)[-2:]
+    return min(paths)[-2:]
 
 
 def nearest(name: str) -> str | None:
-    """The class at the fewest steps, up to a common kind and down again; of several the one whose common kind lies
-    deepest, then the one with the smallest number. None for a name that no class has; letter case aside."""
-    meeting = _meeting(name)
-    return None if meeting is None else class_names()[meeting[0]]
+    """The class at the smallest distance in the hierarchy; None for an unknown class; letter case is ignored.
+
+    Of several the one with the deepest common hypernym is returned, then the one with the smallest number.
+    """
+    pair = _nearest_with_hypernym(name)
+    return None if pair is None else class_names()[pair[0]]
 
 
 def cluster(name: str) -> list[str]:
-    """All other classes below the kind that a class and its nearest one have in common, in the order of their numbers:
-    those of a great white shark are the other sharks. Empty for a name that no class has."""
-    meeting = _meeting(name)
-    members = () if meeting is None else _below()[meeting[1]]
+    """All other classes below the common hypernym of a class and its nearest class, in the order of their numbers.
+
+    For a great white shark these are the other sharks. Empty for an unknown class.
+    """
+    pair = _nearest_with_hypernym(name)
+    members = () if pair is None else _classes_below()[pair[1]]
     return [class_names()[wnid] for wnid in members if class_names()[wnid].lower() != name.lower()]

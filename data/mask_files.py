@@ -1,4 +1,4 @@
-"""Masks that somebody drew."""
+"""Masks from files of the user."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from classifier_lens.data.image_selection import hash_files, hash_values
+from classifier_lens.data.digests import hash_files, hash_values
 from classifier_lens.runner.types import UserError
 
-MAX_PIXEL_VALUE = {"1": 1, "L": 255, "I;16": 65535}  # the largest value of a pixel, by Pillow's mode
+MAX_PIXEL_VALUE = {"1": 1, "L": 255, "I;16": 65535}  # by Pillow's mode
 
 
 class FileSegmenter:
-    """Masks that somebody drew: the files `<name of the picture>.png` of one folder; see `read_mask`. digest: of all.
+    """A segmenter that reads the files `<name of the image>.png` of a folder, see `read_mask`.
 
-    Raises UserError if there is no such folder.
+    digest: of all files. Raises UserError if the folder is missing.
     """
 
     needs_attention_map = False
 
     def __init__(self, path: str | None) -> None:
         if not path:
-            raise UserError("segmenter.path is missing: give a folder of masks <name of the picture>.png")
+            raise UserError("segmenter.path is missing: give a folder of masks <name of the image>.png")
         self.folder = Path(path).expanduser()
         if not self.folder.is_dir():
-            raise UserError(f"segmenter.path={path}: no such folder; wanted are masks <name of the picture>.png in it")
+            raise UserError(f"segmenter.path={path}: no such folder; wanted is one of masks <name of the image>.png")
         masks = sorted(self.folder.glob("*.png"))
         self.digest = hash_values([mask.name for mask in masks], hash_files(masks))
 
@@ -39,24 +39,27 @@ class FileSegmenter:
         names: Sequence[str],
     ) -> Float[Tensor, "b 1 h w"]:  # fmt: skip
         size = images.shape[-2], images.shape[-1]
-        return torch.stack([read_mask("segmenter.path", self.folder / f"{name}.png", size) for name in names]).to(
-            images
-        )
+        masks = [read_mask("segmenter.path", self.folder / f"{name}.png", size) for name in names]
+        return torch.stack(masks).to(images)
 
 
 def read_mask(key: str, path: str | Path, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
-    """A mask of zeros and ones from a grey PNG: one where a pixel is brighter than half.
+    """The mask of a gray PNG file: 1 where the value exceeds half of the maximum, else 0.
 
-    key: the configuration's, for errors; size: rows and columns of the picture that it belongs to, in pixels.
-    Raises UserError, in one line, if the file is missing, no picture, not grey or of another size.
+    Args:
+        key: configuration key for errors.
+        size: height and width of the image in pixels.
+
+    Raises:
+        UserError: the file is missing, not an image, not gray or of another size.
     """
     path = Path(path).expanduser()
-    wanted = f"wanted is a grey PNG of {size[1]} x {size[0]} pixels, as its picture has"
+    wanted = f"wanted is a gray PNG of {size[1]} x {size[0]} pixels, the size of its image"
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file; {wanted}")
     try:
         with Image.open(path, formats=["PNG"]) as file:
-            file.verify()  # refuses a truncated file, which other libraries tell Pillow to tolerate when it decodes
+            file.verify()  # refuses a truncated file, which Pillow may be set to accept when it decodes
         with Image.open(path, formats=["PNG"]) as file:
             mode, pixels = file.mode, torch.from_numpy(np.array(file, dtype=np.float32))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -1,13 +1,14 @@
-"""No data set: for tasks whose images are drawn."""
+"""An empty data set, for tasks that generate their images."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-from classifier_lens.data.image_selection import hash_values
+from classifier_lens.data.digests import hash_values
+from classifier_lens.data.similar_classes import UnknownSimilarity
 
 
-class NoDataset:
+class NoDataset(UnknownSimilarity):
     """A data set without images."""
 
     labels: tuple[str, ...] = ()
@@ -17,13 +18,7 @@ class NoDataset:
         return 0
 
     def __getitem__(self, i: int) -> NoReturn:
-        raise IndexError(f"picture {i} of 0")
+        raise IndexError(f"image {i} of 0")
 
     def indices(self, label: str) -> list[int]:
-        return []
-
-    def nearest_class(self, label: str) -> None:
-        return None
-
-    def similar_classes(self, label: str) -> list[str]:
         return []

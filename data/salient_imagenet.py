@@ -1,5 +1,5 @@
-"""Which features of a network people found spurious: the answers of Salient ImageNet (Singla & Feizi, 2022), or others
-in the same columns."""
+"""Human annotations of core and spurious features: Salient ImageNet (Singla & Feizi, 2022), or files with the same
+columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from classifier_lens.data.image_selection import hash_values
+from classifier_lens.data.digests import hash_values
 from classifier_lens.runner.configuration.value_ranges import IndexRange
 from classifier_lens.runner.files.text import read_text
 from classifier_lens.runner.types import UserError
@@ -24,8 +24,13 @@ ANSWER_VALUES = (CORE, "separate_object", "background")
 
 @dataclass(frozen=True)
 class AnnotatedFeature:
-    """A feature of a class: index: of the feature; rank: among the class's, from 1; is_core: whether most people saw it
-    on the main object."""
+    """An annotated feature of a class.
+
+    Args:
+        index: of the feature.
+        rank: among the features of the class, from 1.
+        is_core: whether most annotators saw it on the main object.
+    """
 
     index: int
     rank: int
@@ -34,8 +39,12 @@ class AnnotatedFeature:
 
 @dataclass(frozen=True)
 class FeatureAnnotations:
-    """features: by class number, ranked; animate_classes: ranges [first, end) of numbers of classes that are
-    animals."""
+    """The annotated features of all classes.
+
+    Args:
+        features: by class number, in the order of their ranks.
+        animate_classes: ranges [first, end) of the numbers of classes that are animals.
+    """
 
     features: Mapping[int, Sequence[AnnotatedFeature]]
     animate_classes: Sequence[Sequence[int]]
@@ -48,30 +57,31 @@ class FeatureAnnotations:
         return any(first <= label < end for first, end in self.animate_classes)
 
     def num_spurious(self, label: int) -> int:
-        """How many of a class's features are spurious."""
+        """The number of spurious features of a class."""
         return sum(not feature.is_core for feature in self.features[label])
 
     def group(self, label: int) -> str:
-        """`unbiased`: none is spurious; `biased`: all are; `medium`: some."""
+        """`unbiased` if no feature is spurious, `biased` if all are, else `medium`."""
         return {0: "unbiased", len(self.features[label]): "biased"}.get(self.num_spurious(label), "medium")
 
     def stratified_sample(self, per_level: int, seed: int) -> list[int]:
-        """So many classes of every level, in the order of their numbers, all of a level that has fewer."""
+        """Random classes in the order of their numbers, up to `per_level` for each number of spurious features."""
         levels: dict[int, list[int]] = defaultdict(list)
         for label in sorted(self.features):
             levels[self.num_spurious(label)].append(label)
         generator = torch.Generator().manual_seed(seed)
-        drawn = []
+        sample = []
         for _, labels in sorted(levels.items()):
             order = torch.randperm(len(labels), generator=generator).tolist()
-            drawn += [labels[i] for i in order[:per_level]]
-        return sorted(drawn)
+            sample += [labels[i] for i in order[:per_level]]
+        return sorted(sample)
 
 
 def read_annotations(path: str | None, animate_classes: Sequence[IndexRange]) -> FeatureAnnotations:
-    """The answers of a CSV file, a row per person: a feature is core if more than half of its rows say `main_object`.
+    """The annotations of a CSV file with one row per annotator and feature.
 
-    Raises UserError for a missing file or column, and for a value that is not allowed.
+    A feature is core if more than half of its rows have the value `main_object`. Raises UserError for a missing file or
+    column and for invalid values.
     """
     key = f"task.annotations.path={path or 'null'}"
     wanted = f"a CSV with the columns {', '.join(COLUMNS)}"
@@ -86,15 +96,16 @@ def read_annotations(path: str | None, animate_classes: Sequence[IndexRange]) ->
         for row in rows:
             numbers = [row[column].strip() for column in COLUMNS[:3]]
             if not all(number.isdigit() for number in numbers) or row["Answer.main"] not in ANSWER_VALUES:
-                said = ", ".join([*numbers, row["Answer.main"]])
+                values = ", ".join([*numbers, row["Answer.main"]])
                 raise UserError(
-                    f"{key}, line {rows.line_num}: {said}; allowed are three numbers and one of "
+                    f"{key}, line {rows.line_num}: {values}; allowed are three numbers and one of "
                     f"{', '.join(ANSWER_VALUES)}"
                 )
             label, feature, rank = map(int, numbers)
             votes[label, feature].append(row["Answer.main"] == CORE)
             ranks[label, feature] = rank
     features: dict[int, list[AnnotatedFeature]] = defaultdict(list)
-    for (label, feature), cast in votes.items():
-        features[label].append(AnnotatedFeature(feature, ranks[label, feature], 2 * sum(cast) > len(cast)))
-    return FeatureAnnotations({c: sorted(own, key=lambda f: f.rank) for c, own in features.items()}, animate_classes)
+    for (label, feature), is_core in votes.items():
+        features[label].append(AnnotatedFeature(feature, ranks[label, feature], 2 * sum(is_core) > len(is_core)))
+    ranked = {label: sorted(of_class, key=lambda feature: feature.rank) for label, of_class in features.items()}
+    return FeatureAnnotations(ranked, animate_classes)

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from classifier_lens.data.image_selection import check_choice, hash_example
+from classifier_lens.data.digests import hash_example
+from classifier_lens.data.image_selection import check_choice
 from classifier_lens.runner.configuration.value_ranges import Names, OneOf, PerProblemCount, PromptWeights
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
 from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, Images, Objective, Reference

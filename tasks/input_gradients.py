@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from classifier_lens.data.image_folder import center_crop_resize
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.runner.configuration.value_ranges import DistanceWeights, OneOf
 from classifier_lens.runner.protocols import Captioner, Classifier, Dataset, TaskInputs
 from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, Example, Images, Objective, Reference, UserError

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classifier_lens.data.image_selection import hash_example
+from classifier_lens.data.digests import hash_example
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Positive, UnitAddresses
 from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
 from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, Images, Objective, Problem, Reference

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 from torch import Tensor
 
-from classifier_lens.data.image_selection import HashedFiles, check_choice, hash_example
+from classifier_lens.data.digests import HashedFiles, hash_example
+from classifier_lens.data.image_selection import check_choice
 from classifier_lens.data.salient_imagenet import FeatureAnnotations
 from classifier_lens.runner.configuration.value_ranges import (
     Fraction,

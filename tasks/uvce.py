@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from classifier_lens.data.image_folder import center_crop_resize
 from classifier_lens.data.image_selection import check_choice
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.runner.configuration.value_ranges import (
     EditWeights,
     Keys,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from classifier_lens.data.image_selection import check_choice, check_count, check_index, check_seed, hash_values
+from classifier_lens.data.digests import hash_values
+from classifier_lens.data.image_selection import check_choice, check_count, check_index, check_seed
 from classifier_lens.data.planted.captions import caption
 from classifier_lens.data.planted.cues import add_cues, remove_cues
 from classifier_lens.data.planted.factors import CLASSES, PAIRS, SceneFactors

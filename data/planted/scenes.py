@@ -18,7 +18,7 @@ from classifier_lens.data.planted.factors import (
     PROPS,
     SceneFactors,
 )
-from classifier_lens.data.uniform_numbers import uniform_numbers
+from classifier_lens.data.planted.uniform_numbers import uniform_numbers
 
 ABSENT_PROP_PROBABILITY = 0.4
 KIND_PROBABILITIES = [0.80, 0.05, 0.04, 0.04, 0.03]  # of `IMAGE_KINDS` in training images; the last one has the rest

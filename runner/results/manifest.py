@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from classifier_lens.data.image_selection import MAX_HASHED_BYTES, hash_file, hash_image, hash_values
+from classifier_lens.data.digests import MAX_HASHED_BYTES, hash_file, hash_image, hash_values
 from classifier_lens.runner.errors import is_out_of_memory, is_problem_error
 from classifier_lens.runner.files.atomic import DamagedFileError
 from classifier_lens.runner.protocols import Classifier

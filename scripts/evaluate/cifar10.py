@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.data.image_folder import center_crop_resize
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.types import Example

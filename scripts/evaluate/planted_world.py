@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from classifier_lens.data import planted
-from classifier_lens.data.image_folder import center_crop_resize
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.results.run_folder import quantize_8bit
 from classifier_lens.scripts.evaluate import estimates

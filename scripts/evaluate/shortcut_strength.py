@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from classifier_lens.data import planted
-from classifier_lens.data.image_selection import hash_values
+from classifier_lens.data.digests import hash_values
 from classifier_lens.models.classifier.loaders.shipped import load_shipped
 from classifier_lens.scripts.evaluate import estimates
 from classifier_lens.scripts.evaluate.estimates import Estimate

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from classifier_lens.data.image_folder import ImageFolder, center_crop_resize
+from classifier_lens.data.image_folder import ImageFolder
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.runner.configuration.compose import load_recorded_dataset
 from classifier_lens.runner.configuration.value_ranges import Fraction
 from classifier_lens.runner.protocols import Dataset

@@ -12,7 +12,7 @@ from torch import Tensor
 from classifier_lens.data import cifar10, planted
 from classifier_lens.data.colored_borders import CIFAR10_FACTORS, paint_borders, sample_border_colors
 from classifier_lens.data.fairface import FILE_COLUMN, attributes, read_table, select_labels
-from classifier_lens.data.image_folder import center_crop_resize, read_image
+from classifier_lens.data.images import center_crop_resize, read_image
 from classifier_lens.data.planted.cues import (
     PLANTED_FACTORS,
     PLANTED_SHORTCUTS,

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.data.image_folder import center_crop_resize
-from classifier_lens.data.image_selection import hash_values
+from classifier_lens.data.digests import hash_values
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Pixels
 from classifier_lens.runner.protocols import Cache, Classifier, Dataset, Embedder
 from classifier_lens.runner.types import Images, UserError

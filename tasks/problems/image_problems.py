@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.data.image_folder import center_crop_resize
-from classifier_lens.data.image_selection import hash_example
+from classifier_lens.data.digests import hash_example
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.data.mask_files import read_mask
 from classifier_lens.runner.protocols import Captioner, Classifier, Dataset
 from classifier_lens.runner.types import CaptionEdit, Example, Images, UnreadableImageError, UserError, ensure_finite

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from classifier_lens.data.image_folder import center_crop_resize
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.runner.configuration.value_ranges import UnitAddresses
 from classifier_lens.runner.logging.loop_progress import track_progress
 from classifier_lens.runner.protocols import Cache, Classifier, Dataset

@@ -152,7 +152,7 @@ def test_cifar10_refuses(cifar: Path, tmp_path: Path) -> None:
         Cifar10(cifar, "validation", None, 0)
     with pytest.raises(UserError, match=r"data.count=21: allowed are 1 to 20"):
         Cifar10(cifar, "test", 21, 0)
-    with pytest.raises(UserError, match=r"data.path=.*neither cifar-10-batches-py/ .* nor train.zip"):
+    with pytest.raises(UserError, match=r"data.path=.*has neither cifar-10-batches-py/ .* nor train.zip"):
         Cifar10(cifar, "train", None, 0)
 
 

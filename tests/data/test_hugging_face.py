@@ -116,7 +116,7 @@ def test_the_digest_sees_pictures_and_order(tmp_path: Path, count: int | None) -
         ({"split": "exam"}, "data.name=.*: split exam cannot be read: .*exam"),
         ({"image_column": "photo"}, "data.image_column=photo: allowed are picture, kind"),
         ({"label_column": "class"}, "data.label_column=class: allowed are picture, kind"),
-        ({"image_column": "kind"}, "data.image_column: the column holds no pictures but int"),
+        ({"image_column": "kind"}, "data.image_column: the column contains int instead of images"),
         ({"count": 5}, "data.count=5: allowed are 1 to 4, or null for all"),
     ],
 )
@@ -129,7 +129,7 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, other: dict[str, 
 
 def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "x", values=[-1, -1, -1, -1])
-    with pytest.raises(UserError, match="the class -1 of a picture is none; choose a split whose labels are published"):
+    with pytest.raises(UserError, match="an image has the class -1; choose a split whose labels are published"):
         read(folder, 4)
 
 
@@ -137,7 +137,7 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "x")
     (folder / "test" / "crab" / "000.png").write_bytes(png(0)[:40])
     data = read(folder, 4, image_column="image", label_column="label")
-    with pytest.raises(UserError, match=r"^data.name=.*: picture 0: cannot be read .* wanted is a whole picture"):
+    with pytest.raises(UserError, match=r"^data.name=.*: image 0: cannot be read .* wanted is a complete image"):
         shown(data)
 
 

@@ -11,15 +11,9 @@ import torch
 from PIL import Image
 from PIL import ImageFile as PillowFile
 
-from classifier_lens.data import image_folder
-from classifier_lens.data.image_folder import (
-    ImageFile,
-    ImageFolder,
-    SingleImageDataset,
-    _unique,
-    center_crop_resize,
-    read_image,
-)
+from classifier_lens.data import images
+from classifier_lens.data.image_folder import ImageFile, ImageFolder, SingleImageDataset, _unique_names
+from classifier_lens.data.images import center_crop_resize, read_image
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.types import Example, UnreadableImageError, UserError
 
@@ -79,7 +73,7 @@ def test_a_truncated_picture_is_refused(
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(
-        UserError, match=rf"data.path=.*a\.{suffix}: cannot be read .* wanted is a whole picture"
+        UserError, match=rf"data.path=.*a\.{suffix}: cannot be read .* wanted is a complete image"
     ) as error:
         read_image(path)
     assert "\n" not in str(error.value)
@@ -115,7 +109,7 @@ def test_no_decoder_is_run_but_the_named_ones(tmp_path: Path) -> None:
 
 
 def test_a_large_image_is_reduced_before_it_becomes_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "REDUCED_SIDE", 20)
+    monkeypatch.setattr(images, "REDUCED_SIDE", 20)
     for width, height, shape in ((39, 90, (90, 39)), (40, 90, (45, 20)), (130, 65, (22, 44)), (64, 61, (21, 22))):
         image = picture(width, height)
         found = read_image(save(tmp_path / "a.png", image))
@@ -129,9 +123,9 @@ def test_the_largest_allowed_image_is_told_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "a.png", picture(40, 30))
-    monkeypatch.setattr(image_folder, "MAX_PIXELS", 1200)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1200)
     assert read_image(path).shape == (3, 30, 40)
-    monkeypatch.setattr(image_folder, "MAX_PIXELS", 1199)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1199)
     monkeypatch.setattr(Image.Image, "load", None)
     with pytest.raises(UnreadableImageError, match="40 x 30 pixels; allowed are up to"):
         read_image(path)
@@ -231,11 +225,11 @@ def test_what_is_left_out_of_a_folder_is_told_in_a_line(tmp_path: Path, capsys: 
         (tmp_path / name).touch()
     assert len(ImageFolder(tmp_path, 0)) == 1
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("1 images; left out: crab/a.txt, crab/b.mp4, crab/empty.jpg and 1 more")
+    assert line.endswith("1 images; ignored: crab/a.txt, crab/b.mp4, crab/empty.jpg and 1 more")
     (tmp_path / "crab" / "a\nb.txt").touch()
     assert len(ImageFolder(tmp_path, 0)) == 1
     (line,) = capsys.readouterr().out.splitlines()
-    assert r"left out: crab/a\nb.txt, crab/a.txt" in line
+    assert r"ignored: crab/a\nb.txt, crab/a.txt" in line
 
 
 def test_images_of_further_folders_belong_to_the_labels_folder(tmp_path: Path) -> None:
@@ -253,10 +247,10 @@ def test_images_of_further_folders_belong_to_the_labels_folder(tmp_path: Path) -
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.path=.*: holds no picture; wanted are files <label>/<picture>"):
+    with pytest.raises(UserError, match=r"data.path=.*: contains no image; wanted are files <label>/<image>"):
         ImageFolder(tmp_path, 0)
     save(tmp_path / "loose.png")
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="contains no image"):
         ImageFolder(tmp_path, 0)
     with pytest.raises(UserError, match="no such folder"):
         ImageFolder(tmp_path / "absent", 0)
@@ -273,7 +267,7 @@ def test_names_are_fit_for_folders(tmp_path: Path, name: str) -> None:
 
 
 def test_many_images_of_one_name_are_numbered_in_a_moment() -> None:
-    names = _unique(["a", "a-2", "A", "a", *["b"] * 50_000, "a"])
+    names = _unique_names(["a", "a-2", "A", "a", *["b"] * 50_000, "a"])
     assert names[:4] == ["a", "a-2", "A-3", "a-4"] and names[-2:] == ["b-50000", "a-5"]
     assert len({name.casefold() for name in names}) == len(names)
 

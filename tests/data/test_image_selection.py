@@ -79,16 +79,16 @@ def test_what_is_alike_is_asked_of_the_whole_data_set() -> None:
 @pytest.mark.parametrize(
     ("classes", "indices", "said"),
     [
-        (["crab", "whale"], None, "select.classes=whale: the data set has no such picture; its classes are crab, fish"),
+        (["crab", "whale"], None, "select.classes=whale: the data set has no such image; its classes are crab, fish"),
         (None, [0, 6], "select.indices=6: allowed are 0 to 5, positions in the seed's order"),
         (None, [-1], "select.indices=-1: allowed are 0 to 5"),
-        (None, [1, 2, 1], "select.indices=1: is named twice; name it once"),
-        (["boat"], [0, 1], r"select.classes=\['boat'\], select.indices=\[0, 1\]: no picture is left"),
+        (None, [1, 2, 1], "select.indices=1: occurs more than once"),
+        (["boat"], [0, 1], r"select.classes=\['boat'\], select.indices=\[0, 1\]: no image is left"),
         ("boat", None, r"select.classes=boat: allowed are names as \[a, b\], or null for all"),
         (None, 3, r"select.indices=3: allowed are positions as \[0, 7\], or null for all"),
         (None, ["x3"], "select.indices=x3: allowed are 0 to 5"),
-        ([], None, "no picture is left"),
-        (None, [], "no picture is left"),
+        ([], None, "no image is left"),
+        (None, [], "no image is left"),
     ],
 )
 def test_what_cannot_be_selected(pictures: Pictures, classes: Any, indices: Any, said: str) -> None:
@@ -122,5 +122,5 @@ def test_the_central_square_of_each_image(share: float, side: int, first: int) -
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
 def test_a_center_is_a_share(pictures: Pictures, share: float) -> None:
-    with pytest.raises(UserError, match=f"select.center_crop={share}: allowed are shares above 0 and up to 1"):
+    with pytest.raises(UserError, match=f"select.center_crop={share}: allowed are numbers above 0 and up to 1"):
         select_images(pictures, None, None, share)

@@ -69,12 +69,12 @@ def test_the_digest_sees_the_order_and_the_files(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.path is missing"):
         ImageNet(None, 0)
-    with pytest.raises(UserError, match="no such folder; wanted is a folder of <n01440764 or class>/<picture>"):
+    with pytest.raises(UserError, match="no such folder; wanted is a folder of <n01440764 or class>/<image>"):
         ImageNet(tmp_path / "absent", 0)
-    with pytest.raises(UserError, match="holds no picture; wanted are files <n01440764 or class>/<picture>"):
+    with pytest.raises(UserError, match="contains no image; wanted are files <n01440764 or class>/<image>"):
         ImageNet(tmp_path, 0)
     save(tmp_path / "n00000001" / "a.png")
-    with pytest.raises(UserError, match="data.path: n00000001 is no id of ImageNet's 1000 classes"):
+    with pytest.raises(UserError, match="data.path: n00000001 is not an id of ImageNet's 1000 classes"):
         ImageNet(tmp_path, 0)
 
 

@@ -78,7 +78,7 @@ def test_turned_as_exif_says() -> None:
         ([[0.0]], "type list"),
         (NUMBERS * 255, r"from 0 to 255; .*divide values in 0..255 by 255"),
         (WANTED * 2 - 1, r"from -1 to 1; .*\(image \+ 1\) / 2"),
-        ((WANTED - 0.45) / 0.22, "before mean and std"),
+        ((WANTED - 0.45) / 0.22, "before normalization"),
         (WANTED * 1.01, r"from 0 to 1.01; .*numpy.clip\(image, 0, 1\)"),
         (WANTED * 1.00004, "from 0 to 1.00004; "),
         (torch.nested.nested_tensor([WANTED, WANTED]), "wanted is a Pillow image"),

@@ -107,14 +107,14 @@ def test_what_is_not_there_is_named_in_one_line(build: Build, tmp_path: Path) ->
     root = tmp_path / "x"
     WRITE[build](root)
     for path, split, said in (
-        (None, "test", "data.path is missing: give a folder of .* as it is published"),
-        (tmp_path / "absent", "test", "no such folder; wanted is a folder of .* as it is published"),
+        (None, "test", "data.path is missing: give a folder of .* as published"),
+        (tmp_path / "absent", "test", "no such folder; wanted is a folder of .* as published"),
         (root, "exam", "data.split=exam: allowed are train, "),
     ):
         with pytest.raises(UserError, match=said):
             build(path, split, 0)
     (root / LAST[build]).unlink()
-    with pytest.raises(UserError, match=rf"data.path=.*x: {LAST[build]} is not there, which its tables name"):
+    with pytest.raises(UserError, match=rf"data.path=.*x: .*{LAST[build]} does not exist, but is listed in its tables"):
         build(root, "test", 0)
 
 
@@ -136,7 +136,8 @@ def test_a_table_that_is_broken_or_absent_is_named(build: Build, table: str, sai
         build(root, "test", 0)
     assert "\n" not in str(refused.value)
     (root / table).unlink()
-    with pytest.raises(UserError, match=rf"^data.path=.*: .*{Path(table).name}: No such file.*; wanted is .* as it is"):
+    error = rf"^data.path=.*: .*{Path(table).name}: No such file.*; wanted is .* as published"
+    with pytest.raises(UserError, match=error):
         build(root, "test", 0)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from classifier_lens.data.image_folder import DECODE_ERRORS
+from classifier_lens.data.images import DECODE_ERRORS
 from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.results.reader import REWRITE_HINT
 from classifier_lens.runner.types import UserError

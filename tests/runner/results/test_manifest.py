@@ -14,8 +14,9 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
+from classifier_lens.data.digests import HashedFiles, hash_example
 from classifier_lens.data.image_folder import ImageFile, ImageFolder
-from classifier_lens.data.image_selection import HashedFiles, hash_example, select_images
+from classifier_lens.data.image_selection import select_images
 from classifier_lens.data.mask_files import FileSegmenter
 from classifier_lens.data.planted import PlantedDataset
 from classifier_lens.data.salient_imagenet import AnnotatedFeature, FeatureAnnotations
@@ -267,7 +268,7 @@ def test_a_folders_digest_follows_from_its_images_and_their_names(tmp_path: Path
 def test_of_a_large_folder_sizes_and_times_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(f"classifier_lens.data.image_selection.{limit}", 2)
+    monkeypatch.setattr(f"classifier_lens.data.digests.{limit}", 2)
     folder = folder_of(tmp_path)
     before = ImageFolder(folder, 0).digest
     assert ImageFolder(folder, 0).digest == before

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from classifier_lens.data import image_folder
+from classifier_lens.data import images
 from classifier_lens.data.image_folder import ImageFolder
 from classifier_lens.models.classifier.loaders.class_names import imagenet_labels
 from classifier_lens.runner.results.manifest import problem_digests
@@ -60,19 +60,20 @@ def test_questions_whose_answers_need_no_pixels_decode_no_image(
     for k in range(3):
         Image.new("RGB", (24, 24), (80 * k, 0, 0)).save(tmp_path / "rock crab" / f"{k}.png")
     decoded: list[object] = []
-    decode = image_folder.decode_image
+    decode = images.decode_image
 
     def counted(key: str, source: Path | bytes) -> Tensor:
         decoded.append(source)
         return decode(key, source)
 
-    monkeypatch.setattr(image_folder, "decode_image", counted)
+    monkeypatch.setattr(images, "decode_image", counted)
     data, maker = ImageFolder(tmp_path, 0), Maker()
     problems, _ = uvce(target="viaduct").problems(world(data, tiny_classifier, generator=maker))
     digests = [problem_digests(problem) for problem in problems]
     assert len(problems) == 3 and len({digest["image"] for digest in digests}) == 3 and not decoded
-    images = [problem.image for problem in problems[:2]]
-    assert len(decoded) == 2 and all(image is not None and image.shape[-1] == maker.resolution for image in images)
+    first_images = [problem.image for problem in problems[:2]]
+    assert len(decoded) == 2
+    assert all(image is not None and image.shape[-1] == maker.resolution for image in first_images)
     uvce(target="confusion").problems(world(data, tiny_classifier, generator=maker))
     assert len(decoded) == 5, "each once, where the target depends on it"
 

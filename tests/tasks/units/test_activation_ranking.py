@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.data.image_folder import center_crop_resize
+from classifier_lens.data.images import center_crop_resize
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.units import activation_ranking as module
