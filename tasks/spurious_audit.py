@@ -79,8 +79,8 @@ class FeatureAuditProblem(PromptProblem):
 
 
 class SpuriousAudit:
-    """training: pictures on which features are ranked; classes: names, None for all, or `levels:<n>` for n classes of
-    each number of features that people found spurious; features_per_class: of each class; annotations: what people say
+    """training: images on which features are ranked; classes: names, None for all, or `stratified:<n>` for n classes of
+    each number of features annotated as spurious; features_per_class: of each class; annotations: what people say
     of features, which are then those that are audited, None for nothing; objectives: of `OBJECTIVES`, the first one
     decides; prompt: with free tokens, see `prompt_tuning.py`; segmenter: finds the class by its name; delta: δ of Eq.
     6; calibration_runs: run folders of labelled audits of other classifiers, by which δ is chosen instead;

@@ -177,7 +177,7 @@ def test_the_classes_of_an_experiment_are_known(experiment: str) -> None:
         task, data = config["task"], config["data"]
         named = {task.get("label"), task.get("target"), data.get("label")} - {None, *TARGET_RULES}
         lists = [task.get(key) or () for key in ("classes", "components")]
-        named |= {name for names in lists if not isinstance(names, str) for name in names}  # not `levels:15`
+        named |= {name for names in lists if not isinstance(names, str) for name in names}  # not `stratified:15`
         if config["classifier"].get("labels") == "imagenet":
             assert named <= set(imagenet_labels())
 

@@ -18,7 +18,7 @@ from classifier_lens.runner.types import Example
 
 SPLIT_SEEDS = {"train": 1_000, "validation": 2_000, "test": 3_000}
 SPLIT_SIZES = {"train": 100_000, "validation": 2_000, "test": 10_000}
-CUE_MODES = ("chance", "shown", "hidden")
+CUE_MODES = ("independent", "present", "absent")
 
 # The images depend on the code of this folder.
 SOURCE_TEXTS = [file.read_text() for file in sorted(Path(__file__).parent.glob("*.py"))]
@@ -41,8 +41,8 @@ class PlantedDataset(PairedClasses):
         split: train | validation | test.
         count: number of images, the first of the split; None for all.
         seed: of the run; other seeds give other images of the same distribution.
-        cues: one of `CUE_MODES`: all images of the classes in `SHORTCUTS` show the cue (`shown`) or none does
-            (`hidden`, the factor gets the next value), or all factors are independent (`chance`).
+        cues: one of `CUE_MODES`: all images of the classes in `SHORTCUTS` show the cue (`present`) or none does
+            (`absent`, the factor gets the next value), or all factors are independent (`independent`).
     """
 
     labels: tuple[str, ...] = CLASSES
@@ -60,9 +60,9 @@ class PlantedDataset(PairedClasses):
         self.split = split
         self.digest = hash_values("planted", SOURCE_TEXTS, scene_seed, count, cues)
         scenes = sample_scenes(check_count(count, SPLIT_SIZES[split]), scene_seed)
-        if cues == "shown":
+        if cues == "present":
             scenes = add_cues(scenes)
-        elif cues == "hidden":
+        elif cues == "absent":
             scenes = remove_cues(scenes)
         self.scenes = scenes
 

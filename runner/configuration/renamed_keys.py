@@ -189,6 +189,9 @@ OPTIONS = {
     "data=drawn": "data=none",
     "classifier=planted_tied": "classifier=planted_background_shortcut",
     "classifier=planted_tied2": "classifier=planted_background_shortcut2",
+    "data.cues=chance": "data.cues=independent",
+    "data.cues=shown": "data.cues=present",
+    "data.cues=hidden": "data.cues=absent",
     "experiment=planted/portrait": "experiment=planted/class_explanation",
     "experiment=planted/object_kept": "experiment=planted/object_preserved",
 }

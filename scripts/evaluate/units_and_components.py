@@ -114,7 +114,7 @@ def cue_change_results(
     minimize from images with it."""
     changes = []
     for label in SHORTCUT_CLASSES:
-        for direction, cues in (("max", "hidden"), ("min", "shown")):
+        for direction, cues in (("max", "absent"), ("min", "present")):
             more = (f"task.directions=[{direction}]", f"data.cues={cues}", f"seed={setting.seed}", *overrides(label))
             results = compute_results(setting, classifier, more, max(n // (2 * len(SHORTCUT_CLASSES)), 1))
             changes += [CueChange(result, label, direction == "max") for result in results]

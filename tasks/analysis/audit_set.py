@@ -13,7 +13,7 @@ from classifier_lens.tasks.prompts.target_rules import resolve_class_name
 from classifier_lens.tasks.units.activation_ranking import choose_units
 from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit
 
-STRATIFIED = "levels:"  # of task.classes: so many classes of every number of spurious features
+STRATIFIED = "stratified:"  # of task.classes: so many classes of every number of spurious features
 
 
 def audited_classes(
@@ -24,8 +24,8 @@ def audited_classes(
     seed: int,
 ) -> list[int]:
     """The numbers of the classes: those named; for None all with labels, or all that training pictures are predicted
-    as; `levels:<n>`: n of each number of features that people found spurious, drawn with the seed. Raises UserError for
-    anything else, and for classes without labels."""
+    as; `stratified:<n>`: n of each number of features that are annotated as spurious, sampled with the seed. Raises
+    UserError for anything else, and for classes without labels."""
     names = classifier.labels
     if isinstance(classes, str):
         count = classes.removeprefix(STRATIFIED)

@@ -52,7 +52,7 @@ def cifar(tmp_path: Path) -> Path:
 
 
 def test_planted_pictures_are_those_of_the_draw() -> None:
-    data: Dataset = PlantedDataset("test", 20, 0, "chance")
+    data: Dataset = PlantedDataset("test", 20, 0, "independent")
     scenes = sample_scenes(20, SPLIT_SEEDS["test"])
     images = render(scenes).image
     assert len(data) == 20 and data.labels == CLASSES
@@ -65,12 +65,12 @@ def test_planted_pictures_are_those_of_the_draw() -> None:
 
 
 def test_planted_pictures_do_not_depend_on_the_count() -> None:
-    few, many = PlantedDataset("validation", 3, 5, "chance"), PlantedDataset("validation", 200, 5, "chance")
+    few, many = PlantedDataset("validation", 3, 5, "independent"), PlantedDataset("validation", 200, 5, "independent")
     assert all(torch.equal(few[i].image, many[i].image) for i in range(3))
 
 
 def test_planted_truth_belongs_to_the_picture() -> None:
-    data = PlantedDataset("test", 10, 0, "chance")
+    data = PlantedDataset("test", 10, 0, "independent")
     scenes, rendered = data.ground_truth(7)
     assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
     assert data[7].label == CLASSES[int(scenes.label)]
@@ -80,12 +80,12 @@ def test_planted_truth_belongs_to_the_picture() -> None:
 def test_planted_seeds_and_splits_share_no_pictures() -> None:
     seeds = [split_seed(split, seed) for split in SPLIT_SEEDS for seed in range(50)]
     assert len(set(seeds)) == len(seeds)
-    images = [PlantedDataset("test", 1, seed, "chance")[0].image for seed in (0, 1)]
+    images = [PlantedDataset("test", 1, seed, "independent")[0].image for seed in (0, 1)]
     assert not torch.equal(*images)
 
 
 def test_planted_nearest_is_the_other_of_the_pair() -> None:
-    data = PlantedDataset("test", 1, 0, "chance")
+    data = PlantedDataset("test", 1, 0, "independent")
     for a, b in PAIRS:
         assert data.nearest_class(a) == b and data.nearest_class(b) == a
         assert data.similar_classes(a) == [b] and data.similar_classes(b) == [a]
@@ -93,17 +93,17 @@ def test_planted_nearest_is_the_other_of_the_pair() -> None:
 
 
 def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
-    assert len(PlantedDataset("validation", None, 0, "chance")) == 2_000
+    assert len(PlantedDataset("validation", None, 0, "independent")) == 2_000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("exam", 5, 0, "chance"), "data.split=exam: allowed are train, validation, test"),
-        (("test", 0, 0, "chance"), "data.count=0: allowed are 1 to 10000"),
-        (("test", 10_001, 0, "chance"), "data.count=10001: allowed are 1 to 10000"),
-        (("test", 5, -1, "chance"), "seed=-1: allowed are 0 and above"),
-        (("test", 5, 0, "seen"), "data.cues=seen: allowed are chance, shown, hidden"),
+        (("exam", 5, 0, "independent"), "data.split=exam: allowed are train, validation, test"),
+        (("test", 0, 0, "independent"), "data.count=0: allowed are 1 to 10000"),
+        (("test", 10_001, 0, "independent"), "data.count=10001: allowed are 1 to 10000"),
+        (("test", 5, -1, "independent"), "seed=-1: allowed are 0 and above"),
+        (("test", 5, 0, "seen"), "data.cues=seen: allowed are independent, present, absent"),
     ],
 )
 def test_planted_refuses(arguments: tuple[str, int, int, str], message: str) -> None:
@@ -112,7 +112,7 @@ def test_planted_refuses(arguments: tuple[str, int, int, str], message: str) -> 
 
 
 def test_a_data_set_ends(cifar: Path) -> None:
-    for data in (PlantedDataset("test", 3, 0, "chance"), Cifar10(cifar, "test", 3, 0)):
+    for data in (PlantedDataset("test", 3, 0, "independent"), Cifar10(cifar, "test", 3, 0)):
         assert len(list(data)) == 3  # type: ignore[call-overload]
         with pytest.raises(IndexError):
             data[-1]
@@ -195,7 +195,7 @@ def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, m
 
 def test_rows_are_a_classes_pictures(cifar: Path) -> None:
     data: Dataset
-    for data in (PlantedDataset("test", 60, 0, "chance"), Cifar10(cifar, "test", None, 3)):
+    for data in (PlantedDataset("test", 60, 0, "independent"), Cifar10(cifar, "test", None, 3)):
         found = {label: data.indices(label) for label in data.labels}
         assert sorted(row for rows in found.values() for row in rows) == list(range(len(data)))
         for label, rows in found.items():
@@ -206,8 +206,8 @@ def test_rows_are_a_classes_pictures(cifar: Path) -> None:
 
 def test_a_digest_follows_from_what_decides_the_pictures(cifar: Path) -> None:
     planted_ones = [
-        ("test", 20, 0, "chance"), ("validation", 20, 0, "chance"), ("test", 21, 0, "chance"),
-        ("test", 20, 1, "chance"), ("test", 20, 0, "shown"), ("test", 20, 0, "hidden"),
+        ("test", 20, 0, "independent"), ("validation", 20, 0, "independent"), ("test", 21, 0, "independent"),
+        ("test", 20, 1, "independent"), ("test", 20, 0, "present"), ("test", 20, 0, "absent"),
     ]  # fmt: skip
     for build, several in (
         (PlantedDataset, planted_ones),
@@ -228,7 +228,7 @@ def test_a_digest_sees_a_photograph_that_was_exchanged(cifar: Path, tmp_path: Pa
 
 
 def test_cues_are_shown_hidden_or_left_to_chance() -> None:
-    plain, tied, bare = (PlantedDataset("test", 400, 0, cues) for cues in ("chance", "shown", "hidden"))
+    plain, tied, bare = (PlantedDataset("test", 400, 0, cues) for cues in ("independent", "present", "absent"))
     independent = sample_scenes(400, SPLIT_SEEDS["test"])
     assert torch.equal(plain.scenes.background, independent.background)
     assert torch.equal(plain.scenes.prop, independent.prop)

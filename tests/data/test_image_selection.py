@@ -71,7 +71,7 @@ def test_the_digest_sees_the_data_set_and_what_is_selected(pictures: Pictures) -
 
 
 def test_what_is_alike_is_asked_of_the_whole_data_set() -> None:
-    data = select_images(PlantedDataset("test", 60, 0, "chance"), ["rock crab"], None)
+    data = select_images(PlantedDataset("test", 60, 0, "independent"), ["rock crab"], None)
     assert {data[i].label for i in range(len(data))} == {"rock crab"}
     assert data.nearest_class("rock crab") == "fiddler crab" and data.similar_classes("rock crab") == ["fiddler crab"]
 
@@ -103,7 +103,7 @@ def test_a_run_asks_about_what_is_selected(tmp_path: Path) -> None:
     parts = build(config, generator=None, classifier=classifier, logger=None)
     assert parts.data.labels == ("viaduct",)
     assert 0 < len(parts.data) == len(parts.data.indices("viaduct")) < 100
-    whole = PlantedDataset("test", 100, 0, "chance")
+    whole = PlantedDataset("test", 100, 0, "independent")
     assert build(config, generator=None, classifier=classifier, logger=None, data=whole).data is whole
     assert set(whole.labels) == set(CLASSES)
 

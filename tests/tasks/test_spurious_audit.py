@@ -99,7 +99,7 @@ def test_classes_that_no_training_picture_is_predicted_as_are_left_out_unless_th
 def test_where_people_said_something_their_features_are_audited() -> None:
     found, total = pose(task(annotations=LABELS, features_per_class=5))
     assert [(p.target, p.unit.index, p.rank) for p in found] == [(0, 0, 1), (0, 1, 2), (1, 1, 1)] and total == 3
-    one, _ = pose(task(annotations=LABELS, classes="levels:1"))
+    one, _ = pose(task(annotations=LABELS, classes="stratified:1"))
     assert {p.target for p in one} == {0, 1}, "the one class without, and the one with a spurious feature"
     assert [p.rank for p in pose(task(annotations=LABELS, features_per_class=1))[0]] == [1, 1]
 
@@ -111,7 +111,7 @@ def test_where_people_said_something_their_features_are_audited() -> None:
         ({"objectives": ["both", "all"]}, "task.objectives=all: allowed are class, unit, both"),
         ({"features_per_class": 4}, "allowed are 1 … 3 units"),
         ({"classes": ["vase"]}, "task.classes=vase: no class"),
-        ({"classes": "levels:2"}, "task.classes=levels:2: allowed are names"),
+        ({"classes": "stratified:2"}, "task.classes=stratified:2: allowed are names"),
         ({"classes": "all", "annotations": LABELS}, "task.classes=all: allowed are names"),
         ({"classes": ["urn"], "annotations": LABELS}, "task.classes=urn: the labels say nothing of it"),
         ({"annotations": FeatureAnnotations({7: []}, [])}, "task.annotations: class 7 is none of the classifier's 3"),

@@ -26,6 +26,7 @@ from classifier_lens.runner.types import UserError
         (["classifier=planted_tied"],
          "classifier=planted_tied: this option was renamed to classifier=planted_background_shortcut"),
         (["data=drawn"], "data=drawn: this option was renamed to data=none"),
+        (["data.cues=chance"], "data.cues=chance: this option was renamed to data.cues=independent"),
         (["task=disagreement", "task/validate=none"], "task.validate: this key was renamed to task.retrieval"),
         (["+task.keep=all"], "task.keep: this key was renamed to task.preserve"),
     ],
