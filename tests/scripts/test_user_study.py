@@ -17,7 +17,7 @@ from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study.pages import make_pages
 from classifier_lens.scripts.user_study import STUDIES, main
 from tests.cli import ROOT
-from tests.scripts.study.studies import Fieldset, Page, audit, counterfactuals, portraits, save
+from tests.scripts.study.studies import Fieldset, Page, audit, counterfactuals, make_study, portraits, save
 
 FOLDERS: dict[str, Callable[[Path], list[Path]]] = {
     "preference": lambda root: [counterfactuals(root, method) for method in "AB"],
@@ -38,8 +38,7 @@ class Made:
 def study(tmp_path: Path, kind: str, out: str = "out", **changes: Any) -> Made:
     options: Any = STUDIES[kind].options
     chosen = options(out=str(tmp_path / out), **changes)
-    *pages, key = make_pages(STUDIES[kind].build_study, FOLDERS[kind](tmp_path), chosen)
-    return Made(tmp_path / out, pages, json.loads(key.read_text()))
+    return Made(tmp_path / out, *make_study(STUDIES[kind].build_study, FOLDERS[kind](tmp_path), chosen))
 
 
 def first(asked: Fieldset) -> Any:

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.runner.types import Scene, UserError
-from classifier_lens.tasks.attention_maps import AttentionMapProblem, AttentionMaps, word_map_names
+from classifier_lens.tasks.attention_maps import AttentionMaps, word_map_names
 from tests.tasks.tiny import (
+    DISTANCE_WEIGHTS,
     NAMES,
     SIDE,
     Captions,
-    Colours,
     Maker,
     Pictures,
-    classifier_of,
+    TaskCase,
     colour,
+    mean_colors,
     noise,
     preserved_reference,
     same_scene,
@@ -27,7 +27,6 @@ from tests.tasks.tiny import (
 )
 
 DATA = noise(5)
-WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
 
 
 class Attender(Maker):
@@ -42,17 +41,12 @@ class Attender(Maker):
         return words, own
 
 
-def eye() -> ImageClassifier:
-    return classifier_of(Colours(torch.eye(3).tolist()))
+def settings() -> dict[str, Any]:
+    return {"preserve": "background", "mask": None, "weights": DISTANCE_WEIGHTS, "captioner": Captions()}
 
 
-def task(**changes: Any) -> AttentionMaps:
-    settings: dict[str, Any] = {"preserve": "background", "mask": None, "weights": WEIGHTS, "captioner": Captions()}
-    return AttentionMaps(**(settings | changes))
-
-
-def pose(own: AttentionMaps, limit: int | None = None, seed: int = 0) -> tuple[list[AttentionMapProblem], int]:
-    return own.problems(world(DATA, eye(), limit, Attender(), seed))
+CASE = TaskCase(AttentionMaps, settings, DATA, mean_colors, Attender)
+task, pose = CASE.task, CASE.pose
 
 
 # --- what is asked -------------------------------------------------------------------------------------------
@@ -79,13 +73,13 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
 def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
     data = Pictures([colour(0, 0, 0)], ["heron"])
     with pytest.raises(UserError, match=r"data\.label=heron: no class of the classifier"):
-        task().problems(world(data, eye()))
+        task().problems(world(data, mean_colors()))
 
 
 def test_its_value_is_how_far_the_reconstruction_is() -> None:
     reference = preserved_reference(torch.stack([colour(0.5, 0, 0)]))
-    objective = task().objective(pose(task())[0][:1], reference, eye())
-    assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
+    objective = task().objective(pose(task())[0][:1], reference, mean_colors())
+    assert {name: weight for name, (weight, _) in objective.items()} == DISTANCE_WEIGHTS
     assert [term(same_scene(reference)).item() for _, term in objective.values()] == [0, 0]
     moved = Scene(reference.original + 0.1, reference.original_latent, reference.original[:, None])
     assert objective["pixel_distance"][1](moved).item() == pytest.approx(0.01)
@@ -97,7 +91,7 @@ def test_its_value_is_how_far_the_reconstruction_is() -> None:
 def test_a_picture_per_word_and_one_of_the_class() -> None:
     problem = pose(task())[0][0]
     assert problem.edit.source == "a photograph of a rock crab"
-    found = task().illustrate(problem, {}, eye())
+    found = task().illustrate(problem, {}, mean_colors())
     words = ["word-00-a", "word-01-photograph", "word-02-of", "word-03-a", "word-04-rock", "word-05-crab"]
     assert list(found) == [*words, "class"] and word_map_names(problem.edit.source) == words
     # Row 1 of 4 at twice the size: the weights of its neighbours at half a pixel's distance are 3/4 and 1/4.
@@ -141,7 +135,7 @@ def test_the_shares_of_maps_on_the_object(
     """The object is the left quarter; where it is preserved, the mask frees the rest. Nothing can succeed."""
     problem = pose(task(preserve=preserve))[0][0]
     mask = left(2) if preserve == "background" else 1 - left(2)
-    found = task(preserve=preserve).measure(problem, shown(own, words, mask), eye())
+    found = task(preserve=preserve).measure(problem, shown(own, words, mask), mean_colors())
     assert "success" not in found and found["area"] == pytest.approx(0.25)
     assert found["within_class"] == pytest.approx(within_class)
     assert found["within_words"] == pytest.approx(within_words)
@@ -149,7 +143,7 @@ def test_the_shares_of_maps_on_the_object(
 
 def test_every_word_has_its_share_in_the_captions_order() -> None:
     words = torch.stack([left(8 - i)[None] for i in range(6)])
-    found = task().measure(pose(task())[0][0], shown(EVEN, words, left(2)), eye())
+    found = task().measure(pose(task())[0][0], shown(EVEN, words, left(2)), mean_colors())
     assert found["words"] == ["a", "photograph", "of", "a", "rock", "crab"]
     assert list(found["within"]) == word_map_names("a photograph of a rock crab")
     assert list(found["within"].values()) == pytest.approx([2 / 8, 2 / 7, 2 / 6, 2 / 5, 2 / 4, 2 / 3])
@@ -157,7 +151,7 @@ def test_every_word_has_its_share_in_the_captions_order() -> None:
 
 @pytest.mark.parametrize(("best", "psnr"), [(0.6, 20), (0.51, 40), (0.5, 100)])
 def test_the_reconstruction_is_measured(best: float, psnr: float) -> None:
-    found = task().measure(pose(task())[0][0], shown(EVEN, EVEN, left(2), best), eye())
+    found = task().measure(pose(task())[0][0], shown(EVEN, EVEN, left(2), best), mean_colors())
     assert found["psnr"] == pytest.approx(psnr, abs=1e-3)
     assert found["source"] == "rock crab" and found["confidence_before"]["rock crab"] == pytest.approx(1 / 3)
 

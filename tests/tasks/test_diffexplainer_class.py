@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.diffexplainer_class import OBJECTIVES, ClassPromptProblem, DiffExplainerClass
+from classifier_lens.tasks.diffexplainer_class import OBJECTIVES, DiffExplainerClass
 from classifier_lens.tasks.problems.image_problems import problem_seed
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     Captions,
-    Colours,
     Maker,
     Pictures,
-    classifier_of,
+    TaskCase,
     colour,
+    mean_colors,
     noise,
     preserved_reference,
     same_scene,
@@ -32,25 +31,17 @@ TRAINING = Pictures([colour(0.2, 0.9, 0), colour(0.9, 0.1, 0), colour(0.5, 0.5, 
 REDS = {"urn": 0.9, "fern": 0.1, "brick": 0.8, "rock crab": 0.5, "viaduct": 0.4}
 
 
-def eye() -> ImageClassifier:
-    """Logits are the mean colours: class 0 is red, class 1 green."""
-    return classifier_of(Colours(torch.eye(3).tolist()))
-
-
-def task(**changes: Any) -> DiffExplainerClass:
-    settings: dict[str, Any] = {
+def settings() -> dict[str, Any]:
+    return {
         "training": TRAINING, "objective": "class", "classes": None, "feature_rank": 1, "prompt": "a picture of *2",
         "num_seeds": 2, "images_per_prompt": 4, "class_name_prompt": "a photograph of {article} {label}",
         "weights": {"class_log_prob": 1.0, "unit_activation": 0.5}, "captioner": Captions(),
         "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
-    return DiffExplainerClass(**(settings | changes))
 
 
-def pose(
-    own: DiffExplainerClass, limit: int | None = None, seed: int = 0
-) -> tuple[list[ClassPromptProblem], int | None]:
-    return own.problems(world(noise(2), eye(), limit, Maker(REDS), seed))
+CASE = TaskCase(DiffExplainerClass, settings, noise(2), mean_colors, lambda: Maker(REDS))
+task, pose = CASE.task, CASE.pose
 
 
 def test_one_problem_per_class_and_restart() -> None:
@@ -104,7 +95,7 @@ def test_the_plain_prompts_are_the_name_and_the_surest_pictures_caption() -> Non
 def test_the_prompts_of_a_class_are_tried_once() -> None:
     maker = Maker(REDS)
     task(class_name_prompt="{label} urn", classes=["viaduct"], num_seeds=5).problems(
-        world(noise(2), eye(), None, maker)
+        world(noise(2), mean_colors(), None, maker)
     )
     assert len(maker.asked) == 2 * 4
 
@@ -115,7 +106,7 @@ def test_the_objective_is_the_sum_of_its_terms_before_their_weights(objective: s
     problems, _ = pose(own, limit=3)
     images = torch.stack([colour(0.3, 0.6, 0.1), colour(0.9, 0.2, 0.2), colour(0.1, 0.1, 0.8)])
     reference = preserved_reference(images)
-    found = own.objective(problems, reference, eye())
+    found = own.objective(problems, reference, mean_colors())
     assert {name: weight for name, (weight, _) in found.items()} == {
         name: own.weights[name] for name in OBJECTIVES[objective]
     }
@@ -141,7 +132,7 @@ def test_what_is_measured_by_hand() -> None:
     problem = replace(problem, baseline_prompts={**problem.baseline_prompts, "best caption": two})
     reds = [colour(0.9, 0.1, 0), colour(0.7, 0.1, 0), colour(0.5, 0.1, 0), colour(0.1, 0.9, 0)]
     pictures = {"best": reds[0], "sample_01": reds[1], "sample_02": reds[2], "sample_03": reds[3], "start": reds[3]}
-    record = own.measure(problem, pictures, eye())
+    record = own.measure(problem, pictures, mean_colors())
     assert record["activation_score"] == 0.75 and record["images"] == 4 and record["target"] == "rock crab"
     low, high = record["interval"]
     assert low == pytest.approx(0.3006, abs=1e-3) and high == pytest.approx(0.9544, abs=1e-3), "Wilson, 3 of 4"
@@ -151,7 +142,7 @@ def test_what_is_measured_by_hand() -> None:
     assert record["activation"] == pytest.approx(0.55) and record["unit"] == "features:0"
     assert record["success"] is False
     assert [r["verdict"] for r in record["rivals"].values()] == ["falls short of", "beats"]
-    again = own.measure(problem, {**pictures, "sample_03": reds[0]}, eye())
+    again = own.measure(problem, {**pictures, "sample_03": reds[0]}, mean_colors())
     assert again["success"] is True and again["rivals"]["class name"]["verdict"] == "equals"
 
 

@@ -23,6 +23,7 @@ from tests.tasks.tiny import (
     Maker,
     Maps,
     Pictures,
+    TaskCase,
     cache_in,
     classifier_of,
     colour,
@@ -43,18 +44,17 @@ def of_red(k: int) -> ImageClassifier:
     return classifier_of(Colours(weight.tolist()))
 
 
-def task(**changes: Any) -> Disagreement:
-    settings: dict[str, Any] = {
+def settings() -> dict[str, Any]:
+    return {
         "rival": of_red(1), "mode": "confidence", "margin_saturation": 99.0, "classes": None,
         "directions": ["over", "under"], "num_seeds": 2, "num_initializations": 1, "start_classes": "own",
         "context_phrases": None, "prompt": "a photograph of {article} {label}", "min_confidence_gap": 0.5,
         "baseline": "none", "retrieval": None,
     }  # fmt: skip
-    return Disagreement(**(settings | changes))
 
 
-def pose(own: Disagreement, limit: int | None = None, seed: int = 0) -> tuple[list[DisagreementProblem], int | None]:
-    return own.problems(world(noise(3), of_red(0), limit, seed=seed))
+CASE = TaskCase(Disagreement, settings, noise(3), lambda: of_red(0))
+task, pose = CASE.task, CASE.pose
 
 
 def test_a_problem_per_class_seed_and_direction() -> None:

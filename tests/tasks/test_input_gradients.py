@@ -18,22 +18,22 @@ from classifier_lens.tasks.analysis.class_gradient import gradient_image, input_
 from classifier_lens.tasks.input_gradients import InputGradients
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.tasks.tiny import (
+    DISTANCE_WEIGHTS,
     NAMES,
     SIDE,
     Captions,
     Colours,
     Maps,
     Pictures,
+    TaskCase,
     classifier_of,
     colour,
     noise,
     preserved_reference,
     same_scene,
-    world,
 )
 
 DATA = noise(5)
-WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
 MATRIX = [[2.0, -1.0, 0.5], [0.0, 1.0, 1.0], [-1.0, 0.0, 3.0]]
 BIAS = [0.1, 0.2, -0.3]
 CROPS = RandomCrops(crops=4, noise_std=0.0, power=0.3, min_crop_fraction=0.5, new_crops_per_prediction=False)
@@ -51,18 +51,15 @@ def half(scene: Scene, seeds: Sequence[int], step: int, size: int) -> Scene:
     return replace(scene, views=views)
 
 
-def task(**changes: Any) -> InputGradients:
-    settings: dict[str, Any] = {
+def settings() -> dict[str, Any]:
+    return {
         "target": "viaduct", "preserve": "background", "mask": None, "augmentations": {"half": half, "crops": CROPS},
-        "weights": WEIGHTS, "captioner": Captions(),
+        "weights": DISTANCE_WEIGHTS, "captioner": Captions(),
     }  # fmt: skip
-    return InputGradients(**(settings | changes))
 
 
-def pose(
-    own: InputGradients, limit: int | None = None, seed: int = 0, data: Pictures = DATA
-) -> tuple[list[CounterfactualProblem], int | None]:  # fmt: skip
-    return own.problems(world(data, linear(), limit, seed=seed))
+CASE = TaskCase(InputGradients, settings, DATA, linear)
+task, pose = CASE.task, CASE.pose
 
 
 def crab() -> CounterfactualProblem:
@@ -131,14 +128,14 @@ def test_a_gradient_as_a_picture() -> None:
 
 def test_a_problem_per_picture_of_which_no_word_changes() -> None:
     data = Pictures([e.image for e in DATA.examples if e.label != "viaduct"], ["rock crab", "urn", "rock crab"])
-    found, total = pose(task(), data=data)
+    found, total = pose(task(), dataset=data)
     assert total == len(found) == 3 and [p.name for p in found] == ["x0-viaduct", "x1-viaduct", "x2-viaduct"]
     for problem, example in zip(found, data.examples, strict=True):
         assert problem.edit.source == problem.edit.target == Captions().caption(example)
         assert (NAMES[problem.source], NAMES[problem.target]) == (example.label, "viaduct")
         assert problem.label_index == problem.source
         assert problem.prompt_check is None and problem.preserve == "background"
-    assert len({p.seed for p in found} | {p.seed for p in pose(task(), seed=1, data=data)[0]}) == 6
+    assert len({p.seed for p in found} | {p.seed for p in pose(task(), seed=1, dataset=data)[0]}) == 6
 
 
 def test_a_rule_chooses_the_target_and_all_are_counted() -> None:
@@ -156,7 +153,7 @@ def test_the_picture_itself_is_no_augmentation() -> None:
 def test_its_value_is_how_far_the_reconstruction_is() -> None:
     reference = preserved_reference(torch.stack([colour(0.5, 0, 0)]))
     objective = task().objective([crab()], reference, linear())
-    assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
+    assert {name: weight for name, (weight, _) in objective.items()} == DISTANCE_WEIGHTS
     assert [term(same_scene(reference)).item() for _, term in objective.values()] == [0, 0]
 
 

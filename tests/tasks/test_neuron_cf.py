@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import CaptionEdit, Scene, UserError
 from classifier_lens.tasks.neuron_cf import NeuronCf, NeuronCounterfactualProblem
@@ -21,34 +20,31 @@ from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
 from classifier_lens.tasks.units.feature_attack import FeatureAttack
 from classifier_lens.tasks.units.hirescam import HiResCam, hirescam
 from tests.tasks.tiny import (
+    DISTANCE_WEIGHTS,
     NAMES,
     SIDE,
     Captions,
-    Colours,
     Maker,
     Maps,
     OnGrass,
     Pictures,
+    TaskCase,
     classifier_of,
     colour,
+    mean_colors,
     noise,
     preserved_reference,
     same_scene,
     world,
 )
 
-WEIGHTS = {"unit_activation": 2.0, "latent_distance": 25.0, "pixel_distance": 250.0}
+WEIGHTS = {"unit_activation": 2.0, **DISTANCE_WEIGHTS}
 TRAINING = Pictures([colour(red, 0.5, 0) for red in (0.2, 0.6, 0.2, 0.6)], ["urn"] * 4, "halves")  # red: 0.4 ± 0.2
 DATA = noise(6)
 
 
-def eye() -> ImageClassifier:
-    """Logits and features are the mean colours."""
-    return classifier_of(Colours(torch.eye(3).tolist()))
-
-
-def task(**changes: Any) -> NeuronCf:
-    settings: dict[str, Any] = {
+def settings() -> dict[str, Any]:
+    return {
         "training": TRAINING,
         "units": [0, "head.in:1"],
         "label": None,
@@ -66,13 +62,10 @@ def task(**changes: Any) -> NeuronCf:
         "baseline": "none",
         "cam": HiResCam(None),
     }
-    return NeuronCf(**(settings | changes))
 
 
-def pose(
-    own: NeuronCf, limit: int | None = None, seed: int = 0
-) -> tuple[list[NeuronCounterfactualProblem], int | None]:
-    return own.problems(world(DATA, eye(), limit, seed=seed))
+CASE = TaskCase(NeuronCf, settings, DATA, mean_colors)
+task, pose = CASE.task, CASE.pose
 
 
 def test_a_problem_per_picture_unit_and_direction() -> None:
@@ -99,7 +92,7 @@ def test_each_direction_starts_with_the_phrase_that_moves_it_most() -> None:
     maker = Maker({"on sand": 0.8, "on grass": 0.4, "in snow": 0.1})
     context_search = ContextSearch([list(maker.reds)], False, 2, "a photograph of {phrase}")
     own = task(units=[0], captioner=OnGrass(), context_search=context_search)
-    found, _ = own.problems(world(DATA, eye(), 2, generator=maker))
+    found, _ = own.problems(world(DATA, mean_colors(), 2, generator=maker))
     for problem, phrase in zip(found, ["on sand", "in snow"], strict=True):
         caption = OnGrass().caption(DATA[0])
         assert problem.edit == CaptionEdit(caption, caption.replace("on grass", phrase), "on grass", phrase)
@@ -112,7 +105,7 @@ def test_a_unit_that_never_changes_has_no_success() -> None:
     own = task(training=grey, units=[0], preserve="none")
     problem = pose(own)[0][0]
     pictures = seen(colour(0.2, 0, 0), colour(0.9, 0, 0), colour(0.9, 0, 0))
-    assert problem.std == 0 and not own.measure(problem, pictures, eye())["success"]
+    assert problem.std == 0 and not own.measure(problem, pictures, mean_colors())["success"]
 
 
 def test_all_questions_about_a_picture_have_its_seed() -> None:
@@ -179,7 +172,7 @@ def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: s
 def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
     data = Pictures([colour(0, 0, 0)], ["heron"])
     with pytest.raises(UserError, match=r"data\.label=heron: no class of the classifier"):
-        task().problems(world(data, eye()))
+        task().problems(world(data, mean_colors()))
 
 
 # --- what is optimised and measured --------------------------------------------------------------------------
@@ -193,7 +186,7 @@ def push(direction: str, unit: Unit = Unit(FEATURES, 0), preserve: str = "foregr
 def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
     image = colour(0.8, 0.1, 0)
     reference = preserved_reference(torch.stack([image, image]))
-    objective = task().objective([push("max"), push("min")], reference, eye())
+    objective = task().objective([push("max"), push("min")], reference, mean_colors())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
     assert objective["unit_activation"][1](same_scene(reference)).tolist() == pytest.approx([-0.8, 0.8]), (
         "lower is better"
@@ -211,7 +204,8 @@ def scene_of(images: Tensor) -> Scene:
 def test_what_is_beyond_enough_counts_no_more() -> None:
     """Red was 0.4, its deviation is 0.2: 0.6 is enough upwards, 0.2 downwards."""
     reference = preserved_reference(torch.stack([colour(0.4, 0, 0)] * 2))
-    _, term = task(saturation_std=1.0).objective([push("max"), push("min")], reference, eye())["unit_activation"]
+    objective = task(saturation_std=1.0).objective([push("max"), push("min")], reference, mean_colors())
+    _, term = objective["unit_activation"]
     for red, expected in ((0.5, [-0.5, 0.5]), (0.7, [-0.6, 0.7]), (0.1, [-0.1, 0.2])):
         images = torch.stack([colour(red, 0, 0)] * 2).requires_grad_()
         found = term(scene_of(images))
@@ -228,7 +222,7 @@ def seen(before: Tensor, best: Tensor, attack: Tensor, mask: Tensor | None = Non
 
 def test_what_is_measured_by_hand() -> None:
     pictures = seen(colour(0.2, 0.6, 0), colour(0.7, 0.6, 0), colour(0.9, 0.6, 0), torch.ones(1, SIDE, SIDE))
-    found = task().measure(push("max"), pictures, eye())
+    found = task().measure(push("max"), pictures, mean_colors())
     colours = torch.tensor([[0.2, 0.6, 0.0], [0.0, 0.6, 0.2], [0.7, 0.6, 0.0], [0.9, 0.6, 0.0]])
     before, start, after, attacked = colours.softmax(dim=1).tolist()
     assert found == {
@@ -255,7 +249,7 @@ def test_a_success_is_a_change_the_right_way_in_standard_deviations(
 ) -> None:
     """From red 0.5, with a standard deviation of 0.2."""
     pictures = seen(colour(0.5, 0, 0), colour(red, 0, 0), colour(0, 0, 0), torch.ones(1, SIDE, SIDE))
-    assert task(min_change_std=min_change_std).measure(push(direction), pictures, eye())["success"] is success
+    assert task(min_change_std=min_change_std).measure(push(direction), pictures, mean_colors())["success"] is success
 
 
 @pytest.fixture
@@ -299,7 +293,7 @@ def test_the_attack_and_the_maps_are_shown(direction: str, sign: int, shown: dic
         cam = hirescam(classifier, shown[name], unit)
         assert cam is not None
         torch.testing.assert_close(found[key][0], cam / cam.max())
-    assert set(task().illustrate(push(direction), shown, eye())) == {"attack"}, "a network without a map"
+    assert set(task().illustrate(push(direction), shown, mean_colors())) == {"attack"}, "a network without a map"
 
 
 def test_a_unit_before_the_last_map_can_be_asked_for(shown: dict[str, Tensor]) -> None:

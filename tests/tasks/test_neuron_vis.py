@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.neuron_vis import NeuronVis, NeuronVisualizationProblem
@@ -22,8 +21,10 @@ from tests.tasks.tiny import (
     Maker,
     Maps,
     Pictures,
+    TaskCase,
     classifier_of,
     colour,
+    mean_colors,
     noise,
     preserved_reference,
     same_scene,
@@ -44,23 +45,16 @@ REDS = {"a crab": 0.1, "sand": 0.4, "the sky": 0.2, "a flag": 0.3, "grass": 0.0,
 RED, GREEN = Unit(FEATURES, 0), Unit(FEATURES, 1)
 
 
-def eye() -> ImageClassifier:
-    return classifier_of(Colours(torch.eye(3).tolist()))
-
-
-def task(**changes: Any) -> NeuronVis:
-    settings: dict[str, Any] = {
+def settings() -> dict[str, Any]:
+    return {
         "training": TRAINING, "units": [0, 1], "top_images": 3, "max_objects": 8, "images_per_object": 2,
         "prompt": "a photograph of {phrase}", "num_seeds": 2, "saturation_ratio": None,
         "captioner": Captions(OBJECTS), "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
-    return NeuronVis(**(settings | changes))
 
 
-def pose(
-    own: NeuronVis, limit: int | None = None, maker: Maker | None = None
-) -> tuple[list[NeuronVisualizationProblem], int | None]:
-    return own.problems(world(noise(2), eye(), limit, maker or Maker(REDS)))
+CASE = TaskCase(NeuronVis, settings, noise(2), mean_colors, lambda: Maker(REDS))
+task, pose = CASE.task, CASE.pose
 
 
 def tried(problem: NeuronVisualizationProblem) -> WordActivations:
@@ -106,7 +100,7 @@ def test_only_the_best_pictures_are_asked_for_words_and_each_is_tried_once(
     changes: dict[str, Any], words: list[str]
 ) -> None:
     maker = Maker(REDS)
-    (first,), _ = pose(task(units=[0], num_seeds=1, **changes), maker=maker)
+    (first,), _ = pose(task(units=[0], num_seeds=1, **changes), generator=maker)
     assert list(tried(first).means) == words
     asked = [prompt.removeprefix("a photograph of ") for prompt, _ in maker.asked]
     assert asked == [word for word in words for _ in range(2)], "two samples each"
@@ -154,7 +148,7 @@ def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: s
 def test_the_objective_is_the_activation_itself() -> None:
     found, _ = pose(task(num_seeds=1))
     reference = preserved_reference(torch.stack([colour(0.8, 0.1, 0), colour(0.8, 0.1, 0)]))
-    objective = task().objective(found, reference, eye())
+    objective = task().objective(found, reference, mean_colors())
     assert list(objective) == ["unit_activation"]
     weight, term = objective["unit_activation"]
     assert weight == 1 and term(same_scene(reference)).tolist() == pytest.approx([-0.8, -0.1]), "lower is better"
@@ -165,7 +159,7 @@ def test_beyond_enough_an_activation_counts_no_more() -> None:
     found, _ = pose(task(num_seeds=1))
     assert [p.ranking.top_values[0, p.unit.index].item() for p in found] == pytest.approx([0.7, 0.7])
     reference = preserved_reference(torch.stack([colour(0.9, 0, 0), colour(0, 0.5, 0)]))
-    _, term = task(saturation_ratio=0.8).objective(found, reference, eye())["unit_activation"]
+    _, term = task(saturation_ratio=0.8).objective(found, reference, mean_colors())["unit_activation"]
     assert term(same_scene(reference)).tolist() == pytest.approx([-0.56, -0.5])
 
 
@@ -174,7 +168,7 @@ def test_what_is_measured_by_hand() -> None:
     (problem, *_), _ = pose(task())
     pictures = {"before": colour(0.4, 0, 0), "best": colour(0.9, 0.1, 0)}
     std = torch.tensor(TENTHS).double().div(10).std(correction=0).item()
-    found = task().measure(problem, pictures, eye())
+    found = task().measure(problem, pictures, mean_colors())
     assert found == {
         "success": True, "criterion": "0.9 > 0.7, the highest activation in training images",
         "target": "features:0", "unit": "features:0", "word": "sand",
@@ -189,14 +183,14 @@ def test_what_is_measured_by_hand() -> None:
 @pytest.mark.parametrize(("red", "success"), [(0.69, False), (0.71, True)])
 def test_a_success_exceeds_the_best_training_picture(red: float, success: bool) -> None:
     (problem, *_), _ = pose(task())
-    found = task().measure(problem, {"before": colour(0, 0, 0), "best": colour(red, 0, 0)}, eye())
+    found = task().measure(problem, {"before": colour(0, 0, 0), "best": colour(red, 0, 0)}, mean_colors())
     assert found["success"] is success
 
 
 def test_a_unit_alone_has_no_others() -> None:
     (problem, *_), _ = pose(task(units=[0]))
     pictures = {"before": colour(0, 0, 0), "best": colour(1, 0, 0)}
-    assert task().measure(problem, pictures, eye())["others_standardised"] is None
+    assert task().measure(problem, pictures, mean_colors())["others_standardised"] is None
 
 
 def test_only_units_of_the_same_module_are_compared() -> None:
@@ -215,7 +209,7 @@ def test_only_units_of_the_same_module_are_compared() -> None:
 
 def test_the_training_picture_and_the_words_are_shown() -> None:
     (problem, *_), _ = pose(task())
-    shown = task().illustrate(problem, {}, eye())
+    shown = task().illustrate(problem, {}, mean_colors())
     assert torch.equal(shown["training"], TRAINING[4].image)
     torch.testing.assert_close(shown["worded"], colour(0.5, 0, 0))
 
@@ -244,21 +238,21 @@ def test_without_a_generator_no_word_is_tried() -> None:
     nothing = Maker()
     nothing.can_generate = False
     own = task(units=[0], num_seeds=1)
-    (problem,), _ = pose(own, maker=nothing)
+    (problem,), _ = pose(own, generator=nothing)
     assert problem.word_activations is None and problem.edit.source == "" and not nothing.asked
     assert torch.equal(problem.load_top_example(), TRAINING[4].image)
     pictures = {"before": colour(0.2, 0, 0), "best": colour(0.9, 0, 0)}
-    assert own.illustrate(problem, pictures, eye()).keys() == {"training"}
-    record = own.measure(problem, pictures, eye())
+    assert own.illustrate(problem, pictures, mean_colors()).keys() == {"training"}
+    record = own.measure(problem, pictures, mean_colors())
     assert record["success"] and not [key for key in record if key.startswith("word")]
     assert own.summarize([record])["features:0"].keys() == {"activation", "training_max"}
 
 
 def test_rankings_and_pictures_of_words_are_kept(tmp_path: Path) -> None:
     maker, cache = Maker(REDS), TensorCache(str(tmp_path))
-    first, _ = pose(task(cache=cache), maker=maker)
+    first, _ = pose(task(cache=cache), generator=maker)
     drawn = len(maker.asked)
     words = {word for problem in first for word in tried(problem).means}
     assert drawn == 2 * len(words), "each word's two pictures, for both units and seeds"
-    again, _ = pose(task(cache=cache), maker=maker)
+    again, _ = pose(task(cache=cache), generator=maker)
     assert len(maker.asked) == drawn and [tried(p).means for p in again] == [tried(p).means for p in first]

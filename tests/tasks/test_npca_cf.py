@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import CaptionEdit, UserError
 from classifier_lens.tasks.npca_cf import ComponentCounterfactualProblem, NpcaCf
 from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.units.npca import Components, class_components
 from tests.tasks.tiny import (
+    DISTANCE_WEIGHTS,
     NAMES,
     SIDE,
     Captions,
@@ -26,8 +26,10 @@ from tests.tasks.tiny import (
     Maps,
     OnGrass,
     Pictures,
+    TaskCase,
     classifier_of,
     colour,
+    mean_colors,
     noise,
     plain,
     preserved_reference,
@@ -35,13 +37,13 @@ from tests.tasks.tiny import (
     world,
 )
 
-WEIGHTS = {"npca_contribution": 2.0, "latent_distance": 25.0, "pixel_distance": 250.0}
+WEIGHTS = {"npca_contribution": 2.0, **DISTANCE_WEIGHTS}
 TRAINING, DATA = noise(30, seed=1, digest="training"), noise(9)
 NETWORK = classifier_of(Maps())
 
 
-def task(**changes: Any) -> NpcaCf:
-    settings: dict[str, Any] = {
+def settings() -> dict[str, Any]:
+    return {
         "training": TRAINING,
         "components": {"viaduct": [1, 0], "0": [2]},
         "start_images": "own",
@@ -59,13 +61,10 @@ def task(**changes: Any) -> NpcaCf:
         "context_search": ContextSearch(None, False, 2, "a photograph of {phrase}"),
         "baseline": "none",
     }
-    return NpcaCf(**(settings | changes))
 
 
-def pose(
-    own: NpcaCf, limit: int | None = None, seed: int = 0
-) -> tuple[list[ComponentCounterfactualProblem], int | None]:
-    return own.problems(world(DATA, NETWORK, limit, seed=seed))
+CASE = TaskCase(NpcaCf, settings, DATA, lambda: NETWORK)
+task, pose = CASE.task, CASE.pose
 
 
 def test_a_problem_per_component_picture_and_direction() -> None:
@@ -216,10 +215,6 @@ BY_HAND = Components(
 )  # fmt: skip
 
 
-def eye() -> ImageClassifier:
-    return classifier_of(Colours(torch.eye(3).tolist()))
-
-
 def shift(direction: str, component: int = 0) -> ComponentCounterfactualProblem:
     (first, *_), _ = pose(task(directions=[direction]))
     return replace(first, components=lambda: BY_HAND, component=component)
@@ -229,7 +224,7 @@ def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
     """At red 0.5 and green 1, α_0 = 1.4 · 1.4 and α_1 = −0.2 · −0.2."""
     asked = [shift("max"), shift("min"), shift("max", 1), shift("min", 1)]
     reference = preserved_reference(torch.stack([colour(0.5, 1, 0)] * 4))
-    objective = task().objective(asked, reference, eye())
+    objective = task().objective(asked, reference, mean_colors())
     assert {name: weight for name, (weight, _) in objective.items()} == WEIGHTS
     found = objective["npca_contribution"][1](same_scene(reference)).tolist()
     assert found == pytest.approx([-1.96, 1.96, -0.04, 0.04]), "lower is better"
@@ -240,14 +235,15 @@ def test_the_objective_raises_or_lowers_and_keeps_the_rest() -> None:
 def test_what_is_beyond_enough_counts_no_more() -> None:
     """α_0 was 1.4 · 0.6 and deviates by 1.4 · 0.2: at 1.4 · 1.4 it has gone too far upwards, and not come downwards."""
     reference = preserved_reference(torch.stack([colour(0.5, 0, 0)] * 2))
-    _, term = task(saturation_std=2.0).objective([shift("max"), shift("min")], reference, eye())["npca_contribution"]
+    objective = task(saturation_std=2.0).objective([shift("max"), shift("min")], reference, mean_colors())
+    _, term = objective["npca_contribution"]
     found = term(same_scene(preserved_reference(torch.stack([colour(0.5, 1, 0)] * 2)))).tolist()
     assert found == pytest.approx([-1.4 * (0.6 + 2 * 0.2), 1.96])
 
 
 def test_what_is_measured_by_hand() -> None:
     pictures = {"before": colour(0.5, 0, 0), "start": colour(0.5, 0.5, 0), "best": colour(0.5, 1, 0)}
-    found = task().measure(shift("max"), pictures, eye())
+    found = task().measure(shift("max"), pictures, mean_colors())
     before, start, after = torch.tensor([[0.5, g, 0.0] for g in (0.0, 0.5, 1.0)]).softmax(dim=1).tolist()
     assert found == {
         "success": True, "source": "viaduct", "target": "viaduct 0 max", "component": 0, "direction": "max",
@@ -271,7 +267,7 @@ def test_a_success_is_a_change_the_right_way_in_standard_deviations(
 ) -> None:
     """α_0 = 1.4 · (1.2 r + 0.8 g) has a standard deviation of 1.4 · 0.2: one is 0.25 of green."""
     pictures = {"before": colour(0, 0.5, 0), "start": colour(0, 1, 0), "best": colour(0, 0.5 + 0.25 * change, 0)}
-    assert task(min_change_std=min_change_std).measure(shift(direction), pictures, eye())["success"] is success
+    assert task(min_change_std=min_change_std).measure(shift(direction), pictures, mean_colors())["success"] is success
 
 
 def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> None:
@@ -288,7 +284,7 @@ def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> Non
 
 
 def test_nothing_further_is_shown() -> None:
-    assert task().illustrate(shift("max"), {}, eye()) == {}
+    assert task().illustrate(shift("max"), {}, mean_colors()) == {}
 
 
 def test_a_summary_counts_each_direction() -> None:

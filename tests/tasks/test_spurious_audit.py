@@ -15,7 +15,7 @@ from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.analysis.label_agreement import bootstrap_interval
 from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES
-from classifier_lens.tasks.spurious_audit import FeatureAuditProblem, SpuriousAudit
+from classifier_lens.tasks.spurious_audit import SpuriousAudit
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     SIDE,
@@ -23,6 +23,7 @@ from tests.tasks.tiny import (
     Maker,
     Maps,
     Pictures,
+    TaskCase,
     classifier_of,
     colour,
     noise,
@@ -53,18 +54,17 @@ class Bright:
         return (images[:, :1] > 0.5).float()
 
 
-def task(**changes: Any) -> SpuriousAudit:
-    settings: dict[str, Any] = {
+def settings() -> dict[str, Any]:
+    return {
         "training": TRAINING, "classes": None, "features_per_class": 2, "annotations": None, "objectives": ["both"],
         "prompt": "a picture of *2", "segmenter": Bright(), "delta": 0.3, "calibration_runs": [],
         "activation_threshold": 0.5, "weights": {"class_log_prob": 1.0, "unit_activation": 0.5},
         "cache": TensorCache(None), "baseline": "none",
     }  # fmt: skip
-    return SpuriousAudit(**(settings | changes))
 
 
-def pose(own: SpuriousAudit, limit: int | None = None, seed: int = 0) -> tuple[list[FeatureAuditProblem], int | None]:
-    return own.problems(world(noise(2), classifier_of(Colours(WEIGHTS)), limit, Maker({}), seed))
+CASE = TaskCase(SpuriousAudit, settings, noise(2), lambda: classifier_of(Colours(WEIGHTS)), lambda: Maker({}))
+task, pose = CASE.task, CASE.pose
 
 
 def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None:

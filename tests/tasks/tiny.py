@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,11 @@ def classifier_of(network: Any, labels: Sequence[str] = NAMES, domain: str | Non
     return ImageClassifier(
         network, labels, SIDE, [0.0] * 3, [1.0] * 3, "bilinear", domain, forward_logits, "classifier.target=tiny"
     )
+
+
+def mean_colors() -> ImageClassifier:
+    """Logits and features are an image's mean red, green and blue."""
+    return classifier_of(Colours(torch.eye(3).tolist()))
 
 
 def plain(images: Tensor) -> Tensor:
@@ -185,6 +190,38 @@ def world(
 ) -> TaskInputs:
     """What a task makes its problems of."""
     return TaskInputs(dataset, classifier, generator or Maker(), seed, limit)
+
+
+DISTANCE_WEIGHTS = {"latent_distance": 25.0, "pixel_distance": 250.0}
+
+
+class PosesProblems(Protocol):
+    def problems(self, inputs: TaskInputs, /) -> tuple[list[Any], int | None]: ...
+
+
+SomeTask = TypeVar("SomeTask", bound=PosesProblems)
+
+
+@dataclass(frozen=True)
+class TaskCase(Generic[SomeTask]):
+    """A task with the settings that its tests begin from, and what its problems are made of."""
+
+    kind: Callable[..., SomeTask]
+    settings: Callable[[], dict[str, Any]]
+    dataset: Dataset
+    classifier: Callable[[], Classifier]
+    generator: Callable[[], Maker] = Maker
+
+    def task(self, **changes: Any) -> SomeTask:
+        return self.kind(**{**self.settings(), **changes})
+
+    def pose(
+        self, task: SomeTask, limit: int | None = None, seed: int = 0, dataset: Dataset | None = None,
+        generator: Maker | None = None,
+    ) -> tuple[list[Any], int | None]:  # fmt: skip
+        """The task's problems, and how many there are without the limit."""
+        inputs = world(dataset or self.dataset, self.classifier(), limit, generator or self.generator(), seed)
+        return task.problems(inputs)
 
 
 def cache_in(folder: Path) -> TensorCache:

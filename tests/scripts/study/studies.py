@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from classifier_lens.scripts.study.pages import MakeOptions, Study, make_pages
+
 Colour = tuple[int, int, int]
 SIDE = 8
 
@@ -100,6 +102,14 @@ def portraits(root: Path, labels: Sequence[str] = (*GROUPS, "lifeboat"), samples
             answers.append((record, {"best": colour, **{f"sample_{i:02}": colour for i in range(1, samples)}}))
     config = "task: {_target_: classifier_lens.tasks.diffexplainer_class.DiffExplainerClass}\n"
     return write_run(root / "diffexplainer_class" / "planted_lcm-planted_clean" / "secretC", config, answers)
+
+
+def make_study(
+    build_study: Callable[..., Study], runs: Sequence[Path], options: MakeOptions
+) -> tuple[list[Path], dict[str, Any]]:
+    """The pages of a study of runs, and its key."""
+    *made, key = make_pages(build_study, runs, options)
+    return made, json.loads(key.read_text())
 
 
 @dataclass

@@ -14,14 +14,14 @@ from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study import pages
 from classifier_lens.scripts.study.content import CHOICES, CONTENTS, CORE, ContentOptions, build_study, score
 from classifier_lens.scripts.study.responses import ResponseCount
-from tests.scripts.study.studies import COLOURS, GROUPS, Page, audit, portraits, save
+from tests.scripts.study.studies import COLOURS, GROUPS, Page, audit, make_study, portraits, save
 
 
 def study(tmp_path: Path, out: str = "out", audited: Path | None = None, **changes: Any) -> tuple[Page, dict[str, Any]]:
     """Page and key of a study of all classes that both runs know."""
     runs = [portraits(tmp_path), audited or audit(tmp_path)]
-    page, key = pages.make_pages(build_study, runs, ContentOptions(out=str(tmp_path / out), **changes))
-    return Page(page), json.loads(key.read_text())
+    (page,), key = make_study(build_study, runs, ContentOptions(out=str(tmp_path / out), **changes))
+    return Page(page), key
 
 
 # --- pages ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from classifier_lens.scripts.study.preference import (
     score,
 )
 from classifier_lens.scripts.study.responses import ResponseCount, summarize_counts
-from tests.scripts.study.studies import COLOURS, class_folder, counterfactuals, save
+from tests.scripts.study.studies import COLOURS, class_folder, counterfactuals, make_study, save
 
 
 def make(first: Path, second: Path, chosen: PreferenceOptions) -> list[Path]:
@@ -34,9 +33,8 @@ def make(first: Path, second: Path, chosen: PreferenceOptions) -> list[Path]:
 
 def study(tmp_path: Path, out: str = "out", **changes: Any) -> tuple[list[Path], dict[str, Any]]:
     """Pages and key of a study of both runs."""
-    first, second = (counterfactuals(tmp_path, method) for method in METHODS)
-    *pages, key = make(first, second, PreferenceOptions(out=str(tmp_path / out), **changes))
-    return pages, json.loads(key.read_text())
+    runs = [counterfactuals(tmp_path, method) for method in METHODS]
+    return make_study(build_study, runs, PreferenceOptions(out=str(tmp_path / out), **changes))
 
 
 def pairs(n: int) -> list[Pair]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from math import sqrt
 from pathlib import Path
@@ -25,7 +24,7 @@ from classifier_lens.scripts.study.resemblance import (
     read_ratings,
     score_ratings,
 )
-from tests.scripts.study.studies import COLOURS, REAL, SIDE, Page, audit, save
+from tests.scripts.study.studies import COLOURS, REAL, SIDE, Page, audit, make_study, save
 
 # --- pages ---------------------------------------------------------------------------------------------------
 
@@ -33,8 +32,8 @@ from tests.scripts.study.studies import COLOURS, REAL, SIDE, Page, audit, save
 def study(tmp_path: Path, out: str = "out", **changes: Any) -> tuple[list[Page], dict[str, Any]]:
     """Pages and key of a study of two audits: of three pictures an answer, and of one."""
     runs = [audit(tmp_path, "A", samples=3), audit(tmp_path, "B", samples=1)]
-    *pages, key = study_pages.make_pages(build_study, runs, ResemblanceOptions(out=str(tmp_path / out), **changes))
-    return [Page(page) for page in pages], json.loads(key.read_text())
+    pages, key = make_study(build_study, runs, ResemblanceOptions(out=str(tmp_path / out), **changes))
+    return [Page(page) for page in pages], key
 
 
 def test_every_feature_stands_beside_either_explanation(tmp_path: Path) -> None:
