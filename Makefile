@@ -7,9 +7,11 @@ STAMP := .venv/.installed
 # Links by which mypy finds the folders under the name that they are imported by.
 LINKS := build/packages/classifier_lens
 GROUNDINGDINO := .venv-groundingdino
+# Options of the images in the documentation: five in a row and small files.
+IMAGES := figures=docs/images max_columns=5 image_size=160 pdf=false threads=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slurm test-groundingdino check docs format evaluate bench figures clean
+.PHONY: help install demo test test-all test-slurm test-groundingdino check docs format evaluate bench figures images clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +84,14 @@ bench: $(STAMP) ## Time the runner beside a plain loop, an hour: ONLY=uvce,memor
 
 figures: $(STAMP) ## Run the planted miniatures and compose outputs/figures/: ONLY=fig06
 	$(PY) scripts/make_figures.py $(if $(ONLY),only=$(ONLY))
+
+images: $(STAMP) ## Compute the result images of the documentation, docs/images/
+	$(PY) scripts/make_figures.py only=uvce $(IMAGES) max_blocks=3 limit=4 batch=4
+	$(PY) scripts/make_figures.py only=neuron_cf $(IMAGES) max_blocks=1 limit=4 batch=4
+	$(PY) scripts/make_figures.py only=npca_cf,class_explanation,disagreement,neuron_vis $(IMAGES) limit=2 batch=2
+	$(PY) scripts/make_figures.py only=audit $(IMAGES) task.features_per_class=1 limit=2 batch=2
+	$(PY) scripts/make_figures.py only=fig12 $(IMAGES) limit=1
+	$(PY) scripts/make_figures.py only=fig13 $(IMAGES) max_blocks=1 limit=2 batch=2
 
 clean: ## Remove caches and build products; environments and outputs/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -124,5 +124,5 @@ def _agreement(runs: Sequence[RunResults]) -> Matrix | None:
         for run, name in zip(runs, names, strict=True) for row in run.summary().get("agreement", [])
     ]  # fmt: skip
     values = [[math.nan if row[key] is None else 100 * row[key] for key in STATISTICS] for _, row in rows]
-    title = "agreement with the annotations by group of classes (number of features), %"
+    title = "agreement with annotations, % (number of features)"
     return Matrix(title, [name for name, _ in rows], list(STATISTICS.values()), values) if rows else None
