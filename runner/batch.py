@@ -148,10 +148,11 @@ class Solver:
         prompts = self.generator.decode_prompts(state.best_controls, batch.context) or [
             problem.edit.target for problem in problems
         ]
-        found = self.find_warnings(problems, batch.reference, start_images[:, 0], state)
+        optimization_warnings = self.find_warnings(problems, batch.reference, start_images[:, 0], state)
         warnings = [
             [
-                *_caption_warnings(self.task, problem), *batch_warnings, *batch.warnings[i], *found[i],
+                *_caption_warnings(self.task, problem), *batch_warnings, *batch.warnings[i],
+                *optimization_warnings[i],
                 *_safety_warnings(flagged[i], best_images.shape[1]),
             ]
             for i, problem in enumerate(problems)

@@ -238,7 +238,7 @@ Objective = Mapping[str, tuple[float, Term]]
 
 
 # What a generator computes of a batch's images before the optimization and does not compute again after a resume:
-# tensors by names of its own.
+# tensors by name, which only the generator reads.
 Precomputed = Mapping[str, Tensor]
 
 

@@ -19,7 +19,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from classifier_lens.data import planted
 from classifier_lens.models.captioner.captioner import TemplateCaptioner
 from classifier_lens.models.generator.chain import DiffusionContext
-from classifier_lens.models.generator.latent_diffusion import AttentionMapWindow, LatentDiffusion
+from classifier_lens.models.generator.latent_diffusion import (
+    AttentionMapWindow,
+    LatentDiffusion,
+    LatentDiffusionSettings,
+)
 from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.samplers import NullTextInversion, ddim, lcm
 from classifier_lens.models.generator.single_image import SingleImageGenerator
@@ -158,16 +162,15 @@ def make_generator(
             "segmenter": AttentionSegmenter(0.3), "cache": TensorCache(None),
             "lr_scale": {"latent": 1.0, "text": 1.0, "null": 1.0},
         }  # fmt: skip
+        chain_settings = LatentDiffusionSettings(**{**settings, **changes})
         if sampler == "lcm":
             networks = Networks(tiny_lcm_pipe, "tiny lcm")
-            return LatentDiffusion(
-                networks, lcm(networks, steps, guidance_scale, None, [0.0, 1.0], 50), **{**settings, **changes}
-            )
+            return LatentDiffusion(networks, lcm(networks, steps, guidance_scale, None, [0.0, 1.0], 50), chain_settings)
         networks = Networks(tiny_pipe, "tiny")
         return LatentDiffusion(
             networks,
             ddim(networks, steps, guidance_scale, NullTextInversion(0.01, 3, 1e-5, 2e-5, False), [0.0, 1.0]),
-            **{**settings, **changes},
+            chain_settings,
         )
 
     return make

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +17,7 @@ from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.recomputation import checkpointed
 from classifier_lens.models.generator.samplers import Sampler, SamplerInputs
 from classifier_lens.models.generator.single_image import SingleImageGenerator
+from classifier_lens.runner.configuration.value_ranges import ChainIndex, ChainSteps, OneOf, Pixels
 from classifier_lens.runner.types import Controls, Scene, UserError
 
 GRADIENT_CHECKPOINTING_MODES = ("none", "step", "block", "auto")
@@ -40,52 +42,32 @@ class DiffusionContext:
     background_blend_steps: Float[Tensor, " b"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChainSettings:
+    """resolution: side of the images in pixels; last_x0_predictions: how many of the last x0-predictions are decoded;
+    gradient_checkpointing: what the backward pass recomputes; backprop_steps: how many of the last steps gradients pass
+    through, None for all; background_blend_start: the first latent that is blended, 0 for z_T, i for the output of step
+    i - 1."""
+
+    resolution: Pixels
+    last_x0_predictions: ChainSteps
+    gradient_checkpointing: Annotated[str, OneOf(GRADIENT_CHECKPOINTING_MODES)]
+    backprop_steps: ChainSteps | None
+    background_blend_start: ChainIndex
+
+
 class Chain(SingleImageGenerator[DiffusionContext]):
-    """Frozen networks and their sampler; a call renders controls.
+    """Frozen networks and their sampler; a call renders controls."""
 
-    resolution: side of the images in pixels; last_x0_predictions: how many of the last x0-predictions are decoded;
-    gradient_checkpointing: one of `GRADIENT_CHECKPOINTING_MODES`; backprop_steps: how many of the last steps gradients
-    pass through, None for all; background_blend_start: the first latent that is blended, 0 for z_T, i for the output
-    of step i - 1."""
-
-    def __init__(
-        self,
-        networks: Networks,
-        sampler: Sampler,
-        resolution: int,
-        last_x0_predictions: int,
-        gradient_checkpointing: str,
-        backprop_steps: int | None,
-        background_blend_start: int,
-    ) -> None:
-        if gradient_checkpointing not in GRADIENT_CHECKPOINTING_MODES:
-            raise UserError(
-                f"generator.gradient_checkpointing={gradient_checkpointing}: allowed are "
-                f"{', '.join(GRADIENT_CHECKPOINTING_MODES)}"
-            )
-        if resolution % networks.vae_scale_factor:
-            raise UserError(f"generator.resolution={resolution}: allowed are multiples of {networks.vae_scale_factor}")
-        if backprop_steps is not None and not 1 <= backprop_steps <= len(sampler.schedule):
-            raise UserError(
-                f"generator.backprop_steps={backprop_steps}: allowed are 1 … {len(sampler.schedule)}, or null for all"
-            )
-        if not 0 <= background_blend_start <= len(sampler.schedule):
-            raise UserError(
-                f"generator.background_blend_start={background_blend_start}: allowed are 0 … {len(sampler.schedule)}"
-            )
+    def __init__(self, networks: Networks, sampler: Sampler, settings: ChainSettings) -> None:
+        _check_settings(settings, networks, sampler)
         self.networks, self.sampler, self.device = networks, sampler, networks.device
-        self.latent_size, self.resolution, self.digest = (
-            resolution // networks.vae_scale_factor,
-            resolution,
-            networks.digest,
-        )
-        self.fingerprint = repr((networks.digest, resolution, sampler.fingerprint))
-        self.last_x0_predictions, self.backprop_steps, self.background_blend_start = (
-            last_x0_predictions,
-            backprop_steps,
-            background_blend_start,
-        )
-        self.set_gradient_checkpointing(gradient_checkpointing)
+        self.resolution, self.latent_size = settings.resolution, settings.resolution // networks.vae_scale_factor
+        self.digest = networks.digest
+        self.fingerprint = repr((networks.digest, settings.resolution, sampler.fingerprint))
+        self.last_x0_predictions, self.backprop_steps = settings.last_x0_predictions, settings.backprop_steps
+        self.background_blend_start = settings.background_blend_start
+        self.set_gradient_checkpointing(settings.gradient_checkpointing)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -210,6 +192,22 @@ class Chain(SingleImageGenerator[DiffusionContext]):
         inputs = self.sampler.sample_inputs(self.networks, seeds, self.latent_size)
         embeddings = self.step_embeddings(self.networks.embed(prompts), inputs)
         return self.networks.decode(self.denoise(inputs["latent"], embeddings, inputs["noise"])[-1])
+
+
+def _check_settings(settings: ChainSettings, networks: Networks, sampler: Sampler) -> None:
+    """Raise UserError for values that the networks or the number of sampler steps do not allow."""
+    factor, steps = networks.vae_scale_factor, len(sampler.schedule)
+    if settings.gradient_checkpointing not in GRADIENT_CHECKPOINTING_MODES:
+        raise UserError(
+            f"generator.gradient_checkpointing={settings.gradient_checkpointing}: allowed are "
+            f"{', '.join(GRADIENT_CHECKPOINTING_MODES)}"
+        )
+    if settings.resolution % factor:
+        raise UserError(f"generator.resolution={settings.resolution}: allowed are multiples of {factor}")
+    if settings.backprop_steps is not None and not 1 <= settings.backprop_steps <= steps:
+        raise UserError(f"generator.backprop_steps={settings.backprop_steps}: allowed are 1 … {steps}, or null for all")
+    if not 0 <= settings.background_blend_start <= steps:
+        raise UserError(f"generator.background_blend_start={settings.background_blend_start}: allowed are 0 … {steps}")
 
 
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.models.generator import cross_attention, prompt_tuning
-from classifier_lens.models.generator.chain import GRADIENT_CHECKPOINTING_MODES, Chain, DiffusionContext
+from classifier_lens.models.generator.chain import Chain, ChainSettings, DiffusionContext
 from classifier_lens.models.generator.editable_region import (
     editable_region,
     mask_warnings,
@@ -31,13 +31,11 @@ from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
 from classifier_lens.models.segmenter.segmenter import LazySegmenter, load_if_lazy
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.configuration.value_ranges import (
-    ChainIndex,
     ChainSteps,
     Dtype,
     Fraction,
     Guidance,
     LearningRates,
-    OneOf,
     Pixels,
     PromptToPromptSteps,
 )
@@ -74,43 +72,31 @@ class AttentionMapWindow:
         return slice(first, max(math.ceil(self.end * total), first + 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusionSettings(ChainSettings):
+    """attention_maps, segmenter: of the mask; mask_postprocess: of the mask for `latents` and for `pixels`;
+    prompt_to_prompt: where a task sets none; cache: of inversions; lr_scale: factor of the learning rate, by control;
+    known_classes: see `TextToImage`."""
+
+    attention_maps: AttentionMapWindow
+    mask_postprocess: dict[str, MaskPostprocess]
+    prompt_to_prompt: PromptToPromptSteps
+    segmenter: Segmenter | LazySegmenter
+    cache: TensorCache
+    lr_scale: LearningRates
+    known_classes: Sequence[str] | None = None
+
+
 class LatentDiffusion(Chain):
     """A latent diffusion model that edits images: `initialize` inverts them, finds the editable region and replaces
-    words of their captions.
+    words of their captions."""
 
-    attention_maps, segmenter: of the mask; mask_postprocess: of the mask for `latents` and for `pixels`;
-    prompt_to_prompt: where a task sets none; cache: of inversions; lr_scale: factor of the learning rate, by control;
-    known_classes: see `TextToImage`; the other arguments: see `Chain`."""
-
-    def __init__(
-        self,
-        networks: Networks,
-        sampler: Sampler,
-        resolution: Pixels,
-        last_x0_predictions: ChainSteps,
-        gradient_checkpointing: Annotated[str, OneOf(GRADIENT_CHECKPOINTING_MODES)],
-        backprop_steps: ChainSteps | None,
-        background_blend_start: ChainIndex,
-        attention_maps: AttentionMapWindow,
-        mask_postprocess: dict[str, MaskPostprocess],
-        prompt_to_prompt: PromptToPromptSteps,
-        segmenter: Segmenter | LazySegmenter,
-        cache: TensorCache,
-        lr_scale: LearningRates,
-        known_classes: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(
-            networks,
-            sampler,
-            resolution,
-            last_x0_predictions,
-            gradient_checkpointing,
-            backprop_steps,
-            background_blend_start,
-        )
-        self.attention_maps, self.mask_postprocess = attention_maps, mask_postprocess
-        self.prompt_to_prompt = PromptToPrompt(**prompt_to_prompt)
-        self.segmenter, self.cache, self.lr_scale, self.known_classes = segmenter, cache, lr_scale, known_classes
+    def __init__(self, networks: Networks, sampler: Sampler, settings: LatentDiffusionSettings) -> None:
+        super().__init__(networks, sampler, settings)
+        self.attention_maps, self.mask_postprocess = settings.attention_maps, settings.mask_postprocess
+        self.prompt_to_prompt = PromptToPrompt(**settings.prompt_to_prompt)
+        self.segmenter, self.cache = settings.segmenter, settings.cache
+        self.lr_scale, self.known_classes = settings.lr_scale, settings.known_classes
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Load the segmenter if a problem needs it. Raise UserError for problems that cannot be initialized."""
@@ -291,7 +277,7 @@ class LatentDiffusion(Chain):
     def _aligned_maps(
         recorded: Mapping[str, Tensor], steps: int, matrices: Float[Tensor, "b l l"]
     ) -> dict[str, Float[Tensor, "b t h q l"]]:
-        """The recorded maps of the first steps, moved to the tokens of the target prompts."""
+        """The recorded maps of the first steps, aligned with the tokens of the target prompts."""
         # Step by step: rounding may depend on how many products are computed at once.
         return {
             layer: torch.stack([torch.einsum("bhqk,bkl->bhql", m[:, i], matrices.to(m)) for i in range(steps)], dim=1)
@@ -316,9 +302,9 @@ class LatentDiffusion(Chain):
         images that are generated."""
         inputs = {name: values.clone() for name, values in sampled.items()}
         if rows := [i for i, problem in enumerate(problems) if problem.load is not None]:
-            given = [problems[i] for i in rows]
-            images, prompts = _load_images(given).to(self.device), [problem.edit.source for problem in given]
-            for name, values in self.invert(images, prompts, [problem.seed for problem in given]).items():
+            with_image = [problems[i] for i in rows]
+            images, prompts = _load_images(with_image).to(self.device), [p.edit.source for p in with_image]
+            for name, values in self.invert(images, prompts, [p.seed for p in with_image]).items():
                 inputs[name][rows] = values
         return inputs
 
@@ -332,8 +318,8 @@ class LatentDiffusion(Chain):
         recorded, trajectory, latents = self.record_attention(inputs, text, max(mask_steps, injected_steps))
         images = self.networks.decode(latents)
         if rows := [i for i, problem in enumerate(problems) if problem.load is not None]:
-            images[rows] = given = _load_images([problems[i] for i in rows]).to(self.device)
-            latents[rows] = self.networks.encode(given)
+            originals = _load_images([problems[i] for i in rows]).to(self.device)
+            images[rows], latents[rows] = originals, self.networks.encode(originals)
         masks = self.object_masks(images, recorded, problems)
         precomputed = {"images": images, "latents": latents, "trajectory": trajectory, "masks": masks}
         # Contiguous, as they are after a resume: sums would otherwise run in another order.
@@ -372,12 +358,15 @@ def load(
     a guidance scale.
 
     compile: whether UNet and decoder are compiled at their first call; channels_last, straight_through_clamp: see
-    `Networks`; guidance_interval: see `models.generator.samplers.ddim`; settings: the other arguments of
-    `LatentDiffusion`."""
+    `Networks`; guidance_interval: see `models.generator.samplers.ddim`; settings: see `LatentDiffusionSettings`."""
     networks = load_networks(path, unet, lora, revision, variant, dtype, device, download_hint)
     networks.straight_through_clamp = straight_through_clamp
     if channels_last:
         networks.to_channels_last()
     if compile:
         networks.compile()
-    return LatentDiffusion(networks, sampler(networks, steps, guidance_scale, null_text, guidance_interval), **settings)  # type: ignore[arg-type]
+    return LatentDiffusion(
+        networks,
+        sampler(networks, steps, guidance_scale, null_text, guidance_interval),
+        LatentDiffusionSettings(**settings),  # type: ignore[arg-type]
+    )

@@ -99,7 +99,7 @@ class DdimSampler:
                 "generator.guidance_scale=1: null-text inversion does nothing there, choose a value above 1"
             )
         if self.null_text is None:
-            raise UserError("generator.null_text=null: DDIM inverts pictures by null-text inversion, give its settings")
+            raise UserError("generator.null_text=null: DDIM inverts images by null-text inversion, give its settings")
 
     def predict(
         self, networks: Networks, z: Tensor, embeddings: Mapping[str, Tensor], i: int, maps: AttentionControl | None

@@ -34,11 +34,11 @@ from classifier_lens.runner.optimization.objective import evaluate
 from classifier_lens.runner.protocols import Generator
 from classifier_lens.runner.types import Context, Controls, Objective, Scene, Term, UserError
 
-# From the controls and the context of the initializer, and the objective, to those of the generator that is optimized.
+# (controls and context of the initializer, objective) -> controls and context of the generator that is optimized.
 Prepare = Callable[[Controls, Any, Objective], tuple[Controls, Any]]
 
 
-# What of a diffusion model is optimized: `conf/parametrization/`.
+# Makes a generator whose controls are a part of a diffusion model's inputs: `conf/parametrization/`.
 Parametrization = Callable[[LatentDiffusion], Generator[Any]]
 
 
@@ -56,9 +56,9 @@ def identity_objective(objective: Objective) -> Objective:
 class Baseline:
     """How a task's problems are solved.
 
-    initializer, prepare: what the controls and the context come from; generator: whose they are then; optimizer: how
-    the controls are optimized; adapt_objective: changes of the task's objective; uses_augmentation: whether the
-    classifier sees random crops, or the images themselves."""
+    initializer: generator that initializes the problems; prepare: turns its controls and context into those of
+    `generator`, which is optimized; optimizer: settings of the loop; adapt_objective: changes the task's objective;
+    uses_augmentation: whether the classifier sees random crops, or the images themselves."""
 
     initializer: Generator[Any]
     generator: Generator[Any]
@@ -68,9 +68,10 @@ class Baseline:
     uses_augmentation: bool = True
 
 
-# What generates a run's images: a diffusion model, or nothing, `generator=none`.
+# The source of a run's images: a diffusion model, or no generator (`generator=none`).
 ImageModel = LatentDiffusion | NoGenerator
-# From what generates images, what the method optimizes of it and how, with the learning rates in the generator's scale.
+# (source of images, parametrization and loop settings of the method) -> baseline. Learning rates are in the generator's
+# scale.
 BaselineFactory = Callable[[ImageModel, Parametrization, OptimizerSettings], Baseline]
 
 

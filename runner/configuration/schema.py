@@ -44,11 +44,10 @@ from classifier_lens.runner.types import UserError, first_line
 
 # Keys of a node that are not arguments of its target.
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
-# Loaders that forward their other arguments: the receiver, and its arguments that the loader itself sets.
+# Loaders that forward their other arguments, and the receivers.
 FORWARDED = {
     "classifier_lens.models.generator.latent_diffusion.load": (
-        "classifier_lens.models.generator.latent_diffusion.LatentDiffusion",
-        frozenset({"networks", "sampler"}),
+        "classifier_lens.models.generator.latent_diffusion.LatentDiffusionSettings"
     )
 }
 
@@ -119,11 +118,9 @@ class _Signature:
         loader = _Signature.of(_locate(path), partial)
         if path not in FORWARDED:
             return loader
-        receiver_path, set_by_loader = FORWARDED[path]
-        receiver = _Signature.of(_locate(receiver_path), partial)
-        annotations = {name: hint for name, hint in receiver.annotations.items() if name not in set_by_loader}
-        required = loader.required | (receiver.required - set_by_loader)
-        return _Signature({**annotations, **loader.annotations}, required, False)
+        receiver = _Signature.of(_locate(FORWARDED[path]), partial)
+        annotations = {**receiver.annotations, **loader.annotations}
+        return _Signature(annotations, loader.required | receiver.required, False)
 
 
 def _locate(path: str) -> Callable[..., Any]:
