@@ -21,6 +21,7 @@ from classifier_lens.models.generator.editable_region import (
     mask_warnings,
     needs_segmenter,
     object_masks,
+    precomputed_masks,
 )
 from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.pipeline.networks import load_networks as load_networks
@@ -225,7 +226,7 @@ class LatentDiffusion(Chain):
             recorded, precomputed = self.record_originals(problems, inputs, source_text, injected_steps)
         else:
             recorded = self._record_first_maps(inputs, source_text, injected_steps)
-        masks, preserve = precomputed["masks"], [p.preserve for p in problems]
+        masks, preserve = precomputed_masks(precomputed), [p.preserve for p in problems]
         region = {
             kind: editable_region(postprocess(masks), masks, preserve)
             for kind, postprocess in self.mask_postprocess.items()
