@@ -21,6 +21,7 @@ from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.logging.progress_bar import Progress, progress
 from classifier_lens.runner.optimization import loop
 from classifier_lens.runner.protocols import Classifier, TaskInputs
+from classifier_lens.runner.result_schema import ResultImages
 from classifier_lens.runner.results.run_folder import check_finite, quantize_8bit
 from classifier_lens.runner.run import Parts, make_solver, plan_batch
 from classifier_lens.runner.types import Example, UserError
@@ -119,7 +120,9 @@ def _words(domain: str | None, overrides: Sequence[str]) -> list[str]:
 def _answered(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any], bar: Progress) -> Counterfactual:
     """The answer to the one problem that the parts ask."""
     if not isinstance(parts.task, Uvce):
-        raise UserError(f"task={config['name'].split('/')[0]}: allowed is uvce; the others are asked by run.py")
+        raise UserError(
+            f"task={config['options']['task']}: explain() has the task uvce alone; start other tasks with run.py"
+        )
     answer = make_solver(parts)
     problems, _ = parts.task.problems(TaskInputs(data, parts.classifier, parts.generator, config["seed"], limit=1))
     if problems[0].error is not None:
@@ -135,15 +138,15 @@ def _answered(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any],
             raise RuntimeError(state.failures[0])
         report_progress(state, problems, answer.settings.steps, bar, parts.logger)
     found, reference = answer.results(batch, state), batch.reference
-    shown = (reference.original, found.start_images[:, 0], found.best_images[:, 0])
-    original, start, best = (quantize_8bit(pictures[0]) for pictures in shown)
-    pictures = {"before": original, "start": start, "best": best, "mask": reference.mask[0]}
-    pictures |= parts.task.illustrate(problems[0], pictures, parts.classifier)
-    measured = parts.task.measure(problems[0], pictures, parts.classifier)
+    shown = (reference.original, found.start_images[:, 0], found.result_images[:, 0])
+    original, start, result = (quantize_8bit(images[0]) for images in shown)
+    measured = parts.task.measure(
+        problems[0], ResultImages(original, start, result, reference.mask[0]), parts.classifier
+    )
     check_finite({**measured, "loss": found.losses[0]})
     bar.advance(1)
     return Counterfactual(
-        image=best, original=original, mask=reference.mask[0], success=measured["success"],
+        image=result, original=original, mask=reference.mask[0], success=measured["success"],
         confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
         loss=dict(found.losses[0]), warnings=list(found.warnings[0]),
     )  # fmt: skip

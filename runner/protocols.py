@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from classifier_lens.runner.result_schema import ImageField, Record, ResultImages
 from classifier_lens.runner.types import (
     Context,
     Controls,
     Example,
     Head,
-    Images,
     Initialization,
     Objective,
     Precomputed,
@@ -256,17 +256,19 @@ class Task(Protocol):
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
         """Raise UserError for mistakes that are known without a generator, such as unknown classes."""
 
-    def problems(self, world: TaskInputs) -> tuple[list[Any], int | None]:
-        """The first `world.limit` problems, and the number of all, None if it is not known beforehand."""
+    def problems(self, inputs: TaskInputs) -> tuple[list[Any], int | None]:
+        """The first `inputs.limit` problems, and how many there are in all, None if that is not known beforehand."""
 
     def objective(self, problems: Sequence[Any], reference: Reference, classifier: Classifier) -> Objective:
         """The terms and weights of a batch."""
 
-    def illustrate(self, problem: Any, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
-        """Further images of a result, each (c, h, w) in [0, 1]."""
+    def illustrate(
+        self, problem: Any, images: ResultImages, classifier: Classifier
+    ) -> Mapping[ImageField, Float[Tensor, "c h w"]]:
+        """Further images of a result in [0, 1]."""
 
-    def measure(self, problem: Any, pictures: Images, classifier: Classifier) -> dict[str, Any]:
-        """JSON values of one result, measured on the saved 8-bit images; `success` is among them."""
+    def measure(self, problem: Any, images: ResultImages, classifier: Classifier) -> Record:
+        """JSON values of one result, measured on the saved 8-bit images."""
 
-    def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def summarize(self, records: Sequence[Record]) -> Record:
         """JSON values of all results of a run together. records: the results without their `history`."""

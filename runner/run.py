@@ -33,7 +33,7 @@ from classifier_lens.runner.report.page import write_page
 from classifier_lens.runner.results.batch_names import batch_name, batch_span
 from classifier_lens.runner.results.manifest import Manifest, probe_logits, problem_digests
 from classifier_lens.runner.results.result_warnings import ResultWarnings
-from classifier_lens.runner.results.run_folder import RunFolder, Summarize, run_key
+from classifier_lens.runner.results.run_folder import LEASE_FOLDER, RunFolder, Summarize, run_key
 from classifier_lens.runner.retry import BatchRetry, DeviceLostError
 from classifier_lens.runner.types import Problem, UserError, first_line
 
@@ -245,7 +245,7 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler, bega
     except UnwritableError as error:
         return _shown(work, error)
     process, logger = Process.current(), SafeLogger(parts.logger)
-    claims = Leases(folder.path / "claims", config["lease"]["duration"], process)
+    claims = Leases(folder.path / LEASE_FOLDER, config["lease"]["duration"], process)
 
     def solve(name: str, claim: Lease) -> None:
         first, asked = batch_span(name).start, retry.drop_failed(batches[name])
@@ -272,7 +272,7 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler, bega
         folder.write_manifest(work.manifest)
         note("running", "")
         folder.collect(names, "running", "", parts.task.summarize)
-        logger.start(folder.path, dict(config), work.key, config["name"].split("/")[0])
+        logger.start(folder.path, dict(config), work.key, config["options"]["task"])
         solved = sum(len(batch) for batch in batches.values() if work.done(batch))
         with claims.announce(), progress(len(names), solved) as bar, BackgroundRefresh(refresh) as page:
             retry = BatchRetry(folder, bar, parts.generator.device, work.solver.dtype_hint, process.name)

@@ -311,8 +311,3 @@ class Initialization(Generic[Context]):
     def with_context(self, context: OtherContext) -> Initialization[OtherContext]:
         """The same with the context of another generator, for one that is built on this one's."""
         return Initialization(self.controls, context, self.reference, self.candidates, self.warnings, self.precomputed)
-
-
-# The saved images of a result by name: `before` (the original; the start of what is generated with unchanged words),
-# `start`, `best`, `mask` (one channel, the editable region) and those that the task adds.
-Images = Mapping[str, Float[Tensor, "c h w"]]

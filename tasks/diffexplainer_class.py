@@ -1,38 +1,49 @@
-"""What a class is to a classifier: a prompt whose pictures it calls so, whatever the noise (DiffExplainer, Eq. 3-5)."""
+"""Class explanations (DiffExplainer, Eq. 3-5): a prompt whose generated images are predicted as a class for any
+noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache as memoised
+from functools import cache as memoized
 from functools import partial
 from itertools import islice, product
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.data.digests import hash_example
 from classifier_lens.data.image_selection import check_choice
 from classifier_lens.runner.configuration.value_ranges import Names, OneOf, PerProblemCount, PromptWeights
-from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, TaskInputs
-from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, Images, Objective, Reference
+from classifier_lens.runner.protocols import Cache, Captioner, Classifier, Dataset, HasDigest, TaskInputs
+from classifier_lens.runner.result_schema import (
+    RESULT,
+    START,
+    ImageField,
+    Label,
+    Record,
+    ResultImages,
+    ResultSchema,
+    SuccessFields,
+)
+from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit, Objective, Reference
 from classifier_lens.tasks.analysis.activation_score import (
     BaselinePrompt,
+    BaselinePromptRecord,
+    RestartSummary,
+    ScoreFields,
     best_restarts,
     measure_activation_score,
     most_confident_index,
     score_baseline_prompts,
     stack_result_images,
 )
-from classifier_lens.tasks.problems.image_problems import (
-    comparison_text,
-    image_loader,
-    problem_seed,
-    slug,
-    success_counts,
-)
+from classifier_lens.tasks.analysis.success import comparison_text, success_counts
+from classifier_lens.tasks.problems.image_problems import image_loader
 from classifier_lens.tasks.problems.problem_checks import problems_or_failure
+from classifier_lens.tasks.problems.problem_names import problem_seed, slug
 from classifier_lens.tasks.problems.prompt_problems import (
     OBJECTIVES,
     PromptProblem,
@@ -46,17 +57,41 @@ from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
 
 @dataclass(frozen=True, kw_only=True)
 class ClassPromptProblem(PromptProblem):
-    """baseline_prompts: plain prompts by name."""
+    """baseline_prompts: prompts that are not optimized, by name, see `score_baseline_prompts`."""
 
     baseline_prompts: Mapping[str, BaselinePrompt]
 
 
+class ClassPromptRecord(SuccessFields, ScoreFields):
+    """unit, activation: of objectives with a unit; the mean over the images."""
+
+    target: Annotated[str, Label("Target")]
+    baseline_prompts: Annotated[dict[str, BaselinePromptRecord], Label("Baseline prompts")]
+    unit: NotRequired[Annotated[str, Label("Unit")]]
+    activation: NotRequired[Annotated[float, Label("Activation")]]
+
+
+class ClassPromptSummary(TypedDict, total=False):
+    """mean_activation_score: of the best restart of each class."""
+
+    mean_activation_score: Annotated[float, Label("Mean activation score")]
+
+
+RESULT_SCHEMA = ResultSchema(
+    "Class explanations (DiffExplainer)",
+    ClassPromptRecord,
+    [BaselinePromptRecord, ClassPromptSummary, RestartSummary],
+    images=[
+        ImageField(RESULT.key, "Image of the optimized prompt"),
+        ImageField(START.key, "Image of the initial prompt"),
+    ],
+)
+
+
 class DiffExplainerClass:
-    """training: pictures on which features are ranked, the most certain of which lends its caption; objective: of
-    `OBJECTIVES`; classes: names, None for all; feature_rank: the class's feature of this rank by mean contribution, of
-    an objective with a unit; prompt: with free tokens, see `prompt_tuning.py`; num_seeds: restarts; images_per_prompt:
-    pictures of each plain prompt; class_name_prompt: the class's plain prompt; weights: of the terms; baseline: see
-    `runner.baselines.methods`."""
+    """Optimization of one prompt per class and restart."""
+
+    prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
 
     def __init__(
         self,
@@ -73,95 +108,114 @@ class DiffExplainerClass:
         cache: Cache,
         baseline: str,
     ) -> None:
+        """training: images on which features are ranked; the caption of the most confident one is a baseline prompt;
+        objective: one of `OBJECTIVES`; classes: names, None for all; feature_rank: for objectives with a unit, the
+        class's feature of this rank by mean contribution; prompt: template with free tokens, see `prompt_tuning.py`;
+        num_seeds: restarts per class; images_per_prompt: images of each baseline prompt; class_name_prompt: template of
+        the baseline prompt with the class name; weights: of the terms; cache: stores rankings and the baseline prompts'
+        images; baseline: see `runner.baselines.methods`."""
         self.objective_name = check_choice("task.objective", objective, OBJECTIVES)
-        self.feature_rank, self.num_seeds = feature_rank, num_seeds
-        self.images_per_prompt = images_per_prompt
-        self.training, self.classes, self.prompt, self.class_name_prompt = training, classes, prompt, class_name_prompt
+        self.training, self.classes, self.feature_rank = training, classes, feature_rank
+        self.prompt, self.num_seeds = prompt, num_seeds
+        self.images_per_prompt, self.class_name_prompt = images_per_prompt, class_name_prompt
         self.weights, self.captioner, self.cache, self.baseline = weights, captioner, cache, baseline
-        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
-        self.dependencies = (training,)
+
+    @property
+    def dependencies(self) -> Sequence[HasDigest]:
+        return (self.training,)
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
         resolve_class_names("task.classes", self.classes, classifier.labels)
 
-    def problems(self, world: TaskInputs) -> tuple[list[ClassPromptProblem], int | None]:
-        """One problem per class and restart; the plain prompts of a class are tried once."""
-        labels = world.classifier.labels
-        names = resolve_class_names("task.classes", self.classes, labels)
-        named, unit = {"class name": self.class_name_prompt}, memoised(lambda label: self._unit(label, world))
-        rivals = memoised(
-            lambda c: score_baseline_prompts(
-                c, world, named, self.training, self.captioner, self.images_per_prompt, self.cache
-            )
-        )
-        side = world.generator.resolution
+    def problems(self, inputs: TaskInputs) -> tuple[list[ClassPromptProblem], int | None]:
+        """One problem per class and restart."""
+        labels = inputs.classifier.labels
+        fields = memoized(lambda label: self._class_fields(label, inputs))
 
-        def example(label: str) -> Callable[[], Tensor]:
-            row = most_confident_index(label, world, self.training, self.cache)
-            return image_loader(self.training, row, hash_example(self.training[row]), side)
-
-        asked = [(label, k) for label, k in product(names, range(self.num_seeds))]
-
-        def portrayed(name: str, label: str, k: int) -> list[ClassPromptProblem]:
+        def make_problem(name: str, label: str, k: int) -> list[ClassPromptProblem]:
             return [
                 ClassPromptProblem(
                     name=name,
-                    seed=problem_seed(world.seed, labels.index(label), k),
+                    seed=problem_seed(inputs.seed, labels.index(label), k),
+                    init_seed=problem_seed(inputs.seed, 0, k),
                     load=None,
-                    edit=CaptionEdit.unchanged(free_token_prompt(self.prompt, label), label),
-                    image_name=slug(label, labels),
                     preserve="none",
-                    init_seed=problem_seed(world.seed, 0, k),
-                    objective=self.objective_name,
-                    target=labels.index(label),
-                    unit=unit(label),
-                    baseline_prompts=rivals(label),
-                    load_top_example=example(label),
+                    **fields(label),
                 )
             ]
 
-        found = [
-            problem for label, k in islice(asked, world.limit) for name in [f"{slug(label, labels)}-{k}"]
-            for problem in problems_or_failure(name, partial(portrayed, name, label, k))
+        classes = resolve_class_names("task.classes", self.classes, labels)
+        restarts = list(product(classes, range(self.num_seeds)))
+        problems = [
+            problem for label, k in islice(restarts, inputs.limit) for name in [f"{slug(label, labels)}-{k}"]
+            for problem in problems_or_failure(name, partial(make_problem, name, label, k))
         ]  # fmt: skip
-        return found, len(asked)
+        return problems, len(restarts)
 
-    def _unit(self, label: str, world: TaskInputs) -> Unit | None:
+    def _class_fields(self, label: str, inputs: TaskInputs) -> dict[str, Any]:
+        """The fields that a class's problems share."""
+        labels = inputs.classifier.labels
+        return {
+            "edit": CaptionEdit.unchanged(free_token_prompt(self.prompt, label), label),
+            "image_name": slug(label, labels),
+            "objective": self.objective_name,
+            "target": labels.index(label),
+            "unit": self._unit(label, inputs),
+            "baseline_prompts": score_baseline_prompts(
+                label, inputs, self.class_name_prompt, self.training, self.captioner, self.images_per_prompt, self.cache
+            ),
+            "load_top_example": self._top_example_loader(label, inputs),
+        }
+
+    def _unit(self, label: str, inputs: TaskInputs) -> Unit | None:
+        """The class's feature of the rank `feature_rank`, None if the objective needs none."""
         if "unit_activation" not in OBJECTIVES[self.objective_name]:
             return None
-        side, classifier = world.generator.resolution, world.classifier
-        units = f"class:{label}:{self.feature_rank}"
-        return choose_units(
-            units, classifier, lambda: rank_units(classifier, FEATURES, self.training, side, self.cache)
-        )[-1]
+        side, classifier = inputs.generator.resolution, inputs.classifier
+        units = choose_units(
+            f"class:{label}:{self.feature_rank}",
+            classifier,
+            lambda: rank_units(classifier, FEATURES, self.training, side, self.cache),
+        )
+        return units[-1]
+
+    def _top_example_loader(self, label: str, inputs: TaskInputs) -> Callable[[], Float[Tensor, "3 h w"]]:
+        """A function that reads the training image with the highest confidence in the class."""
+        row = most_confident_index(label, inputs, self.training, self.cache)
+        return image_loader(self.training, row, hash_example(self.training[row]), inputs.generator.resolution)
 
     def objective(
         self, problems: Sequence[ClassPromptProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         return prompt_objective(problems, classifier, self.weights)
 
-    def illustrate(self, problem: ClassPromptProblem, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
+    def illustrate(
+        self, problem: ClassPromptProblem, images: ResultImages, classifier: Classifier
+    ) -> dict[ImageField, Float[Tensor, "c h w"]]:
         return {}
 
-    def measure(self, problem: ClassPromptProblem, pictures: Images, classifier: Classifier) -> dict[str, Any]:
-        """The activation score on pictures of fresh z beside those of the plain prompts. A success: none of these has a
-        higher one."""
-        images = stack_result_images(pictures)
-        own = measure_activation_score(classifier, list(images), problem.target)
-        others = {name: r.record(own) for name, r in problem.baseline_prompts.items()}
-        record = own.record() | {"target": classifier.labels[problem.target], "rivals": others}
-        highest = max(r.score.value for r in problem.baseline_prompts.values())
-        record["success"] = own.value >= highest
-        record["criterion"] = comparison_text(own.value, highest, "the highest activation score of a plain prompt")
+    def measure(self, problem: ClassPromptProblem, images: ResultImages, classifier: Classifier) -> ClassPromptRecord:
+        """The activation scores of the optimized prompt, on images of new noise, and of the baseline prompts. A result
+        is a success if no baseline prompt has a higher score."""
+        stack = stack_result_images(images)
+        score = measure_activation_score(classifier, list(stack), problem.target)
+        highest = max(prompt.score.value for prompt in problem.baseline_prompts.values())
+        record: ClassPromptRecord = {
+            **score.record(),
+            "target": classifier.labels[problem.target],
+            "baseline_prompts": {name: prompt.record(score) for name, prompt in problem.baseline_prompts.items()},
+            "success": score.value >= highest,
+            "criterion": comparison_text(score.value, highest, "the highest activation score of a baseline prompt"),
+        }
         if problem.unit is not None:
-            record |= {
-                "unit": str(problem.unit),
-                "activation": activation(classifier, images, problem.unit).mean().item(),
-            }
+            record["unit"] = str(problem.unit)
+            record["activation"] = activation(classifier, stack, problem.unit).mean().item()
         return record
 
-    def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Per class the restart with the lowest loss, and how far restarts lie apart."""
-        table = best_restarts(records)
-        means = {"mean_activation_score": fmean(r["activation_score"] for r in table.values())} if table else {}
-        return success_counts(records) | means | table
+    def summarize(self, records: Sequence[Record]) -> Mapping[str, Any]:
+        """Successes, and the restarts of each class."""
+        restarts = best_restarts(records)
+        summary: ClassPromptSummary = {}
+        if restarts:
+            summary["mean_activation_score"] = fmean(row["activation_score"] for row in restarts.values())
+        return {**success_counts(records), **summary, **restarts}

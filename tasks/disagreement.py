@@ -1,38 +1,57 @@
-"""Maximal disagreement (DiG-IN, Section 4, Eq. 3): pictures that one classifier calls y and another does not."""
+"""Maximal disagreement (DiG-IN, Section 4, Eq. 3): images that one classifier predicts as a class and another does
+not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import MinLen
+from jaxtyping import Float
 from torch import Tensor
 
 from classifier_lens.data.image_selection import check_choice
 from classifier_lens.runner.configuration.value_ranges import Fraction, Names, NonNegative, OneOf, PerProblemCount
-from classifier_lens.runner.protocols import Classifier, Dataset, TaskInputs
+from classifier_lens.runner.protocols import Classifier, Dataset, HasDigest, TaskInputs
+from classifier_lens.runner.result_schema import (
+    ImageField,
+    Label,
+    Record,
+    ResultImages,
+    ResultSchema,
+    SuccessFields,
+    SummaryFields,
+)
 from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,
     CaptionEdit,
-    Images,
     Objective,
     Problem,
     Reference,
     UserError,
 )
-from classifier_lens.tasks.analysis.retrieval import Retrieval, count_disagreeing_neighbors
+from classifier_lens.tasks.analysis.predictions import probabilities
+from classifier_lens.tasks.analysis.retrieval import (
+    IMAGE_NEIGHBORS,
+    TEXT_NEIGHBORS,
+    NeighborCounts,
+    Retrieval,
+    count_disagreeing_neighbors,
+)
+from classifier_lens.tasks.analysis.success import comparison_text, success_counts_by
 from classifier_lens.tasks.objectives.loss_terms import CONFIDENCE_MEASURES, confidence_gap
-from classifier_lens.tasks.problems.image_problems import comparison_text, probabilities, slug, success_counts_by
 from classifier_lens.tasks.problems.problem_checks import problems_or_failure
+from classifier_lens.tasks.problems.problem_names import slug
 from classifier_lens.tasks.prompts.caption_edit import format_prompt
 from classifier_lens.tasks.prompts.start_search import largest_gap_search, parse_start_classes
 from classifier_lens.tasks.prompts.target_rules import resolve_class_names
 
-DIRECTION_SIGNS = {"over": 1.0, "under": -1.0}  # the classifier sees more of the class than its rival, or less
+# Which classifier should be more confident of the class: the first one (over), or the second one (under).
+DIRECTION_SIGNS = {"over": 1.0, "under": -1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,127 +62,144 @@ class DisagreementProblem(Problem):
     direction: str
 
 
-class Disagreement:
-    """rival: the other classifier, with the same labels; mode: one of `loss_terms.CONFIDENCE_MEASURES`;
-    margin_saturation: so much of it is enough; classes: names, or None for all; directions: of `DIRECTION_SIGNS`;
-    num_seeds: pictures per class and direction; num_initializations: start latents tried for each and for each word,
-    the best of which is optimised; start_classes: "own", "all" or names: the classes whose prompt a picture may start
-    from; context_phrases: what may follow a class's name there, None for nothing; prompt: template of the start;
-    min_confidence_gap: what p_f − p_g has to reach for a success; retrieval: where real pictures are looked for, None
-    for nowhere."""
+class DisagreementRecord(SuccessFields, NeighborCounts):
+    """gap_before, gap_after: p_f − p_g in the direction of the problem; second_…: of the second classifier;
+    confidences: in the target."""
 
-    def __init__(
-        self,
-        rival: Classifier,
-        mode: Annotated[str, OneOf(tuple(CONFIDENCE_MEASURES))],
-        margin_saturation: NonNegative,
-        classes: Names | None,
-        directions: Annotated[Sequence[Annotated[str, OneOf(tuple(DIRECTION_SIGNS))]], MinLen(1)],
-        num_seeds: PerProblemCount,
-        num_initializations: PerProblemCount,
-        start_classes: str | Names,
-        context_phrases: Names | None,
-        prompt: str,
-        min_confidence_gap: Fraction,
-        baseline: str,
-        retrieval: Retrieval | None,
-    ) -> None:
-        self.mode, self.margin_saturation = check_choice("task.mode", mode, CONFIDENCE_MEASURES), margin_saturation
-        self.directions = [check_choice("task.directions", d, DIRECTION_SIGNS) for d in directions]
-        self.num_seeds, self.num_initializations = num_seeds, num_initializations
-        self.rival, self.classes, self.start_classes = rival, classes, start_classes
-        self.context_phrases, self.prompt, self.min_confidence_gap = (
-            context_phrases or ("",),
-            prompt,
-            min_confidence_gap,
-        )
-        self.baseline, self.retrieval, self.captioner = baseline, retrieval or None, None
-        self.dependencies = (rival,) if self.retrieval is None else (rival, self.retrieval)
-        self.prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
+    target: Annotated[str, Label("Target")]
+    direction: Annotated[str, Label("Direction")]
+    gap_before: Annotated[float, Label("Confidence gap before")]
+    gap_after: Annotated[float, Label("Confidence gap after")]
+    predicted_before: str
+    predicted_after: str
+    second_predicted_after: str
+    confidence_before: dict[str, float]
+    confidence_after: dict[str, float]
+    second_confidence_before: float
+    second_confidence_after: float
+
+
+RESULT_SCHEMA = ResultSchema(
+    "Maximal disagreement of two classifiers", DisagreementRecord, series=[IMAGE_NEIGHBORS, TEXT_NEIGHBORS]
+)
+
+
+@dataclass
+class Disagreement:
+    """rival: the second classifier, with the same classes; mode: one of `loss_terms.CONFIDENCE_MEASURES`;
+    margin_saturation: see `loss_terms.confidence_gap`; classes: target classes, None for all; directions: of
+    `DIRECTION_SIGNS`; num_seeds: images per class and direction; num_initializations: start latents per image and
+    prompt, of which the one with the largest gap is optimized; start_classes: "own", "all" or names: classes whose
+    prompt an image may start from; context_phrases: phrases that may follow the class name there, None for none;
+    prompt: template of the start prompt; min_confidence_gap: p_f − p_g of a success; baseline: see
+    `runner.baselines.methods`; retrieval: search for similar real images, None for no search."""
+
+    rival: Classifier
+    mode: Annotated[str, OneOf(tuple(CONFIDENCE_MEASURES))]
+    margin_saturation: NonNegative
+    classes: Names | None
+    directions: Annotated[Sequence[Annotated[str, OneOf(tuple(DIRECTION_SIGNS))]], MinLen(1)]
+    num_seeds: PerProblemCount
+    num_initializations: PerProblemCount
+    start_classes: str | Names
+    context_phrases: Names | None
+    prompt: str
+    min_confidence_gap: Fraction
+    baseline: str
+    retrieval: Retrieval | None
+
+    captioner = None
+    prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
+
+    def __post_init__(self) -> None:
+        check_choice("task.mode", self.mode, CONFIDENCE_MEASURES)
+        for direction in self.directions:
+            check_choice("task.directions", direction, DIRECTION_SIGNS)
+
+    @property
+    def dependencies(self) -> Sequence[HasDigest]:
+        return (self.rival,) if not self.retrieval else (self.rival, self.retrieval)
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
-        labels, rival = classifier.labels, self.rival
-        domains = {rival.domain, classifier.domain} - {None}
-        if rival.labels != labels or len(domains) > 1:
+        labels, second = classifier.labels, self.rival
+        domains = {second.domain, classifier.domain} - {None}
+        if second.labels != labels or len(domains) > 1:
             raise UserError(
-                f"rival: knows {len(rival.labels)} classes of the domain {rival.domain}, the classifier {len(labels)} "
-                f"of {classifier.domain}; both must know the same classes in the same order"
+                f"rival: has {len(second.labels)} classes of the domain {second.domain}, the classifier {len(labels)} "
+                f"of {classifier.domain}; both need the same classes in the same order"
             )
         resolve_class_names("task.classes", self.classes, labels)
         parse_start_classes(self.start_classes, labels)
 
-    def problems(self, world: TaskInputs) -> tuple[list[DisagreementProblem], int | None]:
+    def problems(self, inputs: TaskInputs) -> tuple[list[DisagreementProblem], int | None]:
         """One problem per class, seed and direction."""
-        self.check(world.classifier, world.dataset)
-        labels, rival = world.classifier.labels, self.rival
-        classes = resolve_class_names("task.classes", self.classes, labels)
-        asked = list(product(classes, range(self.num_seeds), self.directions))
-        words = parse_start_classes(self.start_classes, labels)
-        begin = largest_gap_search(world, rival, self.prompt, words, self.context_phrases, self.num_initializations)
+        self.check(inputs.classifier, inputs.dataset)
+        labels = inputs.classifier.labels
+        search_start = largest_gap_search(
+            inputs, self.rival, self.prompt, parse_start_classes(self.start_classes, labels),
+            self.context_phrases or ("",), self.num_initializations,
+        )  # fmt: skip
 
-        def disputed(label: str, k: int, direction: str) -> list[DisagreementProblem]:
-            start, picture = begin(label, k, DIRECTION_SIGNS[direction]), f"{slug(label, labels)}-{k}"
+        def make_problem(label: str, k: int, direction: str) -> list[DisagreementProblem]:
+            start, image_name = search_start(label, k, DIRECTION_SIGNS[direction]), f"{slug(label, labels)}-{k}"
             return [DisagreementProblem(
-                name=f"{picture}-{direction}", image_name=picture, seed=start.seed,
+                name=f"{image_name}-{direction}", image_name=image_name, seed=start.seed,
                 edit=CaptionEdit.unchanged(start.prompt, start.phrase), load=None, preserve="none",
                 prompt_check=(start.prompt, labels.index(start.class_name)),
                 target=labels.index(label), direction=direction,
             )]  # fmt: skip
 
-        found = (
+        classes = resolve_class_names("task.classes", self.classes, labels)
+        combinations = list(product(classes, range(self.num_seeds), self.directions))
+        problems = [
             problem
-            for label, k, direction in islice(asked, world.limit)
+            for label, k, direction in islice(combinations, inputs.limit)
             for problem in problems_or_failure(
-                f"{slug(label, labels)}-{k}-{direction}", partial(disputed, label, k, direction)
+                f"{slug(label, labels)}-{k}-{direction}", partial(make_problem, label, k, direction)
             )
-        )
-        return list(found), len(asked)
+        ]
+        return problems, len(combinations)
 
     def objective(
         self, problems: Sequence[DisagreementProblem], reference: Reference, classifier: Classifier
     ) -> Objective:
         targets = torch.tensor([p.target for p in problems])
         signs = torch.tensor([DIRECTION_SIGNS[p.direction] for p in problems])
-        return {
-            "disagreement": (
-                1.0,
-                confidence_gap(self.mode, classifier, self.rival, targets, signs, self.margin_saturation),
-            )
-        }
+        term = confidence_gap(self.mode, classifier, self.rival, targets, signs, self.margin_saturation)
+        return {"disagreement": (1.0, term)}
 
-    def illustrate(self, problem: DisagreementProblem, pictures: Images, classifier: Classifier) -> dict[str, Tensor]:
-        """The nearest real pictures to the best one, and to the class's prompt."""
-        if self.retrieval is None:
+    def illustrate(
+        self, problem: DisagreementProblem, images: ResultImages, classifier: Classifier
+    ) -> dict[ImageField, Float[Tensor, "c h w"]]:
+        """The real images nearest to the result and to the class's prompt."""
+        if not self.retrieval:
             return {}
         prompt = format_prompt(self.prompt, classifier.labels[problem.target])
-        return self.retrieval.nearest_images(pictures["best"], prompt)
+        return self.retrieval.nearest_images(images.result, prompt)
 
-    def measure(self, problem: DisagreementProblem, pictures: Images, classifier: Classifier) -> dict[str, Any]:
-        """Both confidences in the class before and after, the gap p_f − p_g of the direction asked, both predictions;
-        and how many of the real pictures found show the same disagreement: one calls them so and the other does not."""
+    def measure(self, problem: DisagreementProblem, images: ResultImages, classifier: Classifier) -> DisagreementRecord:
+        """Both classifiers' predictions and confidences in the target before and after optimization, and the number of
+        retrieved images with the same disagreement. A result is a success if its gap reaches `min_confidence_gap`."""
         label, sign = classifier.labels[problem.target], DIRECTION_SIGNS[problem.direction]
-        shown = [pictures["before"], pictures["best"]]
-        ours, theirs = probabilities(classifier, shown), probabilities(self.rival, shown)
-        before, after = ((ours - theirs)[:, problem.target] * sign).tolist()
-        record: dict[str, Any] = {
-            "success": after >= self.min_confidence_gap,
-            "criterion": comparison_text(
-                after, self.min_confidence_gap, "the gap between both confidences that is wanted"
-            ),
+        first, second = (probabilities(network, [images.before, images.result]) for network in (classifier, self.rival))
+        gap_before, gap_after = ((first - second)[:, problem.target] * sign).tolist()
+        return {
+            "success": gap_after >= self.min_confidence_gap,
+            "criterion": comparison_text(gap_after, self.min_confidence_gap, "the required gap of both confidences"),
             "target": label,
             "direction": problem.direction,
-            "gap_before": before,
-            "gap_after": after,
-            "predicted_before": classifier.labels[int(ours[0].argmax())],
-            "predicted_after": classifier.labels[int(ours[1].argmax())],
-            "rival_predicted_after": classifier.labels[int(theirs[1].argmax())],
-            "confidence_before": {label: ours[0, problem.target].item()},
-            "confidence_after": {label: ours[1, problem.target].item()},
-            "rival_confidence_before": theirs[0, problem.target].item(),
-            "rival_confidence_after": theirs[1, problem.target].item(),
+            "gap_before": gap_before,
+            "gap_after": gap_after,
+            "predicted_before": classifier.labels[int(first[0].argmax())],
+            "predicted_after": classifier.labels[int(first[1].argmax())],
+            "second_predicted_after": classifier.labels[int(second[1].argmax())],
+            "confidence_before": {label: first[0, problem.target].item()},
+            "confidence_after": {label: first[1, problem.target].item()},
+            "second_confidence_before": second[0, problem.target].item(),
+            "second_confidence_after": second[1, problem.target].item(),
+            **count_disagreeing_neighbors(images, classifier, self.rival, problem.target, sign),
         }
-        return record | count_disagreeing_neighbors(pictures, classifier, self.rival, problem.target, sign)
 
-    def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Successes in each direction."""
+    def summarize(self, records: Sequence[Record]) -> dict[str, SummaryFields]:
+        """Successes per direction."""
         return success_counts_by("direction", records)

@@ -258,7 +258,7 @@ def uvce(**changes: Any) -> Uvce:
         "preserve": "background", "mask": None, "num_seeds": 1, "baseline": "none",
         "weights": {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0},
         "captioner": TemplateCaptioner("a photograph of {article} {label}"),
-        "prompt": "a photograph of {article} {label}",
+        "class_name_prompt": "a photograph of {article} {label}",
         "context_search": ContextSearch(None, False, 2, "a photograph of {phrase}"), "cache": TensorCache(None),
     }  # fmt: skip
     return Uvce(**(settings | changes))

@@ -1,5 +1,5 @@
-"""Imports point one way: runner.types, runner.paths <- runner.protocols, runner.files, runner.errors <- models, tasks,
-data <- the rest of runner <- run.py."""
+"""Imports point one way: runner.types, runner.result_schema, runner.paths <- runner.protocols, runner.files,
+runner.errors <- models, tasks, data <- the rest of runner <- run.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = {"runner.types", "runner.paths", "runner.protocols", "runner.files", "runner.errors"}
+SHARED = {"runner.types", "runner.result_schema", "runner.paths", "runner.protocols", "runner.files", "runner.errors"}
 SHARED |= {"runner.configuration.value_ranges", "runner.logging.loop_progress"}
 PLACES = ("conf", "data", "models", "runner", "scripts", "tasks")
 ALLOWED = {

@@ -28,10 +28,11 @@ from classifier_lens.runner.results import run_folder
 from tests.cli import ROOT, Cli, Outcome
 
 Capture = pytest.CaptureFixture[str]
-PICTURES = {"original.png", "start.png", "best.png", "mask.png", "difference.png"}
+PICTURES = {"original.png", "start.png", "result.png", "mask.png", "difference.png"}
 RESULT_KEYS = {
     "name", "success", "source", "target", "predicted_before", "predicted_after", "confidence_before",
-    "confidence_after", "loss", "steps", "seconds", "images", "picture", "keep", "warnings", "caption", "prompt",
+    "confidence_after", "loss", "max_steps", "seconds", "images", "image_name", "preserve", "warnings",
+    "caption", "prompt",
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
         assert all(Image.open(folder / p).size == (16, 16) for p in line["images"].values())
         assert (line["source"], line["target"]) in {*PAIRS, *(pair[::-1] for pair in PAIRS)}
         assert line["success"] is (line["predicted_after"] == line["target"])
-        assert len(line["history"]) == 4 and line["steps"] == 3
+        assert len(line["history"]) == 4 and line["max_steps"] == 3
         totals = [entry["total"] for entry in line["history"]]
         assert line["loss"]["total"] == min(totals) and line["best_step"] == totals.index(min(totals))
         assert json.loads((place / "result.json").read_text()) == line
@@ -90,7 +91,7 @@ def test_a_run_and_the_same_command_again(cli: Cli, capfd: Capture) -> None:
     noted = json.loads((folder / attempt).read_text())
     assert (noted["state"], noted["reason"], noted["pid"]) == ("done", "", os.getpid())
     successes = sum(line["success"] for line in lines)
-    assert json.loads((folder / "summary.json").read_text()).items() >= {"answers": 2, "successes": successes}.items()
+    assert json.loads((folder / "summary.json").read_text()).items() >= {"results": 2, "successes": successes}.items()
     assert {key: status(folder)[key] for key in ("state", "done", "failed", "pending", "reason")} == {
         "state": "done", "done": 2, "failed": 0, "pending": 0, "reason": "",
     }  # fmt: skip
@@ -135,7 +136,7 @@ def test_other_images_behind_the_same_names_are_refused(cli: Cli, capfd: Capture
     words = folder_of(tmp_path / "images")
     assert cli.here(capfd, *words).code == 0
     before = (cli.folder / "results.jsonl").read_bytes()
-    first = results(cli.folder)[0]["picture"]
+    first = results(cli.folder)[0]["image_name"]
     file = next(f for f in (tmp_path / "images").rglob("*.png") if f"{f.parent.name}-{f.stem}" == first)
     old = file.read_bytes()
     os.utime(file, (1, 1))
@@ -250,7 +251,7 @@ def test_what_is_reported_is_measured_on_the_saved_picture(cli: Cli, capfd: Capt
     classifier = callable_classifier(
         f"{cli.network}:network", str(cli.labels), 16, [0] * 3, [1] * 3, "bilinear", "planted"
     )
-    for key, file in (("confidence_before", "original"), ("confidence_after", "best")):
+    for key, file in (("confidence_before", "original"), ("confidence_after", "result")):
         with torch.no_grad():
             picture = run_folder.read_png(cli.folder / line["images"][file])
             confidence = classifier(picture[None]).logits.softmax(dim=1)[0]
@@ -271,7 +272,7 @@ def test_another_seed_draws_others(cli: Cli, capfd: Capture) -> None:
 def test_baselines_run(cli: Cli, capfd: Capture, baseline: str) -> None:
     assert cli.here(capfd, "limit=1", f"task.baseline={baseline}").code == 0
     (line,) = results(cli.folder)
-    assert line["steps"] == (3 if baseline == "pixels" else 0)
+    assert line["max_steps"] == (3 if baseline == "pixels" else 0)
     assert {Path(p).name for p in line["images"].values()} == PICTURES
     if baseline == "pixels":
         assert line["loss"]["total"] < line["history"][0]["total"] and line["history"][0]["pixel_distance"] == 0
@@ -290,7 +291,7 @@ def test_guidance_without_strength_leaves_the_pictures_of_the_start_alone(
 def test_a_mask_is_saved_where_there_is_one(cli: Cli, capfd: Capture, keep: str) -> None:
     assert cli.here(capfd, "limit=1", "optimizer.steps=0", f"task.preserve={keep}").code == 0
     (line,) = results(cli.folder)
-    assert line["keep"] == keep
+    assert line["preserve"] == keep
     names = {Path(p).name for p in line["images"].values()}
     assert names == (PICTURES if keep == "foreground" else PICTURES - {"mask.png"})
 
@@ -308,13 +309,13 @@ def test_several_answers_to_one_question(cli: Cli, capfd: Capture) -> None:
     """The seed decides what an answer's crops and noise are: with a single one the answers would be alike."""
     assert cli.here(capfd, "limit=2", "task.num_seeds=2").code == 0
     first, second = results(cli.folder)
-    assert (first["picture"], first["target"]) == (second["picture"], second["target"])
+    assert (first["image_name"], first["target"]) == (second["image_name"], second["target"])
     assert first["name"].endswith("-0") and second["name"] == first["name"].removesuffix("0") + "1"
     assert first["seed"] != second["seed"] and first["history"][0] == second["history"][0]
     assert first["history"][1] != second["history"][1]
     summary = json.loads((cli.folder / "summary.json").read_text())
     spread = abs(first["confidence_after"][first["target"]] - second["confidence_after"][second["target"]]) / 2
-    assert summary["confidence_spread"] == pytest.approx(spread) and summary["answers"] == 2
+    assert summary["mean_confidence_std"] == pytest.approx(spread) and summary["results"] == 2
 
 
 def test_errors_are_taken_back_to_their_label(cli: Cli, capfd: Capture) -> None:
@@ -322,7 +323,9 @@ def test_errors_are_taken_back_to_their_label(cli: Cli, capfd: Capture) -> None:
     assert outcome.code == 0 and ": 2 problems -> " in outcome.out.splitlines()[0], "how many there are is not known"
     for line in results(cli.folder):
         assert line["predicted_before"] == line["source"] != line["target"]
-        assert line["caption"] == line["prompt"] and line["target"] in line["caption"] and line["inject"] == 0
+        assert (
+            line["caption"] == line["prompt"] and line["target"] in line["caption"] and line["cross_replace_steps"] == 0
+        )
 
 
 def test_doubts_stand_in_the_record_and_are_said(cli: Cli, capfd: Capture) -> None:
@@ -513,7 +516,7 @@ def test_a_signal_ends_a_run_in_good_order(
     (attempt,) = cli.folder.glob("attempts/*.json")
     assert json.loads(attempt.read_text())["state"] == "stopped"
     assert results(cli.folder) == [] and list(cli.folder.glob("state/*.safetensors"))
-    assert not list(cli.folder.glob("claims/*"))
+    assert not list(cli.folder.glob("leases/*"))
 
 
 @pytest.mark.parametrize(
@@ -631,7 +634,7 @@ def test_a_measured_value_that_is_not_finite_fails_its_problem_by_name(
 
     measure = Uvce.measure
 
-    def spoilt(self: Uvce, problem: Any, *given: Any) -> dict[str, Any]:
+    def spoilt(self: Uvce, problem: Any, *given: Any) -> Any:
         found = measure(self, problem, *given)
         if problem.name.startswith("test-00001"):
             found["confidence_after"] = dict.fromkeys(found["confidence_after"], float("nan"))
@@ -664,7 +667,7 @@ def test_a_loss_that_is_not_finite_fails_its_problem_alone(
     assert (status(cli.folder)["done"], status(cli.folder)["failed"], status(cli.folder)["pending"]) == (2, 1, 0)
     assert outcome.lines[-1] == f"failed: {bad}: step 1: the term pixel_distance is not finite"
     assert untimed(cli.folder) == [line for line in untimed(good.folder) if line["name"] in (first, last)]
-    assert not (cli.folder / "images" / bad / "best.png").exists()
+    assert not (cli.folder / "images" / bad / "result.png").exists()
     again = cli.here(capfd, *words)
     assert again.code == 1 and again.lines[-1] == outcome.lines[-1], "the same command says so again"
 

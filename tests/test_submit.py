@@ -212,7 +212,7 @@ def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Pa
     assert len(answers) == 8 and {"seed", "name", "success", "target", "loss.total"} <= set(answers[0])
     page = (given.folder / "index.html").read_text()
     links = re.findall(r'(?:href|src)="([^"]+)"', page)
-    assert len([link for link in links if link.endswith("best.png")]) == 2 * 8, "each image opens large"
+    assert len([link for link in links if link.endswith("result.png")]) == 2 * 8, "each image opens large"
     assert all((given.folder / link).exists() for link in links)
 
 
@@ -265,7 +265,7 @@ def run(tmp_path: Path) -> RunStatus:
     for name in "ab":
         folder.write_result(name, {"name": name})
     folder.write_failure("c", "step 3: not finite")
-    claims = folder.path / "claims"
+    claims = folder.path / "leases"
     claims.mkdir()
     (claims / f"{batch_name(4, 2)}.1").write_text(json.dumps(asdict(Process("node7", 5, "12_3"))))
     dead = claims / f"{batch_name(2, 2)}.1"

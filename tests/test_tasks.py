@@ -96,7 +96,9 @@ def test_every_task_runs_with_every_family(task: str, family: str, capfd: pytest
     for record in found:
         for name, path in record["images"].items():
             with Image.open(cli.folder / path) as picture:
-                assert picture.size == ((16, 16) if name != "found" else (52, 18)), "three pictures and their borders"
+                assert picture.size == ((16, 16) if name != "class_region" else (52, 18)), (
+                    "three pictures and their borders"
+                )
     assert json.loads((cli.folder / "summary.json").read_text())
     assert (cli.folder / "index.html").is_file()
 
@@ -115,7 +117,7 @@ def test_a_portrait_asks_a_table_of_pictures_for_labels_alone(
     outcome = cli.plain(capfd, *asked)
     assert outcome.code == 0, outcome
     (answer,) = answers(cli)
-    assert answer["target"] == "viaduct" and set(answer["rivals"]) == {"class name", "best caption"}
+    assert answer["target"] == "viaduct" and set(answer["baseline_prompts"]) == {"class_name", "caption"}
     chosen = answer["history"][answer["best_step"]]
     assert chosen["total"] == min(step["total"] for step in answer["history"]), "on the pictures that choose"
     assert answer["loss"]["total"] == pytest.approx(answer["loss"]["class_log_prob"]) != chosen["total"], "on others"
@@ -153,12 +155,12 @@ def test_every_baseline_answers_for_a_portrait(baseline: str, capfd: pytest.Capt
     found = answered(cli, capfd, "diffexplainer_class", baseline, "limit=2", *most)
     count = {"start_only": 3, "feature_attack": 1}.get(baseline, 2)
     for record in found:
-        assert record["images"].keys() - {"start", "difference"} == {"best", "sample_01", "sample_02"} - {
+        assert record["images"].keys() - {"start", "difference"} == {"result", "sample_01", "sample_02"} - {
             f"sample_{i:02}" for i in range(count, 3)
         }
         assert 0 <= record["activation_score"] <= 1 and record["activation_score"] * count % 1 == pytest.approx(0)
         assert record["prompt"] if baseline == "start_only" else record["prompt"] == ""
-        assert record["steps"] == (3 if baseline in PAPERS else 0 if baseline == "start_only" else 1)
+        assert record["max_steps"] == (3 if baseline in PAPERS else 0 if baseline == "start_only" else 1)
         assert baseline == "start_only" or record["loss"]["total"] <= record["history"][0]["total"]
 
 
@@ -211,11 +213,11 @@ def test_a_portrait_is_many_pictures_and_what_makes_them_again(
 ) -> None:
     assert cli.plain(capfd, *words(cli, task, "planted_clean", "limit=2", "batch=2")).code == 0
     for record in answers(cli):
-        kept = load_file(cli.folder / record["controls"])
+        kept = load_file(cli.folder / record["controls_file"])
         assert list(kept) == (["tokens"] if task == "diffexplainer_class" else ["logits"])
-        shown = {name for name in record["images"] if name == "best" or name.startswith("sample_")}
-        assert shown == {"best", "sample_01", "sample_02"}
-        assert set(record["rivals"]) == {"class name", "best caption"} and 0 <= record["activation_score"] <= 1
+        shown = {name for name in record["images"] if name == "result" or name.startswith("sample_")}
+        assert shown == {"result", "sample_01", "sample_02"}
+        assert set(record["baseline_prompts"]) == {"class_name", "caption"} and 0 <= record["activation_score"] <= 1
 
 
 def test_an_answer_is_shown_again_from_what_was_kept(
@@ -226,7 +228,7 @@ def test_an_answer_is_shown_again_from_what_was_kept(
     one = ("limit=1", "batch=1")
     assert cli.plain(capfd, *words(cli, "diffexplainer_class", "planted_clean", *one)).code == 0
     (record,) = answers(cli)
-    kept = cli.folder / record["controls"]
+    kept = cli.folder / record["controls_file"]
     shown = words(
         again,
         "diffexplainer_class",
@@ -236,7 +238,7 @@ def test_an_answer_is_shown_again_from_what_was_kept(
         f"parametrization.tokens.load_path={kept}",
     )
     assert again.plain(capfd, *shown, "parametrization.num_initializations=1").code == 0
-    for path in ("best", "sample_01", "sample_02"):
+    for path in ("result", "sample_01", "sample_02"):
         files = [(c.folder / record["images"][path]).read_bytes() for c in (cli, again)]
         assert files[0] == files[1], path
 

@@ -12,7 +12,7 @@ from tests.cli import Cli
 from tests.wandb_file import OfflineRun, read_offline
 
 STEPS = 3
-PICTURES = ("original", "start", "best", "mask", "difference")
+PICTURES = ("original", "start", "result", "mask", "difference")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from classifier_lens.runner.files.atomic import DamagedFileError, read, try_read
 from classifier_lens.runner.results.batch_names import batch_span
 from classifier_lens.runner.results.integrity import parse_failure, parse_object
 from classifier_lens.runner.results.reader import read_config, read_object, read_results
+from classifier_lens.runner.results.run_folder import LEASE_FOLDER
 from classifier_lens.runner.types import UserError
 
 SUBMISSION_FILE = "submission.json"
@@ -121,7 +122,7 @@ class RunStatus:
 
     def _owners(self, count: int) -> dict[int, str]:
         """The process that works on a problem, by the problem's position."""
-        leases = Leases(self.folder / "claims", float(self.config["lease"]["duration"]), Process.current())
+        leases = Leases(self.folder / LEASE_FOLDER, float(self.config["lease"]["duration"]), Process.current())
         owners: dict[int, str] = {}
         for batch in {path.stem for path in leases.folder.glob("problems-*.*")}:
             if (owner := leases.owner(batch)) is not None and leases.seconds_since_renewal(batch) < leases.duration:

@@ -82,7 +82,9 @@ def resolve_config(
         word = f"task.baseline={baseline}"
         raise UserError(renamed_option(word) or f"{word}: allowed are {', '.join(config['baseline'])}")
     config["baseline"] = {baseline: config["baseline"][baseline]}
-    config["name"] = "{task}/{generator}-{classifier}".format(**{key: runtime.choices[key] for key in FOLDER_GROUPS})
+    chosen = {group: runtime.choices[group] for group in (*FOLDER_GROUPS, "parametrization")}
+    config["options"] = chosen  # what readers of the run folder call its parts
+    config["name"] = "{task}/{generator}-{classifier}".format(**chosen)
     config["command"] = shlex.join(["python", "run.py", *overrides])
     if config["threads"]:
         torch.set_num_threads(config["threads"])

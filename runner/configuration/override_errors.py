@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from classifier_lens.runner.configuration.renamed_keys import renamed_key, renamed_option
+from classifier_lens.runner.configuration.renamed_keys import renamed_key, renamed_option, renamed_unknown_key
 from classifier_lens.runner.configuration.runner_settings import Settings
 from classifier_lens.runner.configuration.type_descriptions import format_value, suggest
 from classifier_lens.runner.paths import CONFIG_FOLDER
@@ -207,6 +207,8 @@ def _by_depth(option: str) -> tuple[bool, str]:
 
 def _unknown_key(key: str, name: str, parent: object) -> str:
     """The message about an unknown key."""
+    if (renamed := renamed_unknown_key(key)) is not None:
+        return renamed
     names = [str(known) for known in parent if known != "hydra"] if isinstance(parent, DictConfig) else []
     if key == name:
         names = sorted({*names, *_top_level_keys()})

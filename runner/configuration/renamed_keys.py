@@ -184,6 +184,8 @@ KEYS = {
     "task.words": "task.start_classes (task=disagreement) or task.max_objects (task=neuron_vis)",
     "task.images": "task.images_per_component (task=npca_cf) or task.images_per_prompt (task=diffexplainer_class)",
 }
+# Keys that still exist in other tasks: reported only where the key is unknown.
+KEYS_OF_ONE_TASK = {"task.prompt": "task.class_name_prompt (task=uvce)"}
 OPTIONS = {
     "task.baseline=guidance": "task.baseline=classifier_guidance",
     "data=drawn": "data=none",
@@ -210,6 +212,11 @@ def renamed_key(key: str, renamed: Mapping[str, str] = KEYS) -> str | None:
     """The error message about an old key, None for any other key."""
     new = new_name(key, renamed)
     return None if new is None else f"{key}: this key was renamed to {new}"
+
+
+def renamed_unknown_key(key: str, renamed: Mapping[str, str] = KEYS) -> str | None:
+    """The same of a key that does not exist in the configuration."""
+    return renamed_key(key, {**renamed, **KEYS_OF_ONE_TASK})
 
 
 def renamed_option(word: str) -> str | None:

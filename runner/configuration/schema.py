@@ -22,7 +22,7 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict
 from pydantic_core import PydanticCustomError
 
 from classifier_lens.runner.configuration.numeric_names import SourceTexts, restore_text, restore_texts
-from classifier_lens.runner.configuration.renamed_keys import KEYS, renamed_key, renamed_option
+from classifier_lens.runner.configuration.renamed_keys import KEYS, renamed_option, renamed_unknown_key
 from classifier_lens.runner.configuration.type_descriptions import (
     DEFAULT_RANGE,
     MAPPING_TYPES,
@@ -168,7 +168,7 @@ def _fields(signature: _Signature, values: Mapping[str, Any], prefix: str, viola
         if name not in signature.annotations and not signature.open:
             unknown = f"{prefix}{name}={format_value(value)}: unknown key; {suggest(str(name), names)}"
             violations.append(
-                Violation(f"{prefix}{name}", renamed_key(f"{prefix}{name}", violations.renamed) or unknown)
+                Violation(f"{prefix}{name}", renamed_unknown_key(f"{prefix}{name}", violations.renamed) or unknown)
             )
         else:
             checked[name] = _value(value, signature.annotations.get(name, Any), f"{prefix}{name}", violations)

@@ -14,7 +14,9 @@ from PIL import Image
 from platformdirs import user_cache_dir, user_config_dir, user_data_dir
 
 from classifier_lens.runner.configuration.value_ranges import Seconds
+from classifier_lens.runner.result_schema import MASK, RESULT
 from classifier_lens.runner.types import UserError, first_line
+from classifier_lens.tasks.result_schemas import result_schema
 
 if TYPE_CHECKING:
     import wandb
@@ -49,6 +51,7 @@ class WandbLogger:
         self.mode = mode_from_environment(os.environ) if mode is None else mode
         self.project, self.entity, self.timeout = project, entity, timeout
         self._run: wandb.Run | None = None
+        self._schema = result_schema("")
         self._row = 0
         self._step: int | None = None
         self._problems: set[str] = set()
@@ -66,7 +69,7 @@ class WandbLogger:
         except BaseException:
             self._release()
             raise
-        self._lines = []
+        self._schema, self._lines = result_schema(task), []
         self._row, self._step = 0, None
         self._problems, self._evaluated, self._successes = set(), 0, 0
 
@@ -110,9 +113,11 @@ class WandbLogger:
         logged = images if self._has_section(record["name"]) else {}
         region = _editable_region(logged)
         panels = [
-            wandb.Image(str(path), caption=name, masks=region if name == "best" else None)
-            for name, path in logged.items()
-            if path.is_file()
+            wandb.Image(
+                str(logged[image.key]), caption=image.caption, masks=region if image.key == RESULT.key else None
+            )
+            for image in self._schema.images_of({**record, "images": logged})
+            if logged[image.key].is_file()
         ]
         self._lines.append([record.get(name) for name in TABLE_COLUMNS])
         section = {f"images/{record['name']}": panels} if panels else {}
@@ -189,9 +194,9 @@ def _redirect_folders(folder: Path) -> list[str]:
 
 def _editable_region(images: Mapping[str, Path]) -> dict[str, Any] | None:
     """The editable region as a W&B mask, None if no mask was saved."""
-    if "mask" not in images or not images["mask"].is_file():
+    if MASK.key not in images or not images[MASK.key].is_file():
         return None
-    with Image.open(images["mask"], formats=["PNG"]) as file:
+    with Image.open(images[MASK.key], formats=["PNG"]) as file:
         mask = (np.asarray(file.convert("L")) > 127).astype(np.uint8)
     return {"editable": {"mask_data": mask, "class_labels": {0: "preserved", 1: "editable"}}}
 

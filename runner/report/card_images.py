@@ -6,27 +6,31 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from PIL import Image, UnidentifiedImageError
 
-from classifier_lens.runner.report.labels import IMAGE_LABELS, image_label
+from classifier_lens.runner.result_schema import (
+    DIFFERENCE,
+    ORIGINAL,
+    RESULT,
+    SAMPLES,
+    START,
+    ImageField,
+    Record,
+    ResultSchema,
+)
 from classifier_lens.runner.results.reader import REWRITE_HINT
 
-ORDER = ("original", "start", "best", "difference", "mask")
-WIDE = 1.5  # width over height from which an image takes two columns
-UNDER_MAPS = {"cam-training": ("training",), "cam-before": ("original", "start"), "cam-after": ("best",)}
-WORD_MAPS = ("class", "word-")  # lie over the original
+MIN_WIDE_RATIO = 1.5  # width over height from which an image takes two columns
 
 
 @dataclass(frozen=True)
 class CardImage:
-    """An existing image of the run folder. href: its address relative to the page; under: that of the image that it
-    lies over, if it is a map; note: a second line of its caption."""
+    """An existing image of the run folder. href: its address relative to the page; note: a second line of its caption;
+    under: address of the image that a map is laid over, empty for other images."""
 
-    key: str
-    label: str
+    field: ImageField
     alt: str
     href: str
     width: int
@@ -35,18 +39,21 @@ class CardImage:
     under: str = ""
 
     @property
-    def is_wide(self) -> bool:
-        return self.width > WIDE * self.height
+    def key(self) -> str:
+        return self.field.key
 
     @property
-    def is_sample(self) -> bool:
-        """Whether it is one of many images of a prompt."""
-        return self.key.startswith("sample_")
+    def label(self) -> str:
+        return self.field.caption
+
+    @property
+    def is_wide(self) -> bool:
+        return self.width > MIN_WIDE_RATIO * self.height
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The images of a problem. unchanged: a line that says so where images that could differ are equal."""
+class CardImages:
+    """The images of a problem. unchanged: a sentence if images that could differ are equal, else empty."""
 
     images: list[CardImage]
     samples: list[CardImage]
@@ -57,77 +64,75 @@ class Shown:
         return any(image.under for image in self.images)
 
 
-def card_images(
-    folder: Path, record: Mapping[str, Any], titles: Mapping[str, str], captions: Mapping[str, str]
-) -> Shown:
-    """A record's images that exist within the folder, without those that show the same again. titles: of the task's
-    images; captions: a line under images, by their names."""
-    equal, unchanged = _repeated(record)
-    paths = {key: str(path) for key, path in (record.get("images") or {}).items()}
-    known = [key for key in (*ORDER, *IMAGE_LABELS) if key in paths]
-    order = dict.fromkeys([*known, *paths])
-    found = {
-        key: image for key in order if key not in equal
-        if (image := _card_image(folder, record, key, paths, titles, captions)) is not None
+def card_images(folder: Path, record: Record, schema: ResultSchema, notes: Mapping[str, str]) -> CardImages:
+    """A record's images that exist within the folder, without repeated ones. notes: second lines of captions, by the
+    images' keys."""
+    repeated, unchanged = _repeated_images(record)
+    existing = {
+        field.key: size for field in schema.images_of(record)
+        if (size := _image_size(folder, record["images"][field.key])) is not None
     }  # fmt: skip
-    images = [image for image in found.values() if not image.is_sample]
-    return Shown(images, [image for image in found.values() if image.is_sample], unchanged)
+    images = [
+        _card_image(folder, record, field, existing, notes.get(field.key, ""))
+        for field in schema.images_of(record)
+        if field.key in existing and field.key not in repeated
+    ]
+    return CardImages(
+        [image for image in images if not image.field.is_sample],
+        [image for image in images if image.field.is_sample],
+        unchanged,
+    )
 
 
-def _repeated(record: Mapping[str, Any]) -> tuple[set[str], str]:
-    """Names of images that would show another one again, by their files' digests, and a line that says so."""
-    paths, optimized = record.get("images") or {}, bool(record.get("max_steps"))
-    if _equal(record, "best", "original"):
-        return {"best", "start", "difference"}, "No change: the result equals the original." if optimized else ""
-    difference = set() if "original" in paths else {"difference"}
-    if not _equal(record, "best", "start"):
-        of_prompts = any(key.startswith("sample_") for key in paths)  # each image may show something else
-        return ({"start"} if _equal(record, "start", "original") else set()) | (difference if of_prompts else set()), ""
-    line = "The result equals the initialization: optimization found nothing better." if optimized else ""
-    return {"start"} | difference, line
+def _repeated_images(record: Record) -> tuple[set[str], str]:
+    """Keys of images that equal another one by their files' digests, and a sentence about it."""
+    images, was_optimized = record.get("images") or {}, bool(record.get("max_steps"))
+    if _are_equal(record, RESULT, ORIGINAL):
+        sentence = "No change: the result equals the original." if was_optimized else ""
+        return {RESULT.key, START.key, DIFFERENCE.key}, sentence
+    difference = set() if ORIGINAL.key in images else {DIFFERENCE.key}
+    if _are_equal(record, RESULT, START):
+        line = "The result equals the initialization: optimization found nothing better." if was_optimized else ""
+        return {START.key} | difference, line
+    if SAMPLES.images(images):  # each image of a prompt may show something else
+        repeated = difference
+    else:
+        repeated = set()
+    return repeated | ({START.key} if _are_equal(record, START, ORIGINAL) else set()), ""
 
 
-def _equal(record: Mapping[str, Any], one: str, other: str) -> bool:
-    """Whether two images of a record are known to be the same."""
+def _are_equal(record: Record, first: ImageField, second: ImageField) -> bool:
+    """Whether two images of a record are known to be equal."""
     digests, paths = record.get("file_digests") or {}, record.get("images") or {}
-    first, second = (digests.get(paths.get(key)) for key in (one, other))
-    return first is not None and first == second
+    first_digest, second_digest = (digests.get(paths.get(field.key)) for field in (first, second))
+    return first_digest is not None and first_digest == second_digest
 
 
 def _card_image(
-    folder: Path, record: Mapping[str, Any], key: str, paths: Mapping[str, str], titles: Mapping[str, str],
-    captions: Mapping[str, str],
-) -> CardImage | None:  # fmt: skip
-    size = _size(folder, paths[key])
-    if size is None:
-        return None
-    label, note = image_label(key, titles), captions.get(key, "")
-    below = next((k for k in _below(key) if k in paths and _size(folder, paths[k]) is not None), None)
+    folder: Path, record: Record, field: ImageField, sizes: Mapping[str, tuple[int, int]], note: str
+) -> CardImage:
+    paths = record["images"]
+    under = next((key for key in field.overlaid_on if key in sizes), None)
     return CardImage(
-        key, label, _alternative(label, note, key, below, record), _address(folder, paths[key]), *size, note,
-        "" if below is None else _address(folder, paths[below]),
+        field, _alternative_text(record, field, note, under is not None), _address(folder, paths[field.key]),
+        *sizes[field.key], note, "" if under is None else _address(folder, paths[under]),
     )  # fmt: skip
 
 
-def _below(key: str) -> tuple[str, ...]:
-    """Names of the image that a map lies over, the first that there is."""
-    return UNDER_MAPS.get(key, ("original",) if key.startswith(WORD_MAPS) else ())
-
-
-def _alternative(label: str, note: str, key: str, below: str | None, record: Mapping[str, Any]) -> str:
-    """What an image shows, for those who do not see it."""
-    of = {"original": record.get("source"), "best": record.get("target")}.get(key)
-    over = "" if below is None else ", a color map over the image"
-    about = f", {'class' if key == 'original' else 'target'} {of}" if of else ""
-    return f"{label} of {record.get('name', '')}{about}{over}" + (f": {note}" if note else "")
+def _alternative_text(record: Record, field: ImageField, note: str, is_overlay: bool) -> str:
+    """A description of an image for readers who do not see it."""
+    label = {ORIGINAL.key: ("class", record.get("source")), RESULT.key: ("target", record.get("target"))}.get(field.key)
+    about = f", {label[0]} {label[1]}" if label is not None and label[1] else ""
+    overlay = ", a color map over the image" if is_overlay else ""
+    return f"{field.caption} of {record.get('name', '')}{about}{overlay}" + (f": {note}" if note else "")
 
 
 def _address(folder: Path, path: str) -> str:
     return quote((folder / path).resolve().relative_to(folder).as_posix())
 
 
-def _size(folder: Path, path: str) -> tuple[int, int] | None:
-    """Width and height of an image, None where there is none within the folder; says so where a file is none."""
+def _image_size(folder: Path, path: str) -> tuple[int, int] | None:
+    """Width and height of an image, None if the folder has no such image; prints a line for a file that is no image."""
     file = (folder / path).resolve()
     if not file.is_relative_to(folder) or not file.is_file():
         return None
@@ -135,5 +140,5 @@ def _size(folder: Path, path: str) -> tuple[int, int] | None:
         with Image.open(file, formats=["PNG"]) as image:
             return image.size
     except UnidentifiedImageError:
-        print(f"{file}: is no image; left out, {REWRITE_HINT}", file=sys.stderr)
+        print(f"{file}: is no PNG image and is left out of the page; {REWRITE_HINT}", file=sys.stderr)
         return None

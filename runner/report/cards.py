@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classifier_lens.runner.report.card_images import Shown, card_images
+from classifier_lens.runner.report.card_images import CardImages, card_images
 from classifier_lens.runner.report.charts import Chart, charts
-from classifier_lens.runner.report.findings import Finding, Names, finding
-from classifier_lens.runner.report.headlines import headline_of
+from classifier_lens.runner.report.findings import Finding, Names, finding, has_original
 from classifier_lens.runner.report.labels import term_label
 from classifier_lens.runner.report.tables import Table, plain_values, tables
 from classifier_lens.runner.report.wording import format_number
+from classifier_lens.runner.result_schema import ResultSchema
 
-# Keys of a result that have a place of their own on its card; other plain values go into a table.
+# Keys of a result that the card shows elsewhere; other plain values are listed in a table.
 CARD_KEYS = frozenset(
     (
         *("name", "success", "success_start", "verdict", "source", "target"),
@@ -66,7 +66,7 @@ class Card:
     caption_label: str
     prompt: str
     prompt_label: str
-    shown: Shown
+    gallery: CardImages
     bars: list[ConfidenceBar]
     charts: list[Chart]
     loss: list[LossTerm]
@@ -78,9 +78,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run's configuration says about all of its results. task: the module's name; weights: of loss terms."""
+    """What a run's configuration says about all of its results. task: its name; schema: of its results; weights: of
+    loss terms; prompt_label: title of a result's prompt."""
 
     task: str
+    schema: ResultSchema
     names: Names
     weights: Mapping[str, float]
     prompt_label: str
@@ -89,10 +91,10 @@ class Settings:
 def make_card(folder: Path, record: Mapping[str, Any], settings: Settings) -> Card:
     """A result of a run folder as its page shows it."""
     success = record.get("success")
-    told = finding(settings.task, record, settings.names)
+    result_finding = finding(settings.task, record, settings.names)
     source, target, prompt = (str(record.get(key) or "") for key in ("source", "target", "prompt"))
     caption = str(record.get("caption") or "")
-    own = prompt in ("", caption)
+    is_plain = prompt in ("", caption)
     return Card(
         name=str(record.get("name", "")),
         title=_title(record, source, target),
@@ -100,28 +102,24 @@ def make_card(folder: Path, record: Mapping[str, Any], settings: Settings) -> Ca
         verdict=str(record.get("verdict") or ""),
         source=source,
         target=target,
-        finding=told,
+        finding=result_finding,
         caption=caption,
-        caption_label="Caption"
-        if "original" in (record.get("images") or {})
-        else "Prompt"
-        if own
-        else "Prompt template",
-        prompt="" if own else prompt,
+        caption_label="Caption" if has_original(record) else "Prompt" if is_plain else "Prompt template",
+        prompt="" if is_plain else prompt,
         prompt_label=settings.prompt_label,
-        shown=card_images(folder, record, headline_of(settings.task).images, told.captions),
+        gallery=card_images(folder, record, settings.schema, result_finding.image_notes),
         bars=confidence_bars(record, settings.names),
         charts=charts(record, target),
         loss=loss_terms(record.get("loss") or {}, settings.weights),
-        prompts=tables({PROMPTS: record[PROMPTS]}) if PROMPTS in record else [],
-        values=plain_values(record, CARD_KEYS),
-        tables=tables(record, CARD_KEYS | {PROMPTS}),
+        prompts=tables({PROMPTS: record[PROMPTS]}, settings.schema.summary_labels) if PROMPTS in record else [],
+        values=plain_values(record, settings.schema.labels, CARD_KEYS),
+        tables=tables(record, settings.schema.labels, CARD_KEYS | {PROMPTS}),
         warnings=[str(warning) for warning in record.get("warnings") or []],
     )
 
 
 def _title(record: Mapping[str, Any], source: str, target: str) -> str:
-    """Where a result has a unit or a component, that is named; else the classes."""
+    """The unit or the component of a result, or its classes."""
     direction = {"max": "higher", "min": "lower"}.get(str(record.get("direction")), "")
     if "component" in record:
         return f"{source}: component {record['component']} {direction}".strip()
@@ -137,22 +135,20 @@ def _title(record: Mapping[str, Any], source: str, target: str) -> str:
 
 
 def _stages(record: Mapping[str, Any]) -> dict[str, str]:
-    """The measured stages of a result and what each is called. The initialization is a stage of its own where an
-    original was changed before the first step, and steps were made after it."""
-    has_original = "original" in (record.get("images") or {})
-    has_separate_start = bool(record.get("max_steps")) and has_original
-    called = {"before": "original" if has_original else INITIAL, "start": INITIAL, "after": "result"}
-    measured = {s: name for s, name in called.items() if record.get(f"confidence_{s}")}
-    if not has_separate_start:
+    """The measured stages of a result with their names. The initialization is a stage of its own if an original was
+    edited before the first step and steps followed."""
+    names = {"before": "original" if has_original(record) else INITIAL, "start": INITIAL, "after": "result"}
+    measured = {stage: name for stage, name in names.items() if record.get(f"confidence_{stage}")}
+    if not (record.get("max_steps") and has_original(record)):
         measured.pop("start", None)
-    if len({repr(record[f"confidence_{s}"]) for s in measured}) == 1 and len(measured) > 1:
-        return {"before": called["before"]}  # nothing was changed
+    if len({repr(record[f"confidence_{stage}"]) for stage in measured}) == 1 and len(measured) > 1:
+        return {"before": names["before"]}  # nothing was changed
     return measured
 
 
 def confidence_bars(record: Mapping[str, Any], names: Names) -> list[ConfidenceBar]:
-    """Confidences by class: the target, the source, then the others by what became of them. Of a disagreement, those of
-    both classifiers in its class."""
+    """Confidences by class: the target, the source, then the others by their confidence in the result. Of a
+    disagreement, the confidences of both classifiers in the target."""
     if "second_confidence_after" in record:
         return _two_classifiers(record, names)
     stages = _stages(record)
@@ -168,15 +164,15 @@ def confidence_bars(record: Mapping[str, Any], names: Names) -> list[ConfidenceB
 
 
 def _two_classifiers(record: Mapping[str, Any], names: Names) -> list[ConfidenceBar]:
-    target, called = record.get("target"), {"before": INITIAL, "after": "result"}
-    first = [(s, name, (record.get(f"confidence_{s}") or {}).get(target)) for s, name in called.items()]
-    second = [(s, name, record.get(f"second_confidence_{s}")) for s, name in called.items()]
+    target, stages = record.get("target"), {"before": INITIAL, "after": "result"}
+    first = [(stage, name, (record.get(f"confidence_{stage}") or {}).get(target)) for stage, name in stages.items()]
+    second = [(stage, name, record.get(f"second_confidence_{stage}")) for stage, name in stages.items()]
     return [ConfidenceBar(names.classifier, f"in {target}", first), ConfidenceBar(names.second, f"in {target}", second)]
 
 
 def loss_terms(parts: Mapping[str, Any] | float, weights: Mapping[str, float]) -> list[LossTerm]:
-    """The terms of a loss with their weights, the total last; without weights where the weighted terms do not add up.
-    A single number is the total."""
+    """The terms of a loss with their weights, the total last. Weights are left out if the weighted terms do not add up
+    to the total. A single number is the total."""
     if not isinstance(parts, Mapping):
         return [LossTerm(term_label("total"), format_number(parts), "", None)]
     terms = {key: value for key, value in parts.items() if key != "total" and isinstance(value, (int, float))}

@@ -1,15 +1,18 @@
-"""What a problem's result says: a sentence for each task, key numbers and lines under its images."""
+"""The finding of a result: a sentence per task, key numbers and notes under its images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from classifier_lens.runner.report.labels import NO_AUGMENTATION
 from classifier_lens.runner.report.wording import count, percent, two_digits
+from classifier_lens.runner.result_schema import ORIGINAL, RESULT, SAMPLES, START, Record
+from classifier_lens.tasks.attention_maps import CLASS_NAME_MAP
+from classifier_lens.tasks.input_gradients import NO_AUGMENTATION, gradient_field
+from classifier_lens.tasks.neuron_cf import ATTACKED
+from classifier_lens.tasks.neuron_vis import BEST_WORD_IMAGE, TRAINING_IMAGE
+from classifier_lens.tasks.units.hirescam import CAM_AFTER, CAM_BEFORE
 
-Record = Mapping[str, Any]
 AT_START = (
     "The initialization, which is the edited prompt and noise alone, is a success already: "
     "optimization did not cause this change."
@@ -18,7 +21,7 @@ AT_START = (
 
 @dataclass(frozen=True)
 class Names:
-    """What a run's configuration calls its parts: the classifier and, for a disagreement, the second one."""
+    """Names from a run's configuration: of the classifier and, for a disagreement, of the second one."""
 
     classifier: str
     second: str = "the second classifier"
@@ -26,33 +29,39 @@ class Names:
 
 @dataclass(frozen=True)
 class Finding:
-    """sentence: the result in words; short: the same for a cell of a table; figures: numbers with their labels;
-    note: how far the sentence can be trusted; captions: a line under images, by their names."""
+    """sentence: the result in words; short: the same for a cell of a table; figures: numbers with their labels; note: a
+    caveat; image_notes: lines under images, by the images' keys."""
 
     sentence: str
     short: str
     figures: list[tuple[str, str]] = field(default_factory=list)
     note: str = ""
-    captions: dict[str, str] = field(default_factory=dict)
+    image_notes: dict[str, str] = field(default_factory=dict)
 
 
 def finding(task: str, record: Record, names: Names) -> Finding:
-    """What a record says. A record without its task's values, or of another task, is told by its criterion."""
+    """The finding of a record; of an unknown task, or of a record without its task's values, the criterion."""
     try:
-        found = FINDINGS[task](record, names)
+        return FINDINGS[task](record, names)
     except (KeyError, TypeError):
         criterion = str(record.get("criterion") or "")
-        found = Finding(criterion[:1].upper() + criterion[1:], str(record.get("verdict") or ""))
-    return found
+        return Finding(criterion[:1].upper() + criterion[1:], str(record.get("verdict") or ""))
+
+
+def has_original(record: Record) -> bool:
+    """Whether a result has an original image, not only generated ones."""
+    return ORIGINAL.key in (record.get("images") or {})
+
+
+STAGE_IMAGES = {ORIGINAL.key: "before", START.key: "start", RESULT.key: "after"}
+GENERATED_STAGE_IMAGES = {START.key: "before", RESULT.key: "after"}
 
 
 def _predictions(record: Record) -> dict[str, str]:
-    """What the original, the initialization and the result are predicted as, where that was measured."""
-    stages = {"original": "before", "start": "start", "best": "after"}
-    if "original" not in (record.get("images") or {}):
-        stages = {"start": "before", "best": "after"}
-    told = {key: record.get(f"predicted_{stage}") for key, stage in stages.items()}
-    return {key: f"predicted as {label}" for key, label in told.items() if label}
+    """The predictions for the original, the initialization and the result, if they were measured."""
+    stages = STAGE_IMAGES if has_original(record) else GENERATED_STAGE_IMAGES
+    predictions = {key: record.get(f"predicted_{stage}") for key, stage in stages.items()}
+    return {key: f"predicted as {label}" for key, label in predictions.items() if label}
 
 
 def counterfactual(record: Record, names: Names) -> Finding:
@@ -67,7 +76,7 @@ def counterfactual(record: Record, names: Names) -> Finding:
     else:
         sentence = f"The prediction changes from {before} to {after}, not to {target}."
     note = AT_START if record.get("success_start") else ""
-    return Finding(sentence, short, note=note, captions=_predictions(record))
+    return Finding(sentence, short, note=note, image_notes=_predictions(record))
 
 
 def disagreement(record: Record, names: Names) -> Finding:
@@ -79,12 +88,12 @@ def disagreement(record: Record, names: Names) -> Finding:
         f"{target} {verb} from {two_digits(before)} to {two_digits(after)}."
     )
     figures = [
-        (f"Real images nearest to the {kind} with the same disagreement", f"{same} of {count(found, 'image')}")
+        (f"Real images nearest to the {kind} with the same disagreement", f"{same} of {count(neighbors, 'image')}")
         for kind, key in (("result", "image_neighbors"), ("prompt", "text_neighbors"))
-        if (found := record.get(key)) and (same := record.get(f"{key}_disagreeing")) is not None
+        if (neighbors := record.get(key)) and (same := record.get(f"{key}_disagreeing")) is not None
     ]
-    captions = {"start": f"gap {two_digits(before)}", "best": f"gap {two_digits(after)}"}
-    return Finding(sentence, f"gap {two_digits(after)}", figures, captions=captions)
+    notes = {START.key: f"gap {two_digits(before)}", RESULT.key: f"gap {two_digits(after)}"}
+    return Finding(sentence, f"gap {two_digits(after)}", figures, image_notes=notes)
 
 
 def unit_visualization(record: Record, names: Names) -> Finding:
@@ -99,18 +108,18 @@ def unit_visualization(record: Record, names: Names) -> Finding:
         others = record.get("other_units_zscore")
         beside = "" if others is None else f" (other units: {two_digits(others, '+')})"
         figures.append(("Standard deviations above the training mean", two_digits(z, "+") + beside))
-    captions = {
-        "start": f"activation {two_digits(before)}", "best": f"activation {two_digits(after)}",
-        "training": f"activation {two_digits(highest)}",
+    notes = {
+        START.key: f"activation {two_digits(before)}", RESULT.key: f"activation {two_digits(after)}",
+        TRAINING_IMAGE.key: f"activation {two_digits(highest)}",
     }  # fmt: skip
     if "word_max" in record:
-        captions["best_word"] = f"“{record['best_word']}”"
+        notes[BEST_WORD_IMAGE.key] = f"“{record['best_word']}”"
     short = percent(after / highest, 0) + " of the training maximum" if highest > 0 else two_digits(after)
-    return Finding(sentence, short, figures, captions=captions)
+    return Finding(sentence, short, figures, image_notes=notes)
 
 
 def _steered(record: Record, quantity: str, what: str) -> tuple[str, str]:
-    """The sentence of a value that was meant to rise or to fall, and its change in standard deviations."""
+    """The sentence about a value that was optimized to rise or to fall, and its change in standard deviations."""
     before, after, std = (record[key] for key in (f"{quantity}_before", f"{quantity}_after", "training_std"))
     verb = "rises" if after > before else "falls" if after < before else "stays"
     change = two_digits((after - before) / std, "+") if std > 0 else ""
@@ -123,34 +132,28 @@ def _steered(record: Record, quantity: str, what: str) -> tuple[str, str]:
 
 def unit_counterfactual(record: Record, names: Names) -> Finding:
     sentence, short = _steered(record, "activation", record["unit"])
-    stages = {"original": "before", "start": "start", "best": "after", "attack": "attack"}
-    captions = {
+    stages = STAGE_IMAGES | {ATTACKED.key: "attack"}
+    notes = {
         key: f"activation {two_digits(record[f'activation_{stage}'])}" for key, stage in stages.items()
         if f"activation_{stage}" in record
     }  # fmt: skip
-    captions |= {
-        f"cam-{when}": f"{percent(share, 0)} outside the object"
-        for when in ("before", "after")
-        if (share := record.get(f"cam_share_outside_{when}")) is not None
+    notes |= {
+        key: f"{percent(share, 0)} outside the object"
+        for key, stage in ((CAM_BEFORE.key, "before"), (CAM_AFTER.key, "after"))
+        if (share := record.get(f"cam_share_outside_{stage}")) is not None
     }
-    return Finding(sentence, short, captions=captions)
+    return Finding(sentence, short, image_notes=notes)
 
 
 def component_counterfactual(record: Record, names: Names) -> Finding:
     what = f"principal component {record['component']} of {record['source']}"
     sentence, short = _steered(record, "contribution", what)
-    stages = {"original": "before", "start": "start", "best": "after"}
-    captions = {key: f"contribution {two_digits(record[f'contribution_{stage}'])}" for key, stage in stages.items()}
-    return Finding(sentence, short, captions=captions)
-
-
-def images_of_prompt(record: Record) -> int:
-    """How many images a prompt's score was measured on: the result and its samples."""
-    return sum(key == "best" or key.startswith("sample_") for key in record["images"])
+    notes = {key: f"contribution {two_digits(record[f'contribution_{stage}'])}" for key, stage in STAGE_IMAGES.items()}
+    return Finding(sentence, short, image_notes=notes)
 
 
 def class_explanation(record: Record, names: Names) -> Finding:
-    score, target, n = record["activation_score"], record["target"], images_of_prompt(record)
+    score, target, n = record["activation_score"], record["target"], 1 + len(SAMPLES.images(record["images"]))
     plain = (record.get("baseline_prompts") or {}).get("class_name")
     against = "" if plain is None else f", against {two_digits(plain['activation_score'])} for the class name"
     sentence = (
@@ -184,43 +187,42 @@ def audit(record: Record, names: Names) -> Finding:
     ]  # fmt: skip
     if record.get("annotation") is not None:
         figures.append(("Human annotation", str(record["annotation"])))
-    captions = {"training": f"activation {two_digits(record['training_max'])}"}
-    return Finding(sentence, f"{verdict}, r {two_digits(r)}", figures, note, captions)
+    notes = {TRAINING_IMAGE.key: f"activation {two_digits(record['training_max'])}"}
+    return Finding(sentence, f"{verdict}, r {two_digits(r)}", figures, note, notes)
 
 
 def attention(record: Record, names: Names) -> Finding:
-    own, area = record["share_on_object_class"], record["object_area"]
+    share, area = percent(record["share_on_object_class"], 0), record["object_area"]
     sentence = (
-        f"{percent(own, 0)} of the attention to the class name lies on the object, which covers {percent(area, 0)} "
-        "of the image."
+        f"{share} of the attention to the class name lies on the object, which covers {percent(area, 0)} of the image."
     )
     figures = [
         ("Mean of all words", percent(record["share_on_object_words"], 0)),
         ("Reconstruction", f"PSNR {record['psnr']:.1f} dB"),
     ]
-    captions = {name: f"{percent(share, 0)} on the object" for name, share in record["share_on_object"].items()}
-    captions |= {"class": f"{percent(own, 0)} on the object"} | _predictions(record)
-    return Finding(sentence, f"{percent(own, 0)} on the object", figures, captions=captions)
+    notes = {key: f"{percent(word_share, 0)} on the object" for key, word_share in record["share_on_object"].items()}
+    notes |= {CLASS_NAME_MAP.key: f"{share} on the object"} | _predictions(record)
+    return Finding(sentence, f"{share} on the object", figures, image_notes=notes)
 
 
 def gradients(record: Record, names: Names) -> Finding:
     shares, target = record.get("share_on_object") or {}, record["target"]
-    captions = {
-        f"gradient-{name}": "; ".join(
+    notes = {
+        gradient_field(name).key: "; ".join(
             [*([f"{percent(shares[name], 0)} on the object"] if name in shares else []), f"p {p:.2g}"]
         )
         for name, p in record["probability"].items()
     }
-    captions["original"] = f"predicted as {record['predicted_before']}"
+    notes[ORIGINAL.key] = f"predicted as {record['predicted_before']}"
     if NO_AUGMENTATION not in shares:
-        return Finding(f"Pixels that speak for or against {target}.", "", captions=captions)
-    own = percent(shares[NO_AUGMENTATION], 0)
+        return Finding(f"Pixels that raise or lower the probability of {target}.", "", image_notes=notes)
+    share = percent(shares[NO_AUGMENTATION], 0)
     sentence = (
-        f"Without augmentation {own} of the gradient of {target} lies on the object, which covers "
+        f"Without augmentation {share} of the gradient of {target} lies on the object, which covers "
         f"{percent(record['object_area'], 0)} of the image."
     )
     note = "Gray pixels have no influence. Each gradient is divided by its largest value."
-    return Finding(sentence, f"{own} on the object", note=note, captions=captions)
+    return Finding(sentence, f"{share} on the object", note=note, image_notes=notes)
 
 
 FINDINGS: dict[str, Callable[[Record, Names], Finding]] = {

@@ -1,4 +1,4 @@
-"""The title of each task and the first sentence of its page: what a run found, in numbers of all its results."""
+"""The first sentence of a page: what a run found, in numbers over all its results."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from statistics import fmean, median
 from typing import Any
 
 from classifier_lens.runner.report.findings import Names
-from classifier_lens.runner.report.labels import NO_AUGMENTATION, humanize
 from classifier_lens.runner.report.wording import count, percent, share_of, two_digits
+from classifier_lens.tasks.input_gradients import NO_AUGMENTATION
 
 Facts = Mapping[str, Any]  # of a result: the values of its task's `keys`
 
 
 @dataclass(frozen=True)
 class Headline:
-    """title: the task's full name; keys: the values of a result that the sentence needs; sentence: what the results
-    say; images: titles of images that differ from the common ones."""
+    """keys: the values of a result that the sentence needs; sentence: made from these values of all results."""
 
-    title: str
     keys: tuple[str, ...]
     sentence: Callable[[Sequence[Facts], Names], str]
-    images: Mapping[str, str]
 
 
 def _successes(facts: Sequence[Facts]) -> int:
@@ -68,15 +65,15 @@ def _steered(quantity: str, part: str) -> Callable[[Sequence[Facts], Names], str
 
 def class_explanations(facts: Sequence[Facts], names: Names) -> str:
     classes = len({f["target"] for f in facts})
-    own = fmean(f["activation_score"] for f in facts)
-    plain = [
+    score = fmean(f["activation_score"] for f in facts)
+    baselines = [
         p["class_name"]["activation_score"] for f in facts
         if isinstance(p := f["baseline_prompts"], Mapping) and "class_name" in p
     ]  # fmt: skip
-    against = f", against {two_digits(fmean(plain))} for the class name" if plain else ""
+    against = f", against {two_digits(fmean(baselines))} for the class name" if baselines else ""
     return (
         f"Images of the optimized prompts are predicted as their class with a mean activation score of "
-        f"{two_digits(own)}{against} ({count(classes, 'class')})"
+        f"{two_digits(score)}{against} ({count(classes, 'class')})"
     )
 
 
@@ -84,85 +81,68 @@ def audits(facts: Sequence[Facts], names: Names) -> str:
     verdicts = Counter(f["verdict"] for f in facts)
     counts = ", ".join(f"{verdicts[kind]} {kind}" for kind in ("spurious", "core", "undecided"))
     agreeing = [f["agrees_with_annotation"] for f in facts if isinstance(f["agrees_with_annotation"], bool)]
-    people = f"; {sum(agreeing)} of {count(len(agreeing), 'verdict')} agree with human annotations" if agreeing else ""
+    agreement = (
+        f"; {sum(agreeing)} of {count(len(agreeing), 'verdict')} agree with human annotations" if agreeing else ""
+    )
     mean_r = two_digits(fmean(f["r"] for f in facts))
-    return f"Of {count(len(facts), 'feature')}: {counts}; mean r {mean_r}{people}"
+    return f"Of {count(len(facts), 'feature')}: {counts}; mean r {mean_r}{agreement}"
 
 
 def attention_shares(facts: Sequence[Facts], names: Names) -> str:
-    own, area = (percent(fmean(f[key] for f in facts), 0) for key in ("share_on_object_class", "object_area"))
+    share, area = (percent(fmean(f[key] for f in facts), 0) for key in ("share_on_object_class", "object_area"))
     return (
-        f"{own} of the attention to the class name lies on the object, which covers {area} of the image "
+        f"{share} of the attention to the class name lies on the object, which covers {area} of the image "
         f"(mean of {count(len(facts), 'image')})"
     )
 
 
 def gradient_shares(facts: Sequence[Facts], names: Names) -> str:
-    known = [f for f in facts if isinstance(f["share_on_object"], Mapping)]
-    if not known:
+    with_object = [f for f in facts if isinstance(f["share_on_object"], Mapping)]
+    if not with_object:
         return f"Gradients of {count(len(facts), 'image')}; no object was segmented"
-    means = {name: fmean(f["share_on_object"][name] for f in known) for name in known[0]["share_on_object"]}
-    area, best = fmean(f["object_area"] for f in known), max(means, key=lambda name: means[name])
-    most = f"; most with {humanize(best)}, {percent(means[best], 0)}" if best != NO_AUGMENTATION else ""
+    means = {name: fmean(f["share_on_object"][name] for f in with_object) for name in with_object[0]["share_on_object"]}
+    area, best = fmean(f["object_area"] for f in with_object), max(means, key=lambda name: means[name])
+    most = f"; most with {best.replace('_', ' ')}, {percent(means[best], 0)}" if best != NO_AUGMENTATION else ""
     return (
         f"Without augmentation {percent(means[NO_AUGMENTATION], 0)} of the gradient lies on the object, which covers "
-        f"{percent(area, 0)} of the image{most} (mean of {count(len(known), 'image')})"
+        f"{percent(area, 0)} of the image{most} (mean of {count(len(with_object), 'image')})"
     )
 
 
 def plain(facts: Sequence[Facts], names: Names) -> str:
-    """Of a task that is not known here."""
+    """The sentence of an unknown task."""
     judged = [f for f in facts if isinstance(f["success"], bool)]
     if judged:
         return share_of(_successes(judged), len(judged), "problem", "succeeds", "succeed")
     return f"{count(len(facts), 'problem')} finished"
 
 
-RECONSTRUCTED = {"best": "Reconstruction", "start": "Reconstruction", "mask": "Mask of the object"}
-PROMPT_IMAGES = {"best": "Image of the optimized prompt", "start": "Image of the initial prompt"}
 HEADLINES: dict[str, Headline] = {
-    "uvce": Headline(
-        "Visual counterfactuals (UVCE)", ("success", "target", "confidence_after"), counterfactuals,
-        {"best": "Counterfactual"},
-    ),
-    "disagreement": Headline(
-        "Maximal disagreement of two classifiers", ("success", "gap_after"), disagreements, {}
-    ),
-    "neuron_vis": Headline(
-        "Unit visualization", ("success", "activation_after", "training_max"), visualizations, {}
-    ),
+    "uvce": Headline(("success", "target", "confidence_after"), counterfactuals),
+    "disagreement": Headline(("success", "gap_after"), disagreements),
+    "neuron_vis": Headline(("success", "activation_after", "training_max"), visualizations),
     "neuron_cf": Headline(
-        "Unit counterfactuals", ("success", "direction", "activation_before", "activation_after", "training_std"),
-        _steered("activation", "unit's activation"), {"best": "Counterfactual"},
+        ("success", "direction", "activation_before", "activation_after", "training_std"),
+        _steered("activation", "unit's activation"),
     ),
     "npca_cf": Headline(
-        "Principal-component counterfactuals (NPCA)",
         ("success", "direction", "contribution_before", "contribution_after", "training_std"),
-        _steered("contribution", "component's contribution"), {"best": "Counterfactual"},
+        _steered("contribution", "component's contribution"),
     ),
-    "diffexplainer_class": Headline(
-        "Class explanations (DiffExplainer)", ("success", "target", "activation_score", "baseline_prompts"),
-        class_explanations, PROMPT_IMAGES,
-    ),
-    "spurious_audit": Headline(
-        "Audit of spurious features", ("verdict", "r", "agrees_with_annotation"), audits, PROMPT_IMAGES
-    ),
-    "attention_maps": Headline(
-        "Cross-attention maps", ("share_on_object_class", "object_area"), attention_shares, RECONSTRUCTED
-    ),
-    "input_gradients": Headline(
-        "Input gradients", ("share_on_object", "object_area"), gradient_shares, RECONSTRUCTED
-    ),
-}  # fmt: skip
+    "diffexplainer_class": Headline(("success", "target", "activation_score", "baseline_prompts"), class_explanations),
+    "spurious_audit": Headline(("verdict", "r", "agrees_with_annotation"), audits),
+    "attention_maps": Headline(("share_on_object_class", "object_area"), attention_shares),
+    "input_gradients": Headline(("share_on_object", "object_area"), gradient_shares),
+}
 
 
 def headline_of(task: str) -> Headline:
-    """A task's title and sentence, for a task that is not known here its name and the successes."""
-    return HEADLINES.get(task, Headline(humanize(task).capitalize(), ("success",), plain, {}))
+    """The headline of a task; of an unknown one the number of successes."""
+    return HEADLINES.get(task, Headline(("success",), plain))
 
 
 def first_sentence(task: str, facts: Sequence[Facts], names: Names) -> str:
-    """What the results say, empty where there are none."""
+    """The first sentence about the results, empty without any."""
     if not facts:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""A submission's runs at a glance: on the console while they last, and as tables and a page."""
+"""Overview of a submission's runs: on the console while they run, and as tables and a page."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from classifier_lens.runner.report.page import PAGE_FILE, jinja_environment
 from classifier_lens.runner.report.result_keys import current_record, current_summary
 from classifier_lens.runner.report.sweep_matrix import sweep_matrices
 from classifier_lens.runner.report.wording import format_number
+from classifier_lens.tasks.result_schemas import result_schema
 
 IGNORED_SETTINGS = (
-    *("command", "environment", "name", "logger", "outputs", "cache", "device", "lease", "lease", "checkpoint"),
+    *("command", "environment", "name", "options", "logger", "outputs", "cache", "device", "lease", "checkpoint"),
 )
 OMITTED_KEYS = ("images", "history", "controls_file", "digest", "file_digests")  # of a result
 
 
 def print_status(submission: Submission, queued: Mapping[str, str], problems: bool, console: Console) -> bool:
-    """Print how the jobs and the runs fare, with `problems` each problem; returns whether anything failed."""
+    """Print the states of jobs and runs, with `problems` those of every problem; returns whether anything failed."""
     jobs = {job: submission.job_state(job, queued) for job in submission.jobs}
     runs = submission.runs()
     table = Table("job", "state", title=Text(f"submission {submission.folder.name}"), title_justify="left")
@@ -42,10 +43,10 @@ def print_status(submission: Submission, queued: Mapping[str, str], problems: bo
         table.add_row(Text(run.name), *(str(run.count(state)) for state in STATES))
     console.print(table)
     for run in runs:
-        for name, (state, why) in run.problem_states.items():
+        for name, (state, reason) in run.problem_states.items():
             if problems or state == "failed":
                 console.print(
-                    f"{run.name}  {name}  {state}{f': {why}' if why else ''}",
+                    f"{run.name}  {name}  {state}{f': {reason}' if reason else ''}",
                     markup=False,
                     highlight=False,
                     soft_wrap=True,
@@ -59,23 +60,24 @@ def write_overview(submission: Submission) -> Path:
     settings = differing_settings([run.config for run in runs])
     summaries = [dict(flatten(current_summary(run.summary, _task(run)))) for run in runs]
     lines = [
-        {"run": run.name, **own, **{state: run.count(state) for state in STATES}, **summary}
-        for run, own, summary in zip(runs, settings, summaries, strict=True)
+        {"run": run.name, **run_settings, **{state: run.count(state) for state in STATES}, **summary}
+        for run, run_settings, summary in zip(runs, settings, summaries, strict=True)
     ]
     _write_csv(submission.folder / "runs.csv", lines)
     results = [
-        {"run": run.name, **own, **_plain(current_record(record, _task(run)))}
-        for run, own in zip(runs, settings, strict=True)
+        {"run": run.name, **run_settings, **_plain(current_record(record, _task(run)))}
+        for run, run_settings in zip(runs, settings, strict=True)
         for record in run.records
     ]
     _write_csv(submission.folder / "problems.csv", results)
     columns = list(dict.fromkeys(key for line in lines for key in line if key != "run"))
     numeric = [all(isinstance(line.get(c), (int, float, type(None))) for line in lines) for c in columns]
+    labels = {key: label for run in runs for key, label in result_schema(_task(run)).summary_labels.items()}
     matrices, left_out = sweep_matrices(runs, settings, submission.folder)
     page = jinja_environment().get_template("overview.html.j2").render(
         submission=submission,
         sentence=_sentence(runs),
-        columns=[(setting_label(column), own) for column, own in zip(columns, numeric, strict=True)],
+        columns=[(setting_label(c, labels), is_numeric) for c, is_numeric in zip(columns, numeric, strict=True)],
         rows=[(_address(submission, run), run.name, [format_number(line.get(c)) for c in columns])
               for run, line in zip(runs, lines, strict=True)],
         matrices=matrices,
@@ -90,18 +92,18 @@ def _task(run: RunStatus) -> str:
 
 
 def _sentence(runs: Sequence[RunStatus]) -> str:
-    """How many runs there are, how far they are and how many of their results succeed."""
+    """How many problems of how many runs are finished, and how many succeed."""
     records = [record for run in runs for record in run.records]
-    judged = [record["success"] for record in records if isinstance(record.get("success"), bool)]
+    successes = [record["success"] for record in records if isinstance(record.get("success"), bool)]
     failed = sum(run.count("failed") for run in runs)
     parts = [f"{len(records)} problems of {len(runs)} runs are finished"]
-    parts += [f"{sum(judged)} of {len(judged)} succeed"] if judged else []
+    parts += [f"{sum(successes)} of {len(successes)} succeed"] if successes else []
     parts += [f"{failed} failed"] if failed else []
     return "; ".join(parts) + "."
 
 
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each configuration the settings in which not all agree: what tells the runs of a sweep apart."""
+    """Of each configuration the settings that are not equal in all: what distinguishes the runs of a sweep."""
     flat = [dict(flatten({k: v for k, v in config.items() if k not in IGNORED_SETTINGS})) for config in configs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     differing_keys = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
@@ -132,5 +134,5 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _address(submission: Submission, run: RunStatus) -> str:
-    """Of a run's own page, relative to the submission's."""
+    """The address of a run's page, relative to the submission's page."""
     return quote(Path(os.path.relpath(run.folder / PAGE_FILE, submission.folder)).as_posix())

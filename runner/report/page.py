@@ -18,14 +18,14 @@ from classifier_lens.runner.files.atomic import DamagedFileError, read, write_at
 from classifier_lens.runner.report.cards import Settings, make_card
 from classifier_lens.runner.report.findings import Names
 from classifier_lens.runner.report.headlines import first_sentence, headline_of
-from classifier_lens.runner.report.labels import SUMMARY_LABELS
 from classifier_lens.runner.report.result_keys import ATTEMPT, MANIFEST, current_summary, renamed
 from classifier_lens.runner.report.tables import plain_values, tables
 from classifier_lens.runner.report.totals import SuccessRate, Totals, read_first
 from classifier_lens.runner.report.wording import duration, format_number, percent
 from classifier_lens.runner.results.integrity import parse_object
-from classifier_lens.runner.results.reader import read_config, read_object
+from classifier_lens.runner.results.reader import RUN_FOLDER_HINT, read_config, read_object
 from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.result_schemas import result_schema
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_FILE = "index.html"
@@ -38,22 +38,19 @@ STATE_TEXTS = {
     "stopped": "stopped early",
     "pending": "waiting for other processes",
 }
-PROMPT_LABELS = {  # by the class of the optimized tokens: a soft prompt has no words of its own
-    "Soft": "Nearest vocabulary tokens", "SoftPrompt": "Nearest vocabulary tokens",
-    "Hard": "Optimized prompt", "HardPrompt": "Optimized prompt",
-}  # fmt: skip
+PROMPT_LABELS = {"soft_prompt": "Nearest vocabulary tokens", "hard_prompt": "Optimized prompt"}  # by parametrization
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write the page of a run folder beside its files, in one stroke, and return its path."""
+    """Write the page of a run folder and return its path."""
     write_page(run_folder)
     return run_folder / PAGE_FILE
 
 
 def write_page(run_folder: Path) -> str:
-    """Write the page of a run folder likewise, and return its first sentences."""
+    """Write the page of a run folder and return its first sentences."""
     if not run_folder.is_dir():
-        raise UserError(f"{run_folder}: no such run folder; give outputs/<task>/<generator>-<classifier>/<hash>")
+        raise UserError(f"{run_folder}: no such run folder; {RUN_FOLDER_HINT}")
     values = page_values(run_folder)
     write_atomic(run_folder / PAGE_FILE, jinja_environment().get_template("report.html.j2").render(values))
     return str(values["sentence"])
@@ -68,7 +65,7 @@ def page_values(run_folder: Path) -> dict[str, Any]:
     records, totals = read_first(folder / "results.jsonl", MAX_CARDS, task, headline_of(task).keys)
     cards = [make_card(folder, record, settings) for record in records]
     return {
-        "title": headline_of(task).title, "generator": generator, "classifier": classifier, "run_key": folder.name,
+        "title": settings.schema.title, "generator": generator, "classifier": classifier, "run_key": folder.name,
         "sentence": headline_text(task, totals, settings.names), "finished": totals.finished,
         "success_rate": SuccessRate(totals.successes, totals.evaluated) if totals.evaluated else None,
         "median_seconds": median(totals.seconds) if totals.seconds else None,
@@ -78,47 +75,50 @@ def page_values(run_folder: Path) -> dict[str, Any]:
         "cards": cards,
         "sources": sorted({card.source for card in cards if card.source}),
         "targets": sorted({card.target for card in cards if card.target}),
-        **_summary(current_summary(read_object(folder / "summary.json"), task)),
+        **_summary(current_summary(read_object(folder / "summary.json"), task), settings.schema.summary_labels),
         **_status(read_object(folder / "status.json")),
         **_manifest(renamed(read_object(folder / "manifest.json"), MANIFEST)),
     }  # fmt: skip
 
 
 def headline_text(task: str, totals: Totals, names: Names) -> str:
-    """The first sentences of a page: what was found, in how much time, and how much of it before the first step. Empty
-    where nothing is finished."""
-    found = first_sentence(task, totals.facts, names)
-    if not found:
+    """The first sentences of a page: the finding, the time per image and the successes before the first step. Empty
+    without finished problems."""
+    finding = first_sentence(task, totals.facts, names)
+    if not finding:
         return ""
     time = f"; {duration(median(totals.seconds))} per image" if totals.seconds else ""
     if not (early := totals.successes_at_start):
-        return f"{found}{time}."
+        return f"{finding}{time}."
     succeeds = "succeeds" if early == 1 else "succeed"
-    return f"{found}{time}. {early} of {totals.finished} {succeeds} before the first step, by prompt and noise alone."
+    return f"{finding}{time}. {early} of {totals.finished} {succeeds} before the first step, by prompt and noise alone."
 
 
 def read_settings(task: str, classifier: str, config: Mapping[str, Any]) -> Settings:
     """What a run's configuration says about all of its results."""
-    own = config.get("task")
-    own = own if isinstance(own, Mapping) else {}
-    weights = own.get("weights")
-    weights = weights if isinstance(weights, Mapping) else {}
-    tokens = (config.get("controls") or {}).get("tokens")
-    kind = str(tokens.get("_target_", "")).rpartition(".")[2] if isinstance(tokens, Mapping) else ""
-    second = own.get("rival")
-    names = Names(classifier, _network_name(second)) if isinstance(second, Mapping) else Names(classifier)
-    numbers = {str(key): float(w) for key, w in weights.items() if isinstance(w, (int, float))}
-    return Settings(task, names, numbers, PROMPT_LABELS.get(kind, "Prompt"))
+    task_settings = _mapping(config, "task")
+    second = _mapping(task_settings, "rival")
+    names = Names(classifier, _network_name(second)) if second else Names(classifier)
+    weights = _mapping(task_settings, "weights")
+    numbers = {str(key): float(weight) for key, weight in weights.items() if isinstance(weight, (int, float))}
+    prompt_label = PROMPT_LABELS.get(str(_mapping(config, "options").get("parametrization")), "Prompt")
+    return Settings(task, result_schema(task), names, numbers, prompt_label)
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A mapping below a key, empty if there is none."""
+    value = values.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _network_name(part: Mapping[str, Any]) -> str:
-    """What the configuration of a classifier names it by: its file, its model or its function."""
-    named = (part.get(key) for key in ("path", "name", "target", "_target_"))
-    return next((str(name).rstrip("/").rpartition("/")[2] for name in named if name), Names.second)
+    """The name of a classifier by its settings: its file, its model or its function."""
+    values = (part.get(key) for key in ("path", "name", "target"))
+    return next((str(value).rstrip("/").rpartition("/")[2] for value in values if value), Names.second)
 
 
 def jinja_environment() -> Environment:
-    """The templates of pages; a variable that a template reads and is not given is an error."""
+    """The environment of the page templates; an undefined variable is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -130,8 +130,8 @@ def jinja_environment() -> Environment:
     return environment
 
 
-def _summary(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {"summary": plain_values(summary), "tables": tables(summary, labels=SUMMARY_LABELS)}
+def _summary(summary: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    return {"summary": plain_values(summary, labels), "tables": tables(summary, labels)}
 
 
 def _status(status: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _text(path: Path) -> str:
 
 
 def _longest_preparation(folder: Path) -> float | None:
-    """Seconds that loading and preparing the problems took, of the process that they took longest."""
+    """Seconds of loading and of preparing the problems, of the process that took longest."""
     values = []
     for path in sorted(folder.glob("attempts/*.json")):
         with suppress(FileNotFoundError, DamagedFileError):  # a damaged attempt costs this number alone

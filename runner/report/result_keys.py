@@ -1,4 +1,4 @@
-"""Present names of the keys in run folders that were made before keys were renamed."""
+"""Present names of keys in run folders of earlier versions, whose pages can be written again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ _RECORD = {
     "picture": "image_name", "inject": "cross_replace_steps", "blend": "background_blend_steps", "keep": "preserve",
     "steps": "max_steps", "controls": "controls_file", "digests": "file_digests",
 }  # fmt: skip
-_IMAGES = {"worded": "best_word"}
+_IMAGES = {
+    "best": "result", "training": "training_image", "worded": "best_word_image", "attack": "feature_attack",
+    "found": "class_region", "cam-before": "hirescam_before", "cam-after": "hirescam_after",
+    "cam-training": "hirescam_training", "class": "attention_class_name",
+}  # fmt: skip
+_IMAGE_SERIES = {  # prefixes of numbered and named images
+    "near-": "image_neighbor_0", "text-": "text_neighbor_0", "word-": "attention_", "gradient-": "gradient_",
+}  # fmt: skip
 _SUMMARY = {"answers": "results", "not_reached": "not_activated", "curve": "delta_curve"}
 _SCORE = {
     "verdict": "comparison", "interval": "activation_score_interval", "images": "num_images", "best": "best_restart",
@@ -51,14 +58,24 @@ def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
 
 def current_record(record: Mapping[str, Any], task: str) -> dict[str, Any]:
     """A result of a task under the present names."""
-    found = renamed(record, _RECORD | _BY_TASK.get(task, {}))
-    images = found.get("images")
+    current = renamed(record, _RECORD | _BY_TASK.get(task, {}))
+    images = current.get("images")
     if isinstance(images, Mapping):
-        found["images"] = renamed(images, _IMAGES)
-    prompts = found.get("baseline_prompts")
+        current["images"] = {_image_key(key): path for key, path in images.items()}
+    prompts = current.get("baseline_prompts")
     if isinstance(prompts, Mapping):
-        found["baseline_prompts"] = {name: renamed(row, _SCORE) for name, row in renamed(prompts, _SCORE).items()}
-    return found
+        current["baseline_prompts"] = {name: renamed(row, _SCORE) for name, row in renamed(prompts, _SCORE).items()}
+    shares = current.get("share_on_object")
+    if task == "attention_maps" and isinstance(shares, Mapping):
+        current["share_on_object"] = {_image_key(key): share for key, share in shares.items()}
+    return current
+
+
+def _image_key(key: str) -> str:
+    for old, new in _IMAGE_SERIES.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old).replace("-", "_", 1 if old == "word-" else 0)
+    return _IMAGES.get(key, key)
 
 
 def current_summary(summary: Mapping[str, Any], task: str) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from urllib.parse import quote
 
 from classifier_lens.runner.cluster.job_status import RunStatus
 from classifier_lens.runner.report.cards import Settings
-from classifier_lens.runner.report.findings import finding
+from classifier_lens.runner.report.findings import finding, has_original
 from classifier_lens.runner.report.page import read_settings
 from classifier_lens.runner.report.result_keys import current_record
+from classifier_lens.runner.result_schema import ORIGINAL, RESULT
 
 MAX_MATRICES = 12  # original images on the page
 MAX_LABEL_SETTINGS = 3  # settings that a row's label names
-COVERED = ("classifier", "generator", "sampler", "domain", "task.target")  # told by folder names and columns
+SHOWN_SETTINGS = ("classifier", "generator", "sampler", "domain", "task.target")  # folder names and columns show them
 NO_TARGET = "Result"
 
 
@@ -33,8 +34,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What a run, or runs that differ in their target alone, found. original: as this classifier predicts it; cells:
-    for each column, one or more images."""
+    """The results of one run, or of runs that differ in their target alone. original: with this classifier's
+    prediction; cells: for each column, one or more images."""
 
     label: str
     original: Cell | None
@@ -65,16 +66,15 @@ class _Result:
 def sweep_matrices(
     runs: Sequence[RunStatus], differing: Sequence[Mapping[str, Any]], base: Path
 ) -> tuple[list[Matrix], int]:
-    """The first matrices, and how many are left out. differing: of each run the settings in which not all agree; base:
-    the folder of the page, to which addresses are relative."""
+    """The first matrices, and how many are left out. differing: of each run the settings that distinguish it; base: the
+    folder of the page, to which addresses are relative."""
     groups: dict[str, list[_Result]] = {}
     for run, label in zip(runs, row_labels(runs, differing), strict=True):
         task, folder = run.folder.parts[-3:-1]
         settings = read_settings(task, folder.partition("-")[2], run.config)
         for line in run.records:
             record = current_record(line, task)
-            has_original = "original" in (record.get("images") or {})
-            title = str(record.get("image_name", "")) if has_original else ""
+            title = str(record.get("image_name", "")) if has_original(record) else ""
             groups.setdefault(title, []).append(_Result(run, label, record, settings))
     matrices = [_matrix(title, results, base) for title, results in list(groups.items())[:MAX_MATRICES]]
     return matrices, max(len(groups) - MAX_MATRICES, 0)
@@ -83,12 +83,12 @@ def sweep_matrices(
 def row_labels(runs: Sequence[RunStatus], differing: Sequence[Mapping[str, Any]]) -> list[str]:
     """The classifier of each run, its generator where runs differ in that, and other settings in which they differ."""
     parts = [run.folder.parts[-2].partition("-") for run in runs]
-    several = len({generator for generator, _, _ in parts}) > 1
+    has_generators = len({generator for generator, _, _ in parts}) > 1
     labels = []
     for (generator, _, classifier), settings in zip(parts, differing, strict=True):
-        others = [f"{key}={value}" for key, value in settings.items() if not key.startswith(COVERED)]
-        named = [classifier, *([generator] if several else []), *others[:MAX_LABEL_SETTINGS]]
-        labels.append(", ".join(named))
+        others = [f"{key}={value}" for key, value in settings.items() if not key.startswith(SHOWN_SETTINGS)]
+        names = [classifier, *([generator] if has_generators else []), *others[:MAX_LABEL_SETTINGS]]
+        labels.append(", ".join(names))
     return labels
 
 
@@ -112,7 +112,7 @@ def _row(label: str, results: Sequence[_Result], columns: Sequence[str], base: P
 
 def _original(result: _Result, base: Path) -> Cell | None:
     record = result.record
-    path = record["images"].get("original")
+    path = record["images"].get(ORIGINAL.key)
     if path is None:
         return None
     label = record.get("predicted_before")
@@ -126,7 +126,7 @@ def _cell(result: _Result, base: Path) -> Cell:
     text = finding(result.settings.task, record, result.settings.names).short
     alt = f"Result of {record['name']}, {result.label}: {text}"
     return Cell(
-        _address(result, record["images"]["best"], base), alt, text, success if isinstance(success, bool) else None
+        _address(result, record["images"][RESULT.key], base), alt, text, success if isinstance(success, bool) else None
     )
 
 

@@ -1,4 +1,4 @@
-"""What a page tells of all results of a run, which are read one after the other, and not held together."""
+"""Totals over all results of a run, which are read one by one so that few are in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from classifier_lens.runner.report.result_keys import current_record
-from classifier_lens.runner.results.reader import Record, read_results
+from classifier_lens.runner.result_schema import Record
+from classifier_lens.runner.results.reader import read_results
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,16 @@ class SuccessRate:
     @property
     def interval(self) -> tuple[float, float]:
         if self.total == 0:
-            return 0.0, 1.0  # nothing measured excludes nothing
+            return 0.0, 1.0  # without results no value is excluded
         ends = binomtest(self.successes, self.total).proportion_ci(method="wilson")
         return float(ends.low), float(ends.high)
 
 
 @dataclass
 class Totals:
-    """finished: how many results there are; evaluated: of those, how many can succeed; successes: how many do;
-    successes_at_start: how many had done so before the first step; seconds: that they took; facts: of each result the
-    values of `keys`."""
+    """Numbers of results. finished: all; evaluated: those that can be a success; successes: those that are one;
+    successes_at_start: those that were one before the first step; seconds: of each; facts: the values of `keys` of
+    each."""
 
     keys: Sequence[str] = ()
     finished: int = 0
@@ -58,8 +59,8 @@ class Totals:
 
 
 def read_first(path: Path, limit: int, task: str = "", keys: Sequence[str] = ()) -> tuple[list[Record], Totals]:
-    """The first results of a file, `limit` of them, and the totals of all, under the present names of a task's keys.
-    Raises UserError where the file cannot be read."""
+    """The first `limit` results of a file and the totals of all, under the present names of a task's keys. Raises
+    UserError if the file cannot be read."""
     first: list[Record] = []
     totals = Totals(keys)
     for line in read_results(path):

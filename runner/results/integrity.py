@@ -26,7 +26,7 @@ Confidences = dict[str, float | None]
 
 
 class ResultLine(BaseModel):
-    """What every reader of results goes by; tasks add to it."""
+    """The values of a result that readers rely on; tasks add others."""
 
     name: str
     images: dict[str, str] = {}
@@ -39,16 +39,16 @@ class ResultLine(BaseModel):
 
 
 class ProblemResult(ResultLine):
-    """A problem's own result, which names the files that belong to it."""
+    """A problem's result.json, with the digests of the files that belong to it, by path in the run folder."""
 
-    digests: dict[str, str]
+    file_digests: dict[str, str]
 
 
 def add_file_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with the digests of its files, by their paths within the run folder, and one of itself."""
-    files = [*record.get("images", {}).values(), *([record["controls"]] if "controls" in record else [])]
+    """A result with the digests of its files and one of itself."""
+    files = [*record.get("images", {}).values(), *([record["controls_file"]] if "controls_file" in record else [])]
     digests = {path: _digest((folder / path).read_bytes()) for path in files}
-    return add_digest({**record, "digests": digests})
+    return add_digest({**record, "file_digests": digests})
 
 
 def add_digest(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _check_result(folder: Path, place: Path) -> None:
     """Raises FileNotFoundError where there is no result, DamagedFileError where it or a file that it names is not
     what was written."""
     record = parse_result(read(place / RESULT_FILE), place.name)
-    for path, digest in record["digests"].items():
+    for path, digest in record["file_digests"].items():
         try:
             same = _digest(read(folder / path)) == digest
         except FileNotFoundError as error:

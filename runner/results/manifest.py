@@ -59,7 +59,7 @@ def problem_digests(problem: Problem) -> dict[str, str]:
         told.pop(name)
     found = {
         "image": image, "mask": None if problem.mask is None else hash_image(problem.mask),
-        "prompt": hash_values(*map(exact_values, prompt)), "question": hash_values(exact_values(told)),
+        "prompt": hash_values(*map(exact_values, prompt)), "definition": hash_values(exact_values(told)),
     }  # fmt: skip
     return {name: digest[:PROBLEM_DIGEST_LENGTH] for name, digest in found.items() if digest is not None}
 

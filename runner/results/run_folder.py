@@ -36,6 +36,7 @@ from classifier_lens.runner.files.atomic import (
     write_atomic,
     write_durable,
 )
+from classifier_lens.runner.result_schema import Record
 from classifier_lens.runner.results import verified_files
 from classifier_lens.runner.results.batch_names import batch_span
 from classifier_lens.runner.results.integrity import (
@@ -70,16 +71,19 @@ RUN_KEY_SETTINGS = (
 # Where a part computes and what it keeps follow from `device` and `outputs`; which weights it reads is told by hashes.
 LOCATION_SETTINGS = ("device", "cache", "variant")
 
-SUBFOLDERS = ("images", "state", "claims", "attempts")  # the folders within a run's folder
+LEASE_FOLDER = "leases"
+SUBFOLDERS = ("images", "state", LEASE_FOLDER, "attempts")  # of a run folder
+# Of the keys in result.json: results of another format are never continued, since their run has another key.
+RESULT_FORMAT = 2
 
-Summarize = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Summarize = Callable[[Sequence[Record]], Record]
 
 
 def run_key(config: Mapping[str, Any], digests: Sequence[str]) -> str:
     """Ten letters that follow from the resolved configuration, what the files hold that it names, and the digests of
     the parts. What its problems follow from is told by the run's manifest."""
     settings = _settings(config)
-    text = json.dumps([settings, list(digests), file_digests(settings)], sort_keys=True, default=str)
+    text = json.dumps([RESULT_FORMAT, settings, list(digests), file_digests(settings)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -214,9 +218,9 @@ class RunFolder:
         seconds that it took to load and to prepare the problems."""
         record = {
             **asdict(process),
-            "began": started_at,
-            "prepared": round(preparation_seconds, 2),
-            "noted": time.time(),
+            "started_at": started_at,
+            "preparation_seconds": round(preparation_seconds, 2),
+            "updated_at": time.time(),
             "state": state,
             "reason": reason,
         }
@@ -282,7 +286,7 @@ class RunFolder:
     def write_failure(self, name: str, error: str, traceback: str | None = None, process_name: str = "") -> None:
         """Write why a problem failed; traceback: of what was raised, None where a result was no number; process_name:
         the name of the process that met it."""
-        raised = {} if traceback is None else {"traceback": traceback, "by": process_name}
+        raised = {} if traceback is None else {"traceback": traceback, "process": process_name}
         write_durable(self.problem_folder(name) / FAILURE_FILE, json.dumps({"name": name, "error": error, **raised}))
 
     def clear_failures(self, names: Sequence[str], at_work: Callable[[str], bool]) -> None:
@@ -291,7 +295,7 @@ class RunFolder:
         for name in names:
             with suppress(FileNotFoundError, DamagedFileError):
                 failure = parse_failure(read(self.problem_folder(name) / FAILURE_FILE), name)
-                if "traceback" in failure and not at_work(str(failure.get("by", ""))):
+                if "traceback" in failure and not at_work(str(failure.get("process", ""))):
                     remove(self.problem_folder(name) / FAILURE_FILE)
 
     def remove_checkpoints(self, batch: str) -> None:

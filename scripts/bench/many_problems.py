@@ -19,14 +19,15 @@ from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.protocols import TaskInputs
 from classifier_lens.runner.report.background_refresh import REST_FACTOR
 from classifier_lens.runner.report.page import write_report
+from classifier_lens.runner.result_schema import COMMON_IMAGES
 from classifier_lens.runner.results.manifest import problem_digests
 from classifier_lens.runner.results.run_folder import RunFolder, write_png
 from classifier_lens.scripts.bench.result_line import ResultLine
-from classifier_lens.tasks.problems.image_problems import success_counts
+from classifier_lens.tasks.analysis.success import success_counts
 
 PROBLEM_COUNTS = (10_000, 50_000)  # problems
 TERMS = ("class_log_prob", "latent_distance", "pixel_distance", "total", "confidence")
-IMAGES = ("original", "start", "best", "mask", "difference")
+IMAGES = [image.key for image in COMMON_IMAGES]
 
 
 def large_runs(repeats: int) -> list[ResultLine]:

@@ -59,7 +59,9 @@ def activation_scores(results: Sequence[Result], plain_prompt: str | None = None
     """Activation scores of class explanations, or of the plain prompt that they are compared with."""
     records = [result.record or {} for result in results]
     return [
-        record["activation_score"] if plain_prompt is None else record["rivals"][plain_prompt]["activation_score"]
+        record["activation_score"]
+        if plain_prompt is None
+        else record["baseline_prompts"][plain_prompt]["activation_score"]
         for record in records
     ]
 
@@ -193,7 +195,7 @@ METRICS = (
             0.0 if short == "name" else None,
         )
         for network in (CLEAN, SHORTCUT)
-        for short, rival in (("name", "class name"), ("caption", "best caption"))
+        for short, rival in (("name", "class_name"), ("caption", "caption"))
     ),
     Metric("planted.prompt_cue", prompt_cue, 10, "%", 0.80),
     Metric(

@@ -56,7 +56,7 @@ def pooled_features(setting: Setting, n: int, networks: tuple[str, ...]) -> tupl
     """The mean r and the label of every feature, and a note with their numbers."""
     records_by_network, left_out = audit_records(setting, n, networks)
     records = [record for network_records in records_by_network.values() for record in network_records]
-    labels = [record["label"] for record in records]
+    labels = [record["annotation"] for record in records]
     note = f"{len(labels)} features, {labels.count(SPURIOUS)} of them spurious; {left_out} ambiguous and left out"
     return [record["r"] for record in records], labels, note
 
@@ -79,12 +79,12 @@ def audit_verdicts(setting: Setting, n: int, networks: tuple[str, ...]) -> list[
             for name, records in records_by_network.items()
             if name != network
             for other in records
-            if other["reached"]
+            if other["activated"]
         ]
-        delta = best_delta([other["r"] for other in others], [other["label"] for other in others])
+        delta = best_delta([other["r"] for other in others], [other["annotation"] for other in others])
         for record in network_records:
             verdict = SPURIOUS if record["r"] < delta else CORE
-            verdicts.append((network, record, verdict if record["reached"] else UNDECIDED))
+            verdicts.append((network, record, verdict if record["activated"] else UNDECIDED))
     return verdicts
 
 
@@ -92,7 +92,7 @@ def audit_balanced_accuracy(setting: Setting, n: int, networks: tuple[str, ...])
     """Balanced accuracy with δ selected on the labels of the other networks; a feature that its prompt did not activate
     counts as wrong."""
     verdicts = audit_verdicts(setting, n, networks)
-    labels = np.asarray([record["label"] for _, record, _ in verdicts])
+    labels = np.asarray([record["annotation"] for _, record, _ in verdicts])
     is_correct = np.asarray([verdict == label for (_, _, verdict), label in zip(verdicts, labels, strict=True)])
     core, other = is_correct[labels == CORE], is_correct[labels == SPURIOUS]
     if min(len(core), len(other)) < 2:

@@ -22,6 +22,7 @@ from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.cluster.signals import is_stop_code
 from classifier_lens.runner.configuration.compose import build, compose_config
 from classifier_lens.runner.protocols import TaskInputs
+from classifier_lens.runner.result_schema import MASK, RESULT, SAMPLES
 from classifier_lens.runner.results.run_folder import RunFolder, quantize_8bit, read_png, run_key
 from classifier_lens.runner.run import Parts, run
 from classifier_lens.runner.types import UserError
@@ -182,9 +183,9 @@ def _result(problem: Any, record: Mapping[str, Any] | None, folder: Path) -> Res
     if record is None:
         return Result(problem, None, None, None, None)
     paths = record["images"]
-    best, mask = (read_png(folder / paths[key]) if key in paths else None for key in ("best", "mask"))
-    keys = ["best", *sorted(key for key in paths if key.startswith("sample_"))]
-    samples = torch.stack([read_png(folder / paths[key]) for key in keys])
+    best, mask = (read_png(folder / paths[key]) if key in paths else None for key in (RESULT.key, MASK.key))
+    fields = [RESULT, *SAMPLES.images(paths)]
+    samples = torch.stack([read_png(folder / paths[field.key]) for field in fields])
     return Result(problem, record, best, None if mask is None else mask[:1], samples)
 
 

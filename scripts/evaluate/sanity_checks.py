@@ -19,7 +19,7 @@ from classifier_lens.scripts.evaluate.disagreement_and_errors import disagreemen
 from classifier_lens.scripts.evaluate.estimates import Estimate
 from classifier_lens.scripts.evaluate.metric import Metric, Setting, configure_run, list_problems, run_problems
 from classifier_lens.scripts.evaluate.oracles import SHORTCUT_CLASSES, result_images
-from classifier_lens.tasks.problems.image_problems import probabilities
+from classifier_lens.tasks.analysis.predictions import probabilities
 
 TRAINED_CLASSIFIER = "planted_shortcut"
 RANDOMIZED_LAYERS = ("layer4", "fc")

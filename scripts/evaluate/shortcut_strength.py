@@ -59,7 +59,7 @@ def bias_cue_share(setting: Setting, n: int, strength: float) -> Estimate:
         cues.append(fmean(oracles_confirm(setting, factor, images, [value] * len(images))))
         objects.append(fmean(oracles_confirm(setting, "class", images, [name] * len(images))))
         scores.append(result.record["activation_score"])
-        class_name_scores.append(result.record["rivals"]["class name"]["activation_score"])
+        class_name_scores.append(result.record["baseline_prompts"]["class_name"]["activation_score"])
     if len(cues) < 2:
         return estimates.undefined(f"{len(cues)} of {n} problems have a result")
     classifier = load_shipped(trained_classifier(setting, strength))

@@ -257,7 +257,7 @@ def cam_auc(setting: Setting, n: int) -> Estimate:
         results = compute_results(setting, NEURON_CLASSIFIER, overrides, images_per_unit * len(units))
         for unit in units:
             unit_shares = [
-                result.record["cam_outside_after"] for result in results
+                result.record["cam_share_outside_after"] for result in results
                 if result.record is not None and result.problem.unit.index == unit and 0.02 < object_area(result) < 0.6
             ]  # fmt: skip
             if unit_shares:

@@ -11,7 +11,8 @@ from typing import Any
 
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount
 from classifier_lens.runner.report.totals import SuccessRate
-from classifier_lens.runner.results.reader import Record, RunResults, group_by
+from classifier_lens.runner.result_schema import RESULT, SAMPLES, Record
+from classifier_lens.runner.results.reader import RunResults, group_by
 from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.types import UserError, indefinite_article
 from classifier_lens.scripts.study.pages import (
@@ -97,7 +98,10 @@ def _explained(runs: Sequence[RunResults]) -> list[tuple[Record, list[Record]]]:
         )
     best, by_name = best_restarts(runs[0].records), {r["name"]: r for r in runs[0].records}
     classes = [
-        (by_name[best[records[0]["target"]]["best"]], sorted(records, key=lambda r: int(r["rank"]))[:MAX_FEATURES])
+        (
+            by_name[best[records[0]["target"]]["best_restart"]],
+            sorted(records, key=lambda r: int(r["rank"]))[:MAX_FEATURES],
+        )
         for records in group_by(primary_records(runs[1]), "target") if records[0]["target"] in best
     ]  # fmt: skip
     if not classes:
@@ -125,8 +129,8 @@ def _subject(
 
 def _image_paths(run: RunResults, record: Record, max_images: int) -> list[Path]:
     """Paths of the first images of a prompt, the saved one first."""
-    samples = sorted(name for name in record["images"] if name.startswith("sample_"))
-    return [run.image_path(record, name) for name in ["best", *samples][:max_images]]
+    samples = SAMPLES.images(record["images"])
+    return [run.image_path(record, image) for image in [RESULT, *samples][:max_images]]
 
 
 def make_boxes(subjects: Sequence[ClassImages], random: Random) -> list[Box]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from classifier_lens.runner.configuration.value_ranges import PerProblemCount, Seed
 from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.report.page import TEMPLATES
-from classifier_lens.runner.results.reader import Record, RunResults, read_run
+from classifier_lens.runner.result_schema import RESULT, ImageField, Record
+from classifier_lens.runner.results.reader import RunResults, read_run
 from classifier_lens.runner.results.run_folder import read_png, write_png
 from classifier_lens.runner.types import UserError
 
@@ -100,7 +101,7 @@ class Gallery:
     def add_results(self, runs: Sequence[RunResults], record_pair: Sequence[Record]) -> dict[str, str]:
         """Add the results of two runs for one problem; returns the names by method."""
         return {
-            method: self.add(partial(read_png, run.image_path(record, "best")), problem=record["name"], method=method)
+            method: self.add(partial(read_png, run.image_path(record, RESULT)), problem=record["name"], method=method)
             for method, run, record in zip(METHODS, runs, record_pair, strict=True)
         }
 
@@ -183,9 +184,9 @@ def primary_records(run: RunResults) -> list[Record]:
 
 
 def matching_records(
-    runs: Sequence[RunResults], records: Sequence[Sequence[Record]], keys: Sequence[str], image_names: Sequence[str]
+    runs: Sequence[RunResults], records: Sequence[Sequence[Record]], keys: Sequence[str], images: Sequence[ImageField]
 ) -> list[tuple[Record, ...]]:
-    """The records with the same name in all runs, sorted by name. keys, image_names: entries and images in which they
+    """The records with the same name in all runs, sorted by name. keys, images: entries and images in which they
     have to agree.
 
     Raises UserError if they do not.
@@ -195,8 +196,7 @@ def matching_records(
     for group in matches:
         files = zip(runs, group, strict=True)
         values = [
-            [r[key] for key in keys] + [run.image_path(r, image_name).read_bytes() for image_name in image_names]
-            for run, r in files
+            [r[key] for key in keys] + [run.image_path(r, image).read_bytes() for image in images] for run, r in files
         ]
         if any(value != values[0] for value in values):
             raise UserError(

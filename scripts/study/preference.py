@@ -17,7 +17,8 @@ from classifier_lens.runner.configuration.compose import load_recorded_dataset
 from classifier_lens.runner.configuration.value_ranges import Fraction
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.report.totals import SuccessRate
-from classifier_lens.runner.results.reader import Record, RunResults
+from classifier_lens.runner.result_schema import ORIGINAL, Record
+from classifier_lens.runner.results.reader import RunResults
 from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.types import UserError, indefinite_article
 from classifier_lens.scripts.study.pages import (
@@ -98,7 +99,7 @@ def comparable_results(runs: Sequence[RunResults], min_confidence: float) -> lis
     """
     for run in runs:
         check_task(run, "uvce", "preference")
-    matches = matching_records(runs, [run.records for run in runs], ["source", "target"], ["original"])
+    matches = matching_records(runs, [run.records for run in runs], ["source", "target"], [ORIGINAL])
     confident = [
         record_pair
         for record_pair in matches
@@ -133,7 +134,7 @@ def _pair(
 ) -> Pair:
     """A problem, with its images added to the gallery. Raises UserError if there are too few images of the target."""
     source, target = record_pair[0]["source"], record_pair[0]["target"]
-    original = runs[0].image_path(record_pair[0], "original")
+    original = runs[0].image_path(record_pair[0], ORIGINAL)
     side = read_png(original).shape[-1]
     indices = reference_dataset.indices(target)
     if len(indices) < NUM_REFERENCES:

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from classifier_lens.runner.results.reader import Record, RunResults
+from classifier_lens.runner.result_schema import Record
+from classifier_lens.runner.results.reader import RunResults
 from classifier_lens.runner.results.run_folder import read_png
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts.study.pages import (
@@ -37,6 +38,7 @@ from classifier_lens.scripts.study.pages import (
 )
 from classifier_lens.scripts.study.responses import AllowedResponses, Scores, read_responses
 from classifier_lens.tasks.analysis.activation_score import gray_outside_mask
+from classifier_lens.tasks.spurious_audit import TRAINING_CAM, TRAINING_IMAGE
 
 TITLE = "How similar are they?"
 INTRODUCTION = (
@@ -46,7 +48,6 @@ INTRODUCTION = (
 )
 RESEMBLANCE = "resemblance"
 SCALE = ((1, "1: no resemblance"), (2, "2"), (3, "3"), (4, "4"), (5, "5: strong resemblance"))
-CAM_IMAGE = "cam-training"
 
 
 @dataclass
@@ -86,19 +87,19 @@ def _explained(runs: Sequence[RunResults]) -> list[tuple[Record, ...]]:
         check_task(run, "spurious_audit", "resemblance")
     records = [primary_records(run) for run in runs]
     for run, run_records in zip(runs, records, strict=True):
-        if names_without_map := [r["name"] for r in run_records if CAM_IMAGE not in r["images"]]:
+        if names_without_map := [r["name"] for r in run_records if TRAINING_CAM.key not in r["images"]]:
             raise UserError(
                 f"{run.folder}: {names_without_map[0]} has no activation map of the feature; give runs of a network "
                 "with maps"
             )
-    matches = matching_records(runs, records, ["target", "unit"], ["training", CAM_IMAGE])
+    matches = matching_records(runs, records, ["target", "unit"], [TRAINING_IMAGE, TRAINING_CAM])
     if not matches:
         raise UserError(f"{runs[0].folder}, {runs[1].folder}: explain no feature in common; give audits of one network")
     return matches
 
 
 def _feature(runs: Sequence[RunResults], record_pair: Sequence[Record], gallery: Gallery) -> FeatureImages:
-    training_image, cam = (runs[0].image_path(record_pair[0], name) for name in ("training", CAM_IMAGE))
+    training_image, cam = (runs[0].image_path(record_pair[0], name) for name in (TRAINING_IMAGE, TRAINING_CAM))
     highlighted = gallery.add(partial(_highlighted, training_image, cam))
     return FeatureImages(read_png(training_image).shape[-1], highlighted, gallery.add_results(runs, record_pair))
 

@@ -1,25 +1,53 @@
-"""How far a verdict on features agrees with labels of theirs: statistics of the share r that an object takes up."""
+"""Verdicts of an audit and their agreement with human annotations: statistics of r, the object's share of an image."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
+from classifier_lens.runner.result_schema import Label, Record
 from classifier_lens.runner.types import UserError
 
 CORE, SPURIOUS, UNDECIDED = "core", "spurious", "undecided"
 DELTAS = tuple(round(0.01 * i, 2) for i in range(31))  # of the curve over δ
 
 
+class AgreementRow(TypedDict):
+    """Agreement of verdicts with human annotations in a group of features. What is undefined for a single kind of
+    annotation is None."""
+
+    group: Annotated[str, Label("Group")]
+    features: Annotated[int, Label("Features")]
+    spurious: Annotated[int, Label("Spurious features")]
+    accuracy: Annotated[float, Label("Accuracy")]
+    balanced_accuracy: Annotated[float | None, Label("Balanced accuracy")]
+    kappa: Annotated[float | None, Label("Cohen's κ")]
+    auc: Annotated[float | None, Label("AUC of r")]
+
+
+class DeltaRow(TypedDict):
+    """Balanced accuracy at a threshold δ."""
+
+    delta: Annotated[float, Label("Threshold δ")]
+    balanced_accuracy: Annotated[float, Label("Balanced accuracy")]
+
+
+class Agreement(TypedDict, total=False):
+    """What the summary of an audit with annotations holds."""
+
+    agreement: Annotated[list[AgreementRow], Label("Agreement with human annotations")]
+    delta_curve: Annotated[list[DeltaRow], Label("Agreement by threshold δ")]
+
+
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % bootstrap interval (percentile) of the mean; a point where all values are equal."""
+    """The 95 % percentile bootstrap interval of the mean; a point if all values are equal."""
     if len(set(values)) == 1:
         return values[0], values[0]
     ends = bootstrap(
@@ -29,34 +57,38 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def verdict(low: float, high: float, delta: float) -> str:
-    """DiffExplainer, Eq. 6, where the interval of the mean of r allows it: spurious below δ, core from δ on."""
+    """DiffExplainer, Eq. 6, for the interval of the mean of r: spurious below δ, core from δ on, undecided if it holds
+    δ."""
     if high < delta:
         return SPURIOUS
     return CORE if low >= delta else UNDECIDED
 
 
-def balanced_accuracy(r: Sequence[float], labels: Sequence[str], delta: float) -> float:
-    """Of "spurious where the mean of r is below δ": the mean of the shares of both labels that are right."""
-    said = [SPURIOUS if value < delta else CORE for value in r]
-    return float(balanced_accuracy_score(list(labels), said))
+def balanced_accuracy(r: Sequence[float], annotations: Sequence[str], delta: float) -> float:
+    """Balanced accuracy of the verdict "spurious if r < δ" against human annotations."""
+    verdicts = [SPURIOUS if value < delta else CORE for value in r]
+    return float(balanced_accuracy_score(list(annotations), verdicts))
 
 
-def best_delta(r: Sequence[float], labels: Sequence[str]) -> float:
-    """The δ with the highest balanced accuracy among the middles of neighbouring values of r, the middle one of those
-    that are equally good. Raises UserError where only one label occurs."""
-    if len(set(labels)) < 2:
-        raise UserError(f"task.calibration_runs: all {len(labels)} labels are {labels[0]}; both kinds wanted")
+def best_delta(r: Sequence[float], annotations: Sequence[str]) -> float:
+    """The δ with the highest balanced accuracy among the midpoints of neighboring values of r, the median one of ties.
+    Raises UserError if all annotations are equal."""
+    if len(set(annotations)) < 2:
+        raise UserError(
+            f"task.calibration_runs: all {len(annotations)} annotations are {annotations[0]}; both kinds are needed"
+        )
     values = sorted(set(r))
-    middles = [(a + b) / 2 for a, b in pairwise(values)] or values
-    scores = [balanced_accuracy(r, labels, delta) for delta in middles]
-    best = [delta for delta, score in zip(middles, scores, strict=True) if score == max(scores)]
+    midpoints = [(a + b) / 2 for a, b in pairwise(values)] or values
+    scores = [balanced_accuracy(r, annotations, delta) for delta in midpoints]
+    best = [delta for delta, score in zip(midpoints, scores, strict=True) if score == max(scores)]
     return best[len(best) // 2]
 
 
 def calibrate_delta(runs: Sequence[str], classifier_digest: str) -> float:
-    """δ by the labelled features of other networks that their prompts reached: of the run folders of audits. Raises
-    UserError for a folder without such features, and for one that audits the network of that digest itself."""
-    r, labels = [], []
+    """The best δ on the annotated features of other classifiers' audits, given by their run folders; features that
+    their prompts do not activate are left out. Raises UserError for a folder without such features, and for an audit of
+    the classifier with that digest itself."""
+    r, annotations = [], []
     for folder in runs:
         results = Path(folder) / "results.jsonl"
         try:
@@ -64,56 +96,57 @@ def calibrate_delta(runs: Sequence[str], classifier_digest: str) -> float:
             records = [line for line in map(json.loads, lines) if _is_annotated_and_activated(line)]
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"task.calibration_runs={folder}: {results.name} is not JSON; its command writes it anew"
+                f"task.calibration_runs={folder}: {results.name} is not JSON; the run's own command writes it again"
             ) from error
         if not records:
             raise UserError(
-                f"task.calibration_runs={folder}: holds no labelled features; wanted is an audit's run folder"
+                f"task.calibration_runs={folder}: holds no annotated features; give the run folder of an audit with "
+                "task/annotations"
             )
-        if any(record["network"] == classifier_digest for record in records):
-            raise UserError(f"task.calibration_runs={folder}: audits this classifier; δ is chosen on other ones")
+        if any(record["classifier_digest"] == classifier_digest for record in records):
+            raise UserError(
+                f"task.calibration_runs={folder}: is an audit of this classifier; give audits of other classifiers"
+            )
         r += [record["r"] for record in records]
-        labels += [record["label"] for record in records]
-    return best_delta(r, labels)
+        annotations += [record["annotation"] for record in records]
+    return best_delta(r, annotations)
 
 
 def _is_annotated_and_activated(line: Any) -> bool:
-    """Whether a line of an audit's results is of a feature that people labelled and that its prompt reached."""
+    """Whether a line of results.jsonl is an audit's, of an annotated feature that its prompt activates."""
     return (
-        isinstance(line, dict) and line.get("label") in (CORE, SPURIOUS) and line.get("reached") is True
-        and isinstance(line.get("network"), str) and isinstance(line.get("r"), (int, float))
+        isinstance(line, dict) and line.get("annotation") in (CORE, SPURIOUS) and line.get("activated") is True
+        and isinstance(line.get("classifier_digest"), str) and isinstance(line.get("r"), (int, float))
     )  # fmt: skip
 
 
-def agreement(records: Sequence[Mapping[str, Any]], delta: float) -> dict[str, Any]:
-    """Of the labelled features that their prompts reached: how well the mean of r tells spurious ones (AUC), and, cut
-    at δ, balanced accuracy and Cohen's κ, in all and by group of class; balanced accuracy over δ. Empty where there are
-    none."""
-    known = [record for record in records if record["label"] is not None and record["reached"]]
-    if not known:
+def agreement(records: Sequence[Record], delta: float) -> Agreement:
+    """Agreement of r with the annotations of the features that their prompts activate: the AUC of r, and of r < δ
+    accuracy, balanced accuracy and Cohen's κ, over all features and by group of classes; and balanced accuracy as a
+    function of δ. Empty without annotations."""
+    annotated = [record for record in records if record["annotation"] is not None and record["activated"]]
+    if not annotated:
         return {}
-    groups = {"all": known}
-    for record in known:
+    groups = {"all": annotated}
+    for record in annotated:
         groups.setdefault(record["group"], []).append(record)
         groups.setdefault(f"{'animate' if record['animate'] else 'inanimate'}, {record['group']}", []).append(record)
-    table = [{"group": name, **_compare(own, delta)} for name, own in groups.items()]
-    r, labels = [record["r"] for record in known], [record["label"] for record in known]
-    curve = [
-        {"delta": threshold, "balanced_accuracy": balanced_accuracy(r, labels, threshold)}
-        for threshold in (DELTAS if len(set(labels)) == 2 else ())
+    r, annotations = [record["r"] for record in annotated], [record["annotation"] for record in annotated]
+    curve: list[DeltaRow] = [
+        {"delta": threshold, "balanced_accuracy": balanced_accuracy(r, annotations, threshold)}
+        for threshold in (DELTAS if len(set(annotations)) == 2 else ())
     ]
-    return {"agreement": table, "curve": curve}
+    return {"agreement": [_agreement_row(name, group, delta) for name, group in groups.items()], "delta_curve": curve}
 
 
-def _compare(records: Sequence[Mapping[str, Any]], delta: float) -> dict[str, Any]:
-    """One group; what only two labels define is None where there is one."""
-    r, labels = [record["r"] for record in records], [record["label"] for record in records]
-    said = [SPURIOUS if value < delta else CORE for value in r]
-    both = len(set(labels)) == 2
+def _agreement_row(group: str, records: Sequence[Record], delta: float) -> AgreementRow:
+    r, annotations = [record["r"] for record in records], [record["annotation"] for record in records]
+    verdicts = [SPURIOUS if value < delta else CORE for value in r]
+    both = len(set(annotations)) == 2
     return {
-        "features": len(records), "spurious": labels.count(SPURIOUS),
-        "agree": sum(a == b for a, b in zip(said, labels, strict=True)) / len(records),
-        "balanced_accuracy": balanced_accuracy(r, labels, delta) if both else None,
-        "kappa": float(cohen_kappa_score(labels, said)) if both else None,
-        "auc": float(roc_auc_score([label == CORE for label in labels], r)) if both else None,
+        "group": group, "features": len(records), "spurious": annotations.count(SPURIOUS),
+        "accuracy": sum(a == b for a, b in zip(verdicts, annotations, strict=True)) / len(records),
+        "balanced_accuracy": balanced_accuracy(r, annotations, delta) if both else None,
+        "kappa": float(cohen_kappa_score(annotations, verdicts)) if both else None,
+        "auc": float(roc_auc_score([annotation == CORE for annotation in annotations], r)) if both else None,
     }  # fmt: skip

@@ -1,7 +1,4 @@
-"""What an image is asked for: one value per sample, lower is better.
-
-Each term is the mean over a scene's views, which are what the classifiers are shown.
-"""
+"""Loss terms of classifiers: one value per sample, lower is better. Each is a mean over a scene's views."""
 
 from __future__ import annotations
 
@@ -18,10 +15,12 @@ from classifier_lens.tasks.units.addressing import Unit, per_sample_activations
 from classifier_lens.tasks.units.npca import Components
 
 
-def apply_to_views(scene: Scene, ask: Callable[[Tensor], Tensor], size: int | None = None) -> Float[Tensor, "b n k"]:
-    """What `ask` says of every view, (b n, k) folded back to (b, n, k); size: of the views, None for the scene's."""
+def apply_to_views(
+    scene: Scene, function: Callable[[Tensor], Tensor], size: int | None = None
+) -> Float[Tensor, "b n k"]:
+    """A function (b n, 3, s, s) -> (b n, k) applied to all views. size: of the views, None for the scene's."""
     views = scene.views if size is None else scene.views_at(size)
-    return ask(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+    return function(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
 def class_log_prob(classifier: Classifier, targets: Int[Tensor, " b"]) -> Term:
@@ -35,32 +34,33 @@ def class_log_prob(classifier: Classifier, targets: Int[Tensor, " b"]) -> Term:
 
 
 def confidence_gap(
-    mode: str, classifier: Classifier, rival: Classifier, targets: Int[Tensor, " b"], signs: Float[Tensor, " b"],
+    mode: str, classifier: Classifier, second: Classifier, targets: Int[Tensor, " b"], signs: Float[Tensor, " b"],
     margin_saturation: float,
 ) -> Term:  # fmt: skip
-    """−s (c_f(y|x) − c_g(y|x)): what classifier f sees more of class y than rival g where s = 1, and the other way
-    round where s = −1 (DiG-IN, Eq. 3). Both see the same regions of the image, each at its own size.
+    """−s (c_f(y|x) − c_g(y|x)) of classifier f and the second classifier g (DiG-IN, Eq. 3): f should be more confident
+    of class y than g where s = 1, less where s = −1. Both see the same regions of the image, each at its own size.
 
-    mode: c is the `confidence`, its logarithm (`log_confidence`) or the logit's `margin` over the best other class. A
-    margin has no end: beyond `margin_saturation` on the side that is wanted it counts no more (Carlini & Wagner, 2017),
-    or one classifier's would outweigh the other's. Raises UserError for another mode."""
+    mode: c is the `confidence`, its logarithm (`log_confidence`) or the `margin` of the logit over the best other
+    class. A margin is unbounded, and one classifier's could outweigh the other's: it is clamped at `margin_saturation`
+    in the required direction (Carlini & Wagner, 2017). Raises UserError for another mode.
+    """
     if mode not in CONFIDENCE_MEASURES:
         raise UserError(f"task.mode={mode}: allowed are {', '.join(CONFIDENCE_MEASURES)}")
-    sure = CONFIDENCE_MEASURES[mode]
+    measure = CONFIDENCE_MEASURES[mode]
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
         s = signs.to(scene.image)[:, None]
-        ours = sure(
-            s, apply_to_views(scene, lambda x: classifier(x).logits, classifier.size), targets, margin_saturation
-        )
-        theirs = sure(-s, apply_to_views(scene, lambda x: rival(x).logits, rival.size), targets, margin_saturation)
-        return -(ours + theirs).mean(dim=1)
+        logits_f = apply_to_views(scene, lambda x: classifier(x).logits, classifier.size)
+        gap_f = measure(s, logits_f, targets, margin_saturation)
+        logits_g = apply_to_views(scene, lambda x: second(x).logits, second.size)
+        gap_g = measure(-s, logits_g, targets, margin_saturation)
+        return -(gap_f + gap_g).mean(dim=1)
 
     return term
 
 
-# What one classifier adds to the gap: its certainty of class y (b,) from logits (b, n, k), times s (b, 1), which is 1
-# where it should be certain and −1 where it should not.
+# A classifier's part of the gap (b, n): its confidence in class y from logits (b, n, k), times s (b, 1), which is 1
+# where the confidence should be high and −1 where it should be low.
 def _confidence(s: Tensor, logits: Tensor, targets: Tensor, margin_saturation: float) -> Tensor:
     return s * logits.softmax(dim=-1)[range(len(logits)), :, targets]
 
@@ -83,8 +83,8 @@ CONFIDENCE_MEASURES = {"confidence": _confidence, "log_confidence": _log_confide
 def text_log_prob(
     clip: Embedder, texts: Float[Tensor, "b k d"], targets: Int[Tensor, " b"], temperature: float
 ) -> Term:
-    """−log of the softmax over a picture's similarities to its own k texts, divided by `temperature`, at the target
-    (DiG-IN, Section 5: zero-shot attributes)."""
+    """−log of the softmax over an image's similarities to the k texts of its sample, divided by `temperature`, at the
+    target (DiG-IN, Section 5: zero-shot attributes)."""
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
         similarity = apply_to_views(scene, clip.embed_images) @ texts.transpose(1, 2)
@@ -101,7 +101,7 @@ def unit_activation(
     saturation: Float[Tensor, " b"] | None = None,
 ) -> Term:
     """−s φ_n(x): the activation of each sample's own unit is raised where s = 1, lowered where s = −1 (DiG-IN, Eq. 6
-    and 22). Where s φ_n is beyond a sample's `saturation`, it counts no more."""
+    and 22). s φ_n is clamped at each sample's `saturation`."""
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
         values = apply_to_views(scene, lambda x: per_sample_activations(classifier, x, units, scene.views.shape[1]))
@@ -113,8 +113,8 @@ def unit_activation(
 def saturation_levels(
     saturation_std: float | None, before: Iterable[float], signs: Tensor, stds: Sequence[float]
 ) -> Tensor | None:
-    """Per sample s v + saturation_std · std, beyond which a change of the value v counts no more; None for no end, and
-    then no v is asked for."""
+    """Per sample s v + saturation_std · std, at which s v is clamped. before: the values v of the originals, which are
+    only computed if needed; None without a limit."""
     return None if saturation_std is None else signs * torch.tensor(list(before)) + saturation_std * torch.tensor(stds)
 
 
@@ -127,7 +127,7 @@ def npca_contribution(
     saturation: Float[Tensor, " b"] | None = None,
 ) -> Term:  # fmt: skip
     """−s α_l(x): the contribution of each sample's own component is raised where s = 1, lowered where s = −1
-    (DiG-IN, App. G). Where s α_l is beyond a sample's `saturation`, it counts no more."""
+    (DiG-IN, App. G). s α_l is clamped at each sample's `saturation`."""
 
     def term(scene: Scene) -> Float[Tensor, " b"]:
         features = apply_to_views(scene, lambda x: _features(classifier(x)))

@@ -1,4 +1,5 @@
-"""Questions that cannot be asked: a network raises an error before the first step, or its answer is not finite."""
+"""Problems that cannot be made: a network raises an error before the first step, or returns a value that is not
+finite."""
 
 from __future__ import annotations
 
@@ -22,46 +23,46 @@ from classifier_lens.runner.types import (
 T = TypeVar("T")
 
 
-def problems_or_failure(name: str, ask: Callable[[], Iterable[T]]) -> Iterator[T]:
-    """The problems that are asked; where asking fails, one that fails by this name with what was raised. Too little
-    memory is nobody's problem and raised, and so are the user's mistakes and an image that cannot be read."""
+def problems_or_failure(name: str, make_problems: Callable[[], Iterable[T]]) -> Iterator[T]:
+    """Problems; if making them raises an error, one failed problem of this name that holds the error. Errors that do
+    not belong to one problem are raised: out of memory, user errors and images that cannot be read."""
     try:
-        yield from ask()
+        yield from make_problems()
     except Exception as error:
         if isinstance(error, UnreadableImageError) or not is_problem_error(error) or is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they would hold what was computed until the problem's turn
+        traceback.clear_frames(error.__traceback__)  # they would hold tensors until the problem's turn
         edit = CaptionEdit.unchanged("", "")
-        refused = Problem(name=name, seed=0, edit=edit, load=None, image_name=name, preserve="none", error=error)
-        yield cast(T, refused)  # nothing is asked of it
+        failed = Problem(name=name, seed=0, edit=edit, load=None, image_name=name, preserve="none", error=error)
+        yield cast(T, failed)  # a failed problem is never given to its task
 
 
 def apply_to_training_images(
-    classifier: Classifier, names: Sequence[str], images: Tensor, look: Callable[[Tensor], T]
+    classifier: Classifier, names: Sequence[str], images: Tensor, compute: Callable[[Tensor], T]
 ) -> T:
-    """What is found in some of the training images, which everything that is asked follows from. Raises UserError that
-    names the network and the image where its code raises an error, or where a value is not finite."""
+    """`compute(images)` of training images, on which all problems depend. Raises UserError that names the network and
+    the image if the network raises an error or a value is not finite."""
     try:
-        return look(images)
+        return compute(images)
     except Exception as error:
         if not is_problem_error(error) or is_out_of_memory(error):
             raise
-        name, own = _failing_image(names, images, look, error)
-    told = f"{own}" if isinstance(own, NonFiniteError) else f"{type(own).__name__}: {first_line(own)}"
+        name, cause = _failing_image(names, images, compute, error)
+    reason = f"{cause}" if isinstance(cause, NonFiniteError) else f"{type(cause).__name__}: {first_line(cause)}"
     network = getattr(classifier, "error_prefix", "classifier")
     raise UserError(
-        f"{network}: fails on the training image {name} ({told}); leave it out of the images of training.path, or "
-        "use a network that answers to it"
-    ) from own
+        f"{network}: fails on the training image {name} ({reason}); remove the image from training.path, or use "
+        "another network"
+    ) from cause
 
 
 def _failing_image(
-    names: Sequence[str], images: Tensor, look: Callable[[Tensor], object], error: Exception
+    names: Sequence[str], images: Tensor, compute: Callable[[Tensor], object], error: Exception
 ) -> tuple[str, Exception]:
-    """The first image that raises an error alone, and its error; all of them where they only fail together."""
+    """The first image that raises an error alone, and its error; all images if they only fail together."""
     for name, image in zip(names, images, strict=True):
         try:
-            look(image[None])
-        except Exception as own:
-            return name, own
+            compute(image[None])
+        except Exception as image_error:
+            return name, image_error
     return f"{names[0]} or one of the {len(names) - 1} after it", error

@@ -1,4 +1,4 @@
-"""Prompts with free tokens that stand for a class, a unit, or both (DiffExplainer, Eq. 3-5)."""
+"""Problems of prompts with free tokens, optimized for a class, a unit, or both (DiffExplainer, Eq. 3-5)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from classifier_lens.runner.protocols import Classifier
@@ -21,8 +21,8 @@ OBJECTIVES = {"class": ("class_log_prob",), "unit": ("unit_activation",), "both"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptProblem(Problem):
-    """objective: of `OBJECTIVES`; target: class index; unit: whose activation is changed in favour of the class, see
-    `direction`, None where no term asks."""
+    """objective: one of `OBJECTIVES`; target: class index; unit: the unit whose activation is changed in favor of the
+    class, see `activation_sign`; None if no term needs one."""
 
     objective: str
     target: int
@@ -30,12 +30,12 @@ class PromptProblem(Problem):
 
 
 def free_token_prompt(template: str, label: str) -> str:
-    """A prompt from a template, in which `*{label}` makes the name's own tokens free."""
+    """A prompt from a template; `*{label}` makes the tokens of the class name free."""
     return format_prompt(template.replace("*{label}", "*" + label.replace(" ", "_")), label)
 
 
 def activation_sign(classifier: Classifier, target: int, unit: Unit) -> float:
-    """Where a unit's activation has to go to speak for a class: up, 1; with a negative weight in its logit down, −1."""
+    """1 if a unit's activation raises the class's logit, -1 if it lowers it, by a negative weight of the last layer."""
     head = classifier.head
     return -1.0 if head is not None and unit.module == FEATURES and head.weight[target, unit.index] < 0 else 1.0
 
@@ -43,23 +43,27 @@ def activation_sign(classifier: Classifier, target: int, unit: Unit) -> float:
 def prompt_objective(
     problems: Sequence[PromptProblem], classifier: Classifier, weights: Mapping[str, float]
 ) -> Objective:
-    """Each problem's own objective, its terms with their weights; a term is 0 for those that do not have it."""
+    """The terms of all problems' objectives with their weights; a term is 0 for problems whose objective lacks it."""
     terms: dict[str, Term] = {"class_log_prob": class_log_prob(classifier, torch.tensor([p.target for p in problems]))}
-    if known := [p.unit for p in problems if p.unit is not None]:
-        units = [p.unit or known[0] for p in problems]
+    if given_units := [p.unit for p in problems if p.unit is not None]:
+        units = [p.unit or given_units[0] for p in problems]  # of problems without one the term is masked
         signs = torch.tensor(
             [activation_sign(classifier, p.target, unit) for p, unit in zip(problems, units, strict=True)]
         )
         terms["unit_activation"] = unit_activation(classifier, units, signs)
-    asked = {name: torch.tensor([name in OBJECTIVES[p.objective] for p in problems]) for name in terms}
-    return {name: (weights[name], _masked_term(term, asked[name])) for name, term in terms.items() if asked[name].any()}
+    has_term = {name: torch.tensor([name in OBJECTIVES[p.objective] for p in problems]) for name in terms}
+    return {
+        name: (weights[name], _masked_term(term, has_term[name]))
+        for name, term in terms.items()
+        if has_term[name].any()
+    }
 
 
-def _masked_term(term: Term, asked: Tensor) -> Term:
-    """The term where a sample is asked for it, else 0."""
+def _masked_term(term: Term, has_term: Bool[Tensor, " b"]) -> Term:
+    """The term, with 0 for samples that do not have it."""
 
     def masked(scene: Scene) -> Float[Tensor, " b"]:
         values = term(scene)
-        return torch.where(asked.to(values.device), values, 0)
+        return torch.where(has_term.to(values.device), values, 0)
 
-    return term if asked.all() else masked
+    return term if has_term.all() else masked

@@ -1,10 +1,9 @@
-"""What stands around an object: of many phrases those whose pictures raise or lower a score most."""
+"""Search for phrases of an object's context: those whose generated images raise or lower a score most."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,13 +18,30 @@ ScoreFunction = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]
 
 
 @dataclass(frozen=True)
-class ContextSearch:
-    """A search for the words that a counterfactual starts with, as `word_activations.py` does for an object's name.
+class ContextEdit:
+    """The caption edit of a problem, and whether its editable region starts from noise, see `Problem`."""
 
-    context_phrases: that may stand behind a class's name, a list for each kind of thing, such as grounds and what
-    stands on them, in the order of captions; a caption has at most one of a kind. None to leave captions as they are;
-    resample_noise: whether what is free starts from noise where words change; images_per_phrase: pictures of each
-    phrase; prompt: template of these, with {phrase} for the class and what stands behind it."""
+    edit: CaptionEdit
+    editable_from_noise: bool
+
+
+@dataclass(frozen=True)
+class _KindResult:
+    """Of one kind of phrases: the caption's current phrase, the best one, and its gain in score over the current."""
+
+    current: str | None
+    best: str
+    gain: float
+
+
+@dataclass(frozen=True)
+class ContextSearch:
+    """A search for the context phrases of the caption that a counterfactual starts with.
+
+    context_phrases: phrases that may follow a class name, one list per kind (such as places, and objects in them), in
+    the order of captions; a caption has at most one of a kind; None leaves captions as they are; resample_noise:
+    whether the editable region starts from noise if the caption changes; images_per_phrase: generated images per
+    phrase; prompt: their template, with {phrase} for the class name and the phrase."""
 
     context_phrases: Sequence[Names] | None
     resample_noise: bool
@@ -36,43 +52,49 @@ class ContextSearch:
         for kind in self.context_phrases or ():
             if isinstance(kind, str):
                 raise UserError(
-                    f"task.context_search.context_phrases: '{kind}' stands alone; wanted are lists, as [[{kind}, …]]"
+                    f"task.context_search.context_phrases: '{kind}' is no list; give one list per kind, [[{kind}, …]]"
                 )
         format_phrase_prompt(self.prompt, "", "task.context_search.prompt")
 
     def search(
-        self, caption: str, label: str, score: ScoreFunction, sign: float, world: TaskInputs, cache: Cache
-    ) -> dict[str, Any]:
-        """The `edit` of a problem, and whether it is `editable_from_noise`: of each kind the phrase that raises sign ·
-        score most takes the place of the caption's own, or is added behind what stands before it.
+        self, caption: str, label: str, score: ScoreFunction, sign: float, inputs: TaskInputs, cache: Cache
+    ) -> ContextEdit:
+        """The caption with the phrase of each kind that raises sign · score most. It replaces the caption's phrase of
+        that kind or, if there is none, is added after the class name and earlier phrases.
 
-        What a phrase does is the mean of sign · score over its plain pictures, less that of the caption's own phrase of
-        its kind, or of the class alone where the caption has none. Kinds whose best does less than half of what the
-        best of all does stay as they are, and so does the caption where nothing raises the score.
+        The gain of a phrase is the mean of sign · score over its generated images, minus the mean of the caption's
+        current phrase of that kind, or of the class name alone. Kinds whose best gain is not positive, or below half
+        of the largest gain, are left as they are.
         """
 
-        def mean(phrase: str) -> float:
-            values = score(self._pictures(label, phrase, world, cache))
-            return sign * ensure_finite(values, f"what images of '{phrase}' do").mean().item()
+        def mean_score(phrase: str) -> float:
+            values = score(self._images(label, phrase, inputs, cache))
+            return sign * ensure_finite(values, f"the score of images of '{phrase}'").mean().item()
 
-        owns = [next((p for p in kind if replace_phrase(caption, p, p)), None) for kind in self.context_phrases or ()]
-        bests, gains = [], []
-        for kind, own in zip(self.context_phrases or (), owns, strict=True):
-            means = {phrase: mean(phrase) for phrase in kind}
-            bests.append(max(means, key=lambda phrase: means[phrase]))
-            gains.append(means[bests[-1]] - (mean("") if own is None else means[own]))
-        changes: dict[str, str] = {}
-        place = label  # what a phrase that is added stands behind
-        for own, best, gain in zip(owns, bests, gains, strict=True):
-            if gain > 0 and gain >= max(gains) / 2:
-                changes |= {place: f"{changes.get(place, place)} {best}"} if own is None else {own: best}
-            place = own or place
-        edit = replace_phrases(caption, changes)
-        return {
-            "edit": edit or CaptionEdit.unchanged(caption, label),
-            "editable_from_noise": self.resample_noise and edit is not None,
-        }
+        def search_kind(kind: Names) -> _KindResult:
+            current = next((phrase for phrase in kind if replace_phrase(caption, phrase, phrase)), None)
+            means = {phrase: mean_score(phrase) for phrase in kind}
+            best = max(means, key=lambda phrase: means[phrase])
+            return _KindResult(current, best, means[best] - (mean_score("") if current is None else means[current]))
 
-    def _pictures(self, label: str, phrase: str, world: TaskInputs, cache: Cache) -> Float[Tensor, "n 3 h w"]:
+        kinds = [search_kind(kind) for kind in self.context_phrases or ()]
+        edit = replace_phrases(caption, _changes(label, kinds))
+        return ContextEdit(edit or CaptionEdit.unchanged(caption, label), self.resample_noise and edit is not None)
+
+    def _images(self, label: str, phrase: str, inputs: TaskInputs, cache: Cache) -> Float[Tensor, "n 3 h w"]:
         words = f"{indefinite_article(label)} {label} {phrase}".strip()
-        return generate_images(words, self.prompt, self.images_per_phrase, world, cache)
+        return generate_images(words, self.prompt, self.images_per_phrase, inputs, cache)
+
+
+def _changes(label: str, kinds: Sequence[_KindResult]) -> dict[str, str]:
+    """The phrases of a caption that are replaced, old -> new."""
+    changes: dict[str, str] = {}
+    preceding = label  # the words after which a new phrase is added
+    for kind in kinds:
+        if kind.gain > 0 and kind.gain >= max(k.gain for k in kinds) / 2:
+            if kind.current is None:
+                changes[preceding] = f"{changes.get(preceding, preceding)} {kind.best}"
+            else:
+                changes[kind.current] = kind.best
+        preceding = kind.current or preceding
+    return changes

@@ -1,4 +1,4 @@
-"""Rules that choose the class an image should be called."""
+"""Rules that choose the target class of an image."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ from classifier_lens.runner.types import Example, UserError, ensure_finite, matc
 
 @dataclass(frozen=True)
 class RuleInputs:
-    """What a rule may look at: the picture, what the run has, and the problem's seed."""
+    """What a rule may use: the image, the inputs of its task, and the problem's seed."""
 
     example: Example
-    world: TaskInputs
+    task_inputs: TaskInputs
     seed: int
 
     @property
     def dataset(self) -> Dataset:
-        return self.world.dataset
+        return self.task_inputs.dataset
 
     @property
     def classifier(self) -> Classifier:
-        return self.world.classifier
+        return self.task_inputs.classifier
 
 
-def nearest(choice: RuleInputs) -> list[str]:
-    """The class that the data set calls most easily confused with this one; the classifier must know it."""
-    label = choice.dataset.nearest_class(choice.example.label)
+def nearest(inputs: RuleInputs) -> list[str]:
+    """The class that is most easily confused with the label according to the data set; the classifier must know it."""
+    label = inputs.dataset.nearest_class(inputs.example.label)
     if label is None:
-        raise UserError(f"task.target=nearest: the data set knows none for '{choice.example.label}'; use confusion")
-    return [resolve_class_name("task.target (nearest)", label, choice.classifier.labels)]
+        raise UserError(
+            f"task.target=nearest: the data set names no nearest class of '{inputs.example.label}'; use confusion"
+        )
+    return [resolve_class_name("task.target (nearest)", label, inputs.classifier.labels)]
 
 
-def confusion(choice: RuleInputs) -> list[str]:
-    """The strongest wrong class of the classifier on this picture."""
-    labels = choice.classifier.labels
+def confusion(inputs: RuleInputs) -> list[str]:
+    """The wrong class with the highest logit for this image."""
+    labels = inputs.classifier.labels
     with torch.no_grad():
-        logits = ensure_finite(choice.classifier(choice.example.image[None]).logits, "the classifier's logits")[
-            0
-        ].clone()
-    logits[labels.index(choice.example.label)] = -torch.inf
-    return [labels[int(logits.argmax())]]
+        logits = ensure_finite(inputs.classifier(inputs.example.image[None]).logits, "the classifier's logits")
+    others = logits[0].clone()
+    others[labels.index(inputs.example.label)] = -torch.inf
+    return [labels[int(others.argmax())]]
 
 
-def cluster(choice: RuleInputs) -> list[str]:
-    """A class of the same kind, drawn with the problem's seed from those of the data set that the classifier knows."""
-    labels = choice.classifier.labels
-    named = choice.dataset.similar_classes(choice.example.label)
-    others = [
-        resolve_class_name("task.target (cluster)", label, labels) for label in named if matching_names(label, labels)
-    ]
-    if not others:
+def cluster(inputs: RuleInputs) -> list[str]:
+    """A class of the same kind, sampled with the problem's seed from those of the data set that the classifier
+    knows."""
+    labels = inputs.classifier.labels
+    similar = [label for label in inputs.dataset.similar_classes(inputs.example.label) if matching_names(label, labels)]
+    if not similar:
         raise UserError(
             f"task.target=cluster: the data set and the classifier have no class of the kind of "
-            f"'{choice.example.label}' in common; use confusion"
+            f"'{inputs.example.label}' in common; use confusion"
         )
-    return [_sample(others, choice.seed)]
+    classes = [resolve_class_name("task.target (cluster)", label, labels) for label in similar]
+    return [_sample(classes, inputs.seed)]
 
 
-def random_class(choice: RuleInputs) -> list[str]:
-    """Any other class, drawn with the problem's seed."""
-    return [_sample(all_others(choice), choice.seed)]
+def random_class(inputs: RuleInputs) -> list[str]:
+    """Any other class, sampled with the problem's seed."""
+    return [_sample(all_others(inputs), inputs.seed)]
 
 
 def _sample(labels: Sequence[str], seed: int) -> str:
@@ -74,9 +74,9 @@ def _sample(labels: Sequence[str], seed: int) -> str:
     return labels[int(torch.randint(len(labels), (), generator=torch.Generator().manual_seed(seed)))]
 
 
-def all_others(choice: RuleInputs) -> list[str]:
+def all_others(inputs: RuleInputs) -> list[str]:
     """All other classes."""
-    return [label for label in choice.classifier.labels if label != choice.example.label]
+    return [label for label in inputs.classifier.labels if label != inputs.example.label]
 
 
 TARGET_RULES: dict[str, Callable[[RuleInputs], list[str]]] = {
@@ -88,57 +88,63 @@ TargetRule = str | Names  # a rule's name, a class, or several classes
 
 
 def targets_per_image(rule: TargetRule, labels: Sequence[str]) -> int | None:
-    """How many targets every picture has, None where one has more than another."""
+    """The number of targets per image, None if images differ in it."""
     if not isinstance(rule, str):
         return None
     return len(labels) - 1 if rule == "all" else 1
 
 
-def targets(rule: TargetRule, choice: RuleInputs) -> list[str]:
-    """Targets by a rule's name, or the class of that name, or of several classes those that the picture is not of.
+def targets(rule: TargetRule, inputs: RuleInputs) -> list[str]:
+    """The targets of a rule, or the class of that name, or, of several classes, those that are not the image's label.
 
-    Raises UserError for an unknown one.
+    Raises UserError for an unknown class.
     """
     if not isinstance(rule, str):
-        known = [resolve_class_name("task.target", name, choice.classifier.labels) for name in rule]
-        return [label for label in dict.fromkeys(known) if label != choice.example.label]
+        classes = [resolve_class_name("task.target", name, inputs.classifier.labels) for name in rule]
+        return [label for label in dict.fromkeys(classes) if label != inputs.example.label]
     if rule in TARGET_RULES:
-        if rule in choice.classifier.labels:
-            raise UserError(f"task.target={rule}: is a rule and a class of the classifier; [{rule}] is the class")
-        return TARGET_RULES[rule](choice)
-    target = resolve_class_name("task.target", rule, choice.classifier.labels)
-    if target == choice.example.label:
-        raise UserError(f"task.target={rule}: {choice.example.name} is of this class already; choose another")
+        if rule in inputs.classifier.labels:
+            raise UserError(
+                f"task.target={rule}: is a rule and a class of the classifier; write [{rule}] for the class"
+            )
+        return TARGET_RULES[rule](inputs)
+    target = resolve_class_name("task.target", rule, inputs.classifier.labels)
+    if target == inputs.example.label:
+        raise UserError(f"task.target={rule}: is the class of {inputs.example.name} already; choose another one")
     return [target]
 
 
 def check_target_rule(rule: TargetRule, labels: Sequence[str]) -> None:
-    """Raise UserError for a class that is asked for by its name and is none of the labels."""
+    """Raise UserError for a target class that is none of the labels."""
     for name in [rule] if isinstance(rule, str) else rule:
         if name not in TARGET_RULES or not isinstance(rule, str):
             resolve_class_name("task.target", name, labels)
 
 
 def class_indices(dataset: Dataset, label: str, labels: Sequence[str]) -> list[int]:
-    """The positions of the pictures of one of the classifier's labels: none of another label's that differs by letter
-    case alone."""
-    own = matching_names(label, dataset.labels)
-    return [] if len(own) == 1 and label not in matching_names(own[0], labels) else dataset.indices(label)
+    """The positions of the images of one of the classifier's labels, without those of another label that differs from
+    it by letter case alone."""
+    data_labels = matching_names(label, dataset.labels)
+    if len(data_labels) == 1 and label not in matching_names(data_labels[0], labels):
+        return []
+    return dataset.indices(label)
 
 
 def resolve_class_names(key: str, names: Sequence[str] | None, labels: Sequence[str]) -> list[str]:
-    """The classes of these names, all for None. Raises UserError as `resolve_class_name` does."""
+    """The classes with these names, all classes for None. Raises UserError as `resolve_class_name` does."""
     return list(labels) if names is None else [resolve_class_name(key, name, labels) for name in names]
 
 
 def resolve_class_name(key: str, label: str, labels: Sequence[str]) -> str:
-    """The class of that name, or the only one that differs by letter case alone. Raises UserError if there are several,
-    and with the nearest names if there is none."""
-    meant = matching_names(label, labels)
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        raise UserError(f"{key}={label}: {' and '.join(meant)} differ by letter case alone; write one of them")
+    """The class with that name, or the only one that differs from it by letter case alone. Raises UserError if there
+    are several, and with the most similar names if there is none."""
+    matches = matching_names(label, labels)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"{key}={label}: {' and '.join(matches)} differ by letter case alone; write one of them")
     folded: dict[str, str] = {name.casefold(): name for name in labels}
-    near = difflib.get_close_matches(label.casefold(), folded, n=3, cutoff=0.4) or list(folded)[:5]
-    raise UserError(f"{key}={label}: no class of the classifier; nearest are {', '.join(folded[n] for n in near)}")
+    similar = difflib.get_close_matches(label.casefold(), folded, n=3, cutoff=0.4) or list(folded)[:5]
+    raise UserError(
+        f"{key}={label}: no class of the classifier; nearest are {', '.join(folded[name] for name in similar)}"
+    )

@@ -1,4 +1,4 @@
-"""Units of a classifier: how they are addressed, and what they answer."""
+"""Units of a classifier: their addresses and activations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FEATURES = "features"  # the input of the last linear layer
 
 @dataclass(frozen=True)
 class Unit:
-    """One channel of a module's output, or of its input where the module is called `<name>.in`, of several calls in the
-    second where it is called `<name>#1`; of the features before the last linear layer where it is called `features`."""
+    """One channel of a module's output. module: a module's name; `<name>.in` for its input, `<name>#1` for its second
+    call, `features` for the features before the last linear layer."""
 
     module: str
     index: int
@@ -30,10 +30,10 @@ class Unit:
 
 def parse_unit(address: str | int) -> Unit:
     """`7`, `features:7`, `layer4:3` or `head.in:565` as a unit. Raises UserError for anything else."""
-    found = re.fullmatch(r"(?:(.+):)?(\d+)", str(address))
-    if found is None:
+    match = re.fullmatch(r"(?:(.+):)?(\d+)", str(address))
+    if match is None:
         raise UserError(f"task.units={address}: allowed are a number, or <module>:<number> such as head.in:565")
-    return Unit(found[1] or FEATURES, int(found[2]))
+    return Unit(match[1] or FEATURES, int(match[2]))
 
 
 def pooled_outputs(
@@ -41,18 +41,20 @@ def pooled_outputs(
 ) -> dict[str, Float[Tensor, "b c"]]:
     """One value per channel of each module: the mean over the places of a feature map or over tokens.
 
-    Raises UserError for a module that the network does not have, or `features` where it shows none.
+    Raises UserError for a module that the network does not have, and for `features` if it returns none.
     """
     response, traced = classifier.forward_with_activations(images, [name for name in modules if name != FEATURES])
     if FEATURES in modules:
         if response.features is None:
-            raise UserError("task.units: the classifier shows no features; name a module, such as layer4:3")
+            raise UserError(
+                "task.units: the classifier returns no features; give a module and a number, such as layer4:3"
+            )
         traced[FEATURES] = response.features
     return {name: _pooled(traced[name]).float() for name in modules}
 
 
 def _pooled(output: Tensor) -> Float[Tensor, "b c"]:
-    """Feature maps "b c y x" and tokens "b l c" averaged over their places."""
+    """Feature maps "b c y x" and tokens "b l c", averaged over their places."""
     if output.ndim == 4:
         return output.mean(dim=(2, 3))
     return output.mean(dim=1) if output.ndim == 3 else output
@@ -61,21 +63,22 @@ def _pooled(output: Tensor) -> Float[Tensor, "b c"]:
 def per_sample_activations(
     classifier: Classifier, images: Float[Tensor, "bn 3 h w"], units: Sequence[Unit], views: int
 ) -> Float[Tensor, "bn 1"]:
-    """The activation of each sample's own unit; sample i has the rows i * views … of the images."""
+    """The activation of each sample's own unit. views: per sample; sample i has the images i * views … (i + 1) * views
+    - 1."""
     values = pooled_outputs(classifier, images, sorted({unit.module for unit in units}))
-    own = [values[unit.module][i * views : (i + 1) * views, unit.index] for i, unit in enumerate(units)]
-    return torch.cat(own)[:, None]
+    per_sample = [values[unit.module][i * views : (i + 1) * views, unit.index] for i, unit in enumerate(units)]
+    return torch.cat(per_sample)[:, None]
 
 
 @torch.no_grad()
 def activation(classifier: Classifier, images: Float[Tensor, "n 3 h w"], unit: Unit) -> Float[Tensor, " n"]:
-    """One unit's activation in pictures. Raises NonFiniteError."""
+    """One unit's activation in images. Raises NonFiniteError."""
     values = pooled_outputs(classifier, images, [unit.module])[unit.module][:, unit.index].cpu()
     return ensure_finite(values, f"the activation of {unit}")
 
 
 def check_units(classifier: Classifier, units: Sequence[Unit]) -> None:
-    """Raise UserError if a module or an index is not there."""
+    """Raise UserError for a module or an index that does not exist."""
     image = torch.zeros(1, 3, classifier.size, classifier.size)
     with torch.no_grad():
         widths = {
@@ -88,11 +91,11 @@ def check_units(classifier: Classifier, units: Sequence[Unit]) -> None:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a data set does to all units of a module.
+    """Activations of all units of a module over a data set.
 
-    top_values, top_indices: (k, units) the highest activations and the positions of their pictures, highest first;
-    mean, std: (units,) over all pictures; class_means: (classes, units) the mean of φ_j over the pictures predicted as
-    c, 0 where there is none or where the module's output is not what the last layer reads."""
+    top_values, top_indices: the highest activations and the positions of their images, highest first; mean, std: over
+    all images; class_means: the mean of φ_j over the images predicted as c; 0 if there are none, and for modules other
+    than the features."""
 
     top_values: Float[Tensor, "k u"]
     top_indices: Int[Tensor, "k u"]

@@ -1,4 +1,4 @@
-"""The feature attack (Singla et al., 2021; DiG-IN, Fig. 10): what pixels alone make of a unit."""
+"""The feature attack (Singla et al., 2021; DiG-IN, Fig. 10): a unit is raised by changes of the pixels alone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from classifier_lens.tasks.units.addressing import Unit, per_sample_activations
 def project_l2_ball(
     x: Float[Tensor, "... c h w"], center: Float[Tensor, "... c h w"], radius: float
 ) -> Float[Tensor, "... c h w"]:  # fmt: skip
-    """The nearest pictures whose L2 distance from their centres is at most the radius; those inside as they are."""
-    away = x - center
-    length = away.flatten(-3).norm(dim=-1)[..., None, None, None]
-    return torch.where(length > radius, center + away * (radius / length.clamp(min=1e-12)), x)
+    """The nearest images whose L2 distance from their centers is at most the radius; those inside as they are."""
+    offset = x - center
+    length = offset.flatten(-3).norm(dim=-1)[..., None, None, None]
+    return torch.where(length > radius, center + offset * (radius / length.clamp(min=1e-12)), x)
 
 
 @dataclass(frozen=True)
 class FeatureAttack:
-    """radius: largest L2 distance from the picture, in [0, 1] units over all values; step_size: length of a step;
-    steps."""
+    """Projected gradient ascent on a unit. radius: largest L2 distance from the image, over all values in [0, 1];
+    step_size: L2 length of a step."""
 
     radius: NonNegative
     step_size: LearningRate
@@ -34,8 +34,8 @@ class FeatureAttack:
     def __call__(
         self, classifier: Classifier, image: Float[Tensor, "3 h w"], unit: Unit, sign: float
     ) -> Float[Tensor, "3 h w"]:
-        """The picture changed within the radius so that the unit is raised (sign 1) or lowered (sign −1), by steps
-        along the normalised gradient; values stay in [0, 1]."""
+        """The image, changed within the radius so that the unit is raised (sign 1) or lowered (sign -1) by steps along
+        the normalized gradient; values stay in [0, 1]."""
         changed = image.detach().clone()
         for _ in range(self.steps):
             with torch.enable_grad():

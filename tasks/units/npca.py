@@ -17,14 +17,14 @@ from classifier_lens.tasks.problems.problem_checks import apply_to_training_imag
 from classifier_lens.tasks.prompts.target_rules import class_indices, resolve_class_name
 from classifier_lens.tasks.units.activation_ranking import image_batches, load_or_compute
 
-MIN_IMAGES = 2  # images of a class, at least, whose features vary
-VARIANCE_TOLERANCE = 1e-12  # of the mean square length of ψ_k: variance below it is rounding in the network's float32
+MIN_IMAGES = 2  # of a class: fewer have no covariance
+VARIANCE_TOLERANCE = 1e-12  # of the mean squared norm of ψ_k: less is rounding in the network's float32
 
 
 @dataclass(frozen=True)
 class Components:
-    """Class k's components: weight w_k (f,), the mean of ψ_k = w_k ∘ φ (f,), unit vectors v_l (l, f) by falling
-    variance (l,), each turned so that its entries sum to 0 or more."""
+    """Components of class k: weight w_k, the mean of ψ_k = w_k ∘ φ, and unit vectors v_l in order of decreasing
+    variance, with signs such that the entries of each sum to 0 or more."""
 
     weight: Float[Tensor, " f"]
     mean: Float[Tensor, " f"]
@@ -39,19 +39,19 @@ class Components:
 
     @property
     def rank(self) -> int:
-        """How many components vary over the class's training pictures; α of the others is the same in all of them."""
+        """The number of components that vary over the class's training images; α of the others is constant."""
         scale = self.mean.square().sum() + self.variance.sum()
         return int((self.variance > VARIANCE_TOLERANCE * scale).sum())
 
     def std(self, number: int) -> float:
-        """Standard deviation of α_l over the class's training pictures."""
+        """Standard deviation of α_l over the class's training images."""
         return (self.vectors[number].sum().abs() * self.variance[number].sqrt()).item()
 
 
 def class_components(classifier: Classifier, label: str, dataset: Dataset, side: int, cache: Cache) -> Components:
-    """Class `label`'s components over its own pictures in a data set, in double precision and one pass.
+    """The components of a class over its images in a data set, in double precision and one pass.
 
-    Raises UserError if the classifier shows no features, or the data set has fewer than two such pictures.
+    Raises UserError if the classifier returns no features, or the data set has fewer than `MIN_IMAGES` such images.
     """
     k = classifier.labels.index(label)
     weight = _head(classifier).weight[k].detach().cpu().double()
@@ -60,14 +60,13 @@ def class_components(classifier: Classifier, label: str, dataset: Dataset, side:
 
 
 def check_component(label: str, index: int, components: Components) -> None:
-    """Raises UserError for a component beyond the rank of the class's pictures: it never varies, so that any change of
+    """Raises UserError for a component beyond the rank of the class's images: it does not vary, so that any change of
     it would count as a success."""
     if index >= components.rank:
-        known = f"0 … {components.rank - 1}" if components.rank else "none"
+        allowed = f"0 … {components.rank - 1}" if components.rank else "none"
         raise UserError(
-            f"task.components={{{label}: [{index}]}}: over the training pictures of '{label}' {components.rank} "
-            "components "
-            f"vary; allowed are {known}, and more with more pictures (training.count, data@training=)"
+            f"task.components={{{label}: [{index}]}}: only {components.rank} components vary over the training images "
+            f"of '{label}'; allowed are {allowed}, and more with more images (training.count, data@training=)"
         )
 
 
@@ -75,7 +74,7 @@ def check_component(label: str, index: int, components: Components) -> None:
 def contribution(
     classifier: Classifier, components: Components, index: int, images: Float[Tensor, "n 3 h w"]
 ) -> Float[Tensor, " n"]:
-    """α_l of one component l in pictures."""
+    """α_l of one component in images."""
     features = classifier(images).features
     assert features is not None
     return components.contributions(features.cpu())[:, index]
@@ -83,7 +82,9 @@ def contribution(
 
 def _head(classifier: Classifier) -> Head:
     if classifier.head is None:
-        raise UserError("task.components: the classifier shows no last linear layer, which components are made from")
+        raise UserError(
+            "task.components: the classifier has no known last linear layer, from which components are computed"
+        )
     return classifier.head
 
 
@@ -91,18 +92,19 @@ def _head(classifier: Classifier) -> Head:
 def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dataset, side: int) -> dict[str, Tensor]:
     rows = class_indices(dataset, label, classifier.labels)
     if len(rows) < MIN_IMAGES:
-        said = f"the data set has {len(rows)} pictures of '{label}'; at least {MIN_IMAGES} are needed"
-        raise UserError(f"task.components: {said}")
+        raise UserError(
+            f"task.components: the training data have {len(rows)} images of '{label}'; at least {MIN_IMAGES} are needed"
+        )
     f = len(weight)
     total, outer = torch.zeros(f, dtype=torch.double), torch.zeros(f, f, dtype=torch.double)
 
-    def look(images: Tensor) -> Tensor:
+    def compute(images: Tensor) -> Tensor:
         features = classifier(images).features
         assert features is not None
         return ensure_finite(features.cpu(), f"the features of '{label}'")
 
     for _, names, images in image_batches(dataset, side, rows):
-        psi = apply_to_training_images(classifier, names, images, look).double() * weight
+        psi = apply_to_training_images(classifier, names, images, compute).double() * weight
         total += psi.sum(dim=0)
         outer += psi.T @ psi
     mean = total / len(rows)
@@ -118,24 +120,26 @@ def _components(classifier: Classifier, label: str, weight: Tensor, dataset: Dat
 def parse_components(
     spec: str | Mapping[str, Sequence[int]] | None, classifier: Classifier
 ) -> list[tuple[str, int]]:  # fmt: skip
-    """(class, component) pairs of a mapping {class name or index: [components]}, or of a JSON file of one, such as the
-    published spurious components of ImageNet; None: every class's first.
+    """(class, component) pairs of a mapping {class name or index: [components]}, or of a JSON file with one, such as
+    the published spurious components of ImageNet; None: the first component of every class.
 
-    Raises UserError for a file that is not there or no such mapping, an unknown class, a component that no class has,
-    and a classifier that shows no features.
+    Raises UserError for a file that does not exist or holds no such mapping, an unknown class, a component that no
+    class has, and a classifier without a known last linear layer.
     """
     if isinstance(spec, str):
-        text = read_text(f"task.components={spec}", spec, "{class: [numbers]}, or a JSON file of it")
+        text = read_text(f"task.components={spec}", spec, "{class: [numbers]}, or a JSON file with it")
         try:
             spec = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"task.components={spec}: cannot be read ({error}); wanted is {{class: [numbers]}}"
+                f"task.components={spec}: cannot be read ({error}); it must hold {{class: [numbers]}}"
             ) from error
     if spec is None:
         spec = {str(i): [0] for i in range(len(classifier.labels))}
     if not isinstance(spec, Mapping):
-        raise UserError(f"task.components={spec}: wanted is {{class name or index: [numbers]}}, or a JSON file of it")
+        raise UserError(
+            f"task.components={spec}: allowed are {{class name or index: [numbers]}} and a JSON file with it"
+        )
     width = _head(classifier).weight.shape[1]
     pairs = []
     for key, numbers in spec.items():
@@ -144,9 +148,9 @@ def parse_components(
         else:
             label = resolve_class_name("task.components", str(key), classifier.labels)
         if not isinstance(numbers, Sequence):
-            raise UserError(f"task.components={{{key}: {numbers}}}: wanted is a list of numbers, such as [{numbers}]")
+            raise UserError(f"task.components={{{key}: {numbers}}}: allowed are lists of numbers, such as [{numbers}]")
         for number in numbers:
             if not (isinstance(number, int) and 0 <= number < width):
-                raise UserError(f"task.components={{{key}: [{number}]}}: not computed; allowed are 0 … {width - 1}")
+                raise UserError(f"task.components={{{key}: [{number}]}}: allowed are 0 … {width - 1}")
             pairs.append((label, number))
     return pairs

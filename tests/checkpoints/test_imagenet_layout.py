@@ -92,15 +92,17 @@ def test_the_audit_of_a_folder(hub: Path, cli: Cli, capfd: pytest.CaptureFixture
     assert cli.folder.parent.name == "imagenet_lcm-timm", "chosen by the classifier's domain and the task's sampler"
     found = [json.loads(line) for line in (cli.folder / "results.jsonl").read_text().splitlines()]
     labels = imagenet_labels()
-    assert [(r["target"], r["unit"], r["rank"], r["label"] == "core") for r in found] == [
+    assert [(r["target"], r["unit"], r["rank"], r["annotation"] == "core") for r in found] == [
         (labels[label], f"features:{feature}", rank, core) for label, feature, rank, core in SAID
     ]
     assert {r["target"]: r["group"] for r in found} == GROUPS
     assert {r["target"]: r["animate"] for r in found} == {name: name != "volcano" for name in GROUPS}
-    assert all(len(r["shares"]) == 3 and 0 <= min(r["shares"]) <= r["r"] <= max(r["shares"]) <= 1 for r in found)
+    assert all(
+        len(r["r_per_image"]) == 3 and 0 <= min(r["r_per_image"]) <= r["r"] <= max(r["r_per_image"]) <= 1 for r in found
+    )
     summary = json.loads((cli.folder / "summary.json").read_text())
-    reached = [r for r in found if r["reached"]]
+    reached = [r for r in found if r["activated"]]
     counted = {row["group"]: row["features"] for row in summary["agreement"]}
-    assert counted["all"] == len(reached) == 5 - summary["not_reached"] > 0
+    assert counted["all"] == len(reached) == 5 - summary["not_activated"] > 0
     assert counted.get("biased", 0) == sum(r["group"] == "biased" for r in reached)
     assert "Agreement with human annotations" in (cli.folder / "index.html").read_text()

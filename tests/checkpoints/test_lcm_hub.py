@@ -61,7 +61,7 @@ def test_a_prompt_and_a_counterfactual(
     assert outcome.code == 0, outcome
     (line,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())
     assert line["target"] == "goldfish" and line["activation_score"] in (0.0, 0.5, 1.0)
-    assert line["prompt"].startswith("a picture of ") and Image.open(cli.folder / line["images"]["best"]).size == (
+    assert line["prompt"].startswith("a picture of ") and Image.open(cli.folder / line["images"]["result"]).size == (
         64,
         64,
     )

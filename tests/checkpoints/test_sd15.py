@@ -67,7 +67,7 @@ def explain(
     (line,) = map(json.loads, (cli.folder / "results.jsonl").read_text().splitlines())
     assert line["source"] == "goldfish" and line["target"] != "goldfish"
     assert line["caption"] == "a photograph of a goldfish" and len(line["history"]) == 2
-    assert Image.open(cli.folder / line["images"]["best"]).size == (64, 64)
+    assert Image.open(cli.folder / line["images"]["result"]).size == (64, 64)
 
 
 def test_a_small_classifier(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

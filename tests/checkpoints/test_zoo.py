@@ -225,7 +225,7 @@ def test_a_counterfactual_for_every_classifier(
     assert line["source"] != line["target"] and len(line["history"]) == 3
     totals = [step["total"] for step in line["history"]]
     assert len(set(totals)) == 3, "the classifier's gradient moves the picture"
-    assert Image.open(cli.folder / line["images"]["best"]).size == (64, 64)
+    assert Image.open(cli.folder / line["images"]["result"]).size == (64, 64)
 
 
 # What writes their folders, by the keys of the YAML that say where these are looked for.

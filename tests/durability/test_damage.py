@@ -51,8 +51,8 @@ def half(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPat
     shutil.rmtree(cli.folder / "images" / names[0])
     (cli.folder / "state").mkdir(exist_ok=True)
     shutil.copyfile(place / "state", cli.folder / "state" / f"{BATCH}.safetensors")
-    (cli.folder / "claims").mkdir(exist_ok=True)
-    (cli.folder / "claims" / f"{BATCH}.1").write_text('{"host": "gone", "pid": 1, "job": null}')
+    (cli.folder / "leases").mkdir(exist_ok=True)
+    (cli.folder / "leases" / f"{BATCH}.1").write_text('{"host": "gone", "pid": 1, "job": null}')
     yield Half(cli, whole)
 
 

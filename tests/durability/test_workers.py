@@ -40,7 +40,7 @@ def test_any_number_of_processes_leaves_what_one_leaves(cli: Cli, tmp_path: Path
     assert json.loads((cli.folder / "status.json").read_text())["state"] == "done"
     assert begun(log) == begun(tmp_path / "alone.log") and len(begun(log)) == 5, "each batch once"
     assert [a["state"] for a in attempts(cli.folder)] == ["done"] * count
-    assert not list((cli.folder / "claims").iterdir()) and not list((cli.folder / "state").iterdir())
+    assert not list((cli.folder / "leases").iterdir()) and not list((cli.folder / "state").iterdir())
 
 
 def test_a_killed_process_is_replaced_after_its_lease(cli: Cli, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_killed_process_is_replaced_after_its_lease(cli: Cli, tmp_path: Path) 
         victim.join(0.001)
     victim.kill()
     victim.join()
-    (claim,) = cli.outputs.glob("*/*/*/claims/problems-*")
+    (claim,) = cli.outputs.glob("*/*/*/leases/problems-*")
     claim.write_text(json.dumps({**json.loads(claim.read_text()), "host": "elsewhere", "machine_id": "another"}))
     assert cli.finish(log, *COMMAND, "lease.duration=3600", "lease.wait_for_others=false") == 75
     assert log.read_text().splitlines()[-1] == "2 problems are left to other processes"

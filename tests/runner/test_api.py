@@ -148,7 +148,7 @@ def test_a_classifier_without_a_domain(ask: Ask) -> None:
         ({"labels": Path("names.txt")}, "^labels: a network needs the names"),
         ({"labels": NAMES, "size": 16, "caption": 3}, "caption=3: is of type int; wanted is a text"),
         ({"labels": NAMES, "size": 16, "overrides": [None]}, r"overrides\[\d+\]=None: is of type NoneType"),
-        ({"labels": NAMES, "size": 16, "target": "disc"}, "task.target=disc: picture is of this class already"),
+        ({"labels": NAMES, "size": 16, "target": "disc"}, "task.target=disc: is the class of picture already"),
         ({"labels": NAMES, "size": 16, "mean": 0.5}, "classifier.mean=0.5: allowed are lists"),
         ({"labels": NAMES, "sise": 16}, "classifier.sise: no such key; classifier has .*size"),
         ({"labels": NAMES[:2], "size": 16}, "classifier=Sequential: output size 3 does not match its 2 labels"),

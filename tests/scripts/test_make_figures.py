@@ -103,7 +103,7 @@ def test_the_runs_of_an_experiment_are_those_of_its_sweep() -> None:
 def test_each_gets_its_figure_and_one_that_cannot_run_does_not_stop_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = ["original", "start", "best", "difference"]
+    pictures = ["original", "start", "result", "difference"]
     asked = []
 
     def solve(name: str, overrides: Sequence[str]) -> tuple[list[Path], int]:

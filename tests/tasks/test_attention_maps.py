@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from classifier_lens.runner.result_schema import ResultImages
 from classifier_lens.runner.types import Scene, UserError
-from classifier_lens.tasks.attention_maps import AttentionMaps, word_map_names
+from classifier_lens.tasks.attention_maps import CLASS_NAME_MAP, AttentionMaps, word_maps
 from tests.tasks.tiny import (
     DISTANCE_WEIGHTS,
     NAMES,
@@ -22,6 +23,7 @@ from tests.tasks.tiny import (
     mean_colors,
     noise,
     preserved_reference,
+    result_images,
     same_scene,
     world,
 )
@@ -91,25 +93,32 @@ def test_its_value_is_how_far_the_reconstruction_is() -> None:
 def test_a_picture_per_word_and_one_of_the_class() -> None:
     problem = pose(task())[0][0]
     assert problem.edit.source == "a photograph of a rock crab"
-    found = task().illustrate(problem, {}, mean_colors())
-    words = ["word-00-a", "word-01-photograph", "word-02-of", "word-03-a", "word-04-rock", "word-05-crab"]
-    assert list(found) == [*words, "class"] and word_map_names(problem.edit.source) == words
+    found = {
+        field.key: image
+        for field, image in task().illustrate(problem, result_images(colour(0, 0, 0)), mean_colors()).items()
+    }
+    words = [f"attention_{word}" for word in ("00_a", "01_photograph", "02_of", "03_a", "04_rock", "05_crab")]
+    assert list(found) == [*words, CLASS_NAME_MAP.key] and keys(problem.edit.source) == words
     # Row 1 of 4 at twice the size: the weights of its neighbours at half a pixel's distance are 3/4 and 1/4.
     expected = torch.tensor([0, 1, 3, 3, 1, 0, 0, 0]) / 3
-    torch.testing.assert_close(found["word-01-photograph"], expected[None, :, None].expand(1, SIDE, SIDE))
-    torch.testing.assert_close(found["word-05-crab"], found["word-01-photograph"])
+    torch.testing.assert_close(found["attention_01_photograph"], expected[None, :, None].expand(1, SIDE, SIDE))
+    torch.testing.assert_close(found["attention_05_crab"], found["attention_01_photograph"])
     assert all(p.shape == (1, SIDE, SIDE) and p.max() == 1 and p.min() == 0 for p in found.values())
 
 
 def test_signs_have_no_name() -> None:
-    assert word_map_names("an urn - Blue.") == ["word-00-an", "word-01-urn", "word-02", "word-03-blue"]
+    assert keys("an urn - Blue.") == ["attention_00_an", "attention_01_urn", "attention_02", "attention_03_blue"]
 
 
-def shown(own: Tensor, words: Tensor, region: Tensor, best: float = 0.5) -> dict[str, Tensor]:
-    names = word_map_names("a photograph of a rock crab")
-    maps = dict(zip([*names, "class"], [*words.expand(6, 1, SIDE, SIDE), own.expand(1, SIDE, SIDE)], strict=True))
-    result = colour(best, best, best)
-    return {"before": colour(0.5, 0.5, 0.5), "start": result, "best": result, "mask": region[None], **maps}
+def keys(caption: str) -> list[str]:
+    return [field.key for field in word_maps(caption.split())]
+
+
+def shown(own: Tensor, words: Tensor, region: Tensor, gray: float = 0.5) -> ResultImages:
+    fields = [*word_maps("a photograph of a rock crab".split()), CLASS_NAME_MAP]
+    maps = dict(zip(fields, [*words.expand(6, 1, SIDE, SIDE), own.expand(1, SIDE, SIDE)], strict=True))
+    result = colour(gray, gray, gray)
+    return ResultImages(colour(0.5, 0.5, 0.5), result, result, region[None], (), maps)
 
 
 def left(columns: int) -> Tensor:
@@ -136,17 +145,17 @@ def test_the_shares_of_maps_on_the_object(
     problem = pose(task(preserve=preserve))[0][0]
     mask = left(2) if preserve == "background" else 1 - left(2)
     found = task(preserve=preserve).measure(problem, shown(own, words, mask), mean_colors())
-    assert "success" not in found and found["area"] == pytest.approx(0.25)
-    assert found["within_class"] == pytest.approx(within_class)
-    assert found["within_words"] == pytest.approx(within_words)
+    assert "success" not in found and found["object_area"] == pytest.approx(0.25)
+    assert found["share_on_object_class"] == pytest.approx(within_class)
+    assert found["share_on_object_words"] == pytest.approx(within_words)
 
 
 def test_every_word_has_its_share_in_the_captions_order() -> None:
     words = torch.stack([left(8 - i)[None] for i in range(6)])
     found = task().measure(pose(task())[0][0], shown(EVEN, words, left(2)), mean_colors())
     assert found["words"] == ["a", "photograph", "of", "a", "rock", "crab"]
-    assert list(found["within"]) == word_map_names("a photograph of a rock crab")
-    assert list(found["within"].values()) == pytest.approx([2 / 8, 2 / 7, 2 / 6, 2 / 5, 2 / 4, 2 / 3])
+    assert list(found["share_on_object"]) == keys("a photograph of a rock crab")
+    assert list(found["share_on_object"].values()) == pytest.approx([2 / 8, 2 / 7, 2 / 6, 2 / 5, 2 / 4, 2 / 3])
 
 
 @pytest.mark.parametrize(("best", "psnr"), [(0.6, 20), (0.51, 40), (0.5, 100)])
@@ -157,8 +166,8 @@ def test_the_reconstruction_is_measured(best: float, psnr: float) -> None:
 
 
 def test_a_summary_has_means_and_none_of_nothing() -> None:
-    values = {"within_class": 0.5, "within_words": 0.25, "area": 0.125, "psnr": 20.0}
+    values = {"share_on_object_class": 0.5, "share_on_object_words": 0.25, "object_area": 0.125, "psnr": 20.0}
     records = [values, {key: 3 * v for key, v in values.items()}]
-    expected = {"answers": 2} | {key: 2 * v for key, v in values.items()}
+    expected = {"results": 2} | {key: 2 * v for key, v in values.items()}
     assert task().summarize(records) == expected
-    assert task().summarize([]) == {"answers": 0}
+    assert task().summarize([]) == {"results": 0}

@@ -11,7 +11,7 @@ import torch
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.diffexplainer_class import OBJECTIVES, DiffExplainerClass
-from classifier_lens.tasks.problems.image_problems import problem_seed
+from classifier_lens.tasks.problems.problem_names import problem_seed
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     Captions,
@@ -22,6 +22,7 @@ from tests.tasks.tiny import (
     mean_colors,
     noise,
     preserved_reference,
+    result_images,
     same_scene,
     world,
 )
@@ -82,13 +83,13 @@ def test_the_plain_prompts_are_the_name_and_the_surest_pictures_caption() -> Non
             task(training=given, class_name_prompt="{article} {label} and a fern", classes=["rock crab"])
         )
         assert {name: r.prompt for name, r in problem.baseline_prompts.items()} == {
-            "class name": "a rock crab and a fern", "best caption": caption,
+            "class_name": "a rock crab and a fern", "caption": caption,
         }  # fmt: skip
         for rival in problem.baseline_prompts.values():
             assert rival.score.count == 4 and rival.score.value == 1.0, "all of them are red"
         assert (
-            problem.baseline_prompts["class name"].score.confidence
-            < problem.baseline_prompts["best caption"].score.confidence
+            problem.baseline_prompts["class_name"].score.mean_confidence
+            < problem.baseline_prompts["caption"].score.mean_confidence
         )
 
 
@@ -126,38 +127,36 @@ def test_what_is_measured_by_hand() -> None:
     """Three of four pictures are red; the class's name had all four, and its caption, say, two."""
     own = task(objective="both", class_name_prompt="{label} urn", classes=["rock crab"])
     (problem, *_), _ = pose(own)
-    two = replace(
-        problem.baseline_prompts["best caption"], score=replace(problem.baseline_prompts["best caption"].score, hits=2)
-    )
-    problem = replace(problem, baseline_prompts={**problem.baseline_prompts, "best caption": two})
+    two = replace(problem.baseline_prompts["caption"], score=replace(problem.baseline_prompts["caption"].score, hits=2))
+    problem = replace(problem, baseline_prompts={**problem.baseline_prompts, "caption": two})
     reds = [colour(0.9, 0.1, 0), colour(0.7, 0.1, 0), colour(0.5, 0.1, 0), colour(0.1, 0.9, 0)]
-    pictures = {"best": reds[0], "sample_01": reds[1], "sample_02": reds[2], "sample_03": reds[3], "start": reds[3]}
+    pictures = result_images(reds[3], reds[0], samples=reds[1:])
     record = own.measure(problem, pictures, mean_colors())
-    assert record["activation_score"] == 0.75 and record["images"] == 4 and record["target"] == "rock crab"
-    low, high = record["interval"]
+    assert record["activation_score"] == 0.75 and record["num_images"] == 4 and record["target"] == "rock crab"
+    low, high = record["activation_score_interval"]
     assert low == pytest.approx(0.3006, abs=1e-3) and high == pytest.approx(0.9544, abs=1e-3), "Wilson, 3 of 4"
     assert record["mean_confidence"] == pytest.approx(
         torch.stack(reds).mean(dim=(2, 3)).softmax(dim=1)[:, 0].mean().item()
     )
     assert record["activation"] == pytest.approx(0.55) and record["unit"] == "features:0"
     assert record["success"] is False
-    assert [r["verdict"] for r in record["rivals"].values()] == ["falls short of", "beats"]
-    again = own.measure(problem, {**pictures, "sample_03": reds[0]}, mean_colors())
-    assert again["success"] is True and again["rivals"]["class name"]["verdict"] == "equals"
+    assert [r["comparison"] for r in record["baseline_prompts"].values()] == ["falls short of", "beats"]
+    again = own.measure(problem, replace(pictures, samples=[*reds[1:3], reds[0]]), mean_colors())
+    assert again["success"] is True and again["baseline_prompts"]["class_name"]["comparison"] == "equals"
 
 
 def test_of_a_class_the_restart_with_the_lowest_loss_counts() -> None:
     def record(name: str, target: str, loss: float, score: float) -> dict[str, Any]:
-        rivals = {"class name": {"activation_score": 0.5}}
+        prompts = {"class_name": {"activation_score": 0.5}, "caption": {"activation_score": 0.25}}
         return {
-            "name": name, "target": target, "loss": {"total": loss}, "activation_score": score, "rivals": rivals,
-            "success": score >= 0.5, "prompt": name.upper(),
+            "name": name, "target": target, "loss": {"total": loss}, "activation_score": score,
+            "baseline_prompts": prompts, "success": score >= 0.5, "prompt": name.upper(),
         }  # fmt: skip
 
     found = task().summarize([record("a", "x", 2.0, 0.9), record("b", "x", 1.0, 0.7), record("c", "y", 3.0, 0.3)])
-    assert found["answers"] == 3 and found["successes"] == 2 and found["mean_activation_score"] == pytest.approx(0.5)
+    assert found["results"] == 3 and found["successes"] == 2 and found["mean_activation_score"] == pytest.approx(0.5)
     assert found["x"] == {
-        "best": "b", "prompt": "B", "activation_score": 0.7, "restarts": 2, "lowest": 0.7, "highest": 0.9,
-        "class name": 0.5,
+        "best_restart": "b", "prompt": "B", "activation_score": 0.7, "restarts": 2, "min_activation_score": 0.7,
+        "max_activation_score": 0.9, "class_name": 0.5, "caption": 0.25,
     }  # fmt: skip
-    assert task().summarize([]) == {"answers": 0, "successes": 0}
+    assert task().summarize([]) == {"results": 0, "successes": 0}

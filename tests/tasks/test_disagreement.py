@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.runner.types import CaptionEdit, UserError
-from classifier_lens.tasks.analysis.retrieval import Retrieval
+from classifier_lens.tasks.analysis.retrieval import IMAGE_NEIGHBORS, TEXT_NEIGHBORS, Retrieval
 from classifier_lens.tasks.disagreement import Disagreement, DisagreementProblem
 from classifier_lens.tasks.prompts.caption_edit import format_prompt
 from tests.tasks.tiny import (
@@ -29,6 +29,7 @@ from tests.tasks.tiny import (
     colour,
     noise,
     preserved_reference,
+    result_images,
     same_scene,
     world,
 )
@@ -183,9 +184,9 @@ def test_chosen_classes_and_directions() -> None:
 @pytest.mark.parametrize(
     ("rival", "said"),
     [
-        (classifier_of(Maps(), NAMES[::-1]), "must know the same classes in the same order"),
-        (classifier_of(Maps(), ["a", "b", "c"]), "must know the same classes"),
-        (classifier_of(Colours([[1.0, 0, 0]] * 2, [0, 0]), NAMES[:2]), "knows 2 classes of the domain tiny"),
+        (classifier_of(Maps(), NAMES[::-1]), "need the same classes in the same order"),
+        (classifier_of(Maps(), ["a", "b", "c"]), "need the same classes"),
+        (classifier_of(Colours([[1.0, 0, 0]] * 2, [0, 0]), NAMES[:2]), "has 2 classes of the domain tiny"),
         (classifier_of(Maps(), domain="imagenet"), "domain imagenet, the classifier 3 of tiny"),
     ],
 )
@@ -238,33 +239,35 @@ def test_the_objective_pulls_each_direction_its_own_way(mode: str) -> None:
     )
 
 
-def measured(own: Disagreement, classifier: ImageClassifier, name: str, pictures: dict[str, Tensor]) -> dict[str, Any]:
+def measured(own: Disagreement, classifier: ImageClassifier, name: str, **neighbors: Tensor) -> dict[str, Any]:
+    """From black to red."""
     (problem,) = [p for p in pose(own)[0] if p.name == name]
-    return own.measure(problem, pictures, classifier)
+    return {**own.measure(problem, result_images(BLACK, RED, task_images=neighbors), classifier)}
 
 
 def test_what_is_measured_by_hand() -> None:
-    found = measured(task(min_confidence_gap=0.7 - 1e-6), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})
+    found = measured(task(min_confidence_gap=0.7 - 1e-6), of_red(0), "rock-crab-0-over")
     assert found == {
-        "success": True, "criterion": "0.7 > 0.7, the gap between both confidences that is wanted",
+        "success": True, "criterion": "0.7 > 0.7, the required gap of both confidences",
         "target": "rock crab", "direction": "over", "gap_before": 0, "gap_after": pytest.approx(0.7),
         "predicted_before": found["predicted_before"], "predicted_after": "rock crab",
-        "rival_predicted_after": "viaduct", "confidence_before": {"rock crab": pytest.approx(1 / 3)},
-        "confidence_after": {"rock crab": pytest.approx(0.8)}, "rival_confidence_before": pytest.approx(1 / 3),
-        "rival_confidence_after": pytest.approx(0.1),
+        "second_predicted_after": "viaduct", "confidence_before": {"rock crab": pytest.approx(1 / 3)},
+        "confidence_after": {"rock crab": pytest.approx(0.8)}, "second_confidence_before": pytest.approx(1 / 3),
+        "second_confidence_after": pytest.approx(0.1),
     }  # fmt: skip
     assert found["predicted_before"] in NAMES
-    assert not measured(task(min_confidence_gap=0.71), of_red(0), "rock-crab-0-over", {"before": BLACK, "best": RED})[
-        "success"
-    ]
-    other = measured(task(), of_red(0), "rock-crab-0-under", {"before": BLACK, "best": RED})
+    assert not measured(task(min_confidence_gap=0.71), of_red(0), "rock-crab-0-over")["success"]
+    other = measured(task(), of_red(0), "rock-crab-0-under")
     assert other["gap_after"] == pytest.approx(-0.7) and not other["success"]
-    under = measured(task(), of_red(0), "viaduct-0-under", {"before": BLACK, "best": RED})
+    under = measured(task(), of_red(0), "viaduct-0-under")
     assert under["gap_after"] == pytest.approx(0.7) and under["success"]
 
 
 # Red is called otherwise by the two, green alike.
-FOUND = {"near-1": RED, "near-2": GREEN, "near-3": RED, "text-1": GREEN, "nearly": RED}
+FOUND = {
+    "image_neighbor_01": RED, "image_neighbor_02": GREEN, "image_neighbor_03": RED, "text_neighbor_01": GREEN,
+    "image_neighborhood": RED,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -278,9 +281,9 @@ FOUND = {"near-1": RED, "near-2": GREEN, "near-3": RED, "text-1": GREEN, "nearly
     ],
 )
 def test_real_pictures_are_counted_that_show_the_same(name: str, near: int, text: int) -> None:
-    found = measured(task(), of_red(0), name, {"before": BLACK, "best": RED, **FOUND})
-    assert (found["near_same"], found["near_found"]) == (near, 3)
-    assert (found["text_same"], found["text_found"]) == (text, 1)
+    found = measured(task(), of_red(0), name, **FOUND)
+    assert (found["image_neighbors_disagreeing"], found["image_neighbors"]) == (near, 3)
+    assert (found["text_neighbors_disagreeing"], found["text_neighbors"]) == (text, 1)
 
 
 @pytest.mark.parametrize("k", range(12))
@@ -290,15 +293,20 @@ def test_swapping_the_classifiers_swaps_the_directions(k: int) -> None:
     everything = first.problems(world(noise(3), ours))[0]
     problem, twin = everything[k], everything[k ^ 1]
     draw = torch.Generator().manual_seed(k)
-    pictures = dict(
-        zip(("before", "best", "near-1", "near-2"), torch.rand(4, 3, SIDE, SIDE, generator=draw), strict=True)
+    before, result, nearest, second_nearest = torch.rand(4, 3, SIDE, SIDE, generator=draw)
+    pictures = result_images(
+        before, result, task_images={"image_neighbor_01": nearest, "image_neighbor_02": second_nearest}
     )
-    found, turned = first.measure(problem, pictures, ours), second.measure(twin, pictures, theirs)
-    for key in ("gap_before", "gap_after", "near_same", "near_found", "success", "target"):
+    found, turned = (
+        dict[str, Any](own.measure(posed, pictures, classifier))
+        for own, posed, classifier in ((first, problem, ours), (second, twin, theirs))
+    )
+    same = ("gap_before", "gap_after", "image_neighbors_disagreeing", "image_neighbors", "success", "target")
+    for key in same:
         assert found[key] == turned[key], key
-    assert found["predicted_after"] == turned["rival_predicted_after"]
-    assert found["confidence_after"] == {found["target"]: turned["rival_confidence_after"]}
-    reference = preserved_reference(pictures["best"][None])
+    assert found["predicted_after"] == turned["second_predicted_after"]
+    assert found["confidence_after"] == {found["target"]: turned["second_confidence_after"]}
+    reference = preserved_reference(result[None])
     (_, term), (_, other) = (
         *first.objective([problem], reference, ours).values(), *second.objective([twin], reference, theirs).values(),
     )  # fmt: skip
@@ -307,18 +315,18 @@ def test_swapping_the_classifiers_swaps_the_directions(k: int) -> None:
 
 def test_nearest_pictures_are_shown_where_they_are_asked_for(tmp_path: Any) -> None:
     (problem, *_), _ = pose(task())
-    assert task().illustrate(problem, {"best": RED}, of_red(0)) == {}
+    assert task().illustrate(problem, result_images(RED), of_red(0)) == {}
     real = Pictures([GREEN, RED, colour(0, 0, 1)], NAMES)
     clip = Embeddings({problem.edit.source: [0.0, 1.0, 0.1]})
     shown = task(retrieval=Retrieval(real, clip, 2, SIDE, cache_in(tmp_path))).illustrate(
-        problem, {"best": RED}, of_red(0)
+        problem, result_images(RED), of_red(0)
     )
-    assert set(shown) == {"near-1", "near-2", "text-1", "text-2"}
-    assert torch.equal(shown["near-1"], RED) and torch.equal(shown["text-1"], GREEN)
+    assert list(shown) == [series.image(i) for series in (IMAGE_NEIGHBORS, TEXT_NEIGHBORS) for i in (1, 2)]
+    assert torch.equal(shown[IMAGE_NEIGHBORS.image(1)], RED) and torch.equal(shown[TEXT_NEIGHBORS.image(1)], GREEN)
 
 
 def test_a_summary_counts_each_direction() -> None:
     records = [{"direction": d, "success": s} for d, s in (("over", True), ("under", False), ("over", False))]
     assert task().summarize(records) == {
-        "over": {"answers": 2, "successes": 1}, "under": {"answers": 1, "successes": 0},
+        "over": {"results": 2, "successes": 1}, "under": {"results": 1, "successes": 0},
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.runner.optimization.augmentation import RandomCrops
+from classifier_lens.runner.result_schema import ResultImages
 from classifier_lens.runner.types import Scene, UserError
 from classifier_lens.tasks.analysis.cam_share import share_inside
 from classifier_lens.tasks.analysis.class_gradient import gradient_image, input_gradient, no_augmentation
-from classifier_lens.tasks.input_gradients import InputGradients
+from classifier_lens.tasks.input_gradients import InputGradients, gradient_field
 from classifier_lens.tasks.problems.counterfactual_problems import CounterfactualProblem
 from tests.tasks.tiny import (
     DISTANCE_WEIGHTS,
@@ -30,6 +31,7 @@ from tests.tasks.tiny import (
     colour,
     noise,
     preserved_reference,
+    result_images,
     same_scene,
 )
 
@@ -141,12 +143,12 @@ def test_a_problem_per_picture_of_which_no_word_changes() -> None:
 def test_a_rule_chooses_the_target_and_all_are_counted() -> None:
     found, total = pose(task(target="all"), limit=3)
     assert [p.name for p in found] == ["x0-viaduct", "x0-urn", "x1-rock-crab"] and total == 10
-    with pytest.raises(UserError, match=r"task\.target=rock crab: x0 is of this class already"):
+    with pytest.raises(UserError, match=r"task\.target=rock crab: is the class of x0 already"):
         pose(task(target="rock crab"))
 
 
 def test_the_picture_itself_is_no_augmentation() -> None:
-    with pytest.raises(UserError, match=r"^task\.augmentations\.none: is the picture itself"):
+    with pytest.raises(UserError, match=r"^task\.augmentations\.none: means the image without augmentation"):
         task(augmentations={"none": half})
 
 
@@ -160,17 +162,17 @@ def test_its_value_is_how_far_the_reconstruction_is() -> None:
 # --- what is shown and measured ------------------------------------------------------------------------------
 
 
-def seen(mask: Tensor) -> Mapping[str, Tensor]:
-    return {"before": DATA[0].image, "start": DATA[0].image, "best": colour(0.2, 0.4, 0.6), "mask": mask}
+def seen(mask: Tensor) -> ResultImages:
+    return result_images(DATA[0].image, colour(0.2, 0.4, 0.6), mask=mask)
 
 
 def test_a_picture_per_augmentation() -> None:
     found = task().illustrate(crab(), seen(LEFT), linear())
-    assert list(found) == ["gradient-none", "gradient-half", "gradient-crops"]
+    assert [field.key for field in found] == ["gradient_none", "gradient_half", "gradient_crops"]
     slope = by_hand(DATA[0].image, 1)
-    torch.testing.assert_close(found["gradient-none"], 0.5 + slope / slope.abs().max() / 2)
-    assert found["gradient-half"][:, :, SIDE // 2 :].eq(0.5).all()
-    assert not found["gradient-half"][:, :, : SIDE // 2].eq(0.5).any()
+    torch.testing.assert_close(found[gradient_field("none")], 0.5 + slope / slope.abs().max() / 2)
+    assert found[gradient_field("half")][:, :, SIDE // 2 :].eq(0.5).all()
+    assert not found[gradient_field("half")][:, :, : SIDE // 2].eq(0.5).any()
 
 
 @pytest.mark.parametrize(("mask", "half_within"), [(LEFT, 1), (1 - LEFT, 0)])
@@ -179,21 +181,23 @@ def test_the_shares_of_gradients_on_the_object(mask: Tensor, half_within: float,
     """The plain gradient lies everywhere alike, that of the augmentation `half` on the left. Nothing can succeed."""
     problem = replace(crab(), preserve=preserve)
     found = task().measure(problem, seen(mask if preserve == "background" else 1 - mask), linear())
-    assert "success" not in found and found["area"] == pytest.approx(0.5)
-    assert found["within"]["none"] == pytest.approx(0.5) and found["within"]["half"] == pytest.approx(half_within)
+    assert "success" not in found and found["object_area"] == pytest.approx(0.5)
+    assert found["share_on_object"]["none"] == pytest.approx(0.5) and found["share_on_object"]["half"] == pytest.approx(
+        half_within
+    )
     assert (found["source"], found["target"]) == ("rock crab", "viaduct")
     assert found["probability"]["none"] == pytest.approx(found["confidence_before"]["viaduct"])
     gradient, probability = input_gradient(linear(), DATA[0].image, 1, CROPS, crab().seed)
     assert found["probability"]["crops"] == pytest.approx(probability)
     expected = share_inside(gradient.abs().sum(dim=0), mask)
-    assert found["within"]["crops"] == pytest.approx(expected)
+    assert found["share_on_object"]["crops"] == pytest.approx(expected)
 
 
 def test_a_network_that_is_certain_has_no_gradient_and_no_share() -> None:
     certain = classifier_of(Colours([[1e4] * 3, [0.0] * 3, [0.0] * 3]))
     found = task().measure(crab(), seen(LEFT), certain)
-    assert found["within"]["none"] == 0 and found["probability"]["none"] == 0
-    assert task().illustrate(crab(), seen(LEFT), certain)["gradient-none"].eq(0.5).all()
+    assert found["share_on_object"]["none"] == 0 and found["probability"]["none"] == 0
+    assert task().illustrate(crab(), seen(LEFT), certain)[gradient_field("none")].eq(0.5).all()
 
 
 def test_a_share_by_hand() -> None:
@@ -203,16 +207,19 @@ def test_a_share_by_hand() -> None:
 
 
 def test_a_summary_has_mean_shares_and_none_of_nothing() -> None:
-    records = [{"within": {"none": 0.25 + k / 2, "half": 1.0}, "area": 0.5} for k in (0, 1)]
-    expected = {"answers": 2, "within": {"none": 0.5, "half": 1.0}, "area": 0.5}
+    records = [{"share_on_object": {"none": 0.25 + k / 2, "half": 1.0}, "object_area": 0.5} for k in (0, 1)]
+    expected = {"results": 2, "share_on_object": {"none": 0.5, "half": 1.0}, "object_area": 0.5}
     assert task().summarize(records) == expected
-    assert task().summarize([]) == {"answers": 0, "within": {}}
+    assert task().summarize([]) == {"results": 0, "share_on_object": {}}
 
 
 def test_without_an_object_no_share_on_it_is_told() -> None:
     own = task(preserve="none")
     (problem,), _ = pose(own, 1)
-    pictures = {name: DATA[0].image for name in ("before", "start", "best")}
+    pictures = result_images(DATA[0].image)
     record = own.measure(problem, pictures, linear())
-    assert record["probability"].keys() == {"none", "half", "crops"} and not {"within", "area"} & record.keys()
-    assert own.summarize([record]) == {"answers": 1}
+    assert (
+        record["probability"].keys() == {"none", "half", "crops"}
+        and not {"share_on_object", "object_area"} & record.keys()
+    )
+    assert own.summarize([record]) == {"results": 1}

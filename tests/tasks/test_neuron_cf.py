@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.result_schema import ResultImages
 from classifier_lens.runner.types import CaptionEdit, Scene, UserError
-from classifier_lens.tasks.neuron_cf import NeuronCf, NeuronCounterfactualProblem
+from classifier_lens.tasks.neuron_cf import ATTACKED, NeuronCf, UnitCounterfactualProblem
 from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.units.addressing import FEATURES, Unit, activation
 from classifier_lens.tasks.units.feature_attack import FeatureAttack
-from classifier_lens.tasks.units.hirescam import HiResCam, hirescam
+from classifier_lens.tasks.units.hirescam import CAM_AFTER, CAM_BEFORE, HiResCam, hirescam
 from tests.tasks.tiny import (
     DISTANCE_WEIGHTS,
     NAMES,
@@ -34,6 +35,7 @@ from tests.tasks.tiny import (
     mean_colors,
     noise,
     preserved_reference,
+    result_images,
     same_scene,
     world,
 )
@@ -158,7 +160,7 @@ def test_a_mask_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
     [
         ({"units": [1, 3]}, "task.units=features:3: allowed are features:0 … features:2"),
         ({"units": ["maps:0"]}, "no module maps"),
-        ({"label": "heron"}, "task.label=heron: the data set has no such picture; it has rock crab, viaduct, urn"),
+        ({"label": "heron"}, "task.label=heron: the data set has no such image; it has rock crab, viaduct, urn"),
         ({"directions": ["up"]}, "task.directions=up: allowed are max, min"),
         ({"mask": "nowhere.png"}, "task.mask=nowhere.png: no such file"),
     ],
@@ -178,7 +180,7 @@ def test_a_class_that_the_classifier_does_not_know_is_refused() -> None:
 # --- what is optimised and measured --------------------------------------------------------------------------
 
 
-def push(direction: str, unit: Unit = Unit(FEATURES, 0), preserve: str = "foreground") -> NeuronCounterfactualProblem:  # noqa: B008
+def push(direction: str, unit: Unit = Unit(FEATURES, 0), preserve: str = "foreground") -> UnitCounterfactualProblem:  # noqa: B008
     (first, *_), _ = pose(task(directions=[direction]))
     return replace(first, unit=unit, preserve=preserve)
 
@@ -215,9 +217,8 @@ def test_what_is_beyond_enough_counts_no_more() -> None:
         assert [bool(g.any()) for g in slope] == moving
 
 
-def seen(before: Tensor, best: Tensor, attack: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    pictures = {"before": before, "start": before.flip(0), "best": best, "attack": attack}
-    return pictures if mask is None else pictures | {"mask": mask}
+def seen(before: Tensor, result: Tensor, attack: Tensor, mask: Tensor | None = None) -> ResultImages:
+    return ResultImages(before, before.flip(0), result, mask, (), {ATTACKED: attack})
 
 
 def test_what_is_measured_by_hand() -> None:
@@ -227,7 +228,7 @@ def test_what_is_measured_by_hand() -> None:
     before, start, after, attacked = colours.softmax(dim=1).tolist()
     assert found == {
         "success": True, "source": "rock crab", "target": "features:0 max", "unit": "features:0", "direction": "max",
-        "criterion": "0.2 to 0.7 (wanted: +1 standard deviations over the training images, 0.2 each)",
+        "criterion": "0.2 to 0.7 (required: +1 standard deviations over the training images, 0.2 each)",
         "activation_before": pytest.approx(0.2), "activation_start": pytest.approx(0.0),
         "activation_after": pytest.approx(0.7),
         "activation_attack": pytest.approx(0.9), "training_std": pytest.approx(0.2),
@@ -253,7 +254,7 @@ def test_a_success_is_a_change_the_right_way_in_standard_deviations(
 
 
 @pytest.fixture
-def shown() -> dict[str, Tensor]:
+def shown() -> ResultImages:
     """Random pictures; the left quarter is free to change."""
     draw = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     free = torch.zeros(1, SIDE, SIDE)
@@ -261,54 +262,55 @@ def shown() -> dict[str, Tensor]:
     return seen(draw[0], draw[1], draw[2], free)
 
 
-def test_the_share_outside_the_object_is_what_a_kept_foreground_leaves_free(shown: dict[str, Tensor]) -> None:
+def test_the_share_outside_the_object_is_what_a_kept_foreground_leaves_free(shown: ResultImages) -> None:
     classifier, unit = classifier_of(Maps()), Unit(FEATURES, 1)
     found = task().measure(push("max", unit), shown, classifier)
-    for key, name in (("cam_outside_before", "before"), ("cam_outside_after", "best")):
-        cam = hirescam(classifier, shown[name], unit)
-        assert cam is not None and 0.01 < found[key] < 0.99
-        assert found[key] == pytest.approx(cam[:, : SIDE // 4].sum().item(), abs=1e-6)
+    shares = (found["cam_share_outside_before"], found["cam_share_outside_after"])
+    for share, image in zip(shares, (shown.before, shown.result), strict=True):
+        cam = hirescam(classifier, image, unit)
+        assert cam is not None and 0.01 < share < 0.99
+        assert share == pytest.approx(cam[:, : SIDE // 4].sum().item(), abs=1e-6)
     # Where the background is kept, the object is what is free.
     turned = task().measure(push("max", unit, "background"), shown, classifier)
-    assert turned["cam_outside_after"] == pytest.approx(1 - found["cam_outside_after"], abs=1e-5)
+    assert turned["cam_share_outside_after"] == pytest.approx(1 - shares[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("preserve", ["all", "none"])
-def test_where_no_object_was_looked_for_there_is_no_share(preserve: str, shown: dict[str, Tensor]) -> None:
+def test_where_no_object_was_looked_for_there_is_no_share(preserve: str, shown: ResultImages) -> None:
     """There is no mask then."""
-    del shown["mask"]
-    found = task().measure(push("max", Unit(FEATURES, 1), preserve), shown, classifier_of(Maps()))
+    unmasked = replace(shown, mask=None)
+    found = task().measure(push("max", Unit(FEATURES, 1), preserve), unmasked, classifier_of(Maps()))
     assert not [key for key in found if key.startswith("cam")]
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("max", 1), ("min", -1)])
-def test_the_attack_and_the_maps_are_shown(direction: str, sign: int, shown: dict[str, Tensor]) -> None:
+def test_the_attack_and_the_maps_are_shown(direction: str, sign: int, shown: ResultImages) -> None:
     classifier, unit = classifier_of(Maps()), Unit(FEATURES, 1)
     found = task().illustrate(push(direction, unit), shown, classifier)
-    assert set(found) == {"attack", "cam-before", "cam-after"}
-    before, attacked = activation(classifier, torch.stack([shown["before"], found["attack"]]), unit).tolist()
-    assert sign * (attacked - before) > 1e-4 and (found["attack"] - shown["before"]).norm() <= 1 + 1e-5
-    for key, name in (("cam-before", "before"), ("cam-after", "best")):
-        assert found[key].shape == (1, SIDE, SIDE) and found[key].max() == 1 and found[key].min() >= 0
-        cam = hirescam(classifier, shown[name], unit)
+    assert list(found) == [ATTACKED, CAM_BEFORE, CAM_AFTER]
+    before, attacked = activation(classifier, torch.stack([shown.before, found[ATTACKED]]), unit).tolist()
+    assert sign * (attacked - before) > 1e-4 and (found[ATTACKED] - shown.before).norm() <= 1 + 1e-5
+    for field, image in ((CAM_BEFORE, shown.before), (CAM_AFTER, shown.result)):
+        assert found[field].shape == (1, SIDE, SIDE) and found[field].max() == 1 and found[field].min() >= 0
+        cam = hirescam(classifier, image, unit)
         assert cam is not None
-        torch.testing.assert_close(found[key][0], cam / cam.max())
-    assert set(task().illustrate(push(direction), shown, mean_colors())) == {"attack"}, "a network without a map"
+        torch.testing.assert_close(found[field][0], cam / cam.max())
+    assert list(task().illustrate(push(direction), shown, mean_colors())) == [ATTACKED], "a network without a map"
 
 
-def test_a_unit_before_the_last_map_can_be_asked_for(shown: dict[str, Tensor]) -> None:
+def test_a_unit_before_the_last_map_can_be_asked_for(shown: ResultImages) -> None:
     classifier, problem = classifier_of(Maps()), push("min", Unit("early", 2))
-    pictures = shown | task().illustrate(problem, shown, classifier)
+    pictures = replace(shown, task_images=task().illustrate(problem, shown, classifier))
     found = task().measure(problem, pictures, classifier)
-    expected = activation(classifier, torch.stack([shown["before"], shown["best"]]), Unit("early", 2)).tolist()
+    expected = activation(classifier, torch.stack([shown.before, shown.result]), Unit("early", 2)).tolist()
     assert [found["activation_before"], found["activation_after"]] == pytest.approx(expected)
-    assert 0 <= found["cam_outside_before"] <= 1
+    assert 0 <= found["cam_share_outside_before"] <= 1
 
 
 def test_a_summary_counts_each_direction() -> None:
     records = [{"direction": d, "success": s} for d, s in (("max", True), ("min", False), ("max", False))]
     assert task().summarize(records) == {
-        "max": {"answers": 2, "successes": 1}, "min": {"answers": 1, "successes": 0},
+        "max": {"results": 2, "successes": 1}, "min": {"results": 1, "successes": 0},
     }  # fmt: skip
 
 
@@ -322,18 +324,16 @@ def test_its_schedules_replace_the_generators() -> None:
 def test_another_layers_map_may_tell_where_units_look() -> None:
     """And one that is not there, or has no places, is refused before anything is computed."""
     classifier, unit = classifier_of(Maps(seed=3)), Unit(FEATURES, 1)
-    shown = {
-        name: torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(i))
-        for i, name in enumerate(("before", "best"))
-    }
+    before, result = (torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    shown = result_images(before, result)
     early, late = HiResCam("early"), HiResCam(None)
-    wanted = hirescam(classifier, shown["best"], unit, "early")
+    wanted = hirescam(classifier, shown.result, unit, "early")
     assert wanted is not None
-    torch.testing.assert_close(early.heatmaps(classifier, shown, unit)["cam-after"][0], wanted / wanted.max())
+    torch.testing.assert_close(early.heatmaps(classifier, shown, unit)[CAM_AFTER][0], wanted / wanted.max())
     assert not torch.allclose(
-        early.heatmaps(classifier, shown, unit)["cam-after"], late.heatmaps(classifier, shown, unit)["cam-after"]
+        early.heatmaps(classifier, shown, unit)[CAM_AFTER], late.heatmaps(classifier, shown, unit)[CAM_AFTER]
     )
     with pytest.raises(UserError, match=r"no module earl; nearest are early"):
         HiResCam("earl").check(classifier)
-    with pytest.raises(UserError, match=r"^task\.cam\.layer=head: its output has no places"):
+    with pytest.raises(UserError, match=r"^task\.cam\.layer=head: its output is no map"):
         HiResCam("head").check(classifier)

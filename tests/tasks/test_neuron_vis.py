@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.neuron_vis import NeuronVis, NeuronVisualizationProblem
+from classifier_lens.tasks.neuron_vis import BEST_WORD_IMAGE, TRAINING_IMAGE, NeuronVis, UnitVisualizationProblem
 from classifier_lens.tasks.units.activation_ranking import MAX_TOP_IMAGES
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from classifier_lens.tasks.units.word_activations import WordActivations
@@ -27,6 +27,7 @@ from tests.tasks.tiny import (
     mean_colors,
     noise,
     preserved_reference,
+    result_images,
     same_scene,
     world,
 )
@@ -57,7 +58,7 @@ CASE = TaskCase(NeuronVis, settings, noise(2), mean_colors, lambda: Maker(REDS))
 task, pose = CASE.task, CASE.pose
 
 
-def tried(problem: NeuronVisualizationProblem) -> WordActivations:
+def tried(problem: UnitVisualizationProblem) -> WordActivations:
     """What the unit answers to the words that were tried."""
     assert problem.word_activations is not None
     return problem.word_activations
@@ -135,7 +136,7 @@ def test_units_are_chosen_by_the_ranking_over_the_training_pictures() -> None:
         ({"units": [3]}, "task.units=features:3: allowed are features:0 … features:2"),
         ({"units": ["maps:0"]}, "no module maps"),
         ({"units": "best:2"}, "no module best"),
-        ({"prompt": "{label}"}, "task.prompt={label}: has to contain {phrase}"),
+        ({"prompt": "{label}"}, "task.prompt={label}: must contain {phrase}"),
         ({"top_images": MAX_TOP_IMAGES + 1}, f"task.top_images={MAX_TOP_IMAGES + 1}: allowed are 1 … {MAX_TOP_IMAGES}"),
     ],
 )
@@ -166,16 +167,16 @@ def test_beyond_enough_an_activation_counts_no_more() -> None:
 def test_what_is_measured_by_hand() -> None:
     """Red 0.9 where the training pictures have 0.35 ± 0.2291 and at most 0.7; green 0.1 is as far below."""
     (problem, *_), _ = pose(task())
-    pictures = {"before": colour(0.4, 0, 0), "best": colour(0.9, 0.1, 0)}
+    pictures = result_images(colour(0.4, 0, 0), colour(0.9, 0.1, 0))
     std = torch.tensor(TENTHS).double().div(10).std(correction=0).item()
     found = task().measure(problem, pictures, mean_colors())
     assert found == {
         "success": True, "criterion": "0.9 > 0.7, the highest activation in training images",
-        "target": "features:0", "unit": "features:0", "word": "sand",
+        "target": "features:0", "unit": "features:0", "best_word": "sand",
         "activation_before": pytest.approx(0.4), "activation_after": pytest.approx(0.9),
         "training_max": pytest.approx(0.7), "word_max": pytest.approx(0.5),
         "word_means": pytest.approx({"a crab": 0.15, "sand": 0.45, "the sky": 0.25, "a flag": 0.35}),
-        "own_standardised": pytest.approx(0.55 / std), "others_standardised": pytest.approx(-0.25 / std),
+        "activation_zscore": pytest.approx(0.55 / std), "other_units_zscore": pytest.approx(-0.25 / std),
         "activations": pytest.approx({"features:0": 0.9, "features:1": 0.1}),
     }  # fmt: skip
 
@@ -183,14 +184,14 @@ def test_what_is_measured_by_hand() -> None:
 @pytest.mark.parametrize(("red", "success"), [(0.69, False), (0.71, True)])
 def test_a_success_exceeds_the_best_training_picture(red: float, success: bool) -> None:
     (problem, *_), _ = pose(task())
-    found = task().measure(problem, {"before": colour(0, 0, 0), "best": colour(red, 0, 0)}, mean_colors())
+    found = task().measure(problem, result_images(colour(0, 0, 0), colour(red, 0, 0)), mean_colors())
     assert found["success"] is success
 
 
 def test_a_unit_alone_has_no_others() -> None:
     (problem, *_), _ = pose(task(units=[0]))
-    pictures = {"before": colour(0, 0, 0), "best": colour(1, 0, 0)}
-    assert task().measure(problem, pictures, mean_colors())["others_standardised"] is None
+    pictures = result_images(colour(0, 0, 0), colour(1, 0, 0))
+    assert task().measure(problem, pictures, mean_colors())["other_units_zscore"] is None
 
 
 def test_only_units_of_the_same_module_are_compared() -> None:
@@ -198,20 +199,20 @@ def test_only_units_of_the_same_module_are_compared() -> None:
     own = task(training=training, units=["maps:1", "early:0", "maps:2"], num_seeds=1, captioner=Captions())
     found, _ = own.problems(world(noise(2), classifier, None, Maker(dict.fromkeys(training.labels, 0.2))))
     draw = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    pictures: dict[str, Tensor] = {"before": draw[0], "best": draw[1]}
+    pictures = result_images(draw[0], draw[1])
     first, second, third = (own.measure(problem, pictures, classifier) for problem in found)
-    assert first["others_standardised"] == pytest.approx(third["own_standardised"])
-    assert third["others_standardised"] == pytest.approx(first["own_standardised"])
-    assert second["others_standardised"] is None
+    assert first["other_units_zscore"] == pytest.approx(third["activation_zscore"])
+    assert third["other_units_zscore"] == pytest.approx(first["activation_zscore"])
+    assert second["other_units_zscore"] is None
     assert set(first["activations"]) == set(third["activations"]) == {"maps:1", "maps:2"}
     assert set(second["activations"]) == {"early:0"}
 
 
 def test_the_training_picture_and_the_words_are_shown() -> None:
     (problem, *_), _ = pose(task())
-    shown = task().illustrate(problem, {}, mean_colors())
-    assert torch.equal(shown["training"], TRAINING[4].image)
-    torch.testing.assert_close(shown["worded"], colour(0.5, 0, 0))
+    shown = task().illustrate(problem, result_images(colour(0, 0, 0)), mean_colors())
+    assert torch.equal(shown[TRAINING_IMAGE], TRAINING[4].image)
+    torch.testing.assert_close(shown[BEST_WORD_IMAGE], colour(0.5, 0, 0))
 
 
 def test_a_summary_averages_each_units_pictures() -> None:
@@ -222,13 +223,13 @@ def test_a_summary_averages_each_units_pictures() -> None:
             "success": success,
             "training_max": 2.0,
             "word_max": 1.0,
-            "word": "urn",
+            "best_word": "urn",
         }
 
     records = [record("features:0", 1.0, False), record("features:1", 5.0, True), record("features:0", 4.0, True)]
-    shared = {"training_max": 2.0, "word_max": 1.0, "word": "urn"}
+    shared = {"training_max": 2.0, "word_max": 1.0, "best_word": "urn"}
     assert task().summarize(records) == {
-        "answers": 3, "successes": 2, "features:0": {"activation": 2.5, **shared},
+        "results": 3, "successes": 2, "features:0": {"activation": 2.5, **shared},
         "features:1": {"activation": 5.0, **shared},
     }  # fmt: skip
 
@@ -241,10 +242,10 @@ def test_without_a_generator_no_word_is_tried() -> None:
     (problem,), _ = pose(own, generator=nothing)
     assert problem.word_activations is None and problem.edit.source == "" and not nothing.asked
     assert torch.equal(problem.load_top_example(), TRAINING[4].image)
-    pictures = {"before": colour(0.2, 0, 0), "best": colour(0.9, 0, 0)}
-    assert own.illustrate(problem, pictures, mean_colors()).keys() == {"training"}
+    pictures = result_images(colour(0.2, 0, 0), colour(0.9, 0, 0))
+    assert own.illustrate(problem, pictures, mean_colors()).keys() == {TRAINING_IMAGE}
     record = own.measure(problem, pictures, mean_colors())
-    assert record["success"] and not [key for key in record if key.startswith("word")]
+    assert record["success"] and not [key for key in record if "word" in key]
     assert own.summarize([record])["features:0"].keys() == {"activation", "training_max"}
 
 

@@ -33,6 +33,7 @@ from tests.tasks.tiny import (
     noise,
     plain,
     preserved_reference,
+    result_images,
     same_scene,
     world,
 )
@@ -106,11 +107,11 @@ def test_by_default_classes_without_images_are_left_out(capsys: pytest.CaptureFi
         own = task(components=None, training=training, start_images=start, images_per_component=1, directions=["max"])
         found, total = own.problems(world(data, NETWORK))
         assert [p.label for p in found] == kept and total == len(kept)
-        told = "2 of 3 classes have images; the others are left out\n" if len(kept) == 2 else ""
+        told = "2 of 3 classes have enough images; the others are skipped\n" if len(kept) == 2 else ""
         assert capsys.readouterr().out == told
-    with pytest.raises(UserError, match="has no such picture for 'urn'"):
+    with pytest.raises(UserError, match="has no such image for 'urn'"):
         task(components={"urn": [0]}).problems(world(two, NETWORK))
-    with pytest.raises(UserError, match="the data set has no such picture for 'rock crab'"):
+    with pytest.raises(UserError, match="the data set has no such image for 'rock crab'"):
         task(components=None).problems(world(noise(3, labels=["boat"]), NETWORK))
 
 
@@ -149,7 +150,7 @@ def test_drawn_pictures_differ_in_their_seed_and_show_the_class() -> None:
         assert problem.image is None and problem.preserve == "foreground" and problem.edit.source_words == "urn"
         assert problem.edit.source == problem.edit.target == "a photograph of an urn"
     seeds = {p.image_name: {q.seed for q in found if q.image_name == p.image_name} for p in found}
-    assert list(seeds) == ["drawn-0", "drawn-1", "drawn-2"]
+    assert list(seeds) == ["generated-0", "generated-1", "generated-2"]
     assert all(len(own) == 1 for own in seeds.values()) and len(set.union(*seeds.values())) == 3
 
 
@@ -170,10 +171,13 @@ def test_a_limit_takes_the_first_and_counts_all(limit: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"components": {"viaduct": [4]}}, "task.components={viaduct: [4]}: not computed; allowed are 0 … 3"),
+        ({"components": {"viaduct": [4]}}, "task.components={viaduct: [4]}: allowed are 0 … 3"),
         ({"components": {"heron": [0]}}, "task.components=heron: no class of the classifier"),
         ({"components": "nowhere.json"}, "task.components=nowhere.json: No such file"),
-        ({"training": noise(3)}, "task.components: the data set has 1 pictures of 'viaduct'; at least 2 are needed"),
+        (
+            {"training": noise(3)},
+            "task.components: the training data have 1 images of 'viaduct'; at least 2 are needed",
+        ),
         ({"start_images": "drawn"}, "task.start_images=drawn: allowed are own, other, generated"),
         ({"directions": ["up"]}, "task.directions=up: allowed are max, min"),
         ({"start_images": "generated", "prompt": "{klass}"}, "allowed fields are {article} and {label}"),
@@ -189,7 +193,7 @@ def test_other_settings_are_refused_in_one_line(changes: dict[str, Any], said: s
 def test_a_data_set_without_such_a_picture_is_refused_in_one_line(start: str, label: str) -> None:
     urns = Pictures([colour(0, 0, 0)] * 2, ["urn", "urn"])
     own = task(start_images=start, components={label: [0]})
-    with pytest.raises(UserError, match=rf"task\.start_images={start}: the data set has no such picture for '{label}'"):
+    with pytest.raises(UserError, match=rf"task\.start_images={start}: the data set has no such image for '{label}'"):
         own.problems(world(urns, NETWORK))
 
 
@@ -201,7 +205,7 @@ def test_a_mask_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_classifier_without_a_last_layer_is_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"task\.components: the classifier shows no last linear layer") as caught:
+    with pytest.raises(UserError, match=r"task\.components: the classifier has no known last linear layer") as caught:
         task().problems(world(DATA, classifier_of(plain)))
     assert "\n" not in str(caught.value)
 
@@ -242,12 +246,12 @@ def test_what_is_beyond_enough_counts_no_more() -> None:
 
 
 def test_what_is_measured_by_hand() -> None:
-    pictures = {"before": colour(0.5, 0, 0), "start": colour(0.5, 0.5, 0), "best": colour(0.5, 1, 0)}
+    pictures = result_images(colour(0.5, 0, 0), colour(0.5, 1, 0), colour(0.5, 0.5, 0))
     found = task().measure(shift("max"), pictures, mean_colors())
     before, start, after = torch.tensor([[0.5, g, 0.0] for g in (0.0, 0.5, 1.0)]).softmax(dim=1).tolist()
     assert found == {
         "success": True, "source": "viaduct", "target": "viaduct 0 max", "component": 0, "direction": "max",
-        "criterion": "0.84 to 1.96 (wanted: +1 standard deviations over the training images, 0.28 each)",
+        "criterion": "0.84 to 1.96 (required: +1 standard deviations over the training images, 0.28 each)",
         "contribution_before": pytest.approx(1.4 * 0.6), "contribution_start": pytest.approx(1.4 * 1.0),
         "contribution_after": pytest.approx(1.4 * 1.4), "training_std": pytest.approx(1.4 * 0.2),
         "predicted_before": "rock crab", "predicted_start": "rock crab", "predicted_after": "viaduct",
@@ -266,7 +270,7 @@ def test_a_success_is_a_change_the_right_way_in_standard_deviations(
     direction: str, min_change_std: float, change: float, success: bool
 ) -> None:
     """α_0 = 1.4 · (1.2 r + 0.8 g) has a standard deviation of 1.4 · 0.2: one is 0.25 of green."""
-    pictures = {"before": colour(0, 0.5, 0), "start": colour(0, 1, 0), "best": colour(0, 0.5 + 0.25 * change, 0)}
+    pictures = result_images(colour(0, 0.5, 0), colour(0, 0.5 + 0.25 * change, 0), colour(0, 1, 0))
     assert task(min_change_std=min_change_std).measure(shift(direction), pictures, mean_colors())["success"] is success
 
 
@@ -275,7 +279,7 @@ def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> Non
     images = torch.stack([TRAINING[i].image for i in TRAINING.indices("viaduct")])
     problem = found[0]
     alpha = problem.components().contributions(NETWORK(images).features.double())[:, problem.component]
-    pictures = {"before": images[0], "start": images[0], "best": images[1]}
+    pictures = result_images(images[0], images[1])
     measured = task().measure(problem, pictures, NETWORK)
     assert measured["training_std"] == pytest.approx(alpha.std().item(), rel=1e-4)
     assert [measured["contribution_before"], measured["contribution_after"]] == pytest.approx(
@@ -284,11 +288,11 @@ def test_the_standard_deviation_is_that_of_the_classs_training_pictures() -> Non
 
 
 def test_nothing_further_is_shown() -> None:
-    assert task().illustrate(shift("max"), {}, mean_colors()) == {}
+    assert task().illustrate(shift("max"), result_images(colour(0, 0, 0)), mean_colors()) == {}
 
 
 def test_a_summary_counts_each_direction() -> None:
     records = [{"direction": d, "success": s} for d, s in (("max", True), ("min", False), ("max", False))]
     assert task().summarize(records) == {
-        "max": {"answers": 2, "successes": 1}, "min": {"answers": 1, "successes": 0},
+        "max": {"results": 2, "successes": 1}, "min": {"results": 1, "successes": 0},
     }  # fmt: skip

@@ -12,10 +12,16 @@ from torch import Tensor
 
 from classifier_lens.data.salient_imagenet import AnnotatedFeature, FeatureAnnotations
 from classifier_lens.models.tensor_cache import TensorCache
+from classifier_lens.runner.result_schema import ResultImages
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.analysis.label_agreement import bootstrap_interval
 from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES
-from classifier_lens.tasks.spurious_audit import SpuriousAudit
+from classifier_lens.tasks.spurious_audit import (
+    CLASS_REGION,
+    TRAINING_CAM,
+    TRAINING_IMAGE,
+    SpuriousAudit,
+)
 from classifier_lens.tasks.units.addressing import FEATURES, Unit
 from tests.tasks.tiny import (
     SIDE,
@@ -28,6 +34,7 @@ from tests.tasks.tiny import (
     colour,
     noise,
     preserved_reference,
+    result_images,
     same_scene,
     world,
 )
@@ -92,7 +99,7 @@ def test_the_features_of_a_class_are_ranked_by_their_mean_contribution() -> None
 def test_classes_that_no_training_picture_is_predicted_as_are_left_out_unless_they_are_named() -> None:
     without = Pictures([TRAINING[i].image for i in range(3)], ["urn"] * 3, "without")
     assert {p.target for p in pose(task(training=without))[0]} == {0, 1}
-    with pytest.raises(UserError, match="no training picture is predicted as 'urn'"):
+    with pytest.raises(UserError, match="no training image is predicted as 'urn'"):
         pose(task(training=without, classes=["urn"]))
 
 
@@ -113,9 +120,9 @@ def test_where_people_said_something_their_features_are_audited() -> None:
         ({"classes": ["vase"]}, "task.classes=vase: no class"),
         ({"classes": "stratified:2"}, "task.classes=stratified:2: allowed are names"),
         ({"classes": "all", "annotations": LABELS}, "task.classes=all: allowed are names"),
-        ({"classes": ["urn"], "annotations": LABELS}, "task.classes=urn: the labels say nothing of it"),
-        ({"annotations": FeatureAnnotations({7: []}, [])}, "task.annotations: class 7 is none of the classifier's 3"),
-        ({"calibration_runs": ["nowhere"]}, "task.calibration_runs=nowhere: holds no labelled features"),
+        ({"classes": ["urn"], "annotations": LABELS}, "task.classes=urn: has no annotations"),
+        ({"annotations": FeatureAnnotations({7: []}, [])}, "task.annotations: the index 7 is beyond the class"),
+        ({"calibration_runs": ["nowhere"]}, "task.calibration_runs=nowhere: holds no annotated features"),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -153,15 +160,15 @@ def test_a_feature_with_a_negative_weight_is_lowered() -> None:
     torch.testing.assert_close(term(same_scene(reference)), torch.tensor([-0.5, 0.2]))
     for green, reached in ((0.1, True), (0.44, True), (0.46, False)):
         found = own.measure(problems[1], pictures(0.0, 0.0, rest=(0.9, green, 0.0)), classifier)
-        assert found["reached"] is reached, "0.3 and half of it more, at the most"
+        assert found["activated"] is reached, "0.3 and half of it more, at the most"
 
 
-def pictures(*shares: float, rest: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, Tensor]:
+def pictures(*shares: float, rest: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> ResultImages:
     """Pictures whose given share is red and the rest of another colour, black if not said."""
     images = colour(*rest).expand(len(shares), -1, -1, -1).clone()
     for image, share in zip(images, shares, strict=True):
         image[:, : int(share * SIDE)] = colour(0.9, 0, 0)[:, : int(share * SIDE)]
-    return {"best": images[0], **{f"sample_{i:02}": image for i, image in enumerate(images[1:], start=1)}}
+    return result_images(images[0], samples=list(images[1:]))
 
 
 def test_what_is_measured_by_hand() -> None:
@@ -171,11 +178,13 @@ def test_what_is_measured_by_hand() -> None:
     classifier = classifier_of(Colours(WEIGHTS))
     record = own.measure(problems[0], pictures(0.5, 0.25, 0.75, 0.5), classifier)
     assert segmenter.words == ["rock crab"] * 4, "the class is looked for by its name"
-    assert record["shares"] == pytest.approx([0.5, 0.25, 0.75, 0.5]) and record["r"] == pytest.approx(0.5)
-    assert record["r_interval"] == pytest.approx(list(bootstrap_interval(record["shares"])))
-    assert record["verdict"] == "core" and record["label"] == "core" and record["agrees"] is True
+    assert record["r_per_image"] == pytest.approx([0.5, 0.25, 0.75, 0.5]) and record["r"] == pytest.approx(0.5)
+    assert record["r_interval"] == pytest.approx(list(bootstrap_interval(record["r_per_image"])))
+    assert record["verdict"] == "core" and record["annotation"] == "core" and record["agrees_with_annotation"] is True
     assert "success" not in record, "no verdict is one"
-    assert record["group"] == "medium" and record["animate"] is True and record["network"] == classifier.digest
+    assert (
+        record["group"] == "medium" and record["animate"] is True and record["classifier_digest"] == classifier.digest
+    )
     assert record["activation"] == pytest.approx(0.9 * 0.5) and record["activation_score"] == 1.0
     for problem, given, verdict, agrees in (
         (problems[0], (0.0, 0.0, 0.0, 0.25), "spurious", False),
@@ -183,9 +192,11 @@ def test_what_is_measured_by_hand() -> None:
         (problems[1], (0.0, 0.5, 0.0, 0.75), "undecided", None),
     ):
         found = own.measure(problem, pictures(*given, rest=DIM), classifier)
-        assert (found["verdict"], found["agrees"], found["reached"]) == (verdict, agrees, True)
+        assert (found["verdict"], found["agrees_with_annotation"], found["activated"]) == (verdict, agrees, True)
     unlabelled = task().measure(problems[0], pictures(0.0, 0.0, rest=DIM), classifier)
-    assert unlabelled["label"] is None and unlabelled["agrees"] is None and "group" not in unlabelled
+    assert (
+        unlabelled["annotation"] is None and unlabelled["agrees_with_annotation"] is None and "group" not in unlabelled
+    )
 
 
 def test_pictures_that_do_not_excite_a_feature_say_nothing_of_it() -> None:
@@ -193,9 +204,11 @@ def test_pictures_that_do_not_excite_a_feature_say_nothing_of_it() -> None:
     (red, *_), _ = pose(task())
     classifier = classifier_of(Colours(WEIGHTS))
     for share, reached, verdict in ((0.5, False, "undecided"), (0.4, True, "core")):
-        found = task(activation_threshold=share, delta=0.2).measure(red, pictures(0.5, 0.25, 0.5, 0.25), classifier)
-        assert found["activation"] < 0.4 and found["typical"] == pytest.approx(0.8)
-        assert (found["reached"], found["verdict"]) == (reached, verdict)
+        found = task(activation_threshold=share).measure(
+            replace(red, delta=0.2), pictures(0.5, 0.25, 0.5, 0.25), classifier
+        )
+        assert found["activation"] < 0.4 and found["class_mean_activation"] == pytest.approx(0.8)
+        assert (found["activated"], found["verdict"]) == (reached, verdict)
 
 
 def test_the_page_shows_what_was_found_and_where_the_feature_looks() -> None:
@@ -203,9 +216,9 @@ def test_the_page_shows_what_was_found_and_where_the_feature_looks() -> None:
     (problem, *_), _ = own.problems(world(noise(6), classifier, 1, Maker({})))
     problem = replace(problem, unit=Unit(FEATURES, 0))
     shown = own.illustrate(problem, pictures(0.5, 1.0), classifier)
-    assert set(shown) == {"found", "training", "cam-training"}
-    assert shown["found"].shape == (3, SIDE + 2, 2 * SIDE + 3) and shown["cam-training"].max() == 1
-    inside, outside = shown["found"][:, 1, 1], shown["found"][:, SIDE, 1]
+    assert set(shown) == {CLASS_REGION, TRAINING_IMAGE, TRAINING_CAM}
+    assert shown[CLASS_REGION].shape == (3, SIDE + 2, 2 * SIDE + 3) and shown[TRAINING_CAM].max() == 1
+    inside, outside = shown[CLASS_REGION][:, 1, 1], shown[CLASS_REGION][:, SIDE, 1]
     assert inside[0] > inside[1] and outside[0] == outside[1] == outside[2], "grey where the class is not"
 
 
@@ -217,9 +230,9 @@ def test_the_summary_counts_the_first_objective_and_lists_all() -> None:
         own.measure(p, pictures(*([0.5] * 2 if p.unit.index == 0 else [0] * 2), rest=DIM), classifier) for p in problems
     ]
     found = own.summarize(records)
-    assert (found["answers"], found["core"], found["spurious"], found["undecided"]) == (6, 1, 2, 0)
+    assert (found["results"], found["core"], found["spurious"], found["undecided"]) == (6, 1, 2, 0)
     assert [row["objective"] for row in found["features"]] == ["both", "unit"] * 3
-    assert found["agreement"][0]["features"] == 3 and found["agreement"][0]["agree"] == pytest.approx(2 / 3)
+    assert found["agreement"][0]["features"] == 3 and found["agreement"][0]["accuracy"] == pytest.approx(2 / 3)
     assert task().summarize([])["features"] == []
 
 

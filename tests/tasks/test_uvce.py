@@ -17,12 +17,14 @@ from classifier_lens.models.captioner.captioner import TemplateCaptioner
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.protocols import Classifier, Embedder, TaskInputs
 from classifier_lens.runner.types import CaptionEdit, Example, Scene, UserError
+from classifier_lens.tasks.analysis.predictions import confidences_by_stage
+from classifier_lens.tasks.analysis.success import prediction_success
 from classifier_lens.tasks.problems.counterfactual_problems import MODES, CounterfactualProblem, clip_of
-from classifier_lens.tasks.problems.image_problems import confidences_by_stage, prediction_success, problem_seed
+from classifier_lens.tasks.problems.problem_names import problem_seed
 from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.uvce import Uvce
 from tests.conftest import Identity, TinyClassifier, initialize, reference_of, uvce
-from tests.tasks.tiny import Pictures
+from tests.tasks.tiny import Pictures, result_images
 
 WEIGHTS = {"class_log_prob": 1.0, "latent_distance": 25.0, "pixel_distance": 250.0}
 
@@ -132,7 +134,7 @@ def test_bad_labels_and_targets_are_refused() -> None:
     ("changes", "said"),
     [
         ({"mode": "colour"}, r"task\.mode=colour: allowed are class, error, attribute"),
-        ({"prompt": "a {lable}"}, r"a \{lable\}.*allowed fields are \{article\} and \{label\}"),
+        ({"class_name_prompt": "a {lable}"}, r"a \{lable\}.*allowed fields are \{article\} and \{label\}"),
     ],
     ids=["mode", "prompt"],
 )
@@ -144,7 +146,9 @@ def test_bad_settings_are_refused_in_one_line(changes: dict[str, Any], said: str
 
 def test_the_claim_is_the_targets_own_picture() -> None:
     """What the generator draws of the target's name alone, and the class that it should have."""
-    for problem in pose(uvce(target="all", prompt="{article} {label}, drawn"), Given(example("rock crab")))[0]:
+    for problem in pose(uvce(target="all", class_name_prompt="{article} {label}, drawn"), Given(example("rock crab")))[
+        0
+    ]:
         assert problem.prompt_check == (f"a {CLASSES[problem.target]}, drawn", problem.target)
 
 
@@ -251,7 +255,7 @@ def test_a_limit_counts_errors() -> None:
 def test_no_errors_are_said_in_one_line() -> None:
     picture = example("x")
     right = Example("right", picture.load, CLASSES[top_class(picture)])
-    with pytest.raises(UserError, match=r"task\.mode=error: none of the 1 pictures asks this question"):
+    with pytest.raises(UserError, match=r"task\.mode=error: none of the 1 images has a target in this mode"):
         pose(uvce(mode="error"), Given(right))
 
 
@@ -293,7 +297,7 @@ def test_only_captions_with_the_phrase_are_asked_about() -> None:
         assert problem.edit == CaptionEdit(SNOW, "a photograph of a viaduct on sand at noon", "in snow", "on sand")
         assert (problem.source, problem.target, problem.prompt_check) == (0, 1, None)
         assert problem.label_index == CLASSES.index("viaduct")
-    with pytest.raises(UserError, match=r"task\.mode=attribute: none of the 1 pictures"):
+    with pytest.raises(UserError, match=r"task\.mode=attribute: none of the 1 images"):
         pose(uvce(mode="attribute"), Given(example("viaduct", "a viaduct in rain")), classifier=ZeroShot())
 
 
@@ -312,13 +316,13 @@ def test_an_attribute_is_a_softmax_over_the_two_prompts(temperature: float | Non
     expected = -torch.log_softmax(torch.tensor([0.8, 0.6]) / used, 0)[1]
     assert weight == 1.0 and term(Scene(image, image, image[:, None])).tolist() == pytest.approx([expected.item()])
 
-    pictures = {"before": coloured(0.6, 0.8), "start": coloured(0.0, 1.0), "best": coloured(1.0, 0.0)}
+    pictures = result_images(coloured(0.6, 0.8), coloured(1.0, 0.0), coloured(0.0, 1.0))
     found = task.measure(problems[0], pictures, ZeroShot())
     shares = [torch.softmax(torch.tensor(s) / used, 0).tolist() for s in ([0.8, 0.6], [1.0, 0.0], [0.0, 1.0])]
     before, start, after = (pytest.approx({"in snow": s[0], "on sand": s[1]}) for s in shares)
     assert found == {
         "success": True, "success_start": False, "source": "in snow", "target": "on sand",
-        "criterion": f"predicted as on sand ({shares[2][1]:.2f}), as wanted",
+        "criterion": f"predicted as the target, on sand ({shares[2][1]:.2f})",
         "predicted_before": "in snow", "predicted_start": "in snow", "predicted_after": "on sand",
         "confidence_before": before, "confidence_start": start, "confidence_after": after,
     }  # fmt: skip
@@ -327,7 +331,7 @@ def test_an_attribute_is_a_softmax_over_the_two_prompts(temperature: float | Non
 def test_an_attribute_that_stays_is_no_success() -> None:
     task = uvce(mode="attribute")
     (problem,), _ = pose(task, Given(example("viaduct", SNOW)), classifier=ZeroShot())
-    pictures = {"before": coloured(0.0, 1.0), "start": coloured(1.0, 0.0), "best": coloured(0.6, 0.8)}
+    pictures = result_images(coloured(0.0, 1.0), coloured(0.6, 0.8), coloured(1.0, 0.0))
     found = task.measure(problem, pictures, ZeroShot())
     assert found["success"] is False and found["predicted_after"] == "in snow"
     assert found["success_start"] is True and found["predicted_start"] == "on sand"
@@ -360,7 +364,7 @@ def test_what_is_measured() -> None:
     draw = torch.Generator().manual_seed(3)
     original, best = torch.rand(2, 3, 16, 16, generator=draw)
     before, start, after = TinyClassifier()(torch.stack([original, 1 - best, best])).logits.softmax(dim=1)
-    found = uvce().measure(problem, {"before": original, "best": best, "start": 1 - best}, TinyClassifier())
+    found = dict[str, Any](uvce().measure(problem, result_images(original, best, 1 - best), TinyClassifier()))
     assert (found["source"], found["target"]) == ("rock crab", "viaduct")
     assert found["predicted_before"] == CLASSES[int(before.argmax())]
     assert found["predicted_start"] == CLASSES[int(start.argmax())]
@@ -392,21 +396,21 @@ def test_success_is_a_prediction_that_changes_to_the_target() -> None:
 def test_the_criterion_of_a_success_has_its_numbers() -> None:
     p = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.25, 0.75]])
     found = prediction_success(confidences_by_stage(p, ["crab", "urn"], [0, 1]), "urn")
-    assert found["criterion"] == "predicted as urn (0.75), as wanted"
+    assert found["criterion"] == "predicted as the target, urn (0.75)"
     unmoved = prediction_success(confidences_by_stage(p[[0, 1, 1]], ["crab", "urn"], [0, 1]), "urn")
-    assert unmoved["criterion"] == "predicted as crab (0.70); wanted: urn (0.30)"
+    assert unmoved["criterion"] == "predicted as crab (0.70); target: urn (0.30)"
     same = prediction_success(confidences_by_stage(p[[2, 2, 2]], ["crab", "urn"], [0, 1]), "urn")
     assert same["criterion"] == "the original is predicted as urn already: no change can be found"
 
 
 def test_nothing_is_added_to_the_pictures() -> None:
     (problem,), _ = pose(uvce(target="viaduct"), Given(example("rock crab")))
-    assert uvce().illustrate(problem, {}, TinyClassifier()) == {}
+    assert uvce().illustrate(problem, result_images(coloured(0, 0)), TinyClassifier()) == {}
 
 
 def answer(picture: str, target: str, confidence: float, success: bool) -> dict[str, Any]:
     return {
-        "picture": picture,
+        "image_name": picture,
         "target": target,
         "confidence_after": {target: confidence, "other": 0.9},
         "success": success,
@@ -415,8 +419,8 @@ def answer(picture: str, target: str, confidence: float, success: bool) -> dict[
 
 def test_the_summary_counts_successes() -> None:
     found = uvce().summarize([answer("a", "x", 0.9, True), answer("b", "x", 0.2, False), answer("c", "y", 0.7, True)])
-    assert found == {"answers": 3, "successes": 2}
-    assert uvce().summarize([]) == {"answers": 0, "successes": 0}
+    assert found == {"results": 3, "successes": 2}
+    assert uvce().summarize([]) == {"results": 0, "successes": 0}
 
 
 def test_the_spread_is_over_the_answers_to_one_question() -> None:
@@ -425,7 +429,7 @@ def test_the_spread_is_over_the_answers_to_one_question() -> None:
         answer("a", "x", 0.2, True), answer("a", "x", 0.4, True), answer("a", "y", 0.5, True),
         answer("a", "y", 0.5, True), answer("b", "x", 0.9, True),
     ])  # fmt: skip
-    assert found["confidence_spread"] == pytest.approx(0.05)
+    assert found["mean_confidence_std"] == pytest.approx(0.05)
 
 
 def test_captions_are_the_captioners() -> None:

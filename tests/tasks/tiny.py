@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from classifier_lens.models.classifier.image_classifier import ImageClassifier, forward_logits
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.protocols import Classifier, Dataset, TaskInputs
+from classifier_lens.runner.result_schema import ImageField, ResultImages
 from classifier_lens.runner.types import Example, Reference, Scene, indefinite_article
 from tests.conftest import reference_of
 
@@ -92,6 +93,20 @@ def plain(images: Tensor) -> Tensor:
 def colour(red: float, green: float, blue: float) -> Tensor:
     """A picture of one colour."""
     return torch.tensor([red, green, blue], dtype=torch.float32).view(3, 1, 1).expand(3, SIDE, SIDE).clone()
+
+
+def result_images(
+    before: Tensor,
+    result: Tensor | None = None,
+    start: Tensor | None = None,
+    mask: Tensor | None = None,
+    samples: Sequence[Tensor] = (),
+    task_images: Mapping[str, Tensor] | None = None,
+) -> ResultImages:
+    """Images of a result; the start and the result are the image before where none is given. task_images: by key."""
+    start = before if start is None else start
+    added = {ImageField(key, key): image for key, image in (task_images or {}).items()}
+    return ResultImages(before, start, start if result is None else result, mask, samples, added)
 
 
 class Pictures:

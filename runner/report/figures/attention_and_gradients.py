@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from classifier_lens.runner.report.figures.drawing import Block, Layout, Panel
-from classifier_lens.runner.results.reader import Record, RunResults
+from classifier_lens.runner.result_schema import MASK, ORIGINAL, RESULT, Record
+from classifier_lens.runner.results.reader import RunResults
+from classifier_lens.tasks.attention_maps import CLASS_NAME_MAP, word_maps
+from classifier_lens.tasks.input_gradients import gradient_field
 
 
 def attention_maps(runs: Sequence[RunResults]) -> Layout:
@@ -15,16 +18,18 @@ def attention_maps(runs: Sequence[RunResults]) -> Layout:
 
 
 def _attention(run: RunResults, r: Record) -> list[list[Panel]]:
-    original = run.image_path(r, "original")
+    original = run.image_path(r, ORIGINAL)
     first = [
-        Panel("1: original", original, f"object {r['area']:.2f}"),
-        Panel("2: reconstruction", run.image_path(r, "best"), f"{r['psnr']:.1f} dB"),
-        Panel("3: class words", original, f"on object {r['within_class']:.2f}", run.image_path(r, "class")),
-        Panel("4: mask", run.image_path(r, "mask"), "white: editable"),
+        Panel("1: original", original, f"object {r['object_area']:.2f}"),
+        Panel("2: reconstruction", run.image_path(r, RESULT), f"{r['psnr']:.1f} dB"),
+        Panel(
+            "3: class words", original, f"on object {r['share_on_object_class']:.2f}", run.image_path(r, CLASS_NAME_MAP)
+        ),
+        Panel("4: mask", run.image_path(r, MASK), "white: editable"),
     ]
     words = [
-        Panel(f"5: {word}", original, f"on object {share:.2f}", run.image_path(r, name))
-        for word, (name, share) in zip(r["words"], r["within"].items(), strict=True)
+        Panel(f"5: {word}", original, f"on object {r['share_on_object'][field.key]:.2f}", run.image_path(r, field))
+        for word, field in zip(r["words"], word_maps(r["words"]), strict=True)
     ]
     return [first, words]
 
@@ -38,13 +43,13 @@ def input_gradients(runs: Sequence[RunResults]) -> Layout:
 
 
 def _gradients(run: RunResults, r: Record) -> list[Panel]:
-    shares = r.get("within", {})  # empty with task.preserve=none: no object was segmented
+    shares = r.get("share_on_object", {})  # empty with task.preserve=none: no object was segmented
     on_object = {name: f"on object {share:.2f}\n" for name, share in shares.items()}
-    panels = [("original", run.image_path(r, "original"), f"object {r['area']:.2f}" if shares else "")]
+    panels = [("original", run.image_path(r, ORIGINAL), f"object {r['object_area']:.2f}" if shares else "")]
     if shares:
-        panels.append(("mask", run.image_path(r, "mask"), ""))
+        panels.append(("mask", run.image_path(r, MASK), ""))
     panels += [
-        (name.replace("_", " "), run.image_path(r, f"gradient-{name}"), f"{on_object.get(name, '')}p {p:.2g}")
+        (name.replace("_", " "), run.image_path(r, gradient_field(name)), f"{on_object.get(name, '')}p {p:.2g}")
         for name, p in r["probability"].items()
     ]
     return [Panel(f"{i}: {heading}", image, caption) for i, (heading, image, caption) in enumerate(panels, start=1)]

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from classifier_lens.runner.report.figures.drawing import Block, Layout, Matrix, Panel, escape_math
-from classifier_lens.runner.results.reader import Record, RunResults, distinguishing_names, group_by
+from classifier_lens.runner.result_schema import RESULT, SAMPLES, Record
+from classifier_lens.runner.results.reader import RunResults, distinguishing_names, group_by
+from classifier_lens.tasks.spurious_audit import TRAINING_CAM, TRAINING_IMAGE
 
 IMAGES_OF_ONE_RUN, IMAGES_PER_RUN = 4, 2  # per prompt, in a figure of one run and of several runs
 LABEL_COLORS = {"core": "tab:green", "spurious": "tab:red"}  # by annotation
-STATISTICS = {"agree": "agree", "balanced_accuracy": "balanced", "kappa": "Cohen's κ", "auc": "AUC of r"}
+STATISTICS = {"accuracy": "agree", "balanced_accuracy": "balanced", "kappa": "Cohen's κ", "auc": "AUC of r"}
 
 
 def diffexplainer_class(runs: Sequence[RunResults]) -> Layout:
@@ -38,22 +40,19 @@ def _loss(r: Record) -> float:
 def _prompt_is_exact(run: RunResults) -> bool:
     """Whether the recorded prompt generated the images; otherwise it has the vocabulary tokens nearest to a soft
     prompt."""
-    optimized = run.config["task"]["baseline"] == "none"
-    return (
-        optimized
-        and run.config["parametrization"].get("tokens", {}).get("_target_")
-        == "classifier_lens.models.generator.prompt_tuning.HardPrompt"
-    )
+    return run.config["task"]["baseline"] == "none" and run.options["parametrization"] == "hard_prompt"
 
 
 def _images(run: RunResults, r: Record) -> list[Path]:
     """The images of a result, the best one first."""
-    return [run.image_path(r, key) for key in ("best", *sorted(k for k in r["images"] if k.startswith("sample_")))]
+    return [run.image_path(r, image) for image in (RESULT, *SAMPLES.images(r["images"]))]
 
 
 def _scores(r: Record) -> str:
     """The activation scores of a result and of each baseline prompt."""
-    baselines = [f"{name} {rival['activation_score']:.2f}" for name, rival in r["rivals"].items()]
+    baselines = [
+        f"{name.replace('_', ' ')} {prompt['activation_score']:.2f}" for name, prompt in r["baseline_prompts"].items()
+    ]
     return "\n".join([f"score {r['activation_score']:.2f}", *baselines])
 
 
@@ -92,19 +91,19 @@ def _verdict_records(run: RunResults) -> list[Record]:
 
 
 def _features(run: RunResults, records: Sequence[Record]) -> list[list[Panel]]:
-    colors = [LABEL_COLORS.get(r["label"]) for r in records]
-    training = [run.image_path(r, "training") for r in records]
+    colors = [LABEL_COLORS.get(r["annotation"]) for r in records]
+    training = [run.image_path(r, TRAINING_IMAGE) for r in records]
     images = [
         Panel(f"1: {r['unit'].replace('features:', 'feature ')}", image, color=color)
         for r, image, color in zip(records, training, colors, strict=True)
     ]
     maps = [
-        Panel("2: HiResCAM", image, heatmap=run.image_path(r, "cam-training"), color=color)
+        Panel("2: HiResCAM", image, heatmap=run.image_path(r, TRAINING_CAM), color=color)
         for r, image, color in zip(records, training, colors, strict=True)
-        if "cam-training" in r["images"]
+        if TRAINING_CAM.key in r["images"]
     ]  # fmt: skip
     prompts = [
-        Panel("3: optimized prompt", run.image_path(r, "best"), _verdict(r), color=color)
+        Panel("3: optimized prompt", run.image_path(r, RESULT), _verdict(r), color=color)
         for r, color in zip(records, colors, strict=True)
     ]
     return [row for row in (images, maps, prompts) if row]
@@ -113,7 +112,7 @@ def _features(run: RunResults, records: Sequence[Record]) -> list[list[Panel]]:
 def _verdict(r: Record) -> str:
     low, high = r["r_interval"]
     verdict = f"{r['verdict']}\nr {r['r']:.2f} ({low:.2f} to {high:.2f})"
-    return verdict if r["label"] is None else f"{verdict}\nannotation: {r['label']}"
+    return verdict if r["annotation"] is None else f"{verdict}\nannotation: {r['annotation']}"
 
 
 def _agreement(runs: Sequence[RunResults]) -> Matrix | None:

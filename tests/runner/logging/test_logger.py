@@ -43,7 +43,7 @@ def offline() -> WandbLogger:
 def use(logger: Logger, folder: Path) -> None:
     """One attempt of two problems in one batch and a third in another."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "best.png"
+    picture = folder / "result.png"
     Image.new("RGB", (8, 8), "teal").save(picture)
     logger.start(folder, {"seed": 0}, key="c0ffee", task="uvce")
     for names in (("a", "b"), ("c",)):
@@ -52,14 +52,14 @@ def use(logger: Logger, folder: Path) -> None:
                 logger.log_step(name, step, {"total": 1.0 / (step + 1), "confidence": 0.3 * step})
         for name in names:
             record: dict[str, Any] = {"name": name, "success": name != "b", "seconds": 2.5, "source": "x"}
-            logger.log_result(record, {"best": picture, "mask": folder / "absent.png"})
+            logger.log_result(record, {"result": picture, "mask": folder / "absent.png"})
     logger.finish()
     logger.finish()
 
 
 def test_none_logs_nothing(tmp_path: Path) -> None:
     use(NullLogger(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["best.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result.png"]
 
 
 def test_finish_before_start() -> None:
@@ -103,7 +103,7 @@ def test_offline_attempts_lie_in_the_run_folder(nobody: Path, capfd: pytest.Capt
         curve = [(row["c/step"], row["c/total"]) for row in run.rows if "c/step" in row]
         assert curve == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
         assert run.summary["success_rate"] == pytest.approx(2 / 3) and run.rows[-1]["results.nrows"] == 3
-        assert [row["images/b.captions"] for row in run.rows if "images/b.count" in row] == [["best"]]
+        assert [row["images/b.captions"] for row in run.rows if "images/b.count" in row] == [["Counterfactual"]]
     for path in nobody.glob("*/wandb/offline-run-*"):
         assert len(list(path.glob("files/media/images/**/*.png"))) == 3
         (table,) = path.glob("files/media/table/*.json")
@@ -159,10 +159,10 @@ def test_the_editable_region_is_a_mask_of_the_result(nobody: Path) -> None:
     mask = Image.new("L", (8, 8))
     mask.paste(255, (0, 0, 4, 8))
     mask.save(nobody / "mask.png")
-    Image.new("RGB", (8, 8), "teal").save(nobody / "best.png")
+    Image.new("RGB", (8, 8), "teal").save(nobody / "result.png")
     logger = offline()
     logger.start(nobody, {}, key="k", task="uvce")
-    logger.log_result({"name": "a"}, {"best": nobody / "best.png", "mask": nobody / "mask.png"})
+    logger.log_result({"name": "a"}, {"result": nobody / "result.png", "mask": nobody / "mask.png"})
     logger.finish()
     (saved,) = nobody.glob("wandb/offline-run-*/files/media/images/mask/**/*.png")
     with Image.open(saved) as file:
@@ -226,7 +226,7 @@ def test_tensorboard_is_told_the_same(tmp_path: Path) -> None:
         curve = [(event.step, event.value) for event in events.Scalars("c/total")]
         assert curve == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
         assert [event.value for event in events.Scalars("result/success")] == [1.0, 0.0, 1.0]
-        assert events.Tags()["images"] == ["a/best", "b/best", "c/best"]
+        assert events.Tags()["images"] == ["a/result", "b/result", "c/result"]
         assert "seed: 0" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
 
 

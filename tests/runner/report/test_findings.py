@@ -34,7 +34,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "contribution_start": 1.0, "contribution_after": 0.5, "training_std": 2.0,
     },
     "diffexplainer_class": {
-        "target": "crab", "activation_score": 1.0, "images": {"best": "", "start": "", "sample_01": ""},
+        "target": "crab", "activation_score": 1.0, "images": {"result": "", "start": "", "sample_01": ""},
         "baseline_prompts": {"class_name": {"activation_score": 0.53}, "caption": {"activation_score": 1.0}},
     },
     "spurious_audit": {
@@ -43,7 +43,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "activation_score": 1.0, "annotation": "spurious", "agrees_with_annotation": True,
     },
     "attention_maps": {
-        "share_on_object": {"word-00-a": 0.3}, "share_on_object_class": 0.62, "share_on_object_words": 0.4,
+        "share_on_object": {"attention_00_a": 0.3}, "share_on_object_class": 0.62, "share_on_object_words": 0.4,
         "object_area": 0.29, "psnr": 25.7,
     },
     "input_gradients": {
@@ -106,14 +106,23 @@ def test_a_result_without_its_values_is_told_by_its_criterion() -> None:
 
 def test_former_keys_are_read_under_their_present_names() -> None:
     former = {
-        "picture": "a", "interval": [0, 1], "images": {"worded": "w.png"},
+        "picture": "a", "interval": [0, 1], "images": {"best": "b.png", "start": "s.png"},
         "rivals": {"class name": {"images": 8, "verdict": "beats"}},
     }  # fmt: skip
     present = current_record(former, "diffexplainer_class")
     assert present == {
-        "image_name": "a", "activation_score_interval": [0, 1], "images": {"best_word": "w.png"},
+        "image_name": "a", "activation_score_interval": [0, 1], "images": {"result": "b.png", "start": "s.png"},
         "baseline_prompts": {"class_name": {"num_images": 8, "comparison": "beats"}},
     }  # fmt: skip
     assert current_record(present, "diffexplainer_class") == present
+    maps = {"images": {"word-00-a": "a.png", "class": "c.png"}, "within": {"word-00-a": 0.5}}
+    assert current_record(maps, "attention_maps") == {
+        "images": {"attention_00_a": "a.png", "attention_class_name": "c.png"},
+        "share_on_object": {"attention_00_a": 0.5},
+    }  # fmt: skip
+    others = {"images": {"near-1": "n.png", "text-2": "t.png", "gradient-much_noise": "g.png", "sample_01": "s.png"}}
+    assert set(current_record(others, "disagreement")["images"]) == {
+        "image_neighbor_01", "text_neighbor_02", "gradient_much_noise", "sample_01",
+    }  # fmt: skip
     summary = current_summary({"answers": 2, "features": [{"typical": 1.0}]}, "spurious_audit")
     assert summary == {"results": 2, "features": [{"class_mean_activation": 1.0}]}

@@ -19,7 +19,7 @@ from classifier_lens.runner.report.totals import SuccessRate
 from classifier_lens.runner.types import UserError
 from tests.durability import damage
 
-KEYS = ("start", "original", "best", "mask", "difference")
+KEYS = ("start", "original", "result", "mask", "difference")
 NASTY = "</script><img src=x onerror=\"alert('1')\"> & co"
 
 
@@ -81,9 +81,11 @@ def record(i: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def run_folder(tmp_path: Path, records: list[dict[str, Any]], size: tuple[int, int] = (64, 64)) -> Path:
+def run_folder(
+    tmp_path: Path, records: list[dict[str, Any]], size: tuple[int, int] = (64, 64), task: str = "uvce"
+) -> Path:
     """A run folder whose records' images all exist, apart from those outside it."""
-    folder = tmp_path / "uvce" / "planted_ddim-planted_clean" / "c0ffee"
+    folder = tmp_path / task / "planted_ddim-planted_clean" / "c0ffee"
     folder.mkdir(parents=True)
     for path in (path for item in records for path in item.get("images", {}).values()):
         if not path.startswith(("/", "..")):
@@ -159,7 +161,7 @@ def test_the_preparation_stands_beside_the_time_per_problem(tmp_path: Path) -> N
 
 
 def test_refers_to_its_own_files_only(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, [record(0), record(1, images={"best": "images/a b#1?.png"})], size=(512, 320))
+    folder = run_folder(tmp_path, [record(0), record(1, images={"result": "images/a b#1?.png"})], size=(512, 320))
     path = write_report(folder)
     page = Page(path.read_text(encoding="utf-8"))
     assert path == folder / PAGE_FILE
@@ -185,16 +187,16 @@ def test_images_carry_size_and_say_what_they_show(tmp_path: Path) -> None:
 
 def test_many_images_of_a_prompt_stand_together_and_the_last_ones_are_folded(tmp_path: Path) -> None:
     many = {f"sample_{j:02}": f"images/a/sample_{j:02}.png" for j in range(1, 13)}
-    page = read(run_folder(tmp_path, [record(0, images={"best": "images/a/best.png"} | many)]))
+    page = read(run_folder(tmp_path, [record(0, images={"result": "images/a/result.png"} | many)]))
     assert page.count("img") == 13 and page.count("figure") == 1 and page.count("div", "samples") == 2
     assert set(many.values()) <= set(page.links) and "3 more images" in page.text
 
 
 def test_a_map_lies_over_its_image_in_color_with_a_legend(tmp_path: Path) -> None:
-    images = {key: f"images/a/{key}.png" for key in ("original", "best", "cam-before", "cam-after")}
-    page = read(run_folder(tmp_path, [record(0, images=images)]))
+    images = {key: f"images/a/{key}.png" for key in ("original", "result", "hirescam_before", "hirescam_after")}
+    page = read(run_folder(tmp_path, [record(0, images=images)], task="neuron_cf"))
     stacks = [attributes["src"] for tag, attributes in page.tags if tag == "img"][2:]
-    assert stacks == [images[key] for key in ("original", "cam-before", "best", "cam-after")]
+    assert stacks == [images[key] for key in ("original", "hirescam_before", "result", "hirescam_after")]
     assert page.count("img", "map") == 2 == page.count("span", "stack") and "relative to the largest value" in page.text
     assert "relative to the largest value" not in read(run_folder(tmp_path / "plain", [record(0)])).text
 
@@ -202,8 +204,8 @@ def test_a_map_lies_over_its_image_in_color_with_a_legend(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("equal", "line", "shown"),
     [
-        (("best", "original"), "No change: the result equals the original.", 2),
-        (("best", "start"), "The result equals the initialization", 4),
+        (("result", "original"), "No change: the result equals the original.", 2),
+        (("result", "start"), "The result equals the initialization", 4),
         ((), "", 5),
     ],
 )
@@ -229,7 +231,7 @@ def test_missing_images_are_left_out(tmp_path: Path) -> None:
 
 def test_images_outside_the_folder_are_left_out(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
-    images = {"best": "../../../secret.png", "start": str(tmp_path / "secret.png")}
+    images = {"result": "../../../secret.png", "start": str(tmp_path / "secret.png")}
     assert read(run_folder(tmp_path, [record(0, images=images)])).count("img") == 0
 
 
@@ -255,14 +257,14 @@ def test_values_of_a_task_that_is_not_known_are_shown(tmp_path: Path) -> None:
         "oracle": {"agrees": True, "margins": [1, 2]},
         "rank": None,
         "loss": 0.5,
-        "images": {"best": "images/best.png", "heat_map": "images/heat.png"},
+        "images": {"result": "images/result.png", "heat_map": "images/heat.png"},
     }
     page = read(run_folder(tmp_path, [item]))
     text = sentence(page).replace(" ", "")
     for shown in (
-        "Activation score 3.142",
+        "activation score 3.142",
         "layer layer4",
-        "Rank among the class's features –",
+        "rank –",
         "Counterfactual",
         "Heat map",
     ):
@@ -272,17 +274,18 @@ def test_values_of_a_task_that_is_not_known_are_shown(tmp_path: Path) -> None:
 
 
 def test_no_label_is_a_flattened_key(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, [record(0, word_means={"a crab": 1.5, "sand": 2.0}, activation_after=1.0)])
-    summary = {"results": 1, "rock crab": {"activation_score": 1.0}, "urn": {"activation_score": 0.5}}
+    words = {"a crab": 1.5, "sand": 2.0}
+    folder = run_folder(tmp_path, [record(0, word_means=words, activation_after=1.0)], task="neuron_vis")
+    summary = {"results": 1, "rock crab": {"activation": 1.0}, "urn": {"activation": 0.5}}
     (folder / "summary.json").write_text(json.dumps(summary))
     page = read(folder)
     assert ": " not in "".join(page.data_of("dt") + page.data_of("th")) and "_" not in "".join(page.data_of("dt"))
     assert {"Mean activation by words", "By name"} <= set(page.data_of("caption"))
-    assert ["Name", "Activation score"] == page.data_of("th")[:2]
+    assert ["Name", "Activation"] == page.data_of("th")[:2]
 
 
 def test_heads_of_tables_are_aligned_like_their_cells(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, [])
+    folder = run_folder(tmp_path, [], task="spurious_audit")
     (folder / "summary.json").write_text(json.dumps({"features": [{"unit": "f:1", "r": 0.25}]}))
     page = read(folder)
     cells = [attributes.get("class") for tag, attributes in page.tags if tag in ("th", "td")]
@@ -300,7 +303,7 @@ def test_the_weighted_terms_of_a_loss_add_up(tmp_path: Path) -> None:
 def test_a_soft_prompt_has_nearest_tokens(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, [record(0)])
     assert "Nearest vocabulary tokens" not in read(folder).text
-    (folder / "config.yaml").write_text("controls: {tokens: {_target_: x.prompt_tuning.SoftPrompt}}\n")
+    (folder / "config.yaml").write_text("options: {parametrization: soft_prompt}\n")
     assert "Nearest vocabulary tokens" in read(folder).text
 
 
@@ -333,7 +336,9 @@ def test_the_start_stands_between_the_original_and_the_result(tmp_path: Path) ->
     assert "predicted as urn" in page.text and "before the first step" not in page.text
 
 
-@pytest.mark.parametrize("changes", [{"max_steps": 0}, {"images": {"best": "images/test-00000-rock-crab/best.png"}}])
+@pytest.mark.parametrize(
+    "changes", [{"max_steps": 0}, {"images": {"result": "images/test-00000-rock-crab/result.png"}}]
+)
 def test_without_steps_or_an_original_the_start_is_no_stage(tmp_path: Path, changes: dict[str, Any]) -> None:
     page = read(run_folder(tmp_path, [record(0, **changes)]))
     assert "12.3\u00a0%" not in page.text and "96.2\u00a0%" in page.text
@@ -375,23 +380,23 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_folder(tmp_path, [record(0)])
     page = write_report(folder).read_text()
     with (folder / "results.jsonl").open("ab") as file:
-        file.write(b'{"name": "tor\n\xff\n{"name": 3}\n{"name": "x", "images": ["best.png"]}\n42\n')
+        file.write(b'{"name": "tor\n\xff\n{"name": 3}\n{"name": "x", "images": ["result.png"]}\n42\n')
     capsys.readouterr()
     assert main([str(folder)]) == 0 and (folder / PAGE_FILE).read_text() == page, "other results never suffer"
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
     told = ("is not JSON", "is not JSON", "is no result (name: ", "is no result (images: ", "is not a JSON object")
     for i, (line, why) in enumerate(zip(lines, told, strict=True), start=2):
-        assert line.startswith(f"{folder / 'results.jsonl'}, line {i}: {why}") and "; left out, " in line
+        assert line.startswith(f"{folder / 'results.jsonl'}, line {i}: {why}") and " and is left out; " in line
 
 
 def test_an_image_that_is_none_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_folder(tmp_path, [record(0), record(1)])
-    broken = folder / record(0)["images"]["best"]
+    broken = folder / record(0)["images"]["result"]
     broken.write_bytes(b"")
     write_report(folder)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{broken}: is no image; left out, ")
+    assert line.startswith(f"{broken}: is no PNG image and is left out of the page; ")
 
 
 @pytest.mark.parametrize("harm", [damage.junk, damage.empty, damage.folder])
@@ -400,7 +405,7 @@ def test_what_is_said_of_all_results_has_to_be_whole(tmp_path: Path, file: str, 
     folder = run_folder(tmp_path, [record(0)])
     (folder / file).touch()
     harm(folder / file)
-    with pytest.raises(UserError, match=f"{file}: is .*; the run's own command writes it anew"):
+    with pytest.raises(UserError, match=f"{file}: is .*; the run's own command writes it again"):
         write_report(folder)
     assert main([]) == 2
 

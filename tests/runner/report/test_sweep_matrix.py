@@ -19,7 +19,7 @@ def run(outputs: Path, classifier: str, target: str, image: str = "test-0", orig
         "name": name, "image_name": image, "target": target, "source": "crab", "success": target == "urn",
         "predicted_before": "crab", "confidence_before": {"crab": 0.9}, "predicted_after": target,
         "confidence_after": {target: 0.8},
-        "images": {"best": f"images/{name}/best.png"} | ({"original": "images/original.png"} if original else {}),
+        "images": {"result": f"images/{name}/result.png"} | ({"original": "images/original.png"} if original else {}),
     }  # fmt: skip
     folder = outputs / "uvce" / f"gen-{classifier}" / target
     folder.mkdir(parents=True)
@@ -38,7 +38,7 @@ def test_runs_of_one_image_make_a_matrix(tmp_path: Path) -> None:
     assert first.original is not None and first.original.text == "crab 0.90"
     ((urn,), (snow,)) = first.cells
     assert (urn.text, urn.success, snow.success) == ("urn 0.80", True, False)
-    assert urn.href == "../uvce/gen-a/urn/images/test-0-urn/best.png"
+    assert urn.href == "../uvce/gen-a/urn/images/test-0-urn/result.png"
     assert matrix.rows[1].cells[1] == [], "this run has another label"
 
 

@@ -25,7 +25,7 @@ CONFIG = {"seed": 0, "task": {"x": [1, 2.5e-7]}, "command": "first"}
 
 
 def summed(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"answers": len(records)}
+    return {"results": len(records)}
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> RunFolder:
     """Two results of two images each, and a failure."""
     run = RunFolder(tmp_path / "run")
     for i, name in enumerate(NAMES[:2]):
-        images = {key: f"images/{name}/{key}.png" for key in ("best", "mask")}
+        images = {key: f"images/{name}/{key}.png" for key in ("result", "mask")}
         for key, path in images.items():
             write_png(run.path / path, torch.full((3, 4, 4), i / 4 + len(key) / 8))
         run.write_result(name, {"name": name, "images": images, "ranks": {1: 2, 10: 3, 2: 0.1}, "seconds": 1.5})
@@ -79,7 +79,7 @@ def test_what_was_found_whole_is_not_read_again_by_any_process(run: RunFolder, r
 
 
 @pytest.mark.parametrize("harm", [damage.flipped, damage.zeros])
-@pytest.mark.parametrize("name", ["best.png", "result.json"])
+@pytest.mark.parametrize("name", ["result.png", "result.json"])
 def test_damage_that_keeps_size_and_time_is_found(
     run: RunFolder, reads: list[Path], name: str, harm: damage.Harm
 ) -> None:
@@ -109,7 +109,7 @@ def test_what_was_written_a_moment_ago_is_read_again(run: RunFolder) -> None:
     """It may change once more within the same tick of the file system's clock."""
     run.repair(NAMES)
     assert not (run.path / verified_files.VERIFIED_FILE).exists()
-    damage.flipped(run.path / "images/a/best.png")
+    damage.flipped(run.path / "images/a/result.png")
     assert list(run.find_damage(NAMES)) == [run.path / "images/a/result.json"]
 
 
@@ -128,7 +128,7 @@ def test_damaged_notes_are_not_believed(run: RunFolder, reads: list[Path], harm:
 def test_a_copy_of_a_run_is_read_whole(run: RunFolder, reads: list[Path], tmp_path: Path) -> None:
     run.repair(NAMES)
     shutil.copytree(run.path, tmp_path / "copy")
-    damage.flipped(tmp_path / "copy/images/a/best.png")
+    damage.flipped(tmp_path / "copy/images/a/result.png")
     assert list(RunFolder(tmp_path / "copy").find_damage(NAMES)) == [tmp_path / "copy/images/a/result.json"]
 
 
@@ -143,7 +143,7 @@ def harms(file: str) -> list[damage.Harm]:
 CASES = [
     (f"images/{name}/{file}", f"images/{name}/{told}", harm)
     for name, file, told in (
-        ("a", "result.json", "result.json"), ("a", "best.png", "result.json"), ("b", "mask.png", "result.json"),
+        ("a", "result.json", "result.json"), ("a", "result.png", "result.json"), ("b", "mask.png", "result.json"),
         ("c", "failure.json", "failure.json"),
     ) for harm in harms(file)
 ]  # fmt: skip
@@ -166,13 +166,13 @@ def test_what_is_damaged_is_not_done_and_harms_no_other(
     assert run.find_damage(NAMES) == {}
 
 
-@pytest.mark.parametrize("file", ["result.json", "best.png", "mask.png"])
+@pytest.mark.parametrize("file", ["result.json", "result.png", "mask.png"])
 def test_a_file_of_another_problem_is_none_of_its_own(run: RunFolder, file: str) -> None:
     shutil.copyfile(run.path / "images/b" / file, run.path / "images/a" / file)
     assert list(run.find_damage(NAMES)) == [run.path / "images/a/result.json"]
 
 
-@pytest.mark.parametrize("file", ["best.png", "mask.png"])
+@pytest.mark.parametrize("file", ["result.png", "mask.png"])
 def test_a_picture_that_is_missing_is_told(run: RunFolder, file: str) -> None:
     (run.path / "images/a" / file).unlink()
     assert run.find_damage(NAMES) == {run.path / "images/a/result.json": f"images/a/{file} is missing"}
@@ -184,7 +184,7 @@ def test_an_edited_result_is_not_what_was_measured(run: RunFolder) -> None:
     assert list(run.find_damage(NAMES)) == [path]
 
 
-@pytest.mark.parametrize("place", ["images", "state", "claims", "attempts", "images/a", "images/c"])
+@pytest.mark.parametrize("place", ["images", "state", "leases", "attempts", "images/a", "images/c"])
 def test_a_file_in_a_folders_place_is_set_aside(run: RunFolder, place: str) -> None:
     shutil.rmtree(run.path / place, ignore_errors=True)
     (run.path / place).touch()
@@ -203,7 +203,7 @@ def test_a_link_to_another_problems_folder_is_set_aside(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"digests": 7}, {"digests": {"images/a/best.png": 7}}, {"images": [1]}, {"warnings": "x"}]
+    "changes", [{"file_digests": 7}, {"file_digests": {"images/a/result.png": 7}}, {"images": [1]}, {"warnings": "x"}]
 )  # fmt: skip
 def test_a_result_of_another_kind_counts_as_not_done(run: RunFolder, changes: dict[str, Any]) -> None:
     path = run.path / "images/a/result.json"

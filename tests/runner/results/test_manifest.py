@@ -25,14 +25,14 @@ from classifier_lens.runner.results.manifest import Manifest, file_digests, prob
 from classifier_lens.runner.results.run_folder import RunFolder, run_key
 from classifier_lens.runner.run import fingerprint
 from classifier_lens.runner.types import CaptionEdit, Example, Problem, UserError
-from classifier_lens.tasks.neuron_cf import NeuronCounterfactualProblem
+from classifier_lens.tasks.neuron_cf import UnitCounterfactualProblem
 from classifier_lens.tasks.problems.image_problems import image_fields
 from classifier_lens.tasks.units.addressing import Unit
 from tests.conftest import TinyClassifier
 
 TASKS = CONFIG_FOLDER / "task"
 
-PUSH = NeuronCounterfactualProblem(
+PUSH = UnitCounterfactualProblem(
     name="crab-1-features-3-max",
     seed=7,
     edit=CaptionEdit.unchanged("a rock crab on sand", "rock crab"),
@@ -75,8 +75,8 @@ def refused(own: Manifest, begun: Manifest, *said: str) -> None:
         ({"content_digest": "of another"}, "image"), ({"mask": torch.ones(1, 8, 8)}, "mask"), ({"mask": None}, "mask"),
         ({"edit": CaptionEdit.unchanged("a rock crab in snow", "rock crab")}, "prompt"),
         ({"mask_words": "sand"}, "prompt"),
-        ({"prompt_check": ("a rock crab", 1)}, "prompt"), ({"unit": Unit("features", 4)}, "question"),
-        ({"label": 3}, "question"), ({"direction": "min"}, "question"), ({"seed": 8}, "question"),
+        ({"prompt_check": ("a rock crab", 1)}, "prompt"), ({"unit": Unit("features", 4)}, "definition"),
+        ({"label": 3}, "definition"), ({"direction": "min"}, "definition"), ({"seed": 8}, "definition"),
     ],
     ids=str,
 )  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_run_goes_on_with_more_problems_and_with_fewer() -> None:
 def test_other_problems_are_refused() -> None:
     refused(manifest("a", "c", "b"), manifest("a", "b"), "problem 1 is c, it was b")
     refused(manifest("b"), manifest("a", "b"), "problem 0 is b, it was a")
-    refused(manifest("a", "b", content_digest="x", seed=1), manifest("a", "b"), "b: its image and question")
+    refused(manifest("a", "b", content_digest="x", seed=1), manifest("a", "b"), "b: its image and definition")
 
 
 def test_another_network_is_told_by_its_answers() -> None:
@@ -309,5 +309,5 @@ def test_drawn_masks_human_annotations_and_named_files_have_digests(tmp_path: Pa
 
 def test_problems_of_a_plain_kind_have_digests() -> None:
     plain = Problem(name="a", seed=0, edit=CaptionEdit.unchanged("x", "x"), load=None, image_name="a", preserve="none")
-    assert set(problem_digests(plain)) == {"prompt", "question"}
+    assert set(problem_digests(plain)) == {"prompt", "definition"}
     assert re.fullmatch(r"[0-9a-f]{16}", problem_digests(plain)["prompt"])

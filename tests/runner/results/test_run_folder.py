@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
 
 def summed(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How a task may summarise: a count, and a mean that is not defined for some records."""
-    return {"answers": len(records), "mean": None if len(records) < 2 else 0.5}
+    return {"results": len(records), "mean": None if len(records) < 2 else 0.5}
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def test_what_others_left_in_a_run_folder_is_left_alone(tmp_path: Path) -> None:
     """A file manager's notes, an editor's copies, what a network's file system has renamed; folders, too."""
     folder = RunFolder(tmp_path)
     folder.write_result("a", {"name": "a"})
-    for part in (".", "state", "claims", "attempts", "images", "images/a"):
+    for part in (".", "state", "leases", "attempts", "images", "images/a"):
         (tmp_path / part).mkdir(exist_ok=True)
         for name in FOREIGN:
             (tmp_path / part / name).write_bytes(b"\x00Bud1")
         (tmp_path / part / "problems-00000-00001.safetensors").mkdir()
         (tmp_path / part / ".b.png.12345678.tmp").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    own = Leases(tmp_path / "claims", 10.0, Process("here", 1, None))
+    own = Leases(tmp_path / "leases", 10.0, Process("here", 1, None))
     folder.repair(["a", "b"])
     folder.clear_failures(["a", "b"], own.is_active)
     with own.announce(), own.acquire(batch_name(0, 4)) as claim:
@@ -189,7 +189,7 @@ def test_results_stand_in_problem_order_and_the_status_counts_them(tmp_path: Pat
     assert (status["done"], status["failed"], status["pending"], status["state"]) == (2, 1, 1, "running")
     assert status["failures"] == [{"name": "b", "error": "step 3: the term x is not finite"}]
     assert [folder.is_done(name) for name in "abcd"] == [True, True, True, False]
-    assert json.loads((folder.path / "summary.json").read_text()) == {"answers": 2, "mean": 0.5}
+    assert json.loads((folder.path / "summary.json").read_text()) == {"results": 2, "mean": 0.5}
     assert not list(folder.path.rglob("*.tmp"))
 
 
@@ -201,7 +201,7 @@ def test_the_summary_is_of_the_finished_problems_in_their_order(tmp_path: Path) 
         return summed(records)
 
     folder.collect(["a", "b"], "running", "", watched)
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"answers": 0, "mean": None}
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"results": 0, "mean": None}
     for name in ("b", "a"):
         folder.write_result(name, {"name": name})
         folder.collect(["a", "b"], "running", "", watched)
@@ -247,7 +247,9 @@ def test_summaries_are_made_of_results_without_their_steps(tmp_path: Path) -> No
         return {"keys": sorted(records[0])}
 
     folder.collect(["a"], "done", "", summarise)
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"keys": ["digest", "digests", "name", "success"]}
+    assert json.loads((tmp_path / "summary.json").read_text()) == {
+        "keys": ["digest", "file_digests", "name", "success"]
+    }
     assert json.loads((tmp_path / "results.jsonl").read_text())["history"] == [{"step": 0, "total": 0.1}]
 
 

@@ -14,7 +14,7 @@ def test_a_run_of_finished_problems_is_whole(tmp_path: Path) -> None:
     assert folder.find_damage(names) == {}
     many_problems.collect(folder, names)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {
-        "answers": 6, "successes": 4, "successes_at_start": 0,
+        "results": 6, "successes": 4, "successes_at_start": 0,
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def portrait(label: str, loss: float, score: float, shades: Sequence[float] = (1
     gallery = torch.tensor(shades)[:, None, None, None].expand(-1, 3, 4, 4)
     record = {
         "loss": {"total": loss}, "activation_score": score, "prompt": prompt,
-        "rivals": {"class name": {"activation_score": 0.5}, "best caption": {"activation_score": 1.0}},
+        "baseline_prompts": {"class_name": {"activation_score": 0.5}, "caption": {"activation_score": 1.0}},
     }  # fmt: skip
     return Result(SimpleNamespace(target=planted.CLASSES.index(label)), record, gallery[0], None, gallery)
 
@@ -72,8 +72,8 @@ def test_scores_count_classes_and_gains_are_paired(given: list[Result]) -> None:
     found = prompt_activation_score(SETTING, 2, SHORTCUT)
     assert found.value == 0.5 and found.note == "mean 87.5 %, lowest 75.0 % (fiddler crab)"
     assert prompt_activation_score(SETTING, 4, SHORTCUT).value == 0.25, "classes without an answer count as misses"
-    assert prompt_score_gain(SETTING, 2, SHORTCUT, "class name").value == pytest.approx(0.375)
-    caption = prompt_score_gain(SETTING, 2, SHORTCUT, "best caption")
+    assert prompt_score_gain(SETTING, 2, SHORTCUT, "class_name").value == pytest.approx(0.375)
+    caption = prompt_score_gain(SETTING, 2, SHORTCUT, "caption")
     assert caption.value == pytest.approx(-0.125) and "1 of 2 classes below it" in caption.note
 
 

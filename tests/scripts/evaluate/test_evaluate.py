@@ -327,7 +327,7 @@ def test_all_planted_rows_by_way_of_the_runner(
     folders = list((tmp_path / "uvce" / "planted_ddim-planted_clean").iterdir())
     records = [json.loads(text) for f in folders for text in (f / "results.jsonl").read_text().splitlines()]
     assert len(folders) == 8 and len(records) == 16
-    assert {r["images"]["best"].split("/")[1] for r in records} == {r["name"] for r in records}
+    assert {r["images"]["result"].split("/")[1] for r in records} == {r["name"] for r in records}
 
 
 def test_runs_share_networks_of_equal_settings_and_no_others(tmp_path: Path) -> None:

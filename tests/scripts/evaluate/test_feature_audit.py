@@ -24,7 +24,7 @@ NETWORKS = ("planted_clean", "planted_background_shortcut")
 
 def features(core: Sequence[float], spurious: Sequence[float], target: str) -> list[dict[str, Any]]:
     return [
-        {"r": r, "label": label, "target": target, "reached": True}
+        {"r": r, "annotation": label, "target": target, "activated": True}
         for label, own in (("core", core), ("spurious", spurious)) for r in own
     ]  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_delta_is_chosen_on_the_other_networks(audited: dict[str, list[dict[str,
 def test_features_that_were_not_reached_are_neither_right_nor_flagged(audited: dict[str, list[dict[str, Any]]]) -> None:
     """The clean network's 0.4 was right and its 0.05 flagged; without them 0.25 still suits it, and 0.15 the others."""
     for record in audited["planted_clean"]:
-        record["reached"] = record["r"] not in (0.4, 0.05)
+        record["activated"] = record["r"] not in (0.4, 0.05)
     found = audit_balanced_accuracy(SETTING, 9, NETWORKS)
     assert found.note == "2 of 4 core features correct, 2 of 5 spurious ones; 2 not activated"
     assert audit_false_positive_rate(SETTING, 9, NETWORKS).value == 0

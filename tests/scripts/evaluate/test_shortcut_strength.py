@@ -78,7 +78,7 @@ def test_a_bias_is_the_share_of_a_prompts_pictures_that_show_the_cue(
 def portrait(label: str, shades: Sequence[float]) -> Result:
     """An answer whose pictures are of one shade each."""
     gallery = torch.tensor(shades)[:, None, None, None].expand(-1, 3, 4, 4)
-    record = {"activation_score": 0.75, "rivals": {"class name": {"activation_score": 0.25}}}
+    record = {"activation_score": 0.75, "baseline_prompts": {"class_name": {"activation_score": 0.25}}}
     return Result(SimpleNamespace(target=planted.CLASSES.index(label)), record, gallery[0], None, gallery)
 
 

@@ -54,14 +54,19 @@ def counterfactuals(root: Path, method: str, problems: int = 3, trained: bool = 
             "name": f"test-{i}-viaduct", "source": "rock crab", "target": "viaduct",
             "confidence_after": {"viaduct": sure}, **changes,
         }  # fmt: skip
-        answers.append((record, {"original": (9 * i, 200, 0), "best": COLOURS[method]}))
+        answers.append((record, {"original": (9 * i, 200, 0), "result": COLOURS[method]}))
     loader = "classifier_lens.data.image_folder.ImageFolder"
     training = f"{{_target_: {loader}, path: {class_folder(root / 'training', 9)}, seed: 0}}"
-    config = "task: {_target_: classifier_lens.tasks.uvce.Uvce}\n" + (f"training: {training}\n" if trained else "")
+    config = "options: {task: uvce, classifier: a, parametrization: embeddings}\n" + (
+        f"training: {training}\n" if trained else ""
+    )
     return write_run(root / "uvce" / "planted_ddim-planted_clean" / f"secret{method}", config, answers)
 
 
-AUDIT = "task: {_target_: classifier_lens.tasks.spurious_audit.SpuriousAudit, objectives: [both, unit]}\n"
+AUDIT = """\
+task: {objectives: [both, unit]}
+options: {task: spurious_audit, classifier: a, parametrization: soft_prompt}
+"""
 GROUPS = {"viaduct": "biased", "rock crab": "unbiased", "partridge": "medium"}
 REAL: Colour = (200, 100, 0)
 
@@ -79,11 +84,11 @@ def audit(
         for rank in range(features, 0, -1):
             for objective in ("both", "unit"):
                 colour = COLOURS[method] if objective == "both" else (0, 0, 0)
-                pictures: dict[str, Any] = {"best": colour, **{f"sample_{i:02}": colour for i in range(1, samples)}}
-                pictures |= {"training": REAL, "cam-training": cam}
+                pictures: dict[str, Any] = {"result": colour, **{f"sample_{i:02}": colour for i in range(1, samples)}}
+                pictures |= {"training_image": REAL, "hirescam_training": cam}
                 record = {
                     "name": f"{label.replace(' ', '-')}-{rank}-{objective}", "target": label, "unit": f"u{rank}",
-                    "rank": rank, "objective": objective, "label": None, **changes,
+                    "rank": rank, "objective": objective, "annotation": None, **changes,
                     **({} if groups is None else {"group": groups[label]}),
                 }  # fmt: skip
                 answers.append((record, {kind: shown for kind, shown in pictures.items() if kind != without}))
@@ -97,10 +102,11 @@ def portraits(root: Path, labels: Sequence[str] = (*GROUPS, "lifeboat"), samples
         for k, colour in enumerate([(0, 0, 0), (250, 250, 0)]):
             record = {
                 "name": f"{label.replace(' ', '-')}-{k}", "target": label, "prompt": "", "activation_score": 1.0,
-                "rivals": {}, "loss": {"total": 1.0 - k},
+                "baseline_prompts": {key: {"activation_score": 0.5} for key in ("class_name", "caption")},
+                "loss": {"total": 1.0 - k},
             }  # fmt: skip
-            answers.append((record, {"best": colour, **{f"sample_{i:02}": colour for i in range(1, samples)}}))
-    config = "task: {_target_: classifier_lens.tasks.diffexplainer_class.DiffExplainerClass}\n"
+            answers.append((record, {"result": colour, **{f"sample_{i:02}": colour for i in range(1, samples)}}))
+    config = "options: {task: diffexplainer_class, classifier: a, parametrization: soft_prompt}\n"
     return write_run(root / "diffexplainer_class" / "planted_lcm-planted_clean" / "secretC", config, answers)
 
 

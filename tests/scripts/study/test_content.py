@@ -58,7 +58,7 @@ def test_the_first_five_features_are_those_of_the_lowest_ranks(tmp_path: Path) -
     audited = audit(tmp_path, features=7)
     for line in (audited / "results.jsonl").read_text().splitlines():
         record = json.loads(line)
-        for kind in ("best", "sample_01"):
+        for kind in ("result", "sample_01"):
             Image.new("RGB", (8, 8), (record["rank"],) * 3).save(audited / record["images"][kind])
     page, _ = study(tmp_path, audited=audited)
     for box in page.boxes:

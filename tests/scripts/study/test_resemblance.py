@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     first = audit(tmp_path, "A")
     for other, said in (
         (audit(tmp_path / "1", "B", unit="u9"), "have different problems of this name"),
-        (audit(tmp_path / "2", "B", without="cam-training"), "has no activation map of the feature"),
+        (audit(tmp_path / "2", "B", without="hirescam_training"), "has no activation map of the feature"),
         (audit(tmp_path / "3", "B", features=0), "holds no results"),
         (audit(tmp_path / "4", "B", objective="class"), "has no result of objective both"),
         (audit(tmp_path / "5", "B", name="other"), "explain no feature in common"),

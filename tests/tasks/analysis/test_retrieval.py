@@ -12,7 +12,7 @@ from torch import Tensor
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import UserError
 from classifier_lens.tasks.analysis import retrieval
-from classifier_lens.tasks.analysis.retrieval import Retrieval
+from classifier_lens.tasks.analysis.retrieval import IMAGE_NEIGHBORS, TEXT_NEIGHBORS, Retrieval
 from tests.tasks.tiny import SIDE, Embeddings, Pictures, cache_in, colour, noise
 
 TEXTS = {"green": [0.0, 1.0, 0.0], "red": [1.0, 0.0, 0.0]}
@@ -45,9 +45,10 @@ def test_the_nearest_are_those_of_the_largest_products_in_their_order() -> None:
 def test_a_picture_and_a_text_find_their_own() -> None:
     dataset = Pictures([colour(0, 1, 0), colour(0, 0, 1), colour(1, 0.1, 0), colour(0.2, 1, 0)], ["x"] * 4)
     shown = Retrieval(dataset, Embeddings(TEXTS), 2, SIDE, NOTHING_KEPT).nearest_images(colour(1, 0.1, 0), "green")
-    assert list(shown) == ["near-1", "near-2", "text-1", "text-2"]
-    for name, row in (("near-1", 2), ("near-2", 3), ("text-1", 0), ("text-2", 3)):
-        assert torch.equal(shown[name], dataset[row].image), name
+    fields = [series.image(number) for series in (IMAGE_NEIGHBORS, TEXT_NEIGHBORS) for number in (1, 2)]
+    assert list(shown) == fields
+    for field, row in zip(fields, (2, 3, 0, 3), strict=True):
+        assert torch.equal(shown[field], dataset[row].image), field
 
 
 def test_pictures_are_shown_square_at_the_asked_size() -> None:
@@ -110,4 +111,6 @@ def test_each_thing_that_embeddings_depend_on_is_part_of_their_key(tmp_path: Pat
 def test_more_than_there_are_is_refused_in_one_line(nearest: int) -> None:
     with pytest.raises(UserError) as caught:
         Retrieval(noise(9), Embeddings(), nearest, SIDE, NOTHING_KEPT)
-    assert str(caught.value) == f"task.retrieval.top_k={nearest}: allowed are 1 … 9, the pictures there are"
+    assert (
+        str(caught.value) == f"task.retrieval.top_k={nearest}: allowed are 1 … 9, the number of images in the data set"
+    )

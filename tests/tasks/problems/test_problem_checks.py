@@ -140,7 +140,7 @@ def test_a_training_image_that_a_network_does_not_answer_to_is_named(
 ) -> None:
     with pytest.raises(UserError, match=r"^classifier.target=tiny: fails on the training image x2 \(") as caught:
         look(picky(raises), TensorCache(None))
-    assert "\n" not in str(caught.value) and "leave it out" in str(caught.value)
+    assert "\n" not in str(caught.value) and "remove the image from" in str(caught.value)
     assert ("RuntimeError: too blue" in str(caught.value)) == raises and not isinstance(caught.value, NonFiniteError)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.types import CaptionEdit, UserError
-from classifier_lens.tasks.prompts.context_search import ContextSearch
+from classifier_lens.tasks.prompts.context_search import ContextEdit, ContextSearch
 from tests.tasks.tiny import Colours, Maker, classifier_of, noise, world
 
 GROUNDS = {"on sand": 0.2, "in snow": 0.5, "on dry grass": 0.3}
@@ -24,7 +24,7 @@ def red(images: Tensor) -> Tensor:
     return images[:, 0].mean(dim=(1, 2))
 
 
-def start_of(caption: str, sign: float, maker: Maker | None = None, **changes: Any) -> dict[str, Any]:
+def start_of(caption: str, sign: float, maker: Maker | None = None, **changes: Any) -> ContextEdit:
     settings: dict[str, Any] = {
         "context_phrases": [list(GROUNDS), list(THINGS)], "resample_noise": True, "images_per_phrase": 2,
         "prompt": "a photo of {phrase}",
@@ -34,8 +34,7 @@ def start_of(caption: str, sign: float, maker: Maker | None = None, **changes: A
 
 
 def edit_of(caption: str, sign: float, maker: Maker | None = None, **changes: Any) -> CaptionEdit:
-    edit = start_of(caption, sign, maker, **changes)["edit"]
-    assert isinstance(edit, CaptionEdit)
+    edit = start_of(caption, sign, maker, **changes).edit
     return edit
 
 
@@ -84,7 +83,7 @@ def test_what_the_class_alone_shows_is_not_bettered_by_less() -> None:
 
 @pytest.mark.parametrize(("redraw", "phrases"), product([True, False], [[list(GROUNDS)], None]))
 def test_what_is_free_is_drawn_anew_only_where_words_change(redraw: bool, phrases: list[list[str]] | None) -> None:
-    assert start_of(CAPTION, 1.0, resample_noise=redraw, context_phrases=phrases)["editable_from_noise"] == (
+    assert start_of(CAPTION, 1.0, resample_noise=redraw, context_phrases=phrases).editable_from_noise == (
         redraw and phrases is not None
     )
 
@@ -107,9 +106,9 @@ def test_other_captions_stay_as_they_are(caption: str, phrases: list[list[str]] 
 
 
 def test_settings_are_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"^task\.context_search\.prompt=a photograph: has to contain \{phrase\}"):
+    with pytest.raises(UserError, match=r"^task\.context_search\.prompt=a photograph: must contain \{phrase\}"):
         edit_of(CAPTION, 1.0, prompt="a photograph")
     with pytest.raises(
-        UserError, match=r"^task\.context_search\.context_phrases: 'on sand' stands alone; wanted are lists"
+        UserError, match=r"^task\.context_search\.context_phrases: 'on sand' is no list; give one list per kind"
     ):
         edit_of(CAPTION, 1.0, context_phrases=["on sand"])

@@ -164,7 +164,7 @@ def test_the_units_of_a_class_by_hand() -> None:
 
 
 def test_equal_units_are_taken_in_their_order() -> None:
-    with pytest.raises(UserError, match="no training picture is predicted as 'rock crab'"):
+    with pytest.raises(UserError, match="no training image is predicted as 'rock crab'"):
         choose("class:rock crab:2")
     assert choose("top:3", std=torch.tensor([6.0, 2.0, 3.0])) == [Unit(FEATURES, i) for i in range(3)]
 
@@ -215,5 +215,5 @@ def test_other_units_are_refused_in_one_line(units: str | int | list[str | int],
 
 @pytest.mark.parametrize("units", ["top:1", "class:urn:1"])
 def test_a_classifier_without_a_last_layer_has_no_best_units(units: str) -> None:
-    with pytest.raises(UserError, match=rf"task\.units={units}: no last linear layer is known"):
+    with pytest.raises(UserError, match=rf"task\.units={units}: the classifier has no known last linear layer"):
         choose_units(units, classifier_of(plain), lambda: ranked([1.0] * 3, [[0.0] * 3] * 3))

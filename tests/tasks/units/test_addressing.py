@@ -139,6 +139,6 @@ def test_an_unknown_module_is_refused_with_the_nearest_names() -> None:
 
 
 def test_a_classifier_without_features_is_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"task\.units: the classifier shows no features") as caught:
+    with pytest.raises(UserError, match=r"task\.units: the classifier returns no features") as caught:
         check_units(classifier_of(plain), [Unit(FEATURES, 0)])
     assert "\n" not in str(caught.value)

@@ -138,7 +138,7 @@ def test_the_same_name_for_another_output_is_another_class(tmp_path: Path) -> No
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_class_needs_two_pictures(count: int) -> None:
     dataset = noise(6, labels=["viaduct"]) if count == 0 else noise(2, labels=["viaduct", "urn"])
-    with pytest.raises(UserError, match=rf"task\.components: .* {count} pictures of 'urn'; at least 2") as caught:
+    with pytest.raises(UserError, match=rf"task\.components: .* {count} images of 'urn'; at least 2") as caught:
         class_components(classifier_of(Maps()), "urn", dataset, SIDE, NOTHING_KEPT)
     assert "\n" not in str(caught.value)
 
@@ -148,7 +148,7 @@ def test_a_classifier_without_a_last_layer_has_none() -> None:
         lambda: class_components(classifier_of(plain), "urn", noise(6), SIDE, NOTHING_KEPT),
         lambda: parse_components({"urn": [0]}, classifier_of(plain)),
     ):
-        with pytest.raises(UserError, match="shows no last linear layer"):
+        with pytest.raises(UserError, match="has no known last linear layer"):
             ask()
 
 
@@ -186,11 +186,11 @@ def test_the_published_components_of_imagenet_can_be_read() -> None:
     [
         ({"urns": [0]}, "task.components=urns: no class of the classifier; nearest are urn"),
         ({"3": [0]}, "task.components=3: no class"),
-        ({"urn": [0, 4]}, "task.components={urn: [4]}: not computed; allowed are 0 … 3"),
-        ({"urn": [-1]}, "task.components={urn: [-1]}: not computed; allowed are 0 … 3"),
-        ({"urn": ["first"]}, "task.components={urn: [first]}: not computed; allowed are 0 … 3"),
-        ({"urn": 2}, "task.components={urn: 2}: wanted is a list of numbers"),
-        ([3], "task.components=[3]: wanted is {class name or index: [numbers]}"),
+        ({"urn": [0, 4]}, "task.components={urn: [4]}: allowed are 0 … 3"),
+        ({"urn": [-1]}, "task.components={urn: [-1]}: allowed are 0 … 3"),
+        ({"urn": ["first"]}, "task.components={urn: [first]}: allowed are 0 … 3"),
+        ({"urn": 2}, "task.components={urn: 2}: allowed are lists of numbers"),
+        ([3], "task.components=[3]: allowed are {class name or index: [numbers]}"),
         ("nowhere.json", "task.components=nowhere.json: No such file"),
     ],
 )
@@ -202,7 +202,7 @@ def test_others_are_refused_in_one_line(spec: object, said: str) -> None:
 
 def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "components.json"
-    for text, said in (("{urn", "cannot be read"), ("[1, 2]", "wanted is {class name or index")):
+    for text, said in (("{urn", "cannot be read"), ("[1, 2]", "allowed are {class name or index")):
         path.write_text(text)
         with pytest.raises(UserError, match=said) as caught:
             parse_components(str(path), classifier_of(Maps()))
@@ -221,7 +221,7 @@ def test_there_are_as_many_components_as_the_pictures_can_vary(tmp_path: Path, p
     check_component("urn", rank - 1, own)
     if rank < 4:
         with pytest.raises(
-            UserError, match=rf"urn: \[{rank}\]\}}: over .* {rank} components vary; allowed are 0 … {rank - 1}"
+            UserError, match=rf"urn: \[{rank}\]\}}: only {rank} components vary .*; allowed are 0 … {rank - 1}"
         ):
             check_component("urn", rank, own)
 
@@ -229,5 +229,5 @@ def test_there_are_as_many_components_as_the_pictures_can_vary(tmp_path: Path, p
 def test_equal_pictures_have_no_component(tmp_path: Path) -> None:
     data = Pictures([noise(1)[0].image] * 5, ["urn"] * 5)
     own = class_components(classifier_of(Maps()), "urn", data, SIDE, cache_in(tmp_path))
-    with pytest.raises(UserError, match=r"0 components vary; allowed are none"):
+    with pytest.raises(UserError, match=r"only 0 components vary .*; allowed are none"):
         check_component("urn", 0, own)

@@ -69,7 +69,7 @@ def test_prompts_follow_the_template_and_all_words_have_the_same_seeds(
 def test_a_template_without_a_place_for_the_word_is_refused_in_one_line(own: TaskInputs, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         measure_word_activations(RED, ["a crab"], "a photograph of {label}", 2, own, cache_in(tmp_path))
-    assert str(caught.value).startswith("task.prompt=a photograph of {label}: has to contain {phrase}")
+    assert str(caught.value).startswith("task.prompt=a photograph of {label}: must contain {phrase}")
     assert "\n" not in str(caught.value)
 
 
