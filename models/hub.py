@@ -1,4 +1,4 @@
-"""Networks in the hub's layout, from folders and from the local cache; nothing is downloaded here."""
+"""Loading of networks in the hub's layout from folders and the local cache, without downloads."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ EXPECTED_FORMAT = "wanted is a folder in transformers' layout with its weights"
 
 
 def find_cached_file(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
-    """The first of the files that the hub's cache has, None if they are to be downloaded.
+    """The first of the files that is in the hub's cache, None if they have to be downloaded.
 
-    what: what the files are, with the key that errors point at. Raises UserError if the cache has none and the hub does
-    not answer within seconds; the hub's own clients would try again for minutes.
+    what: configuration key and role of the files, for errors. Raises UserError if no file is cached and the hub cannot
+    be reached within seconds; the clients of the hub would retry for minutes.
     """
     for file in files:
         if isinstance(path := try_to_load_from_cache(repository, file, revision=revision), str):
@@ -71,18 +71,26 @@ def fetch_command(source: str, revision: str | None = None) -> str:
 def local_folder(
     key: str, path: str, revision: str | None, fetch_hint: str | None = None, allow_file: bool = False
 ) -> Path:
-    """The folder that `path` names, or the hub's cached one of that id at `revision`; nothing is downloaded.
+    """The folder at a path, or the folder in the hub's cache of an id.
 
-    key: the key and value that errors point at; fetch_hint: how to get it, None for a fetch by its id; allow_file:
-    whether `path` may name a file, too. Raises UserError where there is neither."""
+    Args:
+        key: configuration key and value for errors.
+        path: a folder, or an id of the hub.
+        revision: commit of the id.
+        fetch_hint: how to get the folder, None for a download by its id.
+        allow_file: whether `path` may be a file.
+
+    Raises:
+        UserError: neither exists.
+    """
     if (folder := Path(path).expanduser()).is_dir() or (allow_file and folder.is_file()):
         return folder
     try:
         return Path(snapshot_download(path, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         is_id = isinstance(error, LocalEntryNotFoundError)
-        if is_id and revision is None and (found := _only_snapshot(path)):
-            return found
+        if is_id and revision is None and (snapshot := _only_snapshot(path)):
+            return snapshot
         at = f"revision {revision}" if revision else "any one revision"
         absent = f"neither a folder nor, at {at}, in the hub's cache"
         if fetch_hint is not None:
@@ -92,26 +100,25 @@ def local_folder(
 
 
 def _only_snapshot(repository: str) -> Path | None:
-    """The cached files of a repository of which one revision alone was fetched, by its commit."""
+    """The cached folder of a repository if exactly one revision of it is cached."""
     folder = Path(HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"), "snapshots")
-    found = list(folder.iterdir()) if folder.is_dir() else []
-    return found[0] if len(found) == 1 else None
+    snapshots = list(folder.iterdir()) if folder.is_dir() else []
+    return snapshots[0] if len(snapshots) == 1 else None
 
 
 def read_model_type(key: str, folder: Path, allowed: Iterable[str]) -> str:
-    """The kind of network that a folder's config.json names. Raises UserError if it is none of those allowed."""
+    """`model_type` in the config.json of a folder. Raises UserError if it is not one of `allowed`."""
     with as_user_error(key):
-        kind: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-    if kind not in (allowed := tuple(allowed)):
-        raise UserError(f"{key}: contains a network of type {kind}; allowed are {', '.join(allowed)}")
-    return kind
+        model_type: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+    if model_type not in (allowed := tuple(allowed)):
+        raise UserError(f"{key}: contains a network of type {model_type}; allowed are {', '.join(allowed)}")
+    return model_type
 
 
 def load_frozen(key: str, folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
-    """A transformers network of class `model_class` with all its weights, in evaluation mode and frozen.
+    """A frozen network of transformers or diffusers in evaluation mode; code in its files is not run.
 
-    Code that a file of weights holds is not run. Raises UserError if a file is missing or broken, or if the weights are
-    not those of the class.
+    Raises UserError if a file is missing or damaged, or if weights of the class are missing.
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -128,11 +135,11 @@ def load_frozen(key: str, folder: Path, model_class: Any, dtype: torch.dtype) ->
 
 @contextmanager
 def as_user_error(key: str, wanted: str = EXPECTED_FORMAT) -> Iterator[None]:
-    """What transformers or diffusers say of files that they cannot load, as a UserError of one line."""
+    """Converts errors of transformers and diffusers for files that they cannot load to UserErrors of one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{key}: cannot be loaded ({first_line(error)}); {wanted}") from error
     except UnpicklingError as error:
-        said = "its file of weights is damaged, or holds code, which is never run"
-        raise UserError(f"{key}: cannot be loaded ({said}); {wanted}") from error
+        reason = "its file of weights is damaged, or contains code, which is never run"
+        raise UserError(f"{key}: cannot be loaded ({reason}); {wanted}") from error

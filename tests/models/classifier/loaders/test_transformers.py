@@ -102,7 +102,7 @@ def test_weights_of_torch_save_are_read_without_running_code(tmp_path: Path) -> 
     torch.save(state, folder / "pytorch_model.bin")
     assert transformers_classifier(str(folder), None, None, "cub").digest == plain.digest
     torch.save(state | {"code": Namespace()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="holds code, which is never run") as caught:
+    with pytest.raises(UserError, match="contains code, which is never run") as caught:
         transformers_classifier(str(folder), None, None, "cub")
     assert "\n" not in str(caught.value)
 
