@@ -1,4 +1,4 @@
-"""The data sets as the runner sees them: what they offer, in which order, and what they refuse."""
+"""Data sets: images, order, digests and refused settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONF = Path(__file__).parents[2] / "conf" / "data"
 
 
 def jpeg(value: int) -> bytes:
-    """A grey 32 x 32 photograph."""
+    """A gray 32 x 32 JPEG image."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (value, value, value)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -51,7 +51,7 @@ def cifar(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_planted_pictures_are_those_of_the_draw() -> None:
+def test_planted_images_are_those_of_the_sampled_scenes() -> None:
     data: Dataset = PlantedDataset("test", 20, 0, "independent")
     scenes = sample_scenes(20, SPLIT_SEEDS["test"])
     images = render(scenes).image
@@ -64,12 +64,12 @@ def test_planted_pictures_are_those_of_the_draw() -> None:
         assert torch.equal(example.image, (images[i] * 255).round() / 255)
 
 
-def test_planted_pictures_do_not_depend_on_the_count() -> None:
+def test_planted_images_do_not_depend_on_the_count() -> None:
     few, many = PlantedDataset("validation", 3, 5, "independent"), PlantedDataset("validation", 200, 5, "independent")
     assert all(torch.equal(few[i].image, many[i].image) for i in range(3))
 
 
-def test_planted_truth_belongs_to_the_picture() -> None:
+def test_planted_ground_truth_belongs_to_the_image() -> None:
     data = PlantedDataset("test", 10, 0, "independent")
     scenes, rendered = data.ground_truth(7)
     assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
@@ -77,14 +77,14 @@ def test_planted_truth_belongs_to_the_picture() -> None:
     assert float((rendered.image[0] - data[7].image).abs().max()) <= 0.5 / 255 + 1e-6
 
 
-def test_planted_seeds_and_splits_share_no_pictures() -> None:
+def test_planted_seeds_and_splits_share_no_images() -> None:
     seeds = [split_seed(split, seed) for split in SPLIT_SEEDS for seed in range(50)]
     assert len(set(seeds)) == len(seeds)
     images = [PlantedDataset("test", 1, seed, "independent")[0].image for seed in (0, 1)]
     assert not torch.equal(*images)
 
 
-def test_planted_nearest_is_the_other_of_the_pair() -> None:
+def test_planted_nearest_class_is_the_other_of_the_pair() -> None:
     data = PlantedDataset("test", 1, 0, "independent")
     for a, b in PAIRS:
         assert data.nearest_class(a) == b and data.nearest_class(b) == a
@@ -92,7 +92,7 @@ def test_planted_nearest_is_the_other_of_the_pair() -> None:
     assert data.nearest_class("goldfish") is None and data.similar_classes("goldfish") == []
 
 
-def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
+def test_planted_without_a_count_is_the_whole_split() -> None:
     assert len(PlantedDataset("validation", None, 0, "independent")) == 2_000
 
 
@@ -106,19 +106,19 @@ def test_planted_takes_the_whole_split_where_no_count_is_given() -> None:
         (("test", 5, 0, "seen"), "data.cues=seen: allowed are independent, present, absent"),
     ],
 )
-def test_planted_refuses(arguments: tuple[str, int, int, str], message: str) -> None:
+def test_planted_refuses_wrong_settings(arguments: tuple[str, int, int, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PlantedDataset(*arguments)
 
 
-def test_a_data_set_ends(cifar: Path) -> None:
+def test_iteration_over_a_data_set_ends(cifar: Path) -> None:
     for data in (PlantedDataset("test", 3, 0, "independent"), Cifar10(cifar, "test", 3, 0)):
         assert len(list(data)) == 3  # type: ignore[call-overload]
         with pytest.raises(IndexError):
             data[-1]
 
 
-def test_cifar10_offers_every_photograph_once_in_the_seeds_order(cifar: Path) -> None:
+def test_cifar10_has_every_image_once_in_the_seeds_order(cifar: Path) -> None:
     data: Dataset = Cifar10(cifar, "test", None, 0)
     examples = [data[i] for i in range(len(data))]
     assert {e.name for e in examples} == {f"test-{name}-000{n}" for name in CIFAR_CLASSES for n in (1, 2)}
@@ -136,18 +136,18 @@ def test_cifar10_offers_every_photograph_once_in_the_seeds_order(cifar: Path) ->
     assert all(data.nearest_class(data.nearest_class(name) or "") == name for name in CIFAR_CLASSES)
 
 
-def test_cifar10_reads_torchvisions_folder(tmp_path: Path) -> None:
+def test_cifar10_reads_the_folder_of_torchvision(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     pixels = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
     (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels, "labels": [3, 8]}))
     data = Cifar10(tmp_path, "test", None, 0)
-    found = {data[i].name: data[i] for i in range(2)}
-    assert found["test-00000"].label == "cat" and found["test-00001"].label == "ship"
-    assert torch.equal(found["test-00001"].image, torch.from_numpy(pixels[1].reshape(3, 32, 32)).float() / 255)
+    result = {data[i].name: data[i] for i in range(2)}
+    assert result["test-00000"].label == "cat" and result["test-00001"].label == "ship"
+    assert torch.equal(result["test-00001"].image, torch.from_numpy(pixels[1].reshape(3, 32, 32)).float() / 255)
 
 
-def test_cifar10_refuses(cifar: Path, tmp_path: Path) -> None:
+def test_cifar10_refuses_wrong_settings(cifar: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.split=validation: allowed are train, test"):
         Cifar10(cifar, "validation", None, 0)
     with pytest.raises(UserError, match=r"data.count=21: allowed are 1 to 20"):
@@ -163,7 +163,7 @@ def test_cifar10_refuses_a_broken_archive(tmp_path: Path, content: bytes) -> Non
         Cifar10(tmp_path, "test", None, 0)
 
 
-def test_cifar10_refuses_a_truncated_photograph(tmp_path: Path) -> None:
+def test_cifar10_refuses_a_truncated_image(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "test.zip", "w") as files:
         files.writestr("test/cat/0001.jpg", jpeg(9)[:300])
     with pytest.raises(UserError, match=r"data.path=.*: cannot read the test split") as refused:
@@ -172,7 +172,9 @@ def test_cifar10_refuses_a_truncated_photograph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in CONF.glob("*.yaml")))
-def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_builds_or_names_the_missing_key(
+    option: str, cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIFAR10", str(cifar))
     with zipfile.ZipFile(cifar / "train.zip", "w") as files:
         for name in CIFAR_CLASSES:
@@ -190,21 +192,21 @@ def test_every_option_builds_or_says_what_is_missing(option: str, cifar: Path, m
         assert [data[i].label in data.labels for i in range(min(len(data), 1))] == [True] * (option != "none")
 
 
-# --- what kept results are found by ---------------------------------------------------------------------------
+# --- indices and digests -----------------------------------------------------------------------------------
 
 
-def test_rows_are_a_classes_pictures(cifar: Path) -> None:
+def test_indices_are_the_images_of_a_class(cifar: Path) -> None:
     data: Dataset
     for data in (PlantedDataset("test", 60, 0, "independent"), Cifar10(cifar, "test", None, 3)):
-        found = {label: data.indices(label) for label in data.labels}
-        assert sorted(row for rows in found.values() for row in rows) == list(range(len(data)))
-        for label, rows in found.items():
+        result = {label: data.indices(label) for label in data.labels}
+        assert sorted(row for rows in result.values() for row in rows) == list(range(len(data)))
+        for label, rows in result.items():
             assert rows and rows == sorted(rows) == data.indices(label.upper())
             assert all(data[row].label == label for row in rows)
         assert data.indices("goldfish") == []
 
 
-def test_a_digest_follows_from_what_decides_the_pictures(cifar: Path) -> None:
+def test_a_digest_depends_on_all_settings(cifar: Path) -> None:
     planted_ones = [
         ("test", 20, 0, "independent"), ("validation", 20, 0, "independent"), ("test", 21, 0, "independent"),
         ("test", 20, 1, "independent"), ("test", 20, 0, "present"), ("test", 20, 0, "absent"),
@@ -218,7 +220,7 @@ def test_a_digest_follows_from_what_decides_the_pictures(cifar: Path) -> None:
         assert len(set(digests)) == len(several) and all(len(digest) == 64 for digest in digests)
 
 
-def test_a_digest_sees_a_photograph_that_was_exchanged(cifar: Path, tmp_path: Path) -> None:
+def test_a_digest_depends_on_the_content_of_images(cifar: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     with zipfile.ZipFile(cifar / "test.zip") as old, zipfile.ZipFile(other / "test.zip", "w") as new:
@@ -227,19 +229,23 @@ def test_a_digest_sees_a_photograph_that_was_exchanged(cifar: Path, tmp_path: Pa
     assert Cifar10(other, "test", None, 0).digest != Cifar10(cifar, "test", None, 0).digest
 
 
-def test_cues_are_shown_hidden_or_left_to_chance() -> None:
-    plain, tied, bare = (PlantedDataset("test", 400, 0, cues) for cues in ("independent", "present", "absent"))
+def test_cues_are_shown_hidden_or_independent() -> None:
+    independent_cues, with_cues, without_cues = (
+        PlantedDataset("test", 400, 0, cues) for cues in ("independent", "present", "absent")
+    )
     independent = sample_scenes(400, SPLIT_SEEDS["test"])
-    assert torch.equal(plain.scenes.background, independent.background)
-    assert torch.equal(plain.scenes.prop, independent.prop)
+    assert torch.equal(independent_cues.scenes.background, independent.background)
+    assert torch.equal(independent_cues.scenes.prop, independent.prop)
     for name, (factor, cue) in SHORTCUTS.items():
         value = {"background": BACKGROUNDS, "prop": PROPS}[factor].index(cue)
-        by_chance, with_cue, without = (getattr(d.scenes, factor)[d.indices(name)] for d in (plain, tied, bare))
+        by_chance, with_cue, without = (
+            getattr(d.scenes, factor)[d.indices(name)] for d in (independent_cues, with_cues, without_cues)
+        )
         assert 0 < (by_chance == value).sum() < len(by_chance)
         assert (with_cue == value).all() and not (without == value).any()
         assert torch.equal(without[by_chance != value], by_chance[by_chance != value])
-    untied = [i for name in CLASSES if name not in SHORTCUTS for i in plain.indices(name)]
-    for other in (tied, bare):
-        assert torch.equal(plain.scenes.label, other.scenes.label)
-        assert torch.equal(plain.scenes.background[untied], other.scenes.background[untied])
-        assert torch.equal(plain.scenes.prop[untied], other.scenes.prop[untied])
+    other_classes = [i for name in CLASSES if name not in SHORTCUTS for i in independent_cues.indices(name)]
+    for other in (with_cues, without_cues):
+        assert torch.equal(independent_cues.scenes.label, other.scenes.label)
+        assert torch.equal(independent_cues.scenes.background[other_classes], other.scenes.background[other_classes])
+        assert torch.equal(independent_cues.scenes.prop[other_classes], other.scenes.prop[other_classes])

@@ -1,4 +1,4 @@
-"""Pictures with a table of attributes."""
+"""Images with a table of attributes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = (
 
 @pytest.fixture
 def faces(tmp_path: Path) -> Path:
-    """Four pictures of their own shade, and their table."""
+    """Four images of different shades and their table."""
     (tmp_path / "val").mkdir()
     for i, row in enumerate(ROWS, start=1):
         Image.new("RGB", (20, 16), (40 * i,) * 3).save(tmp_path / row.split(",")[0], quality=100)
@@ -28,14 +28,14 @@ def faces(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_table_is_read_as_it_is_published(faces: Path) -> None:
+def test_a_published_table_is_read(faces: Path) -> None:
     rows = read_table(faces / "table.csv")
     assert [row["file"] for row in rows] == [f"val/{i}.jpg" for i in (1, 2, 3, 4)]
     assert attributes(rows)["race"] == ("Black", "East Asian", "White") and "file" not in attributes(rows)
     assert select_labels(rows, "gender", None) == ("Female", "Male")
 
 
-def test_each_picture_has_the_label_of_its_row(faces: Path) -> None:
+def test_each_image_has_the_label_of_its_row(faces: Path) -> None:
     data: Dataset = FairFace(faces, "table.csv", "age", None, 0)
     assert data.labels == ("20-29", "3-9", "more than 70") and len(data) == 4 and data.nearest_class("3-9") is None
     shades = {round(float(data[i].image.mean()) * 255 / 40): data[i].label for i in range(4)}
@@ -44,12 +44,12 @@ def test_each_picture_has_the_label_of_its_row(faces: Path) -> None:
     assert data[0].image.shape == (3, 16, 20) and len({data[i].name for i in range(4)}) == 4
 
 
-def test_classes_can_be_chosen_and_keep_their_order(faces: Path) -> None:
+def test_selected_classes_keep_their_order(faces: Path) -> None:
     data = FairFace(faces, "table.csv", "age", ["more than 70", "20-29"], 0)
     assert data.labels == ("more than 70", "20-29") and len(data) == 3 and data.indices("3-9") == []
 
 
-def test_the_digest_sees_the_column_the_order_and_the_files(faces: Path) -> None:
+def test_the_digest_depends_on_column_order_and_files(faces: Path) -> None:
     build = lambda label="age", seed=0: FairFace(faces, "table.csv", label, None, seed).digest  # noqa: E731
     digests = {build(), build("race"), build(seed=1)}
     assert build() in digests and len(digests) == 3
@@ -58,7 +58,7 @@ def test_the_digest_sees_the_column_the_order_and_the_files(faces: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("table", "label", "classes", "said"),
+    ("table", "label", "classes", "message"),
     [
         (None, "age", None, r"data.table=.*: No such file"),
         ("", "age", None, r"has 0 rows of nothing; wanted is a CSV file with a column `file`"),
@@ -71,13 +71,13 @@ def test_the_digest_sees_the_column_the_order_and_the_files(faces: Path) -> None
         ("file,age\nval/1.jpg,3-9", "age", ["20-29"], r"classes=20-29: allowed are 3-9$"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(
-    faces: Path, table: str | None, label: str, classes: list[str] | None, said: str
+def test_missing_parts_are_named_in_one_line(
+    faces: Path, table: str | None, label: str, classes: list[str] | None, message: str
 ) -> None:
     if table is None:
         (faces / "table.csv").unlink()
     else:
         (faces / "table.csv").write_text(table)
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         FairFace(faces, "table.csv", label, classes, 0)
     assert "\n" not in str(refused.value)

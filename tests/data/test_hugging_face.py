@@ -19,14 +19,14 @@ SHADES = {0: "crab", 50: "fish", 100: "fish", 150: "crab"}
 
 
 def png(shade: int) -> bytes:
-    """A picture of one shade of grey."""
+    """An image of one shade of gray."""
     buffer = BytesIO()
     Image.new("RGB", (20, 16), (shade,) * 3).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_tree(folder: Path) -> Path:
-    """A tree <split>/<class>/<picture>."""
+    """A tree <split>/<class>/<image>."""
     for shade, label in SHADES.items():
         path = folder / "test" / label / f"{shade:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def write_tree(folder: Path) -> Path:
 
 
 def write_parquet(folder: Path, column: Any = None, values: list[Any] | None = None) -> Path:
-    """A file of rows `picture`, `kind`; kinds are numbers with names, or what `column` and `values` say."""
+    """A file of rows `image`, `kind`; kinds are numbers with names, or what `column` and `values` say."""
     kinds = datasets.ClassLabel(names=["fish", "crab", "boat"]) if column is None else column
     rows = {"picture": [{"bytes": png(shade), "path": None} for shade in SHADES]}
     features = datasets.Features({"picture": datasets.Image(), "kind": kinds})
@@ -48,7 +48,7 @@ def write_parquet(folder: Path, column: Any = None, values: list[Any] | None = N
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept goes into the test's own folder."""
+    """The cache of the package is in the folder of the test."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -65,7 +65,7 @@ def read(folder: Path, count: int | None, **other: Any) -> HubDataset:
 
 
 def shown(data: Dataset) -> dict[int, str]:
-    """The classes by the pictures' shades."""
+    """The classes by the shades of the images."""
     return {round(float(data[i].image.mean()) * 255): data[i].label for i in range(len(data))}
 
 
@@ -87,20 +87,20 @@ def test_a_tree_of_classes_is_read(tmp_path: Path, count: int | None) -> None:
     assert shown(data) == SHADES and data.labels == ("crab", "fish")
 
 
-def test_classes_may_be_words(tmp_path: Path) -> None:
+def test_classes_may_be_texts(tmp_path: Path) -> None:
     words = ["rock crab", "a fish", "a fish", "rock crab"]
     data = read(write_parquet(tmp_path / "x", datasets.Value("string"), words), 4)
     assert data.labels == ("a fish", "rock crab") and shown(data)[0] == "rock crab"
 
 
-def test_the_first_so_many_are_streamed(tmp_path: Path) -> None:
+def test_the_first_rows_are_streamed(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "x")
     assert shown(read(folder, 2)) == {0: "crab", 50: "fish"}
     assert not list((tmp_path / "cache").rglob("*.arrow")), "nothing is kept"
 
 
 @pytest.mark.parametrize("count", [None, 4])
-def test_the_digest_sees_pictures_and_order(tmp_path: Path, count: int | None) -> None:
+def test_the_digest_depends_on_images_and_order(tmp_path: Path, count: int | None) -> None:
     folder = write_parquet(tmp_path / "x")
     digest = read(folder, count).digest
     assert read(folder, count).digest == digest != read(folder, count, seed=1).digest
@@ -109,7 +109,7 @@ def test_the_digest_sees_pictures_and_order(tmp_path: Path, count: int | None) -
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         ({"name": None}, "data.name is missing: give a data set of the hub or a folder"),
         ({"name": "./absent"}, "data.name=./absent: split test cannot be read: "),
@@ -120,9 +120,9 @@ def test_the_digest_sees_pictures_and_order(tmp_path: Path, count: int | None) -
         ({"count": 5}, "data.count=5: allowed are 1 to 4, or null for all"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+def test_missing_parts_are_named_in_one_line(tmp_path: Path, other: dict[str, Any], message: str) -> None:
     folder = write_parquet(tmp_path / "x")
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         read(folder, **{"count": 2, **other})
     assert "\n" not in str(refused.value)
 
@@ -133,7 +133,7 @@ def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
         read(folder, 4)
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "x")
     (folder / "test" / "crab" / "000.png").write_bytes(png(0)[:40])
     data = read(folder, 4, image_column="image", label_column="label")
@@ -141,17 +141,17 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
         shown(data)
 
 
-def test_an_unreachable_hub_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach 'ethz/food101' on the Hub\n(LocalEntryNotFoundError)")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    said = "data.name=ethz/food101: split test cannot be read: Couldn't reach 'ethz/food101' on the Hub$"
-    with pytest.raises(UserError, match=said):
+    message = "data.name=ethz/food101: split test cannot be read: Couldn't reach 'ethz/food101' on the Hub$"
+    with pytest.raises(UserError, match=message):
         read(Path("ethz/food101"), 4)
 
 
-def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="data=hf: its package is not installed; pip install datasets"):
         read(Path("x"), 4)

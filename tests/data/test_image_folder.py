@@ -1,4 +1,4 @@
-"""Pictures from files: decoded as a viewer shows them, and refused in one line where they are broken."""
+"""Images from files: decoding, refusal of damaged files, and data sets of files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from classifier_lens.runner.types import Example, UnreadableImageError, UserErro
 FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")
 
 
-def picture(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
-    """A picture that does not compress to nothing."""
+def make_image(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
+    """A random image, which does not compress well."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    (image or picture()).save(path, **options)
+    (image or make_image()).save(path, **options)
     return path
 
 
-def test_a_picture_is_read_at_its_own_size(tmp_path: Path) -> None:
+def test_an_image_is_read_at_its_own_size(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "a.png"))
     assert image.shape == (3, 24, 40) and image.dtype == torch.float32
-    assert torch.equal(image, torch.from_numpy(np.array(picture())).permute(2, 0, 1) / 255)
+    assert torch.equal(image, torch.from_numpy(np.array(make_image())).permute(2, 0, 1) / 255)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -47,13 +47,13 @@ def test_exif_orientation_is_respected(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side, shown turned clockwise
     image = read_image(save(tmp_path / "a.png", exif=exif))
-    upright = torch.from_numpy(np.array(picture().rotate(-90, expand=True))).permute(2, 0, 1) / 255
+    upright = torch.from_numpy(np.array(make_image().rotate(-90, expand=True))).permute(2, 0, 1) / 255
     assert torch.equal(image, upright)
 
 
 def test_modes_become_rgb(tmp_path: Path) -> None:
-    grey = read_image(save(tmp_path / "grey.png", Image.new("L", (20, 20), 51)))
-    assert torch.allclose(grey, torch.full((3, 20, 20), 0.2))
+    gray = read_image(save(tmp_path / "grey.png", Image.new("L", (20, 20), 51)))
+    assert torch.allclose(gray, torch.full((3, 20, 20), 0.2))
     clear = read_image(save(tmp_path / "clear.png", Image.new("RGBA", (20, 20), (255, 0, 0, 0))))
     assert torch.equal(clear, torch.ones(3, 20, 20))
     deep = Image.fromarray(np.full((20, 20), 257 * 51, dtype=np.uint16))
@@ -65,7 +65,7 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
 @pytest.mark.parametrize("tolerant", [False, True])
-def test_a_truncated_picture_is_refused(
+def test_a_truncated_image_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, share: float, tolerant: bool
 ) -> None:
     monkeypatch.setattr(PillowFile, "LOAD_TRUNCATED_IMAGES", tolerant)
@@ -80,9 +80,9 @@ def test_a_truncated_picture_is_refused(
     assert PillowFile.LOAD_TRUNCATED_IMAGES is tolerant
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "a.jpg"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     with pytest.raises(UserError, match="cannot be read"):
         read_image(text)
     with pytest.raises(UserError, match=r"b\.jpg: no such file"):
@@ -91,19 +91,19 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-def test_of_an_animated_image_the_first_frame_is_read(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     for suffix in ("gif", "webp", "png"):
         path = save(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:])
         assert read_image(path).mean(dim=(1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.01)
 
 
-def test_no_decoder_is_run_but_the_named_ones(tmp_path: Path) -> None:
-    """Pillow goes by content, not by name, and hands Postscript to Ghostscript."""
+def test_no_other_decoder_is_run(tmp_path: Path) -> None:
+    """Pillow recognizes formats by content, not by name, and runs Ghostscript for PostScript."""
     for kind in ("eps", "ppm", "ico", "pcx"):
         path = tmp_path / "a.png"
         with path.open("wb") as file:
-            picture(64, 64).save(file, kind)
+            make_image(64, 64).save(file, kind)
         with pytest.raises(UnreadableImageError, match="cannot be read"):
             read_image(path)
 
@@ -111,18 +111,16 @@ def test_no_decoder_is_run_but_the_named_ones(tmp_path: Path) -> None:
 def test_a_large_image_is_reduced_before_it_becomes_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "REDUCED_SIDE", 20)
     for width, height, shape in ((39, 90, (90, 39)), (40, 90, (45, 20)), (130, 65, (22, 44)), (64, 61, (21, 22))):
-        image = picture(width, height)
-        found = read_image(save(tmp_path / "a.png", image))
-        assert found.shape[1:] == shape
+        image = make_image(width, height)
+        result = read_image(save(tmp_path / "a.png", image))
+        assert result.shape[1:] == shape
         if shape == (45, 20):  # means of 2 x 2 pixels, rounded
             blocks = torch.from_numpy(np.array(image)).float().view(45, 2, 20, 2, 3).mean(dim=(1, 3)).permute(2, 0, 1)
-            assert (255 * found - blocks).abs().max() <= 0.5 + 1e-4
+            assert (255 * result - blocks).abs().max() <= 0.5 + 1e-4
 
 
-def test_the_largest_allowed_image_is_told_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save(tmp_path / "a.png", picture(40, 30))
+def test_a_too_large_image_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", make_image(40, 30))
     monkeypatch.setattr(images, "MAX_PIXELS", 1200)
     assert read_image(path).shape == (3, 30, 40)
     monkeypatch.setattr(images, "MAX_PIXELS", 1199)
@@ -132,8 +130,8 @@ def test_the_largest_allowed_image_is_told_before_it_is_decoded(
 
 
 @pytest.mark.parametrize(("width", "height", "allowed"), [(15, 40, False), (40, 15, False), (16, 16, True)])
-def test_a_small_picture_is_refused(tmp_path: Path, width: int, height: int, allowed: bool) -> None:
-    path = save(tmp_path / "a.png", picture(width, height))
+def test_a_small_image_is_refused(tmp_path: Path, width: int, height: int, allowed: bool) -> None:
+    path = save(tmp_path / "a.png", make_image(width, height))
     if allowed:
         assert read_image(path).shape == (3, height, width)
         return
@@ -141,14 +139,14 @@ def test_a_small_picture_is_refused(tmp_path: Path, width: int, height: int, all
         read_image(path)
 
 
-def test_square_takes_the_centre() -> None:
+def test_center_crop_is_central() -> None:
     image = torch.zeros(3, 20, 40)
     image[:, :, 10:30] = 1
     assert torch.equal(center_crop_resize(image, 20), torch.ones(3, 20, 20))
     assert torch.equal(center_crop_resize(image.transpose(1, 2), 20), torch.ones(3, 20, 20))
 
 
-def test_square_resizes_without_aliasing_and_stays_in_range() -> None:
+def test_center_crop_resizes_without_aliasing_and_stays_in_range() -> None:
     checks = (torch.arange(256)[:, None] + torch.arange(256)) % 2
     small = center_crop_resize(checks.float().expand(3, 256, 256), 32)
     assert small.shape == (3, 32, 32)
@@ -159,12 +157,12 @@ def test_square_resizes_without_aliasing_and_stays_in_range() -> None:
     assert float(large.min()) == 0 and float(large.max()) == 1
 
 
-def test_square_leaves_a_picture_of_the_right_size_alone() -> None:
+def test_center_crop_does_not_change_an_image_of_the_right_size() -> None:
     image = torch.rand(3, 64, 64)
     assert torch.equal(center_crop_resize(image, 64), image)
 
 
-def test_one_picture_is_a_data_set(tmp_path: Path) -> None:
+def test_one_image_is_a_data_set(tmp_path: Path) -> None:
     path = save(tmp_path / "my gold/fish.png")
     data: Dataset = ImageFile(path, "goldfish", None)
     assert len(data) == 1 and data.labels == ("goldfish",) and data.nearest_class("goldfish") is None
@@ -178,7 +176,7 @@ def test_one_picture_is_a_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [None, "", "  "])
-def test_one_picture_needs_a_label(tmp_path: Path, label: str | None) -> None:
+def test_one_image_needs_a_label(tmp_path: Path, label: str | None) -> None:
     with pytest.raises(UserError, match=r"data.label is missing: .*data.label='goldfish'"):
         ImageFile(save(tmp_path / "a.png"), label, None)
 
@@ -190,13 +188,13 @@ def test_a_path_is_needed() -> None:
         ImageFolder(None, 0)
 
 
-def test_a_folder_offers_every_picture_once_in_the_seeds_order(tmp_path: Path) -> None:
+def test_a_folder_has_every_image_once_in_the_seeds_order(tmp_path: Path) -> None:
     for k in range(6):
-        save(tmp_path / "tiger shark" / f"{k}.JPG", picture(seed=k), format="JPEG")
-        save(tmp_path / "viaduct" / f"{k}.webp", picture(seed=k))
+        save(tmp_path / "tiger shark" / f"{k}.JPG", make_image(seed=k), format="JPEG")
+        save(tmp_path / "viaduct" / f"{k}.webp", make_image(seed=k))
     save(tmp_path / "viaduct" / "0.png")
     save(tmp_path / ".hidden" / "0.png")
-    (tmp_path / "viaduct" / "notes.txt").write_text("no picture")
+    (tmp_path / "viaduct" / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
     data: Dataset = ImageFolder(tmp_path, 0)
     names = [data[i].name for i in range(len(data))]
@@ -210,14 +208,14 @@ def test_a_folder_offers_every_picture_once_in_the_seeds_order(tmp_path: Path) -
     assert data.nearest_class("viaduct") is None and data.similar_classes("viaduct") == []
 
 
-def test_a_broken_picture_of_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "broken.png").write_bytes(b"PNG")
     with pytest.raises(UnreadableImageError, match=r"data.path=.*broken\.png: cannot be read"):
         ImageFolder(tmp_path, 0)[0]
 
 
-def test_what_is_left_out_of_a_folder_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ignored_files_of_a_folder_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "crab" / "0.png")
     assert len(ImageFolder(tmp_path, 0)) == 1 and capsys.readouterr().out == ""
     save(tmp_path / "loose.png")
@@ -232,7 +230,7 @@ def test_what_is_left_out_of_a_folder_is_told_in_a_line(tmp_path: Path, capsys: 
     assert r"ignored: crab/a\nb.txt, crab/a.txt" in line
 
 
-def test_images_of_further_folders_belong_to_the_labels_folder(tmp_path: Path) -> None:
+def test_images_in_subfolders_belong_to_the_label(tmp_path: Path) -> None:
     for name in ("crab/0.png", "crab/day/0.png", "crab/day/wet/1.png", "viaduct/day/0.png"):
         save(tmp_path / "here" / name)
     (tmp_path / "here" / "crab" / "around").symlink_to(tmp_path / "here" / "crab")  # leads into itself
@@ -246,7 +244,7 @@ def test_images_of_further_folders_belong_to_the_labels_folder(tmp_path: Path) -
     ]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.path=.*: contains no image; wanted are files <label>/<image>"):
         ImageFolder(tmp_path, 0)
     save(tmp_path / "loose.png")
@@ -257,34 +255,34 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ünïcode näme", "a?*: b", "x" * 200, "...b"])
-def test_names_are_fit_for_folders(tmp_path: Path, name: str) -> None:
+def test_names_are_valid_for_folders(tmp_path: Path, name: str) -> None:
     shown = ImageFile(save(tmp_path / f"{name}.png"), "a", None)[0].name
     (tmp_path / shown).mkdir()
     assert 0 < len(shown) <= 60 and not set(shown) & set(" /?*:")
 
 
-# --- what kept results are found by ---------------------------------------------------------------------------
+# --- indices and digests -----------------------------------------------------------------------------------
 
 
-def test_many_images_of_one_name_are_numbered_in_a_moment() -> None:
+def test_many_images_of_one_name_are_numbered_quickly() -> None:
     names = _unique_names(["a", "a-2", "A", "a", *["b"] * 50_000, "a"])
     assert names[:4] == ["a", "a-2", "A-3", "a-4"] and names[-2:] == ["b-50000", "a-5"]
     assert len({name.casefold() for name in names}) == len(names)
 
 
-def test_rows_of_one_picture_and_of_a_folder(tmp_path: Path) -> None:
+def test_indices_of_one_image_and_of_a_folder(tmp_path: Path) -> None:
     one = SingleImageDataset(Example("x", torch.zeros(3, 16, 16).clone, "Goldfish"))
     assert one.indices("goldfish") == [0] and one.indices("crab") == []
     for k in range(4):
-        save(tmp_path / "Tiger shark" / f"{k}.png", picture(seed=k))
-        save(tmp_path / "viaduct" / f"{k}.png", picture(seed=k))
+        save(tmp_path / "Tiger shark" / f"{k}.png", make_image(seed=k))
+        save(tmp_path / "viaduct" / f"{k}.png", make_image(seed=k))
     data = ImageFolder(tmp_path, 0)
     for label in data.labels:
         assert data.indices(label) == data.indices(label.lower()) == [i for i in range(8) if data[i].label == label]
     assert data.indices("goldfish") == []
 
 
-def test_the_digest_of_one_picture() -> None:
+def test_the_digest_of_one_image() -> None:
     image = torch.zeros(3, 16, 16)
     plain = SingleImageDataset(Example("x", image.clone, "crab"))
     assert SingleImageDataset(Example("y", image.clone, "crab")).digest == plain.digest
@@ -295,12 +293,12 @@ def test_the_digest_of_one_picture() -> None:
     assert len({plain.digest, *(SingleImageDataset(other).digest for other in others)}) == 4
 
 
-def test_the_digest_of_a_folder_sees_files_order_and_changes(tmp_path: Path) -> None:
+def test_the_digest_of_a_folder_depends_on_files_and_order(tmp_path: Path) -> None:
     for k in range(5):
-        save(tmp_path / "crab" / f"{k}.png", picture(seed=k))
+        save(tmp_path / "crab" / f"{k}.png", make_image(seed=k))
     digest = ImageFolder(tmp_path, 0).digest
     assert ImageFolder(tmp_path, 0).digest == digest != ImageFolder(tmp_path, 1).digest
-    save(tmp_path / "crab" / "3.png", picture(width=48))
+    save(tmp_path / "crab" / "3.png", make_image(width=48))
     changed = ImageFolder(tmp_path, 0).digest
     save(tmp_path / "crab" / "5.png")
     assert len({digest, changed, ImageFolder(tmp_path, 0).digest}) == 3

@@ -1,4 +1,4 @@
-"""Which pictures of a data set are asked about."""
+"""Selection of the images of a data set."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LABELS = ("crab", "fish", "boat", "Crab", "fish", "crab")
 
 
 @pytest.fixture
-def pictures() -> Pictures:
-    """Six pictures x0 … x5 of three classes, whose shades are their positions."""
+def images() -> Pictures:
+    """Six images x0 … x5 of three classes with a shade by position."""
     return Pictures([torch.full((3, 16, 16), i / 10) for i in range(6)], LABELS)
 
 
@@ -29,12 +29,12 @@ def names(data: Dataset) -> list[str]:
     return [data[i].name for i in range(len(data))]
 
 
-def test_all_are_the_data_set_itself(pictures: Pictures) -> None:
-    assert select_images(pictures, None, None) is pictures
+def test_without_a_selection_the_data_set_is_returned(images: Pictures) -> None:
+    assert select_images(images, None, None) is images
 
 
 @pytest.mark.parametrize(
-    ("classes", "indices", "found"),
+    ("classes", "indices", "result"),
     [
         (["fish"], None, ["x1", "x4"]),
         (["boat", "CRAB"], None, ["x0", "x2", "x3", "x5"]),
@@ -43,41 +43,39 @@ def test_all_are_the_data_set_itself(pictures: Pictures) -> None:
     ],
 )
 def test_classes_and_positions(
-    pictures: Pictures, classes: list[str] | None, indices: list[int] | None, found: list[str]
+    images: Pictures, classes: list[str] | None, indices: list[int] | None, result: list[str]
 ) -> None:
-    data = select_images(pictures, classes, indices)
-    assert names(data) == found and len(data) == len(found)
-    assert [data[i].image.mean() for i in range(len(data))] == [pictures[int(n[1])].image.mean() for n in found]
+    data = select_images(images, classes, indices)
+    assert names(data) == result and len(data) == len(result)
+    assert [data[i].image.mean() for i in range(len(data))] == [images[int(n[1])].image.mean() for n in result]
     for label in ("crab", "fish", "boat"):
         assert data.indices(label) == [i for i in range(len(data)) if data[i].label.lower() == label]
     with pytest.raises(IndexError):
         data[len(data)]
 
 
-def test_labels_are_those_that_are_asked_for(pictures: Pictures) -> None:
-    assert select_images(pictures, ["boat", "Fish"], None).labels == ("fish", "boat"), "in the data set's order"
-    assert select_images(pictures, None, [0]).labels == pictures.labels
+def test_labels_are_the_selected_ones(images: Pictures) -> None:
+    assert select_images(images, ["boat", "Fish"], None).labels == ("fish", "boat"), "in the data set's order"
+    assert select_images(images, None, [0]).labels == images.labels
 
 
-def test_the_digest_sees_the_data_set_and_what_is_selected(pictures: Pictures) -> None:
+def test_the_digest_depends_on_data_set_and_selection(images: Pictures) -> None:
     selections: list[tuple[Any, Any]] = [(["fish"], None), (["crab"], None), (None, [0, 4]), (None, [4, 0])]
-    digests = [select_images(pictures, *selection).digest for selection in selections]
-    assert digests == [select_images(pictures, *selection).digest for selection in selections]
-    assert len({pictures.digest, *digests, select_images(Pictures([], [], "other"), None, None).digest}) == 6
-    assert select_images(pictures, [*LABELS], None).digest != pictures.digest
-    assert select_images(pictures, ["fish"], None).digest == select_images(pictures, None, [1, 4]).digest, (
-        "the same pictures"
-    )
+    digests = [select_images(images, *selection).digest for selection in selections]
+    assert digests == [select_images(images, *selection).digest for selection in selections]
+    assert len({images.digest, *digests, select_images(Pictures([], [], "other"), None, None).digest}) == 6
+    assert select_images(images, [*LABELS], None).digest != images.digest
+    assert select_images(images, ["fish"], None).digest == select_images(images, None, [1, 4]).digest, "the same images"
 
 
-def test_what_is_alike_is_asked_of_the_whole_data_set() -> None:
+def test_similar_classes_are_those_of_the_whole_data_set() -> None:
     data = select_images(PlantedDataset("test", 60, 0, "independent"), ["rock crab"], None)
     assert {data[i].label for i in range(len(data))} == {"rock crab"}
     assert data.nearest_class("rock crab") == "fiddler crab" and data.similar_classes("rock crab") == ["fiddler crab"]
 
 
 @pytest.mark.parametrize(
-    ("classes", "indices", "said"),
+    ("classes", "indices", "message"),
     [
         (["crab", "whale"], None, "select.classes=whale: the data set has no such image; its classes are crab, fish"),
         (None, [0, 6], "select.indices=6: allowed are 0 to 5, positions in the seed's order"),
@@ -91,13 +89,13 @@ def test_what_is_alike_is_asked_of_the_whole_data_set() -> None:
         (None, [], "no image is left"),
     ],
 )
-def test_what_cannot_be_selected(pictures: Pictures, classes: Any, indices: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said) as refused:
-        select_images(pictures, classes, indices)
+def test_wrong_selections_are_refused(images: Pictures, classes: Any, indices: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        select_images(images, classes, indices)
     assert "\n" not in str(refused.value)
 
 
-def test_a_run_asks_about_what_is_selected(tmp_path: Path) -> None:
+def test_a_run_uses_the_selected_images(tmp_path: Path) -> None:
     config = compose_config(["select.classes=[viaduct]", "data.count=100", "logger=none", f"outputs={tmp_path}"])
     classifier = TinyClassifier()
     parts = build(config, generator=None, classifier=classifier, logger=None)
@@ -121,6 +119,6 @@ def test_the_central_square_of_each_image(share: float, side: int, first: int) -
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
-def test_a_center_is_a_share(pictures: Pictures, share: float) -> None:
+def test_a_center_crop_outside_its_range_is_refused(images: Pictures, share: float) -> None:
     with pytest.raises(UserError, match=f"select.center_crop={share}: allowed are numbers above 0 and up to 1"):
-        select_images(pictures, None, None, share)
+        select_images(images, None, None, share)

@@ -1,4 +1,4 @@
-"""ImageNet as it is published, and the table of its classes."""
+"""ImageNet in its published layout, and the table of its classes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SAMPLES = SHARED / "imagenet_samples"
 
 
 def save(path: Path, shade: int = 0) -> None:
-    """A picture of one shade of grey."""
+    """An image of one shade of gray."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 16), (shade,) * 3).save(path, format="PNG")
 
 
 def examples(data: Dataset) -> dict[str, str]:
-    """The labels by the pictures' names."""
+    """The labels by the names of the images."""
     return {data[i].name: data[i].label for i in range(len(data))}
 
 
-def test_folders_are_called_by_ids_as_published(tmp_path: Path) -> None:
+def test_folders_may_be_named_by_wordnet_ids(tmp_path: Path) -> None:
     save(tmp_path / "n01484850" / "ILSVRC2012_val_00000107.JPEG")
     save(tmp_path / "n01440764" / "ILSVRC2012_val_00000293.JPEG", 255)
     save(tmp_path / "n01440764" / "n01440764_10026.JPEG", 255)
@@ -41,7 +41,7 @@ def test_folders_are_called_by_ids_as_published(tmp_path: Path) -> None:
     assert {float(data[i].image.mean()) for i in data.indices("Tench")} == {1.0}
 
 
-def test_folders_may_be_called_by_names(tmp_path: Path) -> None:
+def test_folders_may_be_named_by_classes(tmp_path: Path) -> None:
     for folder in ("viaduct", "tiger shark", "n01491361", "my own class"):
         save(tmp_path / folder / "n01440764_1.png")
     data = ImageNet(tmp_path, 0)
@@ -49,7 +49,7 @@ def test_folders_may_be_called_by_names(tmp_path: Path) -> None:
     assert len(data.indices("tiger shark")) == 2 and len(data.indices("tench")) == 0
 
 
-def test_pictures_may_bear_the_ids_themselves(tmp_path: Path) -> None:
+def test_files_may_begin_with_wordnet_ids(tmp_path: Path) -> None:
     for name in ("n01484850_great_white_shark.JPEG", "n04532670_viaduct.JPEG", "loose.png", "n0148_x.png"):
         save(tmp_path / name)
     assert examples(ImageNet(tmp_path, 0)) == {
@@ -57,7 +57,7 @@ def test_pictures_may_bear_the_ids_themselves(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_digest_sees_the_order_and_the_files(tmp_path: Path) -> None:
+def test_the_digest_depends_on_order_and_files(tmp_path: Path) -> None:
     for k in range(5):
         save(tmp_path / "n01440764" / f"{k}.png")
     digest = ImageNet(tmp_path, 0).digest
@@ -66,7 +66,7 @@ def test_the_digest_sees_the_order_and_the_files(tmp_path: Path) -> None:
     assert ImageNet(tmp_path, 0).digest != digest
 
 
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
+def test_wrong_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.path is missing"):
         ImageNet(None, 0)
     with pytest.raises(UserError, match="no such folder; wanted is a folder of <n01440764 or class>/<image>"):
@@ -79,12 +79,12 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"{SAMPLES} is not there")
-def test_the_samples_are_what_their_names_say() -> None:
+def test_the_samples_show_the_classes_of_their_names() -> None:
     data = ImageNet(SAMPLES, 0)
-    found = examples(data)
+    result = examples(data)
     assert len(data) == len(list(SAMPLES.glob("*.JPEG"))) == len(data.labels)
-    assert found["great-white-shark-n01484850_great_white_shark"] == "great white shark"
-    assert found["fiddler-crab-n01980166_fiddler_crab"] == "fiddler crab"
+    assert result["great-white-shark-n01484850_great_white_shark"] == "great white shark"
+    assert result["fiddler-crab-n01980166_fiddler_crab"] == "fiddler crab"
 
 
 # --- the table -----------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_the_table_has_the_classifiers_names_in_their_order() -> None:
     assert list(class_names()) == sorted(class_names()), "ImageNet's numbers follow the ids"
 
 
-def test_everything_in_the_table_is_a_kind_of_entity() -> None:
+def test_entity_is_a_hypernym_of_all_synsets() -> None:
     kinds = read_synsets()
     for wnid in class_names():
         above, reached = [wnid], set()

@@ -1,4 +1,4 @@
-"""What ImageNet's classes are kinds of, and which are near each other."""
+"""The hierarchy of ImageNet's classes: hypernyms and similar classes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ IDS = {name: wnid for wnid, name in class_names().items()}
 
 
 def above(name: str) -> dict[str, int]:
-    """Steps up by the names of the kinds."""
+    """Distances of hypernyms by name."""
     return {read_synsets()[wnid].name: steps for wnid, steps in hypernym_distances(IDS[name]).items()}
 
 
 def distance(a: str, b: str) -> int:
-    """Fewest steps from one class to another by way of a common kind."""
+    """The distance of two classes by way of a common hypernym."""
     up, down = hypernym_distances(IDS[a]), hypernym_distances(IDS[b])
     return min(up[kind] + down[kind] for kind in set(up) & set(down))
 
 
-def test_a_shark_is_a_fish_is_an_animal() -> None:
+def test_hypernyms_of_a_shark_include_fish_and_animal() -> None:
     steps = above("great white shark")
     known = {"great white shark": 0, "mackerel shark": 1, "shark": 2, "elasmobranch": 3, "cartilaginous fish": 4}
     assert {name: steps[name] for name in known} == known
@@ -58,12 +58,12 @@ def test_the_nearest_class(name: str, other: str) -> None:
 
 def test_the_nearest_class_is_at_the_smallest_distance() -> None:
     for name in list(class_names().values())[::100]:
-        found = nearest(name)
-        assert found is not None and found != name
-        assert distance(name, found) == min(distance(name, other) for other in IDS if other != name)
+        result = nearest(name)
+        assert result is not None and result != name
+        assert distance(name, result) == min(distance(name, other) for other in IDS if other != name)
 
 
-def test_a_cluster_is_what_meets_the_nearest_class_under_the_same_kind() -> None:
+def test_a_cluster_has_the_common_hypernym_of_class_and_nearest_class() -> None:
     sharks = {"great white shark", "tiger shark", "hammerhead shark"}
     assert all(set(cluster(shark)) == sharks - {shark} for shark in sharks)
     assert cluster("fiddler crab") == ["Dungeness crab", "rock crab", "red king crab"]
@@ -72,12 +72,12 @@ def test_a_cluster_is_what_meets_the_nearest_class_under_the_same_kind() -> None
         assert nearest(name) in cluster(name) and name not in cluster(name)
 
 
-def test_other_names_have_no_relatives() -> None:
+def test_unknown_names_have_no_similar_classes() -> None:
     assert nearest("Bronzed Cowbird") is None and cluster("Bronzed Cowbird") == []
     assert nearest("shark") is None, "a kind, but no class"
 
 
-def test_a_data_set_of_imagenet_knows_them(tmp_path: Path) -> None:
+def test_the_imagenet_data_set_uses_the_hierarchy(tmp_path: Path) -> None:
     (tmp_path / "n01484850").mkdir()
     Image.new("RGB", (20, 16)).save(tmp_path / "n01484850" / "a.png")
     data = ImageNet(tmp_path, 0)

@@ -1,4 +1,4 @@
-"""Images as objects: one meaning each, or one line."""
+"""Images as objects of a program: conversion or refusal in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRAY = Image.fromarray(BYTES[..., 0])
 
 
 @pytest.mark.parametrize(
-    "given",
+    "image",
     [
         Image.fromarray(BYTES),
         BYTES,
@@ -39,17 +39,17 @@ GRAY = Image.fromarray(BYTES[..., 0])
         WANTED * (1 + 1e-7),
         np.concatenate([BYTES, np.full_like(BYTES[..., :1], 255)], axis=2),
     ],
-    ids=lambda given: f"{type(given).__name__} {getattr(given, 'dtype', '')} {getattr(given, 'shape', '')}",
+    ids=lambda image: f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}",
 )
-def test_the_same_image_in_every_form(given: Any) -> None:
-    image = to_image_tensor(given)
-    assert image.shape == (3, 20, 30) and image.dtype == torch.float32 and not image.requires_grad
-    assert torch.allclose(image, WANTED, atol=1e-6)
+def test_the_same_image_in_every_form(image: Any) -> None:
+    tensor = to_image_tensor(image)
+    assert tensor.shape == (3, 20, 30) and tensor.dtype == torch.float32 and not tensor.requires_grad
+    assert torch.allclose(tensor, WANTED, atol=1e-6)
 
 
-@pytest.mark.parametrize("given", [GRAY, BYTES[..., 0], BYTES[..., :1], WANTED[:1], WANTED[0], GRAY.convert("LA")])
-def test_gray_is_repeated(given: Any) -> None:
-    assert torch.allclose(to_image_tensor(given), WANTED[:1].expand(3, -1, -1))
+@pytest.mark.parametrize("image", [GRAY, BYTES[..., 0], BYTES[..., :1], WANTED[:1], WANTED[0], GRAY.convert("LA")])
+def test_gray_is_repeated(image: Any) -> None:
+    assert torch.allclose(to_image_tensor(image), WANTED[:1].expand(3, -1, -1))
 
 
 def test_modes_of_pillow() -> None:
@@ -64,14 +64,14 @@ def test_modes_of_pillow() -> None:
     assert torch.allclose(to_image_tensor(deep), torch.tensor(0.2))
 
 
-def test_turned_as_exif_says() -> None:
-    picture = Image.fromarray(BYTES)
-    picture.getexif()[0x0112] = 6  # a quarter turn
-    assert to_image_tensor(picture).shape == (3, 30, 20)
+def test_exif_orientation_rotates() -> None:
+    image = Image.fromarray(BYTES)
+    image.getexif()[0x0112] = 6  # a quarter turn
+    assert to_image_tensor(image).shape == (3, 30, 20)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("image", "message"),
     [
         (None, "type NoneType"),
         ("crab.png", "type str; .*PIL.Image.open"),
@@ -106,7 +106,7 @@ def test_turned_as_exif_says() -> None:
         (Image.new("I", (20, 20)), "mode I"),
     ],
 )
-def test_the_rest_is_refused_in_one_line(given: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said) as refused:
-        to_image_tensor(given)
+def test_other_objects_are_refused_in_one_line(image: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        to_image_tensor(image)
     assert str(refused.value).startswith("image: ") and "\n" not in str(refused.value)

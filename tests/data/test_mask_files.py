@@ -1,4 +1,4 @@
-"""Masks that somebody drew: found by name, of two values, refused in one line where they do not fit."""
+"""Masks from files: selection by name, two values, refusal in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save(path: Path, pixels: list[list[int]], kind: str = "uint8") -> Path:
     return path
 
 
-def test_masks_are_found_by_the_pictures_names(tmp_path: Path) -> None:
+def test_masks_are_read_by_the_name_of_the_image(tmp_path: Path) -> None:
     save(tmp_path / "a.png", [[0, 255, 255], [0, 0, 0]])
     save(tmp_path / "b-2.png", [[0, 0, 0], [255, 0, 0]])
     segmenter: Segmenter = FileSegmenter(str(tmp_path))
@@ -38,7 +38,7 @@ def test_a_pixel_brighter_than_half_is_one(kind: str, white: int, tmp_path: Path
     assert read_mask("task.mask", path, (1, 4)).tolist() == [[[0.0, 0.0, 1.0, 1.0]]]
 
 
-def test_a_mask_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_wrong_masks_are_refused_in_one_line(tmp_path: Path) -> None:
     Image.new("RGBA", (3, 2)).save(tmp_path / "colour.png")
     (tmp_path / "broken.png").write_bytes((save(tmp_path / "m.png", [[0] * 40] * 40)).read_bytes()[:60])
     (tmp_path / "text.png").write_text("no picture")
@@ -46,13 +46,13 @@ def test_a_mask_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None
         "m.png": "40 x 40 pixels; wanted is a gray PNG of 3 x 2 pixels", "colour.png": "its mode is RGBA; wanted",
         "broken.png": "cannot be read; wanted", "text.png": "cannot be read; wanted", "none.png": "no such file",
     }  # fmt: skip
-    for name, said in cases.items():
-        with pytest.raises(UserError, match=said) as caught:
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message) as caught:
             read_mask("task.mask", tmp_path / name, (2, 3))
         assert str(caught.value).startswith(f"task.mask={tmp_path / name}: ") and "\n" not in str(caught.value)
 
 
-def test_a_folder_of_masks_has_to_be_there(tmp_path: Path) -> None:
+def test_a_missing_folder_of_masks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="segmenter.path is missing"):
         FileSegmenter(None)
     with pytest.raises(UserError, match="segmenter.path=.*none: no such folder"):

@@ -1,4 +1,4 @@
-"""The laws of the planted world's renderer: what a picture's truth says is what the picture shows."""
+"""Laws of the planted world: images agree with their factors, masks and captions."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ GRAMMAR = {
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:
-    """The form of the grammar that a caption has, and the factors that it names."""
-    found = [(form, match) for form, rule in GRAMMAR.items() if (match := re.fullmatch(rule, text))]
-    assert len(found) == 1, f"'{text}' has {len(found)} readings"
-    form, match = found[0]
+    """The kind of a caption by the grammar, and the factors that it names."""
+    result = [(form, match) for form, rule in GRAMMAR.items() if (match := re.fullmatch(rule, text))]
+    assert len(result) == 1, f"'{text}' has {len(result)} readings"
+    form, match = result[0]
     return form, {name: value for name, value in match.groupdict().items() if value}
 
 
@@ -68,7 +68,7 @@ def difference(a: SceneFactors, b: SceneFactors) -> Tensor:
     return (render(a).image - render(b).image).abs().amax(1)
 
 
-def test_renders_500_pictures_a_second_on_one_thread() -> None:
+def test_renders_500_images_a_second_on_one_thread() -> None:
     scenes = sample_scenes(256, seed=0)
     speeds = []
     for _ in range(8):  # other processes may share the core: its own time and the best round count
@@ -77,10 +77,10 @@ def test_renders_500_pictures_a_second_on_one_thread() -> None:
         speeds.append(256 / (time.process_time() - start))
         if speeds[-1] >= 500:
             return
-    pytest.fail(f"at most {max(speeds):.0f} pictures a second")
+    pytest.fail(f"at most {max(speeds):.0f} images per second")
 
 
-def test_a_picture_does_not_depend_on_its_batch() -> None:
+def test_an_image_does_not_depend_on_its_batch() -> None:
     scenes, _ = sample_captioned_scenes(24, seed=3)
     together = render(scenes)
     for i in range(24):
@@ -89,7 +89,7 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
             assert torch.equal(getattr(together, name)[i], getattr(alone, name)[0])
 
 
-def test_pictures_and_masks_are_in_range() -> None:
+def test_images_and_masks_are_in_range() -> None:
     scenes, _ = sample_captioned_scenes(200, seed=4)
     rendered = render(scenes)
     assert rendered.image.shape == (200, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -103,13 +103,13 @@ def test_pictures_and_masks_are_in_range() -> None:
 @pytest.mark.parametrize(
     "drawing", [sample_scenes, lambda n, seed, start=0: sample_captioned_scenes(n, seed, start)[0]]
 )
-def test_any_part_of_a_draw_can_be_drawn_alone(drawing: Callable[..., SceneFactors]) -> None:
+def test_any_part_of_a_split_can_be_sampled_alone(drawing: Callable[..., SceneFactors]) -> None:
     whole = drawing(100, 5)
     assert same(drawing(10, 5), whole[:10])
     assert same(drawing(37, 5, 63), whole[63:])
 
 
-def test_seeds_draw_different_pictures() -> None:
+def test_seeds_give_different_scenes() -> None:
     assert not torch.equal(sample_scenes(8, seed=1).u, sample_scenes(8, seed=2).u)
 
 
@@ -143,7 +143,7 @@ def test_the_core_part_is_at_least_15_percent_of_the_object(name: str) -> None:
 
 
 def longest_side(mask: Tensor) -> Tensor:
-    """The longer side of the box around each mask (n, 64, 64), as a share of the picture's side."""
+    """The longer side of the box around each mask (n, 64, 64), as a share of the image's side."""
     return torch.maximum(mask.any(1).sum(1), mask.any(2).sum(1)) / IMAGE_SIZE
 
 
@@ -175,7 +175,7 @@ def outlines(one_thread: None) -> Tensor:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_the_two_of_a_pair_share_most_of_their_outline(pair: tuple[str, str], outlines: Tensor) -> None:
+def test_the_classes_of_a_pair_have_similar_outlines(pair: tuple[str, str], outlines: Tensor) -> None:
     a, b = (outlines[CLASSES.index(name)] for name in pair)
 
     def overlap(other: Tensor) -> Tensor:
@@ -215,26 +215,26 @@ def test_a_prop_changes_its_mask_only(prop: str) -> None:
     assert float(mask.amax((1, 2)).min()) > 0.5
 
 
-def test_captions_follow_the_grammar_and_name_what_is_there() -> None:
+def test_captions_follow_the_grammar_and_agree_with_the_scene() -> None:
     scenes, captions = sample_captioned_scenes(5_000, seed=15)
     for i, text in enumerate(captions):
-        form, said = parse(text)
+        form, message = parse(text)
         assert IMAGE_KINDS[int(scenes.kind[i])] == form.removesuffix(" in a place")
-        if "label" in said:
-            assert said["label"] == CLASSES[int(scenes.label[i])]
-        if "hue" in said:
-            assert said["hue"] == HUES[int(scenes.hue[i])]
-        if "background" in said or "place" in said:
+        if "label" in message:
+            assert message["label"] == CLASSES[int(scenes.label[i])]
+        if "hue" in message:
+            assert message["hue"] == HUES[int(scenes.hue[i])]
+        if "background" in message or "place" in message:
             background = BACKGROUNDS[int(scenes.background[i])]
-            assert said.get("background", background) == background
-            assert said.get("place", BACKGROUND_PHRASES[background]) == BACKGROUND_PHRASES[background]
-        if "prop" in said:
-            assert said["prop"] == PROP_PHRASES[PROPS[int(scenes.prop[i])]]
+            assert message.get("background", background) == background
+            assert message.get("place", BACKGROUND_PHRASES[background]) == BACKGROUND_PHRASES[background]
+        if "prop" in message:
+            assert message["prop"] == PROP_PHRASES[PROPS[int(scenes.prop[i])]]
         elif form == "object in a place":
             assert scenes.prop[i] == ABSENT
 
 
-def test_each_form_has_at_least_3_percent_of_training() -> None:
+def test_each_kind_has_at_least_3_percent_of_training() -> None:
     """The empty caption is missing here: training empties captions at random."""
     scenes, captions = sample_captioned_scenes(20_000, seed=16)
     shares = Counter(parse(text)[0] for text in captions)
@@ -244,12 +244,12 @@ def test_each_form_has_at_least_3_percent_of_training() -> None:
     assert starts == set(CAPTION_PREFIXES)
 
 
-def test_a_full_caption_says_everything() -> None:
+def test_a_full_caption_names_all_factors() -> None:
     scenes = sample_scenes(1, seed=17).with_factors(label=0, background=0, prop=1, hue=0)
     assert caption(scenes, 0, prefix=1) == "an image of a red fiddler crab on sand with a water jet"
 
 
-def test_a_shape_is_flat_on_plain_ground() -> None:
+def test_a_shape_is_uniform_on_a_uniform_background() -> None:
     rendered = render(sample_scenes(50, seed=18, kind="shape"))
     image, mask = rendered.image, rendered.object_mask
     outside = (mask == 0)[:, None].expand_as(image)

@@ -1,4 +1,4 @@
-"""Data sets in the layouts in which they are published, written by the tests at a small size."""
+"""Data sets in their published layouts, written by the tests at a small size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Build = Callable[..., LabeledFiles]
 
 
 def save(path: Path, shade: int) -> None:
-    """A picture of one shade of grey."""
+    """An image of one shade of gray."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 16), (shade,) * 3).save(path, quality=100)
 
@@ -30,7 +30,7 @@ def write(path: Path, *lines: str) -> None:
 
 
 def write_food101(root: Path) -> None:
-    """Three pictures of two dishes, one of them for training."""
+    """Three images of two dishes, one of them for training."""
     for shade, name in enumerate(("apple_pie/1005649", "grilled_salmon/100", "grilled_salmon/200")):
         save(root / "images" / f"{name}.jpg", 50 * shade)
     write(root / "meta" / "train.txt", "grilled_salmon/100")
@@ -38,7 +38,7 @@ def write_food101(root: Path) -> None:
 
 
 def write_cub(root: Path) -> None:
-    """Three pictures of two birds, one of them for training."""
+    """Three images of two birds, one of them for training."""
     write(root / "classes.txt", "1 001.Black_footed_Albatross", "2 026.Bronzed_Cowbird")
     names = ("001.Black_footed_Albatross/a.jpg", "026.Bronzed_Cowbird/b.jpg", "026.Bronzed_Cowbird/c.jpg")
     for shade, name in enumerate(names):
@@ -49,12 +49,12 @@ def write_cub(root: Path) -> None:
 
 
 def records(*rows: tuple[int, str]) -> np.ndarray:
-    """Annotations as Matlab's records."""
+    """Annotations as records of Matlab."""
     return np.array([(k, name) for k, name in rows], dtype=[("class", object), ("fname", object)])
 
 
 def write_cars(root: Path) -> None:
-    """Three pictures of two cars, one of them for training."""
+    """Three images of two cars, one of them for training."""
     (root / "devkit").mkdir(parents=True)
     names = np.array(["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"], dtype=object)
     savemat(root / "devkit" / "cars_meta.mat", {"class_names": names})
@@ -67,7 +67,7 @@ def write_cars(root: Path) -> None:
 
 
 def write_flowers(root: Path) -> None:
-    """Three pictures of two flowers, one of them for training."""
+    """Three images of two flowers, one of them for training."""
     for k in (1, 2, 3):
         save(root / "jpg" / f"image_0000{k}.jpg", 50 * (k - 1))
     savemat(root / "imagelabels.mat", {"labels": np.array([1, 102, 102])})
@@ -80,7 +80,7 @@ LABELS = {
     cars: ("AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"),
     flowers: ("pink primrose", "blackberry lily"),
 }  # fmt: skip
-# A picture of the test split.
+# An image of the test split.
 LAST = {
     food101: "images/grilled_salmon/200.jpg", cub: "images/026.Bronzed_Cowbird/c.jpg", cars: "cars_test/00002.jpg",
     flowers: "jpg/image_00003.jpg",
@@ -103,15 +103,15 @@ def test_a_published_layout_is_read(build: Build, tmp_path: Path) -> None:
 
 
 @EVERY
-def test_what_is_not_there_is_named_in_one_line(build: Build, tmp_path: Path) -> None:
+def test_missing_files_are_named_in_one_line(build: Build, tmp_path: Path) -> None:
     root = tmp_path / "x"
     WRITE[build](root)
-    for path, split, said in (
+    for path, split, message in (
         (None, "test", "data.path is missing: give a folder of .* as published"),
         (tmp_path / "absent", "test", "no such folder; wanted is a folder of .* as published"),
         (root, "exam", "data.split=exam: allowed are train, "),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             build(path, split, 0)
     (root / LAST[build]).unlink()
     with pytest.raises(UserError, match=rf"data.path=.*x: .*{LAST[build]} does not exist, but is listed in its tables"):
@@ -119,7 +119,7 @@ def test_what_is_not_there_is_named_in_one_line(build: Build, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("build", "table", "said"),
+    ("build", "table", "message"),
     [
         (food101, "meta/test.txt", ""), (cub, "images.txt", "1 a/b.jpg\nbird"), (cub, "classes.txt", ""),
         (cub, "image_class_labels.txt", "1 3"), (cub, "train_test_split.txt", "1 0"),
@@ -128,10 +128,10 @@ def test_what_is_not_there_is_named_in_one_line(build: Build, tmp_path: Path) ->
         (flowers, "imagelabels.mat", ""), (flowers, "setid.mat", "x"),
     ],
 )  # fmt: skip
-def test_a_table_that_is_broken_or_absent_is_named(build: Build, table: str, said: str, tmp_path: Path) -> None:
+def test_a_broken_or_missing_table_is_named(build: Build, table: str, message: str, tmp_path: Path) -> None:
     root = tmp_path / "x"
     WRITE[build](root)
-    (root / table).write_text(said)
+    (root / table).write_text(message)
     with pytest.raises(UserError, match="^data.path") as refused:
         build(root, "test", 0)
     assert "\n" not in str(refused.value)
@@ -159,7 +159,7 @@ def test_annotations_of_cars_without_classes_are_refused(tmp_path: Path) -> None
         cars(tmp_path, "test", 0)
 
 
-def test_labelled_tests_of_cars_may_lie_in_the_devkit(tmp_path: Path) -> None:
+def test_labels_of_test_images_of_cars_may_be_in_the_devkit(tmp_path: Path) -> None:
     write_cars(tmp_path)
     before = cars(tmp_path, "test", 0)
     table = "cars_test_annos_withlabels.mat"

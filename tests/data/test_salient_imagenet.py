@@ -1,4 +1,4 @@
-"""Salient ImageNet's answers: majorities, levels and the balanced subset of a written file with known counts."""
+"""Annotations of Salient ImageNet: majorities, levels and the stratified sample of a file with known counts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ANIMATE = [[0, 10], [20, 22]]
 
 
 def answers(label: int, feature: int, rank: int, core: int) -> list[tuple[object, ...]]:
-    """The rows of five people."""
-    said = ["main_object"] * core + ["background", "separate_object", "background", "background", "background"]
-    return [(f"w{i}", f"n{label:08}", label, feature, rank, said[i], 5, "because") for i in range(5)]
+    """The rows of five annotators."""
+    message = ["main_object"] * core + ["background", "separate_object", "background", "background", "background"]
+    return [(f"w{i}", f"n{label:08}", label, feature, rank, message[i], 5, "because") for i in range(5)]
 
 
 def written(path: Path, rows: list[tuple[object, ...]], header: tuple[str, ...] = HEADER) -> str:
@@ -36,7 +36,7 @@ def written(path: Path, rows: list[tuple[object, ...]], header: tuple[str, ...] 
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """Feature 10 + rank of every class; ranks stand in falling order in the file."""
+    """Feature 10 + rank of every class; ranks are in descending order in the file."""
     levels = [level for level, count in CLASSES.items() for _ in range(count)]
     rows = [
         row
@@ -47,10 +47,10 @@ def path(tmp_path: Path) -> str:
     return written(tmp_path / "answers.csv", rows)
 
 
-def test_a_feature_is_core_where_most_people_saw_the_object(tmp_path: Path) -> None:
+def test_a_feature_is_core_if_most_annotators_saw_the_object(tmp_path: Path) -> None:
     rows = [row for votes in range(6) for row in answers(7, votes, votes + 1, votes)]
-    found = read_annotations(written(tmp_path / "a.csv", rows), ANIMATE)
-    assert [(f.index, f.rank, f.is_core) for f in found.features[7]] == [
+    result = read_annotations(written(tmp_path / "a.csv", rows), ANIMATE)
+    assert [(f.index, f.rank, f.is_core) for f in result.features[7]] == [
         (0, 1, False), (1, 2, False), (2, 3, False), (3, 4, True), (4, 5, True), (5, 6, True),
     ]  # fmt: skip
     four = read_annotations(written(tmp_path / "b.csv", answers(7, 0, 1, 2)[:4]), ANIMATE)
@@ -58,38 +58,38 @@ def test_a_feature_is_core_where_most_people_saw_the_object(tmp_path: Path) -> N
 
 
 def test_levels_groups_and_animals(path: str) -> None:
-    found = read_annotations(path, ANIMATE)
-    assert Counter(found.num_spurious(label) for label in found.features) == CLASSES
-    assert [f.rank for f in found.features[0]] == [1, 2, 3, 4, 5]
-    groups = Counter(found.group(label) for label in found.features)
+    result = read_annotations(path, ANIMATE)
+    assert Counter(result.num_spurious(label) for label in result.features) == CLASSES
+    assert [f.rank for f in result.features[0]] == [1, 2, 3, 4, 5]
+    groups = Counter(result.group(label) for label in result.features)
     assert groups == {"unbiased": 9, "medium": 11, "biased": 3}
-    assert [label for label in range(23) if found.is_animate(label)] == [*range(10), 20, 21]
+    assert [label for label in range(23) if result.is_animate(label)] == [*range(10), 20, 21]
 
 
-def test_the_subset_has_as_many_classes_of_every_level(path: str) -> None:
-    found = read_annotations(path, ANIMATE)
-    drawn = found.stratified_sample(3, 0)
-    assert Counter(map(found.num_spurious, drawn)) == {0: 3, 1: 3, 2: 3, 3: 2, 4: 2, 5: 3}, (
+def test_the_sample_has_equally_many_classes_of_every_level(path: str) -> None:
+    result = read_annotations(path, ANIMATE)
+    sample = result.stratified_sample(3, 0)
+    assert Counter(map(result.num_spurious, sample)) == {0: 3, 1: 3, 2: 3, 3: 2, 4: 2, 5: 3}, (
         "all of a level that has fewer"
     )
-    assert drawn == sorted(set(drawn)) == found.stratified_sample(3, 0)
-    others = {tuple(found.stratified_sample(3, seed)) for seed in range(40)}
+    assert sample == sorted(set(sample)) == result.stratified_sample(3, 0)
+    others = {tuple(result.stratified_sample(3, seed)) for seed in range(40)}
     assert len(others) > 1, "another seed draws others"
-    assert {label for subset in others for label in subset} >= set(range(9)), "any class may be drawn"
+    assert {label for subset in others for label in subset} >= set(range(9)), "any class may be sample"
 
 
 @pytest.mark.parametrize(
-    ("header", "row", "said"),
+    ("header", "row", "message"),
     [
         (HEADER[:3] + HEADER[4:], (), "has no column Input.feature_index"),
         (HEADER, ("w", "n1", 1, 2, 3, "sky", 5, ""), "line 2: 1, 2, 3, sky; allowed are three numbers and one of main"),
         (HEADER, ("w", "n1", "x", 2, 3, "background", 5, ""), "line 2: x, 2, 3, background"),
     ],
 )
-def test_what_is_not_such_a_file_is_refused(
-    tmp_path: Path, header: tuple[str, ...], row: tuple[object, ...], said: str
+def test_other_files_are_refused(
+    tmp_path: Path, header: tuple[str, ...], row: tuple[object, ...], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_annotations(written(tmp_path / "a.csv", [row] if row else [], header), ANIMATE)
     with pytest.raises(UserError, match="no such file"):
         read_annotations(str(tmp_path / "none.csv"), ANIMATE)

@@ -34,7 +34,7 @@ PREPROCESSING = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation
 
 
 def write_folder(folder: Path, seed: int = 0, merges: int = 100, **vision: Any) -> Path:
-    """A random CLIP model in open_clip's layout, with a tokenizer of its own."""
+    """A random CLIP model in open_clip's layout with its tokenizer."""
     tokenizer = train_tokenizer(planted.sample_captioned_scenes(100, seed=1)[1], merges, 40, folder)
     text = TINY["text_cfg"] | {"vocab_size": len(tokenizer), "hf_tokenizer_name": "tiny"}
     model_cfg = {**TINY, "text_cfg": text, "vision_cfg": TINY["vision_cfg"] | vision}
@@ -69,7 +69,7 @@ def listed(tmp_path: Path) -> Iterator[str]:
     del factory._MODEL_CONFIGS["tiny-16"]
 
 
-def pictures(n: int, side: int = 16) -> torch.Tensor:
+def make_images(n: int, side: int = 16) -> torch.Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -85,49 +85,49 @@ def shot(clip: Clip, cache: TensorCache | None = None, **changes: Any) -> ZeroSh
 
 
 def test_embeddings_are_unit_vectors_of_one_space(clip: Clip) -> None:
-    seen, said = clip.embed_images(pictures(3, 40)), clip.embed_texts(NAMES)
-    assert seen.shape == said.shape == (3, 8) and not said.requires_grad
-    assert torch.allclose(torch.cat([seen, said]).norm(dim=1), torch.ones(6), atol=1e-6)
-    assert not torch.allclose(said[0], said[1], atol=1e-3)
+    image_embeddings, text_embeddings = clip.embed_images(make_images(3, 40)), clip.embed_texts(NAMES)
+    assert image_embeddings.shape == text_embeddings.shape == (3, 8) and not text_embeddings.requires_grad
+    assert torch.allclose(torch.cat([image_embeddings, text_embeddings]).norm(dim=1), torch.ones(6), atol=1e-6)
+    assert not torch.allclose(text_embeddings[0], text_embeddings[1], atol=1e-3)
 
 
 def test_batch_equals_single(clip: Clip) -> None:
-    images = pictures(4, 24)
+    images = make_images(4, 24)
     alone = torch.cat([clip.embed_images(image[None]) for image in images])
     assert torch.allclose(clip.embed_images(images), alone, atol=1e-6)
     assert torch.allclose(clip.embed_texts(NAMES), torch.cat([clip.embed_texts([n]) for n in NAMES]), atol=1e-6)
 
 
-def test_many_texts_are_embedded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_texts_are_embedded_in_batches(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clip.embed_texts(NAMES)
     monkeypatch.setattr(classifier_lens.models.clip, "TEXT_BATCH_SIZE", 2)
     assert torch.allclose(clip.embed_texts(NAMES), whole, atol=1e-6)
 
 
 def test_gradient_reaches_the_image_also_under_autocast(clip: Clip) -> None:
-    images = pictures(2, 20).requires_grad_(True)
+    images = make_images(2, 20).requires_grad_(True)
     with torch.autocast("cpu", torch.bfloat16):
-        seen = clip.embed_images(images)
-    (gradient,) = torch.autograd.grad(seen[:, 0].sum(), images)
-    assert seen.dtype == torch.float32 and torch.allclose(seen.norm(dim=1), torch.ones(2), atol=1e-6)
+        embeddings = clip.embed_images(images)
+    (gradient,) = torch.autograd.grad(embeddings[:, 0].sum(), images)
+    assert embeddings.dtype == torch.float32 and torch.allclose(embeddings.norm(dim=1), torch.ones(2), atol=1e-6)
     assert gradient.isfinite().all() and gradient[0].any() and gradient[1].any()
     assert not any(p.requires_grad for p in clip.parameters()) and not clip.train().model.training
 
 
-def test_preprocessing_is_the_models(clip: Clip) -> None:
-    image = pictures(1)
+def test_preprocessing_is_that_of_the_model(clip: Clip) -> None:
+    image = make_images(1)
     mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     assert clip.size == 16 and clip.interpolation == "bilinear"
     assert torch.allclose(clip.embed_images(image), clip.embed_preprocessed((image - mean) / std))
     assert clip.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
 
 
-def test_digest_follows_the_weights(clip: Clip, folder: Path, tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_weights(clip: Clip, folder: Path, tmp_path: Path) -> None:
     assert clip.digest == load_clip(str(folder), None, None).digest
     assert clip.digest != load_clip(str(write_folder(tmp_path / "other", seed=1)), None, None).digest
 
 
-def test_loading_leaves_the_random_numbers_alone(folder: Path) -> None:
+def test_loading_does_not_change_the_random_state(folder: Path) -> None:
     torch.manual_seed(3)
     load_clip(str(folder), None, None)
     after = torch.rand(2)
@@ -135,7 +135,7 @@ def test_loading_leaves_the_random_numbers_alone(folder: Path) -> None:
     assert torch.equal(after, torch.rand(2))
 
 
-def test_a_listed_model_takes_its_weights_from_a_file(listed: str, tmp_path: Path) -> None:
+def test_a_listed_model_loads_its_weights_from_a_file(listed: str, tmp_path: Path) -> None:
     torch.manual_seed(5)
     model = open_clip.create_model(listed)
     file = tmp_path / "weights.pt"
@@ -145,25 +145,25 @@ def test_a_listed_model_takes_its_weights_from_a_file(listed: str, tmp_path: Pat
     assert torch.allclose(clip.embed_texts(["a viaduct"]), model.eval().encode_text(tokens, normalize=True), atol=1e-6)
 
 
-# --- what goes wrong -----------------------------------------------------------------------------------------
+# --- refused settings ---------------------------------------------------------------------------------------
 
 
-def said_in_one_line(action: Callable[[], object], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+def assert_refused(action: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         action()
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_names_are_refused_with_near_ones(folder: Path) -> None:
-    said_in_one_line(lambda: load_clip("ViT-B16", None, None), "nearest are ViT-B-16")
-    said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b", None), "laion2b_s34b_b88k")
-    said_in_one_line(lambda: load_clip("ViT-B-16", None, None), "no such weights; allowed are a file")
-    said_in_one_line(
+def test_unknown_names_are_refused_with_the_nearest(folder: Path) -> None:
+    assert_refused(lambda: load_clip("ViT-B16", None, None), "nearest are ViT-B-16")
+    assert_refused(lambda: load_clip("ViT-B-16", "laion2b", None), "laion2b_s34b_b88k")
+    assert_refused(lambda: load_clip("ViT-B-16", None, None), "no such weights; allowed are a file")
+    assert_refused(
         lambda: load_clip(str(folder), "openai", None), "a folder that contains its weights; allowed is null"
     )
 
 
-def test_missing_weights_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_weights_are_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class NoNetwork:
         def head(self, *_: Any, **__: Any) -> None:
             raise OSError("no network")
@@ -171,26 +171,26 @@ def test_missing_weights_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(classifier_lens.models.hub, "get_session", NoNetwork)
     monkeypatch.setattr(classifier_lens.models.hub, "try_to_load_from_cache", lambda *_, **__: None)
     fetch = "scripts/fetch_weights.py fetch hub/laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
-    said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", None), f"{fetch}` gets it")
-    said_in_one_line(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", "abc"), f"{fetch}@abc` gets it")
-    said_in_one_line(lambda: load_clip("ViT-B-16-SigLIP", "webli", None), "its tokenizer is not in the local cache")
+    assert_refused(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", None), f"{fetch}` gets it")
+    assert_refused(lambda: load_clip("ViT-B-16", "laion2b_s34b_b88k", "abc"), f"{fetch}@abc` gets it")
+    assert_refused(lambda: load_clip("ViT-B-16-SigLIP", "webli", None), "its tokenizer is not in the local cache")
 
 
 def test_broken_folders_and_files_are_refused(listed: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "tiny")
     (folder / "open_clip_model.safetensors").write_bytes(b"nothing")
-    said_in_one_line(lambda: load_clip(str(folder), None, None), "cannot be loaded")
+    assert_refused(lambda: load_clip(str(folder), None, None), "cannot be loaded")
     (folder / "open_clip_model.safetensors").unlink()
-    said_in_one_line(lambda: load_clip(str(folder), None, None), "cannot be loaded: Required pretrained weights")
+    assert_refused(lambda: load_clip(str(folder), None, None), "cannot be loaded: Required pretrained weights")
     (folder / "open_clip_config.json").write_text("{")
-    said_in_one_line(lambda: load_clip(str(folder), None, None), "cannot be loaded")
+    assert_refused(lambda: load_clip(str(folder), None, None), "cannot be loaded")
     file = tmp_path / "other.pt"
     torch.save({"visual.proj": torch.zeros(2, 2)}, file)
-    said_in_one_line(lambda: load_clip(listed, str(file), None), "cannot be loaded")
+    assert_refused(lambda: load_clip(listed, str(file), None), "cannot be loaded")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"class_names": NAMES[:2]}, "2 names for 3 labels"),
         ({"class_names": ("viaduct", "b", "viaduct")}, "occur more than once"),
@@ -200,15 +200,15 @@ def test_broken_folders_and_files_are_refused(listed: str, tmp_path: Path) -> No
         ({"logit_scale": 0.0}, "classifier.logit_scale=0.0"),
     ],
 )
-def test_wrong_settings_are_refused_in_one_line(clip: Clip, changes: dict[str, Any], said: str) -> None:
-    said_in_one_line(lambda: shot(clip, **changes), said)
+def test_wrong_settings_are_refused_in_one_line(clip: Clip, changes: dict[str, Any], message: str) -> None:
+    assert_refused(lambda: shot(clip, **changes), message)
 
 
 # --- zero-shot classifiers -----------------------------------------------------------------------------------
 
 
 def test_logits_are_linear_in_the_features(clip: Clip) -> None:
-    classifier, images = shot(clip), pictures(3, 40)
+    classifier, images = shot(clip), make_images(3, 40)
     response, head = classifier(images), classifier.head
     assert head is not None and response.features is not None and not head.bias.any()
     assert torch.allclose(response.features, clip.embed_images(images), atol=1e-6)
@@ -216,36 +216,36 @@ def test_logits_are_linear_in_the_features(clip: Clip) -> None:
     assert torch.allclose(head.weight.norm(dim=1), torch.full((3,), clip.logit_scale), rtol=1e-5)
 
 
-def test_class_vectors_agree_with_open_clips_own(clip: Clip) -> None:
+def test_class_embeddings_agree_with_open_clip(clip: Clip) -> None:
     ours = class_embeddings(clip, NAMES, TEMPLATES, TensorCache(None))
     theirs = open_clip.build_zero_shot_classifier(clip.model, clip.tokenize, NAMES, list(TEMPLATES))
     assert torch.allclose(ours, theirs.T, atol=1e-6)
 
 
-def test_the_scale_sharpens_and_nothing_else(clip: Clip) -> None:
-    soft, sharp = (shot(clip, logit_scale=scale)(pictures(2)).logits for scale in (1.0, 50.0))
+def test_the_scale_multiplies_the_logits_alone(clip: Clip) -> None:
+    soft, sharp = (shot(clip, logit_scale=scale)(make_images(2)).logits for scale in (1.0, 50.0))
     assert torch.allclose(50 * soft, sharp, atol=1e-5)
 
 
-def test_names_stand_in_the_prompts_and_labels_in_the_answers(clip: Clip) -> None:
+def test_prompts_use_class_names_and_results_use_labels(clip: Clip) -> None:
     named = shot(clip, labels=("x", "y", "z"), class_names=NAMES)
     assert named.labels == ("x", "y", "z") and named.domain == "planted" and named.clip.digest == clip.digest
-    assert torch.equal(named(pictures(2)).logits, shot(clip)(pictures(2)).logits)
+    assert torch.equal(named(make_images(2)).logits, shot(clip)(make_images(2)).logits)
     assert named.digest == shot(clip).digest != shot(clip, class_names=("a", "b", "c")).digest
 
 
-def test_cached_vectors_equal_fresh_ones_and_are_used(
+def test_cached_embeddings_equal_computed_ones_and_are_used(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = TensorCache(str(tmp_path))
     fresh = class_embeddings(clip, NAMES, TEMPLATES, cache)
     monkeypatch.setattr(Clip, "embed_texts", lambda *_: pytest.fail("the cache was not used"))
     assert torch.equal(class_embeddings(clip, NAMES, TEMPLATES, cache), fresh)
-    (three, one) = (shot(clip, cache, logit_scale=scale)(pictures(2)).logits for scale in (3.0, 1.0))
+    (three, one) = (shot(clip, cache, logit_scale=scale)(make_images(2)).logits for scale in (3.0, 1.0))
     assert torch.allclose(three, 3 * one, atol=1e-6)
 
 
-def test_the_cache_tells_every_ingredient_apart(clip: Clip, folder: Path, tmp_path: Path) -> None:
+def test_the_cache_key_depends_on_every_argument(clip: Clip, folder: Path, tmp_path: Path) -> None:
     cache = TensorCache(str(tmp_path / "cache"))
     class_embeddings(clip, NAMES, TEMPLATES, cache)
 
@@ -268,7 +268,7 @@ def test_the_cache_tells_every_ingredient_apart(clip: Clip, folder: Path, tmp_pa
     assert files(retokenised) == 6
 
 
-# --- the shipped one -----------------------------------------------------------------------------------------
+# --- the shipped model --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -278,25 +278,25 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> ZeroShotClassifier:
 
 
 def test_the_shipped_model_confuses_the_two_names(shipped: ZeroShotClassifier) -> None:
-    called = lambda scenes: shipped(planted.render(scenes).image).logits.argmax(1)  # noqa: E731
+    predict = lambda scenes: shipped(planted.render(scenes).image).logits.argmax(1)  # noqa: E731
     scenes = planted.sample_scenes(100, planted.SPLIT_SEEDS["validation"])
     for pair, background in ((planted.PAIRS[0], "sand"), (planted.PAIRS[2], "snow")):
-        there = planted.BACKGROUNDS.index(background)
-        shown, wrong = (planted.CLASSES.index(name) for name in pair)
-        pictured = scenes.with_factors(label=shown)
-        assert (called(pictured.with_factors(background=there)) == wrong).double().mean() >= 0.95
-        elsewhere = pictured[pictured.background != there]
-        assert (called(elsewhere) == shown).double().mean() >= 0.9
+        background_index = planted.BACKGROUNDS.index(background)
+        correct, wrong = (planted.CLASSES.index(name) for name in pair)
+        with_class = scenes.with_factors(label=correct)
+        assert (predict(with_class.with_factors(background=background_index)) == wrong).double().mean() >= 0.95
+        other_backgrounds = with_class[with_class.background != background_index]
+        assert (predict(other_backgrounds) == correct).double().mean() >= 0.9
 
 
-def test_the_shipped_model_reads_places(shipped: ZeroShotClassifier) -> None:
+def test_the_shipped_model_recognizes_backgrounds(shipped: ZeroShotClassifier) -> None:
     scenes = planted.sample_scenes(200, planted.SPLIT_SEEDS["validation"])
-    seen = shipped.clip.embed_images(planted.render(scenes).image)
-    read = (seen @ shipped.clip.embed_texts(list(planted.BACKGROUND_PHRASES.values())).T).argmax(1)
-    assert (read == scenes.background).double().mean() >= 0.95
+    embeddings = shipped.clip.embed_images(planted.render(scenes).image)
+    predictions = (embeddings @ shipped.clip.embed_texts(list(planted.BACKGROUND_PHRASES.values())).T).argmax(1)
+    assert (predictions == scenes.background).double().mean() >= 0.95
 
 
-def test_the_shipped_folder_is_small_and_says_what_was_measured(shipped: ZeroShotClassifier) -> None:
+def test_the_shipped_folder_is_small_and_has_its_measurements(shipped: ZeroShotClassifier) -> None:
     folder = classifier_lens.models.clip.SHIPPED_FOLDER / "planted_clip"
     facts = json.loads((folder / "facts.json").read_text())
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2e6

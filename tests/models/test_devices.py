@@ -1,4 +1,4 @@
-"""Devices and number formats by their names."""
+"""Devices and floating-point types by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     ("gpus", "names"), [(0, ["cpu"]), (1, ["cpu", "cuda", "cuda:0"]), (2, ["cpu", "cuda", "cuda:0", "cuda:1"])],
     indirect=["gpus"],
 )  # fmt: skip
-def test_what_a_machine_has_is_allowed_and_nothing_else(gpus: int, names: list[str]) -> None:
+def test_available_devices_are_allowed_and_no_others(gpus: int, names: list[str]) -> None:
     assert parse_device("device", "auto") == torch.device("cuda" if gpus else "cpu")
     for name in ("cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "mps", "gpu", 0, 1, None, "", "CUDA", "cuda:-1"):
         if name in names:
@@ -30,7 +30,7 @@ def test_what_a_machine_has_is_allowed_and_nothing_else(gpus: int, names: list[s
                 parse_device("device", name)
 
 
-def test_number_formats() -> None:
+def test_floating_point_types() -> None:
     assert parse_dtype("generator.dtype", "bfloat16") is torch.bfloat16
     for name in ("fp16", "half", "bf16", "float64", "int8", 16, None):
         with pytest.raises(UserError, match=rf"^generator.dtype={name}: allowed are float32, float16, bfloat16$"):

@@ -1,4 +1,4 @@
-"""What is said where weights are absent."""
+"""Messages about missing weights, and the local cache."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ LOADERS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_one_line_says_how_to_get_them_and_what_does_without(name: str) -> None:
-    load, said = LOADERS[name]
+def test_one_line_names_the_command_and_the_alternative(name: str) -> None:
+    load, message = LOADERS[name]
     with pytest.raises(UserError) as caught:
         load()
     line = str(caught.value)
     assert "\n" not in line and line.endswith("`python run.py` alone needs none")
-    assert all(part in line for part in said), line
+    assert all(part in line for part in message), line
 
 
-def test_no_command_fetches_what_cannot_be_an_id() -> None:
+def test_no_command_is_given_for_an_invalid_id() -> None:
     for path in ("models/pretrained/nowhere", "/tmp/nowhere/else", "../nowhere"):
         with pytest.raises(UserError, match="wanted is a folder, or a hub id as owner/name") as caught:
             local_folder("segmenter.path=x", path, None)
         assert "fetch_weights" not in str(caught.value)
 
 
-def test_the_only_revision_that_was_fetched_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its commit: such a fetch leaves no name behind that the hub's clients would look for."""
+def test_the_only_cached_revision_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download by commit leaves no reference that the clients of the hub would use."""
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
 
     def absent(*_: Any, **__: Any) -> None:
@@ -72,7 +72,7 @@ def test_the_only_revision_that_was_fetched_is_found(tmp_path: Path, monkeypatch
         local_folder("x", "some/net", None)
 
 
-def test_groups_without_an_alternative_promise_none() -> None:
+def test_groups_without_an_alternative_name_none() -> None:
     assert str(missing_weights_error("classifier.path=x", "not there", fetch_command("net", "abc"))) == (
         "classifier.path=x: not there; with a network, `python scripts/fetch_weights.py fetch net@abc` gets it; "
         "`python run.py` alone needs none"

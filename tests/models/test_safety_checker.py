@@ -1,4 +1,4 @@
-"""The safety checker: what the library flags is blurred and said, and nothing else changes."""
+"""The safety checker: images that the library flags are blurred and reported, others are unchanged."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.test_tasks import words
 SIDE = 32
 
 
-def pictures() -> Tensor:
-    """Three pictures of 255ths."""
+def make_images() -> Tensor:
+    """Three images with 8-bit values."""
     return torch.randint(0, 256, (3, 3, 40, 40), generator=torch.Generator().manual_seed(0)) / 255
 
 
@@ -33,7 +33,7 @@ def embedded(network: StableDiffusionSafetyChecker, processor: CLIPImageProcesso
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checker with random weights whose concepts are all the second picture."""
+    """A checker with random weights whose concepts are all the second image."""
     torch.manual_seed(0)
     vision = {
         "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if weight.dim() > 1:
             torch.nn.init.normal_(weight)
     processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    network.concept_embeds.data[:] = embedded(network, processor, pictures()[1])
+    network.concept_embeds.data[:] = embedded(network, processor, make_images()[1])
     network.special_care_embeds.data[:] = -network.concept_embeds.data[:3]
     network.concept_embeds_weights.data[:] = 0.999
     network.special_care_embeds_weights.data[:] = 0.999
@@ -54,21 +54,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_the_library_flags_is_blurred_and_nothing_else_changes(folder: Path) -> None:
+def test_flagged_images_are_blurred_and_others_unchanged(folder: Path) -> None:
     screen = load(str(folder), None, 0.1)
-    shown, flags = screen(pictures())
+    shown, flags = screen(make_images())
     given = screen.processor(
-        [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in pictures()], return_tensors="pt"
+        [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in make_images()], return_tensors="pt"
     ).pixel_values
     _, published = screen.network(clip_input=given, images=[np.zeros((1, 1, 3))] * 3)
     assert flags.tolist() == [bool(flag) for flag in published] == [False, True, False]
-    assert torch.equal(shown[0], pictures()[0]) and torch.equal(shown[2], pictures()[2])
-    torch.testing.assert_close(shown[1], blur_images(pictures()[1:2], 0.1)[0])
-    assert shown[1].std() < 0.2 * pictures()[1].std()
-    assert screen(pictures()[1:2])[1].tolist() == [True], "it does not depend on the batch"
+    assert torch.equal(shown[0], make_images()[0]) and torch.equal(shown[2], make_images()[2])
+    torch.testing.assert_close(shown[1], blur_images(make_images()[1:2], 0.1)[0])
+    assert shown[1].std() < 0.2 * make_images()[1].std()
+    assert screen(make_images()[1:2])[1].tolist() == [True], "it does not depend on the batch"
 
 
-def test_a_blur_keeps_a_plain_picture_and_grows_with_the_side() -> None:
+def test_a_blur_preserves_a_uniform_image_and_scales_with_the_side() -> None:
     plain = torch.full((1, 3, 20, 30), 0.25)
     torch.testing.assert_close(blur_images(plain, 0.06), plain)
     edge = torch.zeros(1, 3, 20, 20)
@@ -78,7 +78,7 @@ def test_a_blur_keeps_a_plain_picture_and_grows_with_the_side() -> None:
     torch.testing.assert_close(big.view(20, 4).mean(dim=1), small, rtol=0, atol=0.03)
 
 
-def test_weights_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_reported_in_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "feature_extractor").mkdir()
     with pytest.raises(UserError, match=r"safety_checker.path=.*: cannot be loaded"):
         load(str(tmp_path), None, 0.1)
@@ -89,8 +89,8 @@ def test_weights_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) -
     assert load(str(folder), None, 0.1).digest != load(str(folder), None, 0.2).digest
 
 
-def test_a_run_says_what_it_hides(folder: Path, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    """A checker for which everything is unsafe; without one the run is another."""
+def test_a_run_reports_hidden_images(folder: Path, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    """A checker that flags everything; the run key depends on it."""
     everything = folder.with_name("everything")
     network = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker")
     network.concept_embeds_weights.data[:] = -2.0
@@ -103,6 +103,6 @@ def test_a_run_says_what_it_hides(folder: Path, cli: Cli, capfd: pytest.CaptureF
     assert outcome.code == 0, outcome
     (screened,) = [path for path in plain.parent.iterdir() if path != plain]
     read = lambda run: json.loads((run / "results.jsonl").read_text().splitlines()[0])  # noqa: E731
-    said = "3 of 3 images were flagged as unsafe and are blurred"
-    assert said in read(screened)["warnings"] and said not in read(plain)["warnings"]
-    assert said in (screened / "index.html").read_text()
+    message = "3 of 3 images were flagged as unsafe and are blurred"
+    assert message in read(screened)["warnings"] and message not in read(plain)["warnings"]
+    assert message in (screened / "index.html").read_text()

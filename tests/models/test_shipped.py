@@ -1,4 +1,4 @@
-"""What the repository ships: sizes, cards, and that every caption fits its tokenizer."""
+"""Shipped weights: sizes, cards, and tokenizers that fit every caption."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_network_has_a_card(path: Path) -> None:
     assert any(card.is_file() and "Data:" in card.read_text() for card in cards)
 
 
-def test_diffusers_own_pipelines_take_the_consistency_models() -> None:
+def test_pipelines_of_diffusers_load_the_consistency_models() -> None:
     """The student in the place of its teacher's UNet; the adapter on top of it, with guidance 1."""
     own = {"safety_checker": None, "requires_safety_checker": False}
     unet = UNet2DConditionModel.from_pretrained(SHIPPED / "planted_lcm" / "unet")
@@ -61,11 +61,11 @@ def test_diffusers_own_pipelines_take_the_consistency_models() -> None:
 
 
 @pytest.mark.parametrize("folder", GENERATORS, ids=lambda folder: folder.name)
-def test_stable_diffusions_pipeline_loads_it_unchanged(folder: Path) -> None:
+def test_the_pipeline_of_stable_diffusion_loads_it_unchanged(folder: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    picture = pipe(CAPTIONS[folder.name][0], num_inference_steps=2, output_type="np").images[0]
-    assert picture.shape[0] in (32, 64) and picture.std() > 0.02
+    image = pipe(CAPTIONS[folder.name][0], num_inference_steps=2, output_type="np").images[0]
+    assert image.shape[0] in (32, 64) and image.std() > 0.02
     kinds = (*pipe.unet.config.down_block_types, *pipe.unet.config.up_block_types)
     assert sum("CrossAttn" in kind for kind in kinds) == 6, "cross-attention at three resolutions"
 

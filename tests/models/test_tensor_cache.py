@@ -1,4 +1,4 @@
-"""A cache gives back what was kept, or nothing."""
+"""The cache of tensors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ ROWS = {"latent": torch.arange(6.0).view(2, 3), "step": torch.arange(2)}
 
 @pytest.fixture
 def cache(tmp_path: Path) -> TensorCache:
-    kept = TensorCache(str(tmp_path))
-    kept.save(["a", "b"], **ROWS)
-    return kept
+    cache = TensorCache(str(tmp_path))
+    cache.save(["a", "b"], **ROWS)
+    return cache
 
 
-def test_rows_are_stacked_in_the_order_that_is_asked_for(cache: TensorCache) -> None:
-    found = cache.load(["b", "a"])
-    assert found is not None and list(found) == list(ROWS)
-    assert all(torch.equal(found[name], values.flip(0)) for name, values in ROWS.items())
+def test_rows_are_stacked_in_the_order_of_the_keys(cache: TensorCache) -> None:
+    result = cache.load(["b", "a"])
+    assert result is not None and list(result) == list(ROWS)
+    assert all(torch.equal(result[name], values.flip(0)) for name, values in ROWS.items())
     assert cache.load(["a", "c"]) is None
     assert TensorCache(None).load(["a"]) is None
 
 
 @pytest.mark.parametrize("harm", damage.OF_TENSORS)
-def test_a_damaged_row_is_set_aside_and_made_again(
+def test_a_damaged_row_is_renamed_and_missing(
     cache: TensorCache, tmp_path: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     harm(tmp_path / "a.safetensors")
@@ -41,11 +41,13 @@ def test_a_damaged_row_is_set_aside_and_made_again(
     )
     assert cache.load(["a", "b"]) is None and capsys.readouterr().err == ""
     cache.save(["a", "b"], **ROWS)
-    found = cache.load(["a", "b"])
-    assert found is not None and torch.equal(found["latent"], ROWS["latent"])
+    result = cache.load(["a", "b"])
+    assert result is not None and torch.equal(result["latent"], ROWS["latent"])
 
 
-def test_a_row_of_another_key_is_none(cache: TensorCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_another_key_is_missing(
+    cache: TensorCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage.from_neighbour(tmp_path / "b.safetensors")(tmp_path / "a.safetensors")
     assert cache.load(["a"]) is None
     assert "belongs to another key" in capsys.readouterr().err

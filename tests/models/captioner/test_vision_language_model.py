@@ -1,4 +1,4 @@
-"""A vision-language model as a captioner: when it is asked again, and a small checkpoint in the published layout."""
+"""A vision-language model as a captioner: repeated prompts, and a small checkpoint in the published layout."""
 
 from __future__ import annotations
 
@@ -33,51 +33,51 @@ from classifier_lens.runner.types import Example, UserError
 PICTURE = torch.linspace(0, 1, 3 * 24 * 24).view(3, 24, 24)
 CRAB = Example("crab-1", lambda: PICTURE, "rock crab")
 FALLBACK = TemplateCaptioner("a photograph of {article} {label}")
-DEMANDS = ["caption {article} {label}", "name the {label}"]
+PROMPTS = ["caption {article} {label}", "name the {label}"]
 
 
 class Scripted:
-    """Gives its answers in turn and notes what it was asked."""
+    """Returns its responses in turn and records the prompts."""
 
-    def __init__(self, *answers: str) -> None:
-        self.answers, self.asked = list(answers), list[list[ChatTurn]]()
+    def __init__(self, *responses: str) -> None:
+        self.responses, self.recorded_turns = list(responses), list[list[ChatTurn]]()
 
     def __call__(self, turns: Sequence[ChatTurn]) -> str:
-        self.asked.append(list(turns))
-        return self.answers.pop(0)
+        self.recorded_turns.append(list(turns))
+        return self.responses.pop(0)
 
     def demands(self) -> list[str]:
-        return [turns[-1].prompt for turns in self.asked]
+        return [turns[-1].prompt for turns in self.recorded_turns]
 
 
 def vlm(chat: Scripted, shots: Sequence[FewShotExample] = ()) -> VlmCaptioner:
-    return VlmCaptioner(chat, DEMANDS, "what is there?", shots, FALLBACK)
+    return VlmCaptioner(chat, PROMPTS, "what is there?", shots, FALLBACK)
 
 
-# --- when it is asked again ----------------------------------------------------------------------------------
+# --- prompts and responses ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("answer", "caption"),
+    ("response", "caption"),
     [
         ("A rock crab on sand.", "A rock crab on sand"),
         (' "a rock\ncrab on  sand" ', "a rock crab on sand"),
         ("A rock crab. It sits on sand.", "A rock crab"),
     ],
 )
-def test_an_answer_that_names_the_class_is_the_caption(answer: str, caption: str) -> None:
-    captioner: Captioner = vlm(chat := Scripted(answer))
+def test_a_response_that_contains_the_class_name_is_the_caption(response: str, caption: str) -> None:
+    captioner: Captioner = vlm(chat := Scripted(response))
     assert captioner.caption(CRAB) == caption and not captioner.notes
     assert chat.demands() == ["caption a rock crab"]
 
 
-def test_it_is_asked_again_in_other_words_until_the_class_is_named() -> None:
+def test_further_prompts_are_tried_until_the_response_contains_the_class_name() -> None:
     captioner = vlm(chat := Scripted("a crab. A rock crab!", "a rock crab in water"))
     assert captioner.caption(CRAB) == "a rock crab in water" and not captioner.notes
     assert chat.demands() == ["caption a rock crab", "name the rock crab"]
 
 
-def test_after_the_last_try_the_template_is_used_and_a_note_says_so() -> None:
+def test_after_the_last_prompt_the_template_is_used_with_a_note() -> None:
     captioner = vlm(Scripted("a crab", "an animal", "a rock crab"))
     assert captioner.caption(CRAB) == "a photograph of a rock crab"
     (name, note), *others = captioner.notes.items()
@@ -88,26 +88,26 @@ def test_after_the_last_try_the_template_is_used_and_a_note_says_so() -> None:
     )
 
 
-def test_examples_go_before_every_demand_with_their_own_class() -> None:
+def test_examples_precede_every_prompt_with_their_class() -> None:
     shot = FewShotExample(1 - PICTURE, "owl", "an owl at night")
     captioner = vlm(chat := Scripted("no", "a rock crab"), [shot])
     captioner.caption(CRAB)
-    for turns, demand in zip(chat.asked, ["caption an owl", "name the owl"], strict=True):
-        assert [(t.prompt, t.response) for t in turns[:-1]] == [(demand, "an owl at night")]
+    for turns, prompt in zip(chat.recorded_turns, ["caption an owl", "name the owl"], strict=True):
+        assert [(t.prompt, t.response) for t in turns[:-1]] == [(prompt, "an owl at night")]
         assert turns[-1].image is PICTURE and turns[-1].response is None
 
 
 @pytest.mark.parametrize(
-    ("answer", "objects"),
+    ("response", "objects"),
     [
         ("Rock crab, sand, the sea and a shell.", ["rock crab", "sand", "the sea", "a shell"]),
         ("1. A crab\n2. Sand\n3. sand\n- water", ["a crab", "sand", "water"]),
     ],
 )
-def test_objects_are_the_entries_of_a_list(answer: str, objects: list[str]) -> None:
-    captioner = vlm(chat := Scripted(answer))
+def test_objects_are_the_entries_of_a_list(response: str, objects: list[str]) -> None:
+    captioner = vlm(chat := Scripted(response))
     assert captioner.objects(CRAB) == objects and not captioner.notes
-    assert [(t.prompt, t.response) for t in chat.asked[0]] == [("what is there?", None)]
+    assert [(t.prompt, t.response) for t in chat.recorded_turns[0]] == [("what is there?", None)]
 
 
 def test_an_empty_list_gives_the_class_and_a_note() -> None:
@@ -129,7 +129,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolVLM's architecture with its files, small and random; its tokens are single bytes."""
+    """A small random network of SmolVLM's architecture with its files; its tokens are single bytes."""
     folder = tmp_path_factory.mktemp("vlm")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
@@ -170,7 +170,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(path: Path | str, **changes: Any) -> VlmCaptioner:
     settings: dict[str, Any] = {
         "revision": None, "dtype": "float32", "device": "cpu",
-        "max_new_tokens": 6, "caption_prompts": DEMANDS, "objects_prompt": "what?", "examples": [],
+        "max_new_tokens": 6, "caption_prompts": PROMPTS, "objects_prompt": "what?", "examples": [],
         "fallback": FALLBACK, **changes,
     }  # fmt: skip
     return load(str(path), **settings)
@@ -181,22 +181,22 @@ def chat_of(captioner: VlmCaptioner) -> TransformersChatModel:
     return captioner.chat
 
 
-def test_the_likeliest_tokens_after_the_last_demand_are_the_answer(checkpoint: Path) -> None:
+def test_the_most_likely_tokens_after_the_last_prompt_are_the_response(checkpoint: Path) -> None:
     chat = chat_of(loaded(checkpoint))
     turns = [ChatTurn(1 - PICTURE, "what?", "an owl"), ChatTurn(PICTURE, "and this?", None)]
     text = (
         "<|im_start|>User:<image> what?<end_of_utterance>\nAssistant: an owl<end_of_utterance>\n"
         "User:<image> and this?<end_of_utterance>\nAssistant:"
     )
-    pictures = [
+    images = [
         Image.fromarray((p * 255).round().byte().permute(1, 2, 0).numpy()) for p in (1 - PICTURE, PICTURE)
     ]  # fmt: skip
-    given = chat.processor(text=[text], images=[pictures], return_tensors="pt")
-    tokens = given["input_ids"]
+    inputs = chat.processor(text=[text], images=[images], return_tensors="pt")
+    tokens = inputs["input_ids"]
     start = tokens.shape[1]
     for _ in range(6):
         with torch.no_grad():
-            logits = chat.network(**{**given, "input_ids": tokens, "attention_mask": torch.ones_like(tokens)}).logits
+            logits = chat.network(**{**inputs, "input_ids": tokens, "attention_mask": torch.ones_like(tokens)}).logits
         tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
         if tokens[0, -1] == chat.processor.tokenizer.eos_token_id:
             break
@@ -204,15 +204,15 @@ def test_the_likeliest_tokens_after_the_last_demand_are_the_answer(checkpoint: P
     assert expected and chat(turns) == expected == chat(turns)
 
 
-def test_the_answer_depends_on_the_picture(checkpoint: Path) -> None:
+def test_the_response_depends_on_the_image(checkpoint: Path) -> None:
     chat = chat_of(loaded(checkpoint, max_new_tokens=12))
-    answers = {
+    responses = {
         chat([ChatTurn(p, "what?", None)]) for p in (PICTURE, 1 - PICTURE, PICTURE.flip(1), torch.zeros(3, 24, 24))
     }
-    assert len(answers) > 1
+    assert len(responses) > 1
 
 
-def test_a_checkpoint_captions_and_says_where_it_could_not(checkpoint: Path) -> None:
+def test_a_checkpoint_captions_with_a_note_about_the_template(checkpoint: Path) -> None:
     captioner = loaded(checkpoint)
     network = chat_of(captioner).network
     assert not network.training and not any(p.requires_grad for p in network.parameters())
@@ -229,17 +229,17 @@ def test_examples_are_read_from_files(checkpoint: Path, tmp_path: Path) -> None:
     (shot,) = loaded(checkpoint, examples=[example]).few_shot_examples
     assert (shot.label, shot.caption) == ("owl", "an owl") and shot.image.shape == (3, 10, 20)
     torch.testing.assert_close(shot.image[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
-    for changes, said in [
+    for changes, message in [
         ({"caption": "a bird"}, "captioner.examples: 'a bird' does not contain 'owl'"),
         ({"image": str(tmp_path / "none.png")}, "none.png cannot be read"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             loaded(checkpoint, examples=[example | changes])
     with pytest.raises(UserError, match="captioner.examples: caption, label is missing"):
         loaded(checkpoint, examples=[{"image": str(file)}])
 
 
-def test_what_is_missing_is_said_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_named_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
     def copied(name: str, *without: str) -> Path:
         (folder := tmp_path / name).mkdir()
         for file in checkpoint.iterdir():
@@ -253,7 +253,7 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Path, tmp_path: Path) -
         (copied("silent", "chat_template.json"), {}, "has no chat template"),
         (checkpoint, {"caption_prompts": []}, "captioner.caption_prompts: is empty"),
     ]
-    for path, changes, said in cases:
-        with pytest.raises(UserError, match=said) as caught:
+    for path, changes, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
             loaded(path, **changes)
         assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Which dimension holds channels, whatever a network's authors chose: the same units and the same maps."""
+"""Detection of layouts: the same units and maps, whatever the order of a network's dimensions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from classifier_lens.tasks.units.addressing import FEATURES, Unit, pooled_output
 from classifier_lens.tasks.units.hirescam import hirescam
 from tests.models.classifier.test_image_classifier import hooks_in, linear, wrap
 
-# --- what a layout does --------------------------------------------------------------------------------------
+# --- canonical layout --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("places", "shape", "shown"),
+    ("spatial_dims", "shape", "canonical_shape"),
     [
         ((2, 3), (5, 4, 4), (2, 5, 4, 4)),
         ((1, 2), (4, 4, 5), (2, 5, 4, 4)),
@@ -43,11 +43,11 @@ from tests.models.classifier.test_image_classifier import hooks_in, linear, wrap
         ((), (5, 1), (2, 5)),
     ],
 )
-def test_what_is_shown_is_the_output_in_another_order(
-    places: tuple[int, ...], shape: tuple[int, ...], shown: tuple[int, ...]
+def test_the_canonical_layout_is_a_permutation_of_the_output(
+    spatial_dims: tuple[int, ...], shape: tuple[int, ...], canonical_shape: tuple[int, ...]
 ) -> None:
-    layout, output = FeatureLayout(places, shape), torch.rand(2, *shape)
-    assert layout.to_canonical(output).shape == shown
+    layout, output = FeatureLayout(spatial_dims, shape), torch.rand(2, *shape)
+    assert layout.to_canonical(output).shape == canonical_shape
     assert torch.equal(layout.from_canonical(layout.to_canonical(output)), output)
 
 
@@ -75,12 +75,12 @@ def mixing(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_order_of_dimensions_is_seen(order: str) -> None:
+def test_the_order_of_dimensions_is_detected(order: str) -> None:
     maps = F.conv2d(
         half_image_probes(16), torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)), stride=4
     )
-    arranged, wanted = ORDERS[order]
-    assert detect_layout(nn.Identity(), arranged(maps)) == wanted
+    arranged, expected = ORDERS[order]
+    assert detect_layout(nn.Identity(), arranged(maps)) == expected
 
 
 def test_sizes_do_not_matter() -> None:
@@ -92,13 +92,13 @@ def test_sizes_do_not_matter() -> None:
     assert detect_layout(nn.Identity(), maps.permute(0, 2, 3, 1)) == FeatureLayout((1, 2), (4, 4, 4))
 
 
-def test_layers_whose_channels_are_defined_need_no_law() -> None:
+def test_the_channels_of_standard_layers_are_known_by_definition() -> None:
     everywhere = torch.rand(5 * NUM_IMAGE_PAIRS, 6, 7, generator=torch.Generator().manual_seed(0))
     assert detect_layout(nn.Linear(7, 7), everywhere) == ChannelDim(2) and detect_layout(nn.GELU(), everywhere) is None
     assert detect_layout(nn.Conv2d(6, 6, 1), everywhere[..., None].expand(-1, -1, -1, 7)) == ChannelDim(1)
 
 
-# --- networks of one's own -----------------------------------------------------------------------------------
+# --- user networks -----------------------------------------------------------------------------------------
 
 
 class Twice(nn.Module):
@@ -126,20 +126,20 @@ def test_every_call_of_a_module_has_an_address() -> None:
     network = classifier.network
     first = network.a(images).relu()
     second = network.b(first).relu()
-    _, found = classifier.forward_with_activations(images, ["relu#0", "relu#1", "relu#1.in", "a", "a#0", "both.in"])
-    torch.testing.assert_close(found["relu#0"], first)
-    torch.testing.assert_close(found["relu#1"], second)
-    torch.testing.assert_close(found["relu#1.in"], network.b(first))
-    torch.testing.assert_close(found["a"], network.a(images))
-    assert torch.equal(found["a"], found["a#0"]) and torch.equal(found["both.in"], found["relu#1"])
+    _, result = classifier.forward_with_activations(images, ["relu#0", "relu#1", "relu#1.in", "a", "a#0", "both.in"])
+    torch.testing.assert_close(result["relu#0"], first)
+    torch.testing.assert_close(result["relu#1"], second)
+    torch.testing.assert_close(result["relu#1.in"], network.b(first))
+    torch.testing.assert_close(result["a"], network.a(images))
+    assert torch.equal(result["a"], result["a#0"]) and torch.equal(result["both.in"], result["relu#1"])
     assert classifier.cam_module == "relu#1"
     assert hirescam(classifier, images[0], Unit(FEATURES, 1)) is not None
     assert pooled_outputs(classifier, images, ["relu#0"])["relu#0"].shape == (2, 4)
 
 
-def test_without_a_call_a_module_that_is_used_twice_is_refused() -> None:
+def test_a_module_that_is_used_twice_is_refused_without_a_call() -> None:
     classifier = wrap(Twice())
-    for name, said in (
+    for name, message in (
         ("relu", "relu: the network uses the module 2 times; allowed are relu#0 … relu#1"),
         ("relu.in", "relu.in: the network uses the module 2 times; allowed are relu#0.in … relu#1.in"),
         ("relu#2", "relu#2: the network uses the module 2 times; allowed are"),
@@ -147,12 +147,12 @@ def test_without_a_call_a_module_that_is_used_twice_is_refused() -> None:
         ("both", "the network does not use the module both, or it returns no tensor"),
         ("relv#0", "no module relv#0; nearest are relu"),
     ):
-        with pytest.raises(UserError, match=re.escape(said)) as caught:
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
             classifier.forward_with_activations(torch.rand(1, 3, 8, 8), [name])
         assert "\n" not in str(caught.value) and hooks_in(classifier) == 0
 
 
-def test_what_holds_no_row_per_image_is_refused() -> None:
+def test_an_output_without_a_row_per_image_is_refused() -> None:
     """Windows of a map are rows of a larger batch: row 1 is not the second image."""
 
     class Windows(nn.Module):
@@ -172,7 +172,7 @@ def test_what_holds_no_row_per_image_is_refused() -> None:
     assert wrap(linear()).cam_module is None
 
 
-# --- timm's families -----------------------------------------------------------------------------------------
+# --- families of timm --------------------------------------------------------------------------------------
 
 SMALL = {"depths": (1, 1, 2, 1), "img_size": 64}
 # By architecture: what makes it small, and the order of its last map.
@@ -193,13 +193,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def small_network(name: str) -> ImageClassifier:
-    """Of 64 px, and more where the last map would be of few places."""
+    """A network for 64 px images, or larger ones if the last map would have few positions."""
     settings = FAMILIES[name]
     return from_timm(name, 128 if name == "mobilevit_xxs" else 64, **settings)
 
 
 def from_timm(name: str, size: int, **settings: Any) -> ImageClassifier:
-    """Random weights; some authors let the last layer begin at 0."""
+    """Random weights, also in the last layer, which some networks initialize with 0."""
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3, **settings)
     for layer in network.modules():
@@ -213,20 +213,20 @@ def family(request: pytest.FixtureRequest) -> ImageClassifier:
     return small_network(request.param)
 
 
-def test_the_map_of_every_family_is_found_in_seconds(family: ImageClassifier) -> None:
+def test_the_cam_module_of_every_family_is_detected_quickly(family: ImageClassifier) -> None:
     clock = time.monotonic()
     module = family.cam_module
     assert module is not None and time.monotonic() - clock < 20
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    response, found = family.forward_with_activations(image.requires_grad_(), [module])
-    assert response.features is not None and found[module].ndim in (3, 4)
+    response, result = family.forward_with_activations(image.requires_grad_(), [module])
+    assert response.features is not None and result[module].ndim in (3, 4)
     if (
-        flatten_spatial(found[module]).shape[1] != response.features.shape[1]
+        flatten_spatial(result[module]).shape[1] != response.features.shape[1]
     ):  # those have layers between map and features
         assert family.network.__class__.__name__ in ("MambaOut",)
 
 
-def test_what_changes_in_a_part_of_the_image_changes_that_part_of_the_map(family: ImageClassifier) -> None:
+def test_a_change_in_a_part_of_the_image_changes_that_part_of_the_map(family: ImageClassifier) -> None:
     assert family.cam_module is not None
     base, other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     changed = base.clone()
@@ -250,12 +250,12 @@ def test_units_of_the_map_are_its_channels(family: ImageClassifier) -> None:
     values = pooled_outputs(family, images, [family.cam_module])[family.cam_module]
     maps = family.forward_with_activations(images, [family.cam_module])[1][family.cam_module]
     torch.testing.assert_close(values, flatten_spatial(maps).mean(dim=2))
-    found = hirescam(family, images[0], Unit(FEATURES, 0))
-    assert found is not None and found.shape == (64, 64) and found.isfinite().all()
+    result = hirescam(family, images[0], Unit(FEATURES, 0))
+    assert result is not None and result.shape == (64, 64) and result.isfinite().all()
 
 
 def test_channels_last_and_first_have_the_same_map_of_a_unit() -> None:
-    """HiResCAM sums over channels, wherever they stand."""
+    """HiResCAM sums over channels, in any order of dimensions."""
 
     class Ordered(nn.Module):
         def __init__(self, last: bool) -> None:
@@ -278,15 +278,15 @@ def test_channels_last_and_first_have_the_same_map_of_a_unit() -> None:
     torch.testing.assert_close(*values)
 
 
-def test_tokens_in_another_order_than_rows_have_no_map() -> None:
-    """Hiera keeps the patches of a mask unit together: its tokens are no square."""
+def test_tokens_that_are_not_in_row_major_order_have_no_map() -> None:
+    """The tokens of Hiera are ordered by mask units, not by rows."""
     settings = {"img_size": (64, 64), "embed_dim": 8, "stages": (1, 1, 1, 1), "mask_unit_size": (8, 8)}
     classifier = from_timm("hiera_tiny_224", 64, **settings)
-    _, found = classifier.forward_with_activations(torch.rand(2, 3, 64, 64), ["blocks.0.norm2"])
-    assert found["blocks.0.norm2"].shape == (2, 8), "the mean over what is no map"
+    _, result = classifier.forward_with_activations(torch.rand(2, 3, 64, 64), ["blocks.0.norm2"])
+    assert result["blocks.0.norm2"].shape == (2, 8), "the mean over what is no map"
 
 
-def test_timm_shows_every_module_once() -> None:
+def test_every_module_of_timm_is_recorded_once() -> None:
     classifier = timm_classifier("test_resnet", False, None, None, [], [], "imagenet", "imagenet")
     assert (
         classifier.forward_with_activations(torch.rand(1, 3, 64, 64), ["global_pool"])[1]["global_pool"].shape[0] == 1

@@ -1,4 +1,4 @@
-"""The seam between pictures and classifiers: preprocessing, gradients, checks, and every source of weights."""
+"""Classifiers: preprocessing, gradients, checks, and every source of weights."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def exported(network: nn.Module, training: bool) -> nn.Module:
     return program.module()
 
 
-def test_programs_are_frozen_as_modules_are() -> None:
+def test_programs_are_frozen_like_modules() -> None:
     """Scripted, traced and exported networks have no `requires_grad_` or `eval` of their own."""
     network, images = linear().eval(), torch.rand(2, 3, 8, 8)
     traced = torch.jit.trace(network, images)
@@ -101,23 +101,23 @@ def test_programs_are_frozen_as_modules_are() -> None:
         wrap(exported(nn.Sequential(nn.Dropout(0.5), *linear()), True))
 
 
-def test_what_is_no_tensor_among_weights_is_part_of_the_digest() -> None:
-    class Kept(nn.Module):
-        def __init__(self, kept: Any) -> None:
+def test_extra_state_is_part_of_the_digest() -> None:
+    class WithExtraState(nn.Module):
+        def __init__(self, state: Any) -> None:
             super().__init__()
-            self.kept = kept
+            self.state = state
 
         def get_extra_state(self) -> Any:
-            return self.kept
+            return self.state
 
-    kept = [Kept(value) for value in (1, 2, (1, torch.ones(2)), (1, torch.zeros(2)), None)]
-    assert len({network_digest(module) for module in kept}) == len(kept)
+    state = [WithExtraState(value) for value in (1, 2, (1, torch.ones(2)), (1, torch.zeros(2)), None)]
+    assert len({network_digest(module) for module in state}) == len(state)
     quantized = [torch.ao.quantization.quantize_dynamic(linear(), {nn.Linear}) for _ in range(2)]
     assert network_digest(quantized[0]) == network_digest(quantized[1]) != network_digest(linear())
 
 
-def test_numbers_of_other_libraries_are_a_normalisation() -> None:
-    """None of their digits is lost, whatever float type is the default."""
+def test_normalization_may_be_given_by_arrays_and_tensors() -> None:
+    """No digit is lost, whatever the default floating-point type is."""
     close = [torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.48501, 0.456, 0.406])]
     assert wrap(linear(), mean=close[0]).fingerprint != wrap(linear(), mean=close[1]).fingerprint
     default = torch.get_default_dtype()
@@ -128,7 +128,7 @@ def test_numbers_of_other_libraries_are_a_normalisation() -> None:
         torch.set_default_dtype(default)
 
 
-def test_digest_follows_the_weights() -> None:
+def test_the_digest_depends_on_the_weights() -> None:
     same, changed = linear(), linear()
     with torch.no_grad():
         changed[1].get_parameter("bias")[0] += 1e-3
@@ -137,7 +137,7 @@ def test_digest_follows_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "changes", "said"),
+    ("network", "changes", "message"),
     [
         (linear(4), {}, "output size 4 does not match its 3 labels"),
         (linear(), {"labels": ["a", "b", "a"]}, "occur more than once: a"),
@@ -169,8 +169,8 @@ def test_digest_follows_the_weights() -> None:
         (linear(), {"interpolation": "nearest"}, "allowed are bilinear, bicubic"),
     ],
 )
-def test_unfit_networks_are_refused_in_one_line(network: Any, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+def test_unfit_networks_are_refused_in_one_line(network: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         wrap(network, **changes)
     assert "classifier.target=x" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -213,7 +213,7 @@ def test_no_hooks_are_left(classifier: ImageClassifier) -> None:
 
 
 def explained(classifier: ImageClassifier) -> float:
-    """The largest difference between the logits and what the head makes of the features."""
+    """The largest difference between the logits and the output of the head for the features."""
     with torch.no_grad():
         response = classifier(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
     head = classifier.head
@@ -221,7 +221,7 @@ def explained(classifier: ImageClassifier) -> float:
     return float((response.features @ head.weight.T + head.bias - response.logits).abs().max())
 
 
-def test_the_head_makes_the_logits_of_the_features(classifier: ImageClassifier) -> None:
+def test_the_logits_are_the_output_of_the_head_for_the_features(classifier: ImageClassifier) -> None:
     assert explained(classifier) < 1e-5
     head = classifier.head
     assert head is not None and head.weight.dtype == head.bias.dtype == torch.float32
@@ -255,65 +255,65 @@ NO_HEAD: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", NO_HEAD)
-def test_where_a_linear_layer_is_not_all_of_the_answer_there_is_no_head(kind: str) -> None:
+def test_there_is_no_head_unless_the_last_linear_layer_gives_the_logits(kind: str) -> None:
     assert wrap(Two(NO_HEAD[kind])).head is None
 
 
-def test_a_layer_of_another_size_or_a_plain_function_is_no_head() -> None:
+def test_a_layer_of_another_size_and_a_plain_function_have_no_head() -> None:
     assert wrap(Two(lambda m, x: m.get_submodule("last")(x)[:, :3], outputs=7)).head is None
     assert wrap(lambda x: linear()(x)).head is None
 
 
-def test_a_transformer_with_two_heads_shows_none() -> None:
+def test_a_transformer_with_two_heads_has_no_head() -> None:
     both = timm_classifier("deit_tiny_distilled_patch16_224", False, None, None, [], [], "imagenet", "imagenet")
     assert both.head is None
 
 
-# --- what modules give ---------------------------------------------------------------------------------------
+# --- activations of modules --------------------------------------------------------------------------------
 
 
 def small() -> nn.Sequential:
-    """Convolution, ReLU, pooling and a linear layer, for 8 px pictures."""
+    """Convolution, ReLU, pooling and a linear layer, for 8 px images."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
 
-def test_a_trace_is_what_the_modules_give_and_are_given() -> None:
+def test_activations_are_the_inputs_and_outputs_of_modules() -> None:
     classifier, images = wrap(small()), torch.rand(2, 3, 8, 8)
     network = classifier.network
-    response, found = classifier.forward_with_activations(images, ["0", "1", "1.in", "4.in", "4"])
-    assert set(found) == {"0", "1", "1.in", "4.in", "4"}
-    torch.testing.assert_close(found["0"], network[0](images))
-    assert torch.equal(found["1.in"], found["0"]) and torch.equal(found["1"], found["0"].relu())
-    torch.testing.assert_close(found["4.in"], found["1"].mean(dim=(2, 3)))
-    assert response.features is not None and torch.equal(found["4.in"], response.features)
-    assert torch.equal(found["4"], response.logits)
+    response, result = classifier.forward_with_activations(images, ["0", "1", "1.in", "4.in", "4"])
+    assert set(result) == {"0", "1", "1.in", "4.in", "4"}
+    torch.testing.assert_close(result["0"], network[0](images))
+    assert torch.equal(result["1.in"], result["0"]) and torch.equal(result["1"], result["0"].relu())
+    torch.testing.assert_close(result["4.in"], result["1"].mean(dim=(2, 3)))
+    assert response.features is not None and torch.equal(result["4.in"], response.features)
+    assert torch.equal(result["4"], response.logits)
 
 
-def test_a_trace_has_the_answer_of_a_call(classifier: ImageClassifier) -> None:
+def test_activations_come_with_the_response_of_a_call(classifier: ImageClassifier) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     assert classifier.cam_module is not None
-    plain, (traced, found) = classifier(images), classifier.forward_with_activations(images, [classifier.cam_module])
+    plain, (traced, result) = classifier(images), classifier.forward_with_activations(images, [classifier.cam_module])
     assert plain.features is not None and traced.features is not None
     assert torch.equal(plain.logits, traced.logits) and torch.equal(plain.features, traced.features)
     again, nothing = classifier.forward_with_activations(images, [])
-    assert torch.equal(plain.logits, again.logits) and nothing == {} and set(found) == {classifier.cam_module}
+    assert torch.equal(plain.logits, again.logits) and nothing == {} and set(result) == {classifier.cam_module}
 
 
-def test_gradients_pass_through_what_was_traced(classifier: ImageClassifier) -> None:
+def test_gradients_pass_through_activations(classifier: ImageClassifier) -> None:
     module = classifier.cam_module
     assert module is not None
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4)).requires_grad_()
-    response, found = classifier.forward_with_activations(images, [module])
+    response, result = classifier.forward_with_activations(images, [module])
     assert response.features is not None
-    maps = found[module]
+    maps = result[module]
     to_map, to_image = torch.autograd.grad(response.features[0].square().sum(), [maps, images], retain_graph=True)
     assert to_map[0].any() and to_image[0].any() and not to_map[1].any() and not to_image[1].any()
     assert torch.autograd.grad(maps[0].sum(), images)[0][0].any()
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_trace_leaves_no_hooks(fails: bool) -> None:
+def test_recording_leaves_no_hooks(fails: bool) -> None:
     classifier = wrap(small())
     if fails:
         with pytest.raises(RuntimeError):
@@ -324,17 +324,15 @@ def test_a_trace_leaves_no_hooks(fails: bool) -> None:
     assert hooks_in(classifier) == 0
 
 
-def test_an_unknown_module_offers_the_nearest(classifier: ImageClassifier) -> None:
+def test_an_unknown_module_names_the_nearest(classifier: ImageClassifier) -> None:
     known = [name for name, _ in classifier.network.named_modules() if name]
     last = max((name for name in known if name.count(".") == 0), key=known.index)
-    for asked in (f"{last}x", f"{last}x.in"):
+    for name in (f"{last}x", f"{last}x.in"):
         with pytest.raises(UserError, match="no module") as caught:
-            classifier.forward_with_activations(torch.rand(1, 3, 64, 64), [known[0], asked])
+            classifier.forward_with_activations(torch.rand(1, 3, 64, 64), [known[0], name])
         listed = str(caught.value).split("nearest are ")[1].split(", ")
         assert (
-            asked in str(caught.value)
-            and classifier.error_prefix in str(caught.value)
-            and "\n" not in str(caught.value)
+            name in str(caught.value) and classifier.error_prefix in str(caught.value) and "\n" not in str(caught.value)
         )
         assert last in listed and set(listed) <= set(known)
     assert hooks_in(classifier) == 0
@@ -345,7 +343,7 @@ def test_a_plain_function_has_no_modules() -> None:
         wrap(lambda x: linear()(x)).forward_with_activations(torch.rand(1, 3, 8, 8), ["layer4"])
 
 
-def test_a_module_that_an_answer_does_not_use_is_refused() -> None:
+def test_a_module_that_the_network_does_not_use_is_refused() -> None:
     with pytest.raises(UserError, match=r"classifier\.target=x: the network does not use the module last"):
         wrap(Two(NO_HEAD["the last one is not used"])).forward_with_activations(torch.rand(1, 3, 8, 8), ["last"])
 
@@ -364,16 +362,16 @@ MAPS: dict[str, tuple[str, Callable[[nn.Module, Tensor], Tensor] | None]] = {
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_the_map_is_the_last_thing_with_places_that_features_are_made_of(name: str) -> None:
+def test_the_cam_module_is_the_last_spatial_one_that_features_depend_on(name: str) -> None:
     classifier = timm_classifier(name, False, None, None, [], [], "imagenet", "imagenet")
     module, made = MAPS[name]
     assert classifier.cam_module == module and hooks_in(classifier) == 0
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    response, found = classifier.forward_with_activations(images.requires_grad_(), [module])
-    maps, features = found[module], response.features
+    response, result = classifier.forward_with_activations(images.requires_grad_(), [module])
+    maps, features = result[module], response.features
     assert features is not None and maps.ndim in (3, 4) and flatten_spatial(maps).shape[1] == features.shape[1]
     slope = torch.autograd.grad(features[0, 0], maps)[0]
-    assert (flatten_spatial(slope)[0] != 0).any(dim=0).sum() > 1, "at more than one place"
+    assert (flatten_spatial(slope)[0] != 0).any(dim=0).sum() > 1, "at more than one position"
     if made is not None:
         torch.testing.assert_close(made(classifier.network, maps), features)
 
@@ -382,13 +380,13 @@ def test_shipped_networks_end_in_a_map_that_is_averaged() -> None:
     for name in SHIPPED_CLASSIFIERS:
         classifier = load_shipped(name)
         assert classifier.cam_module == "layer4"
-        response, found = classifier.forward_with_activations(torch.rand(2, 3, 64, 64), ["layer4"])
-        torch.testing.assert_close(found["layer4"].mean(dim=(2, 3)), response.features)
+        response, result = classifier.forward_with_activations(torch.rand(2, 3, 64, 64), ["layer4"])
+        torch.testing.assert_close(result["layer4"].mean(dim=(2, 3)), response.features)
 
 
-def test_the_map_of_a_network_of_ones_own() -> None:
-    assert wrap(small()).cam_module == "1", "after the ReLU; the pooling has one place"
-    assert wrap(linear()).cam_module is None, "a flattened picture has no places"
+def test_the_cam_module_of_a_user_network() -> None:
+    assert wrap(small()).cam_module == "1", "after the ReLU; the pooling has one position"
+    assert wrap(linear()).cam_module is None, "flattened pixels have no spatial dimensions"
     assert wrap(lambda x: linear()(x)).cam_module is None
     no_features = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert wrap(no_features).cam_module is None and wrap(no_features).head is None
@@ -396,14 +394,14 @@ def test_the_map_of_a_network_of_ones_own() -> None:
     assert wrap(wide).cam_module == "1", "its features are all of its values"
 
 
-def test_a_feature_that_is_silent_does_not_hide_the_map() -> None:
+def test_a_zero_feature_does_not_hide_the_cam_module() -> None:
     network = nn.Sequential(*small()[:4], nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     with torch.no_grad():
         network[4].get_parameter("bias").copy_(torch.tensor([-100.0, 100.0, -100.0, 100.0, 100.0]))
     assert wrap(network).cam_module == "1"
 
 
-def test_places_stand_last() -> None:
+def test_positions_are_the_last_dimension() -> None:
     maps, tokens = torch.rand(2, 5, 3, 3), torch.rand(2, 7, 5)
     assert torch.equal(flatten_spatial(maps), maps.flatten(2)) and torch.equal(
         flatten_spatial(tokens), tokens.transpose(1, 2)
@@ -411,7 +409,7 @@ def test_places_stand_last() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED_CLASSIFIERS)
-def test_shipped_classifiers_know_the_planted_classes(name: str) -> None:
+def test_shipped_classifiers_predict_the_planted_classes(name: str) -> None:
     classifier = load_shipped(name)
     assert classifier.labels == planted.CLASSES and classifier.domain == "planted" and classifier.size == 64
     with torch.no_grad():
@@ -424,11 +422,11 @@ def test_oracles_read_every_factor(name: str) -> None:
     oracle = load_oracle(name)
     scenes = planted.sample_scenes(300, planted.SPLIT_SEEDS["test"], start=5000)
     images = planted.render(scenes).image
-    read = oracle.predict(images)
+    predictions = oracle.predict(images)
     prop = torch.where(scenes.prop == planted.ABSENT, len(planted.PROPS), scenes.prop)
     truth = {"class": scenes.label, "background": scenes.background, "prop": prop, "hue": scenes.hue}
     assert list(oracle.heads) == list(truth) and oracle.heads["prop"][-1] == "none"
-    right = {head: (read[head].argmax(1) == truth[head]).double().mean().item() for head in truth}
+    right = {head: (predictions[head].argmax(1) == truth[head]).double().mean().item() for head in truth}
     assert min(right.values()) > 0.96, right
     assert oracle.features(images[:2]).shape[0] == 2
 
@@ -437,7 +435,7 @@ def test_oracles_are_of_different_families() -> None:
     assert len({type(load_oracle(name).classifier.network) for name in ORACLES}) == 2
 
 
-def test_missing_folder_names_what_is_shipped() -> None:
+def test_a_missing_folder_names_the_shipped_ones() -> None:
     with pytest.raises(UserError, match="planted_clean"):
         load_shipped("nowhere")
 
@@ -450,7 +448,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
 
 
 @needs_cifar10
-def test_published_resnet20_on_photographs() -> None:
+def test_published_resnet20_on_cifar10() -> None:
     classifier = cifar10_resnet(str(CIFAR10), 20, SHA20)
     images, labels, _ = cifar10.read_split(CIFAR10, "test")
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:500]
@@ -468,13 +466,15 @@ def test_another_file_is_refused() -> None:
         cifar10_resnet(str(CIFAR10 / "resnet32-d509ac18.th"), 20, SHA20)
 
 
-def test_missing_checkpoint_says_how_to_get_it(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_names_the_command_that_gets_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"fetch_weights\.py fetch cifar10_resnet20.*python run\.py") as caught:
         cifar10_resnet(str(tmp_path), 20, SHA20)
     assert "resnet20-12fca82f.th" in str(caught.value)
 
 
-def test_unreachable_hub_says_how_to_get_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_names_the_command_that_gets_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("classifier_lens.models.hub.try_to_load_from_cache", lambda *_, **__: None)
     session = type("Session", (), {"head": lambda *_, **__: (_ for _ in ()).throw(ConnectionError())})
     monkeypatch.setattr("classifier_lens.models.hub.get_session", session)
@@ -490,7 +490,7 @@ def test_unknown_timm_names_are_refused() -> None:
         timm_classifier("resnet18.nope", True, None, None, [], [], "imagenet", "imagenet")
 
 
-def test_timm_labels_must_fit() -> None:
+def test_the_number_of_labels_of_timm_has_to_match() -> None:
     with pytest.raises(UserError, match="output size 1000 does not match its 2 labels"):
         timm_classifier("test_resnet", False, None, None, [], [], ["a", "b"], "imagenet")
 
@@ -524,7 +524,7 @@ def test_imagenet_labels_are_1000_different_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         ({"a", "b"}, "labels: is a set"),
         ({0: "a", 1: "b"}, "labels: is a dict"),
@@ -535,18 +535,18 @@ def test_imagenet_labels_are_1000_different_names() -> None:
         ([["a"], ["b"]], r"labels\[0\]=\['a'\]: is not a name"),
     ],
 )
-def test_what_is_no_list_of_names_is_refused(labels: Any, said: str) -> None:
-    with pytest.raises(UserError, match=f"classifier.{said}.*wanted is a list of names, in the order") as caught:
+def test_labels_that_are_not_a_list_of_names_are_refused(labels: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"classifier.{message}.*wanted is a list of names, in the order") as caught:
         read_labels(labels)
     assert "\n" not in str(caught.value)
 
 
-def test_names_of_every_kind_of_list(tmp_path: Path) -> None:
+def test_labels_of_every_kind_of_list(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("crab\n")
     assert read_labels(tmp_path / "names.txt") == ("crab",)
     kinds: list[Any] = [np.array(["crab", "7"]), ("crab ", 7), [" crab", np.int64(7)], ("crab", "7")]
-    for given in kinds:
-        assert read_labels(given) == ("crab", "7")
+    for labels in kinds:
+        assert read_labels(labels) == ("crab", "7")
 
 
 def test_labels_file_errors_name_the_file(tmp_path: Path) -> None:
@@ -554,7 +554,7 @@ def test_labels_file_errors_name_the_file(tmp_path: Path) -> None:
         read_labels(str(tmp_path / "none.txt"))
 
 
-def test_own_classifier_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_network_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/reference/classifiers.md").read_text()
     module, python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     command, *_ = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
@@ -592,13 +592,13 @@ def answer(images): return network(images)
     assert len({tuple(kind(image).logits[0].tolist()) for kind in kinds}) == 1
     assert all(torch.equal(kind(image).features, image.flatten(1)) for kind in kinds[:2])
     assert kinds[2](image).features is None, "a plain function does not show what its last layer reads"
-    for target, said in (
+    for target, message in (
         ("someones_networks", "allowed are module:name"),
         ("nowhere:x", "cannot import nowhere"),
         ("someones_networks:none", "has no callable none"),
         ("missing.py:x", "cannot import missing.py"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             callable_classifier(target, ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", "planted")
 
 
@@ -620,7 +620,7 @@ SAID_IN_HEADS = {
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "conf/classifier").glob("*.yaml")))
-def test_the_head_of_every_option_says_what_it_is(option: str) -> None:
+def test_every_option_begins_with_a_description(option: str) -> None:
     text = (ROOT / f"conf/classifier/{option}.yaml").read_text()
     head = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
-    assert not [said for said, pattern in SAID_IN_HEADS.items() if not re.search(pattern, head)]
+    assert not [message for message, pattern in SAID_IN_HEADS.items() if not re.search(pattern, head)]

@@ -1,4 +1,4 @@
-"""What outputs mean: all forms of the same answer give the same confidences, and none passes for another."""
+"""Types of outputs: all types of the same prediction give the same confidences, and none is taken for another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pair = namedtuple("Pair", ["aux", "logits"])
 
 
 def score(x: Tensor) -> Tensor:
-    """One logit, for the second of two labels."""
+    """The logit of the second of two labels."""
     return 8 * NET(x)[:, :1] - 2
 
 
@@ -42,8 +42,8 @@ def built(kind: str, output: str | None) -> ImageClassifier:
     return wrap(FORMS[kind][0], 2 if kind.startswith("binary") else 3, output=output)
 
 
-def said(network: Callable[[Tensor], Any], outputs: int = 3, **changes: Any) -> str:
-    """The one line with which a network is refused."""
+def error_of(network: Callable[[Tensor], Any], outputs: int = 3, **changes: Any) -> str:
+    """The error message for a network, which is one line."""
     with pytest.raises(UserError) as caught:
         wrap(network, outputs, **changes)
     assert "\n" not in str(caught.value) and "classifier.target=x" in str(caught.value)
@@ -51,67 +51,68 @@ def said(network: Callable[[Tensor], Any], outputs: int = 3, **changes: Any) -> 
 
 
 @pytest.mark.parametrize("kind", FORMS)
-def test_what_is_declared_has_the_confidences_and_gradients_of_its_logits(kind: str) -> None:
+def test_declared_outputs_have_the_confidences_and_gradients_of_their_logits(kind: str) -> None:
     assert set(FORMS) == set(OUTPUT_CONVERTERS)
     images, same = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
-    answers = [built(kind, kind)(images).logits.log_softmax(1), FORMS[kind][1](same).log_softmax(1)]
-    torch.testing.assert_close(answers[0], answers[1], atol=1e-5, rtol=1e-4)
-    slopes = [torch.autograd.grad(a[:, 1].sum(), x)[0] for a, x in zip(answers, (images, same), strict=True)]
+    log_probabilities = [built(kind, kind)(images).logits.log_softmax(1), FORMS[kind][1](same).log_softmax(1)]
+    torch.testing.assert_close(log_probabilities[0], log_probabilities[1], atol=1e-5, rtol=1e-4)
+    slopes = [torch.autograd.grad(a[:, 1].sum(), x)[0] for a, x in zip(log_probabilities, (images, same), strict=True)]
     torch.testing.assert_close(slopes[0], slopes[1], atol=1e-4, rtol=1e-3)
 
 
-def test_one_score_speaks_for_the_second_label() -> None:
+def test_one_score_belongs_to_the_second_label() -> None:
     classifier = wrap(lambda x: x.mean((1, 2, 3))[:, None] * 8 - 4, 2, output="binary")
     assert classifier(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])).logits.argmax(1).tolist() == [0, 1]
     flat = wrap(lambda x: x.mean((1, 2, 3)) * 8 - 4, 2, output="binary")
     assert torch.equal(flat(IMAGES).logits, classifier(IMAGES).logits), "also without the second dimension"
 
 
-def test_what_is_not_declared_is_logits_or_refused() -> None:
+def test_undeclared_outputs_are_logits_or_refused() -> None:
     torch.testing.assert_close(built("logits", None)(IMAGES).logits, NET(IMAGES))
     torch.testing.assert_close(built("log_probabilities", None)(IMAGES).logits.softmax(1), NET(IMAGES).softmax(1))
-    assert "set classifier.output=probabilities" in said(FORMS["probabilities"][0])
-    assert "set classifier.output=probabilities" in said(lambda x: 100 * NET(x).softmax(1)), "percentages"
-    assert "classifier.output=sigmoid" in said(FORMS["sigmoid"][0])
+    assert "set classifier.output=probabilities" in error_of(FORMS["probabilities"][0])
+    assert "set classifier.output=probabilities" in error_of(lambda x: 100 * NET(x).softmax(1)), "percentages"
+    assert "classifier.output=sigmoid" in error_of(FORMS["sigmoid"][0])
     for kind in ("binary", "binary_sigmoid"):
-        assert "output size 1 does not match its 2 labels; one output is" in said(FORMS[kind][0], 2)
-        assert "classifier.output=binary, or binary_sigmoid" in said(FORMS[kind][0], 2)
+        assert "output size 1 does not match its 2 labels; one output is" in error_of(FORMS[kind][0], 2)
+        assert "classifier.output=binary, or binary_sigmoid" in error_of(FORMS[kind][0], 2)
 
 
 def test_logits_that_lie_in_the_range_of_probabilities_are_logits() -> None:
-    """A network that was hardly trained: what counts is that nothing keeps its outputs there."""
+    """A network at the beginning of training, whose outputs are not bounded."""
     weak = wrap(lambda x: 0.3 + 0.05 * NET(x))
     assert 0 < weak(IMAGES).logits.min() and weak(IMAGES).logits.max() < 1
     flat = linear()
     nn.init.constant_(flat[1].get_parameter("weight"), 1e-6)
     nn.init.constant_(flat[1].get_parameter("bias"), 0.5)
     assert wrap(flat).head is not None, "the outputs of a linear layer are logits, however small"
-    assert "as those of a sigmoid" in said(lambda x: 0.1 + 0.2 * NET(x).sigmoid()), "bounded, if not by 0 and 1"
+    assert "as those of a sigmoid" in error_of(lambda x: 0.1 + 0.2 * NET(x).sigmoid()), "bounded, if not by 0 and 1"
     wrap(lambda x: 0.1 + 0.2 * NET(x).sigmoid(), output="logits")
 
 
 @pytest.mark.parametrize("declared", OUTPUT_CONVERTERS)
-@pytest.mark.parametrize("given", OUTPUT_CONVERTERS)
-def test_what_contradicts_its_declaration_is_refused(declared: str, given: str) -> None:
+@pytest.mark.parametrize("actual", OUTPUT_CONVERTERS)
+def test_outputs_that_contradict_their_declaration_are_refused(declared: str, actual: str) -> None:
     # Logarithms are logits as well; values in [0, 1] may be logits, if somebody says so; shares may be sigmoids.
     right = {
-        given,
-        *{"log_probabilities": ["logits"], "sigmoid": ["logits"], "probabilities": ["sigmoid"]}.get(given, []),
+        actual,
+        *{"log_probabilities": ["logits"], "sigmoid": ["logits"], "probabilities": ["sigmoid"]}.get(actual, []),
     }
     if declared in right:
         return
     labels = 2 if declared.startswith("binary") else 3
     assert (
-        f"classifier.output={declared}" in (line := said(FORMS[given][0], labels, output=declared)) or "match" in line
+        f"classifier.output={declared}" in (line := error_of(FORMS[actual][0], labels, output=declared))
+        or "match" in line
     )
 
 
 def test_less_than_two_labels_are_refused() -> None:
-    """With one, every image is predicted as it, and every problem is a success."""
-    assert "labels are c0; at least 2" in said(lambda x: NET(x)[:, :1], 1)
-    assert "labels are none; at least 2" in said(lambda x: NET(x)[:, :0], 0)
-    assert "has two classes, but there are 3 labels" in said(score, 3, output="binary")
-    assert "allowed are null, logits, log_prob" in said(NET, output="softmax")
+    """With one label all predictions agree, so every problem would be a success."""
+    assert "labels are c0; at least 2" in error_of(lambda x: NET(x)[:, :1], 1)
+    assert "labels are none; at least 2" in error_of(lambda x: NET(x)[:, :0], 0)
+    assert "has two classes, but there are 3 labels" in error_of(score, 3, output="binary")
+    assert "allowed are null, logits, log_prob" in error_of(NET, output="softmax")
 
 
 @pytest.mark.parametrize(
@@ -139,11 +140,11 @@ def test_logits_are_found_by_their_name(holding: Callable[[Tensor], Any]) -> Non
         (lambda logits: logits[:, :, None, None], "output shape (1, 3, 1, 1) does not match its 3 labels"),
     ],
 )
-def test_other_answers_are_refused(holding: Callable[[Tensor], Any], named: str) -> None:
-    assert named in said(lambda x: holding(NET(x)))
+def test_other_return_values_are_refused(holding: Callable[[Tensor], Any], named: str) -> None:
+    assert named in error_of(lambda x: holding(NET(x)))
 
 
-# --- answers that are not the image's alone ------------------------------------------------------------------
+# --- outputs that depend on more than the image -------------------------------------------------------------
 
 
 class Always(nn.Module):
@@ -165,16 +166,16 @@ def training(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda images: network(images)
 
 
-def test_answers_that_change_from_call_to_call_are_refused() -> None:
+def test_outputs_that_change_between_calls_are_refused() -> None:
     state = torch.get_rng_state()
     for network in (training(nn.Dropout(0.1)), Always(), training(nn.BatchNorm2d(3))):
-        assert "outputs for the same image differ" in (line := said(network)) and "eval()" in line
+        assert "outputs for the same image differ" in (line := error_of(network)) and "eval()" in line
     assert torch.equal(torch.get_rng_state(), state), "checks leave the random numbers as they are"
     wrap(training(nn.Dropout(0.0)))
     wrap(nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(192, 3))), "a module is put in evaluation mode"
 
 
-# --- the normalisation ---------------------------------------------------------------------------------------
+# --- the normalization ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,8 +189,8 @@ def test_answers_that_change_from_call_to_call_are_refused() -> None:
         ([0.5] * 3, [2.0] * 3, "images are in [0, 1]"),
     ],
 )
-def test_a_normalisation_of_other_images_is_refused(mean: list[float], std: list[float], named: str) -> None:
-    line = said(NET, mean=mean, std=std)
+def test_a_normalization_of_other_images_is_refused(mean: list[float], std: list[float], named: str) -> None:
+    line = error_of(NET, mean=mean, std=std)
     assert named in line and f"mean={mean} std={std}" in line
 
 
@@ -200,4 +201,4 @@ def test_networks_for_values_up_to_255_can_be_described() -> None:
 
 @pytest.mark.parametrize("size", [0, -8, True, 8.0, "8", None, 10**6])
 def test_sizes_are_whole_numbers_of_pixels(size: Any) -> None:
-    assert f"size={size}; allowed are whole numbers" in said(NET, size=size)
+    assert f"size={size}; allowed are whole numbers" in error_of(NET, size=size)

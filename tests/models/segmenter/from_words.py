@@ -1,4 +1,4 @@
-"""Laws of segmenters that go by words, and the pictures they are shown."""
+"""Laws of text-prompted segmenters, and their images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "fiddler",
 
 
 def draw(n: int, height: int = 40, width: int = 56) -> Tensor:
-    """Pictures of whole 255ths, neither square nor of a network's size."""
+    """Images with 8-bit values, neither square nor of the network's size."""
     return torch.randint(0, 256, (n, 3, height, width), generator=torch.Generator().manual_seed(0)) / 255
 
 
 def pixels(image: Tensor) -> Any:
-    """A picture as libraries take it."""
+    """An image as an 8-bit array (h, w, 3)."""
     return (image * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def masks_depend_on_picture_and_words_alone(segmenter: Any, words: Sequence[str]) -> None:
-    """Neither on the other pictures of a batch, nor on maps and names."""
+def masks_depend_on_image_and_words_alone(segmenter: Any, words: Sequence[str]) -> None:
+    """Masks do not depend on the other images of a batch, on maps and names."""
     by_words: TextSegmenter = segmenter
     by_maps: Segmenter = segmenter
     images = draw(3)

@@ -1,4 +1,4 @@
-"""Grounded SAM: boxes and masks as the library's own calls give them, of one picture at a time."""
+"""Grounded SAM: boxes and masks equal those of the library, one image at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from classifier_lens.runner.types import UserError
 from tests.models.segmenter.from_words import (
     WORDS,
     draw,
-    masks_depend_on_picture_and_words_alone,
+    masks_depend_on_image_and_words_alone,
     no_box_gives_an_empty_mask,
     pixels,
 )
@@ -42,7 +42,7 @@ OPTIONS = {
     "sam": {"multimask_output": True}, "sam_hq": {"multimask_output": False, "hq_token_only": False},
     "sam2": {"multimask_output": True},
 }  # fmt: skip
-# The library's own classes for pictures with their prompts.
+# The library's own classes for images with their prompts.
 PUBLISHED = {
     "sam": (SamModel, SamProcessor, SamImageProcessor), "sam_hq": (SamHQModel, SamHQProcessor, SamImageProcessor),
     "sam2": (Sam2Model, Sam2Processor, Sam2ImageProcessor),
@@ -58,7 +58,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sam(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder of one kind of Segment Anything as the hub has it."""
+    """A folder of a Segment Anything network in the hub's layout."""
     return cache(lambda kind: write_sam(kind, tmp_path_factory.mktemp(kind)))
 
 
@@ -76,17 +76,17 @@ def make(detector: Path, sam: Callable[[str], Path]) -> Make:
     return made
 
 
-def test_words_become_captions() -> None:
+def test_words_become_prompts() -> None:
     assert grounding_dino_prompt("Fiddler Crab") == grounding_dino_prompt(" fiddler crab. ") == "fiddler crab."
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "expected"),
     [("St. Bernard", "st bernard."), ("Mt. St. Helens?", "mt st helens."), ("7.5 cm gun", "7 5 cm gun.")],
 )
-def test_a_name_is_one_phrase_whatever_its_full_stops(words: str, wanted: str, detector: Path) -> None:
-    """Grounding DINO lets no token look beyond a full stop or a question mark: these end a phrase."""
-    assert grounding_dino_prompt(words) == wanted
+def test_a_name_with_periods_is_one_phrase(words: str, expected: str, detector: Path) -> None:
+    """In Grounding DINO, tokens attend within a phrase, which ends with a period or a question mark."""
+    assert grounding_dino_prompt(words) == expected
     processor = GroundingDinoProcessor.from_pretrained(detector)
     ids = processor.tokenizer(grounding_dino_prompt(words), add_special_tokens=False).input_ids
     ends = set(processor.tokenizer(". ?", add_special_tokens=False).input_ids)
@@ -95,22 +95,22 @@ def test_a_name_is_one_phrase_whatever_its_full_stops(words: str, wanted: str, d
 
 @pytest.mark.parametrize("words", WORDS)
 def test_boxes_are_the_librarys(words: str, make: Make, detector: Path) -> None:
-    """The documented call; a token of the words, not the full stop, has to exceed the second threshold."""
+    """The documented call; a token of the words, not the period, has to exceed the second threshold."""
     network = GroundingDinoForObjectDetection.from_pretrained(detector).eval()
     processor = GroundingDinoProcessor.from_pretrained(detector)
     image = draw(1)[0]
-    given = processor(images=pixels(image), text=f"{words.lower()}.", return_tensors="pt")
+    inputs = processor(images=pixels(image), text=f"{words.lower()}.", return_tensors="pt")
     with torch.no_grad():
-        outputs = network(**given)
+        outputs = network(**inputs)
     scores = outputs.logits[0].sigmoid()
     middle = scores.amax(dim=1).median().item()
     for text_threshold in (0.0, scores[:, 1:-2].amax(dim=1).median().item()):
-        found = processor.post_process_grounded_object_detection(
-            outputs, given["input_ids"], middle, text_threshold, target_sizes=[(40, 56)]
+        result = processor.post_process_grounded_object_detection(
+            outputs, inputs["input_ids"], middle, text_threshold, target_sizes=[(40, 56)]
         )[0]
-        named = [label not in ("", ".") for label in found["text_labels"]]
+        named = [label not in ("", ".") for label in result["text_labels"]]
         boxes = make(box_threshold=middle, text_threshold=text_threshold).detect_boxes(image, words)
-        assert torch.equal(boxes, found["boxes"][torch.tensor(named, dtype=torch.bool)])
+        assert torch.equal(boxes, result["boxes"][torch.tensor(named, dtype=torch.bool)])
         if text_threshold == 0:
             assert len(boxes) == 6, "half of the queries"
 
@@ -123,10 +123,10 @@ def test_masks_are_the_librarys_best_of_each_box(kind: str, make: Make, sam: Cal
     segmenter, image = make(kind), draw(1)[0]
     boxes = segmenter.detect_boxes(image, WORDS[0])
     assert len(boxes) > 1
-    given = processor(images=pixels(image), input_boxes=[boxes.tolist()], return_tensors="pt")
-    sizes = [given.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in given]
+    inputs = processor(images=pixels(image), input_boxes=[boxes.tolist()], return_tensors="pt")
+    sizes = [inputs.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
     with torch.no_grad():
-        answer = network(**given, **OPTIONS[kind])
+        answer = network(**inputs, **OPTIONS[kind])
     every = processor.post_process_masks(answer.pred_masks, *sizes)[0]
     best = answer.iou_scores[0].argmax(dim=1)
     chosen = every[torch.arange(len(boxes)), best].float()
@@ -136,7 +136,7 @@ def test_masks_are_the_librarys_best_of_each_box(kind: str, make: Make, sam: Cal
 
 @pytest.mark.parametrize("kind", list(PUBLISHED))
 def test_a_boxs_mask_depends_on_it_alone(kind: str, sam: Callable[[str], Path]) -> None:
-    """But for rounding, which moves no more than the pixels on an edge."""
+    """Except for rounding, which changes pixels on an edge only."""
     network, image = load_sam(str(sam(kind)), None, OPTIONS[kind]), draw(1)[0]
     boxes = torch.tensor([[2.0, 3, 20, 30], [10, 12, 50, 38], [30, 1, 33, 5]])
     together = network.masks_in_boxes(image, boxes)
@@ -145,24 +145,24 @@ def test_a_boxs_mask_depends_on_it_alone(kind: str, sam: Callable[[str], Path]) 
 
 
 @pytest.mark.parametrize("kind", list(PUBLISHED))
-def test_points_are_given_to_every_kind(kind: str, sam: Callable[[str], Path]) -> None:
-    """The documented call, whose points are corners of pixels, here given their centres."""
+def test_every_kind_of_network_accepts_points(kind: str, sam: Callable[[str], Path]) -> None:
+    """The documented call, whose points are corners of pixels, with their centers."""
     network_class, processor_class, image_processor_class = PUBLISHED[kind]
     network = network_class.from_pretrained(sam(kind)).eval()
     processor = processor_class(image_processor_class.from_pretrained(sam(kind)))
     image = draw(1, 64, 64)[0]
-    given = processor(images=pixels(image), input_points=[[[[9, 20], [50, 41]]]], return_tensors="pt")
-    sizes = [given.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in given]
+    inputs = processor(images=pixels(image), input_points=[[[[9, 20], [50, 41]]]], return_tensors="pt")
+    sizes = [inputs.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
     with torch.no_grad():
-        answer = network(**given, **OPTIONS[kind])
+        answer = network(**inputs, **OPTIONS[kind])
     every = processor.post_process_masks(answer.pred_masks, *sizes)[0][0]
     ours = load_sam(str(sam(kind)), None, OPTIONS[kind]).mask_at_points(image, torch.tensor([[20, 9], [41, 50]]))
     assert torch.equal(ours[0], every[answer.iou_scores[0, 0].argmax()].float())
 
 
-def test_a_mask_depends_on_its_picture_and_words_alone(make: Make) -> None:
+def test_a_mask_depends_on_its_image_and_words_alone(make: Make) -> None:
     segmenter, image = make(), draw(1)[0]
-    masks_depend_on_picture_and_words_alone(segmenter, WORDS)
+    masks_depend_on_image_and_words_alone(segmenter, WORDS)
     assert not torch.equal(segmenter.detect_boxes(image, WORDS[0]), segmenter.detect_boxes(image, WORDS[1]))
 
 
@@ -170,7 +170,7 @@ def test_no_box_gives_an_empty_mask(make: Make) -> None:
     no_box_gives_an_empty_mask(make)
 
 
-def test_the_digest_follows_from_weights_and_settings(make: Make) -> None:
+def test_the_digest_depends_on_weights_and_settings(make: Make) -> None:
     plain = make().digest
     changes: list[dict[str, Any]] = [
         {"kind": "sam_hq"}, {"box_threshold": 0.3}, {"text_threshold": 0.3},
@@ -179,7 +179,7 @@ def test_the_digest_follows_from_weights_and_settings(make: Make) -> None:
     assert make().digest == plain and len({plain, *(make(**change).digest for change in changes)}) == 5
 
 
-def test_what_cannot_be_used_is_said_in_one_line(
+def test_wrong_weights_and_settings_are_refused_in_one_line(
     make: Make, detector: Path, sam: Callable[[str], Path], tmp_path: Path
 ) -> None:
     shutil.copytree(detector, tmp_path / "lacking")
@@ -204,7 +204,7 @@ def test_what_cannot_be_used_is_said_in_one_line(
             "segmenter.forward_kwargs=hq_token_only: sam networks have no such argument",
         ),
     ]
-    for changes, said in cases:
-        with pytest.raises(UserError, match=said) as caught:
+    for changes, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
             make(**changes)
         assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ from tests.models.segmenter.from_words import (
     VOCABULARY,
     WORDS,
     draw,
-    masks_depend_on_picture_and_words_alone,
+    masks_depend_on_image_and_words_alone,
     no_box_gives_an_empty_mask,
     pixels,
 )
@@ -44,7 +44,7 @@ def save_text_encoder(folder: Path) -> None:
 
 
 def small_sam() -> Any:
-    """What the package builds, for pictures of 64 px."""
+    """A network of the package for images of 64 px."""
     from segment_anything import modeling
 
     encoder = modeling.ImageEncoderViT(64, 8, embed_dim=16, depth=1, num_heads=2, out_chans=32)
@@ -86,7 +86,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def make(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Make:
-    """The segmenter, which shows its detector pictures at 96 px; keyword arguments replace settings."""
+    """The segmenter with a detector input of 96 px; keyword arguments replace settings."""
     monkeypatch.setattr(grounded_sam_original, "MIN_SIDE", 96)
 
     def made(**changes: Any) -> OriginalGroundedSam:
@@ -101,19 +101,19 @@ def make(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Make:
 def test_boxes_and_masks_are_the_packages_own(
     words: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What its demonstration does, step by step, from a picture in a file."""
+    """The steps of the package's demonstration for an image in a file."""
     from groundingdino.util import box_ops, inference
 
     segmenter, image = make(), draw(1)[0]
     resize = inference.T.RandomResize
     monkeypatch.setattr(inference.T, "RandomResize", lambda sizes, max_size: resize([96], max_size))
     Image.fromarray(pixels(image)).save(tmp_path / "picture.png")
-    array, given = inference.load_image(str(tmp_path / "picture.png"))
-    everything, scores, _ = inference.predict(segmenter.detector, given, words, 0.0, 0.0, device="cpu")
+    array, inputs = inference.load_image(str(tmp_path / "picture.png"))
+    everything, scores, _ = inference.predict(segmenter.detector, inputs, words, 0.0, 0.0, device="cpu")
     assert len(everything) == 12
     middle = scores.median().item()
-    shares, _, phrases = inference.predict(segmenter.detector, given, words, middle, 0.0, device="cpu")
-    expected = box_ops.box_cxcywh_to_xyxy(shares) * torch.tensor([56.0, 40, 56, 40])
+    relative_boxes, _, phrases = inference.predict(segmenter.detector, inputs, words, middle, 0.0, device="cpu")
+    expected = box_ops.box_cxcywh_to_xyxy(relative_boxes) * torch.tensor([56.0, 40, 56, 40])
     assert 1 < len(expected) < 12 and all(phrases)
     segmenter = make(box_threshold=middle)
     boxes = segmenter.detect_boxes(image, words)
@@ -128,9 +128,9 @@ def test_boxes_and_masks_are_the_packages_own(
 
 
 @packages
-def test_a_mask_depends_on_its_picture_and_words_alone(make: Make) -> None:
+def test_a_mask_depends_on_its_image_and_words_alone(make: Make) -> None:
     segmenter, image = make(), draw(1)[0]
-    masks_depend_on_picture_and_words_alone(segmenter, WORDS)
+    masks_depend_on_image_and_words_alone(segmenter, WORDS)
     assert not torch.equal(segmenter.detect_boxes(image, WORDS[0]), segmenter.detect_boxes(image, WORDS[1]))
 
 
@@ -140,13 +140,13 @@ def test_no_box_gives_an_empty_mask(make: Make) -> None:
 
 
 @packages
-def test_the_digest_follows_from_weights_and_settings(make: Make) -> None:
+def test_the_digest_depends_on_weights_and_settings(make: Make) -> None:
     plain = make().digest
     assert make().digest == plain != make(box_threshold=0.3).digest
 
 
 @packages
-def test_what_cannot_be_used_is_said_in_one_line(make: Make, files: dict[str, str], tmp_path: Path) -> None:
+def test_wrong_weights_and_settings_are_refused_in_one_line(make: Make, files: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "broken.pth").write_bytes(b"not weights")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "code.pth")
     cases: list[tuple[dict[str, Any], str]] = [
@@ -168,8 +168,8 @@ def test_what_cannot_be_used_is_said_in_one_line(make: Make, files: dict[str, st
         ({"sam_weights": files["weights"]}, r"segmenter.sam_weights=.*: \d+ weights are missing"),
         ({"text_encoder": "nobody/nothing"}, "segmenter.text_encoder=nobody/nothing: neither a folder nor"),
     ]
-    for changes, said in cases:
-        with pytest.raises(UserError, match=said) as caught:
+    for changes, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
             make(**changes)
         assert "\n" not in str(caught.value)
 

@@ -36,7 +36,7 @@ def test_erosion_and_dilation_move_the_edge() -> None:
     assert torch.equal(MaskPostprocess(3, 3, 0.0, 1)(square(11, 3, 8)), square(11, 3, 8))
 
 
-def test_erosion_removes_specks_before_dilation_could_grow_them() -> None:
+def test_erosion_removes_specks_before_dilation() -> None:
     mask = square(15, 8, 13)
     mask[..., 2, 2] = 1.0
     assert torch.equal(MaskPostprocess(3, 5, 0.0, 1)(mask), square(15, 7, 14))
@@ -47,7 +47,7 @@ def test_an_even_window_takes_its_own_size() -> None:
     assert grown.sum() == 16, "one pixel becomes a window of 4 x 4"
 
 
-def test_an_even_window_reaches_further_up_and_left() -> None:
+def test_an_even_window_extends_further_up_and_left() -> None:
     """As published: a dilation by 20 px reaches 9 px up and to the left of a pixel, and 10 px down and to the right."""
     mask = torch.zeros(1, 1, 41, 41)
     mask[..., 20, 20] = 1.0
@@ -62,8 +62,8 @@ def test_the_window_bounds_the_blur() -> None:
     edge[..., 100:] = 1.0
     for kernel, spread in ((45, 12.5), (91, 22.5)):
         steps = MaskPostprocess(0, 0, 30.0, kernel)(edge)[0, 0, 100].diff()
-        place = torch.arange(200) - 99.0
-        assert (steps * place.square()).sum().sqrt().item() == pytest.approx(spread, abs=0.1)
+        position = torch.arange(200) - 99.0
+        assert (steps * position.square()).sum().sqrt().item() == pytest.approx(spread, abs=0.1)
         assert steps.nonzero().min() == 99 - kernel // 2
 
 
@@ -74,7 +74,7 @@ def test_a_window_has_a_center(kernel: int) -> None:
 
 
 def test_the_border_is_repeated() -> None:
-    """A mask that touches the border is not eaten from there, and the whole picture stays whole."""
+    """A mask at the border is not eroded from the border, and a mask of the whole image does not change."""
     edge = square(9, 0, 5)
     assert torch.equal(MaskPostprocess(3, 0, 0.0, 1)(edge), square(9, 0, 4))
     whole = torch.ones(1, 1, 9, 9)

@@ -20,7 +20,7 @@ LENGTH, SIDE = 20, 32
 
 
 def write_clipseg(folder: Path) -> Path:
-    """The folder; the network sees pictures at 32 px and texts of 20 tokens."""
+    """The folder; the network takes images of 32 px and texts of 20 tokens."""
     captions = planted.sample_captioned_scenes(300, seed=1)[1]
     tokenizer = train_tokenizer(captions, 200, LENGTH, folder.with_name("learned tokenizer"))
     torch.manual_seed(0)
@@ -28,8 +28,8 @@ def write_clipseg(folder: Path) -> Path:
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     network.half().save_pretrained(folder)
-    pictures = ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.4] * 3)
-    CLIPSegProcessor(pictures, tokenizer).save_pretrained(folder)
+    images = ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.4] * 3)
+    CLIPSegProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from tests.models.segmenter.from_words import VOCABULARY
 
 
 def write_detector(folder: Path, side: int = 64) -> Path:
-    """The folder, with the network and its processor, which enlarges pictures to `side` px."""
+    """The folder, with the network and its processor, which enlarges images to `side` px."""
     torch.manual_seed(0)
     backbone = SwinConfig(
         image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
@@ -39,6 +39,6 @@ def write_detector(folder: Path, side: int = 64) -> Path:
             torch.nn.init.normal_(weight, std=0.08)
     network.save_pretrained(folder)
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)})
-    pictures = GroundingDinoImageProcessor(size={"shortest_edge": side, "longest_edge": 3 * side // 2})
-    GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
+    images = GroundingDinoImageProcessor(size={"shortest_edge": side, "longest_edge": 3 * side // 2})
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder

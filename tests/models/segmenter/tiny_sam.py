@@ -1,4 +1,4 @@
-"""Segment Anything's networks with random weights, in folders as the hub has them."""
+"""Segment Anything networks with random weights, in folders of the hub's layout."""
 
 from __future__ import annotations
 

@@ -39,15 +39,15 @@ def prefixed(state: State, *prefixes: str) -> State:
 
 
 def robustness(state: State) -> dict[str, Any]:
-    """What the package of that name saves: the attacker has a copy of everything."""
-    beside = {"mean": MEAN.view(3, 1, 1), "std": STD.view(3, 1, 1)}
+    """A checkpoint of the package robustness, whose attacker has a copy of all weights."""
+    extra_weights = {"mean": MEAN.view(3, 1, 1), "std": STD.view(3, 1, 1)}
     model = prefixed(state, "module.model.", "module.attacker.model.")
-    model |= prefixed(beside, "module.normalizer.new_", "module.attacker.normalize.new_")
+    model |= prefixed(extra_weights, "module.normalizer.new_", "module.attacker.normalize.new_")
     optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     return {"model": model, "optimizer": optimizer, "schedule": None, "epoch": 90, "amp": None}
 
 
-# Layouts that bring their normalisation, and those that leave it to the architecture.
+# Layouts that bring their normalization, and those that leave it to the architecture.
 WITH: dict[str, Callable[[State], dict[str, Any]]] = {
     "robustness": robustness,
     "mu and sigma": lambda state: {**state, "mu": MEAN.view(1, 3, 1, 1), "sigma": STD.view(1, 3, 1, 1)},
@@ -67,7 +67,7 @@ NAMES = ("resnet18.a1_in1k", "deit_tiny_patch16_224.fb_in1k")
 
 
 def plain(architecture: str) -> nn.Module:
-    """A network of random weights, statistics of batch norm included."""
+    """A network of random weights, with random statistics of batch normalization."""
     torch.manual_seed(2)
     network = timm.create_model(architecture).eval()
     for name, value in network.named_buffers():
@@ -79,7 +79,7 @@ def plain(architecture: str) -> nn.Module:
 
 
 def robust(*overrides: str) -> ImageClassifier:
-    """What the YAML of robust networks makes of a file."""
+    """The classifier that the YAML file of robust networks loads."""
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         node = compose("config", overrides=["classifier=robust", *overrides]).classifier
     classifier = instantiate(node, _convert_="all")
@@ -89,14 +89,14 @@ def robust(*overrides: str) -> ImageClassifier:
 
 def assert_normalised_once(classifier: ImageClassifier, network: nn.Module, mean: Tensor, std: Tensor) -> None:
     with torch.no_grad():
-        wanted = network((PICTURES - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-        torch.testing.assert_close(classifier(PICTURES).logits, wanted, atol=1e-5, rtol=1e-4)
+        expected = network((PICTURES - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+        torch.testing.assert_close(classifier(PICTURES).logits, expected, atol=1e-5, rtol=1e-4)
     assert not set(classifier.network.state_dict()) ^ set(network.state_dict())
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("layout", [*WITH, *WITHOUT])
-def test_published_layouts_answer_as_the_plain_network(tmp_path: Path, name: str, layout: str) -> None:
+def test_published_layouts_give_the_outputs_of_the_plain_network(tmp_path: Path, name: str, layout: str) -> None:
     network = plain(name)
     torch.save((WITH | WITHOUT)[layout](network.state_dict()), tmp_path / "w.pt")
     classifier = robust(f"classifier.name={name}", f"classifier.checkpoint={tmp_path / 'w.pt'}")
@@ -111,7 +111,7 @@ def test_safetensors_are_read_by_the_same_rules(tmp_path: Path) -> None:
     assert_normalised_once(classifier, network, MEAN, STD)
 
 
-def test_the_normalisation_is_part_of_what_an_answer_follows_from(tmp_path: Path) -> None:
+def test_the_normalization_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     state = plain(NAMES[0]).state_dict()
     files = {"with": WITH["mu and sigma"](state), "without": state}
     built = []
@@ -129,7 +129,7 @@ def test_old_names_of_torchvisions_densenets() -> None:
     assert all(re.sub(rule["from"], rule["to"], old) == new for old, new in older.items())
 
 
-# --- what is refused -----------------------------------------------------------------------------------------
+# --- refused files -----------------------------------------------------------------------------------------
 
 
 def small() -> nn.Module:
@@ -137,8 +137,8 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
 
 
-def said(tmp_path: Path, content: Any, inside: list[str], keys: list[dict[str, str]]) -> str:
-    """The one line with which a file is refused."""
+def error_of(tmp_path: Path, content: Any, inside: list[str], keys: list[dict[str, str]]) -> str:
+    """The error message for a file, which is one line."""
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(UserError) as caught:
         load_checkpoint(small(), tmp_path / "w.pt", inside, keys, "classifier.checkpoint=w.pt")
@@ -148,36 +148,41 @@ def said(tmp_path: Path, content: Any, inside: list[str], keys: list[dict[str, s
 
 def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     state = small().state_dict()
-    lacking = {name: value for name, value in state.items() if name != "0.bias"}
-    assert "1 weights are missing, such as 0.bias; 0 are unexpected" in said(tmp_path, lacking, [], [])
+    incomplete = {name: value for name, value in state.items() if name != "0.bias"}
+    assert "1 weights are missing, such as 0.bias; 0 are unexpected" in error_of(tmp_path, incomplete, [], [])
     assert (
         "6 weights are missing, such as 0.weight; 6 are unexpected, such as x.0.weights; classifier.key_mapping"
-        in said(tmp_path, {f"x.{name}s": value for name, value in state.items() if "num_batches" not in name}, [], [])
+        in error_of(
+            tmp_path, {f"x.{name}s": value for name, value in state.items() if "num_batches" not in name}, [], []
+        )
     )
-    beside = prefixed(state, "model.") | {"model.head.weight": torch.zeros(3)}
-    assert "0 weights are missing; 1 are unexpected, such as head.weight" in said(tmp_path, beside, [], [])
-    for name in ("normalize.mean", "pixel_std", "mu"):  # without which answers are others
+    extra_weights = prefixed(state, "model.") | {"model.head.weight": torch.zeros(3)}
+    assert "0 weights are missing; 1 are unexpected, such as head.weight" in error_of(tmp_path, extra_weights, [], [])
+    for name in ("normalize.mean", "pixel_std", "mu"):  # which affect the outputs
         normalised = prefixed(state, "model.") | {name: torch.zeros(3)}
-        assert f"1 are unexpected, such as {name}" in said(tmp_path, normalised, [], [])
+        assert f"1 are unexpected, such as {name}" in error_of(tmp_path, normalised, [], [])
     eight = {name: value.to(torch.int8) for name, value in state.items()}
-    assert "0.weight is of type torch.int8, the network's of torch.float32" in said(tmp_path, eight, [], [])
-    both = said(tmp_path, prefixed(state, "student.", "teacher."), [], [])
+    assert "0.weight is of type torch.int8, the network's of torch.float32" in error_of(tmp_path, eight, [], [])
+    both = error_of(tmp_path, prefixed(state, "student.", "teacher."), [], [])
     assert (
         "exist with the prefixes student., teacher.; classifier.key_mapping=[{drop: '^teacher\\.'}] removes one" in both
     )
-    averaged = said(tmp_path, {"net": state, "ema": state}, [], [])
+    averaged = error_of(tmp_path, {"net": state, "ema": state}, [], [])
     assert "the entries net, ema match the network; classifier.state_dict_entries=[net] selects one" in averaged
-    assert "0.bias has shape (5,), the network's has (2,)" in said(tmp_path, state | {"0.bias": torch.zeros(5)}, [], [])
-    assert "contains a list; allowed is a state dict" in said(tmp_path, [1], [], [])
-    assert "contains net, epoch, which are not weights; classifier.state_dict_entries=['model'] has to name" in said(
-        tmp_path, {"net": lacking, "epoch": 3}, ["model"], []
+    assert "0.bias has shape (5,), the network's has (2,)" in error_of(
+        tmp_path, state | {"0.bias": torch.zeros(5)}, [], []
     )
-    only = said(tmp_path, state | {"mu": torch.zeros(3)}, [], [{"from": "^mu$", "to": "mean"}])
+    assert "contains a list; allowed is a state dict" in error_of(tmp_path, [1], [], [])
+    assert (
+        "contains net, epoch, which are not weights; classifier.state_dict_entries=['model'] has to name"
+        in error_of(tmp_path, {"net": incomplete, "epoch": 3}, ["model"], [])
+    )
+    only = error_of(tmp_path, state | {"mu": torch.zeros(3)}, [], [{"from": "^mu$", "to": "mean"}])
     assert "mean of shape (3,); allowed are mean and std of 3 channels" in only
-    twice = said(tmp_path, prefixed(state, "a.", "b."), [], [{"from": "^[ab]\\.", "to": ""}])
+    twice = error_of(tmp_path, prefixed(state, "a.", "b."), [], [{"from": "^[ab]\\.", "to": ""}])
     assert "renames both a.0.weight and b.0.weight to 0.weight; drop one of them" in twice
-    assert "classifier.key_mapping={'from': '('" in said(tmp_path, state, [], [{"from": "(", "to": ""}])
-    assert "a rule is {from: …, to: …} or {drop: …}" in said(tmp_path, state, [], [{"from": "a"}])
+    assert "classifier.key_mapping={'from': '('" in error_of(tmp_path, state, [], [{"from": "(", "to": ""}])
+    assert "a rule is {from: …, to: …} or {drop: …}" in error_of(tmp_path, state, [], [{"from": "a"}])
 
 
 def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
@@ -186,8 +191,8 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     assert load_checkpoint(small(), tmp_path / "w.pt", [], [], "x") is None
 
 
-def test_a_state_that_was_halved_whole_loads(tmp_path: Path) -> None:
-    """With its counters; a table of positions that is another one afterwards is refused."""
+def test_a_state_dict_in_half_precision_loads(tmp_path: Path) -> None:
+    """With its counters; a table of positions that changes by the rounding is refused."""
     network = small()
     network.register_buffer("places", torch.tensor([0, 7, 2048]))
     halved = {name: value.half() for name, value in network.state_dict().items()}
@@ -202,13 +207,13 @@ def test_a_state_that_was_halved_whole_loads(tmp_path: Path) -> None:
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
-    line = said(tmp_path, {"model": small().state_dict(), "args": Code()}, ["model"], [])
+    line = error_of(tmp_path, {"model": small().state_dict(), "args": Code()}, ["model"], [])
     assert "sing in its entry args), which is never run here; save the entry of the weights alone" in line
     assert "torch.save(torch.load('in.pt', map_location='cpu', weights_only=False)['state_dict'], 'out.pt')" in line
     assert not Code.ran
-    line = said(tmp_path, small(), [], [])
+    line = error_of(tmp_path, small(), [], [])
     assert "it is a network, not its weights; save the weights" in line and ".state_dict(), 'out.pt')" in line
-    line = said(tmp_path, {"epoch": 3, "model": small()}, [], [])
+    line = error_of(tmp_path, {"epoch": 3, "model": small()}, [], [])
     assert "Sequential in its entry model), which is never run here: the entry is a network, not its weights" in line
     assert "weights_only=False)['model'].state_dict(), 'out.pt')" in line
     torch.jit.script(small()).save(str(tmp_path / "script.pt"))
@@ -217,7 +222,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 
 class Code:
-    """A canary: what unpickling it would call."""
+    """A canary: unpickling it would call `run`."""
 
     ran = False
 
@@ -238,15 +243,15 @@ NOT_OF_TORCH: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", NOT_OF_TORCH)
-def test_what_is_no_file_of_weights_is_told_by_its_content(tmp_path: Path, name: str) -> None:
-    content, told = NOT_OF_TORCH[name]
+def test_other_files_are_recognized_by_their_content(tmp_path: Path, name: str) -> None:
+    content, message = NOT_OF_TORCH[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(told)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         load_checkpoint(small(), tmp_path / name, [], [], "classifier.checkpoint=x")
     assert "\n" not in str(caught.value) and str(caught.value).count("classifier.checkpoint=x") == 1
 
 
-def test_the_content_of_a_file_decides_how_it_is_read_not_its_name(tmp_path: Path) -> None:
+def test_the_content_of_a_file_determines_its_format_not_its_name(tmp_path: Path) -> None:
     state = small().state_dict()
     save_file(state, tmp_path / "w.pth")
     torch.save(state, tmp_path / "w.safetensors")
@@ -261,7 +266,7 @@ ORDERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("noted", ORDERS)
-def test_classes_that_a_file_notes_in_another_order_are_refused(tmp_path: Path, noted: dict[str, Any]) -> None:
+def test_classes_of_a_file_in_another_order_are_refused(tmp_path: Path, noted: dict[str, Any]) -> None:
     torch.save({"model": small().state_dict(), **noted}, tmp_path / "w.pt")
 
     def load(*labels: str) -> None:
@@ -310,7 +315,7 @@ SCRIPTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_checkpoints_of_training_scripts_load_by_themselves(tmp_path: Path, script: str) -> None:
+def test_checkpoints_of_training_scripts_load_without_settings(tmp_path: Path, script: str) -> None:
     torch.save(SCRIPTS[script], tmp_path / "w.pt")
     network = small()
     for value in network.state_dict().values():
@@ -325,7 +330,7 @@ def test_checkpoints_of_training_scripts_load_by_themselves(tmp_path: Path, scri
 
 
 @pytest.mark.parametrize("inside", [["state_dict", "model"], ["state_dict_ema"]])
-def test_averaged_weights_are_named_and_can_be_chosen(
+def test_averaged_weights_are_listed_and_can_be_selected(
     tmp_path: Path, inside: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(
@@ -334,32 +339,32 @@ def test_averaged_weights_are_named_and_can_be_chosen(
     )
     network = small()
     load_checkpoint(network, tmp_path / "w", inside, [], "classifier.checkpoint=w")
-    wanted, other = (OLD, "state_dict") if "state_dict_ema" in inside else (NEW, "state_dict_ema")
-    assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
+    expected, other = (OLD, "state_dict") if "state_dict_ema" in inside else (NEW, "state_dict_ema")
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{other} would match too, classifier.state_dict_entries=[{other}] selects it" in line
 
 
-def test_what_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ignored_weights_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(SCRIPTS["lightning, with a loss and metrics"], tmp_path / "w")
     load_checkpoint(small(), tmp_path / "w", ["state_dict"], [], "classifier.checkpoint=w")
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "classifier.checkpoint=w: uses net.*; ignores criterion.weight, accuracy.running_mean"
 
 
-def test_numbers_that_are_objects_are_not_read(tmp_path: Path) -> None:
-    """NumPy keeps any pickle as a number of the kind `object`."""
-    line = said(tmp_path, {"model": NEW, "best": np.array(Code(), dtype=object)}, ["model"], [])
+def test_numpy_objects_are_not_read(tmp_path: Path) -> None:
+    """A NumPy value of type `object` may contain any pickle."""
+    line = error_of(tmp_path, {"model": NEW, "best": np.array(Code(), dtype=object)}, ["model"], [])
     assert "never run here" in line and not Code.ran
 
 
-def test_a_network_of_timm_at_another_size_and_normalisation(tmp_path: Path) -> None:
+def test_a_network_of_timm_at_another_size_and_normalization(tmp_path: Path) -> None:
     torch.manual_seed(0)
     half = [0.5, 0.5, 0.5]
     for name, settings in (("test_resnet", {}), ("test_vit", {"img_size": 64})):
         torch.save(timm.create_model(name, num_classes=2, **settings).state_dict(), tmp_path / "w.pt")
-        given = ("imagenet", 64, half, half)
-        classifier = timm_classifier(name, True, None, str(tmp_path / "w.pt"), [], [], ["a", "b"], *given)
+        arguments = ("imagenet", 64, half, half)
+        classifier = timm_classifier(name, True, None, str(tmp_path / "w.pt"), [], [], ["a", "b"], *arguments)
         assert classifier.size == 64 and classifier.mean.flatten().tolist() == half == classifier.std.flatten().tolist()
         assert classifier(PICTURES).logits.shape == (2, 2)
     torch.save(timm.create_model("test_resnet", num_classes=1).state_dict(), tmp_path / "one.pt")
@@ -370,7 +375,7 @@ def test_a_network_of_timm_at_another_size_and_normalisation(tmp_path: Path) -> 
         timm_classifier("test_vit", True, None, file, [], [], ["a", "b"], "imagenet", 0)
 
 
-def test_a_network_of_torchvision_at_another_size_and_normalisation(tmp_path: Path) -> None:
+def test_a_network_of_torchvision_at_another_size_and_normalization(tmp_path: Path) -> None:
     torch.save({"model": prefixed(models.squeezenet1_1(num_classes=3).state_dict(), "module.")}, tmp_path / "w.pt")
     classifier = torchvision_classifier(
         "squeezenet1_1", "DEFAULT", str(tmp_path / "w.pt"), ["model"], [], ["a", "b", "c"], "imagenet", 64, [0.5] * 3,

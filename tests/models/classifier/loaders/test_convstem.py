@@ -30,7 +30,7 @@ def made(architecture: str, **settings: int) -> torch.nn.Module:
     return network
 
 
-def test_the_stem_has_the_published_names_and_a_place_per_patch() -> None:
+def test_the_stem_has_the_published_names_and_a_position_per_patch() -> None:
     stem = convolutional_stem(4, 10)
     assert set(stem.state_dict()) == PUBLISHED
     assert stem(torch.rand(1, 3, 64, 64)).shape == (1, 10, 4, 4)
@@ -50,12 +50,12 @@ def test_the_published_layouts_of_vit_s(tmp_path: Path, normalised: bool) -> Non
         node = compose("config", overrides=["classifier=singh2023_vit_s", f"classifier.checkpoint={tmp_path / 'w.pt'}"])
     classifier = instantiate(node.classifier, _convert_="all")
     with torch.no_grad():
-        wanted = network((PICTURES - MEAN) / STD)
-        torch.testing.assert_close(classifier(PICTURES).logits, wanted, atol=1e-5, rtol=1e-4)
+        expected = network((PICTURES - MEAN) / STD)
+        torch.testing.assert_close(classifier(PICTURES).logits, expected, atol=1e-5, rtol=1e-4)
     assert (classifier.size, classifier.interpolation, len(classifier.labels)) == (224, "bicubic", 1000)
 
 
-def test_pictures_are_seen_as_they_are_where_the_yaml_says_so(tmp_path: Path) -> None:
+def test_images_are_not_normalized_with_mean_0_and_std_1(tmp_path: Path) -> None:
     network = made("vit_tiny_patch16_224", num_classes=2)
     torch.save(network.state_dict(), tmp_path / "w.pt")
     classifier = convstem_classifier(

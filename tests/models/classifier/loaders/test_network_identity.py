@@ -1,4 +1,4 @@
-"""What can be seen of a user's network: its code, what it imports from its own folder, and values that it keeps."""
+"""Identity of a user's network: its code, the modules that it imports, and the values that it refers to."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ table = {"weights": [torch.linspace(0, 1, 24).view(12, 2)]}
 
 class Hidden:
     def __init__(self):
-        self.place = Path(__file__).with_name("weights.pt")
+        self.folder = Path(__file__).with_name("weights.pt")
 
     def weights(self):
-        return torch.load(self.place)
+        return torch.load(self.folder)
 
 hidden = Hidden()
 
@@ -56,8 +56,8 @@ def by_file(x):
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a network's file, its neighbour, and weights that only a function knows of."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the file of a network, a module beside it, and weights that only a function reads."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "net.py").write_text(FILE)
     (tmp_path / "layers.py").write_text("SCALE = 0.1\n")
@@ -66,17 +66,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def load(place: Path, name: str, files: list[str] | None = None) -> ImageClassifier:
-    """The classifier, imported anew."""
+def load(folder: Path, name: str, files: list[str] | None = None) -> ImageClassifier:
+    """The classifier, imported again."""
     import sys
 
     sys.modules.pop("layers", None)
-    target = f"{place / 'net.py'}:{name}"
+    target = f"{folder / 'net.py'}:{name}"
     return callable_classifier(target, ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", None, extra_files=files or [])
 
 
 def edited(file: str, old: str, new: str) -> Callable[[Path], object]:
-    return lambda place: (place / file).write_text((place / file).read_text().replace(old, new))
+    return lambda folder: (folder / file).write_text((folder / file).read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
@@ -89,29 +89,33 @@ def edited(file: str, old: str, new: str) -> Callable[[Path], object]:
     ],
     ids=["code", "neighbour", "network of a function", "table"],
 )
-def test_what_can_be_seen_is_part_of_the_recipe(place: Path, name: str, change: Callable[[Path], object]) -> None:
-    before = load(place, name).fingerprint
-    assert load(place, name).fingerprint == before
-    (place / "stranger.py").write_text("something else\n")
-    assert load(place, name).fingerprint == before
-    change(place)
-    assert load(place, name).fingerprint != before
+def test_code_and_external_state_are_part_of_the_fingerprint(
+    folder: Path, name: str, change: Callable[[Path], object]
+) -> None:
+    before = load(folder, name).fingerprint
+    assert load(folder, name).fingerprint == before
+    (folder / "stranger.py").write_text("something else\n")
+    assert load(folder, name).fingerprint == before
+    change(folder)
+    assert load(folder, name).fingerprint != before
 
 
-def test_weights_that_cannot_be_seen_are_said_and_files_can_be_declared(place: Path) -> None:
-    assert load(place, "net").untracked_dependencies is None
-    said = load(place, "by_file").untracked_dependencies
-    assert said is not None and "by_file" in said and "classifier.extra_files=" in said and "\n" not in said
-    weights = str(place / "weights.pt")
-    before = load(place, "by_file", [weights])
-    assert before.untracked_dependencies is None and before.fingerprint == load(place, "by_file", [weights]).fingerprint
+def test_untracked_weights_give_a_warning_and_files_can_be_declared(folder: Path) -> None:
+    assert load(folder, "net").untracked_dependencies is None
+    message = load(folder, "by_file").untracked_dependencies
+    assert message is not None and "by_file" in message and "classifier.extra_files=" in message and "\n" not in message
+    weights = str(folder / "weights.pt")
+    before = load(folder, "by_file", [weights])
+    assert (
+        before.untracked_dependencies is None and before.fingerprint == load(folder, "by_file", [weights]).fingerprint
+    )
     torch.save(torch.zeros(12, 2) + torch.eye(12, 2), weights)
-    assert load(place, "by_file", [weights]).fingerprint != before.fingerprint
+    assert load(folder, "by_file", [weights]).fingerprint != before.fingerprint
     with pytest.raises(UserError, match=r"classifier\.extra_files=nowhere\.pt: No such file"):
-        load(place, "by_file", ["nowhere.pt"])
+        load(folder, "by_file", ["nowhere.pt"])
 
 
-def test_what_is_kept_outside_the_weights_is_found() -> None:
+def test_external_state_is_found() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -127,7 +131,7 @@ def test_what_is_kept_outside_the_weights_is_found() -> None:
     assert [name for name, _ in find_external_state(lambda x: x + shift)] == ["/shift"]
 
 
-def test_a_package_is_followed_to_its_other_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_of_the_same_package_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     files = {
         "somepackage/__init__.py": "", "somepackage/nets.py": "from .parts import a\nfrom somepackage.deep import b\n",
@@ -141,33 +145,33 @@ def test_a_package_is_followed_to_its_other_modules(tmp_path: Path, monkeypatch:
     import importlib
 
     importlib.import_module("somepackage.nets")
-    found = {str(file.relative_to(tmp_path.resolve())) for file in source_files("somepackage.nets:load")}
-    assert found == set(files) - {"somepackage/no.py", "outside.py"}
+    result = {str(file.relative_to(tmp_path.resolve())) for file in source_files("somepackage.nets:load")}
+    assert result == set(files) - {"somepackage/no.py", "outside.py"}
     assert [file.name for file in source_files("torchvision:x")] in ([], ["__init__.py"])
 
 
-def test_arrays_of_words_are_seen_by_their_words() -> None:
-    def seen(words: Any) -> str:
+def test_arrays_of_texts_are_part_of_the_fingerprint() -> None:
+    def fingerprint(words: Any) -> str:
         return callable_classifier(
             lambda x: x.mean((2, 3))[:, : len(words)], ["a", "b"], 8, [0] * 3, [1] * 3, "bilinear", None
         ).fingerprint
 
     for kind in (None, object):
-        assert seen(np.array(["cat", "dog"], kind)) == seen(np.array(["cat", "dog"], kind))
-        assert seen(np.array(["cat", "dog"], kind)) != seen(np.array(["cat", "dot"], kind))
+        assert fingerprint(np.array(["cat", "dog"], kind)) == fingerprint(np.array(["cat", "dog"], kind))
+        assert fingerprint(np.array(["cat", "dog"], kind)) != fingerprint(np.array(["cat", "dot"], kind))
 
 
-def test_what_is_no_python_imports_nothing(tmp_path: Path) -> None:
-    """A compiled module, and one of another version of Python that a branch imports which is never taken."""
+def test_files_that_cannot_be_parsed_import_nothing(tmp_path: Path) -> None:
+    """A compiled module, and one for another version of Python in a branch that is never taken."""
     (tmp_path / "net.py").write_text("def load():\n    import old, fast\n")
     (tmp_path / "old.py").write_text("print 'Python 2'\n")
     (tmp_path / "fast.py").write_bytes(b"\x7fELF\0\0")
     assert [file.name for file in source_files(f"{tmp_path / 'net.py'}:load")] == ["fast.py", "net.py", "old.py"]
 
 
-def test_of_an_installed_package_its_file_is_taken_alone(tmp_path: Path) -> None:
-    place = tmp_path / "dist-packages"
-    place.mkdir()
-    (place / "net.py").write_text("import other\n")
-    (place / "other.py").write_text("")
-    assert [file.name for file in source_files(f"{place / 'net.py'}:load")] == ["net.py"]
+def test_of_an_installed_package_only_its_file_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "dist-packages"
+    folder.mkdir()
+    (folder / "net.py").write_text("import other\n")
+    (folder / "other.py").write_text("")
+    assert [file.name for file in source_files(f"{folder / 'net.py'}:load")] == ["net.py"]

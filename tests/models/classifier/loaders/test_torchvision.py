@@ -1,4 +1,4 @@
-"""torchvision's networks, from files of random weights where its own would lie."""
+"""Networks of torchvision, from files of random weights in its cache."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.2
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of torch hub's."""
+    """An empty cache folder of torch hub."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     return tmp_path / "hub" / "checkpoints"
 
 
 def written(path: Path, name: str, outputs: int = 1000) -> nn.Module:
-    """A network of random weights, which `path` holds then."""
+    """A network of random weights, which are saved at `path`."""
     torch.manual_seed(1)
     network = models.get_model(name, num_classes=outputs).eval()
     torch.save(network.state_dict(), path)
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_plain_network(cache: Path, name: str, weights: 
     assert (classifier.head is None) == (name == "squeezenet1_1"), "a convolution is its last layer"
 
 
-def test_weights_of_ones_own(cache: Path, tmp_path: Path) -> None:
+def test_weights_of_a_checkpoint(cache: Path, tmp_path: Path) -> None:
     network = written(tmp_path / "mine.pt", "resnet18", 3)
     classifier = torchvision_classifier(
         "resnet18", "DEFAULT", str(tmp_path / "mine.pt"), [], [], ["a", "b", "c"], "imagenet"
@@ -59,11 +59,11 @@ def test_weights_of_ones_own(cache: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(classifier(PICTURES).logits, network((PICTURES - MEAN) / STD))
 
 
-def test_a_missing_file_says_how_to_get_it(cache: Path) -> None:
-    said = (
+def test_a_missing_file_names_the_command_that_gets_it(cache: Path) -> None:
+    message = (
         r"weights=IMAGENET1K_V1: \S+/alexnet-owt-7be5be79\.pth is not there.*fetch torchvision/alexnet\.IMAGENET1K_V1`"
     )
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         torchvision_classifier("alexnet", "IMAGENET1K_V1", None, [], [], "imagenet", "imagenet")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"fetch torchvision/resnet50\.IMAGENET1K_V2`"):
@@ -71,7 +71,7 @@ def test_a_missing_file_says_how_to_get_it(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "said"),
+    ("name", "weights", "message"),
     [
         ("resnet5", "DEFAULT", "classifier.name=resnet5: torchvision"),
         ("fcn_resnet50", "DEFAULT", "has no such classifier"),
@@ -82,8 +82,8 @@ def test_a_missing_file_says_how_to_get_it(cache: Path) -> None:
         ),
     ],
 )
-def test_unknown_names_are_refused(name: str, weights: str, said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_unknown_names_are_refused(name: str, weights: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         torchvision_classifier(name, weights, None, [], [], "imagenet", "imagenet")
 
 
@@ -92,7 +92,7 @@ DATALESS = [name for name in models.list_models(module=models) if not name.start
 
 
 @pytest.mark.parametrize("name", DATALESS)
-def test_every_network_can_be_made_and_its_pictures_be_prepared(name: str) -> None:
+def test_every_network_and_its_preprocessing_can_be_created(name: str) -> None:
     for weights in models.get_model_weights(name):
         seen = weights.transforms()
         assert len(seen.crop_size) == 1 and seen.interpolation.value in ("bilinear", "bicubic")

@@ -44,7 +44,7 @@ def labelled(names: list[str]) -> dict[str, Any]:
 
 
 def write_vit(folder: Path, prepared: dict[str, Any], names: list[str]) -> Path:
-    """A folder as the hub has it: config.json, model.safetensors and preprocessor_config.json."""
+    """A folder in the hub's layout: config.json, model.safetensors and preprocessor_config.json."""
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
@@ -55,24 +55,26 @@ def write_vit(folder: Path, prepared: dict[str, Any], names: list[str]) -> Path:
     return folder
 
 
-def pictures(size: int) -> torch.Tensor:
+def make_images(size: int) -> torch.Tensor:
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
 
 
 @pytest.mark.parametrize(("prepared", "interpolation"), [(OLD, "bilinear"), (NEW, "bicubic")])
-def test_answers_are_those_of_transformers_own_classes(
-    tmp_path: Path, prepared: dict[str, Any], interpolation: str
-) -> None:
+def test_outputs_are_those_of_transformers(tmp_path: Path, prepared: dict[str, Any], interpolation: str) -> None:
     folder = write_vit(tmp_path, prepared, CUB)
     classifier = transformers_classifier(str(folder), None, None, "cub")
     network = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     for size in (32, 100):
-        eight_bit = [image for image in pictures(size).mul(255).byte()]
-        seen = processor(eight_bit, return_tensors="pt").pixel_values
+        eight_bit = [image for image in make_images(size).mul(255).byte()]
+        pixel_values = processor(eight_bit, return_tensors="pt").pixel_values
         with torch.no_grad():
-            torch.testing.assert_close(classifier.preprocess(pictures(size)), seen, atol=2 / 255 / 0.5, rtol=0)
-            torch.testing.assert_close(classifier(pictures(size)).logits, network(seen).logits, atol=1e-2, rtol=0)
+            torch.testing.assert_close(
+                classifier.preprocess(make_images(size)), pixel_values, atol=2 / 255 / 0.5, rtol=0
+            )
+            torch.testing.assert_close(
+                classifier(make_images(size)).logits, network(pixel_values).logits, atol=1e-2, rtol=0
+            )
     assert (classifier.labels, classifier.domain) == (NAMES, "cub")
     assert (classifier.size, classifier.interpolation) == (32, interpolation)
     assert classifier.head is not None and classifier.cam_module is not None
@@ -90,7 +92,7 @@ def test_a_network_of_convolutions_with_a_crop(tmp_path: Path) -> None:
     classifier = transformers_classifier(str(tmp_path), None, ["a", "b", "c"], None)
     network = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        torch.testing.assert_close(classifier(pictures(28)).logits, network(pictures(28)).logits)
+        torch.testing.assert_close(classifier(make_images(28)).logits, network(make_images(28)).logits)
     assert classifier.size == 28 and classifier.labels == ("a", "b", "c") and classifier.head is not None
 
 
@@ -107,7 +109,7 @@ def test_weights_of_torch_save_are_read_without_running_code(tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_names_in_another_order_than_its_own_are_refused(tmp_path: Path) -> None:
+def test_labels_in_another_order_than_in_the_configuration_are_refused(tmp_path: Path) -> None:
     folder = write_vit(tmp_path, OLD, ["crab", "shark", "viaduct"])
     with pytest.raises(UserError, match="output 0 is crab by its id2label, but shark by classifier.labels"):
         transformers_classifier(str(folder), None, ["shark", "crab", "viaduct"], None)
@@ -124,7 +126,7 @@ def test_labels_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"size": {"height": 32, "width": 48}}, "only square images are supported"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.00784"),
@@ -132,11 +134,9 @@ def test_labels_from_a_file(tmp_path: Path) -> None:
         ({"resample": 0}, "resample=0; allowed are 2 (bilinear) and 3 (bicubic)"),
     ],
 )
-def test_pictures_that_are_prepared_in_another_way_are_refused(
-    tmp_path: Path, changes: dict[str, Any], said: str
-) -> None:
+def test_other_preprocessing_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = write_vit(tmp_path, NEW | changes, CUB)
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         transformers_classifier(str(folder), None, None, "cub")
     assert f"classifier.path={folder}" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -157,7 +157,7 @@ PROCESSORS: list[tuple[str, dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("kind", "changes", "named"), PROCESSORS)
-def test_what_a_processor_does_beside_is_done_or_refused(
+def test_further_options_of_a_processor_are_supported_or_refused(
     tmp_path: Path, kind: str, changes: dict[str, Any], named: str | None
 ) -> None:
     folder = write_vit(tmp_path, NEW | {"image_processor_type": kind} | changes, CUB)
@@ -169,30 +169,30 @@ def test_what_a_processor_does_beside_is_done_or_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_of_timm_in_a_folder_is_told_where_to_go(tmp_path: Path) -> None:
+def test_for_a_folder_of_timm_the_right_loader_is_named(tmp_path: Path) -> None:
     folder = write_vit(tmp_path, NEW, CUB)
     processor = Namespace(size=None)
     with pytest.raises(UserError, match="Namespace has no size of the images; for a network of timm use"):
         _preprocessing(f"classifier.path={folder}", processor)
 
 
-def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
+def test_wrong_weights_and_settings_are_refused_in_one_line(tmp_path: Path) -> None:
     whole = write_vit(tmp_path / "whole", OLD, CUB)
-    for name in ("lacking", "bare", "other", "empty"):
+    for name in ("incomplete", "bare", "other", "empty"):
         shutil.copytree(whole, tmp_path / name)
     state = load_file(whole / "model.safetensors")
     state.pop("classifier.bias")
-    save_file(state, tmp_path / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, tmp_path / "incomplete" / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "bare" / "preprocessor_config.json").unlink()
     CLIPConfig().save_pretrained(tmp_path / "other")
     (tmp_path / "empty" / "model.safetensors").unlink()
-    for path, said in (
+    for path, message in (
         ("PwNzDust/vit_cub", "fetch_weights.py fetch hub/PwNzDust/vit_cub"),
-        (str(tmp_path / "lacking"), "1 weights are missing, such as classifier.bias"),
+        (str(tmp_path / "incomplete"), "1 weights are missing, such as classifier.bias"),
         (str(tmp_path / "bare"), "cannot be loaded"),
         (str(tmp_path / "other"), "cannot be loaded|weights are missing"),
         (str(tmp_path / "empty"), "cannot be loaded"),
     ):
-        with pytest.raises(UserError, match=said) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             transformers_classifier(path, None, None, "cub")
         assert str(caught.value).startswith(f"classifier.path={path}") and "\n" not in str(caught.value)

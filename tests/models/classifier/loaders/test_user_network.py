@@ -1,4 +1,4 @@
-"""The user's own network, wherever its code lies, and what is said of an error in it."""
+"""The user's network: where its code is, and messages about errors in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def classifier(target: str | Callable[..., object]) -> ImageClassifier:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Put code into a file of the working folder."""
+    """Write code to a file of the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -53,13 +53,13 @@ def test_a_file_imports_its_neighbor_from_any_folder(write: Write, monkeypatch: 
     assert sys.path[-1] == str(file.parent), "last, so that it is in nobody's way"
 
 
-def test_a_file_may_be_called_like_a_package_and_hold_dataclasses(write: Write) -> None:
+def test_a_file_may_have_the_name_of_a_package_and_contain_dataclasses(write: Write) -> None:
     code = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A: x: int = 1\n"
     assert classifier(f"{write('torch.py', code + SHAPES)}:body").labels == ("a", "b")
     assert hasattr(sys.modules["torch"], "nn")
 
 
-def test_what_can_be_called_without_arguments_is_called_once(write: Write) -> None:
+def test_a_function_without_arguments_is_called_once(write: Write) -> None:
     write("defaults.py", SHAPES + "def load(width=2, *, scale=1.0): return body()\nclass Net(torch.nn.Flatten): pass\n")
     assert isinstance(classifier("defaults.py:load").network, nn.Sequential)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
@@ -72,7 +72,7 @@ def test_what_can_be_called_without_arguments_is_called_once(write: Write) -> No
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         (
             "def load():\n    raise FileNotFoundError('no weights.pt')\n",
@@ -88,22 +88,22 @@ def test_what_can_be_called_without_arguments_is_called_once(write: Write) -> No
         ("from nowhere_at_all import x\n", "cannot import .*: ModuleNotFoundError: .*nowhere_at_all.*FILE, line 1."),
     ],
 )
-def test_an_error_in_the_users_code_keeps_its_message_file_and_line(write: Write, code: str, said: str) -> None:
+def test_an_error_in_user_code_has_its_message_file_and_line(write: Write, code: str, message: str) -> None:
     file = write("broken_network.py", code)
-    with pytest.raises(UserError, match=said.replace("FILE", str(file))) as refused:
+    with pytest.raises(UserError, match=message.replace("FILE", str(file))) as refused:
         classifier(f"{file}:load")
     assert "\n" not in str(refused.value) and str(refused.value).startswith(f"classifier.target={file}:load: ")
 
 
-def test_a_package_of_the_users_that_is_called_like_one_of_ours(write: Write) -> None:
-    """It is theirs that is imported: this project's are within `classifier_lens`."""
+def test_a_user_package_may_have_the_name_of_a_folder_of_the_project(write: Write) -> None:
+    """The user's package is imported, since those of the project are within `classifier_lens`."""
     write("models/__init__.py", "")
     write("models/net.py", SHAPES)
     assert classifier("models.net:body").labels == ("a", "b")
     assert classifier("models/net.py:body").labels == ("a", "b")
 
 
-def test_the_command_line_says_it_in_one_line(write: Write, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_reports_it_in_one_line(write: Write, cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     file = write("broken_network.py", "def load():\n    raise RuntimeError('cut\\nshort')\n")
     outcome = cli.here(capfd, f"classifier.target={file}:load")
     assert (outcome.code, outcome.lines) == (
