@@ -1,4 +1,4 @@
-"""Data sets: images, order, digests and refused settings."""
+"""CIFAR-10, and what all data sets have in common: order, indices, digests and refused settings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,7 @@ from PIL import Image
 from classifier_lens.data.cifar10 import CLASSES as CIFAR_CLASSES
 from classifier_lens.data.cifar10 import Cifar10
 from classifier_lens.data.planted import (
-    BACKGROUNDS,
-    CLASSES,
-    PAIRS,
-    PROPS,
-    SHORTCUTS,
-    SPLIT_SEEDS,
     PlantedDataset,
-    caption,
-    render,
-    sample_scenes,
-    split_seed,
 )
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.types import UserError
@@ -49,66 +39,6 @@ def cifar(tmp_path: Path) -> Path:
             for number in (1, 2):
                 files.writestr(f"test/{name}/{number:04d}.jpg", jpeg(20 * k + number))
     return tmp_path
-
-
-def test_planted_images_are_those_of_the_sampled_scenes() -> None:
-    data: Dataset = PlantedDataset("test", 20, 0, "independent")
-    scenes = sample_scenes(20, SPLIT_SEEDS["test"])
-    images = render(scenes).image
-    assert len(data) == 20 and data.labels == CLASSES
-    for i in (0, 12, 19):
-        example = data[i]
-        assert example.name == f"test-{i:05d}"
-        assert example.label == CLASSES[int(scenes.label[i])]
-        assert example.caption == caption(scenes, i)
-        assert torch.equal(example.image, (images[i] * 255).round() / 255)
-
-
-def test_planted_images_do_not_depend_on_the_count() -> None:
-    few, many = PlantedDataset("validation", 3, 5, "independent"), PlantedDataset("validation", 200, 5, "independent")
-    assert all(torch.equal(few[i].image, many[i].image) for i in range(3))
-
-
-def test_planted_ground_truth_belongs_to_the_image() -> None:
-    data = PlantedDataset("test", 10, 0, "independent")
-    scenes, rendered = data.ground_truth(7)
-    assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
-    assert data[7].label == CLASSES[int(scenes.label)]
-    assert float((rendered.image[0] - data[7].image).abs().max()) <= 0.5 / 255 + 1e-6
-
-
-def test_planted_seeds_and_splits_share_no_images() -> None:
-    seeds = [split_seed(split, seed) for split in SPLIT_SEEDS for seed in range(50)]
-    assert len(set(seeds)) == len(seeds)
-    images = [PlantedDataset("test", 1, seed, "independent")[0].image for seed in (0, 1)]
-    assert not torch.equal(*images)
-
-
-def test_planted_nearest_class_is_the_other_of_the_pair() -> None:
-    data = PlantedDataset("test", 1, 0, "independent")
-    for a, b in PAIRS:
-        assert data.nearest_class(a) == b and data.nearest_class(b) == a
-        assert data.similar_classes(a) == [b] and data.similar_classes(b) == [a]
-    assert data.nearest_class("goldfish") is None and data.similar_classes("goldfish") == []
-
-
-def test_planted_without_a_count_is_the_whole_split() -> None:
-    assert len(PlantedDataset("validation", None, 0, "independent")) == 2_000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("exam", 5, 0, "independent"), "data.split=exam: allowed are train, validation, test"),
-        (("test", 0, 0, "independent"), "data.count=0: allowed are 1 to 10000"),
-        (("test", 10_001, 0, "independent"), "data.count=10001: allowed are 1 to 10000"),
-        (("test", 5, -1, "independent"), "seed=-1: allowed are 0 and above"),
-        (("test", 5, 0, "seen"), "data.cues=seen: allowed are independent, present, absent"),
-    ],
-)
-def test_planted_refuses_wrong_settings(arguments: tuple[str, int, int, str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        PlantedDataset(*arguments)
 
 
 def test_iteration_over_a_data_set_ends(cifar: Path) -> None:
@@ -227,25 +157,3 @@ def test_a_digest_depends_on_the_content_of_images(cifar: Path, tmp_path: Path) 
         for i, name in enumerate(old.namelist()):
             new.writestr(name, jpeg(200) if i == 5 else old.read(name))
     assert Cifar10(other, "test", None, 0).digest != Cifar10(cifar, "test", None, 0).digest
-
-
-def test_cues_are_shown_hidden_or_independent() -> None:
-    independent_cues, with_cues, without_cues = (
-        PlantedDataset("test", 400, 0, cues) for cues in ("independent", "present", "absent")
-    )
-    independent = sample_scenes(400, SPLIT_SEEDS["test"])
-    assert torch.equal(independent_cues.scenes.background, independent.background)
-    assert torch.equal(independent_cues.scenes.prop, independent.prop)
-    for name, (factor, cue) in SHORTCUTS.items():
-        value = {"background": BACKGROUNDS, "prop": PROPS}[factor].index(cue)
-        by_chance, with_cue, without = (
-            getattr(d.scenes, factor)[d.indices(name)] for d in (independent_cues, with_cues, without_cues)
-        )
-        assert 0 < (by_chance == value).sum() < len(by_chance)
-        assert (with_cue == value).all() and not (without == value).any()
-        assert torch.equal(without[by_chance != value], by_chance[by_chance != value])
-    other_classes = [i for name in CLASSES if name not in SHORTCUTS for i in independent_cues.indices(name)]
-    for other in (with_cues, without_cues):
-        assert torch.equal(independent_cues.scenes.label, other.scenes.label)
-        assert torch.equal(independent_cues.scenes.background[other_classes], other.scenes.background[other_classes])
-        assert torch.equal(independent_cues.scenes.prop[other_classes], other.scenes.prop[other_classes])

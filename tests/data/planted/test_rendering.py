@@ -1,66 +1,30 @@
-"""Laws of the planted world: images agree with their factors, masks and captions."""
+"""Laws of the renderer: images agree with their factors and masks."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 
 import pytest
 import torch
-from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from classifier_lens.data.planted import (
     ABSENT,
-    BACKGROUND_PHRASES,
     BACKGROUNDS,
-    CAPTION_PREFIXES,
     CLASSES,
     HUES,
-    IMAGE_KINDS,
     IMAGE_SIZE,
     PAIRS,
-    PROP_PHRASES,
     PROPS,
     SceneFactors,
-    caption,
     render,
     sample_captioned_scenes,
     sample_scenes,
 )
 
 ROUNDING = 1e-6
-CLASS = f"(?P<label>{'|'.join(CLASSES)})"
-GROUND = f"(?:a )?(?P<background>{'|'.join(BACKGROUNDS)})"
-PROP = f"(?P<prop>{'|'.join(PROP_PHRASES.values())})"
-PLACE = f"(?P<place>{'|'.join(BACKGROUND_PHRASES.values())})"
-OPENING = f"(?:{'|'.join(CAPTION_PREFIXES)})"
-GRAMMAR = {
-    "object": rf"{OPENING} a (?:(?P<hue>{'|'.join(HUES)}) )?{CLASS}",
-    "object in a place": rf"{OPENING} a (?:(?P<hue>{'|'.join(HUES)}) )?{CLASS} {PLACE}(?: with {PROP})?",
-    "background": rf"{OPENING} {GROUND}",
-    "prop": rf"{OPENING} {PROP}",
-    "background texture": rf"a texture of {GROUND}",
-    "prop texture": rf"a texture of {PROP}",
-    "shape": rf"the shape of a {CLASS}",
-}
-
-
-def parse(text: str) -> tuple[str, dict[str, str]]:
-    """The kind of a caption by the grammar, and the factors that it names."""
-    result = [(form, match) for form, rule in GRAMMAR.items() if (match := re.fullmatch(rule, text))]
-    assert len(result) == 1, f"'{text}' has {len(result)} readings"
-    form, match = result[0]
-    return form, {name: value for name, value in match.groupdict().items() if value}
-
-
-def same(a: SceneFactors, b: SceneFactors) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
 
 
 def difference(a: SceneFactors, b: SceneFactors) -> Tensor:
@@ -98,41 +62,6 @@ def test_images_and_masks_are_in_range() -> None:
         assert float(tensor.min()) >= 0 and float(tensor.max()) <= 1
     assert (rendered.core_mask <= rendered.object_mask + ROUNDING).all()
     assert (rendered.prop_mask + rendered.object_mask <= 1 + ROUNDING).all()
-
-
-@pytest.mark.parametrize(
-    "drawing", [sample_scenes, lambda n, seed, start=0: sample_captioned_scenes(n, seed, start)[0]]
-)
-def test_any_part_of_a_split_can_be_sampled_alone(drawing: Callable[..., SceneFactors]) -> None:
-    whole = drawing(100, 5)
-    assert same(drawing(10, 5), whole[:10])
-    assert same(drawing(37, 5, 63), whole[63:])
-
-
-def test_seeds_give_different_scenes() -> None:
-    assert not torch.equal(sample_scenes(8, seed=1).u, sample_scenes(8, seed=2).u)
-
-
-def test_factors_are_uniform_and_independent() -> None:
-    scenes = sample_scenes(20_000, seed=6)
-    factors = {
-        "label": scenes.label,
-        "background": scenes.background,
-        "prop": scenes.prop,
-        "hue": scenes.hue,
-        "size": (scenes.u[:, 12] * 5).long(),
-        "column": (scenes.u[:, 13] * 5).long(),
-        "row": (scenes.u[:, 14] * 5).long(),
-        "flip": (scenes.u[:, 22] < 0.5).long(),
-    }
-    for name, values in factors.items():
-        present = values[values != ABSENT]
-        assert chisquare(present.bincount().numpy()).pvalue > 1e-3, name
-    for (a, x), (b, y) in combinations(factors.items(), 2):
-        table = torch.zeros(int(x.max()) + 2, int(y.max()) + 2)
-        table.index_put_((x - ABSENT, y - ABSENT), torch.tensor(1.0), accumulate=True)
-        table = table[table.sum(1) > 0][:, table.sum(0) > 0]
-        assert chi2_contingency(table.numpy()).pvalue > 1e-3, (a, b)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -213,40 +142,6 @@ def test_a_prop_changes_its_mask_only(prop: str) -> None:
     assert float(change[mask == 0].max()) <= ROUNDING
     assert float(render(scenes.with_factors(prop=ABSENT)).prop_mask.max()) == 0
     assert float(mask.amax((1, 2)).min()) > 0.5
-
-
-def test_captions_follow_the_grammar_and_agree_with_the_scene() -> None:
-    scenes, captions = sample_captioned_scenes(5_000, seed=15)
-    for i, text in enumerate(captions):
-        form, message = parse(text)
-        assert IMAGE_KINDS[int(scenes.kind[i])] == form.removesuffix(" in a place")
-        if "label" in message:
-            assert message["label"] == CLASSES[int(scenes.label[i])]
-        if "hue" in message:
-            assert message["hue"] == HUES[int(scenes.hue[i])]
-        if "background" in message or "place" in message:
-            background = BACKGROUNDS[int(scenes.background[i])]
-            assert message.get("background", background) == background
-            assert message.get("place", BACKGROUND_PHRASES[background]) == BACKGROUND_PHRASES[background]
-        if "prop" in message:
-            assert message["prop"] == PROP_PHRASES[PROPS[int(scenes.prop[i])]]
-        elif form == "object in a place":
-            assert scenes.prop[i] == ABSENT
-
-
-def test_each_kind_has_at_least_3_percent_of_training() -> None:
-    """The empty caption is missing here: training empties captions at random."""
-    scenes, captions = sample_captioned_scenes(20_000, seed=16)
-    shares = Counter(parse(text)[0] for text in captions)
-    shares["texture"] = shares.pop("background texture") + shares.pop("prop texture")
-    assert min(shares.values()) >= 0.03 * len(scenes), shares
-    starts = {opening for opening in CAPTION_PREFIXES if any(text.startswith(opening) for text in captions)}
-    assert starts == set(CAPTION_PREFIXES)
-
-
-def test_a_full_caption_names_all_factors() -> None:
-    scenes = sample_scenes(1, seed=17).with_factors(label=0, background=0, prop=1, hue=0)
-    assert caption(scenes, 0, prefix=1) == "an image of a red fiddler crab on sand with a water jet"
 
 
 def test_a_shape_is_uniform_on_a_uniform_background() -> None:
