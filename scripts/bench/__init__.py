@@ -1,2 +1,2 @@
-"""Times and memory of the runner beside the plain loop of published code.
+"""Time and memory of the runner, compared with the plain loop of published code.
 Quality is measured in scripts/evaluate/, quality per second here."""

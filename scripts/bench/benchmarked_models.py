@@ -1,4 +1,4 @@
-"""Which models the benchmark times: the planted world's, and Stable Diffusion 1.5's architecture at its own size."""
+"""Models of the benchmark: that of the planted world, and Stable Diffusion 1.5's architecture at full size."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SCHEDULER_CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "
 
 @dataclass(frozen=True)
 class BenchmarkedModel:
-    """What is timed. ddim_overrides, lcm_overrides: the words of a run of counterfactuals, by DDIM and by a consistency
-    model; batch_sizes: of the runner, the one first that stands for it; variants: words of which a step is timed;
-    thresholds: of ratios to the plain loop, by the names of lines; min_utilization: the wanted share of the machine's
-    ceiling in percent, None for any."""
+    """A model to time. ddim_overrides, lcm_overrides: of a run of counterfactuals, with DDIM and with a consistency
+    model; batch_sizes: of the runner, the main one first; variants: settings whose steps are timed; thresholds: of
+    ratios to the plain loop, by names of lines; min_utilization: threshold of the share of the machine's throughput in
+    percent, None for none."""
 
     ddim_overrides: tuple[str, ...]
     lcm_overrides: tuple[str, ...]
@@ -55,32 +55,32 @@ PLANTED = BenchmarkedModel(
 
 @contextmanager
 def stable_diffusion(
-    size: ModelSize, batches: tuple[int, ...], dtype: str, *words: str, inner_steps: int = 10
+    size: ModelSize, batches: tuple[int, ...], dtype: str, *overrides: str, inner_steps: int = 10
 ) -> Iterator[BenchmarkedModel]:
-    """Stable Diffusion 1.5 and a consistency model of it with random weights, and ViT-B/16 at 384 px, asked about
-    pictures of noise; words: further ones of every run.
+    """Stable Diffusion 1.5 and a consistency model with random weights, and ViT-B/16 at 384 px, on images of noise.
+    overrides: further ones of every run.
 
-    The inversion has all of its inner steps: what random weights make of a picture tells nothing about when to stop.
+    The inversion takes all inner steps, since its stopping criterion has no meaning for random weights.
     """
     with TemporaryDirectory(prefix="bench-") as folder:
         plain, consistency = Path(folder) / "sd15", Path(folder) / "lcm"
-        number = getattr(torch, dtype)
-        write_pipeline(plain, size, PNDMScheduler(**SCHEDULER_CONFIG, skip_prk_steps=True), number)
-        told = replace(size, unet_kwargs={**size.unet_kwargs, "time_cond_proj_dim": 256})
-        write_pipeline(consistency, told, LCMScheduler(**SCHEDULER_CONFIG), number)
-        write_images(Path(folder) / "pictures", max(batches))
+        torch_dtype = getattr(torch, dtype)
+        write_pipeline(plain, size, PNDMScheduler(**SCHEDULER_CONFIG, skip_prk_steps=True), torch_dtype)
+        lcm_size = replace(size, unet_kwargs={**size.unet_kwargs, "time_cond_proj_dim": 256})
+        write_pipeline(consistency, lcm_size, LCMScheduler(**SCHEDULER_CONFIG), torch_dtype)
+        write_images(Path(folder) / "images", max(batches))
         common = (
             *UVCE, "classifier=vit_b", "classifier.pretrained=false", "segmenter=attention", "data=imagenet",
-            f"data.path={folder}/pictures", "task.target=random", f"generator.dtype={dtype}",
+            f"data.path={folder}/images", "task.target=random", f"generator.dtype={dtype}",
             f"optimizer.autocast={'null' if dtype == 'float32' else dtype}",
         )  # fmt: skip
-        exact = (
+        inversion_overrides = (
             f"generator.null_text.inner_steps={inner_steps}", "generator.null_text.early_stop_epsilon=0.0",
             "generator.null_text.early_stop_epsilon_growth=0.0",
         )  # fmt: skip
         yield BenchmarkedModel(
-            (*common, f"generator.path={plain}", *exact, *words),
-            (*common, "sampler=lcm", f"generator.path={consistency}", *words), batches,
+            (*common, f"generator.path={plain}", *inversion_overrides, *overrides),
+            (*common, "sampler=lcm", f"generator.path={consistency}", *overrides), batches,
             (
                 "optimizer.autocast=null", "generator.channels_last=true", "generator.gradient_checkpointing=step",
                 "generator.gradient_checkpointing=block", "generator.compile=true",
@@ -90,9 +90,9 @@ def stable_diffusion(
 
 
 def write_images(folder: Path, count: int, side: int = 512) -> None:
-    """Smooth noise under the names of ImageNet's first classes."""
+    """Write images of smooth noise, labeled as the first classes of ImageNet."""
     coarse = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    pictures = F.interpolate(coarse, size=side, mode="bicubic").clamp(0, 1)
-    for picture, number in zip(pictures, class_names(), strict=False):
-        (folder / number).mkdir(parents=True)
-        write_png(folder / number / "a.png", picture)
+    images = F.interpolate(coarse, size=side, mode="bicubic").clamp(0, 1)
+    for image, class_name in zip(images, class_names(), strict=False):
+        (folder / class_name).mkdir(parents=True)
+        write_png(folder / class_name / "a.png", image)

@@ -1,4 +1,4 @@
-"""Which machine a figure was measured on."""
+"""Names of the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def machine_name() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, where the system tells it, else its kind."""
+    """The processor's name if the system has it, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]

@@ -1,8 +1,8 @@
-"""DiG-IN's loop as its published code runs it, by diffusers' and PyTorch's own parts alone: what `experiment=dig_in/…`
-has to reproduce (tests/scripts/bench/test_published_loop.py, docs/method.md).
+"""DiG-IN's loop like its published code, with parts of diffusers and PyTorch alone. `experiment=dig_in/…` has to
+reproduce it (tests/scripts/bench/test_published_loop.py, docs/method.md).
 
-One image at a time, in the precision of the networks, with everything kept for the backward pass. Crops and masks are
-given, so that both loops see the same ones.
+One image at a time, in the precision of the networks, without gradient checkpointing. Crops and masks are arguments, so
+that both loops have the same ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Loss = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 class AttentionReplay:
-    """Text attention of a layer that records the maps of a pass and replays those of its first steps in later ones."""
+    """Text attention of a layer that records the maps of a chain and replays those of the first steps in later
+    chains."""
 
     def __init__(self, layer: str) -> None:
         self.layer, self.maps = layer, list[Tensor]()
@@ -54,10 +55,9 @@ class AttentionReplay:
 
 @dataclass(frozen=True)
 class SamplerInputs:
-    """What the chain of one image follows from. null_embeddings, text_embeddings: the embeddings of every step;
-    background_latents: latents of the original's chain before each step; background_mask: 1 where blending keeps them;
-    background_blend_steps, cross_replace_steps: in how many first steps they, and the recorded maps, take the place of
-    the chain's own."""
+    """Inputs of the chain of one image. null_embeddings, text_embeddings: of every step; background_latents: latents of
+    the original's chain before each step; background_mask: 1 where blending preserves them; background_blend_steps,
+    cross_replace_steps: number of first steps in which they, and the recorded maps, replace those of the chain."""
 
     null_embeddings: Float[Tensor, "t l d"]
     text_embeddings: Float[Tensor, "t l d"]
@@ -69,9 +69,9 @@ class SamplerInputs:
 
 @dataclass
 class PublishedLoop:
-    """Networks with a DDIM scheduler of `steps` steps at a guidance scale.
+    """Networks with a DDIM scheduler of `steps` steps and a guidance scale.
 
-    num_averaged_predictions: the last x0-predictions, whose loss is averaged.
+    num_averaged_predictions: number of the last x0-predictions whose losses are averaged.
     """
 
     networks: Networks
@@ -81,13 +81,13 @@ class PublishedLoop:
     replays: list[AttentionReplay] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        own = copy.deepcopy(self.networks)
-        self.unet, self.vae, self.embed = own.unet, own.vae, own.embed
-        self.tokenizer = own.tokenizer
-        self.scheduler = DDIMScheduler.from_config(own.scheduler.config)
+        networks = copy.deepcopy(self.networks)
+        self.unet, self.vae, self.embed = networks.unet, networks.vae, networks.embed
+        self.tokenizer = networks.tokenizer
+        self.scheduler = DDIMScheduler.from_config(networks.scheduler.config)
         self.scheduler.set_timesteps(self.steps)
         for name in ("alphas_cumprod", "final_alpha_cumprod"):
-            setattr(self.scheduler, name, getattr(self.scheduler, name).to(own.unet.dtype))
+            setattr(self.scheduler, name, getattr(self.scheduler, name).to(networks.unet.dtype))
         processors: dict[str, AttentionReplay | AttnProcessor] = {}
         for name in self.unet.attn_processors:
             processors[name] = AttentionReplay(name.removesuffix(".processor")) if "attn2" in name else AttnProcessor()
@@ -95,40 +95,40 @@ class PublishedLoop:
         self.unet.set_attn_processor(processors)
 
     def token_ids(self, prompt: str) -> list[int]:
-        """The numbers of a prompt's tokens, padded to the tokenizer's length."""
+        """The token ids of a prompt, padded to the tokenizer's length."""
         return list(self.tokenizer(prompt, padding="max_length").input_ids)
 
     def predict_noise(self, z: Tensor, i: int, null: Tensor, text: Tensor, guidance: float) -> Tensor:
         """The guided noise prediction of step i."""
         for replay in self.replays:
             replay.step = i
-        both = torch.stack([null, text])
-        without, given = self.unet(torch.cat([z, z]), self.scheduler.timesteps[i], both).sample.chunk(2)
-        return without + guidance * (given - without)
+        embeddings = torch.stack([null, text])
+        eps_null, eps_text = self.unet(torch.cat([z, z]), self.scheduler.timesteps[i], embeddings).sample.chunk(2)
+        return eps_null + guidance * (eps_text - eps_null)
 
-    def chain(self, z: Tensor, course: SamplerInputs, kept: list[Tensor] | None = None) -> list[Tensor]:
-        """The last x0-predictions; kept: takes the latents before each step."""
+    def chain(self, z: Tensor, inputs: SamplerInputs, kept: list[Tensor] | None = None) -> list[Tensor]:
+        """The last x0-predictions. kept: list to which the latents before each step are appended."""
         for replay in self.replays:
-            replay.cross_replace_steps = course.cross_replace_steps
-        ends = []
+            replay.cross_replace_steps = inputs.cross_replace_steps
+        x0_predictions = []
         for i, t in enumerate(self.scheduler.timesteps):
-            if i < course.background_blend_steps:
-                z = course.background_mask * course.background_latents[i] + (1 - course.background_mask) * z
+            if i < inputs.background_blend_steps:
+                z = inputs.background_mask * inputs.background_latents[i] + (1 - inputs.background_mask) * z
             if kept is not None:
                 kept.append(z)
-            eps = self.predict_noise(z, i, course.null_embeddings[i], course.text_embeddings[i], self.guidance_scale)
-            moved = self.scheduler.step(eps, t, z, eta=0.0)
-            z = moved.prev_sample
-            ends.append(moved.pred_original_sample)
-        return ends[-self.num_averaged_predictions :]
+            eps = self.predict_noise(z, i, inputs.null_embeddings[i], inputs.text_embeddings[i], self.guidance_scale)
+            step_output = self.scheduler.step(eps, t, z, eta=0.0)
+            z = step_output.prev_sample
+            x0_predictions.append(step_output.pred_original_sample)
+        return x0_predictions[-self.num_averaged_predictions :]
 
     def decode(self, z: Tensor) -> Tensor:
-        """The image of a latent; no gradient passes where it is cut."""
+        """The image of a latent; clamped values have no gradient."""
         return (self.vae.decode(z / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
     def invert(self, image: Float[Tensor, "1 3 h w"], prompt: str) -> tuple[Tensor, Float[Tensor, "t l d"]]:
-        """z_T and null embeddings of an image: at most 10 updates per step, of which the last one is that after the
-        first loss below 1e-5 + 2e-5 i."""
+        """z_T and null embeddings of an image: at most 10 updates per step; the last update is the one after the first
+        loss below 1e-5 + 2e-5 i."""
         alphas = self.scheduler.alphas_cumprod
         levels = [self.scheduler.final_alpha_cumprod, *(alphas[t] for t in self.scheduler.timesteps.flip(0))]
         text, null = self.embed([prompt])[0], self.embed([""])[0]
@@ -144,10 +144,10 @@ class PublishedLoop:
             null = null.detach().clone().requires_grad_()
             adam = torch.optim.Adam([null], lr=1e-2 * (1 - i / 100))
             for _ in range(10):
-                landed = self.scheduler.step(
+                prediction = self.scheduler.step(
                     self.predict_noise(z, i, null, text, self.guidance_scale), t, z, eta=0.0
                 ).prev_sample
-                loss = torch.nn.functional.mse_loss(landed, latents[-2 - i])
+                loss = torch.nn.functional.mse_loss(prediction, latents[-2 - i])
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
@@ -161,27 +161,27 @@ class PublishedLoop:
         return latents[-1], torch.stack(nulls)
 
     @torch.no_grad()
-    def record_attention_maps(self, z: Tensor, course: SamplerInputs) -> list[Tensor]:
-        """Keep the maps of a pass; returns the latents before each of its steps."""
+    def record_attention_maps(self, z: Tensor, inputs: SamplerInputs) -> list[Tensor]:
+        """Record the maps of a chain; returns the latents before each of its steps."""
         kept: list[Tensor] = []
         for replay in self.replays:
             replay.recording = True
-        self.chain(z, course, kept)
+        self.chain(z, inputs, kept)
         for replay in self.replays:
             replay.recording = False
         return kept
 
     def optimize(
-        self, z: Tensor, course: SamplerInputs, loss: Loss, rates: tuple[float, float], steps: int, cosine: bool,
+        self, z: Tensor, inputs: SamplerInputs, loss: Loss, rates: tuple[float, float], steps: int, cosine: bool,
         clip: float | None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """z_T and the changes of the embeddings after Adam's steps. rates: of z_T and of the embeddings; cosine: to a
-        tenth of the latter for all of them; clip: largest element of each gradient."""
+        """z_T and the changes of the embeddings after optimization by Adam. rates: of z_T and of the embeddings;
+        cosine: whether to decay all rates to a tenth of the latter; clip: largest absolute element of each gradient."""
         start, end = z, rates[1] / 10
         values = {
             "latent": z.clone(),
-            "text": torch.zeros_like(course.text_embeddings),
-            "null": torch.zeros_like(course.null_embeddings),
+            "text": torch.zeros_like(inputs.text_embeddings),
+            "null": torch.zeros_like(inputs.null_embeddings),
         }
         leaves = {name: value.requires_grad_() for name, value in values.items()}
         groups = [{"params": [leaf], "lr": rates[name != "latent"]} for name, leaf in leaves.items()]
@@ -189,14 +189,14 @@ class PublishedLoop:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=end) if cosine else None
         for k in range(steps):
             changed = replace(
-                course,
-                text_embeddings=course.text_embeddings + leaves["text"],
-                null_embeddings=course.null_embeddings + leaves["null"],
+                inputs,
+                text_embeddings=inputs.text_embeddings + leaves["text"],
+                null_embeddings=inputs.null_embeddings + leaves["null"],
             )
-            ends = self.chain(leaves["latent"], changed)
-            count = len(ends)
+            x0_predictions = self.chain(leaves["latent"], changed)
+            count = len(x0_predictions)
             shares = [(j + 1) / sum(range(count + 1)) for j in range(count)]
-            losses = [loss(self.decode(x0), x0, k, count - 1 - j) for j, x0 in enumerate(ends)]
+            losses = [loss(self.decode(x0), x0, k, count - 1 - j) for j, x0 in enumerate(x0_predictions)]
             weighted = [share * value for share, value in zip(shares, losses, strict=True)]
             adam.zero_grad()
             torch.stack(weighted).sum().backward()

@@ -53,16 +53,15 @@ MARKERS = {
     "DDIM-20 guided to 0.6": "s", "DDIM-20 backward 10": "^", "DDIM-20 backward 5": "v", "LCM-4 backward 2": "D",
 }  # fmt: skip
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-PROMPT_CLASSES = ("rock crab", "fiddler crab", "partridge", "prairie chicken")  # two of them tied
+PROMPT_CLASSES = ("rock crab", "fiddler crab", "partridge", "prairie chicken")  # two of them have a shortcut
 
 
 @dataclass
 class Options:
-    """What the command line may say.
+    """Options of the command line.
 
-    only: beginnings of tasks, by commas, or `all`; variants: the same of settings; n: problems per task, None for each
-    one's own; write: whether docs/results and the picture are brought up to date; outputs: where the runs lie.
-    """
+    only: prefixes of tasks, separated by commas, or `all`; variants: likewise of settings; n: problems per task, None
+    for the default of each; write: whether to update docs/results and the figure; outputs: folder of the runs."""
 
     only: str = "all"
     variants: str = "all"
@@ -73,8 +72,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Point:
-    """A setting's answers to a task's questions: seconds of one; shares with their 95 % intervals, (value, low, high),
-    of those that reached what was asked, and of those in which both oracles see what it takes."""
+    """The results of a setting for a task: seconds per problem; shares with 95 % intervals, (value, low, high), of
+    successes and of results that both oracles confirm; n: number of problems."""
 
     seconds: float
     success: tuple[float, float, float]
@@ -84,7 +83,8 @@ class Point:
 
 @dataclass(frozen=True)
 class QualityTask:
-    """A task's questions. compute_results: their answers; success, oracle_check: what is counted, and in words."""
+    """The problems of a task. compute_results: their results; success, oracle_check: criteria, with their column
+    titles."""
 
     compute_results: Callable[[Setting, tuple[str, ...], int], Sequence[Result]]
     sample_size: int
@@ -93,86 +93,87 @@ class QualityTask:
     column_titles: tuple[str, str]
 
 
-# --- the tasks -----------------------------------------------------------------------------------------------
+# --- tasks ---------------------------------------------------------------------------------------------------
 
 
-def _flips(setting: Setting, how: tuple[str, ...], n: int) -> list[Result]:
-    """Half of them within pairs, half towards any other class, as in the rows of `planted.uvce`."""
+def _counterfactuals(setting: Setting, overrides: tuple[str, ...], n: int) -> list[Result]:
+    """Counterfactuals, half within pairs and half towards any other class, as in the metrics `planted.uvce_*`."""
     return [
-        a for asked, count in planted_world.problem_sets(setting, n)
-        for a in compute_results(setting, CLASSIFIER, (*how, *asked), count)
+        result for half, count in planted_world.problem_sets(setting, n)
+        for result in compute_results(setting, CLASSIFIER, (*overrides, *half), count)
     ]  # fmt: skip
 
 
-def _disputes(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Result]:
+def _disagreements(setting: Setting, overrides: tuple[str, ...], n: int) -> Sequence[Result]:
     return compute_results(
         setting,
         "planted_shortcut",
-        (*disagreement_and_errors.disagreement_overrides(setting, n, SHORTCUT_CLASSES), *how),
+        (*disagreement_and_errors.disagreement_overrides(setting, n, SHORTCUT_CLASSES), *overrides),
         n,
     )
 
 
-def _portraits(setting: Setting, how: tuple[str, ...], n: int) -> Sequence[Result]:
-    """Of these classes one prompt each, from the best of 64 random ones."""
-    asked = (
+def _class_explanations(setting: Setting, overrides: tuple[str, ...], n: int) -> Sequence[Result]:
+    """Class explanations of `PROMPT_CLASSES`, each from the best of 64 random initial prompts."""
+    task_overrides = (
         "task=diffexplainer_class",
         f"task.classes=[{','.join(PROMPT_CLASSES[:n])}]",
         "task.num_seeds=1",
         "parametrization.num_initializations=64",
         f"seed={setting.seed}",
     )
-    return compute_results(setting, "planted_shortcut", (*asked, *how), n)
+    return compute_results(setting, "planted_shortcut", (*task_overrides, *overrides), n)
 
 
-def _targets_seen(setting: Setting, given: Sequence[Result]) -> list[bool]:
-    """Whether both oracles name the target."""
-    rows, images = result_images(given)
-    return oracles_confirm(setting, "class", images, [planted.CLASSES[given[i].problem.target] for i in rows])
+def _targets_confirmed(setting: Setting, results: Sequence[Result]) -> list[bool]:
+    """Whether both oracles predict the target."""
+    rows, images = result_images(results)
+    return oracles_confirm(setting, "class", images, [planted.CLASSES[results[i].problem.target] for i in rows])
 
 
-def _cues_seen(setting: Setting, given: Sequence[Result]) -> list[bool]:
-    """Whether both oracles see what the network goes by: a tied class's cue, any other class itself; in every picture
-    of an answer."""
-    seen: list[bool] = []
-    for answer in given:
-        if answer.samples is not None:
-            name = planted.CLASSES[answer.problem.target]
+def _cues_confirmed(setting: Setting, results: Sequence[Result]) -> list[bool]:
+    """Whether both oracles see the cue of a class with a shortcut, or any other class itself, per image of a result."""
+    confirmed: list[bool] = []
+    for result in results:
+        if result.samples is not None:
+            name = planted.CLASSES[result.problem.target]
             factor, value = planted.SHORTCUTS.get(name, ("class", name))
-            seen += oracles_confirm(setting, factor, answer.samples, [value] * len(answer.samples))
-    return seen
+            confirmed += oracles_confirm(setting, factor, result.samples, [value] * len(result.samples))
+    return confirmed
 
 
-def _high(answer: Result) -> bool:
-    return answer.record is not None and answer.record["activation_score"] >= class_explanations.SCORE_THRESHOLD
+def _has_high_score(result: Result) -> bool:
+    return result.record is not None and result.record["activation_score"] >= class_explanations.SCORE_THRESHOLD
 
 
 TASKS: Mapping[str, QualityTask] = {
     "uvce": QualityTask(
-        _flips, 16, lambda a: a.is_target_predicted, _targets_seen, ("called the target", "both oracles see the target")
+        _counterfactuals, 16, lambda a: a.is_target_predicted, _targets_confirmed,
+        ("predicted as the target", "both oracles see the target"),
     ),
     "disagreement": QualityTask(
-        _disputes, 8, lambda a: a.success, _cues_seen, ("gap of 0.8 or more", "both oracles see the cue")
+        _disagreements, 8, lambda a: a.success, _cues_confirmed, ("gap of 0.8 or more", "both oracles see the cue")
     ),
     "prompts": QualityTask(
-        _portraits, 4, _high, _cues_seen, ("score of 90 % or more", "both oracles see the cue, or the class")
+        _class_explanations, 4, _has_high_score, _cues_confirmed,
+        ("score of 90 % or more", "both oracles see the cue, or the class"),
     ),
 }  # fmt: skip
 
 
-def measure_variant(setting: Setting, asked: QualityTask, how: tuple[str, ...], n: int) -> Point:
-    """Answer the questions, or read the answers. Raises UserError if none could be given."""
-    given = [a for a in asked.compute_results(setting, how, n) if a.record is not None]
-    if not given:
-        raise UserError(f"{setting.outputs}: none of {n} problems has an answer")
-    seconds = median(float(a.record["seconds"]) for a in given if a.record is not None)
-    counted = [asked.success(a) for a in given] + [False] * (n - len(given))
-    seen = asked.oracle_check(setting, given)
-    shares = [(s.value, s.low, s.high) for s in (estimates.proportion(counted), estimates.proportion(seen))]
+def measure_variant(setting: Setting, task: QualityTask, overrides: tuple[str, ...], n: int) -> Point:
+    """Solve the problems of a task with a setting, or read the results. Raises UserError if there are none."""
+    results = [result for result in task.compute_results(setting, overrides, n) if result.record is not None]
+    if not results:
+        raise UserError(f"{setting.outputs}: none of {n} problems has a result; its page shows the errors")
+    seconds = median(float(result.record["seconds"]) for result in results if result.record is not None)
+    successes = [task.success(result) for result in results] + [False] * (n - len(results))
+    confirmed = task.oracle_check(setting, results)
+    shares = [(s.value, s.low, s.high) for s in (estimates.proportion(successes), estimates.proportion(confirmed))]
     return Point(seconds, shares[0], shares[1], n)
 
 
-# --- telling -------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------
 
 
 def format_percent(share: Sequence[float]) -> str:
@@ -181,11 +182,11 @@ def format_percent(share: Sequence[float]) -> str:
     return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 
 
-def format_table(known: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The results as a page."""
-    head = "Written by `scripts/bench/quality.py`; [performance.md](../performance.md) says how to read it."
+    head = "Written by `scripts/bench/quality.py`; [Performance](../performance.md) explains it."
     rows = ["# Quality per second", "", head, "", "![Quality over seconds](../images/quality.png)", ""]
-    for task, points in known.items():
+    for task, points in results.items():
         success, oracles = TASKS[task].column_titles
         rows += [f"## {task}", "", f"| setting | seconds | {success} | {oracles} | n |", "|---|---|---|---|---|"]
         for name, p in points.items():
@@ -194,90 +195,92 @@ def format_table(known: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{format_percent(p['oracle_score'])} | {p['n']} |"
             )
         rows.append("")
-        for how in dict.fromkeys((p["command"], p["machine"], p["date"]) for p in points.values()):
-            rows += [f"`{how[0]}`, {how[1]}, {how[2]}", ""]
+        for provenance in dict.fromkeys((p["command"], p["machine"], p["date"]) for p in points.values()):
+            rows += [f"`{provenance[0]}`, {provenance[1]}, {provenance[2]}", ""]
     return "\n".join(rows)
 
 
-def plot(known: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A panel per task: shares over seconds. Raises UserError without matplotlib."""
+def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write a figure with a panel per task: shares over seconds. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("matplotlib is missing: pip install -e '.[figures]'") from error
-    figure = Figure(figsize=(1.2 + 4 * len(known), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(known), squeeze=False, sharey=True)[0]
-    for axes, (task, points) in zip(panels, known.items(), strict=True):
+        raise UserError("matplotlib is missing; install it by pip install -e '.[figures]'") from error
+    figure = Figure(figsize=(1.2 + 4 * len(results), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
+    for axes, (task, points) in zip(panels, results.items(), strict=True):
         _panel(axes, task, points)
-    panels[0].set_ylabel("% of the answers")
-    shapes = {name: axes.plot([], [], MARKERS[name], color="grey", mfc="none")[0] for name in MARKERS}
-    used = [name for name in shapes if any(name in points for points in known.values())]
+    panels[0].set_ylabel("% of the results")
+    shapes = {name: axes.plot([], [], MARKERS[name], color="gray", mfc="none")[0] for name in MARKERS}
+    used = [name for name in shapes if any(name in points for points in results.values())]
     figure.legend([shapes[name] for name in used], used, loc="outside lower center", ncols=3, fontsize=7)
     figure.savefig(path, dpi=110)
 
 
 def _panel(axes: Axes, task: str, points: Mapping[str, Any]) -> None:
-    """The samplers of a kind are joined by a line and named above; approximations have shapes of their own."""
+    """Settings of one sampler are joined by a line and labeled above; approximations have their own markers."""
     from matplotlib.ticker import NullLocator
 
     for i, (key, label) in enumerate(zip(("success", "oracle_score"), TASKS[task].column_titles, strict=True)):
-        colour, aside = (("tab:blue", 0.99), ("tab:orange", 1.01))[i]  # beside each other where both are equal
-        axes.plot([], [], "o", color=colour, label=label)
+        color, offset = (("tab:blue", 0.99), ("tab:orange", 1.01))[i]  # side by side if both are equal
+        axes.plot([], [], "o", color=color, label=label)
         for kind in ("DDIM", "LCM"):
             joined = [p for name, p in points.items() if name.startswith(kind) and name not in MARKERS]
-            at = [aside * p["seconds"] for p in joined]
-            axes.plot(at, [100 * p[key][0] for p in joined], "o-", color=colour, linewidth=1)
+            at = [offset * p["seconds"] for p in joined]
+            axes.plot(at, [100 * p[key][0] for p in joined], "o-", color=color, linewidth=1)
             low, high = ([100 * p[key][end] for p in joined] for end in (1, 2))
-            axes.vlines(at, low, high, color=colour, linewidth=0.6)
+            axes.vlines(at, low, high, color=color, linewidth=0.6)
         for name, p in points.items():
             if name in MARKERS:
-                axes.plot([aside * p["seconds"]], [100 * p[key][0]], MARKERS[name], color=colour, mfc="none")
+                axes.plot([offset * p["seconds"]], [100 * p[key][0]], MARKERS[name], color=color, mfc="none")
     for name, p in points.items():
         if name not in MARKERS:
             axes.annotate(name, (p["seconds"], 104), fontsize=7, ha="center", va="bottom", rotation=30)
     seconds = [p["seconds"] for p in points.values()]
-    shown = [x for x in TICKS if min(seconds) / 2 < x < 2 * max(seconds)]
-    axes.set(xscale="log", ylim=(0, 118), xlabel="seconds of one answer", title=task)
-    axes.set_xticks(shown, [f"{x:g}" for x in shown])
+    ticks = [x for x in TICKS if min(seconds) / 2 < x < 2 * max(seconds)]
+    axes.set(xscale="log", ylim=(0, 118), xlabel="seconds per problem", title=task)
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(0, 101, 20))
     axes.legend(fontsize=7, loc="lower center")
 
 
-def save(known: Mapping[str, Mapping[str, Any]]) -> None:
-    """The table, its numbers and its picture."""
-    write_durable(RESULTS / "quality.json", json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-    write_durable(RESULTS / "quality.md", format_table(known))
-    plot(known, FIGURE_FILE)
+def save(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the numbers, the page and the figure."""
+    write_durable(RESULTS / "quality.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_durable(RESULTS / "quality.md", format_table(results))
+    plot(results, FIGURE_FILE)
 
 
-# --- the command line ----------------------------------------------------------------------------------------
+# --- command line --------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        chosen = parse_options(Options, arguments)
-        tasks = select_names("only", chosen.only, list(TASKS))
-        settings = select_names("variants", chosen.variants, list(VARIANTS))
+        options = parse_options(Options, arguments)
+        tasks = select_names("only", options.only, list(TASKS))
+        settings = select_names("variants", options.variants, list(VARIANTS))
         path = RESULTS / "quality.json"
-        known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-        how = {
+        results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        provenance = {
             "command": shlex.join(["python", "scripts/bench/quality.py", *arguments]), "machine": machine_name(),
             "date": datetime.now(UTC).date().isoformat(),
         }  # fmt: skip
-        for task in tasks:
-            asked = TASKS[task]
-            n = asked.sample_size if chosen.n is None else min(chosen.n, asked.sample_size)
+        for task_name in tasks:
+            quality_task = TASKS[task_name]
+            n = quality_task.sample_size if options.n is None else min(options.n, quality_task.sample_size)
             for name in settings:
-                own = Setting(0, "auto", f"{chosen.outputs}/{name.replace(' ', '_')}")
-                point = measure_variant(own, asked, VARIANTS[name], n)
+                setting = Setting(0, "auto", f"{options.outputs}/{name.replace(' ', '_')}")
+                point = measure_variant(setting, quality_task, VARIANTS[name], n)
                 print(
-                    f"{task:<13} {name:<24} {point.seconds:>7.2f} s  {format_percent(point.success):<18} "
+                    f"{task_name:<13} {name:<24} {point.seconds:>7.2f} s  {format_percent(point.success):<18} "
                     f"{format_percent(point.oracle_score):<18}", flush=True,
                 )  # fmt: skip
-                known.setdefault(task, {})[name] = {**asdict(point), **how}
-                if chosen.write:
-                    ordered = {t: {s: known[t][s] for s in VARIANTS if s in known[t]} for t in TASKS if t in known}
+                results.setdefault(task_name, {})[name] = {**asdict(point), **provenance}
+                if options.write:
+                    ordered = {
+                        t: {s: results[t][s] for s in VARIANTS if s in results[t]} for t in TASKS if t in results
+                    }
                     save(ordered)
     except UserError as error:
         print(error, file=sys.stderr)

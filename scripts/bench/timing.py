@@ -1,4 +1,4 @@
-"""Seconds, memory and operations of what runs in this process."""
+"""Seconds, memory and operations of calls in this process."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-# What a contestant took, in seconds by part.
+# Seconds of a call by part.
 PartSeconds = dict[str, float]
 
 
 def seconds(compute: Callable[[], object]) -> float:
-    """How long a call takes, on the device to its end."""
+    """The duration of a call, including its work on the GPU."""
     synchronize()
-    began = time.perf_counter()
+    started = time.perf_counter()
     compute()
     synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def synchronize() -> None:
@@ -34,31 +34,31 @@ def synchronize() -> None:
 
 
 def time_interleaved(calls: Mapping[str, Callable[[], PartSeconds]], repeats: int) -> dict[str, PartSeconds]:
-    """Medians by contestant and part; all take turns, so that a machine that slows down slows all of them."""
+    """Medians by call and part; the calls take turns, so that a slower machine slows all of them."""
     runs: dict[str, list[PartSeconds]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, run in calls.items():
             runs[name].append(run())
-    return {name: {part: median(r[part] for r in own) for part in own[0]} for name, own in runs.items()}
+    return {name: {part: median(r[part] for r in parts) for part in parts[0]} for name, parts in runs.items()}
 
 
 def peak_memory(compute: Callable[[], object]) -> int:
-    """Bytes that a call holds at most, of the GPU or of this process, with what is held before it."""
+    """Peak bytes during a call, of the GPU or of this process, including memory in use before it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         compute()
         return torch.cuda.max_memory_allocated()
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before and is not yet given back would hide a part
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that was not returned would hide a part
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     compute()
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) * 1024
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up what torch's own formulas say of every call. Its `FlopCounterMode` also follows modules, by hooks that
-    fail where leaves are frozen."""
+    """Adds up torch's FLOP formulas over all calls. Torch's `FlopCounterMode` also tracks modules, by hooks that fail
+    with frozen parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ def count_macs(compute: Callable[[], object]) -> int:
 
 
 def matmul_throughput(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
-    """Multiply-adds per second of a square matrix product, the fastest of a few; side: None for one that keeps the
-    device busy."""
+    """Multiply-adds per second of a square matrix product, the fastest of `repeats`. side: None for a size that
+    occupies the device."""
     side = side or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = [seconds(lambda: a @ b) for _ in range(repeats + 1)]
@@ -88,9 +88,9 @@ def matmul_throughput(device: torch.device, dtype: torch.dtype, side: int | None
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """Intercept and slope of the line of least squares, and its R²."""
+    """Intercept and slope of a least-squares line, and its R²."""
     n, mean_x, mean_y = len(x), sum(x) / len(x), sum(y) / len(y)
     slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
-    start = mean_y - slope * mean_x
-    unexplained = sum((b - start - slope * a) ** 2 for a, b in zip(x, y, strict=True))
-    return start, slope, 1 - unexplained / max(sum((b - mean_y) ** 2 for b in y), 1e-12) if n > 1 else 0.0
+    intercept = mean_y - slope * mean_x
+    unexplained = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+    return intercept, slope, 1 - unexplained / max(sum((b - mean_y) ** 2 for b in y), 1e-12) if n > 1 else 0.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from classifier_lens.runner.types import UserError
-from classifier_lens.scripts.bench import bench
+from classifier_lens.scripts.bench import bench, command_measures
 from classifier_lens.scripts.bench.result_line import ResultLine, speedup
 from classifier_lens.scripts.bench.timing import (
     count_macs,
@@ -52,10 +52,10 @@ def test_a_line_of_least_squares() -> None:
 def test_a_ratio_is_of_times_and_is_judged_by_its_bar() -> None:
     line = speedup("uvce batch 8", 2.0, 9.0, 3.0)
     assert (line.value, line.unit, line.passed) == (4.5, "x", True)
-    assert str(line).split() == "uvce batch 8 4.5x ours 2.00 s reference 9.00 s bar ≥ 3x ok".split()
+    assert str(line).split() == "uvce batch 8 4.5x ours 2.00 s reference 9.00 s threshold ≥ 3x pass".split()
     assert (
         not speedup("a", 2.0, 5.0, 3.0).passed
-        and ResultLine("b", 3.0, "%", "", 2.0, higher_is_better=False).verdict == "bar ≤ 2% short"
+        and ResultLine("b", 3.0, "%", "", 2.0, higher_is_better=False).verdict == "threshold ≤ 2% fail"
     )
     assert ResultLine("c", 3.0, "%", "").passed and ResultLine("c", 3.0, "%", "").verdict == ""
 
@@ -89,10 +89,20 @@ def test_a_page_keeps_what_is_not_measured_anew(
     fast, slow = ResultLine("fast", 4.0, "x", "ours 1.00 s", 3.0), ResultLine("slow", 1.0, "x", "ours 3.00 s", 3.0)
     monkeypatch.setattr(bench, "MEASURES", {"one": lambda repeats: [fast], "two": lambda repeats: [slow] * repeats})
     assert bench.main(["write=true", "repeats=2"]) == 1
-    assert capsys.readouterr().out.count("bar ≥ 3x short") == 2
+    assert capsys.readouterr().out.count("threshold ≥ 3x fail") == 2
     assert bench.main(["only=two", "write=true", "repeats=1"]) == 1 and bench.main(["only=one"]) == 0
     kept = json.loads((tmp_path / "speed.json").read_text())
     assert list(kept) == ["one", "two"] and len(kept["two"]["lines"]) == 1
     assert kept["one"]["command"] == "python scripts/bench/bench.py write=true repeats=2"
     page = (tmp_path / "speed.md").read_text()
-    assert "| fast | 4 x | ours 1.00 s | bar ≥ 3x ok |" in page and "bar ≥ 3x short" in page
+    assert "| fast | 4 x | ours 1.00 s | threshold ≥ 3x pass |" in page and "threshold ≥ 3x fail" in page
+
+
+def test_the_committed_page_shows_the_committed_numbers() -> None:
+    results = json.loads((bench.RESULTS / "speed.json").read_text())
+    assert (bench.RESULTS / "speed.md").read_text() == bench.format_table(results)
+
+
+def test_every_timed_call_exists() -> None:
+    calls = (*command_measures.LOGGING_CALLS, *command_measures.DURABILITY_CALLS, *command_measures.RESUME_CALLS)
+    assert all(callable(getattr(owner, name)) for owner, name in calls)

@@ -21,7 +21,7 @@ def test_a_run_of_finished_problems_is_whole(tmp_path: Path) -> None:
 def test_what_a_start_costs_is_told_per_problem() -> None:
     start, page = many_problems.startup(3)
     assert start.name == "start with 3 done" and start.unit == "ms" and 0 < start.value < 1000
-    assert page.value < 5 and "however many batches end" in page.detail
+    assert page.value < 5 and "then a pause of" in page.detail
 
 
 def test_photographs_are_as_many_files_of_few_contents(tmp_path: Path) -> None:

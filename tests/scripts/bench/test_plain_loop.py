@@ -96,7 +96,7 @@ def test_the_same_inversion_schedule_and_descent(
 
 
 def test_other_samplers_are_refused(make_generator: Make) -> None:
-    with pytest.raises(TypeError, match="the plain loop has DDIM, not Lcm"):
+    with pytest.raises(TypeError, match="the plain loop needs a DDIM sampler, not Lcm"):
         plain_loop.plain_model(make_generator(sampler="lcm"))
 
 

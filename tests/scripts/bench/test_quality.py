@@ -41,7 +41,7 @@ def test_problems_without_an_answer_are_misses_and_seconds_are_medians() -> None
     assert (point.seconds, point.n) == (2.0, 4)
     assert point.success[0] == 0.5 and point.oracle_score[0] == pytest.approx(1 / 3)
     assert point.success[1] < 0.5 < point.success[2]
-    with pytest.raises(UserError, match="none of 1 problems has an answer"):
+    with pytest.raises(UserError, match="none of 1 problems has a result"):
         measure_variant(SETTING, asked([nothing], []), (), 1)
 
 
@@ -87,3 +87,8 @@ def test_bad_words_end_in_one_line(word: str, said: str, capsys: pytest.CaptureF
     assert quality.main([word]) == 2
     error = capsys.readouterr().err
     assert error.startswith(said) and error.count("\n") == 1
+
+
+def test_the_committed_page_shows_the_committed_numbers() -> None:
+    results = json.loads((quality.RESULTS / "quality.json").read_text())
+    assert (quality.RESULTS / "quality.md").read_text() == quality.format_table(results)

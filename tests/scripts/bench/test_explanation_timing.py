@@ -7,12 +7,19 @@ from dataclasses import replace
 import pytest
 
 from classifier_lens.scripts.bench import bench, command_measures, plain_loop
-from classifier_lens.scripts.bench import measures as measures
 from classifier_lens.scripts.bench.benchmarked_models import stable_diffusion
+from classifier_lens.scripts.bench.explanation_timing import (
+    time_explanation,
+    time_plain_explanation,
+    time_plain_prompt,
+    time_prompt,
+)
+from classifier_lens.scripts.bench.step_timing import prepare_step, time_networks, time_step, time_step_parts
+from classifier_lens.scripts.bench.timed_run import prepare_run
 from classifier_lens.scripts.weights.random_pipeline import ModelSize
 from tests.cli import Cli
 
-PARTS = {"inversion", "begin", "search", "step", "end", "all"}
+PARTS = {"inversion", "initialization", "search", "step", "rendering", "all"}
 
 
 def words(cli: Cli, *more: str) -> list[str]:
@@ -21,22 +28,22 @@ def words(cli: Cli, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("task", [("task=uvce",), ("task=disagreement", "classifier@rival=planted_clean")])
 def test_both_sides_of_an_explanation(task: tuple[str, ...], cli: Cli) -> None:
-    two, one = (measures.prepare_run(words(cli, *task), batch) for batch in (2, 1))
-    ours, theirs = measures.time_explanation(two), measures.time_plain_explanation(one)
+    two, one = (prepare_run(words(cli, *task), batch) for batch in (2, 1))
+    ours, theirs = time_explanation(two), time_plain_explanation(one)
     assert set(ours) == set(theirs) == PARTS
     for found in (ours, theirs):
-        assert found["step"] > 0 and found["end"] > 0 and (found["inversion"] > 0) == (task[0] == "task=uvce")
+        assert found["step"] > 0 and found["rendering"] > 0 and (found["inversion"] > 0) == (task[0] == "task=uvce")
         once = sum(value for name, value in found.items() if name not in ("step", "all"))
         assert found["all"] == pytest.approx(once + two.num_steps * found["step"])
 
 
 def test_a_step_and_its_networks(cli: Cli) -> None:
-    r = measures.prepare_step(measures.prepare_run(words(cli, "task=uvce"), 1))
+    r = prepare_step(prepare_run(words(cli, "task=uvce"), 1))
     plain = plain_loop.plain_model(r.run.parts.diffusion)
     for networks in (r.run.parts.diffusion.networks, plain.networks):
-        assert 0 < measures.time_networks(r, networks)["unet"] < measures.time_networks(r, networks)["all"] + 1
-    assert measures.time_step(r)["all"] > 0 and measures.time_step(r, plain)["all"] > 0
-    assert set(measures.time_step_parts(r)) == {"chain", "decode", "classify", "backward"}
+        assert 0 < time_networks(r, networks)["unet"] < time_networks(r, networks)["all"] + 1
+    assert time_step(r)["all"] > 0 and time_step(r, plain)["all"] > 0
+    assert set(time_step_parts(r)) == {"chain", "decode", "classify", "backward"}
 
 
 def test_both_sides_of_a_prompt(cli: Cli) -> None:
@@ -51,9 +58,9 @@ def test_both_sides_of_a_prompt(cli: Cli) -> None:
         "task.images_per_prompt=1",
         "training.count=60",
     )
-    two, one = (measures.prepare_run(asked, batch) for batch in (2, 1))
-    for found in (measures.time_prompt(two), measures.time_plain_prompt(one)):
-        assert set(found) == {"search", "step", "end", "all"} and min(found.values()) > 0
+    two, one = (prepare_run(asked, batch) for batch in (2, 1))
+    for found in (time_prompt(two), time_plain_prompt(one)):
+        assert set(found) == {"search", "step", "rendering", "all"} and min(found.values()) > 0
     assert not one.parts.diffusion.networks.unet.is_gradient_checkpointing
 
 
@@ -79,8 +86,8 @@ def test_what_logging_and_resuming_add(cli: Cli) -> None:
     logging, resuming = command_measures.logging_and_resuming(
         words(cli, "limit=2", "batch=2", "logger=none", "optimizer.steps=40")
     )
-    assert 0 < logging.value < 100 and "write_answer" in logging.detail
-    assert 0 < resuming.value < 100 and all(part in resuming.detail for part in ("start", "load", "save"))
+    assert 0 < logging.value < 100 and "save_result" in logging.detail
+    assert 0 < resuming.value < 100 and all(part in resuming.detail for part in ("initialize", "load", "save"))
 
 
 def test_a_step_with_more_heads() -> None:
