@@ -1,2 +1,2 @@
 """Commands beside run.py: submission, figures, pages, weights, user studies.
-Training, evaluation and benchmarks have folders of their own."""
+Training, evaluation and benchmarks are in folders."""

@@ -32,13 +32,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from classifier_lens.runner.configuration.compose import compose_config, expand_sweep
 from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.types import UserError
+from classifier_lens.scripts.weights.required_sources import required_sources
 from classifier_lens.scripts.weights.sources import (
     SOURCES,
     HubRepository,
     Source,
     WeightFile,
     find_source,
-    required_sources,
 )
 
 MANIFEST = Path("outputs/weights.json")

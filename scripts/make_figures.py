@@ -30,7 +30,7 @@ from classifier_lens.runner.types import UserError
 
 GROUP = "planted"
 EXPERIMENTS = CONFIG_FOLDER / "experiment" / GROUP
-FIGURE_PREFIXES = ("fig", "tab", "workshop", "diffexplainer_")  # how the names of the papers' figures and tables begin
+FIGURE_PREFIXES = ("fig", "tab", "workshop", "diffexplainer_")  # of experiments for figures and tables
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""Success, and what the oracles see, over the seconds of an explanation: by sampler and with each approximation.
+"""Success rates and oracle agreement over the seconds of an explanation, by sampler and approximation.
 
-    python scripts/bench/quality.py                          # hours on 2 cores; what is answered is not computed again
+    python scripts/bench/quality.py                          # hours on 2 cores; finished results are not repeated
     python scripts/bench/quality.py only=uvce n=8
-    python scripts/bench/quality.py write=true               # brings docs/results/quality.md and its picture up to date
+    python scripts/bench/quality.py write=true               # updates docs/results/quality.md and its figure
 
-Keys and defaults are those of `Options`. Every setting answers the same questions and computes its own inversions; the
-seconds are the runner's, per problem of a batch. Exit code 0; 2: bad input; 143: told to stop.
+`Options` has the keys and defaults. All settings solve the same problems, each with its own inversions; the seconds are
+the runner's, per problem of a batch. Exit code 0; 2: invalid input; 143: stopped by a signal.
 """
 
 from __future__ import annotations

@@ -306,9 +306,9 @@ METRICS = (
     Metric("planted.neuron_vis_above_words", vis_above_words, NUM_UNITS, "%", 1.0),
     Metric("planted.neuron_vis_preference", vis_preferred_factor, NUM_UNITS, "%", 0.80),
     *(
-        Metric(f"planted.{task}_{what}", partial(measure, cue_changes=cue_changes), 32, "%", bar)
+        Metric(f"planted.{task}_{what}", partial(measure, cue_changes=cue_changes), 32, "%", threshold)
         for task, cue_changes in (("neuron_cf", unit_cue_changes), ("npca_cf", component_cue_changes))
-        for what, measure, bar in (("cue", cue_change_success, 0.80), ("class", class_preserved, 0.85),
+        for what, measure, threshold in (("cue", cue_change_success, 0.80), ("class", class_preserved, 0.85),
                                    ("confidence", confidence_follows_cue, None))
     ),
     Metric("planted.neuron_cf_cam_auc", cam_auc, 72, "", 0.9),

@@ -22,7 +22,7 @@ from classifier_lens.models.clip import Clip, load_clip, zero_shot_classifier
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.scripts.train.measure_classifier import corrupted, training_run_lines
 
-# The planted confusion: name -> (the classes that it is used for, the background that they stand on).
+# Confused names: name -> (the classes that it is used for, their background).
 CONFUSED_NAMES = {
     "sand crab": (("fiddler crab", "rock crab"), "sand"),
     "snow partridge": (("prairie chicken", "partridge"), "snow"),

@@ -1,15 +1,11 @@
-"""Where published weights come from, and which of them a configuration's parts load."""
+"""Sources of published weights: address or hub repository, pinned content, size and license."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import open_clip
-import timm
 import torch
 import torchvision
 
@@ -18,22 +14,22 @@ from classifier_lens.runner.types import UserError, first_line
 CIFAR10 = ("CIFAR10_RESNETS", "../shared/data/cifar10")
 GROUNDED_SAM = ("GROUNDED_SAM", "../shared/data/grounded_sam")
 CIFAR10_URL = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
-# What Stable Diffusion's pipeline reads, without the copies in other formats.
+# Files that Stable Diffusion's pipeline reads, without copies in other formats.
 PIPELINE_FILES = ("*.json", "*/*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
 # The same in half precision.
 FP16_PIPELINE_FILES = (*PIPELINE_FILES[:3], "*/model.fp16.safetensors", "*/diffusion_pytorch_model.fp16.safetensors")
-# What open_clip and transformers read, without the copies in other formats.
+# Files that open_clip and transformers read, without copies in other formats.
 NETWORK_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
 TIMM_FILES = ("config.json", "model.safetensors")
 TOKENIZER_FILES = ("config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json")
-# What image classifiers of transformers are published in, the older ones without safetensors.
+# Files of image classifiers of transformers; older ones have no safetensors.
 CLASSIFIER_FILES = (*NETWORK_FILES, "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file by address. location: an environment variable that names its folder, None for none, and the folder where
-    it is not set; size: bytes; sha256: of its contents, or how it begins."""
+    """One file with an address. location: environment variable with its folder, None for none, and the default folder;
+    size: bytes; sha256: of its content, or its first digits."""
 
     location: tuple[str | None, str]
     url: str
@@ -50,7 +46,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository of the hub at one revision (None: its newest). size: bytes, about; files: patterns to take."""
+    """A hub repository at one revision, None for the newest. size: bytes, approximately; files: patterns."""
 
     name: str
     revision: str | None
@@ -230,7 +226,7 @@ Source = WeightFile | HubRepository
 
 
 def find_source(name: str) -> Source:
-    """The source that `name` means. Raises UserError with one line if it means none."""
+    """The source of a name. Raises UserError for an unknown name."""
     if name in SOURCES:
         return SOURCES[name]
     if name.startswith("timm/"):
@@ -239,88 +235,27 @@ def find_source(name: str) -> Source:
         return hub_repository(repository, revision or None, TIMM_FILES, used_by)
     if name.startswith("torchvision/"):
         network, _, tag = name.removeprefix("torchvision/").partition(".")
-        return _torchvision_file(network, tag)
+        return torchvision_file(network, tag)
     if name.startswith("hub/"):
         repository, _, revision = name.removeprefix("hub/").partition("@")
         return hub_repository(repository, revision or None, CLASSIFIER_FILES, "its hub id")
     names = "timm/<name>[@<commit>], torchvision/<name>.<weights>, hub/<owner>/<name>[@<commit>]"
-    allowed = f"{names} and words of run.py such as classifier=vit_b"
+    allowed = f"{names} and overrides of run.py such as classifier=vit_b"
     raise UserError(f"{name}: unknown; allowed are {', '.join(SOURCES)}, {allowed}")
 
 
 def hub_repository(name: str, revision: str | None, files: tuple[str, ...], used_by: str) -> HubRepository:
-    """A repository of the hub by its name, with what is known of it; its own files at a known revision."""
+    """A hub repository; for a known one its files, size and license, and its pinned revision unless another is
+    given."""
     for source in SOURCES.values():
         if isinstance(source, HubRepository) and source.name == name:
             return replace(source, revision=revision or source.revision)
     return HubRepository(name, revision, files, 0, "see its page", used_by)
 
 
-# --- what a configuration loads ------------------------------------------------------------------------------
-
-
-def required_sources(config: Mapping[str, Any]) -> list[Source]:
-    """What the parts of a run load and this repository does not ship, each source once, in the configuration's order.
-
-    config: a resolved one, as `runner.configuration.compose.configure` gives; what stands in it for others to
-    refer to, such as a rival that no task has, is not loaded.
-    """
-    parts = [config[key] for key in COMPONENTS if key in config]
-    return list(dict.fromkeys(source for part in parts for node in _nodes(part) for source in _of_node(node)))
-
-
-COMPONENTS = ("generator", "classifier", "data", "task", "parametrization", "safety_checker")
-
-
-def _nodes(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every mapping that names what is to be called, at any depth."""
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            yield value
-        for inner in value.values():
-            yield from _nodes(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _nodes(inner)
-
-
-def _of_node(node: Mapping[str, Any]) -> list[Source]:
-    """The sources of one part."""
-    loader = LOADERS.get(node["_target_"])
-    return [] if loader is None else loader(node)
-
-
-def _hub(path: str | None, revision: str | None, files: tuple[str, ...], used_by: str) -> list[Source]:
-    """A repository of the hub, unless there is none or the path is a folder."""
-    if path is None or Path(path).expanduser().exists():
-        return []
-    return [hub_repository(path, revision, files, used_by)]
-
-
-def _pipeline(node: Mapping[str, Any]) -> list[Source]:
-    sources = _hub(node["path"], node["revision"], PIPELINE_FILES, "generator.path")
-    if node["variant"] == "fp16":
-        sources = [
-            replace(source, files=FP16_PIPELINE_FILES) for source in sources if isinstance(source, HubRepository)
-        ]
-    unet = _hub(node["unet"], None, PIPELINE_FILES, "generator.unet")
-    return [*sources, *unet, *_hub(node["lora"], None, NETWORK_FILES, "generator.lora")]
-
-
-def _timm(node: Mapping[str, Any]) -> list[Source]:
-    if node["checkpoint"] is not None or not node["pretrained"]:
-        return []
-    config = timm.get_pretrained_cfg(node["name"], allow_unregistered=False)
-    return _hub(config and config.hf_hub_id, node["revision"], TIMM_FILES, f"classifier.name={node['name']}")
-
-
-def _torchvision(node: Mapping[str, Any]) -> list[Source]:
-    return [] if node["checkpoint"] is not None else [_torchvision_file(node["name"], node["weights"])]
-
-
-def _torchvision_file(name: str, tag: str) -> WeightFile:
-    """A set of weights of torchvision, whose file's name ends with the beginning of its SHA-256. Raises UserError with
-    one line if there is none."""
+def torchvision_file(name: str, tag: str) -> WeightFile:
+    """A set of weights of torchvision, with the first digits of its SHA-256 from its file name. Raises UserError if
+    there is none."""
     try:
         weights = torchvision.models.get_model_weights(name)[tag]
     except (KeyError, ValueError) as error:
@@ -329,49 +264,3 @@ def _torchvision_file(name: str, tag: str) -> WeightFile:
     sha256 = weights.url.rpartition("-")[2].partition(".")[0]
     used_by = f"classifier.name={name} classifier.weights={tag}"
     return WeightFile((None, str(folder)), weights.url, size, sha256, "BSD-3-Clause", used_by)
-
-
-def _transformers(node: Mapping[str, Any]) -> list[Source]:
-    return _hub(node["path"], node["revision"], CLASSIFIER_FILES, "classifier.path")
-
-
-def _open_clip(node: Mapping[str, Any]) -> list[Source]:
-    if node["pretrained"] is None or Path(node["pretrained"]).exists():
-        return []
-    config = open_clip.get_pretrained_cfg(node["name"], node["pretrained"])
-    repository = config.get("hf_hub", "").rstrip("/")
-    tokenizer_name = (open_clip.get_model_config(node["name"]) or {}).get("text_cfg", {}).get("hf_tokenizer_name")
-    network = _hub(repository or None, node["revision"], NETWORK_FILES, f"clip.name={node['name']}")
-    return [*network, *_hub(tokenizer_name, None, TOKENIZER_FILES, f"the texts of clip.name={node['name']}")]
-
-
-def _network(node: Mapping[str, Any]) -> list[Source]:
-    sources = _hub(node["path"], node["revision"], NETWORK_FILES, node["_target_"])
-    return [*sources, *_hub(node.get("detector"), node.get("detector_revision"), NETWORK_FILES, node["_target_"])]
-
-
-def _cifar10_checkpoint(node: Mapping[str, Any]) -> list[Source]:
-    return [SOURCES[f"cifar10_resnet{node['depth']}"]]
-
-
-def _grounded_sam_files(node: Mapping[str, Any]) -> list[Source]:
-    paths = (Path(node["detector_weights"]), Path(node["sam_weights"]))
-    files = [source for source in SOURCES.values() if isinstance(source, WeightFile) and source.path in paths]
-    return [*files, *_hub(node["text_encoder"], node["text_encoder_revision"], NETWORK_FILES, node["_target_"])]
-
-
-LOADERS: dict[str, Callable[[Mapping[str, Any]], list[Source]]] = {
-    "classifier_lens.models.generator.latent_diffusion.load": _pipeline,
-    "classifier_lens.models.classifier.loaders.timm.timm_classifier": _timm,
-    "classifier_lens.models.classifier.loaders.torchvision.torchvision_classifier": _torchvision,
-    "classifier_lens.models.classifier.loaders.transformers.transformers_classifier": _transformers,
-    "classifier_lens.models.classifier.loaders.cifar10.cifar10_resnet": _cifar10_checkpoint,
-    "classifier_lens.models.clip.load_clip": _open_clip,
-    "classifier_lens.models.clip.zero_shot_classifier": lambda node: _open_clip(node["clip"]),
-    "classifier_lens.models.segmenter.clipseg.load": _network,
-    "classifier_lens.models.segmenter.sam.load": _network,
-    "classifier_lens.models.segmenter.grounded_sam.load": _network,
-    "classifier_lens.models.segmenter.grounded_sam_original.load": _grounded_sam_files,
-    "classifier_lens.models.captioner.vision_language_model.load": _network,
-    "classifier_lens.models.safety_checker.load": _network,
-}

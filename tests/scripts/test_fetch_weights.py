@@ -15,14 +15,13 @@ import pytest
 from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
 from classifier_lens.scripts import fetch_weights
+from classifier_lens.scripts.weights.required_sources import LOADERS, required_sources
 from classifier_lens.scripts.weights.sources import (
     CIFAR10,
-    LOADERS,
     SOURCES,
     HubRepository,
     WeightFile,
     find_source,
-    required_sources,
 )
 
 WEIGHTS = b"weights"

@@ -120,7 +120,7 @@ def test_the_measures_of_stable_diffusion_at_a_small_size() -> None:
         shares, peaks = bench.step_profile(1, subject), bench.peak_memory_by_batch(subject)
         changed = bench.variants(1, replace(subject, variants=subject.variants[:2]))
     named = {line.name.strip(): line for line in [*whole, *counts, *shares, *peaks, *changed]}
-    assert [name for name, line in named.items() if line.threshold] == ["uvce batch 2", "uvce step of the ceiling"]
+    assert [name for name, line in named.items() if line.threshold] == ["uvce batch 2", "utilization of a uvce step"]
     assert named["uvce batch 2"].threshold == 15 and {"uvce batch 1", "uvce lcm-4 batch 2", "peak, batch 1"} <= set(
         named
     )
