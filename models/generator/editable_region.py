@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from classifier_lens.runner.types import Precomputed, Problem
+from classifier_lens.runner.types import Problem
 
 LARGE_MASK_FRACTION = (
     0.6  # share of the image above which there is a warning: the mask then rarely covers the object alone
@@ -35,12 +35,6 @@ def object_masks(
         if problem.mask is not None:
             mask.copy_(problem.mask)
     return masks
-
-
-def precomputed_masks(precomputed: Precomputed) -> Float[Tensor, "b 1 h w"]:
-    """The masks of an initialization, in the memory layout in which `object_masks` returns them. A checkpoint does not
-    keep the stride of the channel dimension, by which a convolution chooses kernels that round differently."""
-    return torch.empty_like(precomputed["images"][:, :1]).copy_(precomputed["masks"])
 
 
 def editable_region(

@@ -21,7 +21,6 @@ from classifier_lens.models.generator.editable_region import (
     mask_warnings,
     needs_segmenter,
     object_masks,
-    precomputed_masks,
 )
 from classifier_lens.models.generator.pipeline.networks import Networks
 from classifier_lens.models.generator.pipeline.networks import load_networks as load_networks
@@ -226,7 +225,7 @@ class LatentDiffusion(Chain):
             recorded, precomputed = self.record_originals(problems, inputs, source_text, injected_steps)
         else:
             recorded = self._record_first_maps(inputs, source_text, injected_steps)
-        masks, preserve = precomputed_masks(precomputed), [p.preserve for p in problems]
+        masks, preserve = _channels_last(precomputed["masks"]), [p.preserve for p in problems]
         region = {
             kind: editable_region(postprocess(masks), masks, preserve)
             for kind, postprocess in self.mask_postprocess.items()
@@ -329,6 +328,12 @@ class LatentDiffusion(Chain):
     def _record_first_maps(self, inputs: SamplerInputs, text: Float[Tensor, "b l d"], steps: int) -> dict[str, Tensor]:
         """The cross-attention maps of the first steps with the original prompt; none for no steps."""
         return self.record_attention(inputs, text, steps, steps)[0] if steps else {}
+
+
+def _channels_last(masks: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """The masks in the layout that decoders return. A checkpoint does not keep the stride of the channel dimension, by
+    which convolutions choose kernels that round differently."""
+    return torch.empty_like(masks, memory_format=torch.channels_last).copy_(masks)
 
 
 def _load_images(problems: Sequence[Problem]) -> Float[Tensor, "b 3 h w"]:

@@ -17,7 +17,6 @@ from classifier_lens.models.generator.editable_region import (
     mask_warnings,
     needs_segmenter,
     object_masks,
-    precomputed_masks,
 )
 from classifier_lens.models.generator.single_image import SingleImageGenerator
 from classifier_lens.models.seeded_noise import gray_noise
@@ -93,7 +92,7 @@ class NoGenerator(SingleImageGenerator[None]):
         if precomputed is None:
             images = torch.stack([self._image(problem) for problem in problems]).to(self.device)
             precomputed = {"images": images, "masks": object_masks(images, problems, self._segment)}
-        images, masks = precomputed["images"], precomputed_masks(precomputed)
+        images, masks = precomputed["images"], precomputed["masks"]
         mask = editable_region(self.mask_postprocess(masks), masks, [problem.preserve for problem in problems])
         reference = Reference(images, self.encode(images), mask, images.new_ones(len(images), 1, 1, 1))
         controls, warnings = {"pixels": images.clone()}, mask_warnings(masks, problems)
