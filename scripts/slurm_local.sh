@@ -37,7 +37,7 @@ node_is_idle() { [ "$(SLURM_CONF=$CONF sinfo --noheader --format=%T)" = idle ]; 
 
 configure() {
   local cpus memory
-  cpus=$(nproc)
+  cpus=$(env --unset=OMP_NUM_THREADS nproc)
   memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
   mkdir -p "$HOME_FOLDER"/{state,spool,munge}
   cat > "$CONF" <<END

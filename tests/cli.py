@@ -122,13 +122,7 @@ class Cli:
     def launch(self, log: Path, *overrides: str) -> ForkServerProcess:
         """Start in a process of its own, whose packages are imported already; its output goes to `log`."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            [
-                "classifier_lens.runner.configuration.compose",
-                "classifier_lens.models.classifier.loaders.user_network",
-                "classifier_lens.models.classifier.loaders.shipped",
-            ]
-        )
+        context.set_forkserver_preload(["tests.preloaded"])
         process = context.Process(target=_command, args=(self.arguments(*overrides), str(log)))
         process.start()
         return process

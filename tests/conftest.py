@@ -52,6 +52,7 @@ from classifier_lens.tasks.problems.counterfactual_problems import Counterfactua
 from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.uvce import Uvce
 from tests.cli import Cli
+from tests.hydra_cache import cached_compositions
 
 ROOT = Path(__file__).resolve().parent.parent
 register_resolvers()  # what conf/ refers to, for tests that compose without the runner
@@ -76,8 +77,22 @@ def disks_are_not_waited_for() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def compositions_are_cached() -> Iterator[None]:
+    """Hydra parses each file of conf/ once per session, and composes each command once."""
+    with cached_compositions():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def imports_stay() -> None:
     """Of what the imports have made nothing goes: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def frozen_objects() -> None:
+    """What the tests before have left is not looked through where a failed batch collects garbage."""
     gc.collect()
     gc.freeze()
 

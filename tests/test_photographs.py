@@ -24,8 +24,10 @@ def test_a_photograph_is_explained_towards_the_strongest_wrong_class(
     for name in ("CIFAR10", "CIFAR10_RESNETS"):
         monkeypatch.setenv(name, str(FOLDER))
     config = compose_config([
-        "classifier=cifar10_resnet20", f"outputs={tmp_path}", "limit=1", "optimizer.steps=2", "augment.crops=2",
-        "generator.null_text.inner_steps=3", "generator.prompt_to_prompt.cross_replace_steps=[0.4]", "logger=none",
+        "classifier=cifar10_resnet20", f"outputs={tmp_path}", "limit=1", "optimizer.steps=1", "augment.crops=2",
+        "generator.steps=4", "generator.null_text.inner_steps=3",
+        "generator.prompt_to_prompt.cross_replace_steps=[0.4]",
+        "logger=none",
     ])  # fmt: skip
     parts = build(config)
     assert run(parts, config) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import signal
@@ -28,11 +27,38 @@ pytestmark = [
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM of its own: make test-slurm starts one"),
 ]
 PROBLEMS = 6
-SETTINGS = ("batch=1", "checkpoint.every=10", "lease.duration=6")
-# SLURM may signal half a minute early, and two jobs that begin together take half a minute to begin.
+STEPS = 12  # of each problem; every third one saves a state
+COMMAND = (f"limit={PROBLEMS}", f"optimizer.steps={STEPS}", "batch=1", "checkpoint.every=3", "lease.duration=6")
+# SLURM looks at time limits every 30 s, and signals up to 30 s early: a job has 80 s to 110 s, its start included.
 JOBS = ("submit.mem_gb=2", "submit.cpus=1", "submit.minutes=2", "submit.signal=10")
-# Of one core: more than two such jobs can do before their first signal.
-SECONDS = 240.0
+# As long as a job has at most: what jobs begin together they cannot finish before their first signal.
+SECONDS_PER_JOB = 110.0
+CONCURRENT_JOBS = min(4, len(os.sched_getaffinity(0)))
+
+# A network that takes as long as its environment says: jobs last without computing.
+SLOW_NETWORK = """
+import os
+import time
+
+import torch
+
+
+class Quarters(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(12, 10)
+        with torch.no_grad():
+            self.linear.weight.copy_(4 * torch.randn(10, 12, generator=torch.Generator().manual_seed(0)))
+            self.linear.bias.zero_()
+
+    def forward(self, images):
+        if images.requires_grad:  # of the optimization
+            time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
+        return self.linear(torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1))
+
+
+network = Quarters()
+"""
 
 
 def ask(*command: str) -> str:
@@ -81,16 +107,21 @@ def queue() -> Iterator[None]:
     ask("scancel", "--user=root")
 
 
-@pytest.fixture(scope="module")
-def command(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The settings of the tiny run, with as many steps as keep one process of this machine busy for SECONDS."""
-    folder = tmp_path_factory.mktemp("probe")
-    probe, steps = Cli.at(folder, tiny_folder, tiny_student), 40
-    assert probe.finish(folder / "log", "limit=1", f"optimizer.steps={steps}", *SETTINGS) == 0
-    (result,) = probe.folder.glob("images/*/result.json")
-    seconds = json.loads(result.read_text())["seconds"] / steps
-    quarter = 10 * math.ceil(SECONDS / seconds / PROBLEMS / 40)
-    return (f"limit={PROBLEMS}", f"optimizer.steps={4 * quarter}", *SETTINGS)
+def at(folder: Path, pipeline: Path, student: Path) -> Cli:
+    """Commands with the slow network."""
+    cli = Cli.at(folder, pipeline, student)
+    cli.network.write_text(SLOW_NETWORK)
+    return cli
+
+
+@pytest.fixture
+def cli(tiny_folder: Path, tiny_student: Path, tmp_path: Path) -> Cli:
+    return at(tmp_path, tiny_folder, tiny_student)
+
+
+def take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the steps of all problems take so long together, one after the other."""
+    monkeypatch.setenv("SECONDS_PER_STEP", str(seconds / (PROBLEMS * STEPS)))
 
 
 def submitted(cli: Cli, capfd: pytest.CaptureFixture[str], *words: str) -> Submission:
@@ -101,18 +132,16 @@ def submitted(cli: Cli, capfd: pytest.CaptureFixture[str], *words: str) -> Submi
 
 
 @pytest.fixture(scope="module")
-def alone(
-    command: tuple[str, ...], tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, bytes]:
+def alone(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process that nobody disturbs leaves."""
     folder = tmp_path_factory.mktemp("alone")
-    calm = Cli.at(folder, tiny_folder, tiny_student)
-    assert calm.finish(folder / "log", *command, timeout=900) == 0, (folder / "log").read_text()
+    calm = at(folder, tiny_folder, tiny_student)
+    assert calm.finish(folder / "log", *COMMAND) == 0, (folder / "log").read_text()
     return leavings(calm.folder)
 
 
 def steps(submission: Submission) -> dict[str, Counter[int]]:
-    """How often each problem's quarters were computed, by all jobs together."""
+    """How often the steps that are said of each problem were computed, by all jobs together."""
     found: dict[str, Counter[int]] = {}
     for path in logs(submission):
         for line in path.read_text(errors="replace").splitlines() if path.suffix == ".out" else ():
@@ -138,9 +167,10 @@ def running(submission: Submission) -> list[str]:
 
 
 def test_jobs_that_are_too_short_go_on_where_they_were(
-    cli: Cli, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], alone: dict[str, bytes]
+    cli: Cli, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, alone: dict[str, bytes]
 ) -> None:
-    submission = submitted(cli, capfd, *command, "submit.workers=4")
+    take(SECONDS_PER_JOB * CONCURRENT_JOBS, monkeypatch)
+    submission = submitted(cli, capfd, *COMMAND, "submit.workers=4")
     assert len(submission.jobs) == 4 and all(re.fullmatch(r"\d+_[0-3]", job) for job in submission.jobs)
     wait(submission, lambda: ended(submission), "the end of all jobs")
     assert leavings(cli.folder) == alone
@@ -157,9 +187,10 @@ def test_jobs_that_are_too_short_go_on_where_they_were(
 
 
 def test_signals_a_killed_node_and_a_killed_job(
-    cli: Cli, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], alone: dict[str, bytes]
+    cli: Cli, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, alone: dict[str, bytes]
 ) -> None:
-    submission = submitted(cli, capfd, *command, "submit.workers=2", "submit.minutes=30")
+    take(60, monkeypatch)
+    submission = submitted(cli, capfd, *COMMAND, "submit.workers=2", "submit.minutes=30")
     first, second = submission.jobs
     wait(submission, lambda: set(running(submission)) == {first, second}, "both jobs at work")
 
@@ -188,7 +219,7 @@ def attempt_of(folder: Path, job: str) -> dict[str, Any]:
 
 
 def test_a_job_that_cannot_run_fails_and_says_so(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    submission = submitted(cli, capfd, *SETTINGS, "submit.workers=1", "data=folder", "data.path=nowhere")
+    submission = submitted(cli, capfd, *COMMAND, "submit.workers=1", "data=folder", "data.path=nowhere")
     wait(submission, lambda: ended(submission), "the end of the job")
     (job,) = submission.jobs
     assert (fields(job)["JobState"], fields(job)["ExitCode"]) == ("FAILED", "2:0")

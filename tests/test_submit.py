@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-import subprocess
+import runpy
 import sys
 import time
 from dataclasses import asdict, replace
@@ -180,39 +180,38 @@ def test_slurm_is_told_what_the_file_says() -> None:
 
 
 def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
-    words = ("limit=4", "batch=1", "optimizer.steps=2")
+    words = ("limit=2", "batch=1", "optimizer.steps=1")
     sweep = ["-m", *(w for w in cli.arguments(*words)), "seed=0,1", "submit.cluster=local", "submit.workers=2"]
-    began = time.monotonic()
     assert submit.main(sweep) == 0
-    assert time.monotonic() - began < 5, "it returns at once"
     told = capfd.readouterr().out
     given = read_submission(latest_submission(cli.outputs))
     assert re.search(r"^2 jobs: \d+, \d+$", told, re.MULTILINE) and f"submission: {given.folder}" in told
     assert given.overrides == [word for word in sweep if not word.startswith("submit.")]
+    assert [given.job_state(job, {}) for job in given.jobs] == ["running"] * 2, "it returns at once"
     deadline = time.monotonic() + 200
     while "running" in (states := [given.job_state(job, {}) for job in given.jobs]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert states == ["done", "done"], "".join(path.read_text() for path in cli.outputs.rglob("*log.*"))
     runs = given.runs()
-    assert [run.count("done") for run in runs] == [4, 4]
+    assert [run.count("done") for run in runs] == [2, 2]
     assert {json.loads(path.read_text())["job"] for run in runs for path in run.folder.glob("attempts/*")} == set(
         given.jobs
     )
 
     assert submit.main(["status", f"outputs={cli.outputs}", "problems=true"]) == 0
     said = capfd.readouterr().out
-    assert said.count("  done\n") == 8 and all(job in said for job in given.jobs)
+    assert said.count("  done\n") == 4 and all(job in said for job in given.jobs)
     assert submit.main(["collect", f"submission={given.folder}"]) == 0
     assert capfd.readouterr().out == f"page: {given.folder / 'index.html'}\n"
     with open(given.folder / "runs.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert {line["seed"] for line in lines} == {"0", "1"} and [line["done"] for line in lines] == ["4", "4"]
+    assert {line["seed"] for line in lines} == {"0", "1"} and [line["done"] for line in lines] == ["2", "2"]
     with open(given.folder / "problems.csv", newline="") as file:
         answers = list(csv.DictReader(file))
-    assert len(answers) == 8 and {"seed", "name", "success", "target", "loss.total"} <= set(answers[0])
+    assert len(answers) == 4 and {"seed", "name", "success", "target", "loss.total"} <= set(answers[0])
     page = (given.folder / "index.html").read_text()
     links = re.findall(r'(?:href|src)="([^"]+)"', page)
-    assert len([link for link in links if link.endswith("result.png")]) == 2 * 8, "each image opens large"
+    assert len([link for link in links if link.endswith("result.png")]) == 2 * 4, "each image opens large"
     assert all((given.folder / link).exists() for link in links)
 
 
@@ -357,10 +356,10 @@ def test_a_job_hands_on_the_exit_code(
     assert end.value.code == 2 and exit_code_file(tmp_path, "77").read_text() == "2"
 
 
-def test_it_is_a_command() -> None:
-    outcome = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "submit.py"), "submit.workers=0"],
-        capture_output=True,
-        text=True,
-    )
-    assert outcome.returncode == 2 and outcome.stderr.startswith("submit.workers=0")
+def test_it_is_a_command(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = str(ROOT / "scripts" / "submit.py")
+    monkeypatch.setattr(sys, "argv", [script, "submit.workers=0"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(script, run_name="__main__")
+    assert end.value.code == 2 and capfd.readouterr().err.startswith("submit.workers=0")

@@ -62,6 +62,21 @@ ADAPTED = (
 )  # fmt: skip
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def snapshot(home: Path, repository: str, revision: str | None) -> Path:
+    """The folder of a repository's files in the hub's cache, as a download of that revision leaves it."""
+    cache = home / "hub" / f"models--{repository.replace('/', '--')}"
+    commit = revision if revision and len(revision) == len(COMMIT) else COMMIT
+    if commit != revision:
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / (revision or "main")).write_text(commit)
+    files = cache / "snapshots" / commit
+    files.mkdir(parents=True)
+    return files
+
+
 def write_stable_diffusion(folder: Path) -> Path:
     """Stable Diffusion 1.5's layout: 4 blocks in UNet and autoencoder, 77 tokens; without the safety checker and its
     extractor."""

@@ -17,20 +17,20 @@ from PIL import Image
 from classifier_lens.models.generator.noise_schedule import predict_eps, predict_x0
 from classifier_lens.models.generator.pipeline.networks import load_networks
 from classifier_lens.models.generator.samplers import ddim
-from tests.checkpoints.hub import write_half, write_stable_diffusion, write_velocity_model
+from tests.checkpoints.hub import snapshot, write_half, write_velocity_model
 from tests.cli import ROOT, Cli
 from tests.conftest import SHARED
 
 SAMPLES = SHARED / "imagenet_samples"
 SMALL = (
     "generator.resolution=64",
-    "generator.steps=4",
+    "generator.steps=2",
     "generator.attention_maps.resolution=8",
     "generator.prompt_to_prompt.cross_replace_steps=[0.5]",
     "generator.prompt_to_prompt.background_blend_steps=[0.5]",
     "generator.mask_postprocess.latents.blur_sigma=3",
     "generator.mask_postprocess.pixels.blur_sigma=3",
-    "generator.null_text.inner_steps=2",
+    "generator.null_text.inner_steps=1",
     "optimizer.steps=1",
     "augment.crops=1",
     "logger=none",
@@ -39,15 +39,17 @@ SMALL = (
 CLASSIFIER = ("classifier=timm", "classifier.name=test_vit", "classifier.pretrained=false")
 
 
-@pytest.fixture(scope="module")
-def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_stable_diffusion(tmp_path_factory.mktemp("hub") / "stable-diffusion-v1-5")
-    assert not (folder / "safety_checker").exists() and not (folder / "feature_extractor").exists()
-    return folder
+ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def photograph(folder: Path) -> tuple[str, ...]:
+    """The words that explain a photograph of noise, by the hub's id of the generator."""
+    Image.effect_noise((90, 70), 60).convert("RGB").save(folder / "x.jpg")
+    return ("task=uvce", *CLASSIFIER, "data=image", f"data.path={folder / 'x.jpg'}", "data.label=goldfish", *SMALL)
 
 
 def explain(
-    folder: Path,
+    path: Path | str,
     cli: Cli,
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -58,7 +60,7 @@ def explain(
     Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "x.jpg")
     outcome = cli.plain(
         capfd, "task=uvce", *words, "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish",
-        f"generator.path={folder}", *SMALL,
+        f"generator.path={path}", *SMALL,
         f"outputs={cli.outputs}",
     )  # fmt: skip
     assert outcome.code == 0, outcome
@@ -70,8 +72,14 @@ def explain(
     assert Image.open(cli.folder / line["images"]["result"]).size == (64, 64)
 
 
-def test_a_small_classifier(sd15: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    explain(sd15, cli, capfd, tmp_path, *CLASSIFIER)
+def test_a_pipeline_is_found_in_the_hubs_cache_by_its_id(
+    sd15: Path, home: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(sd15, snapshot(home, ID, None), dirs_exist_ok=True)
+    explain(ID, cli, capfd, tmp_path, *CLASSIFIER)
+    shutil.rmtree(home / "hub")
+    outcome = cli.plain(capfd, *photograph(tmp_path), f"outputs={cli.outputs}")
+    assert outcome.code == 2 and "`python scripts/fetch_weights.py fetch sd15`" in outcome.lines[0], outcome
 
 
 def test_stable_diffusion_2_1(cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -133,15 +141,12 @@ def test_photographs_of_imagenet_towards_their_nearest_class(
     assert line["caption"] == "a photograph of a great white shark"
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_found_without_a_network(sd15: Path, cli: Cli, tmp_path: Path) -> None:
-    """The hub's cache as a download leaves it, asked by the hub's id."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    cache = tmp_path / "home" / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
-    shutil.copytree(sd15, cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "x.jpg")
-    words = ("task=uvce", *CLASSIFIER, "data=image", f"data.path={tmp_path / 'x.jpg'}", "data.label=goldfish", *SMALL)
+    """In processes that are told the hub's cache by the environment."""
+    files = snapshot(tmp_path / "home", ID, None)
+    shutil.copytree(sd15, files, dirs_exist_ok=True)
+    words = photograph(tmp_path)
     outcomes = [
         subprocess.run(
             [sys.executable, str(ROOT / "run.py"), *words, f"outputs={cli.outputs}"], capture_output=True, text=True,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import BertConfig, BertTokenizer, ViTConfig, ViTForImageClassi
 
 from classifier_lens.models.classifier.loaders.convstem import convolutional_stem
 from classifier_lens.runner.configuration.compose import compose_config
-from tests.checkpoints.hub import write_stable_diffusion
+from tests.checkpoints.hub import snapshot
 from tests.checkpoints.test_sd15 import CLASSIFIER, SMALL
 from tests.cli import ROOT, Cli
 from tests.models.segmenter.tiny_clipseg import write_clipseg
@@ -39,9 +38,10 @@ LARGE = (
     "clip_faces", "clip_zeroshot", "clip_zeroshot_clipa_h", "clip_zeroshot_clipa_l", "convnext_b", "convnext_l",
     "convnextv2_h", "eva02_l", "seresnet152d", "singh2023_vit_b", "vit_b",
 )  # fmt: skip
+# Files written and loaded as those of resnet50, robust_resnet50, vit_cub and grounded_sam with sam_hq are.
+ALIKE = ("caffenet", "robust_vit_s", "vit_food", "grounded_sam_hq")
 SLOW = (pytest.mark.slow, pytest.mark.timeout(1800))
 FEW = ("generator.steps=2", "generator.null_text.inner_steps=1", "optimizer.steps=2")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NORMALISATION = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeinorst")]
 CAL = """
@@ -56,34 +56,6 @@ with torch.random.fork_rng(devices=[]):
 def load():
     return network
 """
-
-
-@pytest.fixture(scope="module")
-def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_stable_diffusion(tmp_path_factory.mktemp("hub") / "stable-diffusion-v1-5")
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Empty caches of the hub and of torch hub, and no network; removed at once, for some files have gigabytes."""
-    folder = tmp_path / "home"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder / "torch"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-def snapshot(home: Path, repository: str, revision: str | None) -> Path:
-    """The folder of a repository's files in the hub's cache, as a download of that revision leaves it."""
-    cache = home / "hub" / f"models--{repository.replace('/', '--')}"
-    commit = revision if revision and len(revision) == len(COMMIT) else COMMIT
-    if commit != revision:
-        (cache / "refs").mkdir(parents=True)
-        (cache / "refs" / (revision or "main")).write_text(commit)
-    files = cache / "snapshots" / commit
-    files.mkdir(parents=True)
-    return files
 
 
 def state_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -207,7 +179,7 @@ def published(option: str, home: Path) -> list[str]:
     return write(node["classifier"], home)
 
 
-@pytest.mark.parametrize("option", [pytest.param(o, marks=SLOW if o in LARGE else ()) for o in ZOO])
+@pytest.mark.parametrize("option", [pytest.param(o, marks=SLOW if o in LARGE + ALIKE else ()) for o in ZOO])
 def test_a_counterfactual_for_every_classifier(
     option: str, sd15: Path, home: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -238,7 +210,7 @@ SEGMENTERS: dict[str, dict[str, Callable[[Path], Path]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", SEGMENTERS)
+@pytest.mark.parametrize("option", [pytest.param(o, marks=SLOW if o in ALIKE else ()) for o in SEGMENTERS])
 def test_a_counterfactual_with_every_segmenter_of_the_hub(
     option: str, sd15: Path, home: Path, cli: Cli, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -14,7 +14,8 @@ import pytest
 from tests.cli import Cli
 from tests.durability.test_kill import in_progress, leavings
 
-COMMAND = ("limit=10", "batch=2", "optimizer.steps=6", "checkpoint.every=1")
+COMMAND = ("limit=6", "batch=2", "optimizer.steps=4", "checkpoint.every=1")
+PROBLEMS, BATCHES = 6, 3
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
@@ -27,26 +28,40 @@ def begun(log: Path) -> Counter[str]:
     return Counter(line for line in log.read_text().splitlines() if line.startswith("batch of "))
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_any_number_of_processes_leaves_what_one_leaves(cli: Cli, tmp_path: Path, count: int) -> None:
-    alone, log = replace(cli, outputs=tmp_path / "alone"), tmp_path / "log"
-    assert alone.finish(tmp_path / "alone.log", *COMMAND) == 0
+@pytest.fixture(scope="module")
+def alone(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A finished run of one process; its log lies beside its outputs."""
+    folder = tmp_path_factory.mktemp("alone")
+    cli = Cli.at(folder, tiny_folder, tiny_student)
+    assert cli.finish(folder / "log", *COMMAND) == 0, (folder / "log").read_text()
+    return cli
+
+
+@pytest.fixture
+def cli(alone: Cli, tmp_path: Path) -> Cli:
+    """The same commands into other outputs."""
+    return replace(alone, outputs=tmp_path / "outputs")
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_processes_leaves_what_one_leaves(cli: Cli, alone: Cli, tmp_path: Path, count: int) -> None:
+    """Of four processes at least one finds no batch left."""
+    log = tmp_path / "log"
     processes = [cli.launch(log, *COMMAND) for _ in range(count)]
     for process in processes:
         process.join(300)
     assert [process.exitcode for process in processes] == [0] * count, log.read_text()
     assert cli.folder.name == alone.folder.name
-    assert leavings(cli.folder) == leavings(alone.folder) and len(leavings(cli.folder)) == 10 * 5 + 1
+    assert leavings(cli.folder) == leavings(alone.folder) and len(leavings(cli.folder)) == PROBLEMS * 5 + 1
     assert json.loads((cli.folder / "status.json").read_text())["state"] == "done"
-    assert begun(log) == begun(tmp_path / "alone.log") and len(begun(log)) == 5, "each batch once"
+    assert begun(log) == begun(alone.outputs.parent / "log") and len(begun(log)) == BATCHES, "each batch once"
     assert [a["state"] for a in attempts(cli.folder)] == ["done"] * count
     assert not list((cli.folder / "leases").iterdir()) and not list((cli.folder / "state").iterdir())
 
 
-def test_a_killed_process_is_replaced_after_its_lease(cli: Cli, tmp_path: Path) -> None:
+def test_a_killed_process_is_replaced_after_its_lease(cli: Cli, alone: Cli, tmp_path: Path) -> None:
     """The claim it leaves is one of another machine, where nobody can look whether it lives."""
-    alone, log = replace(cli, outputs=tmp_path / "alone"), tmp_path / "log"
-    assert alone.finish(tmp_path / "alone.log", *COMMAND) == 0
+    log = tmp_path / "log"
     victim = cli.launch(log, *COMMAND)
     while victim.is_alive() and not in_progress(cli):
         victim.join(0.001)

@@ -20,6 +20,7 @@ from classifier_lens.runner.retry import BatchRetry, DeviceLostError, Failure
 from classifier_lens.runner.types import CaptionEdit, NonFiniteError, Problem, UnreadableImageError, UserError
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("frozen_objects")
 
 
 def problem(name: str) -> Problem:

@@ -70,6 +70,7 @@ def test_every_miniature_asks_its_questions(
     name: str, make_generator: Callable[..., LatentDiffusion], caches: Path
 ) -> None:
     """With the networks and pictures that it names, but few training pictures and a tiny generator."""
+    built: dict[str, dict[str, Any]] = {}  # of a sweep, classifiers and data that several runs have
     for found in configured(f"{make_figures.GROUP}/{name}"):
         config = deepcopy(found)
         for key, few in {"count": 64, "samples": 1}.items():
@@ -77,7 +78,9 @@ def test_every_miniature_asks_its_questions(
                 node[key] = few
         for cache in settings(config, "folder"):
             cache["folder"] = str(caches)
-        parts = build(config, generator=make_generator(), logger=None)
+        key = repr([config[part] for part in ("classifier", "data", "select")])
+        parts = build(config, generator=make_generator(), logger=None, **built.get(key, {}))
+        built[key] = {"classifier": parts.classifier, "data": parts.data}
         assert config["task"]["_target_"].split(".")[-2] in LAYOUTS and 1 <= config["limit"] <= 8
         problems, total = parts.task.problems(
             TaskInputs(parts.data, parts.classifier, parts.generator, config["seed"], 1)

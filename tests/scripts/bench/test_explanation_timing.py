@@ -7,14 +7,21 @@ from dataclasses import replace
 import pytest
 
 from classifier_lens.scripts.bench import bench, command_measures, plain_loop
-from classifier_lens.scripts.bench.benchmarked_models import stable_diffusion
+from classifier_lens.scripts.bench.benchmarked_models import BenchmarkedModel, stable_diffusion
 from classifier_lens.scripts.bench.explanation_timing import (
     time_explanation,
     time_plain_explanation,
     time_plain_prompt,
     time_prompt,
 )
-from classifier_lens.scripts.bench.step_timing import prepare_step, time_networks, time_step, time_step_parts
+from classifier_lens.scripts.bench.result_line import ResultLine
+from classifier_lens.scripts.bench.step_timing import (
+    prepare_step,
+    time_networks,
+    time_step,
+    time_step_parts,
+    unet_timer,
+)
 from classifier_lens.scripts.bench.timed_run import prepare_run
 from classifier_lens.scripts.weights.random_pipeline import ModelSize
 from tests.cli import Cli
@@ -90,16 +97,54 @@ def test_what_logging_and_resuming_add(cli: Cli) -> None:
     assert 0 < resuming.value < 100 and all(part in resuming.detail for part in ("initialize", "load", "save"))
 
 
-def test_a_step_with_more_heads() -> None:
+def test_a_step_with_other_heads(cli: Cli) -> None:
+    assert all(unet_timer(cli.pipeline, heads, 2)()["all"] > 0 for heads in (1, 2))
+
+
+@pytest.mark.slow
+def test_a_step_with_more_heads_in_the_planted_shape() -> None:
     found = {line.name.strip(): line.value for line in bench.attention_heads(1)}
     assert set(found) == {f"{n} heads" for n in (4, 2, 8, 16)}
     assert found["4 heads"] == 1 and min(found.values()) > 0
 
 
-def test_the_peak_of_a_step(cli: Cli) -> None:
+@pytest.mark.slow
+def test_the_peak_of_a_step_in_a_process_of_its_own(cli: Cli) -> None:
     assert 0 < command_measures.peak_step_memory(words(cli, "task=uvce"), 1) < 2**30
 
 
+LINES = {
+    "uvce batch 2", "uvce batch 1", "uvce lcm-4 batch 2", "inversion batch 2", "peak, batch 2", "peak, batch 1",
+    "multiply-adds of a uvce step", "utilization of a uvce step",
+}  # fmt: skip
+
+
+def measured(subject: BenchmarkedModel) -> dict[str, ResultLine]:
+    """All lines of a model's counterfactuals, by name."""
+    lines = [
+        *bench.counterfactual_speed(1, subject),
+        *bench.mac_counts(1, subject),
+        *bench.peak_memory_by_batch(subject),
+        *bench.variants(1, subject),
+    ]
+    shares = bench.step_profile(1, subject)
+    assert sum(line.value for line in shares) == pytest.approx(100)
+    by_name = {line.name.strip(): line for line in lines}
+    assert set(by_name) >= LINES | set(subject.variants)
+    assert {name for name, line in by_name.items() if line.threshold} == {"uvce batch 2", "utilization of a uvce step"}
+    assert by_name["inversion batch 2"].value > 0 and by_name["multiply-adds of a uvce step"].value > 0
+    return by_name
+
+
+def test_the_measures_of_a_model(cli: Cli) -> None:
+    ddim = words(cli, "task=uvce")
+    lcm = words(cli, "task=uvce", "sampler=lcm", f"generator.unet={cli.student}")
+    variants = ("generator.gradient_checkpointing=step", "generator.channels_last=true")
+    subject = BenchmarkedModel(tuple(ddim), tuple(lcm), (2, 1), variants, {"uvce batch 2": 15.0}, 60.0)
+    assert measured(subject)["uvce batch 2"].threshold == 15
+
+
+@pytest.mark.slow
 def test_the_measures_of_stable_diffusion_at_a_small_size() -> None:
     """In float32: bfloat16 takes minutes on processors without instructions for it."""
     size = ModelSize(
@@ -116,14 +161,7 @@ def test_the_measures_of_stable_diffusion_at_a_small_size() -> None:
         "augment.crops=1",
     )
     with stable_diffusion(size, (2, 1), "float32", *small, inner_steps=1) as subject:
-        whole, counts = bench.counterfactual_speed(1, subject), bench.mac_counts(1, subject)
-        shares, peaks = bench.step_profile(1, subject), bench.peak_memory_by_batch(subject)
-        changed = bench.variants(1, replace(subject, variants=subject.variants[:2]))
-    named = {line.name.strip(): line for line in [*whole, *counts, *shares, *peaks, *changed]}
-    assert [name for name, line in named.items() if line.threshold] == ["uvce batch 2", "utilization of a uvce step"]
-    assert named["uvce batch 2"].threshold == 15 and {"uvce batch 1", "uvce lcm-4 batch 2", "peak, batch 1"} <= set(
-        named
+        lines = measured(replace(subject, variants=subject.variants[:2]))
+    assert lines["uvce batch 2"].threshold == 15 and {"optimizer.autocast=null", "generator.channels_last=true"} <= set(
+        lines
     )
-    assert {"optimizer.autocast=null", "generator.channels_last=true"} <= set(named)
-    assert sum(line.value for line in shares) == pytest.approx(100)
-    assert named["inversion batch 2"].value > 0 and named["multiply-adds of a uvce step"].value > 0

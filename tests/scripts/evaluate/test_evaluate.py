@@ -19,7 +19,7 @@ from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.runner.configuration.compose import build
 from classifier_lens.runner.protocols import Classifier, TaskInputs
 from classifier_lens.runner.types import CaptionEdit, UserError
-from classifier_lens.scripts.evaluate import cifar10, evaluate, metric, oracles, planted_world
+from classifier_lens.scripts.evaluate import cifar10, estimates, evaluate, metric, oracles, planted_world
 from classifier_lens.scripts.evaluate.bfloat16_emulation import Bfloat16Emulation
 from classifier_lens.scripts.evaluate.estimates import Estimate
 from classifier_lens.scripts.evaluate.metric import Metric, Result, Setting, sample_images, target_prediction_rate
@@ -316,17 +316,18 @@ def tiny_world(
     monkeypatch.setattr(metric, "_overrides", quick)
     monkeypatch.setattr(metric, "build_parts", tiny)
     monkeypatch.setattr(oracles, "oracle", lambda setting, name: TinyOracle())
+    monkeypatch.setattr(estimates, "NUM_RESAMPLES", 50)  # of intervals, which are tested with the estimates
 
 
 def test_all_planted_rows_by_way_of_the_runner(
     tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.evaluate(evaluate.Options(n=4, outputs=str(tmp_path)), planted_world.METRICS, "") in (0, 1)
+    assert evaluate.evaluate(evaluate.Options(n=2, outputs=str(tmp_path)), planted_world.METRICS, "") in (0, 1)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == [r.name for r in planted_world.METRICS]
     folders = list((tmp_path / "uvce" / "planted_ddim-planted_clean").iterdir())
     records = [json.loads(text) for f in folders for text in (f / "results.jsonl").read_text().splitlines()]
-    assert len(folders) == 8 and len(records) == 16
+    assert len(folders) == 8 and len(records) == 8
     assert {r["images"]["result"].split("/")[1] for r in records} == {r["name"] for r in records}
 
 

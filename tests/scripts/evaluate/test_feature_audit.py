@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from classifier_lens.scripts.evaluate import feature_audit
+from classifier_lens.scripts.evaluate import estimates, feature_audit
 from classifier_lens.scripts.evaluate.feature_audit import (
     audit_auc,
     audit_balanced_accuracy,
@@ -37,6 +37,7 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
         "planted_background_shortcut": features([0.2, 0.3], [0.1, 0.0], "viaduct") + features([], [0.4], "rock crab"),
     }
     monkeypatch.setattr(feature_audit, "audit_records", lambda *_: (found, 7))
+    monkeypatch.setattr(estimates, "NUM_RESAMPLES", 50)  # of intervals, which are tested with the estimates
     return found
 
 

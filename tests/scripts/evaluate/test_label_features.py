@@ -77,6 +77,7 @@ def test_labels_are_written_in_the_columns_of_salient_imagenet(tmp_path: Path) -
     assert lines["main_object"] % 5 == 0 and lines["background"] % 5 == 0
 
 
+@pytest.mark.slow
 def test_the_shipped_labels_are_what_rendering_says() -> None:
     shares = spurious_variance_shares(load_shipped("planted_background_shortcut2"))
     known = read_annotations(str(SHIPPED_FOLDER / "planted_background_shortcut2" / "labels.csv"), [])

@@ -24,7 +24,7 @@ from classifier_lens.scripts.train.labeled_images import LabeledImages, load_lab
 from classifier_lens.scripts.train.one_cycle import to_dict
 
 TINY = [
-    "images=200", "test_images=100", "steps=2", "batch=16", "device=cpu", "architecture=resnet10t",
+    "images=200", "test_images=50", "steps=2", "batch=16", "device=cpu", "architecture=resnet10t",
     "kwargs={channels: [8, 8, 8, 8]}",
 ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_training_is_reproducible(tmp_path: Path) -> None:
 
 def test_attacked_pictures_train_other_weights_and_a_radius_of_zero_the_same(tmp_path: Path) -> None:
     for name, attack in {"none": [], "zero": ["adversarial.steps=9"], "robust": ["adversarial.epsilon=2.0"]}.items():
-        train_classifier.main([*TINY, f"out={tmp_path / name}", *attack])
+        train_classifier.main([*TINY, "images=64", "test_images=20", f"out={tmp_path / name}", *attack])
     none, zero, robust = (load_shipped(tmp_path / name).digest for name in ("none", "zero", "robust"))
     assert none == zero != robust
     assert json.loads((tmp_path / "robust" / "config.json").read_text())["adversarial"]["epsilon"] == 2.0

@@ -15,7 +15,7 @@ from classifier_lens.models.classifier.loaders.convstem import convolutional_ste
 from classifier_lens.runner.types import UserError
 from tests.cli import ROOT
 
-PICTURES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+PICTURES = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 # The stem as it is published: the convolutions are 0, 3, 6, 9 and 12, the norms 1, 4, 7 and 10.
 PUBLISHED = {
@@ -39,9 +39,14 @@ def test_the_stem_has_the_published_names_and_a_position_per_patch() -> None:
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def vit_s() -> torch.nn.Module:
+    return made("deit_small_patch16_224")
+
+
 @pytest.mark.parametrize("normalised", [True, False])
-def test_the_published_layouts_of_vit_s(tmp_path: Path, normalised: bool) -> None:
-    network = made("deit_small_patch16_224")
+def test_the_published_layouts_of_vit_s(tmp_path: Path, vit_s: torch.nn.Module, normalised: bool) -> None:
+    network = vit_s
     prefix = "model." if normalised else "module.base_model."
     state: dict[str, Tensor] = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
     state |= {"normalize.mean": MEAN, "normalize.std": STD} if normalised else {}
