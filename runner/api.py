@@ -33,8 +33,8 @@ from classifier_lens.tasks.uvce import Uvce
 class Counterfactual:
     """A counterfactual and what the classifier says of it.
 
-    image, original: (3, h, w) in [0, 1]; mask: (1, h, w), the region that was free to change; success: whether the
-    image is predicted as asked; confidences: by class name; loss: the terms at the best step, before their weights.
+    image, original: (3, h, w) in [0, 1]; mask: (1, h, w), the editable region; success: whether the image
+    is predicted as the target; confidences: by class name; loss: the terms at the best step, before their weights.
     """
 
     image: Float[Tensor, "3 h w"]
@@ -78,7 +78,7 @@ def explain(
             if folder := config["cache"]["folder"]:
                 bar.message(f"inverted images are kept in {Path(folder).resolve()}")
             bar.set_phase("preparing")
-            return _answered(build(config, classifier=known, data=data), data, config, bar)
+            return _explain(build(config, classifier=known, data=data), data, config, bar)
 
 
 def _composed(
@@ -117,8 +117,8 @@ def _words(domain: str | None, overrides: Sequence[str]) -> list[str]:
     return [*own, "logger=none", *overrides]
 
 
-def _answered(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any], bar: Progress) -> Counterfactual:
-    """The answer to the one problem that the parts ask."""
+def _explain(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any], bar: Progress) -> Counterfactual:
+    """The counterfactual of the only problem."""
     if not isinstance(parts.task, Uvce):
         raise UserError(
             f"task={config['options']['task']}: explain() has the task uvce alone; start other tasks with run.py"

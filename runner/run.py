@@ -75,13 +75,12 @@ class Parts:
 
 
 def fingerprint(part: HasDigest) -> str:
-    """What answers of a part follow from: its digest, and of a classifier how images are prepared and what its outputs
-    are called."""
+    """What results depend on in a part: its digest, and for a classifier its preprocessing and its labels."""
     return repr((getattr(part, "fingerprint", part.digest), getattr(part, "labels", ())))
 
 
 def make_manifest(parts: Parts, problems: Sequence[Problem], total: int | None) -> Manifest:
-    """What is asked, of whom, and of how many problems."""
+    """The manifest: digests of the problems, logits of the classifiers on a fixed image, and the number of problems."""
     answers = {name: probe_logits(judge) for name, judge in parts.classifiers.items()}
     unseen = [
         line
@@ -179,7 +178,7 @@ class PreparedRun:
 
 
 def prepare(parts: Parts, config: Mapping[str, Any]) -> PreparedRun:
-    """The problems that a configuration asks for, cut into batches, and where their answers go; says so on the console.
+    """The problems of a configuration in batches, and their run folder; also prints them on the console.
 
     Raises UserError for what can be seen to fail before anything is computed.
     """
@@ -339,7 +338,7 @@ def _collect(
 
 
 def _say(work: PreparedRun, status: Mapping[str, Any], code: int, reason: str) -> int:
-    """The last lines of a run and its exit code, which follow from the problems that are asked for."""
+    """Print the last lines of a run; returns its exit code, which depends on the problems of this command."""
     failures = [failure for failure in status["failures"] if failure["name"] in work.manifest.problems]
     for failure in failures:
         print(f"failed: {failure['name']}: {failure['error']}", file=sys.stderr)

@@ -67,7 +67,7 @@ class Process:
 
     def has_ended(self, reader: Process) -> bool:
         """Whether the reader knows that this process has ended: it ran on the same machine, or its job was requeued and
-        the reader belongs to it. The reader itself counts as ended: it asks only about leases that it does not hold."""
+        the reader belongs to it. The reader itself counts as ended: it checks only leases that it does not hold."""
         if self == reader or (
             self.job is not None and self.job == reader.job and self.restart_count < reader.restart_count
         ):

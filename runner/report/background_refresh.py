@@ -1,4 +1,4 @@
-"""A call that is made again and again while the computation goes on, such as a run's page."""
+"""A call that is repeated in the background of a computation, e.g. writing a run's page."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-REST_FACTOR = (
-    20.0  # times what a call took: its calls take less than a twentieth of a run's seconds, however long they get
-)
+REST_FACTOR = 20.0  # pause in durations of the last call, so that the calls take less than 1/20 of the time of a run
 
 
 class BackgroundRefresh:
-    """Makes a call in a thread of its own whenever it is asked to. Where the last one is not done yet, or was done less
-    than `REST_FACTOR` times its own duration ago, none is begun: a later one does its work too. Leaving the context
-    waits for the last one."""
+    """Runs a call in a thread. A request is dropped while the last call runs, and for `REST_FACTOR` times its duration
+    afterwards; a later call does its work, too. Leaving the context waits for the last call."""
 
     def __init__(self, call: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._call, self._clock = call, clock

@@ -1,4 +1,4 @@
-"""How batches are called: by the positions of their problems, so that a name tells which of them it stands for."""
+"""Names of batches, which consist of the positions of their problems."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 from classifier_lens.runner.files.atomic import UNREADABLE_ERRORS, DamagedFileError, read
 from classifier_lens.runner.results.integrity import FAILURE_FILE, RESULT_FILE, parse_failure, parse_result
 
-FileState = tuple[int, int, int, int]  # of a file: what changes whenever it is written or exchanged
+FileState = tuple[int, int, int, int]  # of a file: changes whenever it is written or replaced
 
 
 def file_state(path: str) -> FileState | None:

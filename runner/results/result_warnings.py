@@ -1,4 +1,4 @@
-"""Warnings about single answers, each for a failure that was seen and measured (DiG-IN, Fig. 36)."""
+"""Warnings about single results, each for a failure that was observed and measured (DiG-IN, Fig. 36)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from classifier_lens.runner.optimization.loop import OptimizationState
 from classifier_lens.runner.protocols import Classifier, TextToImage
 from classifier_lens.runner.types import Problem, Reference
 
-MAX_START_RMS = (
-    0.1  # RMS over the kept region between start and original, [0, 1] units: beyond it the eye sees another picture
-)
+# RMS difference of start and original in the preserved region, images in [0, 1]; beyond it the image looks different.
+MAX_START_RMS = 0.1
 MIN_RELATIVE_DECREASE = 0.01  # share by which the total has to fall
 HIGH_CONFIDENCE = 0.99  # confidence in the target beyond which more steps only bring the image nearer to its original
-PROMPT_CHECK_SEED = 0  # of the picture that a class's name is tried with
+PROMPT_CHECK_SEED = 0  # of the image that shows whether the generator knows a class name
 
 
 class ResultWarnings:
-    """What is odd about the answers of a run; a class's name is tried once."""
+    """Warnings about the results of a run; the image of each class name is generated once."""
 
     def __init__(self, generator: TextToImage, classifier: Classifier) -> None:
         self.generator, self.classifier = generator, classifier
@@ -79,7 +78,7 @@ class ResultWarnings:
         ]
 
     def _called(self, claim: tuple[str, int]) -> int | None:
-        """The class of a picture of the claim's prompt, None where there is none."""
+        """The predicted class of an image of the prompt, None if its logits are not finite."""
         if claim not in self._tried:
             with torch.no_grad():
                 logits = self.classifier(self.generator.sample([claim[0]], [PROMPT_CHECK_SEED])).logits

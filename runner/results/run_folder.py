@@ -102,13 +102,13 @@ def _without_places(value: Any) -> Any:
 
 
 def quantize_8bit(picture: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """A picture in [0, 1] as a file would hold it."""
+    """The image with the rounding of an 8-bit file, in [0, 1]."""
     return (picture.detach().float().clamp(0, 1) * 255).round() / 255
 
 
 def write_png(path: Path, picture: Float[Tensor, "c h w"]) -> None:
-    """Save a picture in [0, 1], three channels or one, with 8 bits; what is written to its folder next keeps its
-    name."""
+    """Save an image in [0, 1] of one or three channels with 8 bits. The next durable write to its folder also makes its
+    name durable."""
     pixels = (quantize_8bit(picture) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     buffer = BytesIO()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
@@ -116,7 +116,7 @@ def write_png(path: Path, picture: Float[Tensor, "c h w"]) -> None:
 
 
 def read_png(path: Path) -> Float[Tensor, "3 h w"]:
-    """A saved picture in [0, 1]."""
+    """A saved image in [0, 1]."""
     with Image.open(path, formats=["PNG"]) as file:
         return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
 
@@ -168,12 +168,11 @@ class RunFolder:
         return _settings(held) == _settings(parse_config(_as_yaml(config).encode()))
 
     def problem_names(self) -> list[str]:
-        """All problems that were ever asked for, in their order."""
+        """The names of all problems of the run so far, in their order."""
         return (try_read_text(self.path / "problems.txt") or "").splitlines()
 
     def stored_manifest(self) -> Manifest | None:
-        """The manifest with which the run began, with all problems that were ever asked for; None where there is none
-        that can be read."""
+        """The stored manifest, with all problems of the run so far; None if there is none that can be read."""
         try:
             return Manifest.from_json(read(self.path / "manifest.json"))
         except (FileNotFoundError, DamagedFileError):
@@ -185,8 +184,8 @@ class RunFolder:
             manifest.check_compatible(begun, self.path)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """What is asked for, and of whom, and the problems' names; a process that asks for fewer problems changes
-        nothing. Raises UserError as `check_manifest` does."""
+        """Write the manifest and the names of the problems; one with fewer problems changes nothing. Raises as
+        `check_manifest` does."""
         path, names = self.path / "manifest.json", self.path / "problems.txt"
         with self._writer():
             self.check_manifest(manifest)
@@ -227,8 +226,8 @@ class RunFolder:
         write_durable(self.path / "attempts" / f"{started_at:.0f}-{process.name}.json", json.dumps(record, indent=1))
 
     def repair(self, names: Sequence[str]) -> None:
-        """Set aside what is not what was written, a line each: what is asked for of it is solved again. What is whole
-        is noted, and read no more while it stays the same. Raises UnwritableError."""
+        """Rename damaged files, a line each, so that their problems are solved again. Intact files are recorded and not
+        read again while they are unchanged. Raises UnwritableError."""
         damaged, whole = self._examined(names)
         for path in sorted(damaged):  # a folder before what is in it: a link leads to others' files
             quarantine(path, damaged[path])
@@ -310,7 +309,7 @@ class RunFolder:
         """Rebuild results.jsonl in problem order, summary.json and status.json from the problems' own files, of which
         those are read that are new; returns the status.
 
-        What earlier commands asked for beyond `names` stays where it is done; only `names` can be pending.
+        Finished problems of earlier commands remain; only `names` can be pending.
         """
         self._outcomes.update(self._every(names))  # not while others wait
         with self._writer():
@@ -331,7 +330,7 @@ class RunFolder:
         return status
 
     def _every(self, names: Sequence[str]) -> Sequence[str]:
-        """These problems, or all that were ever asked for if these are more."""
+        """These problems, or all of the run so far if these are more."""
         return known if len(known := self.problem_names()) > len(names) else names
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Rows of images with headings and captions, drawn as PNG and PDF. Needs matplotlib (the extra `figures`)."""
+"""Rows of images with headings and captions, as PNG and PDF. Needs matplotlib (the extra `figures`)."""
 
 from __future__ import annotations
 
