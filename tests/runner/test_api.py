@@ -117,14 +117,14 @@ def test_whatever_the_caller_has_set_the_answer_is_the_same(ask: Ask) -> None:
     try:
         before = torch.get_rng_state()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            found = ask(own, labels=NAMES, size=16)
+            result = ask(own, labels=NAMES, size=16)
             assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
         assert torch.get_default_dtype() == torch.float64 and torch.equal(before, torch.get_rng_state())
         with torch.inference_mode():
             assert torch.equal(ask(own, labels=NAMES, size=16).image, plain.image)
     finally:
         torch.set_default_dtype(default)
-    assert torch.equal(found.image, plain.image)
+    assert torch.equal(result.image, plain.image)
 
 
 def test_programs_are_explained_as_networks_are(ask: Ask) -> None:
@@ -140,7 +140,7 @@ def test_a_classifier_without_a_domain(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({}, "^labels: a network needs the names"),
         ({"labels": "names.txt"}, "^labels: a network needs the names"),
@@ -157,8 +157,8 @@ def test_a_classifier_without_a_domain(ask: Ask) -> None:
         ({"labels": NAMES, "size": 16, "overrides": ["classifier=vit_b"]}, "given as an object"),
     ],
 )
-def test_what_is_missing_or_wrong_is_one_line(ask: Ask, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said) as refused:
+def test_what_is_missing_or_wrong_is_one_line(ask: Ask, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
         ask(network(), **given)
     assert "\n" not in str(refused.value)
 

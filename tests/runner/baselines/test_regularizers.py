@@ -1,4 +1,4 @@
-"""What holds activation maximisation back: each regulariser has an answer that is known by hand."""
+"""What holds activation maximisation back: each regularizer has an answer that is known by hand."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def update(x: Tensor, step: int = 0) -> Update:
 
 
 def shown(*images: Tensor) -> Scene:
-    """One sample whose views are the pictures."""
+    """One sample whose views are the images."""
     views = torch.stack(images)[None]
     return Scene(views[:, 0], views[:, 0], views)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_pictures_are_regularised_each_for_itself(name: str) -> None:
+def test_images_are_regularized_each_for_itself(name: str) -> None:
     x = noise(2, 3, 3, 8, 6)
     whole, now = EVERY[name](x, update(x)), update(x)
     assert whole.shape == x.shape and not torch.equal(whole, x)
@@ -63,7 +63,7 @@ def test_pictures_are_regularised_each_for_itself(name: str) -> None:
             torch.testing.assert_close(EVERY[name](x[i, j], own), whole[i, j])
 
 
-def test_decay_multiplies_what_differs_from_grey() -> None:
+def test_decay_multiplies_what_differs_from_gray() -> None:
     x = noise(3, 4, 4)
     torch.testing.assert_close(l2_decay(x, update(x), 0.25) - GRAY, 0.75 * (x - GRAY))
     assert torch.equal(l2_decay(torch.full((3, 4, 4), GRAY), update(x), 0.3), torch.full((3, 4, 4), GRAY))
@@ -87,41 +87,41 @@ def test_a_blur_comes_at_every_so_many_updates() -> None:
     assert torch.equal(gaussian_blur(x, update(x), 0.0, 1), x)
 
 
-def test_pixels_with_a_small_norm_become_grey() -> None:
-    """Four pixels that differ from grey by 0.1, 0.2, 0.3 and 0.4 in one colour."""
+def test_pixels_with_a_small_norm_become_gray() -> None:
+    """Four pixels that differ from gray by 0.1, 0.2, 0.3 and 0.4 in one color."""
     x = torch.full((3, 2, 2), GRAY)
     x[1] += torch.tensor([[0.1, -0.4], [0.3, -0.2]])
-    found = clip_small_norm(x, update(x), 50)
-    torch.testing.assert_close(found[1] - GRAY, torch.tensor([[0.0, -0.4], [0.3, 0.0]]))
+    result = clip_small_norm(x, update(x), 50)
+    torch.testing.assert_close(result[1] - GRAY, torch.tensor([[0.0, -0.4], [0.3, 0.0]]))
     assert torch.equal(clip_small_norm(x, update(x), 0), x)
 
 
-def test_pixels_with_a_small_contribution_become_grey() -> None:
-    """Large pixels whose gradient is small go; a colour that speaks for the class makes up for one against it."""
+def test_pixels_with_a_small_contribution_become_gray() -> None:
+    """Large pixels whose gradient is small go; a color that speaks for the class makes up for one against it."""
     x = torch.full((3, 1, 3), GRAY + 0.4)
     gradient = torch.tensor([[[0.0, 1.0, 2.0]], [[0.1, 1.0, -2.0]], [[0.0, 1.0, 0.2]]])
-    found = clip_small_contribution(x, Update(gradient, x, 0), 90)
-    assert (found[:, 0, 1] == x[:, 0, 1]).all(), "0.4 · 3 is the largest"
-    assert (found[:, 0, [0, 2]] == GRAY).all(), "0.4 · 0.1 and 0.4 · 0.2"
+    result = clip_small_contribution(x, Update(gradient, x, 0), 90)
+    assert (result[:, 0, 1] == x[:, 0, 1]).all(), "0.4 · 3 is the largest"
+    assert (result[:, 0, [0, 2]] == GRAY).all(), "0.4 · 0.1 and 0.4 · 0.2"
 
 
-def test_a_range_bounds_the_length_of_a_pixels_colour() -> None:
+def test_a_range_bounds_the_length_of_a_pixels_color() -> None:
     x = torch.full((3, 1, 2), GRAY)
     x[:2, 0, 0] += torch.tensor([0.3, -0.4])
     x[0, 0, 1] += 0.2
-    found = bounded_range(x, update(x), 0.25) - GRAY
-    torch.testing.assert_close(found[:, 0, 0], torch.tensor([0.15, -0.2, 0.0]))
-    torch.testing.assert_close(found[:, 0, 1], torch.tensor([0.2, 0.0, 0.0]))
+    result = bounded_range(x, update(x), 0.25) - GRAY
+    torch.testing.assert_close(result[:, 0, 0], torch.tensor([0.15, -0.2, 0.0]))
+    torch.testing.assert_close(result[:, 0, 1], torch.tensor([0.2, 0.0, 0.0]))
 
 
 def test_a_ball_is_landed_on_from_outside_and_nothing_is_moved_inside() -> None:
     start, away = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=3) - 0.5
     x = start + away / away.flatten(1).norm(dim=1)[:, None, None, None] * torch.tensor([0.3, 5.0])[:, None, None, None]
-    found = l2_ball(x, Update(x, start, 0), 0.5)
-    assert torch.equal(found[0], x[0])
-    assert (found[1] - start[1]).norm().item() == pytest.approx(0.5, rel=1e-5)
-    torch.testing.assert_close(found[1] - start[1], 0.1 * (x[1] - start[1]), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(l2_ball(found, Update(x, start, 0), 0.5), found)
+    result = l2_ball(x, Update(x, start, 0), 0.5)
+    assert torch.equal(result[0], x[0])
+    assert (result[1] - start[1]).norm().item() == pytest.approx(0.5, rel=1e-5)
+    torch.testing.assert_close(result[1] - start[1], 0.1 * (x[1] - start[1]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(l2_ball(result, Update(x, start, 0), 0.5), result)
 
 
 def test_jitter_is_a_shift_and_is_undone() -> None:
@@ -133,7 +133,7 @@ def test_jitter_is_a_shift_and_is_undone() -> None:
 
 @pytest.mark.parametrize("beta", [1.0, 1.5, 2.0])
 def test_the_total_variation_of_an_edge(beta: float) -> None:
-    """A step of 0.6 along a column of an 8 x 8 picture in each colour: 8 edges of 64 pixels, 3 colours."""
+    """A step of 0.6 along a column of an 8 x 8 image in each color: 8 edges of 64 pixels, 3 colors."""
     flat, edge = torch.full((3, 8, 8), 0.2), torch.full((3, 8, 8), 0.2)
     edge[:, :, 4:] = 0.8
     wanted = 3 * 8 / 64 * (0.6 / 0.3) ** beta
@@ -142,8 +142,8 @@ def test_the_total_variation_of_an_edge(beta: float) -> None:
     torch.testing.assert_close(both, torch.tensor([wanted / 2]), rtol=1e-4, atol=1e-4)
 
 
-def test_the_alpha_norm_of_a_colour() -> None:
-    """0.3 and 0.4 from grey in two colours are 0.5 in all: twice the unit, to the sixth power."""
+def test_the_alpha_norm_of_a_color() -> None:
+    """0.3 and 0.4 from gray in two colors are 0.5 in all: twice the unit, to the sixth power."""
     x = torch.full((3, 4, 4), GRAY)
     x[0] += 0.3
     x[2] -= 0.4
@@ -158,7 +158,7 @@ PENALTIES = {
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_penalty_has_a_gradient_everywhere(name: str) -> None:
-    """Where a picture is flat and grey it is 0, not NaN."""
+    """Where an image is flat and gray it is 0, not NaN."""
     term: Callable[[Scene], Tensor] = PENALTIES[name]
     for x in (torch.full((3, 4, 4), GRAY), noise(3, 4, 4)):
         leaf = x.clone().requires_grad_()
@@ -180,7 +180,7 @@ def test_a_normalised_step_has_its_length_whatever_the_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("regulariser", "said"),
+    ("regularizer", "message"),
     [
         (partial(gaussian_blur, width=1.0, every=0), "every=0"),
         (partial(gaussian_blur, width=-1.0, every=2), "width=-1"),
@@ -188,7 +188,7 @@ def test_a_normalised_step_has_its_length_whatever_the_gradient() -> None:
         (partial(clip_small_contribution, percentile=-1), "percentile=-1"),
     ],
 )  # fmt: skip
-def test_settings_without_a_meaning_are_refused(regulariser: Regularizer, said: str) -> None:
+def test_settings_without_a_meaning_are_refused(regularizer: Regularizer, message: str) -> None:
     x = noise(3, 4, 4)
-    with pytest.raises(UserError, match=said):
-        regulariser(x, update(x))
+    with pytest.raises(UserError, match=message):
+        regularizer(x, update(x))

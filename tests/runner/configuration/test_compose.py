@@ -42,7 +42,7 @@ def test_what_does_without_weights_is_named_for_the_part_that_lacks_them(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["data=folder", "data.path=nowhere"], "data.path=nowhere: no such folder"),
         (["select.classes=[nothing]"], "select.classes"),
@@ -52,7 +52,7 @@ def test_what_does_without_weights_is_named_for_the_part_that_lacks_them(
         (["task=input_gradients", "task.target=nothing"], "task.target=nothing: no class of the classifier"),
         (["task=disagreement", "task.start_classes=[nothing]"], "task.start_classes=nothing: no class of the "),
         (["task=neuron_cf", "task.units=top:0"], "task.units=top:0: allowed are 1 "),
-        (["task=neuron_cf", "task.label=nothing"], "task.label=nothing: the data set has no such picture"),
+        (["task=neuron_cf", "task.label=nothing"], "task.label=nothing: the data set has no such image"),
         (["task=npca_cf", "task.components={nothing: [0]}"], "task.components=nothing: no class of the classifier"),
         (["task=diffexplainer_class", "task.classes=[nothing]"], "task.classes=nothing: no class of the classifier"),
         (["task=spurious_audit", "task.classes=[nothing]"], "task.classes=nothing: no class of the classifier"),
@@ -60,13 +60,13 @@ def test_what_does_without_weights_is_named_for_the_part_that_lacks_them(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_is_not_there_is_told_before_the_generator_is_loaded(
-    words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "classifier_lens.models.generator.latent_diffusion.load_networks",
         lambda *_: pytest.fail("the generator was loaded"),
     )
-    with pytest.raises(UserError, match=rf"^{re.escape(told)}"):
+    with pytest.raises(UserError, match=rf"^{re.escape(message)}"):
         build(compose_config(words))
 
 

@@ -31,14 +31,14 @@ def test_names_are_read_whatever_program_wrote_them(data: bytes, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ("a\ncr\u00eape".encode("latin-1"), "not UTF-8 text (line 2), save it as UTF-8"),
         ("a".encode("utf-16-le"), "not UTF-8 text but binary data"), (b"\xff\xfea", "not UTF-8 text (line 1)"),
         (None, "No such file or directory"),
     ],
 )  # fmt: skip
-def test_others_end_in_one_line(data: bytes | None, said: str, tmp_path: Path) -> None:
+def test_others_end_in_one_line(data: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "names.csv"
     if data is not None:
         path.write_bytes(data)
@@ -48,6 +48,6 @@ def test_others_end_in_one_line(data: bytes | None, said: str, tmp_path: Path) -
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:
             read()
-        assert said in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="Is a directory; wanted is names"):
         read_lines("key", tmp_path, "names")

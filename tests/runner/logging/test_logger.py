@@ -43,8 +43,8 @@ def offline() -> WandbLogger:
 def use(logger: Logger, folder: Path) -> None:
     """One attempt of two problems in one batch and a third in another."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "result.png"
-    Image.new("RGB", (8, 8), "teal").save(picture)
+    image = folder / "result.png"
+    Image.new("RGB", (8, 8), "teal").save(image)
     logger.start(folder, {"seed": 0}, key="c0ffee", task="uvce")
     for names in (("a", "b"), ("c",)):
         for step in range(3):
@@ -52,7 +52,7 @@ def use(logger: Logger, folder: Path) -> None:
                 logger.log_step(name, step, {"total": 1.0 / (step + 1), "confidence": 0.3 * step})
         for name in names:
             record: dict[str, Any] = {"name": name, "success": name != "b", "seconds": 2.5, "source": "x"}
-            logger.log_result(record, {"result": picture, "mask": folder / "absent.png"})
+            logger.log_result(record, {"result": image, "mask": folder / "absent.png"})
     logger.finish()
     logger.finish()
 
@@ -110,7 +110,7 @@ def test_offline_attempts_lie_in_the_run_folder(nobody: Path, capfd: pytest.Capt
         assert [line[0] for line in json.loads(table.read_text())["data"]] == ["a", "b", "c"]
 
 
-def test_the_first_problems_have_curves_and_pictures_and_all_are_in_the_table(
+def test_the_first_problems_have_curves_and_images_and_all_are_in_the_table(
     nobody: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb_logger, "MAX_PROBLEMS", 2)
@@ -296,17 +296,17 @@ def test_the_time_left_is_shorter_where_others_help() -> None:
 
 
 def test_long_counts_are_told_now_and_then() -> None:
-    clock, told = Clock(), list[str]()
-    with show_progress(told.append, interval=10.0, clock=clock):
+    clock, messages = Clock(), list[str]()
+    with show_progress(messages.append, interval=10.0, clock=clock):
         for i in track_progress(range(0, 640, 64), "images are looked at", 64):
             assert i % 64 == 0
             clock.now += 4.0
-    assert told == [
+    assert messages == [
         "192 of 640 images are looked at",
         "384 of 640 images are looked at",
         "576 of 640 images are looked at",
     ]
-    assert list(track_progress([3, 4], "x")) == [3, 4] and len(told) == 3, "nobody listens any more"
+    assert list(track_progress([3, 4], "x")) == [3, 4] and len(messages) == 3, "without a context nothing is reported"
 
 
 def test_a_preparation_is_told_in_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,8 +348,8 @@ def test_bar_on_a_terminal() -> None:
     stream = io.StringIO()
     walk(Console(file=stream, force_terminal=True, width=100, color_system=None, legacy_windows=False))
     last = stream.getvalue().splitlines()[-3:-1]
-    said = [line for line in stream.getvalue().splitlines() if "shark: the mask of '[bold]shark' was empty" in line]
-    assert len(said) == 1, "said once, in words that mean nothing to the bar, and not drawn over"
+    lines = [line for line in stream.getvalue().splitlines() if "shark: the mask of '[bold]shark' was empty" in line]
+    assert len(lines) == 1, "reported once, without markup of the bar, and not overwritten"
     assert "4/4  ETA 0:00" in last[0]
     assert "step 20/20  loss 0.100  confidence 1.00" in last[1]
 
@@ -364,13 +364,13 @@ def test_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "mode"), [("", "offline"), ("online", "online"), ("Disabled", "disabled"), ("dryrun", "offline")]
+    ("value", "mode"), [("", "offline"), ("online", "online"), ("Disabled", "disabled"), ("dryrun", "offline")]
 )
 def test_without_a_mode_of_its_own_the_environments_counts(
-    said: str, mode: str, monkeypatch: pytest.MonkeyPatch
+    value: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert mode_from_environment({"WANDB_MODE": said}) == mode
-    monkeypatch.setenv("WANDB_MODE", said)
+    assert mode_from_environment({"WANDB_MODE": value}) == mode
+    monkeypatch.setenv("WANDB_MODE", value)
     assert WandbLogger(mode=None, project="p", entity=None, timeout=1.0).mode == mode
     assert WandbLogger(mode="offline", project="p", entity=None, timeout=1.0).mode == "offline"
 
@@ -381,10 +381,10 @@ def test_an_unknown_mode_of_the_environment_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "off"), [("true", True), ("1", True), ("yes", True), ("false", False), ("0", False), ("", False)]
+    ("value", "off"), [("true", True), ("1", True), ("yes", True), ("false", False), ("0", False), ("", False)]
 )
-def test_what_switches_logging_off(said: str, off: bool) -> None:
-    assert is_disabled({"WANDB_DISABLED": said}) is off
+def test_what_switches_logging_off(value: str, off: bool) -> None:
+    assert is_disabled({"WANDB_DISABLED": value}) is off
     assert not is_disabled({})
 
 

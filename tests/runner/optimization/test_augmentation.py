@@ -1,4 +1,4 @@
-"""Crops with answers known by hand, drawn from (seed, step) alone."""
+"""Crops with answers known by hand, sampled from (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def scene(images: Tensor) -> Scene:
 
 
 def ramp(side: int) -> Tensor:
-    """One picture, (1, 3, side, side): red rises with x, green with y, from 0 to 1 at the pixels' centres."""
+    """One image, (1, 3, side, side): red rises with x, green with y, from 0 to 1 at the pixels' centers."""
     values = torch.linspace(0, 1, side)
     x, y = values.expand(side, side), values[:, None].expand(side, side)
     return torch.stack([x, y, torch.zeros(side, side)])[None]
@@ -27,7 +27,7 @@ def cut(images: Tensor, x: float, y: float, side: float, size: int) -> Tensor:
     return crop_and_resize(images, torch.tensor([[[x, y]]]), torch.tensor([[side]]), size)[0, 0]
 
 
-def test_the_whole_picture_at_its_own_size_is_itself() -> None:
+def test_the_whole_image_at_its_own_size_is_itself() -> None:
     image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(cut(image, 4.0, 4.0, 8.0, 8), image[0])
 
@@ -35,16 +35,16 @@ def test_the_whole_picture_at_its_own_size_is_itself() -> None:
 def test_a_crop_on_the_grid_is_a_slice() -> None:
     image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     crops = crop_and_resize(image, torch.tensor([[[3.0, 5.0], [6.0, 2.0]]]), torch.tensor([[4.0, 4.0]]), 8)
-    # Each pixel of a crop of 4 is asked for at 2 x 2 places around its centre, whose mean is the pixel where the
-    # picture is linear; so compare on a picture that is.
+    # Each pixel of a crop of 4 is asked for at 2 x 2 places around its center, whose mean is the pixel where the
+    # image is linear; so compare on an image that is.
     linear = crop_and_resize(ramp(8), torch.tensor([[[3.0, 5.0]]]), torch.tensor([[4.0]]), 4)[0, 0]
     torch.testing.assert_close(linear, ramp(8)[0, :, 3:7, 1:5])
     assert crops.shape == (1, 2, 3, 8, 8) and not torch.equal(crops[0, 0], crops[0, 1])
 
 
 @pytest.mark.parametrize(("x", "y", "side"), [(8.0, 8.0, 16.0), (6.0, 9.5, 8.0), (10.25, 5.75, 6.3)])
-def test_the_mean_of_a_ramp_is_the_value_at_the_centre(x: float, y: float, side: float) -> None:
-    """Pixel centres lie at 0.5, 1.5, ..., so the ramp's value at a place p is (p - 0.5) / 15."""
+def test_the_mean_of_a_ramp_is_the_value_at_the_center(x: float, y: float, side: float) -> None:
+    """Pixel centers lie at 0.5, 1.5, ..., so the ramp's value at a place p is (p - 0.5) / 15."""
     mean = cut(ramp(16), x, y, side, 12).mean(dim=(1, 2))
     torch.testing.assert_close(mean, torch.tensor([(x - 0.5) / 15, (y - 0.5) / 15, 0.0]), rtol=0, atol=2e-3)
 
@@ -81,28 +81,28 @@ def test_views_follow_from_seed_and_step_alone() -> None:
 
 
 def sides_drawn(monkeypatch: pytest.MonkeyPatch, side: int, size: int) -> tuple[Tensor, Tensor]:
-    """Sides and centres of 2000 crops of a picture of `side` pixels for a classifier of `size`."""
-    drawn: list[tuple[Tensor, Tensor]] = []
+    """Sides and centers of 2000 crops of an image of `side` pixels for a classifier of `size`."""
+    sampled: list[tuple[Tensor, Tensor]] = []
 
-    def note(images: Tensor, centre: Tensor, crop: Tensor, size: int) -> Tensor:
-        drawn.append((crop, centre))
+    def note(images: Tensor, center: Tensor, crop: Tensor, size: int) -> Tensor:
+        sampled.append((crop, center))
         return torch.zeros(*crop.shape, 3, size, size)
 
     monkeypatch.setattr("classifier_lens.runner.optimization.augmentation.crop_and_resize", note)
     images = torch.zeros(1, 3, side, side)
     crops_of(images, size, crops=2000)(scene(images), [1], 0, size)
-    return drawn[0]
+    return sampled[0]
 
 
 @pytest.mark.parametrize(("side", "size", "smallest"), [(16, 8, 8.0), (16, 14, 14.0), (16, 16, 12.0), (16, 15, 12.0)])
-def test_crops_lie_inside_the_picture(
+def test_crops_lie_inside_the_image(
     monkeypatch: pytest.MonkeyPatch, side: int, size: int, smallest: float
 ) -> None:  # fmt: skip
     """Sides are u^0.3 (H - m) + m: m is the classifier's size up to 0.9 H, above it 0.75 H."""
-    crop, centre = sides_drawn(monkeypatch, side, size)
+    crop, center = sides_drawn(monkeypatch, side, size)
     assert crop.min() >= smallest and crop.max() <= side
     assert crop.min() < smallest + 0.25 * (side - smallest) and crop.max() > side - 0.01
-    assert (centre - crop[..., None] / 2 >= -1e-4).all() and (centre + crop[..., None] / 2 <= side + 1e-4).all()
+    assert (center - crop[..., None] / 2 >= -1e-4).all() and (center + crop[..., None] / 2 <= side + 1e-4).all()
     share = ((crop - smallest) / (side - smallest)).mean().item()
     assert share == pytest.approx(1 / 1.3, abs=0.02), "the mean of u^0.3 is 1 / 1.3"
 
@@ -114,7 +114,7 @@ def test_noise_has_its_standard_deviation() -> None:
     assert abs((views - 0.5).mean().item()) < 0.005
 
 
-def test_gradients_reach_the_picture_of_their_own_sample() -> None:
+def test_gradients_reach_the_image_of_their_own_sample() -> None:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     views = crops_of(images, 8)(scene(images), [1, 2], 0, 8).views
     (gradient,) = torch.autograd.grad(views[1].sum(), images)

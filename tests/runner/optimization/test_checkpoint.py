@@ -37,36 +37,36 @@ def state() -> OptimizationState:
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     saved = state()
     checkpoint.save(tmp_path / "deep" / "state.safetensors", saved, {})
-    found = checkpoint.load(tmp_path / "deep" / "state.safetensors", torch.device("cpu"), {}, 4)
+    result = checkpoint.load(tmp_path / "deep" / "state.safetensors", torch.device("cpu"), {}, 4)
     for name in ("controls", "best_controls"):
-        mine, theirs = getattr(found, name), getattr(saved, name)
+        mine, theirs = getattr(result, name), getattr(saved, name)
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert found.optimizer_state.keys() == {"latent"}
+    assert result.optimizer_state.keys() == {"latent"}
     assert all(
-        torch.equal(found.optimizer_state["latent"][key], saved.optimizer_state["latent"][key])
+        torch.equal(result.optimizer_state["latent"][key], saved.optimizer_state["latent"][key])
         for key in ("step", "exp_avg")
     )
-    assert torch.equal(found.best_loss, saved.best_loss) and torch.equal(found.best_step, saved.best_step)
-    assert (found.step, found.finished, found.failures, found.seconds) == (4, False, [None, "step 0: bad"], 1.25)
+    assert torch.equal(result.best_loss, saved.best_loss) and torch.equal(result.best_step, saved.best_step)
+    assert (result.step, result.finished, result.failures, result.seconds) == (4, False, [None, "step 0: bad"], 1.25)
     assert (
-        found.initial_choice is not None
+        result.initial_choice is not None
         and saved.initial_choice is not None
-        and found.initial_choice.precomputed.keys() == {"masks"}
+        and result.initial_choice.precomputed.keys() == {"masks"}
     )
-    assert torch.equal(found.initial_choice.precomputed["masks"], saved.initial_choice.precomputed["masks"])
-    assert found.initial_choice.candidate_indices == saved.initial_choice.candidate_indices
+    assert torch.equal(result.initial_choice.precomputed["masks"], saved.initial_choice.precomputed["masks"])
+    assert result.initial_choice.candidate_indices == saved.initial_choice.candidate_indices
     checkpoint.save(tmp_path / "none.safetensors", replace(saved, initial_choice=None), {})
     assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu"), {}, 4).initial_choice is None
-    assert found.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(found.history[1]["total"][1])
+    assert result.history[1]["total"][0] == 0.1 + 0.2 and math.isnan(result.history[1]["total"][1])
 
 
 def test_values_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
     saved = state()
     saved.best_controls = saved.controls
     checkpoint.save(tmp_path / "state.safetensors", saved, {})
-    found = checkpoint.load(tmp_path / "state.safetensors", torch.device("cpu"), {}, 4)
-    found.controls["latent"].zero_()
-    assert torch.equal(found.best_controls["latent"], saved.best_controls["latent"])
+    result = checkpoint.load(tmp_path / "state.safetensors", torch.device("cpu"), {}, 4)
+    result.controls["latent"].zero_()
+    assert torch.equal(result.best_controls["latent"], saved.best_controls["latent"])
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_what_autograd_keeps_is_counted_once_and_without_the_weights() -> None:
 
 
 def test_a_footprint_is_that_of_the_graph(make_either: Make, tiny_classifier: TinyClassifier) -> None:
-    """Of one picture: four steps keep four times what one does; blocks that are computed again keep less."""
+    """Of one image: four steps keep four times what one does; blocks that are computed again keep less."""
     generator = make_either()
     own = measure_footprint(generator, [tiny_classifier], AUGMENT)
     assert generator.gradient_checkpointing == "none" and not generator.networks.unet.is_gradient_checkpointing
@@ -76,7 +76,7 @@ def test_the_fastest_that_fits(
     free: float, batch: int | None, problems: int, wanted: tuple[int, str], make_generator: Make,
     tiny_classifier: TinyClassifier, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Four fifths of the free memory, in units of a picture's graph without recomputation; `step` takes a quarter."""
+    """Four fifths of the free memory, in units of an image's graph without recomputation; `step` takes a quarter."""
     unit = 1000
     monkeypatch.setattr(memory_planning, "free_memory", lambda device: int(free * unit))
     monkeypatch.setattr(

@@ -69,9 +69,9 @@ SENTENCES = {
 
 @pytest.mark.parametrize("task", list(RECORDS))
 def test_each_task_has_its_sentence(task: str) -> None:
-    told = finding(task, RECORDS[task], NAMES)
+    summary = finding(task, RECORDS[task], NAMES)
     run = first_sentence(task, [{key: RECORDS[task].get(key) for key in headline_of(task).keys}], NAMES)
-    for text, part in zip((told.sentence, told.short, run), SENTENCES[task], strict=True):
+    for text, part in zip((summary.sentence, summary.short, run), SENTENCES[task], strict=True):
         assert part in text
 
 

@@ -385,8 +385,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder)]) == 0 and (folder / PAGE_FILE).read_text() == page, "other results never suffer"
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
-    told = ("is not JSON", "is not JSON", "is no result (name: ", "is no result (images: ", "is not a JSON object")
-    for i, (line, why) in enumerate(zip(lines, told, strict=True), start=2):
+    reasons = ("is not JSON", "is not JSON", "is no result (name: ", "is no result (images: ", "is not a JSON object")
+    for i, (line, why) in enumerate(zip(lines, reasons, strict=True), start=2):
         assert line.startswith(f"{folder / 'results.jsonl'}, line {i}: {why}") and " and is left out; " in line
 
 

@@ -136,7 +136,7 @@ def test_a_copy_of_a_run_is_read_whole(run: RunFolder, reads: list[Path], tmp_pa
 
 
 def harms(file: str) -> list[damage.Harm]:
-    """The kinds of damage that are told of a file; what is a number in JSON is so in a picture's place, too."""
+    """The kinds of damage that are told of a file; what is a number in JSON is so in an image's place, too."""
     return [harm for harm in damage.ANY if not (file == "failure.json" and harm in (damage.lengthened, damage.flipped))]
 
 
@@ -149,17 +149,17 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "told", "harm"), CASES)
+@pytest.mark.parametrize(("file", "damaged", "harm"), CASES)
 def test_what_is_damaged_is_not_done_and_harms_no_other(
-    run: RunFolder, file: str, told: str, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    run: RunFolder, file: str, damaged: str, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     harm(run.path / file)
     name = Path(file).parts[1]
-    assert list(run.find_damage(NAMES)) == [run.path / told]
+    assert list(run.find_damage(NAMES)) == [run.path / damaged]
     run.repair(NAMES)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{run.path / told}: ")
-    assert line.endswith(f"; renamed to {Path(told).name}.damaged and written again")
+    assert line.startswith(f"{run.path / damaged}: ")
+    assert line.endswith(f"; renamed to {Path(damaged).name}.damaged and written again")
     assert [run.is_done(other) for other in NAMES] == [other != name for other in NAMES]
     status = run.collect(NAMES, "done", "", summed)
     assert status["pending"] == 1 and status["done"] + status["failed"] == 2
@@ -173,7 +173,7 @@ def test_a_file_of_another_problem_is_none_of_its_own(run: RunFolder, file: str)
 
 
 @pytest.mark.parametrize("file", ["result.png", "mask.png"])
-def test_a_picture_that_is_missing_is_told(run: RunFolder, file: str) -> None:
+def test_an_image_that_is_missing_is_told(run: RunFolder, file: str) -> None:
     (run.path / "images/a" / file).unlink()
     assert run.find_damage(NAMES) == {run.path / "images/a/result.json": f"images/a/{file} is missing"}
 

@@ -56,12 +56,12 @@ def manifest(*names: str, answers: Sequence[float | None] | None = None, **chang
     return Manifest(problems, {"classifier": answers or [0.0, 1.0]}, [])
 
 
-def refused(own: Manifest, begun: Manifest, *said: str) -> None:
+def refused(own: Manifest, begun: Manifest, *texts: str) -> None:
     """One line that says all this, where the run began and what to do."""
     with pytest.raises(UserError) as error:
         own.check_compatible(begun, Path("outputs/uvce/x/0123"))
     line = str(error.value)
-    for text in (*said, "outputs/uvce/x/0123", "put back", "outputs="):
+    for text in (*texts, "outputs/uvce/x/0123", "put back", "outputs="):
         assert text in line, (text, line)
     assert "\n" not in line
 
@@ -225,15 +225,15 @@ def test_training_images_are_among_what_a_tasks_answers_depend_on(task: str) -> 
 # --- images and files ----------------------------------------------------------------------------------------
 
 
-def image(path: Path, colour: str) -> Path:
+def image(path: Path, color: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 20), colour).save(path)
+    Image.new("RGB", (20, 20), color).save(path)
     return path
 
 
 def folder_of(path: Path) -> Path:
-    for name, colour in {"crab/a": "red", "crab/b": "green", "boat/c": "blue"}.items():
-        image(path / f"{name}.png", colour)
+    for name, color in {"crab/a": "red", "crab/b": "green", "boat/c": "blue"}.items():
+        image(path / f"{name}.png", color)
     return path
 
 
@@ -282,8 +282,8 @@ def test_the_content_of_an_image_is_its_files(tmp_path: Path) -> None:
     folder = ImageFolder(folder_of(tmp_path / "a"), 0)
     named = {example.name: hash_example(example) for example in folder}  # type: ignore[attr-defined]
     assert hash_example(one) == named["crab-a"] != named["crab-b"]
-    found = image_fields(ImageFile(tmp_path / "x.png", "crab", None), 0, one, 16, "all", None)
-    assert found["content_digest"] == hash_example(one)
+    result = image_fields(ImageFile(tmp_path / "x.png", "crab", None), 0, one, 16, "all", None)
+    assert result["content_digest"] == hash_example(one)
     image(tmp_path / "x.png", "black")
     assert hash_example(one) != named["crab-a"]
 
@@ -298,12 +298,12 @@ def test_the_content_of_an_image_without_a_file() -> None:
 
 def test_drawn_masks_human_annotations_and_named_files_have_digests(tmp_path: Path) -> None:
     digests: list[str] = []
-    for colour in (0, 255):
-        Image.new("L", (8, 8), colour).save(tmp_path / "a.png")
-        features = {3: [AnnotatedFeature(7, 1, colour > 0)]}
-        found = FileSegmenter(str(tmp_path)), HashedFiles([tmp_path / "a.png"]), FeatureAnnotations(features, [[0, 5]])
-        digests += [part.digest for part in found]
-        assert [part.digest for part in found] == digests[-3:]
+    for color in (0, 255):
+        Image.new("L", (8, 8), color).save(tmp_path / "a.png")
+        features = {3: [AnnotatedFeature(7, 1, color > 0)]}
+        parts = FileSegmenter(str(tmp_path)), HashedFiles([tmp_path / "a.png"]), FeatureAnnotations(features, [[0, 5]])
+        digests += [part.digest for part in parts]
+        assert [part.digest for part in parts] == digests[-3:]
     assert len(set(digests)) == 6
 
 

@@ -49,13 +49,13 @@ def test_a_place_that_takes_no_files_is_told(tmp_path: Path, outputs: str, reaso
         check_output_folders(config(tmp_path / outputs))
 
 
-@pytest.mark.parametrize(("code", "told"), [(errno.ENOSPC, "disk full: "), (errno.EFBIG, "ulimit -f")])
-def test_a_disk_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: str) -> None:
+@pytest.mark.parametrize(("code", "message"), [(errno.ENOSPC, "disk full: "), (errno.EFBIG, "ulimit -f")])
+def test_a_disk_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str) -> None:
     def full(*given: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("builtins.open", full)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         check_output_folders(config(tmp_path))
 
 

@@ -87,10 +87,10 @@ def test_the_weights_are_part_of_the_key_and_the_order_of_keys_is_not() -> None:
     assert run_key(dict(reversed(CONFIG.items())), ["w"]) == run_key(CONFIG, ["w"])
 
 
-def test_pictures_come_back_within_half_a_level(tmp_path: Path) -> None:
-    picture = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    write_png(tmp_path / "a.png", picture)
-    assert (read_png(tmp_path / "a.png") - picture).abs().max() <= 0.5 / 255 + 1e-6
+def test_images_come_back_within_half_a_level(tmp_path: Path) -> None:
+    image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    write_png(tmp_path / "a.png", image)
+    assert (read_png(tmp_path / "a.png") - image).abs().max() <= 0.5 / 255 + 1e-6
     write_png(tmp_path / "b.png", torch.tensor([[[-1.0, 0.0, 1.0, 2.0]]]))
     assert read_png(tmp_path / "b.png").tolist() == [[[0.0, 0.0, 1.0, 1.0]]] * 3
 
@@ -253,7 +253,7 @@ def test_summaries_are_made_of_results_without_their_steps(tmp_path: Path) -> No
     assert json.loads((tmp_path / "results.jsonl").read_text())["history"] == [{"step": 0, "total": 0.1}]
 
 
-def test_a_picture_with_one_channel_is_saved_as_one(tmp_path: Path) -> None:
+def test_an_image_with_one_channel_is_saved_as_one(tmp_path: Path) -> None:
     mask = torch.tensor([[[0.0, 1.0], [0.5, 0.2]]])
     write_png(tmp_path / "m.png", mask)
     assert Image.open(tmp_path / "m.png").mode == "L"

@@ -35,7 +35,7 @@ def run_folder(
     baseline: str = "none", asked: Mapping[str, Any] = {}, parametrization: str = "soft_prompt",
     summary: Mapping[str, Any] = {},
 ) -> Path:  # fmt: skip
-    """A run folder whose records have the named pictures, each 8 px of one color, by its position in `names`; asked:
+    """A run folder whose records have the named images, each 8 px of one color, by its position in `names`; asked:
     of its task's configuration."""
     folder = root / task / f"planted_ddim-{classifier}" / f"{baseline}0"
     lines = []
@@ -184,7 +184,7 @@ def captions(layout: Layout) -> list[list[list[str]]]:
 
 
 def names(layout: Layout) -> list[list[list[str]]]:
-    """The same of the pictures' file names."""
+    """The same of the images' file names."""
     return [[[panel.image.stem for panel in line] for line in block.rows] for block in layout.blocks]
 
 
@@ -302,7 +302,7 @@ def test_neuron_cf_without_maps_has_one_line(tmp_path: Path) -> None:
     assert names(layout_of(folder)) == [[["original", "result", "feature_attack"]]]
 
 
-def test_npca_cf_of_drawn_pictures_begins_with_the_start(tmp_path: Path) -> None:
+def test_npca_cf_of_drawn_images_begins_with_the_start(tmp_path: Path) -> None:
     layout = layout_of(folder_of(tmp_path, "npca_cf"))
     assert layout.blocks[0].title == "viaduct, component 1"
     assert names(layout) == [[["start", "result", "result"]]]
@@ -333,7 +333,7 @@ def test_input_gradients_shows_every_augmentation_with_its_share(tmp_path: Path)
     assert [panel.heading for panel in layout.blocks[0].rows[0]][2:] == ["3: none", "4: much noise"]
 
 
-def test_portraits_show_pictures_of_the_best_restart_and_what_plain_prompts_reach(tmp_path: Path) -> None:
+def test_portraits_show_images_of_the_best_restart_and_what_plain_prompts_reach(tmp_path: Path) -> None:
     records = [portrait("viaduct", 0, loss=2.0), portrait("viaduct", 1, 0.75), portrait("rock crab", 0, loss=3.0)]
     layout = layout_of(run_folder(tmp_path, "diffexplainer_class", records, ["result", "start", *SAMPLES], **PORTRAIT))
     assert [block.title for block in layout.blocks] == ["viaduct", "rock crab"]
@@ -354,9 +354,9 @@ def test_a_hard_prompt_is_the_title_and_a_soft_ones_nearest_words_are_not(tmp_pa
 
 
 def test_portraits_of_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
-    """A column each, as many pictures of every one; a class that one run lacks stands without it."""
-    records, pictures = [portrait("viaduct", 0), portrait("rock crab", 0)], ["result", *SAMPLES]
-    own = run_folder(tmp_path, "diffexplainer_class", records, pictures, **PORTRAIT)
+    """A column each, as many images of every one; a class that one run lacks stands without it."""
+    records, images = [portrait("viaduct", 0), portrait("rock crab", 0)], ["result", *SAMPLES]
+    own = run_folder(tmp_path, "diffexplainer_class", records, images, **PORTRAIT)
     other = run_folder(
         tmp_path, "diffexplainer_class", [portrait("viaduct", 0, 1.0)], ["result", "sample_01"],
         baseline="mahendran_vedaldi", **PORTRAIT,
@@ -384,7 +384,7 @@ def test_portraits_are_told_apart_by_their_prompts(tmp_path: Path) -> None:
     assert [panel.heading for panel in layout_of(*folders).blocks[0].rows[0]] == prompts
 
 
-def test_an_audit_shows_pictures_maps_and_prompts_in_the_color_of_the_label(tmp_path: Path) -> None:
+def test_an_audit_shows_images_maps_and_prompts_in_the_color_of_the_label(tmp_path: Path) -> None:
     layout = layout_of(folder_of(tmp_path, "spurious_audit"))
     assert [block.title for block in layout.blocks] == ["viaduct", "rock crab"]
     assert names(layout)[0] == [
@@ -451,7 +451,7 @@ def test_blocks_of_several_runs_follow_each_other(tmp_path: Path) -> None:
     [("disagreement", 8), ("uvce", 10), ("neuron_vis", 8), ("neuron_cf", 8), ("npca_cf", 3), ("attention_maps", 13),
      ("input_gradients", 4), ("diffexplainer_class", 8), ("spurious_audit", 10)],
 )  # fmt: skip
-def test_a_figure_has_axes_for_every_picture_and_is_written_twice(tmp_path: Path, task: str, axes: int) -> None:
+def test_a_figure_has_axes_for_every_image_and_is_written_twice(tmp_path: Path, task: str, axes: int) -> None:
     folder = folder_of(tmp_path, task)
     layout = layout_of(folder)
     figure = draw(wrap_rows(layout, 8), 8)
@@ -464,19 +464,19 @@ def test_a_figure_has_axes_for_every_picture_and_is_written_twice(tmp_path: Path
     png, pdf = write_figure([folder], FigureOptions(name="figure", out=str(tmp_path / "out")))
     assert (png, pdf) == (tmp_path / "out" / "figure.png", tmp_path / "out" / "figure.pdf")
     assert pdf.read_bytes()[:5] == b"%PDF-"
-    with Image.open(png) as picture:
-        assert picture.size == tuple(np.round(figure.get_size_inches() * 200).astype(int))
+    with Image.open(png) as image:
+        assert image.size == tuple(np.round(figure.get_size_inches() * 200).astype(int))
 
 
-def test_pictures_are_drawn_where_their_axes_are(tmp_path: Path) -> None:
+def test_images_are_drawn_where_their_axes_are(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "uvce")
     figure = draw(layout_of(folder), 8)
     png, _ = write_figure([folder], FigureOptions(name="figure", out=str(tmp_path)))
-    with Image.open(png) as picture:
+    with Image.open(png) as image:
         for ax, color in zip(figure.axes, ("red", "lime", "blue", "yellow", "cyan"), strict=False):
             x, y, w, h = ax.get_position().bounds
-            middle = int((x + w / 2) * picture.width), int((1 - y - h / 2) * picture.height)
-            assert picture.getpixel(middle)[:3] == Image.new("RGB", (1, 1), color).getpixel((0, 0))  # type: ignore[index]
+            middle = int((x + w / 2) * image.width), int((1 - y - h / 2) * image.height)
+            assert image.getpixel(middle)[:3] == Image.new("RGB", (1, 1), color).getpixel((0, 0))  # type: ignore[index]
 
 
 def test_long_captions_are_broken_and_make_room(tmp_path: Path) -> None:
@@ -537,8 +537,8 @@ def test_the_first_blocks_are_shown_and_the_same_files_come_again(tmp_path: Path
     sizes = []
     for most in (1, 2):
         png, pdf = write_figure([folder], FigureOptions(name="figure", out=str(tmp_path / "out"), max_blocks=most))
-        with Image.open(png) as picture:
-            sizes.append(picture.size)
+        with Image.open(png) as image:
+            sizes.append(image.size)
     assert sizes[0][1] < sizes[1][1]
     before = png.read_bytes(), pdf.read_bytes()
     write_figure([folder], FigureOptions(name="figure", out=str(tmp_path / "out")))
@@ -561,7 +561,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "usage:"), (["{folder}", "color=red"], "color=red: unknown key; "),
         (["{folder}", "max_blocks=0"], "max_blocks=0: allowed are whole numbers from 1"),
@@ -572,18 +572,18 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     folder = folder_of(tmp_path, "uvce")
     assert main([argument.format(folder=folder) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(said) and error.count("\n") == 1
+    assert error.startswith(message) and error.count("\n") == 1
 
 
 def test_what_a_folder_lacks_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_of(tmp_path, "uvce")
-    picture = folder / "images" / "test-1" / "mask.png"
-    picture.unlink()
+    image = folder / "images" / "test-1" / "mask.png"
+    image.unlink()
     with pytest.raises(UserError, match=r"test-1/mask.png: the image is missing"):
         layout_of(folder)
     with pytest.raises(UserError, match="test-0 has no image 'feature_attack'"):
