@@ -215,10 +215,9 @@ DIALECT = (
 )  # fmt: skip
 # Code of Markdown, of Jinja and of HTML.
 NOT_PROSE = r"```.*?```|`[^`]*`|\{[{%#].*?[}%#]\}|<!--.*?-->|<(script|style)\b.*?</\1>|</?\w[^>]*>"
-# Tables that scripts wrote beside a measurement keep what that run said.
-MEASURED = ("docs/results/",)
 PROSE = [
-    *(path for path in DOCUMENTS if not name(path).startswith(MEASURED) or path.name == "README.md"),
+    *DOCUMENTS,
+    *sorted((ROOT / "models" / "pretrained").rglob("*.md")),
     *sorted((ROOT / "runner" / "report" / "templates").glob("*.j2")),
 ]
 
