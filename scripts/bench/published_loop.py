@@ -106,16 +106,16 @@ class PublishedLoop:
         eps_null, eps_text = self.unet(torch.cat([z, z]), self.scheduler.timesteps[i], embeddings).sample.chunk(2)
         return eps_null + guidance * (eps_text - eps_null)
 
-    def chain(self, z: Tensor, inputs: SamplerInputs, kept: list[Tensor] | None = None) -> list[Tensor]:
-        """The last x0-predictions. kept: list to which the latents before each step are appended."""
+    def chain(self, z: Tensor, inputs: SamplerInputs, recorded_latents: list[Tensor] | None = None) -> list[Tensor]:
+        """The last x0-predictions. recorded_latents: list to which the latents before each step are appended."""
         for replay in self.replays:
             replay.cross_replace_steps = inputs.cross_replace_steps
         x0_predictions = []
         for i, t in enumerate(self.scheduler.timesteps):
             if i < inputs.background_blend_steps:
                 z = inputs.background_mask * inputs.background_latents[i] + (1 - inputs.background_mask) * z
-            if kept is not None:
-                kept.append(z)
+            if recorded_latents is not None:
+                recorded_latents.append(z)
             eps = self.predict_noise(z, i, inputs.null_embeddings[i], inputs.text_embeddings[i], self.guidance_scale)
             step_output = self.scheduler.step(eps, t, z, eta=0.0)
             z = step_output.prev_sample
@@ -163,13 +163,13 @@ class PublishedLoop:
     @torch.no_grad()
     def record_attention_maps(self, z: Tensor, inputs: SamplerInputs) -> list[Tensor]:
         """Record the maps of a chain; returns the latents before each of its steps."""
-        kept: list[Tensor] = []
+        recorded_latents: list[Tensor] = []
         for replay in self.replays:
             replay.recording = True
-        self.chain(z, inputs, kept)
+        self.chain(z, inputs, recorded_latents)
         for replay in self.replays:
             replay.recording = False
-        return kept
+        return recorded_latents
 
     def optimize(
         self, z: Tensor, inputs: SamplerInputs, loss: Loss, rates: tuple[float, float], steps: int, cosine: bool,

@@ -31,11 +31,11 @@ class Bfloat16Emulation(TorchDispatchMode):
         self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        named = kwargs or {}
-        tensors = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
+        keywords = kwargs or {}
+        tensors = [x for x in (*args, *keywords.values()) if isinstance(x, Tensor)]
         if function not in MATMUL_OPS or all(x.dtype != torch.bfloat16 for x in tensors):
-            return function(*args, **named)
-        float32_args = tree_map_only(Tensor, _widened, (tuple(args), dict(named)))
+            return function(*args, **keywords)
+        float32_args = tree_map_only(Tensor, _widened, (tuple(args), dict(keywords)))
         output = function(*float32_args[0], **float32_args[1])
         if function is aten._scaled_dot_product_flash_attention_for_cpu.default:
             attended, log_sums = output

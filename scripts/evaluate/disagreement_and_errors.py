@@ -48,7 +48,9 @@ def disagreement_success(setting: Setting, n: int, classes: Sequence[str]) -> Es
     results = disagreement_results(setting, n, classes)
     hits = [result.success for result in results]
     hits_of = {name: [r.success for r in results if planted.CLASSES[r.problem.target] == name] for name in classes}
-    note = ", ".join(f"{name} {sum(own)} of {len(own)}" for name, own in hits_of.items() if own)
+    note = ", ".join(
+        f"{name} {sum(class_hits)} of {len(class_hits)}" for name, class_hits in hits_of.items() if class_hits
+    )
     return estimates.proportion(hits, note)
 
 

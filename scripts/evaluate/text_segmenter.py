@@ -37,8 +37,8 @@ def segmenter_generated_accuracy(setting: Setting, n: int) -> Estimate:
         contains_object(setting, images, names),
         contains_object(setting, images, [paired_class(name) for name in names]),
     )
-    found, found_other = (100 * sum(finds) / n for finds in (finds_class, finds_other_class))
-    note = f"class name {found:.1f} %, other class of the pair {found_other:.1f} %"
+    class_share, other_class_share = (100 * sum(finds) / n for finds in (finds_class, finds_other_class))
+    note = f"class name {class_share:.1f} %, other class of the pair {other_class_share:.1f} %"
     return estimates.proportion([a and not b for a, b in zip(finds_class, finds_other_class, strict=True)], note)
 
 

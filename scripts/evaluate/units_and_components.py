@@ -180,12 +180,12 @@ def cue_change_success(setting: Setting, n: int, cue_changes: CueChangeSource) -
     hits = []
     for change in (changes := cue_changes(setting, n)):
         factor, cue = planted.SHORTCUTS[change.class_name]
-        seen = (
+        sees_cue = (
             []
             if change.result.best is None
             else [predict_factor(setting, o, factor, change.result.best[None])[0] == cue for o in ORACLES]
         )
-        hits.append(bool(seen) and (all(seen) if change.increase else not any(seen)))
+        hits.append(bool(sees_cue) and (all(sees_cue) if change.increase else not any(sees_cue)))
     shares = {
         way: [hit for hit, change in zip(hits, changes, strict=True) if change.increase == up]
         for way, up in DIRECTIONS.items()

@@ -147,11 +147,11 @@ def _box(subject: ClassImages, features: Sequence[Sequence[str]]) -> Box:
     core = Question(CORE, f"Do these images show {label}?", YES_OR_NO, image)
     text = "What do the images of the features show? Tick all that apply."
     contents = Question(CONTENTS, text, CHOICES, image, multiple_choice=True)
-    whole = Panel("The class as a whole", _alternative_texts("The class", subject.class_images), [core])
-    parts = [
+    class_panel = Panel("The class as a whole", _alternative_texts("The class", subject.class_images), [core])
+    feature_panels = [
         Panel(f"Feature {i}", _alternative_texts(f"Feature {i}", images)) for i, images in enumerate(features, start=1)
     ]
-    return Box(f"“{subject.class_name}”", subject.side, [[whole], parts], [contents])
+    return Box(f"“{subject.class_name}”", subject.side, [[class_panel], feature_panels], [contents])
 
 
 def _alternative_texts(subject: str, images: Sequence[str]) -> list[tuple[str, str]]:

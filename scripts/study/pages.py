@@ -191,8 +191,11 @@ def matching_records(
 
     Raises UserError if they do not.
     """
-    named = [{r["name"]: r for r in run_records} for run_records in records]
-    matches = [tuple(run_records[name] for run_records in named) for name in sorted(set.intersection(*map(set, named)))]
+    records_by_name = [{r["name"]: r for r in run_records} for run_records in records]
+    matches = [
+        tuple(run_records[name] for run_records in records_by_name)
+        for name in sorted(set.intersection(*map(set, records_by_name)))
+    ]
     for group in matches:
         files = zip(runs, group, strict=True)
         values = [

@@ -97,7 +97,7 @@ def _responses(
     boxes = content.get("responses")
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
         raise UserError(f"{file}: responses: expected a list with an object per box, as a page saves it")
-    seen: set[tuple[str, str | None]] = set()
+    known_responses: set[tuple[str, str | None]] = set()
     for question, value_of in (item for box in boxes for item in box.items()):
         if question not in allowed_by_question:
             raise UserError(f"{file}: {question}: unknown question; questions are {', '.join(allowed_by_question)}")
@@ -110,9 +110,9 @@ def _responses(
                 raise UserError(f"{file}: {question}={value_of}; expected an image of the key, not {image}")
             if not allowed.is_allowed(value):
                 raise UserError(f"{file}: {question}={value_of}; expected {allowed.description}")
-            if image is not None and (question, image) in seen:
+            if image is not None and (question, image) in known_responses:
                 raise UserError(f"{file}: {question}: {image} has two responses")
-            seen.add((question, image))
+            known_responses.add((question, image))
             yield Response(question, image, value)
 
 

@@ -40,9 +40,9 @@ def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
     """Exponential moving average whose decay grows with the number of steps, so that initial weights do not persist."""
 
     @torch.no_grad()
-    def update(averages: Any, values: Any, seen: Any) -> None:
-        n = float(seen)
-        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + n) / (10 + n)))
+    def update(ema_weights: Any, weights: Any, num_steps: Any) -> None:
+        n = float(num_steps)
+        torch._foreach_lerp_(ema_weights, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
     return update
 
