@@ -1,4 +1,4 @@
-"""A run: cut the problems into batches and solve, with whoever else works at it, each that is not done."""
+"""A run: the problems are cut into batches, which all processes of the run share, and solved."""
 
 from __future__ import annotations
 
@@ -57,41 +57,41 @@ class Parts:
 
     @property
     def diffusion(self) -> LatentDiffusion:
-        """The generator, where what is done with it needs a diffusion model. Raises UserError if it is none."""
+        """The generator, if it is a diffusion model. Raises UserError otherwise."""
         return require_diffusion(self.generator, "this")
 
     @property
     def digests(self) -> list[str]:
-        """Of the networks, images and files that results follow from."""
-        judges = [fingerprint(part) for part in (self.classifier, *self.task.dependencies)]
+        """Digests of the networks, images and files on which results depend."""
+        dependencies = [fingerprint(part) for part in (self.classifier, *self.task.dependencies)]
         safety = [] if self.safety_checker is None else [self.safety_checker.digest]
-        return [self.generator.digest, getattr(self.generator.segmenter, "digest", ""), *judges, *safety]
+        return [self.generator.digest, getattr(self.generator.segmenter, "digest", ""), *dependencies, *safety]
 
     @property
     def classifiers(self) -> dict[str, Classifier]:
-        """The classifiers that results follow from, by the part of the configuration that each is."""
-        rivals = [network for network in self.task.dependencies if isinstance(network, ImageClassifier)]
-        return dict(zip(("classifier", "rival"), (self.classifier, *rivals), strict=False))
+        """The classifiers on which results depend, by their keys in the configuration."""
+        others = [network for network in self.task.dependencies if isinstance(network, ImageClassifier)]
+        return dict(zip(("classifier", "rival"), (self.classifier, *others), strict=False))
 
 
 def fingerprint(part: HasDigest) -> str:
-    """What results depend on in a part: its digest, and for a classifier its preprocessing and its labels."""
+    """Everything in a part on which results depend: its digest and, of a classifier, preprocessing and class names."""
     return repr((getattr(part, "fingerprint", part.digest), getattr(part, "labels", ())))
 
 
 def make_manifest(parts: Parts, problems: Sequence[Problem], total: int | None) -> Manifest:
-    """The manifest: digests of the problems, logits of the classifiers on a fixed image, and the number of problems."""
-    answers = {name: probe_logits(judge) for name, judge in parts.classifiers.items()}
-    unseen = [
+    """The manifest of the problems and the classifiers of a run."""
+    logits = {name: probe_logits(classifier) for name, classifier in parts.classifiers.items()}
+    untracked = [
         line
-        for judge in parts.classifiers.values()
-        if (line := getattr(judge, "untracked_dependencies", None)) is not None
+        for classifier in parts.classifiers.values()
+        if (line := getattr(classifier, "untracked_dependencies", None)) is not None
     ]
-    return Manifest({problem.name: problem_digests(problem) for problem in problems}, answers, unseen, total)
+    return Manifest({problem.name: problem_digests(problem) for problem in problems}, logits, untracked, total)
 
 
 def make_solver(parts: Parts) -> Solver:
-    """The solver that a task's `baseline` asks for, with the rates in the generator's own scale."""
+    """The solver of the task's `baseline`, with learning rates in the generator's scale."""
     descent, scale = parts.optimizer, parts.generator.lr_scale
     rates, ends = (
         None if values is None else {name: value * scale.get(name, 1.0) for name, value in values.items()}
@@ -115,53 +115,56 @@ def make_solver(parts: Parts) -> Solver:
 
 
 def dtype_hint(generator: torch.dtype, autocast: str | None) -> str:
-    """What the failure of a number says of formats below float32, which may be why it is not finite."""
-    found = []
+    """A hint for values that are not finite: the number formats below float32, which may be the cause."""
+    hints = []
     if generator != torch.float32:
         largest = f"largest number {torch.finfo(generator).max:.3g}"
-        found.append(f"; the generator computes in {str(generator).removeprefix('torch.')} ({largest}): "
+        hints.append(f"; the generator computes in {str(generator).removeprefix('torch.')} ({largest}): "
                      "generator.dtype=float32 has the widest range and most digits")  # fmt: skip
     if autocast is not None:
-        found.append(f"; classifiers are shown crops in {autocast}: optimizer.autocast=null takes float32")
-    return "".join(found)
+        hints.append(f"; classifiers compute in {autocast}: optimizer.autocast=null uses float32")
+    return "".join(hints)
 
 
-def make_problems(parts: Parts, config: Mapping[str, Any], answer: Solver) -> tuple[list[Problem], int | None]:
-    """The problems that a configuration asks for, and how many there are without its `limit`, None if nobody knows.
+def make_problems(parts: Parts, config: Mapping[str, Any], solver: Solver) -> tuple[list[Problem], int | None]:
+    """The problems of a configuration, and their number without its `limit`, None if it is not known.
 
-    Raises UserError for one that cannot be solved and for two of the same name.
+    Raises UserError for one that cannot be initialized and for two of the same name.
     """
-    world = TaskInputs(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
-    problems, total = parts.task.problems(world)
-    answer.check([problem for problem in problems if problem.error is None])
+    inputs = TaskInputs(parts.data, parts.classifier, parts.generator, config["seed"], config["limit"])
+    problems, total = parts.task.problems(inputs)
+    solver.check([problem for problem in problems if problem.error is None])
     if not problems:
-        raise UserError(f"{config['name']}: no problem is left, of a data set of {len(parts.data)} images")
+        raise UserError(f"{config['name']}: the data set of {len(parts.data)} images has no problem for this task")
     names = [p.name for p in problems]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{config['name']}: {twice[0]} is asked {names.count(twice[0])} times; name it once")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        name = repeated[0]
+        raise UserError(
+            f"{config['name']}: {names.count(name)} problems have the name {name}; select each of them once"
+        )
     return problems, total
 
 
-def plan_batch(parts: Parts, answer: Solver, batch: int | None, problems: int) -> MemoryPlan:
-    """Choose the batch, where None is given, and the recomputation, where it is left to memory; the latter is set."""
-    judges = [parts.classifier, *(n for n in parts.task.dependencies if isinstance(n, ImageClassifier))]
-    chosen = plan_memory(
+def plan_batch(parts: Parts, solver: Solver, batch: int | None, problems: int) -> MemoryPlan:
+    """Choose the batch size, if it is None, and set gradient checkpointing, if it is `auto`, by the free memory."""
+    classifiers = [parts.classifier, *(n for n in parts.task.dependencies if isinstance(n, ImageClassifier))]
+    plan = plan_memory(
         parts.generator,
-        judges,
+        classifiers,
         parts.augment,
-        answer.prompt_to_prompt,
-        answer.generator.images_in_graph,
+        solver.prompt_to_prompt,
+        solver.generator.images_in_graph,
         batch,
         problems,
     )
     if isinstance(parts.generator, LatentDiffusion):
-        parts.generator.set_gradient_checkpointing(chosen.gradient_checkpointing)
-    return chosen
+        parts.generator.set_gradient_checkpointing(plan.gradient_checkpointing)
+    return plan
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What there is to do. manifest: all problems, in their order; batches: of problems, by name; key: of the run."""
+    """A run before its first batch. manifest: of all problems, in order; batches: by name; key: the run's hash."""
 
     solver: Solver
     manifest: Manifest
@@ -178,29 +181,29 @@ class PreparedRun:
 
 
 def prepare(parts: Parts, config: Mapping[str, Any]) -> PreparedRun:
-    """The problems of a configuration in batches, and their run folder; also prints them on the console.
+    """The problems of a configuration, cut into batches, and the run folder; prints both.
 
-    Raises UserError for what can be seen to fail before anything is computed.
+    Raises UserError for whatever is known to fail before anything is computed.
     """
-    answer = make_solver(parts)
-    problems, total = make_problems(parts, config, answer)
+    solver = make_solver(parts)
+    problems, total = make_problems(parts, config, solver)
     key = run_key(config, parts.digests)
     folder, manifest = RunFolder(Path(config["outputs"]) / config["name"] / key), make_manifest(parts, problems, total)
     folder.check_manifest(manifest)
-    size, chosen = _sized(parts, answer, config["batch"], folder, len(problems))
-    cut = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
+    size, plan = _choose_batch_size(parts, solver, config["batch"], folder, len(problems))
+    batches = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
     of = "" if total is None else f" of {total}"
     print(f"{config['name']}: {len(problems)}{of} problems -> {folder.path}", flush=True)
-    if chosen is not None:
-        print(f"batch={config['batch']}: {chosen}", flush=True)
+    if plan is not None:
+        print(f"batch={config['batch']}: {plan}", flush=True)
     for line in manifest.untracked:
         print(line, flush=True)
-    return PreparedRun(answer, manifest, {batch_name(i, len(b)): b for i, b in cut}, folder, key)
+    return PreparedRun(solver, manifest, {batch_name(i, len(b)): b for i, b in batches}, folder, key)
 
 
 def check_output_folders(config: Mapping[str, Any]) -> None:
-    """Raises UserError, before anything is loaded, where run folders or the cache cannot be written; a run that is
-    finished there can still be shown."""
+    """Raises UserError, before anything is loaded, if run folders or the cache cannot be written; a finished run in
+    such a folder can still be shown."""
     folder = Path(config["outputs"]) / config["name"]
     for key, value, place in (
         ("outputs", config["outputs"], folder),
@@ -212,71 +215,71 @@ def check_output_folders(config: Mapping[str, Any]) -> None:
         except UnwritableError as error:
             runs = folder.glob("*") if os.path.isdir(folder) else ()
             if not any(RunFolder(path).is_finished(config) for path in runs):
-                raise UserError(f"{key}={value}: {error}; give a folder that can be written") from error
+                raise UserError(f"{key}={value}: {error}; choose a writable folder") from error
 
 
 def run(
-    parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler | None = None, began: float | None = None
+    parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler | None = None, started_at: float | None = None
 ) -> int:  # fmt: skip
-    """Do what `config` (resolved, plain) asks for and leave it in the run folder; returns the exit code. interrupt:
-    what listens to signals already, None where nothing does; began: when the parts began to be loaded, in seconds of
-    `time.time`, None for now.
+    """Solve the problems of `config` (resolved, plain) and write the results to the run folder; returns the exit code.
+    interrupt: an installed signal handler, None to install one; started_at: when loading the parts started, in seconds
+    of `time.time`, None for now.
 
-    Any number of processes, on any machines that see the folder, may do so at once: they share the batches.
+    Any number of processes on machines that share the folder may do so at once: they share the batches.
     """
-    began = time.time() if began is None else began
+    started_at = time.time() if started_at is None else started_at
     if interrupt is not None:
-        return _run(parts, config, interrupt, began)
+        return _run(parts, config, interrupt, started_at)
     interrupt = SignalHandler()
     with interrupt.installed():
-        code = _run(parts, config, interrupt, began)
+        code = _run(parts, config, interrupt, started_at)
     interrupt.forward()
     return code
 
 
-def _run(parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler, began: float) -> int:
+def _run(parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler, started_at: float) -> int:
     with preparing():
-        work = prepare(parts, config)
+        prepared = prepare(parts, config)
     interrupt.check()
-    folder, names, batches = work.folder, work.names, work.batches
+    folder, names, batches = prepared.folder, prepared.names, prepared.batches
     try:
         check_writable(folder.path)
     except UnwritableError as error:
-        return _shown(work, error)
+        return _show_finished(prepared, error)
     process, logger = Process.current(), SafeLogger(parts.logger)
-    claims = Leases(folder.path / LEASE_FOLDER, config["lease"]["duration"], process)
+    leases = Leases(folder.path / LEASE_FOLDER, config["lease"]["duration"], process)
 
-    def solve(name: str, claim: Lease) -> None:
-        first, asked = batch_span(name).start, retry.drop_failed(batches[name])
+    def solve(name: str, lease: Lease) -> None:
+        first, batch = batch_span(name).start, retry.drop_failed(batches[name])
 
-        def attempt(start: int, stop: int, told: Sequence[str]) -> None:
-            part, path = asked[start:stop], folder.checkpoint_path(batch_name(first + start, stop - start))
+        def attempt(start: int, stop: int, warnings: Sequence[str]) -> None:
+            part, path = batch[start:stop], folder.checkpoint_path(batch_name(first + start, stop - start))
             every = config["checkpoint"]["every"]
-            solve_batch(work.solver, part, folder, path, every, interrupt, claim, bar, logger, told)
+            solve_batch(prepared.solver, part, folder, path, every, interrupt, lease, bar, logger, warnings)
 
-        retry(asked, attempt)
+        retry(batch, attempt)
         folder.remove_checkpoints(name)
-        page()
+        refresh_page()
 
     def refresh() -> None:
         folder.collect(names, "running", "", parts.task.summarize)
         write_page(folder.path)
 
     state, reason, code = "running", "", DONE
-    note = partial(folder.write_attempt, process, began, preparation_seconds=time.time() - began)
+    write_attempt = partial(folder.write_attempt, process, started_at, preparation_seconds=time.time() - started_at)
     try:
         folder.repair(names)
-        folder.clear_failures(names, claims.is_active)
+        folder.clear_failures(names, leases.is_active)
         folder.write_config(config)
-        folder.write_manifest(work.manifest)
-        note("running", "")
+        folder.write_manifest(prepared.manifest)
+        write_attempt("running", "")
         folder.collect(names, "running", "", parts.task.summarize)
-        logger.start(folder.path, dict(config), work.key, config["options"]["task"])
-        solved = sum(len(batch) for batch in batches.values() if work.done(batch))
-        with claims.announce(), progress(len(names), solved) as bar, BackgroundRefresh(refresh) as page:
-            retry = BatchRetry(folder, bar, parts.generator.device, work.solver.dtype_hint, process.name)
-            solve_shared(batches, work.done, claims, config["lease"]["wait_for_others"], solve, bar)
-            page.wait()
+        logger.start(folder.path, dict(config), prepared.key, config["options"]["task"])
+        solved = sum(len(batch) for batch in batches.values() if prepared.done(batch))
+        with leases.announce(), progress(len(names), solved) as bar, BackgroundRefresh(refresh) as refresh_page:
+            retry = BatchRetry(folder, bar, parts.generator.device, prepared.solver.dtype_hint, process.name)
+            solve_shared(batches, prepared.done, leases, config["lease"]["wait_for_others"], solve, bar)
+            refresh_page.wait()
         interrupt.check()
         state = "done"
     except RunStopped as stop:
@@ -290,62 +293,63 @@ def _run(parts: Parts, config: Mapping[str, Any], interrupt: SignalHandler, bega
             if state == "running" and (raised := sys.exception()) is not None:
                 state, reason = "failed", f"{type(raised).__name__}: {first_line(raised)}"
             logger.finish()
-            status = _collect(folder, names, process, note, state, reason, parts.task.summarize)
+            status = _collect(folder, names, process, write_attempt, state, reason, parts.task.summarize)
     if code == DONE and status["pending"]:
         code, reason = PENDING, f"{status['pending']} problems are left to other processes"
-    return _say(work, status, code, reason)
+    return _print_outcome(prepared, status, code, reason)
 
 
-def _shown(work: PreparedRun, refusal: UnwritableError) -> int:
+def _show_finished(prepared: PreparedRun, error: UnwritableError) -> int:
     """The exit code of a finished run whose folder cannot be written, such as another user's. Raises UserError if
-    something is left to do."""
-    damaged = {path.parent.name for path in work.folder.find_damage(work.names)}
-    left = [name for name in work.names if name in damaged or not work.folder.is_done(name)]
+    problems are left."""
+    folder, names = prepared.folder, prepared.names
+    damaged = {path.parent.name for path in folder.find_damage(names)}
+    left = [name for name in names if name in damaged or not folder.is_done(name)]
     if left:
-        raise UserError(f"{refusal}; {len(left)} of {len(work.names)} problems are not done there")
-    failures = work.folder.failures(work.names)
-    return _say(work, {"failures": failures, "failed": len(failures)}, DONE, "")
+        raise UserError(f"{error}; {len(left)} of {len(names)} problems are not done there")
+    failures = folder.failures(names)
+    return _print_outcome(prepared, {"failures": failures, "failed": len(failures)}, DONE, "")
 
 
-def _sized(
-    parts: Parts, answer: Solver, batch: int | Literal["auto"], folder: RunFolder, problems: int
+def _choose_batch_size(
+    parts: Parts, solver: Solver, batch: int | Literal["auto"], folder: RunFolder, problems: int
 ) -> tuple[int, MemoryPlan | None]:
-    """How many problems a batch has, and what was chosen by memory, None where nothing is left to it."""
+    """The batch size, and the memory plan, None if the configuration leaves nothing to it."""
     size = None if batch == "auto" else batch
     if size is not None and parts.generator.gradient_checkpointing != "auto":
         return size, None
-    known = size or folder.stored_batch_size()
-    chosen = plan_batch(parts, answer, known, problems)
-    return known or folder.store_batch_size(chosen.batch_size), chosen
+    fixed = size or folder.stored_batch_size()
+    plan = plan_batch(parts, solver, fixed, problems)
+    return fixed or folder.store_batch_size(plan.batch_size), plan
 
 
 def _collect(
-    folder: RunFolder, names: Sequence[str], process: Process, note: Callable[[str, str], None], state: str,
-    reason: str, summarise: Summarize,
+    folder: RunFolder, names: Sequence[str], process: Process, write_attempt: Callable[[str, str], None], state: str,
+    reason: str, summarize: Summarize,
 ) -> dict[str, Any]:  # fmt: skip
-    """The final status; where nothing can be written any more, what could be written before stays. Of a run that failed
-    before its first problem nothing stays."""
+    """The final status, also written to the run folder if that is possible. The folder of a run that failed before its
+    first problem is removed."""
     if state == "failed" and folder.is_unused(process):
         folder.remove()
         return {"failures": [], "failed": 0, "pending": len(names)}
     try:
-        status = folder.collect(names, state, reason, summarise)
-        note(status["state"], reason)
+        status = folder.collect(names, state, reason, summarize)
+        write_attempt(status["state"], reason)
         status["headline"] = write_page(folder.path)
     except UnwritableError:
         return {"failures": [], "failed": 0, "pending": len(names)}
     return status
 
 
-def _say(work: PreparedRun, status: Mapping[str, Any], code: int, reason: str) -> int:
-    """Print the last lines of a run; returns its exit code, which depends on the problems of this command."""
-    failures = [failure for failure in status["failures"] if failure["name"] in work.manifest.problems]
+def _print_outcome(prepared: PreparedRun, status: Mapping[str, Any], code: int, reason: str) -> int:
+    """Print the last lines of a run; returns its exit code, which only the problems of this command decide."""
+    failures = [failure for failure in status["failures"] if failure["name"] in prepared.manifest.problems]
     for failure in failures:
         print(f"failed: {failure['name']}: {failure['error']}", file=sys.stderr)
     if code == DONE:
         if headline := status.get("headline"):
             print(headline.replace("\u00a0", " "))
-        print(f"page: {(work.folder.path / 'index.html').resolve()}", flush=True)
+        print(f"page: {(prepared.folder.path / 'index.html').resolve()}", flush=True)
         return FAILED if failures else DONE
     print(reason, file=sys.stderr, flush=True)
     return code

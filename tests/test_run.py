@@ -129,7 +129,7 @@ def folder_of(path: Path) -> list[str]:
 def refused_by_name(outcome: Outcome, folder: Path, *said: str) -> None:
     """Exit code 2 and one line that says all this, which folder was begun otherwise, and what to do."""
     assert outcome.code == 2 and len(outcome.lines) == 1, outcome
-    for text in (*said, str(folder), "put back", "outputs="):
+    for text in (*said, str(folder), "restore", "outputs="):
         assert text in outcome.lines[0], (text, outcome.lines[0])
 
 
@@ -144,7 +144,7 @@ def test_other_images_behind_the_same_names_are_refused(cli: Cli, capfd: Capture
     os.utime(file, (1, 1))
     assert cli.here(capfd, *words).code == 0, "another time alone is the same image"
     Image.new("RGB", (20, 20), "black").save(file)
-    refused_by_name(cli.here(capfd, *words), cli.folder, f"{first}-fireboat: its image is another one")
+    refused_by_name(cli.here(capfd, *words), cli.folder, f"{first}-fireboat: its image changed")
     file.write_bytes(old)
     extra = file.with_name("extra.png")
     extra.write_bytes(old)
@@ -214,7 +214,7 @@ def test_weights_that_cannot_be_seen(cli: Cli, capfd: Capture, tmp_path: Path) -
     assert first.code == 0 and len(re.findall("classifier.extra_files=", first.out)) == 1
     assert "classifier.extra_files=" in (cli.folder / "index.html").read_text()
     torch.save(other, file)
-    refused_by_name(cli.here(capfd, *words), cli.folder, "classifier: it gives other logits")
+    refused_by_name(cli.here(capfd, *words), cli.folder, "classifier: its logits changed")
     named = replace(cli, outputs=tmp_path / "named")
     for weights, runs in ((one, 1), (one, 1), (other, 2)):
         torch.save(weights, file)

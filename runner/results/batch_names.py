@@ -1,4 +1,4 @@
-"""Names of batches, which consist of the positions of their problems."""
+"""Names of batches, by the positions of their problems."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def batch_name(start: int, count: int) -> str:
 
 
 def batch_span(name: str) -> range:
-    """The positions of a batch's problems, none where a name is no batch's: a folder may hold what others left there,
-    such as a file manager's notes or an editor's copies."""
-    found = BATCH_NAME.fullmatch(name)
-    return range(int(found[1]), int(found[2])) if found else range(0)
+    """The positions of a batch's problems, none for other names: a folder may hold foreign files, such as a file
+    manager's notes or an editor's copies."""
+    match = BATCH_NAME.fullmatch(name)
+    return range(int(match[1]), int(match[2])) if match else range(0)
 
 
 def batches_overlap(one: str, other: str) -> bool:
-    """Whether two batches share a problem: they were cut for different limits then, or in different sizes."""
+    """Whether two batches share a problem, as batches of different sizes or limits do."""
     a, b = batch_span(one), batch_span(other)
     return max(a.start, b.start) < min(a.stop, b.stop)

@@ -1,5 +1,4 @@
-"""Whether what a run folder holds of a problem is what was written: a result carries the digests of its files and of
-itself."""
+"""Integrity of the files of a problem: a result holds the digests of its files and of itself."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from classifier_lens.runner.files.atomic import DamagedFileError, read
 
-DIGEST_LENGTH = 16  # hexadecimal places of a digest: what is found is damage, not an adversary
+DIGEST_LENGTH = 16  # hexadecimal places of a digest: it detects damage, not an adversary
 RESULT_FILE, FAILURE_FILE = "result.json", "failure.json"
 
-# What reading a configuration raises for what is none: other types are an OSError, numbers of thousands of digits and
-# letters of other encodings a ValueError, and lists may be too deep.
+# Errors of reading an invalid configuration: numbers of thousands of digits and other encodings raise ValueError, lists
+# may be nested too deeply.
 YAML_ERRORS = (yaml.YAMLError, ValueError, OSError, RecursionError)
 
 Confidences = dict[str, float | None]
@@ -52,51 +51,51 @@ def add_file_digests(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def add_digest(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, as it will be read, with its digest."""
+    """A record, as it will be read from JSON, with its digest."""
     whole = json.loads(json.dumps(record))
     return {**whole, "digest": _of_record(whole)}
 
 
 def parse_with_digest(data: bytes) -> dict[str, Any]:
-    """A record without its digest. Raises DamagedFileError if it is not what was written."""
+    """A record without its digest. Raises DamagedFileError if it was changed."""
     record = parse_object(data)
     if record.pop("digest", None) != _of_record(record):
-        raise DamagedFileError("is not what was written")
+        raise DamagedFileError("was changed")
     return record
 
 
 def parse_result(data: bytes, name: str) -> dict[str, Any]:
-    """A problem's result from its file's content. Raises DamagedFileError if this is not what was written for it."""
+    """A problem's result from the content of its file. Raises DamagedFileError if it was changed."""
     record = parse_object(data)
     if record.get("name") != name or record.get("digest") != _of_record(record):
-        raise DamagedFileError("is not what was written")
+        raise DamagedFileError("was changed")
     _check(ProblemResult, record)
     return record
 
 
 def parse_line(data: bytes) -> dict[str, Any]:
-    """A line of a run's results. Raises DamagedFileError if this is no result, or not what was measured."""
+    """A line of results.jsonl. Raises DamagedFileError if it is no result or was changed."""
     record = parse_object(data)
     _check(ResultLine, record)
     if "digest" in record and record["digest"] != _of_record(record):
-        raise DamagedFileError("is not what was written")
+        raise DamagedFileError("was changed")
     return record
 
 
 def _check(kind: type[ResultLine], record: Mapping[str, Any]) -> None:
-    """Raises DamagedFileError if a record is none of this kind."""
+    """Raises DamagedFileError if a record does not have this form."""
     try:
         kind.model_validate(record, strict=True)
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DamagedFileError(f"is no result ({where}: {error.errors()[0]['msg']})") from error
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DamagedFileError(f"is no result ({key}: {error.errors()[0]['msg']})") from error
 
 
 def parse_failure(data: bytes, name: str) -> dict[str, Any]:
-    """Why a problem failed, from its file's content. Raises DamagedFileError if this is not what was written for it."""
+    """The failure of a problem from the content of its file. Raises DamagedFileError if it was changed."""
     record = parse_object(data)
     if record.get("name") != name or not isinstance(record.get("error"), str):
-        raise DamagedFileError("is not what was written")
+        raise DamagedFileError("was changed")
     return record
 
 
@@ -114,22 +113,23 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values, in which no key stands twice."""
+    """YAML of plain values without repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(names)) < len(names):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text of YAML says; references to other keys stay texts. Raises one of `YAML_ERRORS` for anything else."""
+    """The content of a YAML text; references to other keys remain texts. Raises one of `YAML_ERRORS` for invalid
+    YAML."""
     return yaml.load(text, Loader=_Loader)
 
 
 def parse_config(data: bytes) -> dict[str, Any]:
-    """A run's configuration. Raises DamagedFileError for anything else."""
+    """A run's configuration from the content of its file. Raises DamagedFileError for anything else."""
     try:
         value = parse_yaml(data.decode())
     except YAML_ERRORS as error:
@@ -140,8 +140,10 @@ def parse_config(data: bytes) -> dict[str, Any]:
 
 
 def find_damage(folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
-    """What is to be set aside of a problem's folder within a run folder, and why. What is done is read whole."""
-    if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):  # a link may lead to another problem's
+    """Damaged files of a problem's folder, with the reason of each. All files of a result are read in full."""
+    if place.is_symlink() or (
+        os.path.lexists(place) and not place.is_dir()
+    ):  # a link may point to another problem's folder
         yield place, "is no folder"
         return
     for file, check in ((RESULT_FILE, _check_result), (FAILURE_FILE, _check_failure)):
@@ -158,8 +160,7 @@ def _check_failure(folder: Path, place: Path) -> None:
 
 
 def _check_result(folder: Path, place: Path) -> None:
-    """Raises FileNotFoundError where there is no result, DamagedFileError where it or a file that it names is not
-    what was written."""
+    """Raises FileNotFoundError without a result, DamagedFileError if the result or one of its files was changed."""
     record = parse_result(read(place / RESULT_FILE), place.name)
     for path, digest in record["file_digests"].items():
         try:
@@ -169,13 +170,13 @@ def _check_result(folder: Path, place: Path) -> None:
         except DamagedFileError as error:
             raise DamagedFileError(f"{path} {error}") from error
         if not same:
-            raise DamagedFileError(f"{path} is not what was written")
+            raise DamagedFileError(f"{path} was changed")
 
 
 def _of_record(record: Mapping[str, Any]) -> str:
-    """The digest of a result, that itself and the seconds aside, in which equal runs differ."""
-    kept = {key: value for key, value in record.items() if key not in ("digest", "seconds")}
-    return _digest(json.dumps(kept, sort_keys=True).encode())
+    """The digest of a record, without its own digest and its seconds, in which equal runs differ."""
+    values = {key: value for key, value in record.items() if key not in ("digest", "seconds")}
+    return _digest(json.dumps(values, sort_keys=True).encode())
 
 
 def _digest(data: bytes) -> str:

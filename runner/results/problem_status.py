@@ -1,4 +1,4 @@
-"""What became of a run's problems, by their own files, each of which is read once as long as it stays the same."""
+"""Outcomes of a run's problems, from their files; unchanged files are read once."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def file_state(path: str) -> FileState | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one problem, one of the last three. file, state: what was read; compressed_result: its result, as
-    results.jsonl has it, compressed, since a run holds those of all its problems; failure: its name and error; damage:
-    why the file is not what was written."""
+    """The outcome of one problem: a result, a failure or damage. file, state: the file that was read;
+    compressed_result: its line of results.jsonl, compressed, since a run holds those of all problems; failure: name and
+    error; damage: the reason why the file is not valid."""
 
     file: str
     state: FileState
@@ -42,22 +42,22 @@ class Outcome:
 
 
 class Outcomes:
-    """What became of the problems of a run. folder: that holds a folder for each."""
+    """Outcomes of the problems of a run. folder: holds a folder per problem."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
         self._held: dict[str, Outcome] = {}
 
     def update(self, names: Iterable[str]) -> None:
-        """Look at these problems' files, and read those that are new or changed."""
+        """Read the files of these problems that are new or changed."""
         for name in names:
-            if (found := self._found(name)) is None:
+            if (current := self._current_file(name)) is None:
                 self._held.pop(name, None)
-            elif found != self._known(name):
-                self._held[name] = self._read(name, *found)
+            elif current != self._known_file(name):
+                self._held[name] = self._read(name, *current)
 
     def lines(self, names: Iterable[str]) -> Iterator[str]:
-        """The results of those that are solved."""
+        """The lines of results.jsonl of the solved problems."""
         held = (self._held.get(name) for name in names)
         return (
             zlib.decompress(one.compressed_result).decode()
@@ -66,12 +66,12 @@ class Outcomes:
         )
 
     def failures(self, names: Iterable[str]) -> list[Mapping[str, Any]]:
-        """Of those that failed."""
+        """Name and error of the failed problems."""
         held = (self._held.get(name) for name in names)
         return [outcome.failure for outcome in held if outcome is not None and outcome.failure is not None]
 
     def damage(self, names: Iterable[str]) -> dict[Path, str]:
-        """The files that cannot be trusted, and why."""
+        """Damaged files with the reason of each."""
         held = ((name, self._held.get(name)) for name in names)
         return {Path(self._folder, name, one.file): one.damage for name, one in held if one and one.damage}
 
@@ -80,14 +80,14 @@ class Outcomes:
         held = self._held.get(name)
         return held is not None and (held.compressed_result is not None or held.failure is not None)
 
-    def _found(self, name: str) -> tuple[str, FileState] | None:
-        """The file that counts: a result, also beside a failure."""
+    def _current_file(self, name: str) -> tuple[str, FileState] | None:
+        """The decisive file: a result, even if there is a failure too."""
         for file in (RESULT_FILE, FAILURE_FILE):
             if (state := file_state(f"{self._folder}/{name}/{file}")) is not None:
                 return file, state
         return None
 
-    def _known(self, name: str) -> tuple[str, FileState] | None:
+    def _known_file(self, name: str) -> tuple[str, FileState] | None:
         held = self._held.get(name)
         return None if held is None else (held.file, held.state)
 

@@ -61,7 +61,7 @@ def refused(own: Manifest, begun: Manifest, *texts: str) -> None:
     with pytest.raises(UserError) as error:
         own.check_compatible(begun, Path("outputs/uvce/x/0123"))
     line = str(error.value)
-    for text in (*texts, "outputs/uvce/x/0123", "put back", "outputs="):
+    for text in (*texts, "outputs/uvce/x/0123", "restore", "outputs="):
         assert text in line, (text, line)
     assert "\n" not in line
 
@@ -118,7 +118,7 @@ def test_another_network_is_told_by_its_answers() -> None:
     begun = manifest("a", answers=[-10.0, 0.0, 10.0])
     manifest("a", answers=[-10.1, 0.1, 10.1]).check_compatible(begun, Path("x"))  # another machine
     for other in ([-10.0, 1.0, 10.0], [-10.0, 0.0, 10.0, 0.0]):
-        refused(manifest("a", answers=other), begun, "classifier: it gives other logits")
+        refused(manifest("a", answers=other), begun, "classifier: its logits changed")
 
 
 def test_answers_are_of_one_image_that_is_always_the_same(tiny_classifier: TinyClassifier) -> None:
@@ -140,7 +140,7 @@ def test_an_answer_that_is_not_finite_is_none_and_stays_so(tiny_classifier: Tiny
     assert answers[2] is None and answers[:2] + answers[3:] == good[:2] + good[3:]
     again = Manifest.from_json(manifest("a", answers=answers).to_json().encode())
     manifest("a", answers=answers).check_compatible(again, Path("x"))
-    refused(manifest("a", answers=good), again, "classifier: it gives other logits")
+    refused(manifest("a", answers=good), again, "classifier: its logits changed")
     nothing = manifest("a", answers=[None] * 10)
     nothing.check_compatible(nothing, Path("x"))
 
@@ -150,7 +150,7 @@ def test_a_network_that_raises_an_error_is_named_in_one_line(tiny_classifier: Ti
         raise RuntimeError("no\nmore")
 
     broken.size, broken.name = 8, "classifier.target=x"  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"^classifier.target=x: fails on an image of noise.*RuntimeError: no\)"):
+    with pytest.raises(UserError, match=r"^classifier.target=x: fails on a fixed image of noise.*RuntimeError: no\)"):
         probe_logits(broken)  # type: ignore[arg-type]
 
 

@@ -31,7 +31,7 @@ def test_a_file_in_a_folders_place_is_told(tmp_path: Path, inner: str) -> None:
     (outputs / inner).touch()
     with pytest.raises(UserError) as raised:
         check_output_folders(config(outputs))
-    line = f"outputs={outputs}: {outputs / NAME}: cannot be written: Not a directory; give a folder that can be written"
+    line = f"outputs={outputs}: {outputs / NAME}: cannot be written: Not a directory; choose a writable folder"
     assert str(raised.value) == line
 
 
@@ -45,7 +45,7 @@ def test_a_file_in_a_folders_place_is_told(tmp_path: Path, inner: str) -> None:
 def test_a_place_that_takes_no_files_is_told(tmp_path: Path, outputs: str, reason: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing" / "folder")
-    with pytest.raises(UserError, match=f"{reason}; give a folder that can be written$"):
+    with pytest.raises(UserError, match=f"{reason}; choose a writable folder$"):
         check_output_folders(config(tmp_path / outputs))
 
 
