@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from classifier_lens.runner.paths import ROOT
+from classifier_lens.scripts.evaluate.estimates import psnr
 from classifier_lens.scripts.train.captioned_images import CaptionedImages
 from classifier_lens.scripts.train.tokenizer import train_tokenizer
 
@@ -105,7 +106,7 @@ def write_model_card(
     x = dataset.images[-256:].to(device)
     with torch.no_grad():
         y = pipe.vae.decode(encode_images(pipe.vae, x)).sample / 2 + 0.5
-    psnr = -10 * ((y.clamp(0, 1) - x / 255) ** 2).flatten(1).mean(dim=1).log10().mean().item()
+    mean_psnr = psnr(y.clamp(0, 1), x / 255).mean().item()
     sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("vae", "unet", "text_encoder")}
     batches = {"vae": cfg.vae.batch, "decoder": cfg.vae.batch, "unet": cfg.unet.batch}
     lines = [
@@ -115,7 +116,7 @@ def write_model_card(
         f"- Data: `{cfg.data}`, {len(dataset.captions):,} training images, seed {cfg.seed}",
         *[f"- {name} trained for {n:,} steps of {batches[name]}" for name, n in steps.items()],
         f"- Command of the last run: `python scripts/train/generator.py {' '.join(arguments)}`",
-        f"- Autoencoder on 256 of its training images: {psnr:.1f} dB PSNR",
+        f"- Autoencoder on 256 of its training images: {mean_psnr:.1f} dB PSNR",
         "", "Measured quality: `docs/results/`. License: Apache-2.0, as this repository.", "",
     ]  # fmt: skip
     (ROOT / cfg.out / "README.md").write_text("\n".join(lines))
