@@ -105,7 +105,7 @@ def _composed(
 
 
 def _target(target: str, names: Sequence[str]) -> str | list[str]:
-    """A class also where it is called like a rule."""
+    """The target, as a class also if its name is that of a rule."""
     return [target] if target in names and target in TARGET_RULES else target
 
 
@@ -182,7 +182,7 @@ def _as_it_was(classifier: object) -> Iterator[None]:
     finally:
         for module, mode, buffers in modes:
             module.training = mode
-            for name, buffer in buffers.items():  # whoever moves or converts a module puts others in their place
+            for name, buffer in buffers.items():  # moving or converting a module replaces them
                 setattr(module, name, buffer)
         for parameter, trained, data in weights:
             parameter.requires_grad_(trained)

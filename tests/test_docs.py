@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
+import tokenize
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from itertools import product
 from pathlib import Path
 
@@ -227,3 +230,32 @@ def test_prose_uses_the_terms_of_the_field(document: Path) -> None:
     prose = re.sub(NOT_PROSE, "", document.read_text(), flags=re.DOTALL)
     found = re.findall(rf"\b(?:{'|'.join(DIALECT)})\b", prose, re.IGNORECASE)
     assert not found, sorted(set(found))
+
+
+CODE_FOLDERS = ("conf", "data", "models", "runner", "scripts", "tasks")
+# The same in docstrings and comments of code, apart from quoted values and names. There a function is called.
+CODE_DIALECT = (
+    *(word for word in DIALECT if "called" not in word), r"called so", r"answered", r"told", r"nobody", r"whoever",
+    r"excit\w+", r"maximis\w+", r"minimis\w+", r"initialis\w+", r"labell\w+", r"modell\w+", r"centre",
+    r"favour\w*", r"behaviour\w*", r"what is asked", r"looked for", r"hangs? on",
+)  # fmt: skip
+QUOTED = r"`[^`]*`|\"[^\"]*\""
+
+
+def code_prose(path: Path) -> str:
+    """The docstrings and comments of a module."""
+    source = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = [ast.get_docstring(n) or "" for n in ast.walk(ast.parse(source)) if isinstance(n, documented)]
+    tokens = tokenize.generate_tokens(StringIO(source).readline)
+    return "\n".join([*docstrings, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
+
+
+@pytest.mark.parametrize("folder", CODE_FOLDERS)
+def test_docstrings_and_comments_use_the_terms_of_the_field(folder: str) -> None:
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        prose = re.sub(QUOTED, "", code_prose(path))
+        if words := re.findall(rf"\b(?:{'|'.join(CODE_DIALECT)})\b", prose, re.IGNORECASE):
+            found[name(path)] = sorted(set(words))
+    assert not found

@@ -68,7 +68,7 @@ class ResultWarnings:
         return found
 
     def _undrawn(self, name: str) -> list[str]:
-        """Whether a class is none of the few that the generator draws."""
+        """A warning if a class is none of the few that the generator knows."""
         known = self.generator.known_classes
         if known is None or name.lower() in known:
             return []

@@ -164,7 +164,7 @@ def compute_results(setting: Setting, classifier: str, overrides: tuple[str, ...
 def run_problems(parts: Parts, config: dict[str, Any], problems: Sequence[Any]) -> tuple[Result, ...]:
     """The runner's results for problems; results of an earlier process are read, not computed again.
 
-    Exits with the run's code if it is told to stop. Raises UserError if problems have no result, as on a full disk.
+    Exits with the run's code if a signal stops it. Raises UserError if problems have no result, as on a full disk.
     """
     with redirect_stdout(sys.stderr):
         code = run(replace(parts, task=FixedProblemsTask(parts.task, problems)), config)
