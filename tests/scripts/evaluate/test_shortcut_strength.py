@@ -69,7 +69,7 @@ def test_a_bias_is_the_share_of_a_prompts_pictures_that_show_the_cue(
     found = shortcut_strength.bias_cue_share(setting, 3, 0.5)
     assert found.value == 0.5
     assert found.note.startswith(
-        "class seen in 0.0 %, activation score 75.0 %, of the name 25.0 %; recall with the cue"
+        "class seen in 0.0 %, activation score 75.0 %, of the class name 25.0 %; recall with the cue"
     )
     given[0] = given[2]
     assert math.isnan(shortcut_strength.bias_cue_share(setting, 3, 0.5).value)
