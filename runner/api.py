@@ -1,4 +1,4 @@
-"""Ask one question from Python: what must this image look like to be predicted as something else?"""
+"""A visual counterfactual of one image, from Python."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from classifier_lens.tasks.uvce import Uvce
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """A counterfactual and what the classifier says of it.
+    """A counterfactual with its measurements.
 
-    image, original: (3, h, w) in [0, 1]; mask: (1, h, w), the editable region; success: whether the image
-    is predicted as the target; confidences: by class name; loss: the terms at the best step, before their weights.
+    image: the counterfactual in [0, 1]; mask: the editable region; success: whether the prediction changes to the
+    target; confidences: by class name; loss: the terms at the best step, before their weights.
     """
 
     image: Float[Tensor, "3 h w"]
@@ -51,55 +51,55 @@ def explain(
     image: object, classifier: Classifier | nn.Module | Callable[[Tensor], Tensor], label: str, target: str,
     caption: str | None = None, overrides: Sequence[str] = (), labels: Sequence[str] | None = None, **settings: Any,
 ) -> Counterfactual:  # fmt: skip
-    """A visual counterfactual of one image. Progress, and where inverted images are kept, is printed.
+    """A visual counterfactual of one image. Prints progress and the folder that stores inverted images.
 
     image: a Pillow image, a NumPy array or a tensor, see `data.in_memory.to_image_tensor`;
     classifier: a network, any module or function that maps normalized images (b, 3, size, size) to logits (b, k); or
-    one that has its names and its preparation: `models.classifier.loaders` loads them;
-    label: what the image shows, one of the names; target: what it should be predicted as, or a rule as `confusion`;
-    caption: must contain the label, a template writes one if it is None;
+    one with class names and preprocessing, as `models.classifier.loaders` returns;
+    label: the class that the image shows; target: the class that should be predicted, or a rule such as `confusion`;
+    caption: has to contain the label; None for one from a template;
     overrides: as on the command line, such as `optimizer.steps=10`;
-    labels: of a network, the names in the order of the logits; settings: of a network, `size`, `mean`, `std` and what
-    else conf/classifier/callable.yaml has, with its defaults. A network is left in the mode in which it was.
+    labels: of a network, the class names in the order of the logits; settings: of a network, `size`, `mean`, `std` and
+    the other keys of conf/classifier/callable.yaml, with its defaults. A network keeps its modes and weights.
 
-    Raises UserError for bad input, RuntimeError if the loss is not finite, NonFiniteError for
-    what is measured at last.
+    Raises UserError for bad input, RuntimeError if the loss is not finite, NonFiniteError if a measured value is not
+    finite.
     """
-    shown = to_image_tensor(image)
-    named = {"label": label, "target": target} | ({} if caption is None else {"caption": caption})
-    for key, name in (named | {f"overrides[{i}]": word for i, word in enumerate(overrides)}).items():
-        if not isinstance(name, str):
-            raise UserError(f"{key}={name!r}: is of type {type(name).__name__}; wanted is a text")
-    with _as_it_was(classifier), _settled():
-        known, config = _composed(classifier, labels, target, overrides, settings)
-        data = SingleImageDataset(Example("picture", lambda: shown, label, caption))
+    pixels = to_image_tensor(image)
+    texts = {"label": label, "target": target} | ({} if caption is None else {"caption": caption})
+    for key, text in (texts | {f"overrides[{i}]": word for i, word in enumerate(overrides)}).items():
+        if not isinstance(text, str):
+            raise UserError(f"{key}={text!r}: is of type {type(text).__name__}; give a text")
+    with _restored(classifier), _default_torch_state():
+        image_classifier, config = _compose(classifier, labels, target, overrides, settings)
+        data = SingleImageDataset(Example("image", lambda: pixels, label, caption))
         with progress(1, 0) as bar:
-            bar.start_batch(["picture"])
+            bar.start_batch(["image"])
             if folder := config["cache"]["folder"]:
-                bar.message(f"inverted images are kept in {Path(folder).resolve()}")
+                bar.message(f"inverted images are stored in {Path(folder).resolve()}")
             bar.set_phase("preparing")
-            return _explain(build(config, classifier=known, data=data), data, config, bar)
+            return _explain(build(config, classifier=image_classifier, data=data), data, config, bar)
 
 
-def _composed(
+def _compose(
     classifier: Any, labels: Sequence[str] | None, target: str, overrides: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier with its names and its preparation, and the configuration that goes with it."""
-    ready = all(
+    """The classifier with class names and preprocessing, and its configuration."""
+    is_complete = all(
         hasattr(classifier, name) for name in ("labels", "size", "digest", "fingerprint", "forward_with_activations")
     )
-    if ready and (labels is not None or settings):
-        raise UserError(f"{', '.join(['labels', *settings])}: given with a classifier that has its own; leave them out")
-    if ready:
+    if is_complete and (labels is not None or settings):
+        raise UserError(f"{', '.join(['labels', *settings])}: the classifier has its own; leave them out")
+    if is_complete:
         words = _words(getattr(classifier, "domain", None), overrides)
         return classifier, compose_config(words, {"task.target": _target(target, classifier.labels)})
     if labels is None or isinstance(labels, (str, Path)):
         raise UserError("labels: a network needs the names of its classes, a list in the order of the logits")
     names = list(read_labels(labels))
-    given: dict[str, object] = {"task.target": _target(target, names)}
-    given |= {"classifier.target": "in memory", "classifier.labels": names}
-    given |= {f"classifier.{key}": value for key, value in settings.items()}
-    config = compose_config(["classifier=callable", *_words(settings.get("domain"), overrides)], given)
+    values: dict[str, object] = {"task.target": _target(target, names)}
+    values |= {"classifier.target": "in memory", "classifier.labels": names}
+    values |= {f"classifier.{key}": value for key, value in settings.items()}
+    config = compose_config(["classifier=callable", *_words(settings.get("domain"), overrides)], values)
     node = {key: value for key, value in config["classifier"].items() if key != "_target_"}
     return callable_classifier(**{**node, "target": classifier}), config
 
@@ -110,11 +110,13 @@ def _target(target: str, names: Sequence[str]) -> str | list[str]:
 
 
 def _words(domain: str | None, overrides: Sequence[str]) -> list[str]:
-    """The overrides, with the domain that the classifier names, unless they choose one or it names none."""
+    """The overrides, with the classifier's domain unless they select one or it has none."""
     if classifiers := [word for word in overrides if word.startswith("classifier=")]:
-        raise UserError(f"overrides: {classifiers[0]}; the classifier is given as an object")
-    own = [] if domain is None or any(word.startswith("domain=") for word in overrides) else [f"domain={domain}"]
-    return [*own, "logger=none", *overrides]
+        raise UserError(f"overrides: {classifiers[0]}; is not allowed, since the classifier is given as an object")
+    domain_words = (
+        [] if domain is None or any(word.startswith("domain=") for word in overrides) else [f"domain={domain}"]
+    )
+    return [*domain_words, "logger=none", *overrides]
 
 
 def _explain(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any], bar: Progress) -> Counterfactual:
@@ -153,9 +155,9 @@ def _explain(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any], 
 
 
 @contextmanager
-def _settled() -> Iterator[None]:
-    """PyTorch as a run finds it, whatever the caller has set: gradients, float32, no autocast, tensors on the CPU;
-    afterwards the caller's settings and random numbers are there again."""
+def _default_torch_state() -> Iterator[None]:
+    """PyTorch with the defaults of a run: gradients, float32, no autocast, tensors on the CPU; afterwards the caller's
+    settings and random state are restored."""
     default = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.callback(torch.set_default_dtype, default)
@@ -170,8 +172,8 @@ def _settled() -> Iterator[None]:
 
 
 @contextmanager
-def _as_it_was(classifier: object) -> Iterator[None]:
-    """A module has its modes, what of it is trained, its number format and its device again afterwards."""
+def _restored(classifier: object) -> Iterator[None]:
+    """Restores a module's modes, trainable parameters, number format and device afterwards."""
     if not isinstance(classifier, nn.Module):
         yield
         return

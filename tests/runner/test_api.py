@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from classifier_lens.models.classifier.loaders.user_network import callable_classifier
-from classifier_lens.runner.api import Counterfactual, _as_it_was, explain
+from classifier_lens.runner.api import Counterfactual, _restored, explain
 from classifier_lens.runner.types import UserError
 from tests.cli import Cli
 
@@ -57,7 +57,7 @@ def test_a_module_and_a_function_in_memory(ask: Ask, cli: Cli, capfd: pytest.Cap
     assert own.training and own[2].training, "its modes are its own"
     assert [p.requires_grad for p in own.parameters()] == [False, True, True, True]
     out = capfd.readouterr().out
-    assert out.count(f"inverted images are kept in {cli.outputs / 'cache'}") == 3 and out.count("step 1/1") == 3
+    assert out.count(f"inverted images are stored in {cli.outputs / 'cache'}") == 3 and out.count("step 1/1") == 3
     assert all(set(answer.confidence_after) >= {"disc", "square"} for answer in answers)
     assert torch.equal(answers[0].image, answers[2].image)
 
@@ -75,7 +75,7 @@ def test_weights_and_buffers_come_back_to_the_bit() -> None:
     own = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
     own.state_dict()["1.running_mean"].add_(1 / 3)
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    with _as_it_was(own):
+    with _restored(own):
         own.float().eval()
     assert own.training and all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
     assert all(value.dtype == before[name].dtype for name, value in own.state_dict().items())
@@ -146,9 +146,9 @@ def test_a_classifier_without_a_domain(ask: Ask) -> None:
         ({"labels": "names.txt"}, "^labels: a network needs the names"),
         ({"labels": set(NAMES), "size": 16}, "classifier.labels: is a set; wanted is a list of names, in the order"),
         ({"labels": Path("names.txt")}, "^labels: a network needs the names"),
-        ({"labels": NAMES, "size": 16, "caption": 3}, "caption=3: is of type int; wanted is a text"),
+        ({"labels": NAMES, "size": 16, "caption": 3}, "caption=3: is of type int; give a text"),
         ({"labels": NAMES, "size": 16, "overrides": [None]}, r"overrides\[\d+\]=None: is of type NoneType"),
-        ({"labels": NAMES, "size": 16, "target": "disc"}, "task.target=disc: is the class of picture already"),
+        ({"labels": NAMES, "size": 16, "target": "disc"}, "task.target=disc: is the class of image already"),
         ({"labels": NAMES, "size": 16, "mean": 0.5}, "classifier.mean=0.5: allowed are lists"),
         ({"labels": NAMES, "sise": 16}, "classifier.sise: no such key; classifier has .*size"),
         ({"labels": NAMES[:2], "size": 16}, "classifier=Sequential: output size 3 does not match its 2 labels"),
@@ -165,7 +165,7 @@ def test_what_is_missing_or_wrong_is_one_line(ask: Ask, given: dict[str, Any], m
 
 def test_names_beside_a_ready_classifier_are_refused(ask: Ask) -> None:
     ready = callable_classifier(network(), NAMES, 16, [0] * 3, [1] * 3, "bilinear", None)
-    with pytest.raises(UserError, match="labels, size: given with a classifier that has its own"):
+    with pytest.raises(UserError, match="labels, size: the classifier has its own"):
         ask(ready, labels=NAMES, size=16)
 
 
