@@ -12,7 +12,7 @@ from tests.cli import Cli
 from tests.wandb_file import OfflineRun, read_offline
 
 STEPS = 3
-PICTURES = ("original", "start", "result", "mask", "difference")
+LABELS = ["Original", "Initialization", "Counterfactual", "Absolute difference", "Editable region (white)"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def whole(run: OfflineRun, problems: int) -> None:
     curves = Counter(key.removesuffix("/step") for row in run.rows for key in row if key.endswith("/step"))
     assert len(curves) == problems and set(curves.values()) == {STEPS + 1}
     shown = [row[key] for row in run.rows for key in row if key.startswith("images/") and key.endswith(".captions")]
-    assert shown == [list(PICTURES)] * problems
+    assert shown == [LABELS] * problems
     assert run.rows[-1]["results.nrows"] == problems == run.summary["evaluated"] and run.exit_code == 0
 
 

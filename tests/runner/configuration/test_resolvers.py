@@ -30,7 +30,7 @@ class Labelled:
 @pytest.mark.parametrize(
     ("words", "target", "values"),
     [
-        ([], "planted.PlantedDataset", {"split": "train", "count": 20000}),
+        ([], "planted.dataset.PlantedDataset", {"split": "train", "count": 20000}),
         (["data=folder", "data.path=a"], "image_folder.ImageFolder", {"path": "a"}),
         (["data=folder", "data.path=a", "training.path=b"], "image_folder.ImageFolder", {"path": "b"}),
         (
@@ -136,7 +136,7 @@ def test_several_values_are_a_sweeps_alone() -> None:
 
 def test_images_of_another_world_are_refused() -> None:
     check_training_images(Labelled("cat", "Fiddler Crab"), Labelled(*CLASSES))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="training: its images show fiddler crab, .*none of .*cat, dog.*training.path="):
+    with pytest.raises(UserError, match="training: its classes are fiddler crab, .*none of .*cat, dog.*training.path="):
         check_training_images(Labelled("cat", "dog"), Labelled(*CLASSES))  # type: ignore[arg-type]
 
 
