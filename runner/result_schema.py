@@ -174,12 +174,13 @@ def _label(annotation: Any) -> Label | None:
 @dataclass(frozen=True)
 class ResultSchema:
     """What the results of a task hold. title: the task's full name; record: a typed dictionary of the values that the
-    task measures; summary: typed dictionaries of its summary and of the rows of its tables; images: the task's own, in
-    the order of a page, and common ones with another caption; series: the task's numbered images; images_by_record:
-    images whose names follow from the values of a result."""
+    task measures; rows: those of tables within it; summary: typed dictionaries of its summary and of the rows of its
+    tables; images: the task's own, in the order of a page, and common ones with another caption; series: the task's
+    numbered images; images_by_record: images whose names follow from the values of a result."""
 
     title: str
     record: type
+    rows: Sequence[type] = ()
     summary: Sequence[type] = ()
     images: Sequence[ImageField] = ()
     series: Sequence[ImageSeries] = ()
@@ -188,12 +189,12 @@ class ResultSchema:
     @cached_property
     def labels(self) -> dict[str, str]:
         """Labels of the values of a result."""
-        return field_labels(self.record, CommonRecord)
+        return field_labels(*self.rows, self.record, CommonRecord)
 
     @cached_property
     def summary_labels(self) -> dict[str, str]:
         """Labels of the values of the summary and of its tables."""
-        return field_labels(self.record, CommonRecord, SummaryFields, *self.summary)
+        return field_labels(*self.rows, self.record, CommonRecord, SummaryFields, *self.summary)
 
     def images_of(self, record: Record) -> list[ImageField]:
         """The images of a result in the order of a page. Those that are not declared come last, under their keys."""

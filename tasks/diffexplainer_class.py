@@ -32,6 +32,7 @@ from classifier_lens.runner.types import DISABLED_PROMPT_TO_PROMPT, CaptionEdit,
 from classifier_lens.tasks.analysis.activation_score import (
     BaselinePrompt,
     BaselinePromptRecord,
+    BaselinePrompts,
     RestartSummary,
     ScoreFields,
     best_restarts,
@@ -80,7 +81,8 @@ class ClassPromptSummary(TypedDict, total=False):
 RESULT_SCHEMA = ResultSchema(
     "Class explanations (DiffExplainer)",
     ClassPromptRecord,
-    [BaselinePromptRecord, ClassPromptSummary, RestartSummary],
+    rows=[BaselinePrompts, BaselinePromptRecord],
+    summary=[ClassPromptSummary, RestartSummary],
     images=[
         ImageField(RESULT.key, "Image of the optimized prompt"),
         ImageField(START.key, "Image of the initial prompt"),

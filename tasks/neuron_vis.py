@@ -90,7 +90,7 @@ class UnitSummary(TypedDict):
 
 
 RESULT_SCHEMA = ResultSchema(
-    "Unit visualization", UnitVisualizationRecord, [UnitSummary], images=[TRAINING_IMAGE, BEST_WORD_IMAGE]
+    "Unit visualization", UnitVisualizationRecord, summary=[UnitSummary], images=[TRAINING_IMAGE, BEST_WORD_IMAGE]
 )
 
 

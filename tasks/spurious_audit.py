@@ -127,7 +127,7 @@ class FeatureAuditSummary(TypedDict):
 RESULT_SCHEMA = ResultSchema(
     "Audit of spurious features",
     FeatureAuditRecord,
-    [FeatureAuditSummary, Agreement, AgreementRow, DeltaRow],
+    summary=[FeatureAuditSummary, Agreement, AgreementRow, DeltaRow],
     images=[
         ImageField(RESULT.key, "Image of the optimized prompt"),
         ImageField(START.key, "Image of the initial prompt"),

@@ -72,7 +72,10 @@ class UvceSummary(SummaryFields, total=False):
 
 
 RESULT_SCHEMA = ResultSchema(
-    "Visual counterfactuals (UVCE)", UvceRecord, [UvceSummary], images=[ImageField(RESULT.key, "Counterfactual")]
+    "Visual counterfactuals (UVCE)",
+    UvceRecord,
+    summary=[UvceSummary],
+    images=[ImageField(RESULT.key, "Counterfactual")],
 )
 
 

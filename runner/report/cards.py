@@ -111,7 +111,7 @@ def make_card(folder: Path, record: Mapping[str, Any], settings: Settings) -> Ca
         bars=confidence_bars(record, settings.names),
         charts=charts(record, target),
         loss=loss_terms(record.get("loss") or {}, settings.weights),
-        prompts=tables({PROMPTS: record[PROMPTS]}, settings.schema.summary_labels) if PROMPTS in record else [],
+        prompts=tables({PROMPTS: record[PROMPTS]}, settings.schema.labels) if PROMPTS in record else [],
         values=plain_values(record, settings.schema.labels, CARD_KEYS),
         tables=tables(record, settings.schema.labels, CARD_KEYS | {PROMPTS}),
         warnings=[str(warning) for warning in record.get("warnings") or []],

@@ -38,6 +38,13 @@ class BaselinePromptRecord(ScoreFields):
     comparison: Annotated[str, Label("Optimized prompt")]
 
 
+class BaselinePrompts(TypedDict):
+    """The baseline prompts of a class, by name."""
+
+    class_name: Annotated[BaselinePromptRecord, Label("Class name")]
+    caption: Annotated[BaselinePromptRecord, Label("Caption")]
+
+
 class RestartSummary(TypedDict):
     """A class in the summary: its best restart and the spread of all. Scores of baseline prompts are added by name."""
 
