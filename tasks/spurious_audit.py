@@ -45,17 +45,13 @@ from classifier_lens.tasks.analysis.activation_score import (
 )
 from classifier_lens.tasks.analysis.audit_set import AnnotationFields, annotation_of, audited_classes, audited_features
 from classifier_lens.tasks.analysis.label_agreement import (
-    CORE,
-    SPURIOUS,
-    UNDECIDED,
     Agreement,
     AgreementRow,
     DeltaRow,
     agreement,
-    bootstrap_interval,
     calibrate_delta,
-    verdict,
 )
+from classifier_lens.tasks.analysis.verdict import CORE, SPURIOUS, UNDECIDED, bootstrap_interval, verdict
 from classifier_lens.tasks.problems.image_problems import image_loader
 from classifier_lens.tasks.problems.problem_names import problem_seed, slug
 from classifier_lens.tasks.problems.prompt_problems import (

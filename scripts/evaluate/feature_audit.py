@@ -15,7 +15,8 @@ from classifier_lens.scripts.evaluate import estimates
 from classifier_lens.scripts.evaluate.estimates import Estimate
 from classifier_lens.scripts.evaluate.label_features import label_features
 from classifier_lens.scripts.evaluate.metric import Metric, Setting, compute_results, configure_run
-from classifier_lens.tasks.analysis.label_agreement import CORE, SPURIOUS, UNDECIDED, best_delta
+from classifier_lens.tasks.analysis.label_agreement import best_delta
+from classifier_lens.tasks.analysis.verdict import CORE, SPURIOUS, UNDECIDED
 
 CLEAN_NETWORKS = ("planted_clean", "planted_clean2")
 SHORTCUT_NETWORKS = ("planted_background_shortcut", "planted_background_shortcut2")

@@ -9,7 +9,7 @@ from classifier_lens.data.salient_imagenet import FeatureAnnotations
 from classifier_lens.runner.protocols import Classifier
 from classifier_lens.runner.result_schema import Label
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.analysis.label_agreement import CORE, SPURIOUS
+from classifier_lens.tasks.analysis.verdict import CORE, SPURIOUS
 from classifier_lens.tasks.prompts.target_rules import resolve_class_name
 from classifier_lens.tasks.units.activation_ranking import choose_units
 from classifier_lens.tasks.units.addressing import FEATURES, Ranking, Unit

@@ -1,4 +1,4 @@
-"""Verdicts of an audit and their agreement with human annotations: statistics of r, the object's share of an image."""
+"""Agreement of an audit's verdicts with human annotations, and the threshold δ calibrated on them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-import numpy as np
-from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from classifier_lens.runner.result_schema import Label, Record
 from classifier_lens.runner.types import UserError
+from classifier_lens.tasks.analysis.verdict import CORE, SPURIOUS
 
-CORE, SPURIOUS, UNDECIDED = "core", "spurious", "undecided"
 DELTAS = tuple(round(0.01 * i, 2) for i in range(31))  # of the curve over δ
 
 
@@ -44,24 +42,6 @@ class Agreement(TypedDict, total=False):
 
     agreement: Annotated[list[AgreementRow], Label("Agreement with human annotations")]
     delta_curve: Annotated[list[DeltaRow], Label("Agreement by threshold δ")]
-
-
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean; a point if all values are equal."""
-    if len(set(values)) == 1:
-        return values[0], values[0]
-    ends = bootstrap(
-        (np.asarray(values),), np.mean, n_resamples=2000, method="percentile", random_state=np.random.default_rng(0)
-    ).confidence_interval
-    return float(ends.low), float(ends.high)
-
-
-def verdict(low: float, high: float, delta: float) -> str:
-    """DiffExplainer, Eq. 6, for the interval of the mean of r: spurious below δ, core from δ on, undecided if it holds
-    δ."""
-    if high < delta:
-        return SPURIOUS
-    return CORE if low >= delta else UNDECIDED
 
 
 def balanced_accuracy(r: Sequence[float], annotations: Sequence[str], delta: float) -> float:

@@ -14,7 +14,7 @@ from classifier_lens.data.salient_imagenet import AnnotatedFeature, FeatureAnnot
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.result_schema import ResultImages
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.analysis.label_agreement import bootstrap_interval
+from classifier_lens.tasks.analysis.verdict import bootstrap_interval
 from classifier_lens.tasks.problems.prompt_problems import OBJECTIVES
 from classifier_lens.tasks.spurious_audit import (
     CLASS_REGION,
