@@ -379,7 +379,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "baseline": (["task.baseline=magic"], ["task.baseline=magic", "none, start_only, pixels, classifier_guidance, y"]),
     "attribute": (["task.mode=attribute"], ["task.mode=attribute", "zero-shot classifier"]),
     "mask": (["task.mask=nowhere.png"], ["task.mask=nowhere.png", "no such file"]),
-    "prompt": (["task.prompt='a {lable}'"], ["a {lable}", "{article} and {label}"]),
+    "prompt": (["task.class_name_prompt='a {lable}'"], ["a {lable}", "{article} and {label}"]),
     "side": (["generator.attention_maps.resolution=5"], ["generator.attention_maps.resolution=5", "4, 8"]),
     "resolution": (["generator.resolution=17"], ["generator.resolution=17", "multiples of 2"]),
     "weights": (["generator.path=nowhere"], ["generator.path=nowhere", "`python run.py` alone needs none"]),
