@@ -125,32 +125,32 @@ def _explain(parts: Parts, data: SingleImageDataset, config: Mapping[str, Any], 
         raise UserError(
             f"task={config['options']['task']}: explain() has the task uvce alone; start other tasks with run.py"
         )
-    answer = make_solver(parts)
+    solver = make_solver(parts)
     problems, _ = parts.task.problems(TaskInputs(data, parts.classifier, parts.generator, config["seed"], limit=1))
     if problems[0].error is not None:
         raise problems[0].error
-    answer.check(problems)
+    solver.check(problems)
     if parts.generator.gradient_checkpointing == "auto":
-        plan_batch(parts, answer, 1, 1)
-    batch = answer.initialize(problems)
+        plan_batch(parts, solver, 1, 1)
+    batch = solver.initialize(problems)
     state = loop.initial_state(batch.controls, batch.choice)
-    for latest in answer.optimize(batch, state):
+    for latest in solver.optimize(batch, state):
         state = latest
         if state.failures[0] is not None:
             raise RuntimeError(state.failures[0])
-        report_progress(state, problems, answer.settings.steps, bar, parts.logger)
-    found, reference = answer.results(batch, state), batch.reference
-    shown = (reference.original, found.start_images[:, 0], found.result_images[:, 0])
-    original, start, result = (quantize_8bit(images[0]) for images in shown)
-    measured = parts.task.measure(
-        problems[0], ResultImages(original, start, result, reference.mask[0]), parts.classifier
+        report_progress(state, problems, solver.settings.steps, bar, parts.logger)
+    results, reference = solver.results(batch, state), batch.reference
+    original, start, result = (
+        quantize_8bit(images[0])
+        for images in (reference.original, results.start_images[:, 0], results.result_images[:, 0])
     )
-    check_finite({**measured, "loss": found.losses[0]})
+    values = parts.task.measure(problems[0], ResultImages(original, start, result, reference.mask[0]), parts.classifier)
+    check_finite({**values, "loss": results.losses[0]})
     bar.advance(1)
     return Counterfactual(
-        image=result, original=original, mask=reference.mask[0], success=measured["success"],
-        confidence_before=measured["confidence_before"], confidence_after=measured["confidence_after"],
-        loss=dict(found.losses[0]), warnings=list(found.warnings[0]),
+        image=result, original=original, mask=reference.mask[0], success=values["success"],
+        confidence_before=values["confidence_before"], confidence_after=values["confidence_after"],
+        loss=dict(results.losses[0]), warnings=list(results.warnings[0]),
     )  # fmt: skip
 
 

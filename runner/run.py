@@ -92,25 +92,22 @@ def make_manifest(parts: Parts, problems: Sequence[Problem], total: int | None) 
 
 def make_solver(parts: Parts) -> Solver:
     """The solver of the task's `baseline`, with learning rates in the generator's scale."""
-    descent, scale = parts.optimizer, parts.generator.lr_scale
-    rates, ends = (
+    settings, scale = parts.optimizer, parts.generator.lr_scale
+    lr, min_lr = (
         None if values is None else {name: value * scale.get(name, 1.0) for name, value in values.items()}
-        for values in (descent.lr, descent.min_lr)
+        for values in (settings.lr, settings.min_lr)
     )
-    baseline = parts.baseline[parts.task.baseline]
-    chosen = baseline(parts.generator, parts.parametrization, replace(descent, lr=rates or {}, min_lr=ends))
-    doubts = ResultWarnings(parts.generator, parts.classifier)
-    formats = dtype_hint(parts.generator.dtype, parts.optimizer.autocast)
+    make_baseline = parts.baseline[parts.task.baseline]
     return Solver(
-        chosen,
+        make_baseline(parts.generator, parts.parametrization, replace(settings, lr=lr or {}, min_lr=min_lr)),
         parts.classifier,
         parts.task,
         parts.augment,
-        doubts,
+        ResultWarnings(parts.generator, parts.classifier),
         parts.safety_checker,
         parts.generator.device,
         parts.generator.prompt_to_prompt.with_overrides(parts.task.prompt_to_prompt),
-        formats,
+        dtype_hint(parts.generator.dtype, settings.autocast),
     )
 
 

@@ -78,10 +78,12 @@ def disks_are_not_waited_for() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def interrupts_arrive() -> None:
-    """A shell starts background jobs with SIGINT ignored, and so would the processes of tests that send it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_arrive() -> None:
+    """A shell starts background jobs with SIGINT ignored, `nohup` any process with SIGHUP ignored, and the tests that
+    send these signals would wait for their effect."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

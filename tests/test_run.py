@@ -336,8 +336,8 @@ def test_doubts_stand_in_the_record_and_are_said(cli: Cli, capfd: Capture) -> No
     outcome = cli.here(capfd, "limit=1", *still)
     assert outcome.code == 0
     (line,) = results(cli.folder)
-    assert any("hardly moved" in w or "no step improved" in w for w in line["warnings"])
-    assert any("the classifier calls the generator's" in w for w in line["warnings"])
+    assert any("hardly moved" in w or "no step is better" in w for w in line["warnings"])
+    assert any("the generator's image of" in w for w in line["warnings"])
     assert [f"  {line['name']}: {warning}" for warning in line["warnings"]] == [
         said for said in outcome.out.splitlines() if said.startswith(f"  {line['name']}: ")
     ]

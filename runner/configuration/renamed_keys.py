@@ -219,10 +219,15 @@ def renamed_unknown_key(key: str, renamed: Mapping[str, str] = KEYS) -> str | No
     return renamed_key(key, {**renamed, **KEYS_OF_ONE_TASK})
 
 
+def renamed_value(word: str) -> str | None:
+    """The error message about `key=value` of an existing key whose value was renamed, None for any other word."""
+    return f"{word}: this option was renamed to {OPTIONS[word]}" if word in OPTIONS else None
+
+
 def renamed_option(word: str) -> str | None:
     """The error message about `group=option` whose group or option was renamed, None for any other word."""
-    if word in OPTIONS:
-        return f"{word}: this option was renamed to {OPTIONS[word]}"
+    if (message := renamed_value(word)) is not None:
+        return message
     key, _, value = word.partition("=")
     new = new_name(key.replace("/", "."))
     return None if new is None else f"{word}: was renamed to {new.replace('.', '/') if '/' in key else new}={value}"

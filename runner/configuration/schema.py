@@ -22,7 +22,7 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, Strict
 from pydantic_core import PydanticCustomError
 
 from classifier_lens.runner.configuration.numeric_names import SourceTexts, restore_text, restore_texts
-from classifier_lens.runner.configuration.renamed_keys import KEYS, renamed_option, renamed_unknown_key
+from classifier_lens.runner.configuration.renamed_keys import KEYS, renamed_unknown_key, renamed_value
 from classifier_lens.runner.configuration.type_descriptions import (
     DEFAULT_RANGE,
     MAPPING_TYPES,
@@ -298,7 +298,7 @@ def _wrong(value: Any, annotation: Any, key: str, error: ValidationError) -> Vio
     if name is not None:
         names = next(fact.values for fact in split_annotated(get_args(split_annotated(annotation)[0])[0])[1])
         return Violation(key, f"{key}.{name}={format_value(value[name])}: unknown key; {suggest(name, names)}")
-    if (renamed := renamed_option(f"{key}={format_value(value)}")) is not None:
+    if (renamed := renamed_value(f"{key}={format_value(value)}")) is not None:
         return Violation(key, renamed)
     may_be_text = accepts_text(annotation) and isinstance(value, (bool, float, NONE_TYPE))
     quoted = f"'{format_value(value)}'"

@@ -25,7 +25,7 @@ class ResultWarnings:
 
     def __init__(self, generator: TextToImage, classifier: Classifier) -> None:
         self.generator, self.classifier = generator, classifier
-        self._tried: dict[tuple[str, int], int | None] = {}
+        self._predictions: dict[str, int | None] = {}
 
     def __call__(
         self,
@@ -34,77 +34,79 @@ class ResultWarnings:
         starts: Float[Tensor, "b 3 h w"],
         state: OptimizationState,
     ) -> list[list[str]]:
-        """One list per problem, empty where nothing is odd."""
-        away, unlike = preserved_distance(starts, reference), self._unlike(problems, reference)
-        found: list[list[str]] = []
+        """The warnings of each problem."""
+        distances, warnings = preserved_distance(starts, reference), self._mislabeled(problems, reference)
         for i, problem in enumerate(problems):
-            own = unlike[i]
-            if problem.load is not None and away[i] > MAX_START_RMS:
-                own.append(f"the start is far from the original: RMS {away[i]:.2f} where it should stay")
-            drawn = problem.prompt_check if self.generator.can_generate else None
-            if drawn is not None and (called := self._called(drawn)) != drawn[1]:
-                labels = self.classifier.labels
-                names = "nothing: its logits are not finite" if called is None else f"a {labels[called]}"
-                own.append(f"the classifier calls the generator's '{drawn[0]}' {names}")
-            own += (
-                [] if problem.prompt_check is None else self._undrawn(self.classifier.labels[problem.prompt_check[1]])
-            )
-            found.append([*own, *optimization_warnings(state, i)])
-        return found
+            if problem.load is not None and distances[i] > MAX_START_RMS:
+                warnings[i].append(
+                    f"the start is far from the original: RMS {distances[i]:.2f} in the preserved region"
+                )
+            if problem.prompt_check is not None:
+                warnings[i] += self._unknown_class(*problem.prompt_check)
+            warnings[i] += optimization_warnings(state, i)
+        return warnings
 
     @torch.no_grad()
-    def _unlike(self, problems: Sequence[Problem], reference: Reference) -> list[list[str]]:
-        """Of each problem whose image is said to show a class, what is predicted instead, if anything is."""
-        found: list[list[str]] = [[] for _ in problems]
+    def _mislabeled(self, problems: Sequence[Problem], reference: Reference) -> list[list[str]]:
+        """Per problem a warning if its given image is predicted as another class than its label."""
+        warnings: list[list[str]] = [[] for _ in problems]
         rows = [i for i, problem in enumerate(problems) if problem.load is not None and problem.label_index is not None]
         if not rows:
-            return found
-        shares = self.classifier(reference.original[rows]).logits.float().softmax(dim=1)
-        for i, share in zip(rows, shares, strict=True):
-            shows, predicted, labels = problems[i].label_index, int(share.argmax()), self.classifier.labels
-            if shows is not None and predicted != shows and share.isfinite().all():
-                told = f"{labels[predicted]} ({share[predicted]:.1%}), not {labels[shows]} ({share[shows]:.1%})"
-                found[i].append(f"the classifier predicts {told}, in the original image: check labels and preparation")
-        return found
+            return warnings
+        probabilities = self.classifier(reference.original[rows]).logits.float().softmax(dim=1)
+        names = self.classifier.labels
+        for i, p in zip(rows, probabilities, strict=True):
+            label, predicted = problems[i].label_index, int(p.argmax())
+            if label is not None and predicted != label and p.isfinite().all():
+                warnings[i].append(
+                    f"the original is predicted as {names[predicted]} ({p[predicted]:.1%}), not as its label "
+                    f"{names[label]} ({p[label]:.1%}): check labels and preprocessing"
+                )
+        return warnings
 
-    def _undrawn(self, name: str) -> list[str]:
-        """A warning if a class is none of the few that the generator knows."""
-        known = self.generator.known_classes
-        if known is None or name.lower() in known:
-            return []
-        return [
-            f"the generator draws {len(known)} classes alone, {', '.join(known)}, and '{name}' is none of them; "
-            f"domain=imagenet chooses one that draws anything"
-        ]
+    def _unknown_class(self, prompt: str, label: int) -> list[str]:
+        """Warnings if the generator cannot generate the class of a prompt, or if its image of the prompt is predicted
+        as another class."""
+        names, known = self.classifier.labels, self.generator.known_classes
+        warnings = []
+        if self.generator.can_generate and (predicted := self._prediction(prompt)) != label:
+            result = "gives logits that are not finite" if predicted is None else f"is predicted as {names[predicted]}"
+            warnings.append(f"the generator's image of '{prompt}' {result}")
+        if known is not None and names[label].lower() not in known:
+            warnings.append(
+                f"the generator was trained on {len(known)} classes alone, {', '.join(known)}; '{names[label]}' is not "
+                f"among them: choose a generator that knows it, such as domain=imagenet"
+            )
+        return warnings
 
-    def _called(self, claim: tuple[str, int]) -> int | None:
+    def _prediction(self, prompt: str) -> int | None:
         """The predicted class of an image of the prompt, None if its logits are not finite."""
-        if claim not in self._tried:
+        if prompt not in self._predictions:
             with torch.no_grad():
-                logits = self.classifier(self.generator.sample([claim[0]], [PROMPT_CHECK_SEED])).logits
-            self._tried[claim] = int(logits[0].argmax()) if logits.isfinite().all() else None
-        return self._tried[claim]
+                logits = self.classifier(self.generator.sample([prompt], [PROMPT_CHECK_SEED])).logits
+            self._predictions[prompt] = int(logits[0].argmax()) if logits.isfinite().all() else None
+        return self._predictions[prompt]
 
 
 def preserved_distance(images: Float[Tensor, "b 3 h w"], reference: Reference) -> list[float]:
     """Root mean square difference from the originals outside the editable region; 0 where all of it is."""
-    kept = 1 - reference.mask
-    squares = (kept * (images - reference.original).square()).mean(dim=1, keepdim=True).flatten(1).sum(dim=1)
-    values: list[float] = (squares / kept.flatten(1).sum(dim=1).clamp(min=1e-12)).sqrt().tolist()
+    preserved = 1 - reference.mask
+    squares = (preserved * (images - reference.original).square()).mean(dim=1, keepdim=True).flatten(1).sum(dim=1)
+    values: list[float] = (squares / preserved.flatten(1).sum(dim=1).clamp(min=1e-12)).sqrt().tolist()
     return values
 
 
 def optimization_warnings(state: OptimizationState, i: int) -> list[str]:
-    """Whether sample i's descent did anything, and whether it was done when it ended."""
+    """Warnings if the optimization of sample i improved hardly or was not finished."""
     total = [evaluation["total"][i] for evaluation in state.history]
     if len(total) < 2:
         return []
     best, last = int(state.best_step[i]), len(total) - 1
     if best == 0:
-        return ["no step improved on the start"]
+        return ["no step is better than the start"]
     if total[0] - total[best] < MIN_RELATIVE_DECREASE * abs(total[0]):
         return [f"the objective hardly moved: {total[0]:.3g} to {total[best]:.3g}"]
-    sure = "class_log_prob" in state.history[best] and state.history[best]["class_log_prob"][i] <= -math.log(
-        HIGH_CONFIDENCE
-    )
-    return [f"the last of {last} steps was the best: more of them may help"] if best == last and not sure else []
+    log_prob = state.history[best].get("class_log_prob")
+    is_confident = log_prob is not None and log_prob[i] <= -math.log(HIGH_CONFIDENCE)
+    unfinished = best == last and not is_confident
+    return [f"the best step is the last of {last}: more steps may improve the result"] if unfinished else []

@@ -1,4 +1,4 @@
-"""How far a scene is from the original where it should stay: one value per sample, zero for the original itself."""
+"""Distances of a scene from the original in the preserved region: one value per sample, 0 for the original."""
 
 from __future__ import annotations
 

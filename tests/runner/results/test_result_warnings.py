@@ -101,7 +101,7 @@ def test_a_start_far_from_the_original_is_doubted() -> None:
     problems = [problem(starts[0]), problem(starts[0]), problem(None)]  # the last was drawn: it has no original
     found = doubts()(problems, half_kept(3), starts, good(3))
     assert found == [
-        [f"the start is far from the original: RMS {MAX_START_RMS + 0.02:.2f} where it should stay"],
+        [f"the start is far from the original: RMS {MAX_START_RMS + 0.02:.2f} in the preserved region"],
         [],
         [],
     ]
@@ -121,7 +121,8 @@ def test_an_image_that_is_not_predicted_as_its_class_is_doubted() -> None:
     shown = [replace(p, label_index=shows) for p, shows in zip(asked, (other, predicted, other, None), strict=True)]
     wrong, *others = doubts()(shown, reference, torch.zeros(4, 3, 4, 4), good(4))
     assert len(wrong) == 1 and others == [[], [], []]
-    assert f"the classifier predicts {LABELS[predicted]} (" in wrong[0] and f"not {LABELS[other]} (" in wrong[0]
+    assert f"the original is predicted as {LABELS[predicted]} (" in wrong[0]
+    assert f"not as its label {LABELS[other]} (" in wrong[0]
 
 
 # --- the words -----------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def test_a_name_that_means_something_else_is_doubted() -> None:
     wrong = (right + 1) % len(LABELS)
     problems = [problem(prompt_check=(str(level), wrong)), problem(prompt_check=(str(level), right)), problem()]
     found = doubts()(problems, half_kept(3), torch.zeros(3, 3, 4, 4), good(3))
-    assert found == [[f"the classifier calls the generator's '0.6' a {LABELS[right]}"], [], []]
+    assert found == [[f"the generator's image of '0.6' is predicted as {LABELS[right]}"], [], []]
 
 
 def test_a_name_is_tried_once_and_always_with_the_same_seed() -> None:
@@ -152,7 +153,7 @@ def test_a_good_descent_is_not_doubted() -> None:
 
 
 def test_a_descent_that_found_nothing_better_is_doubted() -> None:
-    assert optimization_warnings(state_of([2.0], [3.0], [2.5], best=[0]), 0) == ["no step improved on the start"]
+    assert optimization_warnings(state_of([2.0], [3.0], [2.5], best=[0]), 0) == ["no step is better than the start"]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -169,7 +170,7 @@ def test_a_descent_that_hardly_moved_is_doubted(sign: float) -> None:
 
 def test_a_descent_that_was_still_falling_is_doubted() -> None:
     state = state_of([2.0], [1.5], [1.0], best=[2])
-    assert optimization_warnings(state, 0) == ["the last of 2 steps was the best: more of them may help"]
+    assert optimization_warnings(state, 0) == ["the best step is the last of 2: more steps may improve the result"]
 
 
 def test_without_steps_there_is_nothing_to_doubt() -> None:
@@ -180,7 +181,7 @@ def test_every_sample_has_its_own_doubts() -> None:
     state = state_of([2.0, 2.0, 2.0], [1.0, 3.0, 1.5], [1.5, 2.5, 1.0], best=[1, 0, 2])
     found = doubts()([problem()] * 3, half_kept(3), torch.zeros(3, 3, 4, 4), state)
     assert [len(own) for own in found] == [0, 1, 1]
-    assert "no step" in found[1][0] and "more of them" in found[2][0]
+    assert "no step" in found[1][0] and "more steps" in found[2][0]
 
 
 @pytest.mark.parametrize(("confidence", "doubted"), [(0.999, False), (0.98, True)])
@@ -199,4 +200,5 @@ def test_a_class_that_a_small_generator_does_not_draw_is_told() -> None:
         asked = doubts()
         asked.generator.known_classes = draws
         (notes,) = asked([problem(prompt_check=("0.6", wrong))], half_kept(1), torch.zeros(1, 3, 4, 4), good(1))
-        assert len([n for n in notes if f"draws 2 classes alone, a, b, and '{LABELS[wrong]}' is none" in n]) == told
+        line = f"trained on 2 classes alone, a, b; '{LABELS[wrong]}' is not among them"
+        assert len([note for note in notes if line in note]) == told

@@ -151,7 +151,7 @@ def test_shortcuts_are_selected_by_name_or_written_out() -> None:
         (["shortcuts={viaduct: {size: big}}"], "factor=size: allowed are background, prop, hue"),
         (["shortcuts={viaduct: {hue: pink}}"], "shortcuts.viaduct.hue=pink: allowed are red"),
         (["data=cifar10", "shortcuts=planted_hues"], "class=fiddler crab: allowed are airplane"),
-        (["data=cifar10", "data_path=nowhere"], "data.path=.*nowhere: neither"),
+        (["data=cifar10", "data_path=nowhere"], "data.path=.*nowhere: has neither"),
         (["data=fairface", "data_path=nowhere"], "nowhere/fairface_label_train.csv: No such file"),
     ],
 )
