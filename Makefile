@@ -21,7 +21,7 @@ install: $(STAMP) ## Create .venv/ with the versions of requirements.lock and th
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "PYTHON=$(PYTHON): $$($(PYTHON) --version 2>&1); wanted is Python 3.11 or newer, e.g. make $(MAKECMDGOALS) PYTHON=python3.11"; \
+	  echo "PYTHON=$(PYTHON): $$($(PYTHON) --version 2>&1); expected Python 3.11 or newer, e.g. make $(MAKECMDGOALS) PYTHON=python3.11"; \
 	  exit 2; }
 	@if [ -x $(PY) ]; then echo "Updating .venv/ to requirements.lock"; \
 	else echo "Creating .venv/ with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; fi

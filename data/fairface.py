@@ -29,10 +29,10 @@ def read_table(path: str | Path) -> TableRows:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         columns, rows = reader.fieldnames or (), list(reader)
     except csv.Error as error:
-        raise UserError(f"data.table={path}: not CSV text; wanted is {wanted}") from error
+        raise UserError(f"data.table={path}: not CSV text; expected {wanted}") from error
     if FILE_COLUMN not in columns or not rows:
         raise UserError(
-            f"data.table={path}: has {len(rows)} rows of {', '.join(columns) or 'nothing'}; wanted is {wanted}"
+            f"data.table={path}: has {len(rows)} rows of {', '.join(columns) or 'nothing'}; expected {wanted}"
         )
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():

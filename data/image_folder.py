@@ -128,7 +128,7 @@ def check_folder(path: str | Path | None, layout: str) -> Path:
         raise UserError(f"data.path is missing: give a folder of {layout}, e.g. data.path=images")
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.path={path}: no such folder; wanted is a folder of {layout}")
+        raise UserError(f"data.path={path}: no such folder; expected a folder of {layout}")
     return folder
 
 
@@ -147,7 +147,7 @@ def find_images(folder: Path, layout: str, *patterns: str) -> list[Path]:
     files = sorted(_visible_files(folder))
     images = [f for f in files if _is_image(f) and any(f.relative_to(folder).match(pattern) for pattern in patterns)]
     if not images:
-        raise UserError(f"data.path={folder}: contains no image; wanted are files {layout} ({', '.join(SUFFIXES)})")
+        raise UserError(f"data.path={folder}: contains no image; expected files {layout} ({', '.join(SUFFIXES)})")
     image_set = set(images)
     if ignored := [printable(str(f.relative_to(folder))) for f in files if f not in image_set]:
         more = f" and {len(ignored) - MAX_FILES_SHOWN} more" if len(ignored) > MAX_FILES_SHOWN else ""

@@ -72,7 +72,7 @@ def _existing_file(path: str | Path) -> tuple[str, Path]:
     path = Path(path).expanduser()
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else "no such file"
-        raise UnreadableImageError(f"data.path={path}: {reason}; wanted is {EXPECTED_FILE}")
+        raise UnreadableImageError(f"data.path={path}: {reason}; expected {EXPECTED_FILE}")
     return f"data.path={path}", path
 
 
@@ -107,7 +107,7 @@ def _open_image(key: str, source: Path | bytes) -> Iterator[Image.Image]:
         if isinstance(error, UserError):
             raise
         reason = first_line(error).replace(str(content), "the file")
-        raise UnreadableImageError(f"{key}: cannot be read ({reason}); wanted is {EXPECTED_FILE}") from error
+        raise UnreadableImageError(f"{key}: cannot be read ({reason}); expected {EXPECTED_FILE}") from error
 
 
 def _check_size(key: str, image: Image.Image) -> None:

@@ -15,7 +15,7 @@ INTERPOLATION_OVERSHOOT = 0.2  # interpolation may exceed [0, 1] by that much
 ROUNDING_TOLERANCE = 1e-5  # rounding may exceed [0, 1] by that much
 CHANNELS = (1, 3, 4)  # of gray, RGB and RGBA images
 
-_EXPECTED = "wanted is a Pillow image, or an array or tensor of uint8 or of floating-point numbers in [0, 1]"
+_EXPECTED = "expected a Pillow image, or an array or tensor of uint8 or of floating-point numbers in [0, 1]"
 
 
 def to_image_tensor(image: object, key: str = "image") -> Float[Tensor, "3 h w"]:

@@ -30,7 +30,7 @@ class FileSegmenter:
             raise UserError("segmenter.path is missing: give a folder of masks <name of the image>.png")
         self.folder = Path(path).expanduser()
         if not self.folder.is_dir():
-            raise UserError(f"segmenter.path={path}: no such folder; wanted is one of masks <name of the image>.png")
+            raise UserError(f"segmenter.path={path}: no such folder; expected one of masks <name of the image>.png")
         masks = sorted(self.folder.glob("*.png"))
         self.digest = hash_values([mask.name for mask in masks], hash_files(masks))
 
@@ -54,7 +54,7 @@ def read_mask(key: str, path: str | Path, size: tuple[int, int]) -> Float[Tensor
         UserError: the file is missing, not an image, not gray or of another size.
     """
     path = Path(path).expanduser()
-    wanted = f"wanted is a gray PNG of {size[1]} x {size[0]} pixels, the size of its image"
+    wanted = f"expected a gray PNG of {size[1]} x {size[0]} pixels, the size of its image"
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file; {wanted}")
     try:

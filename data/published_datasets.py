@@ -54,7 +54,7 @@ def cub(path: str | Path | None, split: Split, seed: Seed) -> LabeledFiles:
     try:
         files = [(folder / "images" / images[k], names[labels[k]]) for k in images if split_flags[k] == split_flag]
     except KeyError as error:
-        raise UserError(f"data.path={folder}: number {error} is missing in its tables; wanted is {_CUB}") from error
+        raise UserError(f"data.path={folder}: number {error} is missing in its tables; expected {_CUB}") from error
     return _labeled_files(files, list(names.values()), seed, "cub", folder)
 
 
@@ -73,7 +73,7 @@ def cars(path: str | Path | None, split: Split, seed: Seed) -> LabeledFiles:
     names = [str(name) for name in _read_matlab_vector(folder, "devkit/cars_meta.mat", "class_names", _CARS)]
     rows = _read_matlab_vector(folder, table, "annotations", _CARS)
     if not {"class", "fname"} <= set(rows.dtype.names or ()):
-        raise UserError(f"data.path={folder}: {table}: its annotations have no class and fname; wanted is {_CARS}")
+        raise UserError(f"data.path={folder}: {table}: its annotations have no class and fname; expected {_CARS}")
     numbers = _check_range(folder / table, [int(row["class"]) for row in rows], len(names))
     files = [(folder / f"cars_{split}" / str(row["fname"]), names[k - 1]) for row, k in zip(rows, numbers, strict=True)]
     return _labeled_files(files, names, seed, "cars", folder)
@@ -120,11 +120,11 @@ def _read_matlab_vector(folder: Path, name: str, variable: str, wanted: str) -> 
         with (folder / name).open("rb") as file:
             return np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
     except OSError as error:
-        raise UserError(f"data.path={folder}: {name}: {error.strerror}; wanted is {wanted}") from error
+        raise UserError(f"data.path={folder}: {name}: {error.strerror}; expected {wanted}") from error
     except (MatReadError, IndexError, ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"data.path={folder}: {name}: cannot be read ({first_line(error)})") from error
     except KeyError as error:
-        raise UserError(f"data.path={folder}: {name}: has no variable {variable}; wanted is {wanted}") from error
+        raise UserError(f"data.path={folder}: {name}: has no variable {variable}; expected {wanted}") from error
 
 
 def _check_range(file: Path, numbers: Sequence[int], count: int) -> list[int]:

@@ -86,13 +86,13 @@ def read_annotations(path: str | None, animate_classes: Sequence[IndexRange]) ->
     key = f"task.annotations.path={path or 'null'}"
     wanted = f"a CSV with the columns {', '.join(COLUMNS)}"
     if path is None or not Path(path).is_file():
-        raise UserError(f"{key}: no such file; wanted is {wanted}")
+        raise UserError(f"{key}: no such file; expected {wanted}")
     votes: dict[tuple[int, int], list[bool]] = defaultdict(list)
     ranks: dict[tuple[int, int], int] = {}
     with io.StringIO(read_text(key, path, wanted), newline="") as file:
         rows = csv.DictReader(file)
         if missing := [column for column in COLUMNS if column not in (rows.fieldnames or ())]:
-            raise UserError(f"{key}: has no column {', '.join(missing)}; wanted are {', '.join(COLUMNS)}")
+            raise UserError(f"{key}: has no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
         for row in rows:
             numbers = [row[column].strip() for column in COLUMNS[:3]]
             if not all(number.isdigit() for number in numbers) or row["Answer.main"] not in ANSWER_VALUES:

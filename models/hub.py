@@ -32,7 +32,7 @@ ALTERNATIVES = {
     "text_segmenter": "task=neuron_vis needs none: it shows units without saying whether they look at the object",
     "safety_checker": "safety_checker=none needs none: images are then shown unchecked",
 }
-EXPECTED_FORMAT = "wanted is a folder in transformers' layout with its weights"
+EXPECTED_FORMAT = "expected a folder in transformers' layout with its weights"
 
 
 def find_cached_file(what: str, repository: str, files: Iterable[str], revision: str | None) -> str | None:
@@ -95,7 +95,7 @@ def local_folder(
         absent = f"neither a folder nor, at {at}, in the hub's cache"
         if fetch_hint is not None:
             raise missing_weights_error(key, f"no weights ({absent})", fetch_hint) from error
-        how = fetch_command(f"hub/{path}", revision) if is_id else "wanted is a folder, or a hub id as owner/name"
+        how = fetch_command(f"hub/{path}", revision) if is_id else "expected a folder, or a hub id as owner/name"
         raise missing_weights_error(key, absent, how) from error
 
 

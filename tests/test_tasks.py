@@ -320,7 +320,7 @@ BAD = {
         "both need the same classes in the same order",
     ),
     "a component that is not computed": (("npca_cf", "task.components={viaduct:[64]}"), "allowed are 0 … 63"),
-    "a mask of another size": (("uvce", "task.mask={mask}"), "task.mask={mask}: 5 x 4 pixels; wanted is a gray PNG"),
+    "a mask of another size": (("uvce", "task.mask={mask}"), "task.mask={mask}: 5 x 4 pixels; expected a gray PNG"),
     "an attribute without CLIP": (("uvce", "task.mode=attribute"), "needs a zero-shot classifier"),
     "a prompt without a free token": (("diffexplainer_class", "task.prompt=a picture"), "needs free tokens, as *4"),
     "free tokens under guidance": (

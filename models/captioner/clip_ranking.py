@@ -71,5 +71,5 @@ def read_list(key: str, words: str | Sequence[str]) -> list[str]:
     if isinstance(words, str):
         words = read_lines(f"{key}={words}", words, "a list, or a text file of one per line")
     if not (entries := [word.strip() for word in words if word.strip()]):
-        raise UserError(f"{key}: is empty; wanted is a list, or a text file of one per line")
+        raise UserError(f"{key}: is empty; expected a list, or a text file of one per line")
     return entries

@@ -160,14 +160,14 @@ def load(
     """
     key = f"captioner.path={path}"
     if not caption_prompts:
-        raise UserError("captioner.caption_prompts: is empty; wanted is a list of prompts for a caption")
+        raise UserError("captioner.caption_prompts: is empty; expected a list of prompts for a caption")
     torch_dtype, torch_device = parse_dtype("captioner.dtype", dtype), parse_device("captioner.device", device)
     few_shot_examples = [read_few_shot_example(example) for example in examples]
     folder = local_folder(key, path, revision)
     with as_user_error(key):
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     if getattr(processor, "chat_template", None) is None:
-        raise UserError(f"{key}: has no chat template; wanted is a model that was trained to follow instructions")
+        raise UserError(f"{key}: has no chat template; expected a model that was trained to follow instructions")
     network = load_frozen(key, folder, AutoModelForImageTextToText, torch_dtype)
     chat = TransformersChatModel(network.to(torch_device), processor, max_new_tokens)
     return VlmCaptioner(chat, caption_prompts, objects_prompt, few_shot_examples, fallback)
@@ -183,7 +183,7 @@ def read_few_shot_example(example: Mapping[str, str]) -> FewShotExample:
             pixels = np.array(file.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
-            f"{key}: image={example['image']} cannot be read; wanted is a JPEG, PNG or WebP image"
+            f"{key}: image={example['image']} cannot be read; expected a JPEG, PNG or WebP image"
         ) from error
     image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
     return FewShotExample(image, example["label"], check_caption(example["caption"], example["label"], key))

@@ -159,9 +159,7 @@ def _check_shape(classifier: CheckableClassifier, values: Tensor, count: int) ->
     """Raises UserError unless the outputs are floating-point numbers of shape (images, labels)."""
     if not values.is_floating_point():
         dtype = str(values.dtype).removeprefix("torch.")
-        raise UserError(
-            f"{classifier.error_prefix}: its outputs are of type {dtype}; wanted are floating-point numbers"
-        )
+        raise UserError(f"{classifier.error_prefix}: its outputs are of type {dtype}; expected floating-point numbers")
     num_outputs = expected_num_outputs(classifier.output, len(classifier.labels))
     if values.shape == (count, num_outputs) or (classifier.output in BINARY_OUTPUTS and values.shape == (count,)):
         return
@@ -170,7 +168,7 @@ def _check_shape(classifier: CheckableClassifier, values: Tensor, count: int) ->
     else:
         mismatch = (
             f"output shape {tuple(values.shape)} does not match its {len(classifier.labels)} labels; "
-            f"wanted is ({count}, {num_outputs})"
+            f"expected ({count}, {num_outputs})"
         )
     raise UserError(f"{classifier.error_prefix}: {mismatch}")
 

@@ -133,7 +133,7 @@ def load(
 
 def _read_checkpoint(key: str, path: str) -> Any:
     """The content of a .pth file; code in it is not run. Raises UserError if it cannot be read."""
-    wanted = "wanted is the published .pth file, see `python scripts/fetch_weights.py list`"
+    wanted = "expected the published .pth file, see `python scripts/fetch_weights.py list`"
     if not Path(path).expanduser().is_file():
         raise missing_weights_error(f"segmenter.{key}={path}", "cannot be loaded (no such file)", wanted)
     try:

@@ -129,7 +129,7 @@ def _locate(path: str) -> Callable[..., Any]:
     except Exception as error:  # importing a user's module may raise anything
         raise UserError(f"cannot be found ({first_line(error)})") from error
     if not callable(target):
-        raise UserError("cannot be called; wanted is a function or a class")
+        raise UserError("cannot be called; expected a function or a class")
     return typing.cast(Callable[..., Any], target)
 
 

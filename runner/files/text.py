@@ -19,15 +19,15 @@ def read_text(key: str, path: str | Path, expected: str) -> str:
         with open_regular_file(Path(path).expanduser()) as file:
             data = file.read()
     except OSError as error:
-        raise UserError(f"{key}: {error.strerror}; wanted is {expected}") from error
+        raise UserError(f"{key}: {error.strerror}; expected {expected}") from error
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{key}: not UTF-8 text (line {line}), save it as UTF-8; wanted is {expected}") from error
+        raise UserError(f"{key}: not UTF-8 text (line {line}), save it as UTF-8; expected {expected}") from error
     if "\0" in text:
-        raise UserError(f"{key}: not UTF-8 text but binary data; wanted is {expected}")
+        raise UserError(f"{key}: not UTF-8 text but binary data; expected {expected}")
     return text
 
 

@@ -61,9 +61,9 @@ def test_the_digest_depends_on_column_order_and_files(faces: Path) -> None:
     ("table", "label", "classes", "message"),
     [
         (None, "age", None, r"data.table=.*: No such file"),
-        ("", "age", None, r"has 0 rows of nothing; wanted is a CSV file with a column `file`"),
+        ("", "age", None, r"has 0 rows of nothing; expected a CSV file with a column `file`"),
         (HEAD, "age", None, r"has 0 rows of file, age"),
-        ("name,age\nx,3", "age", None, r"has 1 rows of name, age; wanted is a CSV file with a column `file`"),
+        ("name,age\nx,3", "age", None, r"has 1 rows of name, age; expected a CSV file with a column `file`"),
         ("file,age\nval/1.jpg", "age", None, r"row 2 does not have 2 values"),
         ("file,age\nval/1.jpg,3-9,Male", "age", None, r"row 2 does not have 2 values"),
         ("file,age\nval/9.jpg,3-9", "age", None, r"val/9.jpg does not exist, but is listed in table.csv"),

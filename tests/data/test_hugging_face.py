@@ -137,7 +137,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "x")
     (folder / "test" / "crab" / "000.png").write_bytes(png(0)[:40])
     data = read(folder, 4, image_column="image", label_column="label")
-    with pytest.raises(UserError, match=r"^data.name=.*: image 0: cannot be read .* wanted is a complete image"):
+    with pytest.raises(UserError, match=r"^data.name=.*: image 0: cannot be read .* expected a complete image"):
         shown(data)
 
 

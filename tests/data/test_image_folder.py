@@ -97,7 +97,7 @@ def test_images_in_subfolders_belong_to_the_label(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.path=.*: contains no image; wanted are files <label>/<image>"):
+    with pytest.raises(UserError, match=r"data.path=.*: contains no image; expected files <label>/<image>"):
         ImageFolder(tmp_path, 0)
     save(tmp_path / "loose.png")
     with pytest.raises(UserError, match="contains no image"):

@@ -69,9 +69,9 @@ def test_the_digest_depends_on_order_and_files(tmp_path: Path) -> None:
 def test_wrong_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.path is missing"):
         ImageNet(None, 0)
-    with pytest.raises(UserError, match="no such folder; wanted is a folder of <n01440764 or class>/<image>"):
+    with pytest.raises(UserError, match="no such folder; expected a folder of <n01440764 or class>/<image>"):
         ImageNet(tmp_path / "absent", 0)
-    with pytest.raises(UserError, match="contains no image; wanted are files <n01440764 or class>/<image>"):
+    with pytest.raises(UserError, match="contains no image; expected files <n01440764 or class>/<image>"):
         ImageNet(tmp_path, 0)
     save(tmp_path / "n00000001" / "a.png")
     with pytest.raises(UserError, match="data.path: n00000001 is not an id of ImageNet's 1000 classes"):

@@ -71,7 +71,7 @@ def test_a_truncated_image_is_refused(
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(
-        UserError, match=rf"data.path=.*a\.{suffix}: cannot be read .* wanted is a complete image"
+        UserError, match=rf"data.path=.*a\.{suffix}: cannot be read .* expected a complete image"
     ) as error:
         read_image(path)
     assert "\n" not in str(error.value)

@@ -81,7 +81,7 @@ def test_exif_orientation_rotates() -> None:
         ((WANTED - 0.45) / 0.22, "before normalization"),
         (WANTED * 1.01, r"from 0 to 1.01; .*numpy.clip\(image, 0, 1\)"),
         (WANTED * 1.00004, "from 0 to 1.00004; "),
-        (torch.nested.nested_tensor([WANTED, WANTED]), "wanted is a Pillow image"),
+        (torch.nested.nested_tensor([WANTED, WANTED]), "expected a Pillow image"),
         (torch.full((3, 20, 20), float("nan")), "1200 of its values are NaN"),
         (np.full((20, 20), np.inf), "NaN or infinite"),
         (BYTES.astype(np.int64), "dtype int64"),

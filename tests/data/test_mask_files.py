@@ -27,7 +27,7 @@ def test_masks_are_read_by_the_name_of_the_image(tmp_path: Path) -> None:
     a, b = [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     assert segmenter(images, maps, ["crab"] * 2, ["a", "b-2"]).tolist() == [[a], [b]]
     assert segmenter(images, maps, ["crab"] * 2, ["b-2", "a"]).tolist() == [[b], [a]]
-    with pytest.raises(UserError, match="segmenter.path=.*c.png: no such file; wanted is a gray PNG of 3 x 2 pixels"):
+    with pytest.raises(UserError, match="segmenter.path=.*c.png: no such file; expected a gray PNG of 3 x 2 pixels"):
         segmenter(images, maps, ["crab"] * 2, ["a", "c"])
 
 
@@ -43,8 +43,8 @@ def test_wrong_masks_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes((save(tmp_path / "m.png", [[0] * 40] * 40)).read_bytes()[:60])
     (tmp_path / "text.png").write_text("no picture")
     cases = {
-        "m.png": "40 x 40 pixels; wanted is a gray PNG of 3 x 2 pixels", "colour.png": "its mode is RGBA; wanted",
-        "broken.png": "cannot be read; wanted", "text.png": "cannot be read; wanted", "none.png": "no such file",
+        "m.png": "40 x 40 pixels; expected a gray PNG of 3 x 2 pixels", "colour.png": "its mode is RGBA; expected",
+        "broken.png": "cannot be read; expected", "text.png": "cannot be read; expected", "none.png": "no such file",
     }  # fmt: skip
     for name, message in cases.items():
         with pytest.raises(UserError, match=message) as caught:

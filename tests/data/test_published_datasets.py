@@ -108,7 +108,7 @@ def test_missing_files_are_named_in_one_line(build: Build, tmp_path: Path) -> No
     WRITE[build](root)
     for path, split, message in (
         (None, "test", "data.path is missing: give a folder of .* as published"),
-        (tmp_path / "absent", "test", "no such folder; wanted is a folder of .* as published"),
+        (tmp_path / "absent", "test", "no such folder; expected a folder of .* as published"),
         (root, "exam", "data.split=exam: allowed are train, "),
     ):
         with pytest.raises(UserError, match=message):
@@ -136,7 +136,7 @@ def test_a_broken_or_missing_table_is_named(build: Build, table: str, message: s
         build(root, "test", 0)
     assert "\n" not in str(refused.value)
     (root / table).unlink()
-    error = rf"^data.path=.*: .*{Path(table).name}: No such file.*; wanted is .* as published"
+    error = rf"^data.path=.*: .*{Path(table).name}: No such file.*; expected .* as published"
     with pytest.raises(UserError, match=error):
         build(root, "test", 0)
 
@@ -147,7 +147,7 @@ def test_numbers_of_matlab_files_are_checked(tmp_path: Path) -> None:
     for split, number in (("train", 4), ("test", 0)):
         with pytest.raises(UserError, match=rf"setid.mat: has the number {number}; allowed are 1 … 3"):
             flowers(tmp_path, split, 0)
-    with pytest.raises(UserError, match="setid.mat: has no variable valid; wanted is"):
+    with pytest.raises(UserError, match="setid.mat: has no variable valid; expected"):
         flowers(tmp_path, "val", 0)
 
 

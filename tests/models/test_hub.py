@@ -49,7 +49,7 @@ def test_one_line_names_the_command_and_the_alternative(name: str) -> None:
 
 def test_no_command_is_given_for_an_invalid_id() -> None:
     for path in ("models/pretrained/nowhere", "/tmp/nowhere/else", "../nowhere"):
-        with pytest.raises(UserError, match="wanted is a folder, or a hub id as owner/name") as caught:
+        with pytest.raises(UserError, match="expected a folder, or a hub id as owner/name") as caught:
             local_folder("segmenter.path=x", path, None)
         assert "fetch_weights" not in str(caught.value)
 

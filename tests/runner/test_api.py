@@ -144,7 +144,7 @@ def test_a_classifier_without_a_domain(ask: Ask) -> None:
     [
         ({}, "^labels: a network needs the names"),
         ({"labels": "names.txt"}, "^labels: a network needs the names"),
-        ({"labels": set(NAMES), "size": 16}, "classifier.labels: is a set; wanted is a list of names, in the order"),
+        ({"labels": set(NAMES), "size": 16}, "classifier.labels: is a set; expected a list of names, in the order"),
         ({"labels": Path("names.txt")}, "^labels: a network needs the names"),
         ({"labels": NAMES, "size": 16, "caption": 3}, "caption=3: is of type int; give a text"),
         ({"labels": NAMES, "size": 16, "overrides": [None]}, r"overrides\[\d+\]=None: is of type NoneType"),

@@ -149,7 +149,7 @@ def test_a_mask_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     Image.fromarray(np.zeros((SIDE, SIDE + 1), np.uint8)).save(path)
     with pytest.raises(
-        UserError, match=rf"task\.mask={path}: 9 x 8 pixels; wanted is a gray PNG of 8 x 8 pixels"
+        UserError, match=rf"task\.mask={path}: 9 x 8 pixels; expected a gray PNG of 8 x 8 pixels"
     ) as caught:
         pose(task(mask=str(path)))
     assert "\n" not in str(caught.value)

@@ -200,7 +200,7 @@ def test_a_data_set_without_such_a_picture_is_refused_in_one_line(start: str, la
 def test_a_mask_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     Image.fromarray(np.zeros((SIDE + 2, SIDE), np.uint8)).save(path)
-    with pytest.raises(UserError, match=rf"task\.mask={path}: 8 x 10 pixels; wanted is a gray PNG of 8 x 8 pixels"):
+    with pytest.raises(UserError, match=rf"task\.mask={path}: 8 x 10 pixels; expected a gray PNG of 8 x 8 pixels"):
         pose(task(mask=str(path)))
 
 

@@ -190,7 +190,7 @@ def test_a_mask_that_the_user_drew_belongs_to_every_problem(tmp_path: Path) -> N
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     Image.new("L", (16, 17)).save(tmp_path / "m.png")
-    with pytest.raises(UserError, match=r"task\.mask=.*m\.png: 16 x 17 pixels; wanted is .* 16 x 16 pixels"):
+    with pytest.raises(UserError, match=r"task\.mask=.*m\.png: 16 x 17 pixels; expected .* 16 x 16 pixels"):
         pose(uvce(target="viaduct", mask=str(tmp_path / "m.png")), Given(example("rock crab")))
 
 

@@ -11,7 +11,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from classifier_lens.runner.files.text import read_lines
 from classifier_lens.runner.types import UserError
 
-WANTED = "wanted is a list of names, in the order of the outputs"
+WANTED = "expected a list of names, in the order of the outputs"
 MAX_CHARS_SHOWN = 60  # characters of an invalid name in an error
 
 # Two pairs of classes share a name in open_clip's list; one class of each pair gets another name from WordNet.

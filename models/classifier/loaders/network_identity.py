@@ -86,7 +86,7 @@ def track_identity(classifier: ImageClassifier, target: str, files: Sequence[str
                 sha.update(hashlib.file_digest(opened, "sha256").digest())
         except OSError as error:
             raise UserError(
-                f"classifier.extra_files={file}: {error.strerror}; wanted are files that can be read"
+                f"classifier.extra_files={file}: {error.strerror}; expected files that can be read"
             ) from error
     external_state = find_external_state(network)
     for name, value in external_state:

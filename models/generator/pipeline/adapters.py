@@ -21,7 +21,7 @@ from classifier_lens.models.hub import local_folder
 from classifier_lens.runner.types import UserError, first_line
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-WANTED = "wanted is an adapter that was trained on this UNet"
+WANTED = "expected an adapter that was trained on this UNet"
 # The two factors and the scale of an update, as PEFT, diffusers and Kohya's trainers name them.
 FACTOR_PATTERNS = {
     "down": re.compile(r"(.+?)\.(?:lora_A(?:\.default)?|lora_down|(?:lora\.|lora_linear_layer\.)?down)\.weight"),
@@ -128,7 +128,7 @@ def _scale(key: str, adapter: LoraAdapter, component: str, layer: str, update: L
         return adapter.scale(component, layer, update)
     except (TypeError, ValueError, AttributeError, re.error) as error:
         message = f"its settings of lora_alpha or alpha_pattern cannot be read ({first_line(error)})"
-        raise UserError(f"{key}: {message}; wanted are numbers") from error
+        raise UserError(f"{key}: {message}; expected numbers") from error
 
 
 def _file(key: str, path: Path) -> Path:
@@ -138,7 +138,7 @@ def _file(key: str, path: Path) -> Path:
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files[:5]) or "no file of safetensors"
-        raise UserError(f"{key}: holds {names}; wanted is {LORA_FILE}, or the path of one file")
+        raise UserError(f"{key}: holds {names}; expected {LORA_FILE}, or the path of one file")
     return files[0]
 
 
@@ -151,7 +151,7 @@ def _read(key: str, file: Path) -> LoraAdapter:
         if (config := file.with_name("adapter_config.json")).is_file():
             settings = {f"unet.{name}": value for name, value in dict(json.loads(config.read_text("utf-8"))).items()}
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise UserError(f"{key}: {file.name} cannot be read ({first_line(error)}); wanted are safetensors") from error
+        raise UserError(f"{key}: {file.name} cannot be read ({first_line(error)}); expected safetensors") from error
     adapter, unknown = LoraAdapter(settings=settings), []
     for name, tensor in tensors.items():
         matches = [(kind, match[1]) for kind, pattern in FACTOR_PATTERNS.items() if (match := pattern.fullmatch(name))]

@@ -11,7 +11,7 @@ from typing import Any
 from classifier_lens.models.hub import local_folder, missing_weights_error
 from classifier_lens.runner.types import UserError
 
-WANTED = "wanted is a folder in diffusers' layout"
+WANTED = "expected a folder in diffusers' layout"
 # The networks of a pipeline of Stable Diffusion 1 or 2, by the parts of its folder and their classes.
 COMPONENTS = {
     "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",),

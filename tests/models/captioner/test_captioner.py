@@ -103,7 +103,7 @@ def test_a_missing_caption_and_one_of_another_class_are_refused(files: list[str]
     ("name", "content", "message"),
     [
         ("c.txt", "a crab", "allowed are .csv and .json files"),
-        ("none.csv", None, "No such file.*wanted is a .csv or .json file"),
+        ("none.csv", None, "No such file.*expected a .csv or .json file"),
         ("c.csv", b"\xff\xfea", "not UTF-8 text"),
         ("c.csv", "picture,caption\na,b\n", "column name is missing"),
         ("c.csv", "name,caption\na,b\na,c\n", "'a' occurs twice"),
@@ -194,9 +194,7 @@ def test_wrong_settings_of_a_ranking_are_refused(tmp_path: Path) -> None:
         rank(ColorEmbedder(), template="a {place}").caption(make_image("crab"))
     with pytest.raises(UserError, match="captioner.context_phrases: is empty"):
         read_list("captioner.context_phrases", [" "])
-    with pytest.raises(
-        UserError, match=r"captioner.objects=.*none.txt: No such file.*wanted is a list, or a text file"
-    ):
+    with pytest.raises(UserError, match=r"captioner.objects=.*none.txt: No such file.*expected a list, or a text file"):
         read_list("captioner.objects", str(tmp_path / "none.txt"))
 
 

@@ -249,7 +249,7 @@ def test_missing_parts_are_named_in_one_line(checkpoint: Path, tmp_path: Path) -
 
     cases: list[tuple[Path | str, dict[str, Any], str]] = [
         ("nobody/no-such-model", {}, "neither a folder nor, .* in the hub's cache"),
-        (copied("weights", "model.safetensors"), {}, "cannot be loaded .*; wanted is a folder"),
+        (copied("weights", "model.safetensors"), {}, "cannot be loaded .*; expected a folder"),
         (copied("silent", "chat_template.json"), {}, "has no chat template"),
         (checkpoint, {"caption_prompts": []}, "captioner.caption_prompts: is empty"),
     ]

@@ -155,9 +155,9 @@ def test_the_digest_depends_on_the_weights() -> None:
         (lambda x: torch._assert(x.shape[-1] == 9, "wants 9 px"), {}, "(1, 3, 8, 8): AssertionError: wants 9 px (/"),
         (lambda x: linear()(x) * (1 // 0), {}, "ZeroDivisionError: integer division or modulo by zero (/"),
         (lambda x: open("/no/weights"), {}, "FileNotFoundError: [Errno 2] No such file or directory: '/no/weights' (/"),
-        (lambda x: linear()(x) > 0, {}, "its outputs are of type bool; wanted are floating-point numbers"),
-        (lambda x: linear()(x).to(torch.complex64), {}, "of type complex64; wanted"),
-        (lambda x: linear()(x).argmax(1), {}, "of type int64; wanted"),
+        (lambda x: linear()(x) > 0, {}, "its outputs are of type bool; expected floating-point numbers"),
+        (lambda x: linear()(x).to(torch.complex64), {}, "of type complex64; expected"),
+        (lambda x: linear()(x).argmax(1), {}, "of type int64; expected"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), {}, "some weights have no values yet (lazy"),
         (linear().to("meta"), {}, "some weights have no values yet"),
         (linear(), {"mean": 0.5}, "mean=0.5; allowed are three numbers"),
@@ -536,7 +536,7 @@ def test_imagenet_labels_are_1000_different_names() -> None:
     ],
 )
 def test_labels_that_are_not_a_list_of_names_are_refused(labels: Any, message: str) -> None:
-    with pytest.raises(UserError, match=f"classifier.{message}.*wanted is a list of names, in the order") as caught:
+    with pytest.raises(UserError, match=f"classifier.{message}.*expected a list of names, in the order") as caught:
         read_labels(labels)
     assert "\n" not in str(caught.value)
 

@@ -285,7 +285,7 @@ def test_missing_parts_are_named_in_one_line(checkpoint: Checkpoint, tmp_path: P
             "neither a folder nor, .* in the hub's cache; .*`.* fetch hub/facebook/no-such-network`",
         ),
         (tmp_path / "nowhere", {}, "neither a folder nor"),
-        (copied(source, tmp_path / "empty"), {}, "cannot be loaded .*; wanted is a folder in transformers' layout"),
+        (copied(source, tmp_path / "empty"), {}, "cannot be loaded .*; expected a folder in transformers' layout"),
         (
             copied(source, tmp_path / "incomplete", incomplete),
             {},

@@ -162,5 +162,5 @@ def test_what_is_no_plain_file_is_never_waited_for(harm: Callable[[Path], None],
     harm(path)
     with pytest.raises(DamagedFileError):
         read(path)
-    with pytest.raises(UserError, match="wanted is a list"):
+    with pytest.raises(UserError, match="expected a list"):
         read_lines(f"classifier.labels={path}", path, "a list")

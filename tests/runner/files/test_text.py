@@ -49,5 +49,5 @@ def test_others_end_in_one_line(data: bytes | None, message: str, tmp_path: Path
         with pytest.raises(UserError) as caught:
             read()
         assert message in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="Is a directory; wanted is names"):
+    with pytest.raises(UserError, match="Is a directory; expected names"):
         read_lines("key", tmp_path, "names")

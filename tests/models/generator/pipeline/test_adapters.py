@@ -180,7 +180,7 @@ def test_files_that_are_none_are_one_line(pipe: StableDiffusionPipeline, tmp_pat
         (tmp_path / name[0] / name).write_bytes(content)
     with pytest.raises(UserError, match=r"a.safetensors cannot be read"):
         fuse_lora(pipe, str(tmp_path / "a"))
-    with pytest.raises(UserError, match=r"holds no file of safetensors; wanted is pytorch_lora_weights.safetensors"):
+    with pytest.raises(UserError, match=r"holds no file of safetensors; expected pytorch_lora_weights.safetensors"):
         fuse_lora(pipe, str(tmp_path / "b"))
     with pytest.raises(UserError, match="neither a folder nor"):
         fuse_lora(pipe, str(tmp_path / "nowhere"))
