@@ -90,7 +90,8 @@ def _cached_defaults(create_defaults_list: Any) -> Any:
             defaults = create_defaults_list(repo=repo, overrides_list=overrides_list, **settings)
             results[key] = pickle.dumps((defaults.defaults, defaults.overrides.known_choices))
         selected, overrides.known_choices = pickle.loads(results[key])
-        return DefaultsList(selected, None, overrides.config_overrides, overrides)
+        tree: Any = None  # of the defaults, which nobody reads
+        return DefaultsList(selected, tree, overrides.config_overrides, overrides)
 
     return create
 
