@@ -117,6 +117,7 @@ class Settings:
     segmenter: Node | None = None
     text_segmenter: Node | None = None
     rival: Node | None = None
+    overlay: Mapping[str, Node] | None = None
     published: Annotated[str, OneOf(("code", "paper"))] | None = None  # in experiments of the papers
     variants: Mapping[str, Mapping[str, object]] | None = None  # settings of these experiments, by `published`
     imagenet_samples: str | None = None  # image folder of experiments of the papers

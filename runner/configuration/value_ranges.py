@@ -72,6 +72,7 @@ UnitAddresses = str | Index | Annotated[list[str | Index], MinLen(1)]  # see tas
 
 # Lists and mappings.
 Fractions = Annotated[Sequence[Fraction], MinLen(1)]
+Color = Annotated[Sequence[Fraction], Len(3, 3)]  # RGB
 LearningRates = Mapping[
     Annotated[str, OneOf(("latent", "text", "null", "pixels", "classifier_guidance", "tokens", "logits"))], LearningRate
 ]

@@ -43,6 +43,7 @@ GROUPS = {
     "optimizer": "Steps, learning rates, gradient clipping, early stopping.",
     "augment": "What the classifier sees during optimization.",
     "baseline": "What `task.baseline=<name>` runs in place of the method.",
+    "overlay": "Changes of images whose effect on a classifier is measured, by name.",
     "captioner": "Captions of images.",
     "segmenter": "Masks of objects; `segmenter@text_segmenter=` selects the text-prompted one.",
     "clip": "The CLIP model of captioner, retrieval and zero-shot classifiers.",

@@ -31,7 +31,7 @@ ELSEWHERE = ("callable", "timm", "torchvision", "trained", "transformers", "robu
 ZOO = sorted(
     path.stem
     for path in (ROOT / "conf/classifier").glob("*.yaml")
-    if not path.stem.startswith(("planted", "cifar10")) and path.stem not in ELSEWHERE
+    if not path.stem.startswith(("planted", "cifar10", "efficientnet_lite")) and path.stem not in ELSEWHERE
 )
 # Of more weights or pixels than ViT-S and ResNet-50 have: half a minute to ten minutes each.
 LARGE = (
