@@ -83,7 +83,7 @@ def text(
     """Images with a line of text.
 
     Args:
-        height: size of the font as a share of the width.
+        height: size of the font as a share of the width, rounded down to whole pixels.
         position: of the text's anchor.
         anchor: the point of the text that is at `position`, one of `ANCHORS`.
         font: a font file, None for Pillow's, which has Latin letters.
@@ -92,7 +92,7 @@ def text(
         UserError: the font cannot be read, or has no glyph for a character.
     """
     rows, columns = images.shape[-2:]
-    face = _read_font(font, max(1, round(height * columns)))
+    face = _read_font(font, max(1, int(height * columns)))
     if missing := _missing_characters(face, text):
         raise UserError(f"overlay.text={text}: the font {face.getname()[0]} has no {missing[0]}; set another font")
     canvas = Image.new("L", (columns, rows))
