@@ -30,6 +30,7 @@ from classifier_lens.tasks.prompts.target_rules import TARGET_RULES
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # What an option cannot do without: values that only the user knows.
 NEEDED = {
+    "overlay=function": ["overlay.function.phrase=a logo", "overlay.function.transform.target=mine:add_logo"],
     "classifier=callable": ["classifier.target=mine:network", "classifier.labels=names.txt"],
     "data=image": ["data.path=x.jpg", "data.label=goldfish"],
     "data=folder": ["data.path=pictures"],
@@ -133,9 +134,9 @@ def test_a_dataclass_that_stands_twice_stays_one() -> None:
 @pytest.mark.parametrize("choice", EVERY)
 def test_every_option_composes_and_binds(choice: str) -> None:
     group, option = choice.split("=")
+    needed = NEEDED.get(choice, []) + (NEEDED["data=imagenet"] if choice == "domain=imagenet" else [])
     if group in APPENDED:
         choice = f"+{choice}"
-    needed = NEEDED.get(choice, []) + (NEEDED["data=imagenet"] if choice == "domain=imagenet" else [])
     config = plain(choice, *needed)
     assert choices(choice, *needed)[group] == option
     check(config)

@@ -20,8 +20,8 @@ from classifier_lens.models.classifier.logits import (
     expected_num_outputs,
     to_logits,
 )
-from classifier_lens.models.classifier.user_code_errors import describe_error
 from classifier_lens.runner.types import UserError, printable
+from classifier_lens.runner.user_code import describe_error
 
 # Allowed difference between outputs for the same image, relative to the largest output: kernels on a GPU and for other
 # batch sizes round differently.

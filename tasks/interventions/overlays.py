@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
+from classifier_lens.data.digests import hash_files
 from classifier_lens.runner.configuration.value_ranges import (
     Color,
     Fraction,
@@ -27,6 +28,7 @@ from classifier_lens.runner.configuration.value_ranges import (
     PositiveFraction,
 )
 from classifier_lens.runner.types import UserError, first_line
+from classifier_lens.runner.user_code import describe_error, load_callable, source_files
 
 # Images in [0, 1] "b 3 h w" to images of the same size; deterministic, and each image by itself.
 Transform = Callable[[Tensor], Tensor]
@@ -53,6 +55,11 @@ class Overlay:
     phrase: str
     transform: Transform
     is_control: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Digest of the source files of a user's function, empty for other transforms, which the settings describe."""
+        return self.transform.digest if isinstance(self.transform, UserFunction) else ""
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Changed copies of images in [0, 1].
@@ -139,8 +146,41 @@ def hue_shift(images: Float[Tensor, "b 3 h w"], turn: Turn) -> Float[Tensor, "b 
 
 
 def mirror(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Images with left and right exchanged."""
+    """Images flipped horizontally."""
     return transforms.hflip(images)
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """A user's function as a transform; key: configuration key and value for errors; digest: of its source files."""
+
+    key: str
+    function: Callable[[Tensor], Any]
+    digest: str
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Any:
+        """What the function returns. Raises UserError, with the file and line of the user's code, if it fails."""
+        try:
+            return self.function(images.clone())
+        except Exception as error:  # the user's code may raise any exception
+            raise UserError(f"{self.key}: {describe_error(error)}") from error
+
+
+def user_function(target: str | Callable[[Tensor], Tensor]) -> UserFunction:
+    """The user's function of images.
+
+    Args:
+        target: a function that maps images in [0, 1] (b, 3, h, w) to images of the same shape, or its name as
+            `module:name` or `file.py:name`. A function without required arguments is called once and has to return
+            such a function.
+
+    Raises:
+        UserError: with the file and line of the user's code, if that fails.
+    """
+    name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
+    key = f"overlay.function.transform.target={name}"
+    function = load_callable(target, key)
+    return UserFunction(key, function, hash_files(source_files(target)) if isinstance(target, str) else "")
 
 
 def _paint(

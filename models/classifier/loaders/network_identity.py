@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,58 +16,10 @@ from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.network_digest import network_digest
 from classifier_lens.runner.files.atomic import open_regular_file
 from classifier_lens.runner.types import UserError
-
-SITE_PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages, the second on Debian
+from classifier_lens.runner.user_code import source_files
 
 # Values that a network refers to, with their names.
 NamedValues = Iterator[tuple[str, nn.Module | Tensor | np.ndarray]]
-
-
-def source_files(target: str) -> list[Path]:
-    """The sorted source files of a target `file.py:name` or `module:name`.
-
-    These are its file and the modules that it imports, directly or indirectly, from the folder of the file or below the
-    folder that contains its package. Of an installed package it is the file alone.
-    """
-    source = target.rpartition(":")[0]
-    file = source if source.endswith(".py") else getattr(sys.modules.get(source), "__file__", None)
-    if file is None:
-        return []
-    first = Path(file).expanduser().resolve()
-    if SITE_PACKAGES & set(first.parts):
-        return [first]
-    root = first.parent if source.endswith(".py") else first.parents[source.count(".") + (first.stem == "__init__")]
-    visited, queue = set[Path](), [first]
-    while queue:
-        if (path := queue.pop()) not in visited:
-            visited.add(path)
-            queue += [file for name in _imported_modules(path, root) for file in _module_files(root, name)]
-    return sorted(visited)
-
-
-def _imported_modules(file: Path, root: Path) -> Iterator[str]:
-    """The names, relative to `root`, of modules that a file may import; none if it cannot be parsed, as compiled
-    modules and code for other versions of Python."""
-    package = file.parent.relative_to(root).parts
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = package[: len(package) + 1 - node.level] if node.level else ()
-            base = ".".join([*parents, *([node.module] if node.module else [])])
-            yield from [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)]
-
-
-def _module_files(root: Path, name: str) -> Iterator[Path]:
-    """The files of a module and of its parent packages below `root`."""
-    path = root
-    for part in name.split("."):
-        path = path / part
-        yield from (file for file in (path / "__init__.py", path.with_suffix(".py")) if part and file.is_file())
 
 
 def track_identity(classifier: ImageClassifier, target: str, files: Sequence[str]) -> ImageClassifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from classifier_lens.tasks.interventions import overlays
 from classifier_lens.tasks.interventions.overlays import Overlay
 from tests.cli import ROOT
 
-OPTIONS = sorted(path.stem for path in (ROOT / "conf/overlay").glob("*.yaml"))
+OPTIONS = sorted(path.stem for path in (ROOT / "conf/overlay").glob("*.yaml") if path.stem != "function")
 IMAGES = torch.rand(3, 3, 56, 64, generator=torch.Generator().manual_seed(0))
 FONT = ROOT / "tasks/interventions/fonts/lens_han.otf"
 
@@ -152,3 +153,34 @@ def test_a_font_without_the_characters_is_refused_in_one_line() -> None:
 def test_a_transform_that_returns_no_images_is_refused_in_one_line(transform: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Overlay("a mistake", transform)(IMAGES)
+
+
+# --- the user's own ------------------------------------------------------------------------------------------
+
+
+def own(tmp_path: Path, body: str) -> Overlay:
+    """The overlay of a user's file."""
+    (tmp_path / "marks.py").write_text(f"def add(images):\n    {body}\n")
+    settings = ["phrase=a logo", f"transform.target={tmp_path / 'marks.py'}:add"]
+    config = compose_config(["+overlay=function", *(f"overlay.function.{setting}" for setting in settings)])
+    overlay = instantiate(config["overlay"], _convert_="all")["function"]
+    assert isinstance(overlay, Overlay)
+    return overlay
+
+
+def test_a_function_of_the_users(tmp_path: Path) -> None:
+    overlay = own(tmp_path, "images[:, :, 0] = 0; return images")
+    original = IMAGES.clone()
+    changed = overlay(IMAGES)
+    assert (changed[:, :, 0] == 0).all() and torch.equal(changed[:, :, 1:], IMAGES[:, :, 1:])
+    assert torch.equal(IMAGES, original), "the function has a copy"
+    assert overlay.digest != own(tmp_path, "return images").digest != configured()["mirror"].digest == ""
+
+
+def test_an_error_of_the_users_function_has_its_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"target=.*marks\.py:add: ZeroDivisionError: .*marks\.py, line 2\)"):
+        own(tmp_path, "return images / (1 // 0)")(IMAGES)
+    with pytest.raises(UserError, match=r"overlay\.function\.transform\.target=marks: allowed are module:name and"):
+        overlays.user_function("marks")
+    with pytest.raises(UserError, match="overlay of a logo: returns values outside"):
+        own(tmp_path, "return images + 1")(IMAGES)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
-from classifier_lens.models.classifier.loaders.network_identity import find_external_state, source_files
+from classifier_lens.models.classifier.loaders.network_identity import find_external_state
 from classifier_lens.models.classifier.loaders.user_network import callable_classifier
 from classifier_lens.runner.types import UserError
 
@@ -131,25 +131,6 @@ def test_external_state_is_found() -> None:
     assert [name for name, _ in find_external_state(lambda x: x + shift)] == ["/shift"]
 
 
-def test_modules_of_the_same_package_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    files = {
-        "somepackage/__init__.py": "", "somepackage/nets.py": "from .parts import a\nfrom somepackage.deep import b\n",
-        "somepackage/parts/__init__.py": "", "somepackage/parts/a.py": "import torch\n",
-        "somepackage/deep.py": "def b():\n    from . import late\n", "somepackage/late.py": "", "somepackage/no.py": "",
-        "outside.py": "",
-    }  # fmt: skip
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    import importlib
-
-    importlib.import_module("somepackage.nets")
-    result = {str(file.relative_to(tmp_path.resolve())) for file in source_files("somepackage.nets:load")}
-    assert result == set(files) - {"somepackage/no.py", "outside.py"}
-    assert [file.name for file in source_files("torchvision:x")] in ([], ["__init__.py"])
-
-
 def test_arrays_of_texts_are_part_of_the_fingerprint() -> None:
     def fingerprint(words: Any) -> str:
         return callable_classifier(
@@ -159,19 +140,3 @@ def test_arrays_of_texts_are_part_of_the_fingerprint() -> None:
     for kind in (None, object):
         assert fingerprint(np.array(["cat", "dog"], kind)) == fingerprint(np.array(["cat", "dog"], kind))
         assert fingerprint(np.array(["cat", "dog"], kind)) != fingerprint(np.array(["cat", "dot"], kind))
-
-
-def test_files_that_cannot_be_parsed_import_nothing(tmp_path: Path) -> None:
-    """A compiled module, and one for another version of Python in a branch that is never taken."""
-    (tmp_path / "net.py").write_text("def load():\n    import old, fast\n")
-    (tmp_path / "old.py").write_text("print 'Python 2'\n")
-    (tmp_path / "fast.py").write_bytes(b"\x7fELF\0\0")
-    assert [file.name for file in source_files(f"{tmp_path / 'net.py'}:load")] == ["fast.py", "net.py", "old.py"]
-
-
-def test_of_an_installed_package_only_its_file_is_used(tmp_path: Path) -> None:
-    folder = tmp_path / "dist-packages"
-    folder.mkdir()
-    (folder / "net.py").write_text("import other\n")
-    (folder / "other.py").write_text("")
-    assert [file.name for file in source_files(f"{folder / 'net.py'}:load")] == ["net.py"]
