@@ -143,15 +143,15 @@ class Problem:
     name: unique in the run and valid as a folder name; seed: of all random numbers of the problem; init_seed: seed of
     the random initial prompts, which problems may share, None for `seed`; load: reads the image at the generator's
     resolution, so that a run holds the images of one batch only; None if the image is generated from the seed and
-    `edit.source`; image_name: name of the image; content_digest: digest of what determines the image, the same on every
-    machine, None if there is none; preserve: one of `PRESERVE_OPTIONS`; mask_words: words of the object in the mask,
-    None for the edit's; mask: in [0, 1], None if the segmenter finds it; editable_from_noise: whether the editable
-    region of a given image starts from noise instead of its inversion, which encodes the object; prompt_check: a prompt
-    and the class that its image should be predicted as: another prediction means that the generator and the classifier
-    do not agree on the class name; load_top_example: reads the real image with the highest activation at the
-    generator's resolution, None if none is known; label_index: index of the class that the given image is labeled with,
-    and that the classifier should predict; error: why the problem could not be created: it then fails with this
-    error."""
+    `edit.source`; load_edited: reads the result where the task itself edits the image, None elsewhere; image_name:
+    name of the image; content_digest: digest of what determines the image, the same on every machine, None if there is
+    none; preserve: one of `PRESERVE_OPTIONS`; mask_words: words of the object in the mask, None for the edit's; mask:
+    in [0, 1], None if the segmenter finds it; editable_from_noise: whether the editable region of a given image starts
+    from noise instead of its inversion, which encodes the object; prompt_check: a prompt and the class that its image
+    should be predicted as: another prediction means that the generator and the classifier do not agree on the class
+    name; load_top_example: reads the real image with the highest activation at the generator's resolution, None if
+    none is known; label_index: index of the class that the given image is labeled with, and that the classifier should
+    predict; error: why the problem could not be created: it then fails with this error."""
 
     name: str
     seed: int
@@ -159,6 +159,7 @@ class Problem:
     load: Callable[[], Float[Tensor, "3 h w"]] | None
     image_name: str
     preserve: str
+    load_edited: Callable[[], Float[Tensor, "3 h w"]] | None = None
     mask_words: str | None = None
     mask: Float[Tensor, "1 h w"] | None = None
     editable_from_noise: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from classifier_lens.runner.result_schema import CommonRecord, ResultSchema
 from classifier_lens.tasks import (
     attention_maps,
+    concept_effect,
     diffexplainer_class,
     disagreement,
     input_gradients,
@@ -17,6 +18,7 @@ from classifier_lens.tasks import (
 
 RESULT_SCHEMAS = {
     "attention_maps": attention_maps.RESULT_SCHEMA,
+    "concept_effect": concept_effect.RESULT_SCHEMA,
     "diffexplainer_class": diffexplainer_class.RESULT_SCHEMA,
     "disagreement": disagreement.RESULT_SCHEMA,
     "input_gradients": input_gradients.RESULT_SCHEMA,

@@ -18,6 +18,7 @@ from classifier_lens.models.generator.editable_region import (
     needs_segmenter,
     object_masks,
 )
+from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.single_image import SingleImageGenerator
 from classifier_lens.models.seeded_noise import gray_noise
 from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
@@ -95,7 +96,11 @@ class NoGenerator(SingleImageGenerator[None]):
         images, masks = precomputed["images"], precomputed["masks"]
         mask = editable_region(self.mask_postprocess(masks), masks, [problem.preserve for problem in problems])
         reference = Reference(images, self.encode(images), mask, images.new_ones(len(images), 1, 1, 1))
-        controls, warnings = {"pixels": images.clone()}, mask_warnings(masks, problems)
+        edited = [
+            image if p.load_edited is None else p.load_edited().to(image)
+            for p, image in zip(problems, images, strict=True)
+        ]
+        controls, warnings = {"pixels": torch.stack(edited)}, mask_warnings(masks, problems)
         return Initialization(controls, None, reference, [Candidate()], warnings, precomputed)
 
     def _image(self, problem: Problem) -> Float[Tensor, "3 h w"]:
@@ -120,3 +125,9 @@ class NoGenerator(SingleImageGenerator[None]):
     def decode_prompts(self, controls: Controls, context: None) -> list[str]:
         """Empty prompts."""
         return [""] * len(controls["pixels"])
+
+
+def given_images(generator: LatentDiffusion) -> NoGenerator:
+    """The images of the problems as they are, for tasks that generate and edit images themselves."""
+    masks = generator.mask_postprocess["pixels"]
+    return NoGenerator(generator.resolution, masks, {}, 0.0, generator.segmenter, str(generator.device))

@@ -77,6 +77,7 @@ class ContextPhrases(Section):
     objects: str | Names
     places: str | Names
     co_occurring: str | Names
+    hues: str | Names
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from classifier_lens.runner.report.wording import count, percent, two_digits
 from classifier_lens.runner.result_schema import ORIGINAL, RESULT, SAMPLES, START, Record
 from classifier_lens.tasks.attention_maps import CLASS_NAME_MAP
 from classifier_lens.tasks.input_gradients import NO_AUGMENTATION, gradient_field
+from classifier_lens.tasks.interventions.effect_records import OVERLAY
 from classifier_lens.tasks.neuron_cf import ATTACKED
 from classifier_lens.tasks.neuron_vis import BEST_WORD_IMAGE, TRAINING_IMAGE
 from classifier_lens.tasks.units.hirescam import CAM_AFTER, CAM_BEFORE
@@ -225,6 +226,75 @@ def gradients(record: Record, names: Names) -> Finding:
     return Finding(sentence, f"{share} on the object", note=note, image_notes=notes)
 
 
+def concept_effects(record: Record, names: Names) -> Finding:
+    return _overlay_effect(record) if record["kind"] == OVERLAY else _phrase_effects(record)
+
+
+def _phrase_effects(record: Record) -> Finding:
+    """The shortcuts of a class, or the strongest effect if there is none."""
+    target, similar, rows = record["target"], record["similar_class"], record["effects"]
+    found = [row for row in rows if row["found"]]
+    strongest = (found or rows)[0]
+    size = f"{two_digits(strongest['effect'], '+')} ({_interval(strongest)})"
+    if found:
+        phrases = ", ".join(f"“{row['concept']}”" for row in found)
+        verb = "is a shortcut" if len(found) == 1 else "are shortcuts"
+        largest = "" if len(found) == 1 else f"“{strongest['concept']}” "
+        sentence = (
+            f"{phrases} {verb} of {target}: {largest}changes its probability by {size}, in images of {target} by "
+            f"{two_digits(strongest['effect_on_class'], '+')} and in images of {similar} by "
+            f"{two_digits(strongest['effect_on_similar_class'], '+')}."
+        )
+        short = f"“{strongest['concept']}” {two_digits(strongest['effect'], '+')}"
+    else:
+        sentence = (
+            f"No tested phrase is a shortcut of {target}. The largest effect is {size}, of “{strongest['concept']}”."
+        )
+        short = "no shortcut"
+    pair = record["pairs"][0]
+    figures = [
+        (f"Images of {target} that are predicted as it", percent(record["recall"], 0)),
+        ("Smallest effect that would be detected", two_digits(record["detectable_effect"])),
+        (f"“{pair['concept']}” in matched pairs", f"{two_digits(pair['paired_effect'], '+')} ({_interval(pair)})"),
+    ]
+    for label, key in (("added to images that are predicted as another class", "sufficiency"),
+                       (f"removed from images that are predicted as {target}", "necessity")):  # fmt: skip
+        if pair[key] is not None:
+            figures.append((f"The prediction changes if it is {label}", percent(pair[key], 0)))
+    untested = ", ".join(f"“{phrase}”" for phrase in record["untested"])
+    note = f"Not tested, since the generator does not show them: {untested}." if untested else ""
+    notes = {ORIGINAL.key: f"without “{pair['concept']}”", RESULT.key: f"with “{pair['concept']}”"}
+    return Finding(sentence, short, figures, note, notes)
+
+
+def _overlay_effect(record: Record) -> Finding:
+    """The class that an overlay raises most."""
+    first, overlay = record["effects"][0], record["overlay"]
+    size = f"log-odds {two_digits(first['log_odds_change'], '+')} ({_interval(first)})"
+    control = "The control, " if record["is_control"] else ""
+    if record["found"]:
+        sentence = f"{control}{overlay}, raises {first['class_name']} most: {size}." if control else (
+            f"{overlay[:1].upper()}{overlay[1:]} raises {first['class_name']} most: {size}."
+        )  # fmt: skip
+    else:
+        sentence = f"{control}{overlay}, is a shortcut of no class" if control else (
+            f"{overlay[:1].upper()}{overlay[1:]} is a shortcut of no class"
+        )  # fmt: skip
+        sentence += f"; the largest effect is on {first['class_name']}, {size}."
+    figures = [("Images", str(record["num_images"]))]
+    if record["accuracy_without"] is not None:
+        accuracies = (percent(record[f"accuracy_{key}"], 0) for key in ("without", "with"))
+        figures.append(("Accuracy without and with it", ", ".join(accuracies)))
+    note = "A control should change no prediction." if record["is_control"] else ""
+    short = f"{first['class_name']} {two_digits(first['log_odds_change'], '+')}"
+    return Finding(sentence, short, figures, note)
+
+
+def _interval(row: Record) -> str:
+    low, high = (two_digits(end, "+") for end in row["interval"])
+    return f"95\u00a0% interval {low} to {high}"
+
+
 FINDINGS: dict[str, Callable[[Record, Names], Finding]] = {
     "uvce": counterfactual,
     "disagreement": disagreement,
@@ -235,4 +305,5 @@ FINDINGS: dict[str, Callable[[Record, Names], Finding]] = {
     "spurious_audit": audit,
     "attention_maps": attention,
     "input_gradients": gradients,
+    "concept_effect": concept_effects,
 }

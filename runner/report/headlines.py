@@ -11,6 +11,7 @@ from typing import Any
 from classifier_lens.runner.report.findings import Names
 from classifier_lens.runner.report.wording import count, percent, share_of, two_digits
 from classifier_lens.tasks.input_gradients import NO_AUGMENTATION
+from classifier_lens.tasks.interventions.effect_records import OVERLAY, PHRASES
 
 Facts = Mapping[str, Any]  # of a result: the values of its task's `keys`
 
@@ -109,6 +110,32 @@ def gradient_shares(facts: Sequence[Facts], names: Names) -> str:
     )
 
 
+def concept_effects(facts: Sequence[Facts], names: Names) -> str:
+    classes = [f for f in facts if f["kind"] == PHRASES]
+    overlays = [f for f in facts if f["kind"] == OVERLAY and not f["is_control"]]
+    parts = []
+    if classes:
+        shortcuts = [
+            f"{f['target']} ← “{row['concept']}” ({two_digits(row['effect'], '+')})"
+            for f in classes for row in f["effects"] if row["found"]
+        ]  # fmt: skip
+        number = sum(bool(f["found"]) for f in classes)
+        parts.append(f"{share_of(number, len(classes), 'class', 'hangs', 'hang')} on a phrase" + _listed(shortcuts))
+    if overlays:
+        found = [
+            f"{row['class_name']} ← {f['overlay']} (log-odds {two_digits(row['log_odds_change'], '+')})"
+            for f in overlays for row in f["effects"][:1] if row["found"]
+        ]  # fmt: skip
+        number = sum(bool(f["found"]) for f in overlays)
+        parts.append(f"{share_of(number, len(overlays), 'overlay', 'raises', 'raise')} a class" + _listed(found))
+    return ". ".join(parts)
+
+
+def _listed(items: Sequence[str]) -> str:
+    """The items after a colon, nothing without any."""
+    return f": {', '.join(items)}" if items else ""
+
+
 def plain(facts: Sequence[Facts], names: Names) -> str:
     """The sentence of an unknown task."""
     judged = [f for f in facts if isinstance(f["success"], bool)]
@@ -132,6 +159,7 @@ HEADLINES: dict[str, Headline] = {
     "diffexplainer_class": Headline(("success", "target", "activation_score", "baseline_prompts"), class_explanations),
     "spurious_audit": Headline(("verdict", "r", "agrees_with_annotation"), audits),
     "attention_maps": Headline(("share_on_object_class", "object_area"), attention_shares),
+    "concept_effect": Headline(("kind", "found", "target", "overlay", "is_control", "effects"), concept_effects),
     "input_gradients": Headline(("share_on_object", "object_area"), gradient_shares),
 }
 

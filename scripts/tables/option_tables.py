@@ -38,7 +38,9 @@ GROUPS = {
     "classifier": "The network to explain; `classifier@rival=` selects the second one of `task=disagreement`.",
     "data": "The images of the problems; `data@training=` selects the training images.",
     "generator": "The diffusion model.",
-    "sampler": "DDIM or a consistency model; together with the domain it selects the generator.",
+    "problems": "How many problems are solved if `limit` is not set; the task selects it.",
+    "sampler": "DDIM, a consistency model, or `shipped`: the consistency model where one comes with the project; together "
+    "with the domain it selects the generator.",
     "parametrization": "What is optimized.",
     "optimizer": "Steps, learning rates, gradient clipping, early stopping.",
     "augment": "What the classifier sees during optimization.",
