@@ -24,6 +24,8 @@ GROUPS = {
     "segmenter": "masks of objects",
     "clip": "the CLIP model that compares images and texts",
     "phrases": "objects and phrases for searches",
+    "overlay": "changes of images whose effect is measured",
+    "problems": "how many problems without limit",
     "safety_checker": "safety checker",
     "logger": "where progress is logged",
     "experiment": "figures of the papers and miniatures of them",

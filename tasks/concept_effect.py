@@ -54,12 +54,8 @@ from classifier_lens.tasks.interventions.effect_records import (
     phrase_row,
 )
 from classifier_lens.tasks.interventions.effects import smallest_detectable_effect
-from classifier_lens.tasks.interventions.overlay_effects import (
-    Overlay,
-    PlainImages,
-    outputs,
-    overlay_effects,
-)
+from classifier_lens.tasks.interventions.overlay_effects import PlainImages, outputs, overlay_effects
+from classifier_lens.tasks.interventions.overlays import Overlay
 from classifier_lens.tasks.interventions.phrase_effects import (
     ClassSet,
     Design,

@@ -239,9 +239,9 @@ def _phrase_effects(record: Record) -> Finding:
     if found:
         phrases = ", ".join(f"“{row['concept']}”" for row in found)
         verb = "is a shortcut" if len(found) == 1 else "are shortcuts"
-        largest = "" if len(found) == 1 else f"“{strongest['concept']}” "
+        subject = "it" if len(found) == 1 else f"“{strongest['concept']}”"
         sentence = (
-            f"{phrases} {verb} of {target}: {largest}changes its probability by {size}, in images of {target} by "
+            f"{phrases} {verb} of {target}: {subject} changes its probability by {size}, in images of {target} by "
             f"{two_digits(strongest['effect_on_class'], '+')} and in images of {similar} by "
             f"{two_digits(strongest['effect_on_similar_class'], '+')}."
         )

@@ -39,8 +39,8 @@ GROUPS = {
     "data": "The images of the problems; `data@training=` selects the training images.",
     "generator": "The diffusion model.",
     "problems": "How many problems are solved if `limit` is not set; the task selects it.",
-    "sampler": "DDIM, a consistency model, or `shipped`: the consistency model where one comes with the project; together "
-    "with the domain it selects the generator.",
+    "sampler": "DDIM, a consistency model, or `shipped`: a consistency model if the project has one; together with the "
+    "domain it selects the generator.",
     "parametrization": "What is optimized.",
     "optimizer": "Steps, learning rates, gradient clipping, early stopping.",
     "augment": "What the classifier sees during optimization.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -18,20 +17,6 @@ from classifier_lens.tasks.interventions.effects import Effect, holm, mean_chang
 
 BATCH_SIZE = 64  # images per call of the classifier
 MIN_DOUBT = 1e-12  # smallest -log p, which bounds the log-odds to ±28
-
-
-class Overlay(Protocol):
-    """A change of images that needs no generator. phrase: what it adds, in words; is_control: whether it should change
-    no prediction."""
-
-    @property
-    def phrase(self) -> str: ...
-
-    @property
-    def is_control(self) -> bool: ...
-
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Images in [0, 1] with the overlay."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,18 @@ RECORDS: dict[str, dict[str, Any]] = {
         "share_on_object": {"attention_00_a": 0.3}, "share_on_object_class": 0.62, "share_on_object_words": 0.4,
         "object_area": 0.29, "psnr": 25.7,
     },
+    "concept_effect": {
+        "kind": "phrases", "target": "crab", "similar_class": "urn", "found": ["on sand"], "recall": 0.5,
+        "effects": [
+            {"concept": "on sand", "effect": 0.56, "interval": [0.49, 0.64], "effect_on_class": 0.63,
+             "effect_on_similar_class": 0.5, "found": True},
+            {"concept": "in snow", "effect": 0.1, "interval": [0.0, 0.2], "effect_on_class": 0.2,
+             "effect_on_similar_class": 0.0, "found": False},
+        ],
+        "pairs": [{"concept": "on sand", "paired_effect": 0.55, "interval": [0.4, 0.7], "sufficiency": 0.75,
+                   "necessity": None}],
+        "untested": ["in a sauna"], "detectable_effect": 0.24, "is_control": None, "overlay": None,
+    },
     "input_gradients": {
         "target": "urn", "share_on_object": {"none": 0.75, "crops": 0.8}, "object_area": 0.31,
         "probability": {"none": 0.5, "crops": 0.25}, "predicted_before": "crab",
@@ -63,6 +75,11 @@ SENTENCES = {
     ),
     "spurious_audit": ("crab covers r\u00a0=\u00a00.01", "spurious, r 0.01", "1 spurious, 0 core, 0 undecided"),
     "attention_maps": ("62\u00a0% of the attention to the class name lies on the object", "62", "covers 29\u00a0%"),
+    "concept_effect": (
+        "“on sand” is a shortcut of crab: it changes its probability by +0.56 (95\u00a0% interval +0.49 to +0.64), in "
+        "images of crab by +0.63 and in images of urn by +0.50.",
+        "“on sand” +0.56", "1 of 1 class hangs on a phrase: crab ← “on sand” (+0.56)",
+    ),
     "input_gradients": ("75\u00a0% of the gradient of urn lies", "75", "75\u00a0% of the gradient lies"),
 }  # fmt: skip
 
