@@ -175,11 +175,16 @@ def _is_image(file: Path) -> bool:
 
 
 class ImageFolder(LabeledFiles):
-    """A tree `<label>/<image>`, also with subfolders below a label. Raises UserError if the folder is missing or has no
-    image."""
+    """A tree `<label>/<image>`, also with subfolders below a label; or images alone, whose classes are not known: their
+    label is the name of the folder. Raises UserError if the folder is missing or has no image."""
 
     def __init__(self, path: str | Path | None, seed: Seed) -> None:
-        layout = "<label>/<image>"
+        layout = "<label>/<image>, or images without folders if no class is needed"
         root = check_folder(path, layout)
-        files = [(f, f.relative_to(root).parts[0]) for f in find_images(root, layout, "*/*")]
+        has_labels = any(_is_image(file) and file.parent != root for file in _visible_files(root))
+        images = find_images(root, layout, "*/*" if has_labels else "*")
+        if not has_labels:
+            number = f"{len(images)} images without folders <label>/"
+            print(f"data.path={path}: {number}; their classes are unknown", flush=True)
+        files = [(file, file.relative_to(root).parts[0] if has_labels else root.resolve().name) for file in images]
         super().__init__(files, sorted({label for _, label in files}), seed, ["folder"])

@@ -10,15 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
+from classifier_lens.data.digests import hash_values
 from classifier_lens.data.image_selection import check_choice
+from classifier_lens.models.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.runner.configuration.value_ranges import Fraction, Names, NonNegative, PerProblemCount
 from classifier_lens.runner.logging.loop_progress import track_progress
-from classifier_lens.runner.protocols import Cache, Classifier, Dataset, Embedder, HasDigest, TaskInputs
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset, Embedder, TaskInputs
 from classifier_lens.runner.result_schema import (
     DIFFERENCE,
     ORIGINAL,
@@ -89,31 +92,27 @@ class ConceptProblem(Problem):
     record: ConceptEffectRecord
 
 
-class IdentifiedEmbedder(Embedder, HasDigest, Protocol):
-    """A CLIP model on whose weights results depend."""
-
-
 @dataclass
 class ConceptEffect:
-    """classes: names, None for all; similar_class: `nearest` for the class that the data set names, `confusion` for the
-    one that images of the class are most confused with; prompt: with `{class}` and a field per factor; factors: phrases
-    by factor; optional_factors: those about which a part of the prompts says nothing; images_per_class: generated
-    images; effect_threshold: smallest effect on the probability that makes a phrase a shortcut; pairs: matched pairs of
-    each kind; min_share_generated: share of the images that show a phrase, below which it is untested; clip: measures
-    that, None for no check; overlays: by name; num_images: images of the data set that get overlays;
-    log_odds_threshold: smallest effect that makes an overlay a shortcut; classes_shown: classes that a result of an
-    overlay names; cache: stores generated images."""
+    """classes: names, None for all; similar_class: `nearest` for the class that the data set names, `confusion` for
+    the one that images of the class are most confused with; prompt: with `{class}` and a field per factor; factors:
+    phrases by factor; optional_factors: those about which a part of the prompts says nothing; images_per_phrase:
+    images of a class with each phrase of the longest factor; effect_threshold: smallest effect on the probability that
+    makes a phrase a shortcut; pairs: matched pairs of each kind; min_share_generated: share of the images that show a
+    phrase, below which it is untested; clip: measures that, None for no check; overlays: by name; num_images: images
+    of the data set that get overlays; log_odds_threshold: smallest effect that makes an overlay a shortcut;
+    classes_shown: classes that a result of an overlay names; cache: stores generated images."""
 
     classes: Names | None
     similar_class: str
     prompt: str
     factors: Mapping[str, Names]
     optional_factors: Names
-    images_per_class: PerProblemCount
+    images_per_phrase: Annotated[int, Ge(2), Le(10_000)]
     effect_threshold: Fraction
     pairs: PerProblemCount
     min_share_generated: Fraction
-    clip: IdentifiedEmbedder | None
+    clip: Embedder | LazyPart[Embedder] | None
     overlays: Mapping[str, Overlay]
     num_images: PerProblemCount
     log_odds_threshold: NonNegative
@@ -121,6 +120,7 @@ class ConceptEffect:
     cache: Cache
 
     baseline = "none"
+    dependencies = ()
     captioner = None
     prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
 
@@ -128,12 +128,6 @@ class ConceptEffect:
         for factor in self.optional_factors:
             check_choice("task.optional_factors", factor, self.factors)
         check_template(self.prompt, self.phrases)
-        longest = max((len(phrases) for phrases in self.phrases.values()), default=0)
-        if self.images_per_class < 2 * longest:
-            raise UserError(
-                f"task.images_per_class={self.images_per_class}: each of the {longest} phrases of a factor needs two "
-                f"images; set {2 * longest} or more"
-            )
 
     @property
     def phrases(self) -> dict[str, list[Phrase]]:
@@ -142,10 +136,6 @@ class ConceptEffect:
             factor: [*([None] if factor in self.optional_factors else []), *phrases]
             for factor, phrases in self.factors.items()
         }
-
-    @property
-    def dependencies(self) -> Sequence[HasDigest]:
-        return [] if self.clip is None else [self.clip]
 
     def check(self, classifier: Classifier, dataset: Dataset) -> None:
         resolve_class_names("task.classes", self.classes, classifier.labels)
@@ -162,7 +152,9 @@ class ConceptEffect:
             print("generator=none: phrases are not tested; overlays are", flush=True)
         makers: list[Callable[[], ConceptProblem]] = []
         if tests_phrases:
-            design = Design(self.prompt, self.phrases, self.images_per_class, self.clip, self.cache, inputs)
+            clip = None if self.clip is None else load_if_lazy(self.clip)
+            images_per_class = self.images_per_phrase * max(map(len, self.phrases.values()))
+            design = Design(self.prompt, self.phrases, images_per_class, clip, self.cache, inputs)
             sets = _Sets(design)
             makers += [partial(self._phrase_problem, design, sets, label) for label in labels]
         if overlays:
@@ -200,7 +192,8 @@ class ConceptEffect:
         shown = [start + row for start, n in zip((0, self.pairs), PAIRS_SHOWN, strict=True) for row in range(n)]
         rows_shown = [row for row in shown if row < len(pairs[0].without)]
         without, with_phrase = pairs[0].without[rows_shown], pairs[0].with_phrase[rows_shown]
-        return _problem(slug(label, labels), design.inputs, edit, record, without, with_phrase)
+        judge = None if design.clip is None else hash_values(design.clip.fingerprint)
+        return _problem(slug(label, labels), design.inputs, edit, record, without, with_phrase, judge)
 
     def _similar_class(self, inputs: TaskInputs, label: str, own: ClassSet) -> str:
         """The class whose images show whether a phrase alone is enough."""

@@ -27,8 +27,8 @@ from classifier_lens.models.generator.pipeline.networks import load_networks as 
 from classifier_lens.models.generator.prompt_to_prompt import map_alignment_matrix, token_spans, word_token_positions
 from classifier_lens.models.generator.samplers import NullTextInversion, Sampler, SamplerInputs
 from classifier_lens.models.generator.schedule_comparison import compare_schedules
+from classifier_lens.models.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
-from classifier_lens.models.segmenter.segmenter import LazySegmenter, load_if_lazy
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.configuration.value_ranges import (
     ChainSteps,
@@ -81,7 +81,7 @@ class LatentDiffusionSettings(ChainSettings):
     attention_maps: AttentionMapWindow
     mask_postprocess: dict[str, MaskPostprocess]
     prompt_to_prompt: PromptToPromptSteps
-    segmenter: Segmenter | LazySegmenter
+    segmenter: Segmenter | LazyPart[Segmenter]
     cache: TensorCache
     lr_scale: LearningRates
     known_classes: Sequence[str] | None = None

@@ -20,9 +20,9 @@ from classifier_lens.models.generator.editable_region import (
 )
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.single_image import SingleImageGenerator
+from classifier_lens.models.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.models.seeded_noise import gray_noise
 from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
-from classifier_lens.models.segmenter.segmenter import LazySegmenter, load_if_lazy
 from classifier_lens.runner.configuration.value_ranges import LearningRates, NonNegative, Pixels
 from classifier_lens.runner.protocols import Segmenter
 from classifier_lens.runner.types import (
@@ -54,7 +54,7 @@ class NoGenerator(SingleImageGenerator[None]):
 
     def __init__(
         self, resolution: Pixels, mask_postprocess: MaskPostprocess, lr_scale: LearningRates, noise_std: NonNegative,
-        segmenter: Segmenter | LazySegmenter, device: str,
+        segmenter: Segmenter | LazyPart[Segmenter], device: str,
     ) -> None:  # fmt: skip
         self.resolution, self.mask_postprocess, self.lr_scale = resolution, mask_postprocess, lr_scale
         self.noise_std, self.segmenter = noise_std, segmenter

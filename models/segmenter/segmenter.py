@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from classifier_lens.models.image_conversion import to_uint8_array
 from classifier_lens.runner.configuration.value_ranges import BelowOne, PerProblemCount
-from classifier_lens.runner.protocols import Segmenter
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,6 @@ def resize_maps(maps: Float[Tensor, "b 1 y x"], images: Float[Tensor, "b 3 h w"]
     """The maps at the size of the images, in [0, 1], each scaled to maximum 1."""
     resized = F.interpolate(maps, size=images.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
     return resized / resized.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
-
-
-@dataclass(frozen=True)
-class LazySegmenter:
-    """A segmenter that is loaded at its first use, so that runs without masks do not need its weights."""
-
-    load: Callable[[], Segmenter]
-
-
-def load_if_lazy(segmenter: Segmenter | LazySegmenter) -> Segmenter:
-    """The segmenter itself, loaded if it is lazy."""
-    return segmenter.load() if isinstance(segmenter, LazySegmenter) else segmenter
 
 
 class TextPromptedSegmenter(ABC):

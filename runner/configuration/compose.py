@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from functools import reduce
+from functools import cache, reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from classifier_lens.data.image_selection import select_images
 from classifier_lens.models.devices import parse_device
 from classifier_lens.models.hub import ALTERNATIVES
-from classifier_lens.models.segmenter.segmenter import LazySegmenter
+from classifier_lens.models.lazy_part import LazyPart
 from classifier_lens.runner.configuration.numeric_names import (
     SourceTexts,
     changes_spelling,
@@ -144,19 +144,25 @@ def _by_their_keys(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _deferred(nodes: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The nodes; if the task needs no mask of a segmenter, the segmenter of the generator is loaded at its first use
-    only, so that its weights may be absent."""
-    node, task = nodes.get("generator", {}).get("segmenter"), config["task"]
-    if node is None or (task.get("preserve") in ("background", "foreground") and task.get("mask") is None):
-        return nodes
+    """The nodes; parts are loaded at their first use only, so that their weights may be absent: the segmenter of the
+    generator if the task needs no mask of one, and the CLIP model of a task."""
+    task = config["task"]
+    needs_mask = task.get("preserve") in ("background", "foreground") and task.get("mask") is None
+    for owner, part in [*([] if needs_mask else [("generator", "segmenter")]), ("task", "clip")]:
+        if (node := nodes.get(owner, {}).get(part)) is not None:
+            nodes = {**nodes, owner: {**nodes[owner], part: _lazy(node, config)}}
+    return nodes
+
+
+def _lazy(node: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A node whose instance loads the part of the given node."""
 
     def load() -> Any:
         with _by_their_keys(config):
             return instantiate(node, _convert_="all")
 
-    segmenter = LazySegmenter(load)
-    deferred = {"_target_": "classifier_lens.runner.configuration.compose.get_built", "part": lambda: segmenter}
-    return {**nodes, "generator": {**nodes["generator"], "segmenter": deferred}}
+    lazy = LazyPart(cache(load))
+    return {"_target_": "classifier_lens.runner.configuration.compose.get_built", "part": lambda: lazy}
 
 
 def load_recorded_dataset(node: Mapping[str, Any], place: str) -> Dataset:

@@ -99,11 +99,18 @@ def test_images_in_subfolders_belong_to_the_label(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.path=.*: contains no image; expected files <label>/<image>"):
         ImageFolder(tmp_path, 0)
-    save(tmp_path / "loose.png")
-    with pytest.raises(UserError, match="contains no image"):
-        ImageFolder(tmp_path, 0)
     with pytest.raises(UserError, match="no such folder"):
         ImageFolder(tmp_path / "absent", 0)
+
+
+def test_images_without_folders_have_no_known_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "photos" / "a.png")
+    data = ImageFolder(tmp_path / "photos", 0)
+    assert len(data) == 1 and data.labels == ("photos",)
+    assert "1 images without folders <label>/; their classes are unknown" in capsys.readouterr().out
+    save(tmp_path / "photos" / "crab" / "b.png")
+    data = ImageFolder(tmp_path / "photos", 0)
+    assert data.labels == ("crab",) and "ignored: a.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["ünïcode näme", "a?*: b", "x" * 200, "...b"])
