@@ -57,7 +57,6 @@ EXAMPLES = {
     "python run.py classifier=vit_b data=image data.path=goldfish.jpg data.label=goldfish task.target=axolotl":
         "your image, Stable Diffusion",
     "python run.py task=concept_effect classifier=planted_shortcut": "phrases that a classifier depends on",
-    "python run.py task=spurious_audit classifier=planted_shortcut": "core and spurious features of a classifier",
     "python run.py -m classifier=planted_clean,planted_shortcut seed=0,1": "a sweep: four runs",
     "python run.py task=neuron_vis --cfg job": "every key with its value, without a run",
 }  # fmt: skip

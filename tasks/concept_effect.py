@@ -18,8 +18,8 @@ from torch import Tensor
 
 from classifier_lens.data.digests import hash_values
 from classifier_lens.data.image_selection import check_choice
-from classifier_lens.models.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.runner.configuration.value_ranges import Fraction, Names, NonNegative, PerProblemCount
+from classifier_lens.runner.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.runner.logging.loop_progress import track_progress
 from classifier_lens.runner.protocols import Cache, Classifier, Dataset, Embedder, TaskInputs
 from classifier_lens.runner.result_schema import (

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"runner.types", "runner.result_schema", "runner.paths", "runner.protocols", "runner.files", "runner.errors"}
-SHARED |= {"runner.configuration.value_ranges", "runner.logging.loop_progress", "runner.user_code"}
+SHARED |= {"runner.configuration.value_ranges", "runner.logging.loop_progress", "runner.user_code", "runner.lazy_part"}
 PLACES = ("conf", "data", "models", "runner", "scripts", "tasks")
 ALLOWED = {
     "data": {"data"} | SHARED,

@@ -27,7 +27,6 @@ from classifier_lens.models.generator.pipeline.networks import load_networks as 
 from classifier_lens.models.generator.prompt_to_prompt import map_alignment_matrix, token_spans, word_token_positions
 from classifier_lens.models.generator.samplers import NullTextInversion, Sampler, SamplerInputs
 from classifier_lens.models.generator.schedule_comparison import compare_schedules
-from classifier_lens.models.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
 from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.configuration.value_ranges import (
@@ -39,6 +38,7 @@ from classifier_lens.runner.configuration.value_ranges import (
     Pixels,
     PromptToPromptSteps,
 )
+from classifier_lens.runner.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.runner.protocols import Segmenter
 from classifier_lens.runner.types import (
     CaptionEdit,

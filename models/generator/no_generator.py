@@ -20,10 +20,10 @@ from classifier_lens.models.generator.editable_region import (
 )
 from classifier_lens.models.generator.latent_diffusion import LatentDiffusion
 from classifier_lens.models.generator.single_image import SingleImageGenerator
-from classifier_lens.models.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.models.seeded_noise import gray_noise
 from classifier_lens.models.segmenter.mask_postprocess import MaskPostprocess
 from classifier_lens.runner.configuration.value_ranges import LearningRates, NonNegative, Pixels
+from classifier_lens.runner.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.runner.protocols import Segmenter
 from classifier_lens.runner.types import (
     DISABLED_PROMPT_TO_PROMPT,

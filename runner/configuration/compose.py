@@ -29,7 +29,6 @@ from omegaconf import DictConfig, OmegaConf
 from classifier_lens.data.image_selection import select_images
 from classifier_lens.models.devices import parse_device
 from classifier_lens.models.hub import ALTERNATIVES
-from classifier_lens.models.lazy_part import LazyPart
 from classifier_lens.runner.configuration.numeric_names import (
     SourceTexts,
     changes_spelling,
@@ -43,6 +42,7 @@ from classifier_lens.runner.configuration.renamed_keys import renamed_option
 from classifier_lens.runner.configuration.resolvers import register_resolvers
 from classifier_lens.runner.configuration.runner_settings import Settings
 from classifier_lens.runner.configuration.schema import check_settings
+from classifier_lens.runner.lazy_part import LazyPart
 from classifier_lens.runner.paths import CONFIG_FOLDER, PACKAGE
 from classifier_lens.runner.protocols import Dataset
 from classifier_lens.runner.results.reader import read_config
