@@ -54,6 +54,7 @@ from classifier_lens.tasks.prompts.context_search import ContextSearch
 from classifier_lens.tasks.uvce import Uvce
 from tests.cli import Cli
 from tests.hydra_cache import cached_compositions
+from tests.loader_cache import cached_loaders
 
 ROOT = Path(__file__).resolve().parent.parent
 register_resolvers()  # what conf/ refers to, for tests that compose without the runner
@@ -90,6 +91,13 @@ def signals_arrive() -> None:
 def compositions_are_cached() -> Iterator[None]:
     """Hydra parses each file of conf/ once per session, and composes each command once."""
     with cached_compositions():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def models_are_cached() -> Iterator[None]:
+    """The tiny pipeline and each shipped classifier are read once per session."""
+    with cached_loaders():
         yield
 
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import omegaconf.base
 import pytest
 import yaml
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
-from hydra.core.default_element import ResultDefault
+from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
 
 from classifier_lens.runner.paths import CONFIG_FOLDER
+
+# A key and the absolute path of a file or folder, which differ from test to test.
+PATH_OVERRIDE = re.compile(r"([a-z_.]+=)(/[\w./-]+)")
 
 
 @contextmanager
@@ -29,6 +36,11 @@ def cached_compositions() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "load", _cached_yaml(yaml.load))
         patch.setattr(OverridesParser, "parse_overrides", _cached_parser(OverridesParser.parse_overrides))
+        patch.setattr(omegaconf.base, "parse", cache(omegaconf.base.parse))
+        patch.setattr(
+            defaults_list, "_create_interpolation_map", _where_needed(defaults_list._create_interpolation_map)
+        )
+        patch.setattr(ConfigRepository, "load_config", _cached_files(ConfigRepository.load_config))
         patch.setattr(
             config_loader_impl, "create_defaults_list", _cached_defaults(config_loader_impl.create_defaults_list)
         )
@@ -59,16 +71,50 @@ def _cached_yaml(load_yaml: Any) -> Any:
 
 
 def _cached_parser(parse_overrides: Any) -> Any:
-    """`OverridesParser.parse_overrides`, each override by itself."""
+    """`OverridesParser.parse_overrides`, each override by itself; all absolute paths are parsed as one of them."""
     results: dict[str, Override] = {}
 
+    def parse_one(self: OverridesParser, text: str) -> Override:
+        if text not in results:
+            (results[text],) = parse_overrides(self, [text])
+        return replace(results[text])
+
     def parse(self: OverridesParser, overrides: list[str]) -> list[Override]:
-        for text in overrides:
-            if text not in results:
-                (results[text],) = parse_overrides(self, [text])
-        return [replace(results[text]) for text in overrides]
+        paths = [PATH_OVERRIDE.fullmatch(text) for text in overrides]
+        return [
+            replace(parse_one(self, f"{path[1]}/x"), _value=path[2], input_line=text) if path else parse_one(self, text)
+            for text, path in zip(overrides, paths, strict=True)
+        ]
 
     return parse
+
+
+def _where_needed(create_interpolation_map: Any) -> Any:
+    """`_create_interpolation_map`: the choices that options of a defaults list refer to, which few lists do."""
+
+    def create(overrides: Overrides, defaults: list[InputDefault], self_added: bool) -> DictConfig:
+        if any(not (d.is_self() or d.is_override()) and d.is_interpolation() for d in defaults):
+            choices: DictConfig = create_interpolation_map(overrides, defaults, self_added)
+            return choices
+        return OmegaConf.create()
+
+    return create
+
+
+def _cached_files(load_config: Any) -> Any:
+    """`ConfigRepository.load_config`: a file of conf/ or of Hydra's, None if there is none."""
+    results: dict[str, bytes] = {}
+
+    def load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        if not _reads_shipped_files_alone(self):
+            config: ConfigResult | None = load_config(self, config_path)
+            return config
+        if config_path not in results:
+            results[config_path] = pickle.dumps(load_config(self, config_path))
+        loaded: ConfigResult | None = pickle.loads(results[config_path])
+        return loaded
+
+    return load
 
 
 def _cached_defaults(create_defaults_list: Any) -> Any:

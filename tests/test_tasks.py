@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from classifier_lens.runner.configuration.compose import compose_config
+from classifier_lens.runner.results.run_folder import run_key
 from tests.cli import CONSISTENCY, ROOT, Cli
 from tests.test_docs import generator
 
 FAMILIES = {"ResNet": "planted_clean", "SE-ResNet": "planted_seresnet", "ViT": "planted_vit", "CLIP": "planted_clip"}
-TRAINED = ("training.count=60",)  # pictures that units are ranked on and components computed from
+TRAINED = ("training.count=20",)  # images that units are ranked on and components computed from
 BOTH = "task.objective=both"
 # Few pictures of the tiny consistency model.
 SMALL = (
@@ -87,6 +90,44 @@ INSIDE = {"neuron_vis", "neuron_cf", "npca_cf", "spurious_audit", "diffexplainer
 PROMPTS = {task for task in TASKS if SMALL[0] in TASKS[task]}
 
 
+class Runs:
+    """Finished runs that several tests read, each in outputs of its own: with the first use it is run."""
+
+    def __init__(self, cli: Cli) -> None:
+        self.cli = cli
+
+    def __call__(self, key: str, task: str, classifier: str, *more: str) -> Cli:
+        cli = replace(self.cli, outputs=self.cli.outputs / key)
+        if not cli.outputs.is_dir():
+            assert cli.code(*words(cli, task, classifier, *more)) == 0
+        return cli
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs in a folder of the module."""
+    return Runs(Cli.at(tmp_path_factory.mktemp("runs"), tiny_folder, tiny_student))
+
+
+@pytest.fixture
+def finished(runs: Runs) -> Callable[[str], Cli]:
+    """A run of a task with two batches of one problem, of uvce with two batches of two."""
+
+    def run(task: str) -> Cli:
+        return runs(task, task, guide_of(task), f"limit={2 * batch_of(task)}", f"batch={batch_of(task)}")
+
+    return run
+
+
+def guide_of(task: str) -> str:
+    """The classifier of a task's finished run: for errors it needs one that makes some."""
+    return "planted_weak" if task == "error" else "planted_seresnet"
+
+
+def batch_of(task: str) -> int:
+    return 2 if task == "uvce" else 1
+
+
 def check_results(cli: Cli, task: str, count: int) -> list[dict[str, Any]]:
     """The results of a run, once all its files have been looked at."""
     results = answers(cli)
@@ -115,9 +156,9 @@ FAMILY_IN_TURN = {task: [*FAMILIES][i % len(FAMILIES)] for i, task in enumerate(
 )
 def test_every_task_runs_with_every_family(task: str, family: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
     classifier = "planted_weak" if (task, family) == ("error", "ResNet") else FAMILIES[family]
-    outcome = cli.plain(capfd, *words(cli, task, classifier, "limit=2", "batch=2"))
+    outcome = cli.plain(capfd, *words(cli, task, classifier, "limit=1"))
     assert outcome.code == 0, outcome
-    check_results(cli, task, 2)
+    check_results(cli, task, 1)
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task not in PROMPTS])
@@ -156,22 +197,31 @@ BASELINES = sorted(path.stem for path in (ROOT / "conf" / "baseline").glob("*.ya
 PAPERS = ("yosinski", "mahendran_vedaldi", "feature_attack", "generator_prior")
 
 
-def answered(cli: Cli, capfd: pytest.CaptureFixture[str], task: str, baseline: str, *more: str) -> list[dict[str, Any]]:
-    """The answers of a baseline in three steps, if there is a descent."""
+def with_baseline(task: str, baseline: str) -> tuple[str, ...]:
+    """The words of a baseline in three steps, if there is a descent; for a prompt with two images, if it may choose."""
     steps = (f"baseline.{baseline}.steps=3",) if baseline in PAPERS else ()
-    asked = words(cli, task, "planted_seresnet", "batch=2", f"task.baseline={baseline}", *steps, *more)
-    outcome = cli.plain(capfd, *asked)
-    assert outcome.code == 0, outcome
-    return answers(cli)
+    chooses = task == "diffexplainer_class" and baseline not in ("start_only", "feature_attack")
+    most = (f"baseline.{baseline}.max_images=2",) if chooses else ()
+    return (f"task.baseline={baseline}", *steps, *most)
+
+
+@pytest.fixture
+def answered(runs: Runs) -> Callable[..., Cli]:
+    """A finished run of one problem with a baseline."""
+
+    def run(task: str, baseline: str, *more: str) -> Cli:
+        settings = ("batch=1", "limit=1", *with_baseline(task, baseline), *more)
+        return runs(f"{task} {baseline}", task, "planted_seresnet", *settings)
+
+    return run
 
 
 @pytest.mark.parametrize(
     "baseline", [baseline for baseline in BASELINES if baseline not in ("classifier_guidance", "none")]
 )
-def test_every_baseline_answers_for_a_portrait(baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+def test_every_baseline_answers_for_a_portrait(baseline: str, answered: Callable[..., Cli]) -> None:
     """With as many pictures as its settings say, and the score says how many."""
-    most = (f"baseline.{baseline}.max_images=2",) if baseline not in ("start_only", "feature_attack") else ()
-    found = answered(cli, capfd, "diffexplainer_class", baseline, "limit=1", *most)
+    found = answers(answered("diffexplainer_class", baseline))
     count = {"start_only": 3, "feature_attack": 1}.get(baseline, 2)
     for record in found:
         assert record["images"].keys() - {"start", "difference"} == {"result", "sample_01", "sample_02"} - {
@@ -187,51 +237,41 @@ def test_every_baseline_answers_for_a_portrait(baseline: str, capfd: pytest.Capt
     ("task", "baseline"),
     [*product(["neuron_vis"], [*PAPERS, "pixels", "classifier_guidance"]), ("neuron_cf", "generator_prior")],
 )
-def test_baselines_answer_for_units(task: str, baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
-    (record,) = answered(cli, capfd, task, baseline, "limit=1")
+def test_baselines_answer_for_units(task: str, baseline: str, answered: Callable[..., Cli]) -> None:
+    (record,) = answers(answered(task, baseline))
     assert not any(name.startswith("sample_") for name in record["images"])
     assert record["loss"]["total"] <= record["history"][0]["total"]
 
 
-def test_an_attack_as_baseline_is_the_one_that_stands_beside(capfd: pytest.CaptureFixture[str], cli: Cli) -> None:
+def test_an_attack_as_baseline_is_the_one_that_stands_beside(answered: Callable[..., Cli]) -> None:
     """Fig. 10: from the original picture, of which the one beside knows the file."""
-    (record,) = answered(cli, capfd, "neuron_cf", "feature_attack", "limit=1", "task.feature_attack.steps=3")
+    (record,) = answers(answered("neuron_cf", "feature_attack", "task.feature_attack.steps=3"))
     risen, beside = (record[name] - record["activation_before"] for name in ("activation_after", "activation_attack"))
     assert record["direction"] == "max" and risen > 0 and risen == pytest.approx(beside, rel=0.2)
 
 
 @pytest.mark.parametrize("baseline", ["mahendran_vedaldi", "generator_prior"])
 def test_baselines_in_parts_leave_what_one_run_leaves(
-    baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+    baseline: str, capfd: pytest.CaptureFixture[str], cli: Cli, answered: Callable[..., Cli]
 ) -> None:
-    whole, parts = (replace(cli, outputs=tmp_path / name) for name in ("whole", "parts"))
-    most = f"baseline.{baseline}.max_images=2"
-    own = answered(whole, capfd, "diffexplainer_class", baseline, "batch=1", "limit=2", most)
-    for limit in ("limit=1", "limit=2"):
-        shared = answered(parts, capfd, "diffexplainer_class", baseline, "batch=1", most, limit)
-    assert whole.folder.name == parts.folder.name and own == shared and len(own) == 2
+    parts = answered("diffexplainer_class", baseline)
+    settings = ("batch=1", "limit=2", *with_baseline("diffexplainer_class", baseline))
+    for place in (parts, cli):
+        assert place.plain(capfd, *words(place, "diffexplainer_class", "planted_seresnet", *settings)).code == 0
+    assert cli.folder.name == parts.folder.name and answers(cli) == answers(parts) and len(answers(cli)) == 2
 
 
-def test_a_baselines_settings_are_part_of_its_run_alone(
-    capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
-) -> None:
-    def folder(place: str, *more: str) -> str:
-        own = replace(cli, outputs=tmp_path / place)
-        few = ("limit=1", "optimizer.steps=0")
-        assert own.plain(capfd, *words(own, "uvce", "planted_seresnet", *few, *more)).code == 0
-        return own.folder.name
+def test_a_baselines_settings_are_part_of_its_run_alone() -> None:
+    def key(*overrides: str) -> str:
+        return run_key(compose_config([*overrides]), [])
 
-    changed = "baseline.yosinski.lr=0.25"
-    assert folder("a") == folder("b", changed)
-    asked = ("task.baseline=yosinski", "baseline.yosinski.steps=1")
-    assert folder("c", *asked) != folder("d", *asked, changed)
+    changed, chosen = "baseline.yosinski.lr=0.25", "task.baseline=yosinski"
+    assert key() == key(changed) != key(chosen) != key(chosen, changed) != key()
 
 
 @pytest.mark.parametrize("task", ["diffexplainer_class", "hard prompts"])
-def test_a_portrait_is_many_pictures_and_what_makes_them_again(
-    task: str, capfd: pytest.CaptureFixture[str], cli: Cli
-) -> None:
-    assert cli.plain(capfd, *words(cli, task, "planted_clean", "limit=2", "batch=2")).code == 0
+def test_a_portrait_is_many_pictures_and_what_makes_them_again(task: str, finished: Callable[[str], Cli]) -> None:
+    cli = finished(task)
     for record in answers(cli):
         kept = load_file(cli.folder / record["controls_file"])
         assert list(kept) == (["tokens"] if task == "diffexplainer_class" else ["logits"])
@@ -241,25 +281,16 @@ def test_a_portrait_is_many_pictures_and_what_makes_them_again(
 
 
 def test_an_answer_is_shown_again_from_what_was_kept(
-    capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+    capfd: pytest.CaptureFixture[str], cli: Cli, finished: Callable[[str], Cli]
 ) -> None:
     """Its tokens alone, without a descent, give its pictures to the last bit."""
-    again = replace(cli, outputs=tmp_path / "again")
-    one = ("limit=1", "batch=1")
-    assert cli.plain(capfd, *words(cli, "diffexplainer_class", "planted_clean", *one)).code == 0
-    (record,) = answers(cli)
-    kept = cli.folder / record["controls_file"]
-    shown = words(
-        again,
-        "diffexplainer_class",
-        "planted_clean",
-        *one,
-        "optimizer.steps=0",
-        f"parametrization.tokens.load_path={kept}",
-    )
-    assert again.plain(capfd, *shown, "parametrization.num_initializations=1").code == 0
+    task, first = "diffexplainer_class", finished("diffexplainer_class")
+    record = answers(first)[0]
+    kept = f"parametrization.tokens.load_path={first.folder / record['controls_file']}"
+    shown = words(cli, task, guide_of(task), "limit=1", "batch=1", "optimizer.steps=0", kept)
+    assert cli.plain(capfd, *shown, "parametrization.num_initializations=1").code == 0
     for path in ("result", "sample_01", "sample_02"):
-        files = [(c.folder / record["images"][path]).read_bytes() for c in (cli, again)]
+        files = [(c.folder / record["images"][path]).read_bytes() for c in (first, cli)]
         assert files[0] == files[1], path
 
 
@@ -291,16 +322,13 @@ VARIANTS = ("seeds", "classifier_guidance", "npca_cf drawn")
     "task", [pytest.param(task, marks=pytest.mark.slow if task in VARIANTS else ()) for task in TASKS]
 )
 def test_a_run_in_two_commands_leaves_what_one_leaves(
-    task: str, capfd: pytest.CaptureFixture[str], cli: Cli, tmp_path: Path
+    task: str, capfd: pytest.CaptureFixture[str], cli: Cli, finished: Callable[[str], Cli]
 ) -> None:
-    classifier = "planted_weak" if task == "error" else "planted_seresnet"
-    whole, parts = (replace(cli, outputs=tmp_path / name) for name in ("whole", "parts"))
-    batch = 2 if task == "uvce" else 1
-    assert cli.plain(capfd, *words(whole, task, classifier, f"limit={2 * batch}", f"batch={batch}")).code == 0
+    whole, batch = finished(task), batch_of(task)
     for limit in (batch, 2 * batch):
-        assert cli.plain(capfd, *words(parts, task, classifier, f"batch={batch}", f"limit={limit}")).code == 0
-    assert whole.folder.name == parts.folder.name
-    assert check_results(whole, task, 2 * batch) == check_results(parts, task, 2 * batch)
+        assert cli.plain(capfd, *words(cli, task, guide_of(task), f"batch={batch}", f"limit={limit}")).code == 0
+    assert whole.folder.name == cli.folder.name
+    assert check_results(whole, task, 2 * batch) == check_results(cli, task, 2 * batch)
 
 
 BAD = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -117,6 +118,7 @@ def _network_name(part: Mapping[str, Any]) -> str:
     return next((str(value).rstrip("/").rpartition("/")[2] for value in values if value), Names.second)
 
 
+@cache
 def jinja_environment() -> Environment:
     """The environment of the page templates; an undefined variable is an error."""
     environment = Environment(
