@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from classifier_lens.data.planted.factors import BACKGROUNDS, CLASSES, HUES, PAIRS, PROPS, SHORTCUTS, SceneFactors
@@ -27,28 +29,35 @@ def factor_columns(scenes: SceneFactors) -> FactorColumns:
     return {factor: getattr(scenes, factor) for factor in PLANTED_FACTORS.values}
 
 
-def cue_factor(name: str) -> tuple[str, int]:
-    """The factor of a class's cue in `SHORTCUTS` and the index of its value."""
-    factor, value = SHORTCUTS[name]
-    return factor, PLANTED_FACTORS.values[factor].index(value)
+def cue_indices(cue: Mapping[str, str]) -> dict[str, int]:
+    """A cue with the index of each value."""
+    return {factor: PLANTED_FACTORS.values[factor].index(value) for factor, value in cue.items()}
 
 
-def add_cues(scenes: SceneFactors) -> SceneFactors:
-    """The same scenes, in which all images of the classes in `SHORTCUTS` show the cue."""
+def add_cues(scenes: SceneFactors, shortcuts: Shortcuts = PLANTED_SHORTCUTS) -> SceneFactors:
+    """The same scenes, in which all images of the classes with a shortcut show the cue."""
+    return _replace_values(scenes, shortcuts, lambda values, cue, count: torch.full_like(values, cue))
+
+
+def remove_cues(scenes: SceneFactors, shortcuts: Shortcuts = PLANTED_SHORTCUTS) -> SceneFactors:
+    """The same scenes; where a class with a shortcut shows a factor of its cue, the factor gets the next value."""
+    return _replace_values(
+        scenes, shortcuts, lambda values, cue, count: torch.where(values == cue, (cue + 1) % count, values)
+    )
+
+
+def _replace_values(
+    scenes: SceneFactors, shortcuts: Shortcuts, new_values: Callable[[Tensor, int, int], Tensor]
+) -> SceneFactors:
+    """The same scenes with new values of the factors of the cues, in images of their classes. new_values: takes the
+    values of a factor in the images of a class, the index of the cue, and the number of values."""
     columns = {factor: column.clone() for factor, column in factor_columns(scenes).items()}
-    for name in SHORTCUTS:
-        factor, cue = cue_factor(name)
-        columns[factor][scenes.label == CLASSES.index(name)] = cue
-    return replace(scenes, **columns)
-
-
-def remove_cues(scenes: SceneFactors) -> SceneFactors:
-    """The same scenes; where a class of `SHORTCUTS` shows its cue, the factor gets the next value."""
-    columns = {factor: column.clone() for factor, column in factor_columns(scenes).items()}
-    for name in SHORTCUTS:
-        factor, cue = cue_factor(name)
-        shows_cue = (scenes.label == CLASSES.index(name)) & (columns[factor] == cue)
-        columns[factor][shows_cue] = (cue + 1) % len(PLANTED_FACTORS.values[factor])
+    for name, cue in shortcuts.items():
+        is_class = scenes.label == CLASSES.index(name)
+        for factor, value in cue_indices(cue).items():
+            columns[factor][is_class] = new_values(
+                columns[factor][is_class], value, len(PLANTED_FACTORS.values[factor])
+            )
     return replace(scenes, **columns)
 
 

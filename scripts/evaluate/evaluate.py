@@ -47,14 +47,16 @@ from classifier_lens.scripts.evaluate import (
 )
 from classifier_lens.scripts.evaluate.bfloat16_emulation import Bfloat16Emulation
 from classifier_lens.scripts.evaluate.estimates import Estimate
+from classifier_lens.scripts.evaluate.heldout import metrics as heldout
 from classifier_lens.scripts.evaluate.metric import DTYPE_OVERRIDES, Metric, Setting
 
 METRICS: tuple[Metric, ...] = (
     *planted_world.METRICS, *consistency_model.METRICS, *disagreement_and_errors.METRICS,
     *units_and_components.METRICS, *sanity_checks.METRICS, *class_explanations.METRICS,
-    *text_segmenter.METRICS, *feature_audit.METRICS, *shortcut_strength.METRICS, *cifar10.METRICS,
+    *text_segmenter.METRICS, *feature_audit.METRICS, *shortcut_strength.METRICS, *heldout.METRICS, *cifar10.METRICS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
+GENERATORS = {"heldout": "planted"}  # domain of metrics -> that of their generator, where they differ
 PASSED, FAILED, NO_THRESHOLD, UNDEFINED = "pass", "fail", "-", "undefined"
 
 
@@ -214,7 +216,7 @@ def weights_digest(domain: str) -> str:
     """Ten hexadecimal digits of a hash over the weights of the domain's shipped generator and all shipped
     classifiers."""
     sha = hashlib.sha256()
-    for folder in (domain, "classifiers"):
+    for folder in (GENERATORS.get(domain, domain), "classifiers"):
         for path in sorted((ROOT / "models" / "pretrained" / folder).rglob("*.safetensors")):
             sha.update(str(path.relative_to(ROOT)).encode())
             sha.update(path.read_bytes())

@@ -188,14 +188,18 @@ def train_and_measure(cfg: DictConfig, arguments: Sequence[str]) -> None:
     data."""
     device = parse_device("device", cfg.device)
     if cfg.steps > 0:
-        dataset = load_labeled_images(cfg, "train", cfg.images)
-        network, runs = build_network(cfg, sum(len(names) for names in dataset.heads.values()))
-        started = time.monotonic()
-        steps = train(network, dataset, cfg, device, sum(run["steps"] for run in runs))
-        seconds = time.monotonic() - started
-        run = training_record(COMMAND, arguments, cfg, steps, len(dataset.images), seconds, device.type)
-        save_classifier(network, dataset, cfg, [*runs, run])
+        train_and_save(cfg, load_labeled_images(cfg, "train", cfg.images), device, arguments)
     write_model_card(cfg)
+
+
+def train_and_save(cfg: DictConfig, dataset: LabeledImages, device: torch.device, arguments: Sequence[str]) -> None:
+    """Train on images and save the weights. arguments: the command line, for the record of the run."""
+    network, runs = build_network(cfg, sum(len(names) for names in dataset.heads.values()))
+    started = time.monotonic()
+    steps = train(network, dataset, cfg, device, sum(run["steps"] for run in runs))
+    seconds = time.monotonic() - started
+    run = training_record(COMMAND, arguments, cfg, steps, len(dataset.images), seconds, device.type)
+    save_classifier(network, dataset, cfg, [*runs, run])
 
 
 if __name__ == "__main__":

@@ -67,6 +67,11 @@ def planted_targets(scenes: planted.SceneFactors, heads: Sequence[str]) -> Tenso
     return torch.stack([columns[name] for name in heads], dim=1)
 
 
+def render_8bit(scenes: planted.SceneFactors) -> Tensor:
+    """The images of scenes, (n, 3, 64, 64) uint8."""
+    return (planted.render(scenes).image * 255).round().byte()
+
+
 def render_labeled_images(
     n: int,
     seed: int,
@@ -87,7 +92,7 @@ def render_labeled_images(
         scenes.kind[:] = torch.tensor(list(kinds))[choice]
         no_prop = (scenes.kind == planted.IMAGE_KINDS.index("prop")) & (scenes.prop == planted.ABSENT)
         scenes.prop[no_prop] = (scenes.u[no_prop, 3] * len(planted.PROPS)).long()
-        images.append((planted.render(scenes).image * 255).round().byte())
+        images.append(render_8bit(scenes))
         targets.append(planted_targets(replace(scenes, label=labels), heads))
         cue_flags.append(has_cue(factor_columns(scenes), labels, PLANTED_FACTORS, shortcuts))
     return LabeledImages(

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from classifier_lens.data import planted
-from classifier_lens.data.planted.cues import cue_factor
+from classifier_lens.data.planted.cues import PLANTED_SHORTCUTS, cue_indices
 from classifier_lens.data.shortcuts import Shortcuts
 from classifier_lens.models.classifier.image_classifier import ImageClassifier
 from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_shipped
@@ -58,25 +58,29 @@ def recall(classifier: ImageClassifier, scenes: planted.SceneFactors, name: str)
     return (compute_logits(classifier, images).argmax(1) == classifier.labels.index(name)).double().mean().item()
 
 
-def shortcut_reliance(classifier: ImageClassifier, name: str, n: int, seed: int) -> dict[str, float]:
-    """How much the prediction of class `name` depends on its cue in `planted.SHORTCUTS`, on up to `n` renders each.
+def shortcut_reliance(
+    classifier: ImageClassifier, name: str, n: int, seed: int, shortcuts: Shortcuts = PLANTED_SHORTCUTS
+) -> dict[str, float]:  # fmt: skip
+    """How much the prediction of class `name` depends on its cue in `shortcuts`, on up to `n` renders each.
 
-    Without the cue, all other factors are sampled as usual. The cue alone is an image without an object and without
-    the cue of another class: a bare background, or a prop before a background that is no cue.
+    Without the cue, all other factors are sampled as usual; an image of a cue of several factors shows none of them.
+    The cue alone is an image without an object and without the cue of another class: a bare background, or a prop
+    before a background that is no cue. A hue is never alone.
     """
-    factor, cue = cue_factor(name)
+    cue = cue_indices(shortcuts[name])
     class_scenes = planted.sample_scenes(n, seed).with_factors(label=planted.CLASSES.index(name))
-    without_cue = getattr(class_scenes, factor) != cue
-    cue_scenes = planted.sample_scenes(n, seed, kind=factor).with_factors(**{factor: cue})
-    shortcut_backgrounds = [planted.BACKGROUNDS.index(v) for f, v in planted.SHORTCUTS.values() if f == "background"]
-    unambiguous = (
-        cue_scenes
-        if factor == "background"
-        else cue_scenes[~torch.isin(cue_scenes.background, torch.tensor(shortcut_backgrounds))]
-    )
-    return {
-        "recall_with_cue": recall(classifier, class_scenes.with_factors(**{factor: cue}), name),
-        "recall_without_cue": recall(classifier, class_scenes[without_cue], name),
+    shows_cue = torch.stack([getattr(class_scenes, factor) == value for factor, value in cue.items()])
+    reliance = {
+        "recall_with_cue": recall(classifier, class_scenes.with_factors(**cue), name),
+        "recall_without_cue": recall(classifier, class_scenes[~shows_cue.any(dim=0)], name),
+    }
+    if "hue" in cue:
+        return reliance
+    cue_scenes = planted.sample_scenes(n, seed, kind="prop" if "prop" in cue else "background").with_factors(**cue)
+    backgrounds = [planted.BACKGROUNDS.index(c["background"]) for c in shortcuts.values() if "background" in c]
+    is_ambiguous = torch.isin(cue_scenes.background, torch.tensor(backgrounds, dtype=torch.long))
+    unambiguous = cue_scenes if "background" in cue else cue_scenes[~is_ambiguous]
+    return reliance | {
         "cue_alone": recall(classifier, unambiguous, name),
         "cue_alone_also_beside_other_cues": recall(classifier, cue_scenes, name),
     }

@@ -11,7 +11,9 @@ from classifier_lens.data import planted
 from classifier_lens.data.planted.cues import (
     PLANTED_FACTORS,
     PLANTED_SHORTCUTS,
+    add_cues,
     factor_columns,
+    remove_cues,
     sample_shortcut_scenes,
 )
 from classifier_lens.data.shortcuts import (
@@ -91,3 +93,17 @@ def test_a_hue_cue_changes_the_pixels_of_the_object_alone() -> None:
 
 def test_the_shortcuts_are_those_of_the_planted_world() -> None:
     assert {name: next(iter(cue.items())) for name, cue in PLANTED_SHORTCUTS.items()} == planted.SHORTCUTS
+
+
+@pytest.mark.parametrize("shortcuts", [PLANTED_SHORTCUTS, HUES, SEVERAL])
+def test_cues_can_be_added_to_all_images_of_their_class_and_removed_from_all(shortcuts: Shortcuts) -> None:
+    scenes = planted.sample_scenes(2000, 7)
+    with_cues, without = add_cues(scenes, shortcuts), remove_cues(scenes, shortcuts)
+    of_class = rows_of(scenes, shortcuts)
+    assert torch.equal(has_cue(factor_columns(with_cues), scenes.label, PLANTED_FACTORS, shortcuts), of_class)
+    for name, cue in shortcuts.items():
+        single = [{name: {factor: value}} for factor, value in cue.items()]
+        assert not any(has_cue(factor_columns(without), scenes.label, PLANTED_FACTORS, s).any() for s in single)
+    for changed in (with_cues, without):
+        for factor in ("kind", "label", "background", "prop", "hue", "u"):
+            assert torch.equal(getattr(changed, factor)[~of_class], getattr(scenes, factor)[~of_class])

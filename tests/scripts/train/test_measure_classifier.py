@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from classifier_lens.data import planted
 from classifier_lens.models.classifier.loaders.shipped import SHIPPED_FOLDER, load_shipped
+from classifier_lens.scripts.train import measure_classifier
 from classifier_lens.scripts.train.labeled_images import LabeledImages, render_labeled_images
 from classifier_lens.scripts.train.measure_classifier import (
     ROOT,
@@ -68,6 +69,27 @@ def test_a_classifier_reaches_the_accuracy_of_its_card_and_of_the_facts(
     measured = accuracies(load_shipped(name), fresh, fresh.images)["class"]
     assert abs(measured - float(stated[1]) / 100) < 0.09
     assert abs(measured - facts["classifiers"][name]["accuracy"]) < 0.09
+
+
+def test_reliance_is_measured_on_any_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hue is never alone; of two factors the cue has both, and its absence neither."""
+    measured: list[planted.SceneFactors] = []
+
+    def recall(_: object, scenes: planted.SceneFactors, name: str) -> float:
+        measured.append(scenes)
+        return float(len(measured))
+
+    monkeypatch.setattr(measure_classifier, "recall", recall)
+    flag, snow, red = planted.PROPS.index("flag"), planted.BACKGROUNDS.index("snow"), planted.HUES.index("red")
+    shortcuts = {"viaduct": {"hue": "red"}, "partridge": {"prop": "flag", "background": "snow"}}
+    classifier = load_shipped("planted_weak")
+    assert shortcut_reliance(classifier, "viaduct", 60, 1, shortcuts) == {"recall_with_cue": 1, "recall_without_cue": 2}
+    assert (measured[0].hue == red).all() and (measured[1].hue != red).all()
+    assert list(shortcut_reliance(classifier, "partridge", 60, 1, shortcuts).values()) == [3, 4, 5, 6]
+    with_cue, without, alone, _ = measured[2:]
+    assert (with_cue.prop == flag).all() and (with_cue.background == snow).all() and len(with_cue) == 60
+    assert (without.prop != flag).all() and (without.background != snow).all() and 0 < len(without) < 60
+    assert (alone.kind == planted.IMAGE_KINDS.index("prop")).all() and (alone.background == snow).all()
 
 
 def test_the_shortcuts_show_and_the_others_have_none(facts: dict[str, Any]) -> None:
