@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 from jaxtyping import Float
@@ -69,6 +69,7 @@ from classifier_lens.tasks.interventions.phrase_effects import (
 from classifier_lens.tasks.problems.problem_names import problem_seed, slug
 from classifier_lens.tasks.prompts.target_rules import resolve_class_names
 
+SampleSize = Annotated[int, Ge(2), Le(10_000)]  # of values that get an interval
 PAIRS_SHOWN = 3, 2  # pairs of images of the class, and of the similar class; of an overlay, their sum
 
 
@@ -108,13 +109,13 @@ class ConceptEffect:
     prompt: str
     factors: Mapping[str, Names]
     optional_factors: Names
-    images_per_phrase: Annotated[int, Ge(2), Le(10_000)]
+    images_per_phrase: SampleSize
     effect_threshold: Fraction
-    pairs: PerProblemCount
+    pairs: SampleSize
     min_share_generated: Fraction
     clip: Embedder | LazyPart[Embedder] | None
     overlays: Mapping[str, Overlay]
-    num_images: PerProblemCount
+    num_images: SampleSize
     log_odds_threshold: NonNegative
     classes_shown: PerProblemCount
     cache: Cache
@@ -160,7 +161,8 @@ class ConceptEffect:
         if overlays:
             images = PlainImages(inputs.dataset, inputs.classifier, self.num_images)
             makers += [partial(self._overlay_problem, images, inputs, name) for name in overlays]
-        return [make() for make in track_progress(list(islice(makers, inputs.limit)), "concepts tested")], len(makers)
+        problems = [make() for make in track_progress(list(islice(makers, inputs.limit)), "concepts tested")]
+        return sorted(problems, key=_importance), len(makers)
 
     # --- phrases ---------------------------------------------------------------------------------------------
 
@@ -281,6 +283,14 @@ class _Sets(dict[str, ClassSet]):
     def __missing__(self, label: str) -> ClassSet:
         self[label] = self._design.class_set(label)
         return self[label]
+
+
+def _importance(problem: ConceptProblem) -> tuple[bool, bool, float]:
+    """Phrases before overlays, shortcuts before others, the largest effect first."""
+    record = problem.record
+    first: Any = record["effects"][0]
+    size = first["effect"] if record["kind"] == PHRASES else first["log_odds_change"]
+    return record["kind"] == OVERLAY, not record["found"], -size
 
 
 def _problem(

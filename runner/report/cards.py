@@ -119,7 +119,7 @@ def make_card(folder: Path, record: Mapping[str, Any], settings: Settings) -> Ca
 
 
 def _title(record: Mapping[str, Any], source: str, target: str) -> str:
-    """The unit or the component of a result, or its classes."""
+    """The unit, the component or the overlay of a result, or its classes."""
     direction = {"max": "higher", "min": "lower"}.get(str(record.get("direction")), "")
     if "component" in record:
         return f"{source}: component {record['component']} {direction}".strip()
@@ -129,6 +129,8 @@ def _title(record: Mapping[str, Any], source: str, target: str) -> str:
         return f"{target}: {record['unit']}"
     if "unit" in record:
         return f"Unit {record['unit']}"
+    if overlay := str(record.get("overlay") or ""):
+        return overlay[:1].upper() + overlay[1:]
     if source and target:
         return f"{source} → {target}"
     return target or source or str(record.get("name", ""))

@@ -263,7 +263,7 @@ def _phrase_effects(record: Record) -> Finding:
             figures.append((f"The prediction changes if it is {label}", percent(pair[key], 0)))
     untested = ", ".join(f"“{phrase}”" for phrase in record["untested"])
     note = f"Not tested, since the generator does not show them: {untested}." if untested else ""
-    notes = {ORIGINAL.key: f"without “{pair['concept']}”", RESULT.key: f"with “{pair['concept']}”"}
+    notes = {ORIGINAL.key: f"{target}, then {similar}", RESULT.key: f"“{pair['concept']}”, from the same noise"}
     return Finding(sentence, short, figures, note, notes)
 
 

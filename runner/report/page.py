@@ -39,6 +39,7 @@ STATE_TEXTS = {
     "stopped": "stopped early",
     "pending": "waiting for other processes",
 }
+MIN_SECONDS = 0.1  # per image, from which the time is part of the headline
 PROMPT_LABELS = {"soft_prompt": "Nearest vocabulary tokens", "hard_prompt": "Optimized prompt"}  # by parametrization
 
 
@@ -88,7 +89,8 @@ def headline_text(task: str, totals: Totals, names: Names) -> str:
     finding = first_sentence(task, totals.facts, names)
     if not finding:
         return ""
-    time = f"; {duration(median(totals.seconds))} per image" if totals.seconds else ""
+    seconds = median(totals.seconds) if totals.seconds else 0.0
+    time = f"; {duration(seconds)} per image" if seconds >= MIN_SECONDS else ""
     if not (early := totals.successes_at_start):
         return f"{finding}{time}."
     succeeds = "succeeds" if early == 1 else "succeed"
