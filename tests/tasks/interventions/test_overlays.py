@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.types import UserError
@@ -66,6 +68,18 @@ def test_a_mark_changes_its_region_alone() -> None:
     assert tag.any() and not tag[:44].any() and not tag[:, :20].any()
     border = is_changed(IMAGES, configured()["border"](IMAGES))
     assert border.sum() == 56 * 64 - 50 * 58 and not border[3:-3, 3:-3].any()
+
+
+def test_the_watermark_is_that_of_imagenet_w() -> None:
+    """Translucent text that Pillow composes with an image of 224 px, at the size and place of ImageNet-W."""
+    image = Image.effect_noise((224, 224), 60).convert("RGBA")
+    layer = Image.new("RGBA", image.size, (255, 255, 255, 0))
+    place, color = (0.01 * 224, 0.4 * 224), (255, 255, 255, 128)
+    ImageDraw.Draw(layer).text(place, "捷径捷径捷径", color, ImageFont.truetype(FONT, 36))
+    expected = to_tensor(Image.alpha_composite(image, layer).convert("RGB"))
+    changed = configured()["watermark"](to_tensor(image.convert("RGB"))[None])[0]
+    assert is_changed(changed[None], to_tensor(image.convert("RGB"))[None]).sum() > 1000
+    torch.testing.assert_close(changed, expected, atol=1.5 / 255, rtol=0)
 
 
 @pytest.mark.parametrize("corner", overlays.CORNERS)
