@@ -21,7 +21,7 @@ from classifier_lens.data.image_selection import check_choice
 from classifier_lens.runner.configuration.value_ranges import Fraction, Names, NonNegative, PerProblemCount
 from classifier_lens.runner.lazy_part import LazyPart, load_if_lazy
 from classifier_lens.runner.logging.loop_progress import track_progress
-from classifier_lens.runner.protocols import Cache, Classifier, Dataset, Embedder, TaskInputs
+from classifier_lens.runner.protocols import Cache, Classifier, Dataset, Embedder, HasDigest, TaskInputs
 from classifier_lens.runner.result_schema import (
     DIFFERENCE,
     ORIGINAL,
@@ -121,7 +121,6 @@ class ConceptEffect:
     cache: Cache
 
     baseline = "none"
-    dependencies = ()
     captioner = None
     prompt_to_prompt = DISABLED_PROMPT_TO_PROMPT
 
@@ -129,6 +128,11 @@ class ConceptEffect:
         for factor in self.optional_factors:
             check_choice("task.optional_factors", factor, self.factors)
         check_template(self.prompt, self.phrases)
+
+    @property
+    def dependencies(self) -> Sequence[HasDigest]:
+        """The overlays that are functions of the user's."""
+        return [overlay for overlay in self.overlays.values() if overlay.digest]
 
     @property
     def phrases(self) -> dict[str, list[Phrase]]:

@@ -48,8 +48,8 @@ NEEDED = {
 MASK_KEYS = ("erode_kernel", "dilate_kernel", "blur_sigma", "blur_kernel")
 # Defaults of the training scripts, which read them on their own.
 ELSEWHERE = {"train"}
-# Groups that are in no defaults list of the default task.
-APPENDED = {"overlay"}
+# The task that has a group, for groups that the default task has not.
+TASK_OF_GROUP = {"overlay": "task=concept_effect"}
 
 
 def options(group: str) -> list[str]:
@@ -135,8 +135,8 @@ def test_a_dataclass_that_stands_twice_stays_one() -> None:
 def test_every_option_composes_and_binds(choice: str) -> None:
     group, option = choice.split("=")
     needed = NEEDED.get(choice, []) + (NEEDED["data=imagenet"] if choice == "domain=imagenet" else [])
-    if group in APPENDED:
-        choice = f"+{choice}"
+    if group in TASK_OF_GROUP:
+        needed = [*needed, TASK_OF_GROUP[group]]
     config = plain(choice, *needed)
     assert choices(choice, *needed)[group] == option
     check(config)

@@ -145,7 +145,7 @@ def test_a_run_from_end_to_end(capfd: pytest.CaptureFixture[str], cli: Cli) -> N
     outcome = cli.here(
         capfd, "task=concept_effect", "sampler=lcm", f"generator.unet={cli.student}", "task.clip=null",
         "task.classes=[rock crab, viaduct]", "task.factors.hue=[red, blue]", "task.factors.place=[on sand, in snow]",
-        "task.images_per_phrase=2", "task.pairs=2", "task.num_images=3", "overlay@task.overlays=[border, mirror]",
+        "task.images_per_phrase=2", "task.pairs=2", "task.num_images=3", "overlay=[border, mirror]",
     )  # fmt: skip
     assert outcome.code == 0, outcome
     records = [json.loads(line) for line in (cli.folder / "results.jsonl").read_text().splitlines()]
