@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # What chooses a consistency model, which inverts without a null text.
 CONSISTENCY = {"sampler=lcm", "task=diffexplainer_class", "task=spurious_audit"}
 
+# The steps of an optimization take as long as the environment says: runs of tests of SLURM last without computing.
 NETWORK = """
+import os
+import time
+
 import torch
 
 
@@ -33,6 +37,8 @@ class Quarters(torch.nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, images):
+        if images.requires_grad and "SECONDS_PER_STEP" in os.environ:
+            time.sleep(float(os.environ["SECONDS_PER_STEP"]))
         return self.linear(torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1))
 
 

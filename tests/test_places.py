@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import json
 import os
@@ -116,6 +117,7 @@ print(json.dumps([str(paths.ROOT), models.MINE and data.MINE, load_shipped("plan
 """
 
 
+@pytest.mark.slow
 def test_an_installation_works_beside_packages_of_the_users(tmp_path: Path) -> None:
     """From another folder, with packages `models` and `data` of their own in it."""
     site, own = installed(tmp_path), tmp_path / "own"
@@ -130,6 +132,16 @@ def test_an_installation_works_beside_packages_of_the_users(tmp_path: Path) -> N
     assert (root, mine, code) == (str(site / "classifier_lens"), True, 0)
     assert label in planted.CLASSES and "planted_clean" in end.stdout
     assert templates == sorted(path.name for path in page.TEMPLATES.iterdir())
+
+
+def test_no_import_names_a_folder_that_users_may_have_too() -> None:
+    """Packages `models` and `data` of a user are imported by these names, those of the project by `classifier_lens`."""
+    folders = {"conf", "data", "models", "runner", "scripts", "tasks"}
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not folders & {name.partition(".")[0] for name in names}, path
 
 
 def test_an_installation_has_every_file() -> None:

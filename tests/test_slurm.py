@@ -35,31 +35,6 @@ JOBS = ("submit.mem_gb=2", "submit.cpus=1", "submit.minutes=2", "submit.signal=1
 SECONDS_PER_JOB = 110.0
 CONCURRENT_JOBS = min(4, len(os.sched_getaffinity(0)))
 
-# A network that takes as long as its environment says: jobs last without computing.
-SLOW_NETWORK = """
-import os
-import time
-
-import torch
-
-
-class Quarters(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(12, 10)
-        with torch.no_grad():
-            self.linear.weight.copy_(4 * torch.randn(10, 12, generator=torch.Generator().manual_seed(0)))
-            self.linear.bias.zero_()
-
-    def forward(self, images):
-        if images.requires_grad:  # of the optimization
-            time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
-        return self.linear(torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1))
-
-
-network = Quarters()
-"""
-
 
 def ask(*command: str) -> str:
     """What a command of SLURM says."""
@@ -107,18 +82,6 @@ def queue() -> Iterator[None]:
     ask("scancel", "--user=root")
 
 
-def at(folder: Path, pipeline: Path, student: Path) -> Cli:
-    """Commands with the slow network."""
-    cli = Cli.at(folder, pipeline, student)
-    cli.network.write_text(SLOW_NETWORK)
-    return cli
-
-
-@pytest.fixture
-def cli(tiny_folder: Path, tiny_student: Path, tmp_path: Path) -> Cli:
-    return at(tmp_path, tiny_folder, tiny_student)
-
-
 def take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the steps of all problems take so long together, one after the other."""
     monkeypatch.setenv("SECONDS_PER_STEP", str(seconds / (PROBLEMS * STEPS)))
@@ -135,7 +98,7 @@ def submitted(cli: Cli, capfd: pytest.CaptureFixture[str], *words: str) -> Submi
 def alone(tiny_folder: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process that nobody disturbs leaves."""
     folder = tmp_path_factory.mktemp("alone")
-    calm = at(folder, tiny_folder, tiny_student)
+    calm = Cli.at(folder, tiny_folder, tiny_student)
     assert calm.finish(folder / "log", *COMMAND) == 0, (folder / "log").read_text()
     return leavings(calm.folder)
 

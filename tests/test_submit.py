@@ -181,17 +181,17 @@ def test_slurm_is_told_what_the_file_says() -> None:
 
 def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Path) -> None:
     words = ("limit=2", "batch=1", "optimizer.steps=1")
-    sweep = ["-m", *(w for w in cli.arguments(*words)), "seed=0,1", "submit.cluster=local", "submit.workers=2"]
+    sweep = ["-m", *(w for w in cli.arguments(*words)), "seed=0,1", "submit.cluster=local", "submit.workers=1"]
     assert submit.main(sweep) == 0
     told = capfd.readouterr().out
     given = read_submission(latest_submission(cli.outputs))
-    assert re.search(r"^2 jobs: \d+, \d+$", told, re.MULTILINE) and f"submission: {given.folder}" in told
+    assert re.search(r"^1 jobs: \d+$", told, re.MULTILINE) and f"submission: {given.folder}" in told
     assert given.overrides == [word for word in sweep if not word.startswith("submit.")]
-    assert [given.job_state(job, {}) for job in given.jobs] == ["running"] * 2, "it returns at once"
+    assert [given.job_state(job, {}) for job in given.jobs] == ["running"], "it returns at once"
     deadline = time.monotonic() + 200
     while "running" in (states := [given.job_state(job, {}) for job in given.jobs]) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert states == ["done", "done"], "".join(path.read_text() for path in cli.outputs.rglob("*log.*"))
+    assert states == ["done"], "".join(path.read_text() for path in cli.outputs.rglob("*log.*"))
     runs = given.runs()
     assert [run.count("done") for run in runs] == [2, 2]
     assert {json.loads(path.read_text())["job"] for run in runs for path in run.folder.glob("attempts/*")} == set(
@@ -215,13 +215,25 @@ def test_jobs_of_this_machine_do_the_work(cli: Cli, capfd: Capture, tmp_path: Pa
     assert all((given.folder / link).exists() for link in links)
 
 
-def test_a_job_that_fails_says_so(cli: Cli, capfd: Capture) -> None:
+def test_a_job_that_fails_says_so(cli: Cli, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a queue that runs its job at once, in this process."""
+
+    class Executor:
+        def __init__(self, folder: Path, cluster: str) -> None:
+            pass
+
+        def update_parameters(self, **parameters: Any) -> None:
+            monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "101")
+
+        def submit(self, job: Job) -> SimpleNamespace:
+            with pytest.raises(SystemExit):
+                job()
+            return SimpleNamespace(job_id="101")
+
+    monkeypatch.setattr(submit.submitit, "AutoExecutor", Executor)
     words = cli.arguments("limit=1", "data=folder", "data.path=nowhere")
     assert submit.main([*words, "submit.cluster=local", "submit.workers=1"]) == 0
     given = read_submission(latest_submission(cli.outputs))
-    deadline = time.monotonic() + 100
-    while given.job_state(given.jobs[0], {}) == "running" and time.monotonic() < deadline:
-        time.sleep(0.2)
     assert given.job_state(given.jobs[0], {}) == "failed, exit code 2"
     capfd.readouterr()
     assert submit.main(["status", f"outputs={cli.outputs}"]) == 1

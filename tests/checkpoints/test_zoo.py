@@ -38,8 +38,11 @@ LARGE = (
     "clip_faces", "clip_zeroshot", "clip_zeroshot_clipa_h", "clip_zeroshot_clipa_l", "convnext_b", "convnext_l",
     "convnextv2_h", "eva02_l", "seresnet152d", "singh2023_vit_b", "vit_b",
 )  # fmt: skip
-# Files written and loaded as those of resnet50, robust_resnet50, vit_cub and grounded_sam with sam_hq are.
-ALIKE = ("caffenet", "robust_vit_s", "vit_food", "grounded_sam_hq")
+# Files written and loaded as those of resnet50, vit_cub and grounded_sam with sam_hq are, or, of robust networks, whose
+# layouts tests/models/classifier/loaders tests.
+ALIKE = (
+    "caffenet", "vit_s", "robust_resnet50", "robust_vit_s", "singh2023_vit_s", "vit_food", "grounded_sam_hq",
+)  # fmt: skip
 SLOW = (pytest.mark.slow, pytest.mark.timeout(1800))
 FEW = ("generator.steps=2", "generator.null_text.inner_steps=1", "optimizer.steps=2")
 NORMALISATION = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}

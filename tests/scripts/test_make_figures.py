@@ -79,7 +79,7 @@ def test_every_miniature_asks_its_questions(
         for cache in settings(config, "folder"):
             cache["folder"] = str(caches)
         key = repr([config[part] for part in ("classifier", "data", "select")])
-        parts = build(config, generator=make_generator(), logger=None, **built.get(key, {}))
+        parts = build(config, generator=make_generator(steps=2), logger=None, **built.get(key, {}))
         built[key] = {"classifier": parts.classifier, "data": parts.data}
         assert config["task"]["_target_"].split(".")[-2] in LAYOUTS and 1 <= config["limit"] <= 8
         problems, total = parts.task.problems(

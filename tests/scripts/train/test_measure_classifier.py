@@ -117,7 +117,7 @@ def test_the_weak_classifier_errs_often_and_the_transformer_seldom(facts: dict[s
 def test_the_robust_classifier_withstands_an_attack_that_fools_the_clean_one(facts: dict[str, Any]) -> None:
     attack = facts["attack"]
     assert attack["epsilon"] == shipped_classifiers()["planted_robust"]["adversarial"]["epsilon"]
-    fresh = render_labeled_images(60, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
+    fresh = render_labeled_images(40, planted.SPLIT_SEEDS["validation"], ["class"], {"object": 1.0}, {}, 0.0)
     for name in ("planted_clean", "planted_robust"):
         again = robust_accuracy(load_shipped(name), fresh.images, fresh.targets[:, 0], attack["epsilon"])
         assert abs(again - attack["accuracy"][name]) < 0.15
