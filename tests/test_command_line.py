@@ -33,6 +33,7 @@ MEANT = [
         "data@trainig: no such group; did you mean data@training? allowed are data, data@training",
     ),
     ("hydra/launcher=nope", "hydra/launcher=nope: no such option; allowed are basic, slurm"),
+    ("overlay=gray", "overlay=gray: the task has no such part; task=concept_effect has it"),
     ("task/retrieval=nope", "task/retrieval"),
     ("task", "task: expected are overrides key=value, such as task=uvce"),
     ("+foo=1", "foo=1: unknown key"),

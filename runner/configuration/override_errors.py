@@ -111,6 +111,11 @@ def _describe_composition_error(error: ConfigCompositionException, words: Sequen
         names = _names_of(override.key_or_group)
         if (name := override.get_key_element()) not in names:
             return f"{name}: no such group; {suggest(name, names)}"
+    for override in overrides:
+        if str(error).startswith(f"Could not override '{override.key_or_group}'.") and (
+            tasks := _tasks_with(override.key_or_group)
+        ):
+            return f"{override.input_line}: the task has no such part; {' or '.join(tasks)} has it"
     sweeps = [override for override in overrides if override.is_sweep_override()]
     if sweeps and not {"-m", "--multirun"} & set(words):
         return _invalid_word(str(sweeps[0].input_line))
@@ -134,6 +139,14 @@ def _names_of(group: str) -> list[str]:
     entries = [entry for file in files for entry in read_config(file).get("defaults", ()) if isinstance(entry, Mapping)]
     keys = {key.removeprefix("override ").lstrip("/").replace("@_global_.", "@") for entry in entries for key in entry}
     return sorted({group, *(key for key in keys if key.startswith(f"{group}@") and key != f"{group}@{group}")})
+
+
+def _tasks_with(group: str) -> list[str]:
+    """The tasks, as overrides, that select an option of a group."""
+    files = sorted((CONFIG_FOLDER / "task").glob("*.yaml"))
+    defaults = {file.stem: read_config(file).get("defaults", ()) for file in files}
+    key = f"/{group}@_global_.{group}"
+    return [f"task={task}" for task, entries in defaults.items() if any(key in entry for entry in entries)]
 
 
 def _top_level_keys() -> set[str]:
