@@ -305,7 +305,7 @@ def tiny_world(
     monkeypatch: pytest.MonkeyPatch, make_generator: Callable[..., LatentDiffusion], tiny_classifier: Classifier
 ) -> None:
     """The planted world with a tiny generator, classifier and oracles, and one step of optimisation."""
-    generator, plain = make_generator(), metric._overrides
+    generator, plain = make_generator(steps=2), metric._overrides
 
     def tiny(config: dict[str, Any]) -> Any:
         return build(config, generator=generator, classifier=tiny_classifier)
