@@ -176,7 +176,8 @@ class ResultSchema:
     """What the results of a task hold. title: the task's full name; record: a typed dictionary of the values that the
     task measures; rows: those of tables within it; summary: typed dictionaries of its summary and of the rows of its
     tables; images: the task's own, in the order of a page, and common ones with another caption; series: the task's
-    numbered images; images_by_record: images whose names follow from the values of a result."""
+    numbered images; images_by_record: images whose names follow from the values of a result; omitted_images: saved
+    ones that say nothing on a page."""
 
     title: str
     record: type
@@ -185,6 +186,7 @@ class ResultSchema:
     images: Sequence[ImageField] = ()
     series: Sequence[ImageSeries] = ()
     images_by_record: Callable[[Record], Sequence[ImageField]] | None = None
+    omitted_images: Sequence[ImageField] = ()
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -198,7 +200,8 @@ class ResultSchema:
 
     def images_of(self, record: Record) -> list[ImageField]:
         """The images of a result in the order of a page. Those that are not declared come last, under their keys."""
-        keys = record.get("images") or {}
+        omitted = {image.key for image in self.omitted_images}
+        keys = [key for key in record.get("images") or {} if key not in omitted]
         declared = {image.key: image for image in (*COMMON_IMAGES, *self.images)}
         declared |= {image.key: image for image in self._images_by_record(record)}
         declared |= {image.key: image for series in (*self.series, SAMPLES) for image in series.images(keys)}

@@ -81,8 +81,8 @@ RESULT_SCHEMA = ResultSchema(
     images=[
         ImageField(ORIGINAL.key, "Without the concept"),
         ImageField(RESULT.key, "With the concept"),
-        ImageField(DIFFERENCE.key, "Absolute difference"),
     ],
+    omitted_images=[DIFFERENCE],
 )
 
 
