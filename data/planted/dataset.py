@@ -8,10 +8,11 @@ from typing import Annotated
 from classifier_lens.data.digests import hash_values
 from classifier_lens.data.image_selection import check_choice, check_count, check_index, check_seed
 from classifier_lens.data.planted.captions import caption
-from classifier_lens.data.planted.cues import add_cues, remove_cues
+from classifier_lens.data.planted.cues import PLANTED_FACTORS, PLANTED_SHORTCUTS, add_cues, remove_cues
 from classifier_lens.data.planted.factors import CLASSES, PAIRS, SceneFactors
 from classifier_lens.data.planted.rendering import Rendering, render
 from classifier_lens.data.planted.scenes import sample_scenes
+from classifier_lens.data.shortcuts import Shortcuts, check_shortcuts
 from classifier_lens.data.similar_classes import PairedClasses
 from classifier_lens.runner.configuration.value_ranges import Count, OneOf, Seed
 from classifier_lens.runner.types import Example
@@ -41,8 +42,9 @@ class PlantedDataset(PairedClasses):
         split: train | validation | test.
         count: number of images, the first of the split; None for all.
         seed: of the run; other seeds give other images of the same distribution.
-        cues: one of `CUE_MODES`: all images of the classes in `SHORTCUTS` show the cue (`present`) or none does
+        cues: one of `CUE_MODES`: all images of the classes with a shortcut show the cue (`present`) or none does
             (`absent`, the factor gets the next value), or all factors are independent (`independent`).
+        shortcuts: the cues, None for those in `PLANTED_SHORTCUTS`.
     """
 
     labels: tuple[str, ...] = CLASSES
@@ -54,16 +56,19 @@ class PlantedDataset(PairedClasses):
         count: Count | None,
         seed: Seed,
         cues: Annotated[str, OneOf(CUE_MODES)],
+        shortcuts: Shortcuts | None,
     ) -> None:
         scene_seed = split_seed(split, seed)
         check_choice("data.cues", cues, CUE_MODES)
+        cue_of_class = PLANTED_SHORTCUTS if shortcuts is None else shortcuts
+        check_shortcuts(cue_of_class, PLANTED_FACTORS)
         self.split = split
-        self.digest = hash_values("planted", SOURCE_TEXTS, scene_seed, count, cues)
+        self.digest = hash_values("planted", SOURCE_TEXTS, scene_seed, count, cues, shortcuts)
         scenes = sample_scenes(check_count(count, SPLIT_SIZES[split]), scene_seed)
         if cues == "present":
-            scenes = add_cues(scenes)
+            scenes = add_cues(scenes, cue_of_class)
         elif cues == "absent":
-            scenes = remove_cues(scenes)
+            scenes = remove_cues(scenes, cue_of_class)
         self.scenes = scenes
 
     def __len__(self) -> int:

@@ -164,7 +164,7 @@ def attribute_oracle_score(setting: Setting, n: int) -> Estimate:
     """How often both oracles see the new background; the note has how often the class is preserved."""
     results = attribute_results(setting, n)
     rows, images = result_images(results)
-    data = planted.PlantedDataset("test", 2000, setting.seed, "independent")
+    data = planted.PlantedDataset("test", 2000, setting.seed, "independent", None)
     labels = [planted.CLASSES[int(data.scenes.label[int(results[i].problem.image_name.split("-")[1])])] for i in rows]
     confirmed, class_preserved = (
         oracles_confirm(setting, "background", images, ["sand"] * len(rows)),

@@ -43,7 +43,7 @@ RENDERS_PER_RESULT = 8  # reference images per counterfactual for KID
 
 def held_out_images(setting: Setting, n: int) -> tuple[Float[Tensor, "b 3 h w"], list[str], planted.SceneFactors]:
     """The first images of the test split, at the generator's resolution, with their captions and factors."""
-    data = planted.PlantedDataset("test", n, setting.seed, "independent")
+    data = planted.PlantedDataset("test", n, setting.seed, "independent", None)
     examples = [data[i] for i in range(n)]
     resolution = domain_parts(setting, CLASSIFIER).diffusion.resolution
     return (

@@ -42,7 +42,7 @@ def cifar(tmp_path: Path) -> Path:
 
 
 def test_iteration_over_a_data_set_ends(cifar: Path) -> None:
-    for data in (PlantedDataset("test", 3, 0, "independent"), Cifar10(cifar, "test", 3, 0)):
+    for data in (PlantedDataset("test", 3, 0, "independent", None), Cifar10(cifar, "test", 3, 0)):
         assert len(list(data)) == 3  # type: ignore[call-overload]
         with pytest.raises(IndexError):
             data[-1]
@@ -127,7 +127,7 @@ def test_every_option_builds_or_names_the_missing_key(
 
 def test_indices_are_the_images_of_a_class(cifar: Path) -> None:
     data: Dataset
-    for data in (PlantedDataset("test", 60, 0, "independent"), Cifar10(cifar, "test", None, 3)):
+    for data in (PlantedDataset("test", 60, 0, "independent", None), Cifar10(cifar, "test", None, 3)):
         result = {label: data.indices(label) for label in data.labels}
         assert sorted(row for rows in result.values() for row in rows) == list(range(len(data)))
         for label, rows in result.items():

@@ -69,7 +69,7 @@ def test_the_digest_depends_on_data_set_and_selection(images: Pictures) -> None:
 
 
 def test_similar_classes_are_those_of_the_whole_data_set() -> None:
-    data = select_images(PlantedDataset("test", 60, 0, "independent"), ["rock crab"], None)
+    data = select_images(PlantedDataset("test", 60, 0, "independent", None), ["rock crab"], None)
     assert {data[i].label for i in range(len(data))} == {"rock crab"}
     assert data.nearest_class("rock crab") == "fiddler crab" and data.similar_classes("rock crab") == ["fiddler crab"]
 
@@ -101,7 +101,7 @@ def test_a_run_uses_the_selected_images(tmp_path: Path) -> None:
     parts = build(config, generator=None, classifier=classifier, logger=None)
     assert parts.data.labels == ("viaduct",)
     assert 0 < len(parts.data) == len(parts.data.indices("viaduct")) < 100
-    whole = PlantedDataset("test", 100, 0, "independent")
+    whole = PlantedDataset("test", 100, 0, "independent", None)
     assert build(config, generator=None, classifier=classifier, logger=None, data=whole).data is whole
     assert set(whole.labels) == set(CLASSES)
 

@@ -62,7 +62,7 @@ def top_class(example: Example) -> int:
 
 
 def test_one_problem_per_picture_in_the_data_sets_order() -> None:
-    data = PlantedDataset("test", 8, 0, "independent")
+    data = PlantedDataset("test", 8, 0, "independent", None)
     problems, total = pose(uvce(), data)
     assert total == 8 and [p.name for p in problems] == [
         f"{data[i].name}-{CLASSES[p.target].replace(' ', '-')}" for i, p in enumerate(problems)
@@ -80,7 +80,7 @@ def test_one_problem_per_picture_in_the_data_sets_order() -> None:
 
 
 def test_a_limit_takes_the_first_and_still_counts_all() -> None:
-    data = PlantedDataset("test", 8, 0, "independent")
+    data = PlantedDataset("test", 8, 0, "independent", None)
     everything, total = pose(uvce(target="all"), data)
     some, same_total = pose(uvce(target="all"), data, limit=13)
     assert total == same_total == len(everything) == 8 * 9 and len(some) == 13
@@ -99,7 +99,7 @@ def test_only_pictures_within_the_limit_are_looked_at() -> None:
 
 
 def test_seeds_draw_others() -> None:
-    data = PlantedDataset("test", 4, 0, "independent")
+    data = PlantedDataset("test", 4, 0, "independent", None)
     seeds = [{p.seed for p in pose(uvce(), data, seed)[0]} for seed in (0, 1)]
     assert not seeds[0] & seeds[1]
 
@@ -156,7 +156,7 @@ def test_the_claim_is_the_targets_own_picture() -> None:
 
 
 def test_several_seeds_ask_the_same_and_begin_elsewhere() -> None:
-    data = PlantedDataset("test", 3, 0, "independent")
+    data = PlantedDataset("test", 3, 0, "independent", None)
     once, _ = pose(uvce(), data)
     problems, total = pose(uvce(num_seeds=3), data)
     assert total == len(problems) == 9
@@ -173,9 +173,9 @@ def test_questions_have_seeds_of_their_own() -> None:
 
 @pytest.mark.parametrize("preserve", ["background", "foreground", "all", "none"])
 def test_what_is_to_be_kept_is_said_of_every_problem(preserve: str) -> None:
-    assert {p.preserve for p in pose(uvce(preserve=preserve), PlantedDataset("test", 2, 0, "independent"))[0]} == {
-        preserve
-    }
+    assert {
+        p.preserve for p in pose(uvce(preserve=preserve), PlantedDataset("test", 2, 0, "independent", None))[0]
+    } == {preserve}
 
 
 def test_a_mask_that_the_user_drew_belongs_to_every_problem(tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_captions_are_the_captioners() -> None:
 
 
 def test_an_attributes_region_may_be_the_objects() -> None:
-    data = PlantedDataset("test", 40, 0, "independent")
+    data = PlantedDataset("test", 40, 0, "independent", None)
     own = {"source": "in snow", "target": "on sand"}
     changed, _ = pose(uvce(mode="attribute", attribute={**own, "mask_words": "changed"}), data, classifier=ZeroShot())
     objects, _ = pose(uvce(mode="attribute", attribute={**own, "mask_words": "class"}), data, classifier=ZeroShot())

@@ -8,6 +8,7 @@ import torch
 from classifier_lens.data.planted import (
     BACKGROUNDS,
     CLASSES,
+    HUES,
     PAIRS,
     PROPS,
     SHORTCUTS,
@@ -23,7 +24,7 @@ from classifier_lens.runner.types import UserError
 
 
 def test_images_are_those_of_the_sampled_scenes() -> None:
-    data: Dataset = PlantedDataset("test", 20, 0, "independent")
+    data: Dataset = PlantedDataset("test", 20, 0, "independent", None)
     scenes = sample_scenes(20, SPLIT_SEEDS["test"])
     images = render(scenes).image
     assert len(data) == 20 and data.labels == CLASSES
@@ -36,12 +37,15 @@ def test_images_are_those_of_the_sampled_scenes() -> None:
 
 
 def test_images_do_not_depend_on_the_count() -> None:
-    few, many = PlantedDataset("validation", 3, 5, "independent"), PlantedDataset("validation", 200, 5, "independent")
+    few, many = (
+        PlantedDataset("validation", 3, 5, "independent", None),
+        PlantedDataset("validation", 200, 5, "independent", None),
+    )
     assert all(torch.equal(few[i].image, many[i].image) for i in range(3))
 
 
 def test_ground_truth_belongs_to_the_image() -> None:
-    data = PlantedDataset("test", 10, 0, "independent")
+    data = PlantedDataset("test", 10, 0, "independent", None)
     scenes, rendered = data.ground_truth(7)
     assert len(scenes) == 1 and rendered.object_mask.shape == (1, 64, 64)
     assert data[7].label == CLASSES[int(scenes.label)]
@@ -51,12 +55,12 @@ def test_ground_truth_belongs_to_the_image() -> None:
 def test_seeds_and_splits_share_no_images() -> None:
     seeds = [split_seed(split, seed) for split in SPLIT_SEEDS for seed in range(50)]
     assert len(set(seeds)) == len(seeds)
-    images = [PlantedDataset("test", 1, seed, "independent")[0].image for seed in (0, 1)]
+    images = [PlantedDataset("test", 1, seed, "independent", None)[0].image for seed in (0, 1)]
     assert not torch.equal(*images)
 
 
 def test_nearest_class_is_the_other_of_the_pair() -> None:
-    data = PlantedDataset("test", 1, 0, "independent")
+    data = PlantedDataset("test", 1, 0, "independent", None)
     for a, b in PAIRS:
         assert data.nearest_class(a) == b and data.nearest_class(b) == a
         assert data.similar_classes(a) == [b] and data.similar_classes(b) == [a]
@@ -64,7 +68,7 @@ def test_nearest_class_is_the_other_of_the_pair() -> None:
 
 
 def test_without_a_count_is_the_whole_split() -> None:
-    assert len(PlantedDataset("validation", None, 0, "independent")) == 2_000
+    assert len(PlantedDataset("validation", None, 0, "independent", None)) == 2_000
 
 
 @pytest.mark.parametrize(
@@ -79,12 +83,12 @@ def test_without_a_count_is_the_whole_split() -> None:
 )
 def test_wrong_settings_are_refused(arguments: tuple[str, int, int, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        PlantedDataset(*arguments)
+        PlantedDataset(*arguments, None)
 
 
 def test_cues_are_shown_hidden_or_independent() -> None:
     independent_cues, with_cues, without_cues = (
-        PlantedDataset("test", 400, 0, cues) for cues in ("independent", "present", "absent")
+        PlantedDataset("test", 400, 0, cues, None) for cues in ("independent", "present", "absent")
     )
     independent = sample_scenes(400, SPLIT_SEEDS["test"])
     assert torch.equal(independent_cues.scenes.background, independent.background)
@@ -102,3 +106,15 @@ def test_cues_are_shown_hidden_or_independent() -> None:
         assert torch.equal(independent_cues.scenes.label, other.scenes.label)
         assert torch.equal(independent_cues.scenes.background[other_classes], other.scenes.background[other_classes])
         assert torch.equal(independent_cues.scenes.prop[other_classes], other.scenes.prop[other_classes])
+
+
+def test_any_class_can_have_a_cue() -> None:
+    shortcuts = {"viaduct": {"hue": "red"}, "fiddler crab": {"prop": "flag"}}
+    data = PlantedDataset("test", 200, 0, "present", shortcuts)
+    assert (data.scenes.hue[data.indices("viaduct")] == HUES.index("red")).all()
+    assert (data.scenes.prop[data.indices("fiddler crab")] == PROPS.index("flag")).all()
+    planted_cues = PlantedDataset("test", 200, 0, "present", None)
+    assert not (data.scenes.background[data.indices("fiddler crab")] == BACKGROUNDS.index("sand")).all()
+    assert data.digest != planted_cues.digest
+    with pytest.raises(UserError, match=r"shortcuts.viaduct.hue=orange: "):
+        PlantedDataset("test", 5, 0, "present", {"viaduct": {"hue": "orange"}})

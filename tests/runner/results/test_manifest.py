@@ -289,9 +289,9 @@ def test_the_content_of_an_image_is_its_files(tmp_path: Path) -> None:
 
 
 def test_the_content_of_an_image_without_a_file() -> None:
-    planted, again = (PlantedDataset("test", 2, 0, "independent") for _ in range(2))
+    planted, again = (PlantedDataset("test", 2, 0, "independent", None) for _ in range(2))
     assert hash_example(planted[0]) == hash_example(again[0]) != hash_example(planted[1])
-    assert hash_example(planted[0]) != hash_example(PlantedDataset("test", 2, 1, "independent")[0])
+    assert hash_example(planted[0]) != hash_example(PlantedDataset("test", 2, 1, "independent", None)[0])
     red, blue = (Example("x", torch.full((3, 4, 4), value).clone, "crab") for value in (0.2, 0.4))
     assert hash_example(red) == hash_example(replace(red, name="y")) != hash_example(blue)
 
