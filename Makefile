@@ -90,6 +90,7 @@ images: $(STAMP) ## Compute the result images of the documentation, docs/images/
 	$(PY) scripts/make_figures.py only=neuron_cf $(IMAGES) max_blocks=1 limit=4 batch=4
 	$(PY) scripts/make_figures.py only=npca_cf,class_explanation,disagreement,neuron_vis $(IMAGES) limit=2 batch=2
 	$(PY) scripts/make_figures.py only=audit $(IMAGES) task.features_per_class=1 limit=2 batch=2
+	$(PY) scripts/make_figures.py only=concept_effect $(IMAGES) max_blocks=1
 	$(PY) scripts/make_figures.py only=fig12 $(IMAGES) limit=1
 	$(PY) scripts/make_figures.py only=fig13 $(IMAGES) max_blocks=1 limit=2 batch=2
 

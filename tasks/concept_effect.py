@@ -290,11 +290,11 @@ class _Sets(dict[str, ClassSet]):
 
 
 def _importance(problem: ConceptProblem) -> tuple[bool, bool, float]:
-    """Phrases before overlays, shortcuts before others, the largest effect first."""
-    record = problem.record
-    first: Any = record["effects"][0]
-    size = first["effect"] if record["kind"] == PHRASES else first["log_odds_change"]
-    return record["kind"] == OVERLAY, not record["found"], -size
+    """Phrases first: shortcuts before others, the largest effect first. Overlays keep their order."""
+    record: Any = problem.record
+    if record["kind"] == OVERLAY:
+        return True, False, 0.0
+    return False, not record["found"], -record["effects"][0]["effect"]
 
 
 def _problem(

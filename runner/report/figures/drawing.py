@@ -32,13 +32,15 @@ INTERPOLATION = "bicubic"  # of small images, too: hard pixel edges look like st
 @dataclass(frozen=True)
 class Panel:
     """An image between its heading and its caption. heatmap: a map that is laid over the image, bright where it is
-    high; color: of heading and frame, None for gray."""
+    high; color: of heading and frame, None for gray; part: position among the images that the file has side by side,
+    None for the whole file."""
 
     heading: str
     image: Path
     caption: str = ""
     heatmap: Path | None = None
     color: str | None = None
+    part: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,22 @@ def _pixels(path: Path, mode: str) -> np.ndarray:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); {REWRITE_HINT}") from error
 
 
+def _cut(row: np.ndarray, position: int) -> np.ndarray:
+    """One of the square images that a file has side by side, with a line of one pixel around each."""
+    side = row.shape[0] - 2
+    left = 1 + position * (side + 1)
+    return row[1:-1, left : left + side]
+
+
 def _draw_panel(figure: Figure, left: float, top: float, heading: float, panel: Panel) -> None:
     """A panel at a place; heading: the height of its heading."""
     _text(figure, left, top, panel.heading, color=panel.color or "0.35", parse_math=False)
     axes = _axes(figure, left, top + heading, IMAGE_SIDE, IMAGE_SIDE)
     extent = (0, 1, 0, 1)  # a heat map of another size covers the same square
-    axes.imshow(_pixels(panel.image, "RGB"), interpolation=INTERPOLATION, extent=extent)
+    pixels = _pixels(panel.image, "RGB")
+    if panel.part is not None:
+        pixels = _cut(pixels, panel.part)
+    axes.imshow(pixels, interpolation=INTERPOLATION, extent=extent)
     if panel.heatmap is not None:
         heatmap = _pixels(panel.heatmap, "L")
         axes.imshow(heatmap, cmap="inferno", alpha=0.6, extent=extent, interpolation=INTERPOLATION)

@@ -20,6 +20,7 @@ from annotated_types import Ge, Le
 from classifier_lens.runner.configuration.command_line import parse_paths_and_options
 from classifier_lens.runner.configuration.value_ranges import Count
 from classifier_lens.runner.report.figures.attention_and_gradients import attention_maps, input_gradients
+from classifier_lens.runner.report.figures.concepts import concept_effect
 from classifier_lens.runner.report.figures.counterfactuals import disagreement, uvce
 from classifier_lens.runner.report.figures.drawing import Layout, save
 from classifier_lens.runner.report.figures.prompts import diffexplainer_class, spurious_audit
@@ -47,7 +48,7 @@ class FigureOptions:
 LAYOUTS: dict[str, Callable[[Sequence[RunResults]], Layout]] = {
     "disagreement": disagreement, "uvce": uvce, "neuron_vis": neuron_vis, "neuron_cf": neuron_cf, "npca_cf": npca_cf,
     "attention_maps": attention_maps, "input_gradients": input_gradients, "diffexplainer_class": diffexplainer_class,
-    "spurious_audit": spurious_audit,
+    "spurious_audit": spurious_audit, "concept_effect": concept_effect,
 }  # fmt: skip
 
 
