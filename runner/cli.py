@@ -13,6 +13,6 @@ def main(words: Sequence[str]) -> int:
     if HELP_OPTIONS & set(words):
         print(help_text(shutil.get_terminal_size((120, 0)).columns))
         return 0
-    from classifier_lens.runner.command import main as run_jobs
+    from classifier_lens.runner import command, report_command
 
-    return run_jobs(words)
+    return report_command.main(words) if report_command.is_report(words) else command.main(words)

@@ -161,13 +161,17 @@ def plan_batch(parts: Parts, solver: Solver, batch: int | None, problems: int) -
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run before its first batch. manifest: of all problems, in order; batches: by name; key: the run's hash."""
+    """A run before its first batch. manifest: of all problems, in order; batches: by name."""
 
     solver: Solver
     manifest: Manifest
     batches: Mapping[str, Sequence[Problem]]
     folder: RunFolder
-    key: str
+
+    @property
+    def key(self) -> str:
+        """The run's hash."""
+        return self.folder.path.name
 
     @property
     def names(self) -> list[str]:
@@ -177,6 +181,11 @@ class PreparedRun:
         return all(self.folder.is_done(p.name) for p in batch)
 
 
+def run_folder(parts: Parts, config: Mapping[str, Any]) -> RunFolder:
+    """The folder of a run, named by its task, its parts and its hash."""
+    return RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests))
+
+
 def prepare(parts: Parts, config: Mapping[str, Any]) -> PreparedRun:
     """The problems of a configuration, cut into batches, and the run folder; prints both.
 
@@ -184,8 +193,7 @@ def prepare(parts: Parts, config: Mapping[str, Any]) -> PreparedRun:
     """
     solver = make_solver(parts)
     problems, total = make_problems(parts, config, solver)
-    key = run_key(config, parts.digests)
-    folder, manifest = RunFolder(Path(config["outputs"]) / config["name"] / key), make_manifest(parts, problems, total)
+    folder, manifest = run_folder(parts, config), make_manifest(parts, problems, total)
     folder.check_manifest(manifest)
     size, plan = _choose_batch_size(parts, solver, config["batch"], folder, len(problems))
     batches = [(i, problems[i : i + size]) for i in range(0, len(problems), size)]
@@ -195,7 +203,7 @@ def prepare(parts: Parts, config: Mapping[str, Any]) -> PreparedRun:
         print(f"batch={config['batch']}: {plan}", flush=True)
     for line in manifest.untracked:
         print(line, flush=True)
-    return PreparedRun(solver, manifest, {batch_name(i, len(b)): b for i, b in batches}, folder, key)
+    return PreparedRun(solver, manifest, {batch_name(i, len(b)): b for i, b in batches}, folder)
 
 
 def check_output_folders(config: Mapping[str, Any]) -> None:

@@ -24,8 +24,7 @@ from classifier_lens.runner.configuration.compose import CONFIG_FOLDER, build, c
 from classifier_lens.runner.configuration.value_ranges import Count
 from classifier_lens.runner.paths import ROOT
 from classifier_lens.runner.report.figures.figure import FigureOptions, ImageSize, write_figure
-from classifier_lens.runner.results.run_folder import RunFolder, run_key
-from classifier_lens.runner.run import BAD_INPUT, DONE, run
+from classifier_lens.runner.run import BAD_INPUT, DONE, run, run_folder
 from classifier_lens.runner.types import UserError
 
 GROUP = "planted"
@@ -67,7 +66,7 @@ def run_experiment(name: str, overrides: Sequence[str]) -> tuple[list[Path], int
         config = compose_config(job)
         parts = build(config)
         codes.append(run(parts, config))
-        folders.append(RunFolder(Path(config["outputs"]) / config["name"] / run_key(config, parts.digests)).path)
+        folders.append(run_folder(parts, config).path)
         if is_stop_code(codes[-1]):
             break
     return folders, max(codes)

@@ -12,6 +12,7 @@ from classifier_lens.models.classifier.loaders.class_names import imagenet_label
 from classifier_lens.runner.configuration.compose import compose_config
 from classifier_lens.runner.configuration.override_errors import (
     hydra_errors_in_one_line,
+    list_override,
     quote_override,
     reorder_arguments,
 )
@@ -25,7 +26,7 @@ MEANT = [
     ("tsk=uvce", "tsk: no such key; similar names are task"),
     ("~optimzer", "optimzer: no such key; similar names are optimizer"),
     ("classifier=planted_claen", "classifier=planted_claen: no such option; similar names are planted_clean"),
-    ("task=nope", "task=nope: no such option; allowed are attention_maps, diffexplainer_class, disagreement"),
+    ("task=nope", "task=nope: no such option; allowed are attention_maps, concept_effect, diffexplainer_class"),
     ("experiment=planted/disagrement", "similar names are planted/disagreement"),
     ("data@training=planted_trein", "data@training=planted_trein: no such option; similar names are planted_train"),
     (
@@ -49,7 +50,7 @@ MEANT = [
     ("seed =1", "seed : no such key; similar names are seed"),
     ("\u0455eed=1", "\u0455eed: no such key; similar names are seed"),  # a Cyrillic letter
     ("task=null", "task=null: no such option; allowed are attention_maps"),
-    ("experiment=null", "experiment=null: no such option; allowed are diagnose/fig12"),
+    ("experiment=null", "experiment=null: no such option; allowed are report, diagnose/fig12"),
     (f"seed={'9' * 5000}", "9…: Exceeds the limit (4300 digits)"),
     (f"seed={'[' * 3000 + ']' * 3000}", "[…: maximum recursion depth exceeded"),
 ]
@@ -93,6 +94,13 @@ def test_all_names_of_imagenet_can_be_quoted() -> None:
     for name in imagenet_labels():
         (given,) = shlex.split(quote_override(f"task.target={name}"))
         assert parser.parse_override(given).value() == name
+
+
+def test_a_list_of_any_names_is_taken_literally() -> None:
+    names = [*imagenet_labels(), *VALUES, "fiddler crab", "Null", "inf", "3.10"]
+    word = list_override("task.classes", names)
+    assert OverridesParser.create().parse_override(word).value() == names
+    assert list_override("task.classes", ["fiddler crab", "urn"]) == "task.classes=[fiddler crab,urn]"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ FULL_ERROR_VARIABLE = "HYDRA_FULL_ERROR"  # if set, Hydra raises its errors inst
 _inside: list[bool] = []  # not empty while this module has set the variable
 HYDRA_COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")  # mutually exclusive options
 KEY_PATTERN = re.compile(r"[+~]*[A-Za-z_][\w/.@:-]*")
+CONSTANTS = ("null", "true", "false", "nan", "inf")  # of Hydra's overrides, in any case
 HELP_HINT = "; `python run.py --hydra-help` lists the options; settings are overrides key=value"
 
 
@@ -177,11 +178,25 @@ def escape_interpolation(text: str) -> str:
 def quote_override(word: str) -> str:
     """`key=value`, quoted for shell and Hydra so that the value is taken literally."""
     key, _, value = word.partition("=")
-    value = escape_interpolation(value)
+    word = f"{key}={quote_value(value)}"
+    return shlex.quote(word) if re.search(r'["$`!\\]', escape_interpolation(value)) else f'"{word}"'
+
+
+def list_override(key: str, names: Sequence[str]) -> str:
+    """`key=[name,name]`, with quotes around the names that Hydra would not take literally."""
+    return f"{key}=[{','.join(name if _is_plain(name) else quote_value(name) for name in names)}]"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether Hydra takes a name in a list literally: words of letters that are none of its constants."""
+    return bool(re.fullmatch(r"[A-Za-z]+([ -][A-Za-z]+)*", name)) and name.lower() not in CONSTANTS
+
+
+def quote_value(text: str) -> str:
+    """A text in quotes, which Hydra takes literally."""
     # Hydra takes a backslash literally except before a quote, including the closing one.
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", value))
-    word = f"{key}='{escaped}'"
-    return shlex.quote(word) if re.search(r'["$`!\\]', value) else f'"{word}"'
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", escape_interpolation(text)))
+    return f"'{escaped}'"
 
 
 def _invalid_word(word: str, given: str | None = None) -> str:

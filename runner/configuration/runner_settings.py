@@ -81,6 +81,15 @@ class ContextPhrases(Section):
 
 
 @dataclass(frozen=True)
+class ReportSettings(Section):
+    """Described in conf/experiment/report.yaml."""
+
+    classes: Names | None
+    reference: str | None
+    num_classes: Count
+
+
+@dataclass(frozen=True)
 class OptionName(Section):
     """A group of which only the name of the option is read."""
 
@@ -122,6 +131,7 @@ class Settings:
     published: Annotated[str, OneOf(("code", "paper"))] | None = None  # in experiments of the papers
     variants: Mapping[str, Mapping[str, object]] | None = None  # settings of these experiments, by `published`
     imagenet_samples: str | None = None  # image folder of experiments of the papers
+    report: ReportSettings | None = None  # of experiment=report
 
 
 @dataclass(frozen=True)
