@@ -8,7 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from classifier_lens.runner.report.classifier_report import read_report_run, wri
 from classifier_lens.runner.report.report_findings import Evidence, ReportRun
 from classifier_lens.runner.report.wording import count, duration
 from classifier_lens.runner.results.run_folder import run_key
-from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED, Parts
+from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED, PENDING, Parts
 from classifier_lens.runner.types import UserError, first_line
 from classifier_lens.tasks.concept_effect import ConceptEffect
 from classifier_lens.tasks.interventions.effect_records import PHRASES
 
 EXPERIMENT = "experiment=report"
 MAX_CLASSES = 50  # of a classifier, above which the user has to choose those that images are generated of
-# Measured for the planted world on one CPU core: seconds to start a run, and per item.
-START_SECONDS, IMAGE_SECONDS = 8.0, 0.1
-AUDIT_SECONDS, COUNTERFACTUAL_SECONDS, DISAGREEMENT_SECONDS = 20.0, 10.0, 10.0
+# Measured for the planted world on one CPU core, in seconds: the start of a run, an image of the consistency model, the
+# images of random prompts and the ranking of features, both features of a class, and a result of the last two tasks.
+START_SECONDS, IMAGE_SECONDS, AUDIT_START_SECONDS, AUDIT_SECONDS = 10.0, 0.07, 50.0, 14.0
+COUNTERFACTUAL_SECONDS, DISAGREEMENT_SECONDS = 3.0, 6.0
+NUM_COUNTERFACTUALS = 4
 
 
 def is_report(words: Sequence[str]) -> bool:
@@ -109,8 +111,7 @@ class _Report:
             traceback.print_exc()
             result = JobResult(FAILED, f"{type(error).__name__}: {first_line(error)}")
         self.codes.append(result.code)
-        problem = result.reason or ("" if result.code == DONE else "some of its problems failed: see its page")
-        self._add(read_report_run(task, words, result.folder, problem, self.evidence.folder))
+        self._add(read_report_run(task, words, result.folder, _problem(result), self.evidence.folder))
 
     def leave_out(self, task: str, reason: str) -> None:
         """Note on the page that a task is not run."""
@@ -118,10 +119,7 @@ class _Report:
         self._add(ReportRun(task, [], problem=f"Left out, {reason}"))
 
     def _add(self, run: ReportRun) -> None:
-        self.evidence = Evidence(
-            self.evidence.classifier, self.evidence.reference, {**self.evidence.runs, run.task: run},
-            self.evidence.folder,
-        )  # fmt: skip
+        self.evidence = replace(self.evidence, runs={**self.evidence.runs, run.task: run})
 
     def _announce(self, parts: Parts) -> None:
         """Before the first run: print what will be computed. Raises UserError for too many classes."""
@@ -143,6 +141,15 @@ class _Report:
         return write_report_page(self.evidence, command, self.plan.classes)
 
 
+def _problem(result: JobResult) -> str:
+    """Why a run is not complete, empty if it is."""
+    if result.reason or result.code == DONE:
+        return result.reason
+    if is_stop_code(result.code):
+        return "it was stopped; the same command continues"
+    return "some results are left to other processes" if result.code == PENDING else "some results failed: see its page"
+
+
 def write_report(words: Sequence[str]) -> int:
     """Compute the runs of a report and write its page, whose path is printed last; returns the exit code."""
     plan, interrupt = ReportPlan.of(words), SignalHandler()
@@ -156,7 +163,7 @@ def write_report(words: Sequence[str]) -> int:
             if report.is_stopped:
                 report.leave_out(task, "since the command was stopped; the same command continues")
             elif not report.can_generate:
-                report.leave_out(task, "since it needs a generator")
+                report.leave_out(task, "since it needs a generator of images")
             elif task == "disagreement" and plan.reference is None:
                 continue
             else:
@@ -196,9 +203,13 @@ def plan_lines(plan: ReportPlan, parts: Parts) -> list[str]:
         later = min(plan.num_classes, classes)
         lines += [
             f"concept_effect: {images} generated images of {count(classes, 'class')}, and matched pairs",
-            f"spurious_audit: features of {count(later, 'class')}; uvce: counterfactuals of a few images",
+            f"spurious_audit: features of {count(later, 'class')}",
+            f"uvce: {NUM_COUNTERFACTUALS} counterfactuals",
         ]
-        seconds += images * 1.3 * IMAGE_SECONDS + 2 * START_SECONDS + later * AUDIT_SECONDS + 4 * COUNTERFACTUAL_SECONDS
+        pairs = 3 * task.pairs * classes
+        seconds += (images + pairs) * IMAGE_SECONDS
+        seconds += START_SECONDS + AUDIT_START_SECONDS + later * AUDIT_SECONDS
+        seconds += START_SECONDS + NUM_COUNTERFACTUALS * COUNTERFACTUAL_SECONDS
         if plan.reference is not None:
             lines.append(f"disagreement: with {plan.reference}, for {count(later, 'class')}")
             seconds += START_SECONDS + later * DISAGREEMENT_SECONDS

@@ -27,6 +27,7 @@ MIN_RECALL = 0.5  # of the class in its generated images, below which a caveat i
 MAX_WIDTH = 0.3  # of an interval of an effect on a probability, above which a caveat is written
 MIN_SHARE = 0.25  # of the effect in images of the class, below which that in images of the similar class is a caveat
 MIN_SHARE_GENERATED = 0.8  # of the images that show the phrase, below which a caveat is written
+DAMAGES = ("blur", "gray", "hue_shift")  # transforms of the whole image, which no photograph carries as a mark
 MIN_PROBABILITY_CHANGE = 0.05  # by an overlay, below which a caveat is written
 
 
@@ -46,6 +47,11 @@ class ReportRun:
     def command(self) -> str:
         """The command that repeats or continues the run; empty for a run that was left out."""
         return shlex.join(["python", "run.py", *self.words]) if self.words else ""
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the report did not try the run."""
+        return not self.words
 
     @property
     def records(self) -> Sequence[Record]:
@@ -81,6 +87,26 @@ class Evidence:
         """The results of a task with these values."""
         run = self.runs.get(task)
         return [r for r in (run.records if run else ()) if all(r.get(key) == value for key, value in values.items())]
+
+    def overlays(self, is_damage: bool) -> list[Record]:
+        """The results of overlays without controls: of marks, or of damages of the whole image."""
+        return [
+            r for r in self.records("concept_effect", kind=OVERLAY, is_control=False)
+            if (r["overlay"] in self._damages) == is_damage
+        ]  # fmt: skip
+
+    @property
+    def _damages(self) -> set[str]:
+        """The phrases of the overlays that damage the whole image, by the run's configuration."""
+        results = self.runs["concept_effect"].results
+        task = {} if results is None else results.config.get("task")
+        overlays = task.get("overlays") if isinstance(task, Mapping) else None
+        nodes = overlays.values() if isinstance(overlays, Mapping) else ()
+        return {
+            str(node.get("phrase")) for node in nodes
+            if isinstance(node, Mapping) and isinstance(transform := node.get("transform"), Mapping)
+            and str(transform.get("_target_")).rpartition(".")[2] in DAMAGES
+        }  # fmt: skip
 
     @property
     def names(self) -> Names:
@@ -139,7 +165,7 @@ def _phrase_finding(evidence: Evidence, record: Record, row: Record, effect_thre
     return ReportFinding(
         f"{target} is predicted from “{concept}”", sentences, row["effect"], _phrase_figures(record, row, pair),
         _against_phrase(evidence, record, row, pair, audited, effect_threshold),
-        _phrase_images(evidence, record, row, spurious), _class_command(evidence, target),
+        _phrase_images(evidence, record, row), _class_command(evidence, target),
     )  # fmt: skip
 
 
@@ -198,16 +224,14 @@ def _against_phrase(
     return sentences
 
 
-def _phrase_images(evidence: Evidence, record: Record, row: Record, spurious: Sequence[Record]) -> list[CardImage]:
-    """Pairs without and with the phrase, an image of a spurious feature and one of a disagreement."""
+def _phrase_images(evidence: Evidence, record: Record, row: Record) -> list[CardImage]:
+    """Pairs without and with the phrase, and an image of a disagreement."""
     target, similar, concept = record["target"], record["similar_class"], row["concept"]
     images: list[CardImage] = []
     if concept == record["pairs"][0]["concept"]:  # the images of a result are those of its strongest phrase
         what = f"{target}, then {similar}"
         images += evidence.image("concept_effect", record, ORIGINAL, f"Without “{concept}”", what)
         images += evidence.image("concept_effect", record, RESULT, f"With “{concept}”", what)
-    for audited in spurious[:1]:
-        images += evidence.image("spurious_audit", audited, RESULT, f"What activates a spurious feature of {target}")
     names = evidence.names
     for gap in evidence.records("disagreement", target=target, success=True)[:1]:
         note = f"{names.second}: {gap['second_predicted_after']}"
@@ -224,14 +248,16 @@ def _class_command(evidence: Evidence, target: str) -> str:
 # --- overlays ------------------------------------------------------------------------------------------------
 
 
-def overlay_findings(evidence: Evidence, is_control: bool) -> list[ReportFinding]:
-    """The overlays that raise a class, the largest change of its log-odds first; or all controls."""
-    findings = [
-        _overlay_finding(evidence, record)
-        for record in evidence.records("concept_effect", kind=OVERLAY, is_control=is_control)
-        if record["found"] or is_control
-    ]
+def overlay_findings(evidence: Evidence, is_damage: bool) -> list[ReportFinding]:
+    """The marks, or the damages of the whole image, that raise a class, the largest change of its log-odds first."""
+    findings = [_overlay_finding(evidence, record) for record in evidence.overlays(is_damage) if record["found"]]
     return sorted(findings, key=lambda one: -one.effect)
+
+
+def control_findings(evidence: Evidence) -> list[ReportFinding]:
+    """The effects of all controls."""
+    controls = evidence.records("concept_effect", kind=OVERLAY, is_control=True)
+    return [_overlay_finding(evidence, record) for record in controls]
 
 
 def _overlay_finding(evidence: Evidence, record: Record) -> ReportFinding:
@@ -247,8 +273,8 @@ def _overlay_finding(evidence: Evidence, record: Record) -> ReportFinding:
     against = []
     if record["found"] and not record["is_control"] and first["probability_change"] < MIN_PROBABILITY_CHANGE:
         against.append(
-            f"The probability of {first['class_name']} changes by {two_digits(first['probability_change'], '+')} only, "
-            "so that few predictions change."
+            f"The probability of {first['class_name']} rises by {max(first['probability_change'], 0):.1g} only, on "
+            "average: few of these images are predicted as it."
         )
     if record["found"] and record["is_control"]:
         against.append(
@@ -352,13 +378,13 @@ def report_sentence(evidence: Evidence, shortcuts: Sequence[ReportFinding]) -> s
 
 
 def overlay_sentence(evidence: Evidence) -> str:
-    """How many overlays raise a class, and the strongest ones; empty without any overlay."""
-    overlays = evidence.records("concept_effect", kind=OVERLAY, is_control=False)
-    if not overlays:
+    """How many marks raise a class, and the strongest ones; empty without any mark."""
+    marks = evidence.overlays(is_damage=False)
+    if not marks:
         return ""
-    found = sorted((r for r in overlays if r["found"]), key=lambda r: -r["effects"][0]["log_odds_change"])
+    found = sorted((r for r in marks if r["found"]), key=lambda r: -r["effects"][0]["log_odds_change"])
     listed = "; ".join(f"{r['overlay']} raises {r['effects'][0]['class_name']}" for r in found[:3])
-    number = share_of(len(found), len(overlays), "overlay", "raises", "raise")
+    number = share_of(len(found), len(marks), "mark", "raises", "raise")
     return f"{number} a class of {evidence.classifier}{': ' if listed else ''}{listed}."
 
 
