@@ -70,7 +70,8 @@ class ReportPlan:
 
     @staticmethod
     def of(words: Sequence[str]) -> ReportPlan:
-        """The plan of a command. Raises UserError for wrong settings and for a task, which the report chooses."""
+        """The plan of a command. Raises UserError for wrong settings, for an unknown reference network and for a task,
+        which the report chooses."""
         if tasks := [word for word in words if word.startswith("task=")]:
             raise UserError(f"{tasks[0]}: experiment=report chooses its tasks; leave it out")
         config = compose_config(words)
@@ -79,7 +80,15 @@ class ReportPlan:
         classifier = config["options"]["classifier"]
         folder = Path(config["outputs"]) / "report" / f"{classifier}-{key}"
         shared = [word for word in words if word != EXPERIMENT and not word.startswith("report.")]
-        return ReportPlan(words, shared, **settings, folder=folder, classifier=classifier)
+        plan = ReportPlan(words, shared, **settings, folder=folder, classifier=classifier)
+        if plan.reference is not None:
+            compose_config(plan.run_words("disagreement", *plan.reference_words))
+        return plan
+
+    @property
+    def reference_words(self) -> list[str]:
+        """The word that selects the reference network."""
+        return [f"classifier@rival={self.reference}"]
 
     def run_words(self, task: str, *others: str) -> list[str]:
         """The words of the command of one run."""
@@ -160,12 +169,12 @@ def write_report(words: Sequence[str]) -> int:
         if report.can_generate is None:  # the classifier or its data could not be loaded: nothing else can run
             return report.codes[-1]
         for task in ("spurious_audit", "disagreement", "uvce"):
+            if task == "disagreement" and plan.reference is None:
+                continue
             if report.is_stopped:
                 report.leave_out(task, "since the command was stopped; the same command continues")
             elif not report.can_generate:
                 report.leave_out(task, "since it needs a generator of images")
-            elif task == "disagreement" and plan.reference is None:
-                continue
             else:
                 report.run(task, *_words_of(task, report))
         page = report.write()
@@ -187,7 +196,7 @@ def _words_of(task: str, report: _Report) -> list[str]:
     words = [list_override("task.classes", classes)]
     if task == "disagreement":
         phrases = list(dict.fromkeys(phrase for r in chosen for phrase in r["found"]))
-        words += [f"classifier@rival={plan.reference}", list_override("task.start_classes", similar or classes)]
+        words += [*plan.reference_words, list_override("task.start_classes", similar or classes)]
         words += [list_override("task.context_phrases", phrases)] if phrases else []
     return words
 

@@ -37,6 +37,7 @@ from classifier_lens.runner.cluster.worker import Job
 from classifier_lens.runner.configuration.compose import compose_config, parse_sweep
 from classifier_lens.runner.files.atomic import write_durable
 from classifier_lens.runner.report.overview import print_status, write_overview
+from classifier_lens.runner.report_command import EXPERIMENT
 from classifier_lens.runner.run import BAD_INPUT, DONE, FAILED, check_output_folders
 from classifier_lens.runner.types import UserError, first_line
 from classifier_lens.tasks.prompts.target_rules import TARGET_RULES, resolve_class_name
@@ -48,6 +49,11 @@ NO_TIME_LIMIT = 10**6  # minutes; nothing would requeue a local job
 def check_command(words: Sequence[str]) -> Path:
     """The output folder of a command's runs. Raises UserError if one of them could not start: each value of a sweep is
     composed once."""
+    if EXPERIMENT in words:
+        raise UserError(
+            f"{EXPERIMENT}: its later runs depend on the first one; submit one of them, such as "
+            f"{EXPERIMENT}/concept_effect, or start run.py"
+        )
     plain, choices = parse_sweep(words)
     first = [options[0] for options in choices]
     others = [[*first[:i], other, *first[i + 1 :]] for i, options in enumerate(choices) for other in options[1:]]

@@ -340,6 +340,15 @@ def classes_without(evidence: Evidence) -> list[ClassWithout]:
     return sorted(rows, key=lambda row: -row.detectable)
 
 
+def marks_without(evidence: Evidence) -> list[str]:
+    """The marks that raise no class, each with its largest effect."""
+    return [
+        f"{record['overlay']} (at most {two_digits(record['effects'][0]['log_odds_change'], '+')}, on "
+        f"{record['effects'][0]['class_name']})"
+        for record in evidence.overlays(is_damage=False) if not record["found"]
+    ]  # fmt: skip
+
+
 def tested_phrases(evidence: Evidence) -> list[str]:
     """All phrases that were tested for a class."""
     return list(dict.fromkeys(row["concept"] for row in _rows(evidence) if row["tested"]))

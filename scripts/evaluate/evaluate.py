@@ -36,7 +36,6 @@ from classifier_lens.scripts.choices import select_names
 from classifier_lens.scripts.evaluate import (
     cifar10,
     class_explanations,
-    concept_effects,
     consistency_model,
     disagreement_and_errors,
     feature_audit,
@@ -54,8 +53,7 @@ from classifier_lens.scripts.evaluate.metric import DTYPE_OVERRIDES, Metric, Set
 METRICS: tuple[Metric, ...] = (
     *planted_world.METRICS, *consistency_model.METRICS, *disagreement_and_errors.METRICS,
     *units_and_components.METRICS, *sanity_checks.METRICS, *class_explanations.METRICS,
-    *text_segmenter.METRICS, *feature_audit.METRICS, *shortcut_strength.METRICS, *concept_effects.METRICS,
-    *heldout.METRICS, *cifar10.METRICS,
+    *text_segmenter.METRICS, *feature_audit.METRICS, *shortcut_strength.METRICS, *heldout.METRICS, *cifar10.METRICS,
 )  # fmt: skip
 RESULTS = ROOT / "docs" / "results"
 GENERATORS = {"heldout": "planted"}  # domain of metrics -> that of their generator, where they differ

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from classifier_lens.runner import report_command
+from classifier_lens.runner.cluster.submit import check_command
 from classifier_lens.runner.command import JobResult
 from classifier_lens.runner.run import BAD_INPUT, DONE
 from classifier_lens.runner.types import UserError
@@ -31,21 +33,17 @@ class Jobs:
     def __call__(self, make_config: Callable[[], dict[str, Any]], interrupt: object, announce: Any) -> JobResult:
         config = make_config()
         self.configs.append(config)
-        announce(_Parts())
+        announce(parts())
         result = self._results.get(config["options"]["task"], JobResult(DONE))
         if isinstance(result, Exception):
             raise result
         return result
 
 
-class _Parts:
-    """Parts of a run with a generator and ten classes."""
-
-    class generator:
-        can_generate = True
-
-    class classifier:
-        labels = tuple("abcdefghij")
+def parts(num_classes: int = 10) -> SimpleNamespace:
+    """What the report reads of the parts of a run with a generator."""
+    labels = tuple(map(chr, range(ord("a"), ord("a") + num_classes)))
+    return SimpleNamespace(generator=SimpleNamespace(can_generate=True), classifier=SimpleNamespace(labels=labels))
 
 
 @pytest.fixture
@@ -94,17 +92,52 @@ def test_a_run_that_fails_does_not_stop_the_others(
 def test_classes_are_chosen_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     def announced(make_config: Any, interrupt: object, announce: Any) -> JobResult:
         try:
-            announce(many)
+            announce(parts(1000))
         except UserError as error:
             return JobResult(BAD_INPUT, str(error))
         return JobResult(DONE)
 
-    many: Any = _Parts()
-    many.classifier.labels = tuple(map(str, range(1000)))
     monkeypatch.setattr(report_command, "run_job", announced)
     monkeypatch.setattr(report_command, "plan_lines", lambda plan, parts: [])
     assert report_command.main(["experiment=report", CLASSIFIER, f"outputs={tmp_path}"]) == BAD_INPUT
     assert not list(tmp_path.glob("report/*"))
+
+
+@pytest.mark.usefixtures("plan_is_short")
+def test_a_sweep_makes_several_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_command, "run_job", Jobs())
+    words = ["-m", "experiment=report", "classifier=planted_clean,planted_weak", f"outputs={tmp_path}"]
+    assert report_command.is_report(words) and not report_command.is_report([*words[1:], "--cfg", "job"])
+    assert report_command.main(words) == DONE
+    names = {page.parent.name.rpartition("-")[0] for page in tmp_path.glob("report/*/index.html")}
+    assert names == {"planted_clean", "planted_weak"}
+
+
+@pytest.mark.usefixtures("plan_is_short")
+def test_a_stopped_report_starts_no_further_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(concept_effect=JobResult(130, "stopped by SIGINT"))
+    monkeypatch.setattr(report_command, "run_job", jobs)
+    assert report_command.main(["experiment=report", CLASSIFIER, f"outputs={tmp_path}"]) == 130
+    assert len(jobs.configs) == 1
+    assert "the same command continues" in next(tmp_path.glob("report/*/index.html")).read_text()
+
+
+@pytest.mark.parametrize(("word", "line"), [
+    ("report.reference=nope", "classifier@rival=nope: no such option"),
+    ("report.num_classes=0", "report.num_classes=0: allowed are whole numbers"),
+    ("report.clases=[urn]", "report.clases: no such key"),
+])  # fmt: skip
+def test_wrong_settings_end_before_anything_is_loaded(
+    word: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report_command, "run_job", lambda *arguments: pytest.fail("a run is started"))
+    assert report_command.main(["experiment=report", word]) == BAD_INPUT
+    assert capfd.readouterr().err.startswith(line)
+
+
+def test_it_is_not_submitted() -> None:
+    with pytest.raises(UserError, match="experiment=report: its later runs depend on the first one"):
+        check_command(["experiment=report", CLASSIFIER])
 
 
 def test_a_task_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
