@@ -72,7 +72,7 @@ def page_values(evidence: Evidence, command: str, only_classes: Sequence[str] | 
     effects = evidence.runs["concept_effect"]
     threshold = _threshold(effects)
     shortcuts = phrase_findings(evidence, threshold)
-    sentence = report_sentence(evidence, shortcuts)
+    sentence = report_sentence(evidence, shortcuts, threshold)
     overlays = overlay_sentence(evidence)
     runs = [replace(run, task=TASKS[run.task]) for run in evidence.runs.values()]
     return {
@@ -97,9 +97,14 @@ def _threshold(run: ReportRun) -> float:
 
 
 def _plain_findings(evidence: Evidence) -> list[dict[str, Any]]:
-    """The shortcuts for programs, as the task's summary has them."""
+    """The shortcuts for programs, as the task's summary has them, and of which kind each is: a phrase, a mark, or a
+    damage of the whole image."""
     results = evidence.runs["concept_effect"].results
-    return [] if results is None else list(results.summary().get("shortcuts") or [])
+    rows = [] if results is None else results.summary().get("shortcuts") or []
+    kinds = ("damage" if row["concept"] in evidence.damages else "mark" for row in rows)
+    return [
+        {"kind": "phrase" if "effect" in row else kind, **row} for row, kind in zip(rows, kinds, strict=True)
+    ]  # fmt: skip
 
 
 def _seconds(folder: Path) -> float:

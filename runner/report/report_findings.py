@@ -92,11 +92,11 @@ class Evidence:
         """The results of overlays without controls: of marks, or of damages of the whole image."""
         return [
             r for r in self.records("concept_effect", kind=OVERLAY, is_control=False)
-            if (r["overlay"] in self._damages) == is_damage
+            if (r["overlay"] in self.damages) == is_damage
         ]  # fmt: skip
 
     @property
-    def _damages(self) -> set[str]:
+    def damages(self) -> set[str]:
         """The phrases of the overlays that damage the whole image, by the run's configuration."""
         results = self.runs["concept_effect"].results
         task = {} if results is None else results.config.get("task")
@@ -160,8 +160,9 @@ def _phrase_finding(evidence: Evidence, record: Record, row: Record, effect_thre
             f"With it, {percent(pair['sufficiency'], 0)} of the images that are predicted as another class become "
             f"{target}."
         )
-    if audited:
-        sentences.append(f"{share_of(len(spurious), len(audited), 'audited feature', 'is', 'are')} spurious.")
+    if spurious:
+        features = share_of(len(spurious), len(audited), "audited feature", "responds", "respond")
+        sentences.append(f"{features} to something other than {target}.")
     return ReportFinding(
         f"{target} is predicted from “{concept}”", sentences, row["effect"], _phrase_figures(record, row, pair),
         _against_phrase(evidence, record, row, pair, audited, effect_threshold),
@@ -218,8 +219,8 @@ def _against_phrase(
         sentences.append(f"The generator shows the phrase in only {percent(share, 0)} of the images.")
     if audited and all(r["verdict"] == CORE for r in audited):
         sentences.append(
-            f"The audit calls all {len(audited)} features core: their images show {target}. A shortcut on or beside "
-            "the object looks the same to it."
+            f"The audit calls {len(audited)} of {count(len(audited), 'feature')} core: their images show {target}. A "
+            "shortcut on or beside the object looks the same to it."
         )
     return sentences
 
@@ -371,15 +372,15 @@ def _rows(evidence: Evidence) -> Iterator[Mapping[str, Any]]:
 # --- the first sentence --------------------------------------------------------------------------------------
 
 
-def report_sentence(evidence: Evidence, shortcuts: Sequence[ReportFinding]) -> str:
+def report_sentence(evidence: Evidence, shortcuts: Sequence[ReportFinding], effect_threshold: float) -> str:
     """How many shortcuts were found, and the strongest ones."""
     classes = evidence.records("concept_effect", kind=PHRASES)
     if not classes:
         return overlay_sentence(evidence)
     if not shortcuts:
         return (
-            f"No shortcut was found in {evidence.classifier}: no tested phrase raises the probability of one of "
-            f"{count(len(classes), 'class')} enough."
+            f"No shortcut was found in {evidence.classifier}: none of {count(len(tested_phrases(evidence)), 'phrase')} "
+            f"raises the probability of one of {count(len(classes), 'class')} by {effect_threshold:g} or more."
         )
     strongest = "; ".join(f"{one.title} ({two_digits(one.effect, '+')})" for one in shortcuts[:4])
     more = "" if len(shortcuts) <= 4 else "; and others"
@@ -398,4 +399,5 @@ def overlay_sentence(evidence: Evidence) -> str:
 
 
 def _interval(ends: Sequence[float]) -> str:
-    return f"[{two_digits(ends[0])}, {two_digits(ends[1])}]"
+    low, high = (two_digits(round(end, 2) + 0.0) for end in ends)  # no −0.00
+    return f"[{low}, {high}]"

@@ -72,7 +72,8 @@ def written(tmp_path: Path, task: str, records: Sequence[Mapping[str, Any]]) -> 
     blur = {"phrase": "a blur", "transform": {"_target_": "classifier_lens.tasks.interventions.overlays.blur"}}
     settings = {"options": {"task": task}, "task": {"effect_threshold": 0.3, "overlays": {"blur": blur}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "summary.json").write_text(json.dumps({"shortcuts": [{"class": "fiddler crab"}]}))
+    shortcuts = [{"concept": "on sand", "effect": 0.5}, {"concept": "a blur"}, {"concept": "a tag"}]
+    (folder / "summary.json").write_text(json.dumps({"shortcuts": shortcuts}))
     (folder / "attempts" / "0.json").write_text(json.dumps({"started_at": 10.0, "updated_at": 52.0}))
     words = [f"experiment=report/{task}", "classifier=mine"]
     return read_report_run(task, words, folder, "", tmp_path / "report" / "mine")
@@ -96,7 +97,7 @@ def test_a_shortcut_is_a_sentence_with_images_numbers_and_a_command(tmp_path: Pa
         "raises the probability of fiddler crab by 0.56 [0.46, 0.66] on average, in images of fiddler crab and of rock",
         "Without it, 62 % of the images that are predicted as fiddler crab lose this prediction.",
         "With it, 75 % of the images that are predicted as another class become fiddler crab.",
-        "1 of 2 audited features is spurious.",
+        "1 of 2 audited features responds to something other than fiddler crab.",
         "Only mine predicts fiddler crab",
         "planted_clean: viaduct",
     ):
@@ -111,7 +112,10 @@ def test_a_shortcut_is_a_sentence_with_images_numbers_and_a_command(tmp_path: Pa
     assert pages == [
         f"../../{task}/{RUN}/c0ffee/index.html" for task in ("concept_effect", "spurious_audit", "disagreement")
     ]
-    assert json.loads((tmp_path / "report" / "mine" / FINDINGS_FILE).read_text()) == [{"class": "fiddler crab"}]
+    findings = json.loads((tmp_path / "report" / "mine" / FINDINGS_FILE).read_text())
+    assert [(row["kind"], row["concept"]) for row in findings] == [
+        ("phrase", "on sand"), ("damage", "a blur"), ("mark", "a tag"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "row", "line"), [
@@ -136,14 +140,17 @@ def test_an_audit_that_calls_all_features_core_speaks_against_a_shortcut(tmp_pat
         written(tmp_path, "concept_effect", [SAND]),
         written(tmp_path, "spurious_audit", [{**AUDITED, "verdict": "core"}]),
     ]
-    assert "The audit calls all 1 features core" in page_of(tmp_path, *runs).text
+    assert "The audit calls 1 of 1 feature core" in page_of(tmp_path, *runs).text
 
 
 def test_what_was_not_found_and_not_tested(tmp_path: Path) -> None:
     weak = {**NOTHING, "name": "urn", "target": "urn", "detectable_effect": 0.5}
     page = page_of(tmp_path, written(tmp_path, "concept_effect", [NOTHING, weak]), only=["rock crab", "urn"])
     text = sentence(page)
-    assert "No shortcut was found in mine: no tested phrase raises the probability of one of 2 classes enough." in text
+    assert (
+        "No shortcut was found in mine: none of 1 phrase raises the probability of one of 2 classes by 0.3 or more."
+        in text
+    )
     assert "None: no tested phrase raises the probability of a class by 0.3 or more" in text
     assert text.index("0.50 (weak test)") < text.index("rock crab“on sand”0.10 [0.00, 0.20]90 %0.20")
     assert "Only 1 phrase was tested: on sand." in text
