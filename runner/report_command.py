@@ -97,13 +97,15 @@ class ReportPlan:
 
 class _Report:
     """A report while it is computed. runs: those that are done, failed or left out, by task; codes: their exit codes;
-    can_generate: whether there is a generator, None before the first run is loaded."""
+    can_generate: whether there is a generator, None before the first run is loaded; has_features: whether the
+    classifier has features; labels: its classes."""
 
     def __init__(self, plan: ReportPlan, interrupt: SignalHandler) -> None:
         self.plan, self._interrupt = plan, interrupt
         self.evidence = Evidence(plan.classifier, plan.reference, {}, plan.folder.resolve())
         self.codes = [DONE]
         self.can_generate: bool | None = None
+        self.has_features = False
         self.labels: Sequence[str] = ()
 
     @property
@@ -121,6 +123,16 @@ class _Report:
             result = JobResult(FAILED, f"{type(error).__name__}: {first_line(error)}")
         self.codes.append(result.code)
         self._add(read_report_run(task, words, result.folder, _problem(result), self.evidence.folder))
+
+    def reason_against(self, task: str) -> str:
+        """Why a task is left out, empty if it is run."""
+        if self.is_stopped:
+            return "since the command was stopped; the same command continues"
+        if not self.can_generate:
+            return "since it needs a generator of images"
+        if task == "spurious_audit" and not self.has_features:
+            return "since the classifier has no last linear layer, whose inputs are its features"
+        return ""
 
     def leave_out(self, task: str, reason: str) -> None:
         """Note on the page that a task is not run."""
@@ -140,7 +152,7 @@ class _Report:
                 f"report.classes: the classifier has {len(labels)} classes, and images are generated of each; name "
                 'some, as in report.classes="[tench, goldfish]", or use generator=none'
             )
-        self.can_generate, self.labels = can_generate, labels
+        self.can_generate, self.labels, self.has_features = can_generate, labels, parts.classifier.head is not None
         for line in plan_lines(self.plan, parts):
             print(line, flush=True)
 
@@ -171,10 +183,8 @@ def write_report(words: Sequence[str]) -> int:
         for task in ("spurious_audit", "disagreement", "uvce"):
             if task == "disagreement" and plan.reference is None:
                 continue
-            if report.is_stopped:
-                report.leave_out(task, "since the command was stopped; the same command continues")
-            elif not report.can_generate:
-                report.leave_out(task, "since it needs a generator of images")
+            if reason := report.reason_against(task):
+                report.leave_out(task, reason)
             else:
                 report.run(task, *_words_of(task, report))
         page = report.write()

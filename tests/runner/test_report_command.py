@@ -26,24 +26,26 @@ CLASSIFIER = "classifier=planted_shortcut"
 class Jobs:
     """Stands for `run_job`: notes the configurations, and gives the prepared results by task."""
 
-    def __init__(self, **results: JobResult | Exception) -> None:
+    def __init__(self, head: object = "a linear layer", **results: JobResult | Exception) -> None:
         self.configs: list[dict[str, Any]] = []
-        self._results = results
+        self._results, self._head = results, head
 
     def __call__(self, make_config: Callable[[], dict[str, Any]], interrupt: object, announce: Any) -> JobResult:
         config = make_config()
         self.configs.append(config)
-        announce(parts())
+        announce(parts(head=self._head))
         result = self._results.get(config["options"]["task"], JobResult(DONE))
         if isinstance(result, Exception):
             raise result
         return result
 
 
-def parts(num_classes: int = 10) -> SimpleNamespace:
+def parts(num_classes: int = 10, head: object = "a linear layer") -> SimpleNamespace:
     """What the report reads of the parts of a run with a generator."""
     labels = tuple(map(chr, range(ord("a"), ord("a") + num_classes)))
-    return SimpleNamespace(generator=SimpleNamespace(can_generate=True), classifier=SimpleNamespace(labels=labels))
+    return SimpleNamespace(
+        generator=SimpleNamespace(can_generate=True), classifier=SimpleNamespace(labels=labels, head=head)
+    )
 
 
 @pytest.fixture
@@ -120,6 +122,15 @@ def test_a_stopped_report_starts_no_further_run(tmp_path: Path, monkeypatch: pyt
     assert report_command.main(["experiment=report", CLASSIFIER, f"outputs={tmp_path}"]) == 130
     assert len(jobs.configs) == 1
     assert "the same command continues" in next(tmp_path.glob("report/*/index.html")).read_text()
+
+
+@pytest.mark.usefixtures("plan_is_short")
+def test_a_network_without_features_is_not_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(head=None)
+    monkeypatch.setattr(report_command, "run_job", jobs)
+    assert report_command.main(["experiment=report", CLASSIFIER, f"outputs={tmp_path}"]) == DONE
+    assert [config["options"]["task"] for config in jobs.configs] == ["concept_effect", "uvce"]
+    assert "no last linear layer" in next(tmp_path.glob("report/*/index.html")).read_text()
 
 
 @pytest.mark.parametrize(("word", "line"), [
