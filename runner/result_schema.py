@@ -177,7 +177,7 @@ class ResultSchema:
     task measures; rows: those of tables within it; summary: typed dictionaries of its summary and of the rows of its
     tables; images: the task's own, in the order of a page, and common ones with another caption; series: the task's
     numbered images; images_by_record: images whose names follow from the values of a result; omitted_images: saved
-    ones that say nothing on a page."""
+    ones that say nothing on a page; order: sort key of the results of a page, None for the order of the problems."""
 
     title: str
     record: type
@@ -187,6 +187,7 @@ class ResultSchema:
     series: Sequence[ImageSeries] = ()
     images_by_record: Callable[[Record], Sequence[ImageField]] | None = None
     omitted_images: Sequence[ImageField] = ()
+    order: Callable[[Record], Any] | None = None
 
     @cached_property
     def labels(self) -> dict[str, str]:

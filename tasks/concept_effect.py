@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Le
 from jaxtyping import Float
@@ -73,6 +73,14 @@ SampleSize = Annotated[int, Ge(2), Le(10_000)]  # of values that get an interval
 PAIRS_SHOWN = 3, 2  # pairs of images of the class, and of the similar class; of an overlay, their sum
 
 
+def importance(record: Record) -> tuple[bool, bool, float]:
+    """The order of results on a page: phrases first, shortcuts before others, the largest effect first; then overlays
+    in the order of their list."""
+    if record["kind"] == OVERLAY:
+        return True, False, 0.0
+    return False, not record["found"], -record["effects"][0]["effect"]
+
+
 RESULT_SCHEMA = ResultSchema(
     "Concept effects",
     ConceptEffectRecord,
@@ -83,6 +91,7 @@ RESULT_SCHEMA = ResultSchema(
         ImageField(RESULT.key, "With the concept"),
     ],
     omitted_images=[DIFFERENCE],
+    order=importance,
 )
 
 
@@ -165,8 +174,7 @@ class ConceptEffect:
         if overlays:
             images = PlainImages(inputs.dataset, inputs.classifier, self.num_images)
             makers += [partial(self._overlay_problem, images, inputs, name) for name in overlays]
-        problems = [make() for make in track_progress(list(islice(makers, inputs.limit)), "concepts tested")]
-        return sorted(problems, key=_importance), len(makers)
+        return [make() for make in track_progress(list(islice(makers, inputs.limit)), "concepts tested")], len(makers)
 
     # --- phrases ---------------------------------------------------------------------------------------------
 
@@ -222,6 +230,7 @@ class ConceptEffect:
         ]
         record: ConceptEffectRecord = {
             "kind": OVERLAY, "overlay": overlay.phrase, "is_control": overlay.is_control,
+            "is_damage": overlay.is_damage,
             "found": [row["class_name"] for row in rows if row["found"]],
             "num_images": len(images.pixels),
             "effects": rows,
@@ -264,7 +273,8 @@ class ConceptEffect:
         overlays = [
             {"class": row["class_name"], "concept": r["overlay"], "log_odds_change": row["log_odds_change"],
              "interval": row["interval"]}
-            for r in records if r["kind"] == OVERLAY and not r["is_control"] for row in r["effects"] if row["found"]
+            for r in records if r["kind"] == OVERLAY and not (r["is_control"] or r["is_damage"])
+            for row in r["effects"] if row["found"]
         ]  # fmt: skip
         return {
             "results": len(records),
@@ -287,14 +297,6 @@ class _Sets(dict[str, ClassSet]):
     def __missing__(self, label: str) -> ClassSet:
         self[label] = self._design.class_set(label)
         return self[label]
-
-
-def _importance(problem: ConceptProblem) -> tuple[bool, bool, float]:
-    """Phrases first: shortcuts before others, the largest effect first. Overlays keep their order."""
-    record: Any = problem.record
-    if record["kind"] == OVERLAY:
-        return True, False, 0.0
-    return False, not record["found"], -record["effects"][0]["effect"]
 
 
 def _problem(

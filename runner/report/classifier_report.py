@@ -97,14 +97,10 @@ def _threshold(run: ReportRun) -> float:
 
 
 def _plain_findings(evidence: Evidence) -> list[dict[str, Any]]:
-    """The shortcuts for programs, as the task's summary has them, and of which kind each is: a phrase, a mark, or a
-    damage of the whole image."""
+    """The shortcuts for programs, as the task's summary has them, and of which kind each is: a phrase or a mark."""
     results = evidence.runs["concept_effect"].results
     rows = [] if results is None else results.summary().get("shortcuts") or []
-    kinds = ("damage" if row["concept"] in evidence.damages else "mark" for row in rows)
-    return [
-        {"kind": "phrase" if "effect" in row else kind, **row} for row, kind in zip(rows, kinds, strict=True)
-    ]  # fmt: skip
+    return [{"kind": "phrase" if "effect" in row else "mark", **row} for row in rows]
 
 
 def _seconds(folder: Path) -> float:

@@ -286,6 +286,8 @@ def _overlay_effect(record: Record) -> Finding:
         accuracies = (percent(record[f"accuracy_{key}"], 0) for key in ("without", "with"))
         figures.append(("Accuracy without and with it", ", ".join(accuracies)))
     note = "A control should change no prediction." if record["is_control"] else ""
+    if record["is_damage"]:
+        note = "The whole image is damaged. A class that gains by it is no shortcut: compare the accuracies."
     short = f"{first['class_name']} {two_digits(first['log_odds_change'], '+')}"
     return Finding(sentence, short, figures, note)
 

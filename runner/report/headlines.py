@@ -112,7 +112,7 @@ def gradient_shares(facts: Sequence[Facts], names: Names) -> str:
 
 def concept_effects(facts: Sequence[Facts], names: Names) -> str:
     classes = [f for f in facts if f["kind"] == PHRASES]
-    overlays = [f for f in facts if f["kind"] == OVERLAY and not f["is_control"]]
+    overlays = [f for f in facts if f["kind"] == OVERLAY and not (f["is_control"] or f["is_damage"])]
     parts = []
     if classes:
         shortcuts = [
@@ -127,7 +127,7 @@ def concept_effects(facts: Sequence[Facts], names: Names) -> str:
             for f in overlays for row in f["effects"][:1] if row["found"]
         ]  # fmt: skip
         number = sum(bool(f["found"]) for f in overlays)
-        parts.append(f"{share_of(number, len(overlays), 'overlay', 'raises', 'raise')} a class" + _listed(found))
+        parts.append(f"{share_of(number, len(overlays), 'mark', 'raises', 'raise')} a class" + _listed(found))
     return ". ".join(parts)
 
 
@@ -159,7 +159,9 @@ HEADLINES: dict[str, Headline] = {
     "diffexplainer_class": Headline(("success", "target", "activation_score", "baseline_prompts"), class_explanations),
     "spurious_audit": Headline(("verdict", "r", "agrees_with_annotation"), audits),
     "attention_maps": Headline(("share_on_object_class", "object_area"), attention_shares),
-    "concept_effect": Headline(("kind", "found", "target", "overlay", "is_control", "effects"), concept_effects),
+    "concept_effect": Headline(
+        ("kind", "found", "target", "overlay", "is_control", "is_damage", "effects"), concept_effects
+    ),
     "input_gradients": Headline(("share_on_object", "object_area"), gradient_shares),
 }
 

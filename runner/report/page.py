@@ -65,6 +65,8 @@ def page_values(run_folder: Path) -> dict[str, Any]:
     config = read_config(folder / "config.yaml")
     settings = read_settings(task, classifier, config)
     records, totals = read_first(folder / "results.jsonl", MAX_CARDS, task, headline_of(task).keys)
+    if settings.schema.order is not None:
+        records = sorted(records, key=settings.schema.order)
     cards = [make_card(folder, record, settings) for record in records]
     return {
         "title": settings.schema.title, "generator": generator, "classifier": classifier, "run_key": folder.name,

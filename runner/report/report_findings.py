@@ -27,7 +27,6 @@ MIN_RECALL = 0.5  # of the class in its generated images, below which a caveat i
 MAX_WIDTH = 0.3  # of an interval of an effect on a probability, above which a caveat is written
 MIN_SHARE = 0.25  # of the effect in images of the class, below which that in images of the similar class is a caveat
 MIN_SHARE_GENERATED = 0.8  # of the images that show the phrase, below which a caveat is written
-DAMAGES = ("blur", "gray", "hue_shift")  # transforms of the whole image, which no photograph carries as a mark
 MIN_PROBABILITY_CHANGE = 0.05  # by an overlay, below which a caveat is written
 
 
@@ -90,23 +89,7 @@ class Evidence:
 
     def overlays(self, is_damage: bool) -> list[Record]:
         """The results of overlays without controls: of marks, or of damages of the whole image."""
-        return [
-            r for r in self.records("concept_effect", kind=OVERLAY, is_control=False)
-            if (r["overlay"] in self.damages) == is_damage
-        ]  # fmt: skip
-
-    @property
-    def damages(self) -> set[str]:
-        """The phrases of the overlays that damage the whole image, by the run's configuration."""
-        results = self.runs["concept_effect"].results
-        task = {} if results is None else results.config.get("task")
-        overlays = task.get("overlays") if isinstance(task, Mapping) else None
-        nodes = overlays.values() if isinstance(overlays, Mapping) else ()
-        return {
-            str(node.get("phrase")) for node in nodes
-            if isinstance(node, Mapping) and isinstance(transform := node.get("transform"), Mapping)
-            and str(transform.get("_target_")).rpartition(".")[2] in DAMAGES
-        }  # fmt: skip
+        return self.records("concept_effect", kind=OVERLAY, is_control=False, is_damage=is_damage)
 
     @property
     def names(self) -> Names:

@@ -71,6 +71,7 @@ class ConceptEffectRecord(TypedDict):
     # Of an overlay.
     overlay: NotRequired[Annotated[str, Label("Overlay")]]
     is_control: NotRequired[Annotated[bool, Label("Control")]]
+    is_damage: NotRequired[Annotated[bool, Label("Damages the whole image")]]
     accuracy_without: NotRequired[Annotated[float | None, Label("Accuracy without the overlay")]]
     accuracy_with: NotRequired[Annotated[float | None, Label("Accuracy with the overlay")]]
 

@@ -50,11 +50,14 @@ class Overlay:
         phrase: what the changed images show, for sentences.
         transform: the change itself.
         is_control: whether a classifier is expected to ignore the change.
+        is_damage: whether the whole image is damaged, such as by blur, rather than marked; a class that gains by it is
+            no shortcut.
     """
 
     phrase: str
     transform: Transform
     is_control: bool = False
+    is_damage: bool = False
 
     @property
     def digest(self) -> str:

@@ -138,8 +138,9 @@ def test_indices_are_the_images_of_a_class(cifar: Path) -> None:
 
 def test_a_digest_depends_on_all_settings(cifar: Path) -> None:
     planted_ones = [
-        ("test", 20, 0, "independent"), ("validation", 20, 0, "independent"), ("test", 21, 0, "independent"),
-        ("test", 20, 1, "independent"), ("test", 20, 0, "present"), ("test", 20, 0, "absent"),
+        ("test", 20, 0, "independent", None), ("validation", 20, 0, "independent", None),
+        ("test", 21, 0, "independent", None), ("test", 20, 1, "independent", None), ("test", 20, 0, "present", None),
+        ("test", 20, 0, "absent", None), ("test", 20, 0, "absent", {"viaduct": {"prop": "flag"}}),
     ]  # fmt: skip
     for build, several in (
         (PlantedDataset, planted_ones),

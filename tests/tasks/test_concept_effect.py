@@ -15,7 +15,7 @@ from classifier_lens.models.tensor_cache import TensorCache
 from classifier_lens.runner.lazy_part import LazyPart
 from classifier_lens.runner.protocols import TaskInputs
 from classifier_lens.runner.types import UserError
-from classifier_lens.tasks.concept_effect import ConceptEffect
+from classifier_lens.tasks.concept_effect import ConceptEffect, importance
 from tests.cli import Cli
 from tests.tasks.interventions.test_phrase_effects import BIAS, CLEAN, FACTORS, TEMPLATE, TIED, Painter
 from tests.tasks.tiny import NAMES, Colours, Pictures, classifier_of, noise, preserved_reference, same_scene, world
@@ -28,6 +28,7 @@ class Tint:
     phrase: str
     channel: int
     is_control: bool = False
+    is_damage: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
         tinted = images.clone()
@@ -57,7 +58,7 @@ def make_inputs(weight: Any = TIED, limit: int | None = None) -> TaskInputs:
     return world(noise(4), classifier_of(Colours(weight, BIAS)), limit, Painter())
 
 
-def test_a_problem_per_class_and_per_overlay_with_shortcuts_first(tmp_path: Path) -> None:
+def test_a_problem_per_class_and_per_overlay(tmp_path: Path) -> None:
     problems, total = make_task(tmp_path).problems(make_inputs())
     assert total == len(NAMES) + len(OVERLAYS) == len(problems)
     assert [problem.record["kind"] for problem in problems] == ["phrases"] * 3 + ["overlay"] * 2
@@ -66,6 +67,10 @@ def test_a_problem_per_class_and_per_overlay_with_shortcuts_first(tmp_path: Path
     assert not any(problem.record["found"] for problem in problems[1:3])
     assert len(first["effects"]) == 4 and dict(first["effects"][0])["concept"] == "on sand"
     assert [row["concept"] for row in first["pairs"]] == ["on sand"] and first["untested"] == []
+    shown = sorted([problem.record for problem in reversed(problems)], key=importance)
+    assert shown[0] is first and [record["kind"] for record in shown] == ["phrases"] * 3 + ["overlay"] * 2
+    first_two, _ = make_task(tmp_path).problems(make_inputs(limit=2))
+    assert [p.name for p in first_two] == [p.name for p in problems[:2]], "a limit takes the first ones"
     assert problems[0].edit.target == f"a {NAMES[0]} on sand" and problems[0].edit.source == f"a {NAMES[0]}"
 
 

@@ -28,7 +28,7 @@ def _rows(run: RunResults, r: Record) -> list[list[Panel]]:
     rows = []
     for number, (heading, field) in enumerate((("without", ORIGINAL), ("with", RESULT)), start=1):
         path = run.image_path(r, field)
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             count = (image.width - 1) // (image.height - 1)  # squares with a line of one pixel around each
         rows.append([Panel(f"{number}: {heading}" if i == 0 else "", path, part=i) for i in range(count)])
     return rows

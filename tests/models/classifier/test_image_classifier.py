@@ -557,7 +557,7 @@ def test_labels_file_errors_name_the_file(tmp_path: Path) -> None:
 def test_a_user_network_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/reference/classifiers.md").read_text()
     module, python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    command, *_ = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    command = next(block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "my_network.py" in block)
     monkeypatch.chdir(tmp_path)
     Path("my_network.py").write_text(module)
     Path("names.txt").write_text("\n".join(planted.CLASSES) + "\n")

@@ -40,15 +40,17 @@ def of_class(target: str, similar: str, *effects: dict[str, Any], **changes: Any
     }  # fmt: skip
 
 
-def of_overlay(overlay: str, change: float, is_control: bool = False, probability: float = 0.2) -> dict[str, Any]:
+def of_overlay(
+    overlay: str, change: float, is_control: bool = False, probability: float = 0.2, is_damage: bool = False
+) -> dict[str, Any]:
     row = {
         "class_name": "carton", "rank": 1, "log_odds_change": change, "interval": [change - 0.1, change + 0.1],
         "p_value": 1e-9, "probability_change": probability, "found": change >= 1,
     }  # fmt: skip
     return {
         "name": f"overlay-{overlay.replace(' ', '-')}", "kind": "overlay", "overlay": overlay, "num_images": 49,
-        "is_control": is_control, "found": ["carton"] if change >= 1 else [], "accuracy_without": None,
-        "accuracy_with": None, "effects": [row],
+        "is_control": is_control, "is_damage": is_damage, "found": ["carton"] if change >= 1 else [],
+        "accuracy_without": None, "accuracy_with": None, "effects": [row],
     }  # fmt: skip
 
 
@@ -69,10 +71,9 @@ def written(tmp_path: Path, task: str, records: Sequence[Mapping[str, Any]]) -> 
             Image.new("RGB", (320, 64), "teal").save(folder / path)
         lines.append(json.dumps({**record, "images": images}))
     (folder / "results.jsonl").write_text("\n".join(lines))
-    blur = {"phrase": "a blur", "transform": {"_target_": "classifier_lens.tasks.interventions.overlays.blur"}}
-    settings = {"options": {"task": task}, "task": {"effect_threshold": 0.3, "overlays": {"blur": blur}}}
+    settings = {"options": {"task": task}, "task": {"effect_threshold": 0.3}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    shortcuts = [{"concept": "on sand", "effect": 0.5}, {"concept": "a blur"}, {"concept": "a tag"}]
+    shortcuts = [{"concept": "on sand", "effect": 0.5}, {"concept": "a tag"}]
     (folder / "summary.json").write_text(json.dumps({"shortcuts": shortcuts}))
     (folder / "attempts" / "0.json").write_text(json.dumps({"started_at": 10.0, "updated_at": 52.0}))
     words = [f"experiment=report/{task}", "classifier=mine"]
@@ -114,7 +115,7 @@ def test_a_shortcut_is_a_sentence_with_images_numbers_and_a_command(tmp_path: Pa
     ]
     findings = json.loads((tmp_path / "report" / "mine" / FINDINGS_FILE).read_text())
     assert [(row["kind"], row["concept"]) for row in findings] == [
-        ("phrase", "on sand"), ("damage", "a blur"), ("mark", "a tag"),
+        ("phrase", "on sand"), ("mark", "a tag"),
     ]  # fmt: skip
 
 
@@ -161,7 +162,8 @@ def test_what_was_not_found_and_not_tested(tmp_path: Path) -> None:
 
 def test_without_a_generator_the_page_says_what_could_not_be_tested(tmp_path: Path) -> None:
     records = [
-        of_overlay("a blur", 3.2, probability=0.01), of_overlay("the text 捷径", 2.77), of_overlay("a tag", 0.1),
+        of_overlay("a blur", 3.2, probability=0.01, is_damage=True), of_overlay("the text 捷径", 2.77),
+        of_overlay("a tag", 0.1),
         of_overlay("mirroring", 0.05, is_control=True),
     ]  # fmt: skip
     left_out = ReportRun("spurious_audit", [], problem="Left out, since it needs a generator")

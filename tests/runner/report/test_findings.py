@@ -56,7 +56,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         ],
         "pairs": [{"concept": "on sand", "paired_effect": 0.55, "interval": [0.4, 0.7], "sufficiency": 0.75,
                    "necessity": None}],
-        "untested": ["in a sauna"], "detectable_effect": 0.24, "is_control": None, "overlay": None,
+        "untested": ["in a sauna"], "detectable_effect": 0.24, "is_control": None, "is_damage": None, "overlay": None,
     },
     "input_gradients": {
         "target": "urn", "share_on_object": {"none": 0.75, "crops": 0.8}, "object_area": 0.31,
