@@ -120,7 +120,7 @@ def concept_effects(facts: Sequence[Facts], names: Names) -> str:
             for f in classes for row in f["effects"] if row["found"]
         ]  # fmt: skip
         number = sum(bool(f["found"]) for f in classes)
-        parts.append(f"{share_of(number, len(classes), 'class', 'hangs', 'hang')} on a phrase" + _listed(shortcuts))
+        parts.append(f"{share_of(number, len(classes), 'class', 'depends', 'depend')} on a phrase" + _listed(shortcuts))
     if overlays:
         found = [
             f"{row['class_name']} ← {f['overlay']} (log-odds {two_digits(row['log_odds_change'], '+')})"

@@ -78,7 +78,7 @@ SENTENCES = {
     "concept_effect": (
         "“on sand” is a shortcut of crab: it changes its probability by +0.56 (95\u00a0% interval +0.49 to +0.64), in "
         "images of crab by +0.63 and in images of urn by +0.50.",
-        "“on sand” +0.56", "1 of 1 class hangs on a phrase: crab ← “on sand” (+0.56)",
+        "“on sand” +0.56", "1 of 1 class depends on a phrase: crab ← “on sand” (+0.56)",
     ),
     "input_gradients": ("75\u00a0% of the gradient of urn lies", "75", "75\u00a0% of the gradient lies"),
 }  # fmt: skip
