@@ -67,7 +67,7 @@ def run_job(
         result = JobResult(stop.exit_code, stop.message, folder)
     except UserError as error:
         result = JobResult(BAD_INPUT, str(error), folder)
-    except Exception as error:
+    except Exception as error:  # kernels and allocators raise several types when memory runs out
         if not is_out_of_memory(error):
             raise
         result = JobResult(FAILED, Failure.from_error(error).error, folder)

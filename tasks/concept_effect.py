@@ -183,8 +183,13 @@ class ConceptEffect:
         labels = design.inputs.classifier.labels
         index, own = labels.index(label), sets[label]
         similar = self._similar_class(design.inputs, label, own)
-        effects = sorted(phrase_effects(design, index, own, sets[similar]), key=lambda e: -e.effect.value)
-        rows = [phrase_row(effect, self.effect_threshold, self.min_share_generated) for effect in effects]
+        measured = [
+            (effect, phrase_row(effect, self.effect_threshold, self.min_share_generated))
+            for effect in phrase_effects(design, index, own, sets[similar])
+        ]
+        # Untested phrases last: the strongest one of the others is shown where there is no shortcut.
+        measured.sort(key=lambda pair: (not pair[1]["tested"], -pair[0].effect.value))
+        effects, rows = [effect for effect, _ in measured], [row for _, row in measured]
         paired = [e for e, row in zip(effects, rows, strict=True) if row["found"]] or effects[:1]
         pairs = [paired_effect(design, index, own, sets[similar], (e.factor, e.phrase), self.pairs) for e in paired]
         record: ConceptEffectRecord = {
