@@ -117,7 +117,7 @@ def test_a_phrase_that_is_not_shown_is_no_shortcut(tmp_path: Path) -> None:
     task = make_task(tmp_path, classes=[NAMES[0]], overlays={}, clip=Sandless())
     (problem,), _ = task.problems(make_inputs())
     assert problem.record["found"] == [] and "on sand" in problem.record["untested"]
-    tested = [dict(row)["tested"] for row in problem.record["effects"]]
+    tested = [bool(dict(row)["tested"]) for row in problem.record["effects"]]
     assert tested == sorted(tested, reverse=True) and tested[0], "an untested phrase is not the strongest one"
 
 
